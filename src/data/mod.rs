@@ -1,0 +1,4 @@
+//! Data: corpora for calibration, training and perplexity, and tasks for evaluation.
+
+pub mod corpus;
+pub mod task;

@@ -1,0 +1,2 @@
+//! The tokenizer of a checkpoint.
+//! (skeleton: being written)

@@ -1,0 +1,38 @@
+//! What every stage is handed besides its inputs: the seed, where data lies, how to report progress, when to stop.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::progress::Progress;
+use crate::random::Seed;
+
+/// The surroundings of one stage of one variant.
+#[derive(Clone)]
+pub struct Context {
+    /// This stage's own seed, derived from the run's by stage type and occurrence: the same alone or in a sweep.
+    pub seed: Seed,
+    /// `run.data`: the folder of published data sets, laid out as `<task>/<split>.jsonl`.
+    pub data: Option<PathBuf>,
+    /// A folder of this stage alone; what is left in it appears beside the variant's tables.
+    pub folder: PathBuf,
+    /// Where the stage says how far it is.
+    pub progress: Progress,
+    /// Raised by Ctrl-C and SIGTERM.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// The run was asked to stop; the stage gave up between two steps.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+impl Context {
+    /// Called between steps of a long stage.
+    ///
+    /// # Errors
+    /// [`Interrupted`] once the run was asked to stop.
+    pub fn go_on(&self) -> Result<(), Interrupted> {
+        if self.stop.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,149 @@
+//! `importance`: Model and groups → a score for every channel of every member (LLM-Pruner, section 3.2).
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Fault, World};
+use crate::data::corpus::{CorpusSource, Sample};
+
+/// Scores every channel of every group member.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    /// The criterion.
+    pub method: Method,
+    /// The form of the Taylor criterion; only with `method = "taylor"`. Default `element-first`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub taylor: Option<Taylor>,
+    /// How the Fisher diagonal of the second-order forms is made from per-sample gradients. Default `mean`.
+    #[serde(default)]
+    pub fisher: Fisher,
+    /// Calibration data: a text file, JSONL with a text field, or JSONL rows of token ids. `taylor`, `wifv` and `wanda`
+    /// need it, the other methods refuse it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub corpus: Option<String>,
+    /// What separates the documents of a text file. Default: the file is one document.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub separator: Option<String>,
+    /// The field of a JSONL row that holds its text. Default `text`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// Which part of the corpus is read. Default `random`.
+    #[serde(default)]
+    pub sample: Sample,
+    /// Number of calibration samples, at least 1. With `sample = "file"` the most that are read. Default 10.
+    #[serde(default = "ten")]
+    pub samples: usize,
+    /// Tokens of a random sample, at least 2. Default 64.
+    #[serde(default = "sixty_four")]
+    pub length: usize,
+    /// Whether the reference implementation's peculiarities are reproduced. Default `corrected`.
+    #[serde(default)]
+    pub compat: Compat,
+}
+
+fn ten() -> usize {
+    10
+}
+
+fn sixty_four() -> usize {
+    64
+}
+
+/// The criteria.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// Uniform random numbers, one per channel of the group's root.
+    Random,
+    /// Σ|w| of a row or column.
+    L1,
+    /// Σw² of a row or column, no root, as the reference.
+    L2,
+    /// A Taylor expansion of the loss around the weights (equations 3 to 5).
+    Taylor,
+    /// Fluctuation of the input channel times the squared norm of the weight column (FLAP, AAAI 2024).
+    Wifv,
+    /// |w| times the norm of the input channel (Wanda, ICLR 2024), summed over a row or column.
+    Wanda,
+    /// Units in their order, the first the most important: layer-wise this keeps the first layers.
+    First,
+}
+
+/// The forms of the Taylor criterion. g is the gradient of the calibration loss, F the Fisher diagonal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Taylor {
+    /// |Σ g·w| over a row or column: equation 3 without its second-order term, the reference's `vectorize`.
+    Vector,
+    /// |Σ g·w − ½ Σ F·w²|: equation 3.
+    VectorMixed,
+    /// Σ |g·w|: the first-order term of equation 5, the reference's `param_first`.
+    #[default]
+    ElementFirst,
+    /// Σ |F·w²|: the second-order term, the reference's `param_second`.
+    ElementSecond,
+    /// Σ |g·w − ½ F·w²|: equation 5, the reference's `param_mix`.
+    ElementMixed,
+}
+
+/// How squared per-sample gradients become the Fisher diagonal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fisher {
+    /// (1/N) Σ g_j²
+    #[default]
+    Mean,
+    /// Σ g_j², as equation 5 is printed.
+    Sum,
+}
+
+/// Where the reference implementation differs from the paper or has a defect worth reproducing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compat {
+    /// Query head h is credited to the key/value head it uses, h div repeat. Global pruning takes exactly the number
+    /// asked for, from scores made comparable between groups, and empties no group.
+    #[default]
+    Corrected,
+    /// Query head h is credited to key/value head h mod count; magnitudes reduce by mean. Global pruning compares raw
+    /// scores, takes every unit at or below the threshold, and leaves alone a group that it would empty.
+    Reference,
+}
+
+impl Options {
+    /// Where the calibration data is read from.
+    pub fn source(&self) -> Option<CorpusSource> {
+        let path = self.corpus.as_ref()?;
+        Some(CorpusSource { path: path.into(), separator: self.separator.clone(), field: self.field.clone() })
+    }
+
+    /// Whether the method looks at calibration data.
+    pub fn needs_corpus(&self) -> bool {
+        matches!(self.method, Method::Taylor | Method::Wifv | Method::Wanda)
+    }
+
+    pub fn faults(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if self.method != Method::Taylor && self.taylor.is_some() {
+            faults.push(Fault::new("taylor", "only the method `taylor` has forms", "remove this line, or write method = \"taylor\""));
+        }
+        if self.needs_corpus() && self.corpus.is_none() {
+            faults.push(Fault::new("method", "this method needs calibration data", "add `corpus = \"…\"`, a text file or JSONL"));
+        }
+        if !self.needs_corpus() && self.corpus.is_some() {
+            faults.push(Fault::new("corpus", "this method looks at no data", "remove this line"));
+        }
+        if self.samples == 0 {
+            faults.push(Fault::new("samples", "no samples, no scores", "write at least 1; the usual number is 10"));
+        }
+        if self.length < 2 {
+            faults.push(Fault::new("length", format!("a sample of {} tokens predicts nothing", self.length), "write at least 2; the usual number is 64"));
+        }
+        faults
+    }
+
+    pub fn world(&self, world: &mut World) -> Vec<Fault> {
+        self.source().map(|source| world.corpus("corpus", &source)).unwrap_or_default()
+    }
+}

@@ -1,0 +1,21 @@
+//! The stages, one file per `type` of a pipeline, and what every stage is handed.
+//!
+//! A stage is a plain function `run(&Options, &Context, inputs) -> Result<(output, tables), Error>`. No stage knows
+//! another stage, the tree of variants, or the results folder; errors carry no place, the spine adds it.
+
+pub mod aggregate;
+pub mod dependencies;
+pub mod evaluate;
+pub mod export;
+pub mod importance;
+pub mod load;
+pub mod pretrain;
+pub mod prune;
+pub mod recover;
+pub mod repeat;
+
+mod context;
+mod world;
+
+pub use context::{Context, Interrupted};
+pub use world::{Fault, World};

@@ -1,0 +1,27 @@
+//! `repeat`: stages of its own list, several times over: iterative pruning (reference, section 4.1 and 4.2).
+//!
+//! The pipeline unrolls it: what runs are the stages of the list. The ratio of a `prune` inside is the ratio after the
+//! last time, reached linearly, counted against the widths at the beginning of the repeat.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Fault;
+
+/// Runs its own `[[stage.stage]]` list several times.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    /// How many times the list runs, 1 to 1000.
+    pub times: u32,
+}
+
+impl Options {
+    pub fn faults(&self) -> Vec<Fault> {
+        if (1..=1000).contains(&self.times) {
+            Vec::new()
+        } else {
+            vec![Fault::new("times", format!("the list cannot run {} times", self.times), "write a number from 1 to 1000")]
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What a check may know of the world outside the pipeline file, and how it says that something is wrong.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::data::corpus::CorpusSource;
+use crate::model::ModelHeader;
+
+/// A mistake in one option. It names the option, not its place: the pipeline knows where each option was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The option, dotted where it is nested: `ratio`, `duration.updates`. Empty: the stage as a whole.
+    pub key: String,
+    /// What is wrong, in one sentence.
+    pub message: String,
+    /// What to write instead. May be empty.
+    pub help: String,
+}
+
+impl Fault {
+    pub fn new(key: impl Into<String>, message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { key: key.into(), message: message.into(), help: help.into() }
+    }
+}
+
+/// The world pass of the check walks a variant's stages in order and hands each this value: where data lies, and what
+/// the stages before it will have made, as far as headers tell.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    /// `run.data`: the folder of published data sets.
+    pub data: Option<PathBuf>,
+    /// The model that the stages so far will hand on, read from its headers alone. None: not known yet.
+    pub model: Option<ModelHeader>,
+    /// Remembered answers, so that five hundred variants open each file once.
+    pub seen: BTreeMap<PathBuf, Result<(), String>>,
+}
+
+impl World {
+    /// Whether `path` can be opened for reading; the answer is remembered.
+    pub fn readable(&mut self, path: &Path) -> Result<(), String> {
+        self.seen
+            .entry(path.to_path_buf())
+            .or_insert_with(|| match std::fs::metadata(path) {
+                Ok(found) if found.is_dir() => Err(format!("`{}` is a folder, not a file", path.display())),
+                Ok(found) if found.len() == 0 => Err(format!("`{}` is empty", path.display())),
+                Ok(_) => std::fs::File::open(path).map(drop).map_err(|e| format!("cannot read `{}`: {e}", path.display())),
+                Err(e) => Err(format!("cannot read `{}`: {e}", path.display())),
+            })
+            .clone()
+    }
+
+    /// What is wrong with a corpus as far as its file and the model's tokenizer tell.
+    pub fn corpus(&mut self, key: &str, source: &CorpusSource) -> Vec<Fault> {
+        self.readable(&source.path).err().map(|message| Fault::new(key, message, "paths are relative to the working directory")).into_iter().collect()
+    }
+}
