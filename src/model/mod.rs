@@ -1,6 +1,38 @@
-//! The models: checkpoints, wiring, blocks, and the walk through them.
+//! The models: a family as a table (`wiring`), checkpoints in and out, the forward pass of a block, and the walk
+//! through the blocks, forward and backward.
 
 use std::path::Path;
+use std::sync::Arc;
+
+pub mod blocks;
+pub mod checkpoint;
+pub mod config;
+pub mod lora;
+pub mod tokenizer;
+pub mod walk;
+pub mod wiring;
+
+pub use blocks::Block;
+pub use checkpoint::{Checkpoint, CheckpointError};
+pub use config::Config;
+use crate::ops::Rotary;
+use crate::tensor::Weight;
+use tokenizer::Tokenizer;
+use wiring::{Part, Place};
+
+/// A language model: embedding, blocks, head. A pruned model is a Model; so is a recovered one. Clones share weights.
+#[derive(Clone)]
+pub struct Model {
+    pub config: Config,
+    /// (vocabulary, hidden)
+    pub embedding: Weight,
+    pub blocks: Vec<Block>,
+    /// (1, hidden)
+    pub norm: Weight,
+    /// (vocabulary, hidden). None: the embedding is the head.
+    pub head: Option<Weight>,
+    pub tokenizer: Option<Arc<Tokenizer>>,
+}
 
 /// What a model folder says before its weights are read.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,7 +52,91 @@ pub struct ModelHeader {
 }
 
 impl ModelHeader {
-    pub fn read(_: &Path) -> Result<Self, String> {
-        unimplemented!()
+    /// Reads a folder's config, safetensors headers and tokenizer, and checks them against each other.
+    pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let tokenizer = Tokenizer::load(folder)?;
+        if let Some(tokenizer) = &tokenizer {
+            tokenizer.fits(checkpoint.config.vocab)?;
+        }
+        let Config { layers, hidden, vocab, max_positions, .. } = checkpoint.config;
+        let has_tokenizer = tokenizer.is_some();
+        Ok(Self { layers, hidden, vocab, max_positions, parameters: checkpoint.parameters(), has_tokenizer })
+    }
+}
+
+impl Model {
+    /// Reads a Hugging Face folder.
+    ///
+    /// # Errors
+    /// Whatever is missing, broken or does not fit, by file and tensor.
+    pub fn load(folder: &Path) -> Result<Self, CheckpointError> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let tokenizer = Tokenizer::load(folder)?.map(Arc::new);
+        if let Some(tokenizer) = &tokenizer {
+            tokenizer.fits(checkpoint.config.vocab)?;
+        }
+        let block = |i| {
+            let weights = Part::ALL.iter().map(|&part| checkpoint.weight(Place::Block(i, part))).collect::<Result<Vec<_>, _>>()?;
+            Ok::<_, CheckpointError>(Block::new(weights.try_into().unwrap_or_else(|_| unreachable!("nine parts, nine weights"))))
+        };
+        Ok(Self {
+            embedding: checkpoint.weight(Place::Embedding)?,
+            blocks: (0..checkpoint.config.layers).map(block).collect::<Result<_, _>>()?,
+            norm: checkpoint.weight(Place::FinalNorm)?,
+            head: if checkpoint.is_tied() { None } else { Some(checkpoint.weight(Place::Head)?) },
+            tokenizer,
+            config: checkpoint.config,
+        })
+    }
+
+    /// The weight at a place; a tied head is the embedding.
+    pub fn weight(&self, place: Place) -> &Weight {
+        match place {
+            Place::Embedding => &self.embedding,
+            Place::Block(layer, part) => &self.blocks[layer][part],
+            Place::FinalNorm => &self.norm,
+            Place::Head => self.head.as_ref().unwrap_or(&self.embedding),
+        }
+    }
+
+    /// The weight at a place, to be changed.
+    pub fn weight_mut(&mut self, place: Place) -> &mut Weight {
+        match place {
+            Place::Embedding => &mut self.embedding,
+            Place::Block(layer, part) => &mut self.blocks[layer][part],
+            Place::FinalNorm => &mut self.norm,
+            Place::Head => self.head.as_mut().unwrap_or(&mut self.embedding),
+        }
+    }
+
+    /// Every weight's place, a tied head not counted, in the order of the forward pass.
+    pub fn places(&self) -> Vec<Place> {
+        let blocks = (0..self.blocks.len()).flat_map(|i| Part::ALL.map(|part| Place::Block(i, part)));
+        let head = self.head.as_ref().map(|_| Place::Head);
+        [Place::Embedding].into_iter().chain(blocks).chain([Place::FinalNorm]).chain(head).collect()
+    }
+
+    /// Parameters, a tied head counted once.
+    pub fn parameters(&self) -> u64 {
+        self.places().into_iter().map(|place| self.weight(place).len() as u64).sum()
+    }
+
+    /// Multiply-accumulates of one forward pass over `t` tokens, counted as LLM-Pruner counts them: rotary 2·2·t·heads·dim,
+    /// scores heads·(2·t²·dim + t²), the seven matrices, SiLU t·mlp, norms 2·t·hidden, the head. The embedding costs none.
+    pub fn macs(&self, t: u64) -> u64 {
+        let (hidden, dim) = (self.config.hidden as u64, self.config.head_dim as u64);
+        let blocks: u64 = self.blocks.iter().map(|block| {
+            let matrices: u64 = Part::MATRICES.iter().map(|&part| t * block[part].len() as u64).sum();
+            let heads = block.heads(self.config.head_dim).queries as u64;
+            let mlp = block[Part::Gate].rows() as u64;
+            4 * t * heads * dim + heads * (2 * t * t * dim + t * t) + matrices + t * mlp + 2 * 2 * t * hidden
+        }).sum();
+        blocks + 2 * t * hidden + t * hidden * self.config.vocab as u64
+    }
+
+    /// The rotary tables for sequences of up to `positions` tokens.
+    pub fn rotary(&self, positions: usize) -> Rotary {
+        Rotary::new(&self.config.rope.frequencies(self.config.head_dim), positions)
     }
 }

@@ -1,0 +1,88 @@
+//! The forward pass of one LLaMA block (Touvron et al. 2023; names as in transformers' `modeling_llama.py`). Widths are
+//! read off the weights, so every layer may have its own.
+
+use super::wiring::Part;
+use crate::ops::{self, Heads, Rotary, Slot};
+use crate::tensor::{AnyTape, Hidden, Weight};
+
+/// The weights of one block. Clones share memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Block {
+    /// In the order of [`Part::ALL`].
+    weights: [Weight; 9],
+}
+
+impl std::ops::Index<Part> for Block {
+    type Output = Weight;
+    fn index(&self, part: Part) -> &Weight {
+        &self.weights[part as usize]
+    }
+}
+
+impl std::ops::IndexMut<Part> for Block {
+    fn index_mut(&mut self, part: Part) -> &mut Weight {
+        &mut self.weights[part as usize]
+    }
+}
+
+/// How a block applies its weights: plainly, gathering their gradients, with adapters beside them, or looking on.
+pub trait Lens {
+    /// y = x · Wᵀ, and whatever else this lens does with the matrix.
+    fn linear<T: AnyTape>(&self, part: Part, weight: &Weight, x: Hidden<T>) -> Hidden<T> {
+        ops::linear(x, weight, self.slot(part))
+    }
+
+    /// Where the gradient of a weight goes, if anyone asked for it.
+    fn slot(&self, _: Part) -> Option<&Slot> {
+        None
+    }
+}
+
+/// The weights as they are.
+pub struct Plain;
+
+impl Lens for Plain {}
+
+/// What the blocks of one model share.
+pub struct BlockSettings<'a> {
+    pub norm_epsilon: f32,
+    pub head_dim: usize,
+    pub rotary: &'a Rotary,
+}
+
+impl Block {
+    /// Weights in the order of [`Part::ALL`].
+    pub fn new(weights: [Weight; 9]) -> Self {
+        Self { weights }
+    }
+
+    /// How the attention's heads are laid out.
+    pub fn heads(&self, head_dim: usize) -> Heads {
+        Heads { queries: self[Part::Q].rows() / head_dim, keys: self[Part::K].rows() / head_dim, dim: head_dim }
+    }
+
+    /// x + attention(norm(x)), then + mlp(norm(·)). x and the result are (positions, hidden).
+    pub fn forward<T: AnyTape>(&self, x: Hidden<T>, settings: &BlockSettings<'_>, lens: &impl Lens) -> Hidden<T> {
+        let (residual, x) = fork(x);
+        let x = ops::rms_norm(x, &self[Part::InputNorm], settings.norm_epsilon, lens.slot(Part::InputNorm));
+        let (x, x_k, x_v) = { let (a, b) = fork(x); let (b, c) = fork(b); (a, b, c) };
+        let q = lens.linear(Part::Q, &self[Part::Q], x); // (positions, queries · head_dim)
+        let k = lens.linear(Part::K, &self[Part::K], x_k); // (positions, keys · head_dim)
+        let v = lens.linear(Part::V, &self[Part::V], x_v); // (positions, keys · head_dim)
+        let x = ops::attention(q, k, v, self.heads(settings.head_dim), settings.rotary);
+        let x = lens.linear(Part::O, &self[Part::O], x) + residual;
+
+        let (residual, x) = fork(x);
+        let x = ops::rms_norm(x, &self[Part::PostAttentionNorm], settings.norm_epsilon, lens.slot(Part::PostAttentionNorm));
+        let (x, x_up) = fork(x);
+        let gate = lens.linear(Part::Gate, &self[Part::Gate], x); // (positions, mlp)
+        let up = lens.linear(Part::Up, &self[Part::Up], x_up); // (positions, mlp)
+        lens.linear(Part::Down, &self[Part::Down], ops::swiglu(gate, up)) + residual
+    }
+}
+
+/// Two uses of one tensor. The tape goes with the second; the first begins an empty one, and they merge where the
+/// two meet again.
+fn fork<T: AnyTape>(x: Hidden<T>) -> (Hidden<T>, Hidden<T>) {
+    (x.retaped::<T>(), x)
+}

@@ -1,0 +1,224 @@
+//! A Hugging Face folder in: `config.json`, one or several safetensors files (with their index), f32, f16 or bf16.
+//! Everything is checked before a weight is read: headers, offsets, shapes against each other and against the config.
+//! The files are mapped into memory (one of the two places with unsafe code) and widened to f32 as they are read.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+
+use super::config::{Config, ConfigError};
+use super::wiring::{LLAMA, Part, Place};
+use crate::tensor::Weight;
+
+/// A checkpoint could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("there is no model in `{}`: {message}", .folder.display())]
+    NoModel { folder: PathBuf, message: String },
+    #[error("cannot read `{}`: {source}", .path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("`{}`: {source}", .path.display())]
+    Config { path: PathBuf, source: ConfigError },
+    #[error("`{}` is not a whole safetensors file: {message}", .path.display())]
+    Safetensors { path: PathBuf, message: String },
+    #[error("`{}`: {message}", .path.display())]
+    Index { path: PathBuf, message: String },
+    #[error("the tensor `{0}` is missing")]
+    MissingTensor(String),
+    #[error("the tensor `{name}` has shape {found:?}; {expected}")]
+    Shape { name: String, found: Vec<usize>, expected: String },
+    #[error("the tensor `{name}` holds {found:?}; supported: F32, F16, BF16")]
+    Dtype { name: String, found: Dtype },
+    #[error("the tensor `{name}` holds a NaN or an infinity at element {at}")]
+    NotFinite { name: String, at: usize },
+    #[error(transparent)]
+    Tokenizer(#[from] super::tokenizer::TokenizerError),
+}
+
+/// An opened checkpoint: headers read and checked, weights still on disk.
+pub struct Checkpoint {
+    pub config: Config,
+    files: Vec<Shard>,
+    /// Tensor → the file that holds it.
+    holder: BTreeMap<String, usize>,
+}
+
+struct Shard {
+    path: PathBuf,
+    map: Mmap,
+    /// Where the tensors' bytes begin.
+    start: usize,
+    metadata: Metadata,
+}
+
+impl Checkpoint {
+    /// Opens a folder and checks all that can be known without reading a weight.
+    pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
+        let no_model = |message: &str| CheckpointError::NoModel { folder: folder.to_owned(), message: message.to_owned() };
+        if !folder.is_dir() {
+            return Err(no_model("it is not a folder"));
+        }
+        let config_path = folder.join("config.json");
+        if !config_path.exists() {
+            return Err(no_model("it has no config.json"));
+        }
+        let text = std::fs::read_to_string(&config_path).map_err(|source| CheckpointError::Read { path: config_path.clone(), source })?;
+        let config = Config::parse(&text, LLAMA.model_types).map_err(|source| CheckpointError::Config { path: config_path, source })?;
+        let files = weight_files(folder)?.into_iter().map(Shard::open).collect::<Result<Vec<_>, _>>()?;
+        let mut holder = BTreeMap::new();
+        for (i, file) in files.iter().enumerate() {
+            for name in file.metadata.tensors().into_keys() {
+                if let Some(other) = holder.insert(name.clone(), i) {
+                    let message = format!("`{name}` is also in `{}`", files[other].path.display());
+                    return Err(CheckpointError::Index { path: file.path.clone(), message });
+                }
+            }
+        }
+        let checkpoint = Self { config, files, holder };
+        checkpoint.check_shapes()?;
+        Ok(checkpoint)
+    }
+
+    /// The files of the weights, for their content hashes.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
+    }
+
+    /// Parameters, a tied head counted once.
+    pub fn parameters(&self) -> u64 {
+        self.places().filter_map(|place| self.shape(place).ok()).map(|shape| shape.iter().map(|&n| n as u64).product::<u64>()).sum()
+    }
+
+    /// Reads one weight, widened to f32.
+    pub fn weight(&self, place: Place) -> Result<Weight, CheckpointError> {
+        let name = LLAMA.tensor(place);
+        let (file, info) = self.info(&name)?;
+        let bytes = &file.map[file.start + info.data_offsets.0..file.start + info.data_offsets.1];
+        let values = widen(bytes, info.dtype).ok_or(CheckpointError::Dtype { name: name.clone(), found: info.dtype })?;
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            return Err(CheckpointError::NotFinite { name, at });
+        }
+        Ok(match info.shape[..] {
+            [rows, cols] => Weight::new(values, rows, cols),
+            _ => Weight::new(values, 1, info.shape.iter().product()),
+        })
+    }
+
+    /// Whether the head is the embedding: said by the config, or by the head's absence.
+    pub fn is_tied(&self) -> bool {
+        self.config.tied || !self.holder.contains_key(&LLAMA.tensor(Place::Head))
+    }
+
+    /// Every weight that the model has.
+    fn places(&self) -> impl Iterator<Item = Place> {
+        let blocks = (0..self.config.layers).flat_map(|i| Part::ALL.map(|part| Place::Block(i, part)));
+        let head = (!self.is_tied()).then_some(Place::Head);
+        [Place::Embedding].into_iter().chain(blocks).chain([Place::FinalNorm]).chain(head)
+    }
+
+    fn info(&self, name: &str) -> Result<(&Shard, &TensorInfo), CheckpointError> {
+        let file = &self.files[*self.holder.get(name).ok_or_else(|| CheckpointError::MissingTensor(name.to_owned()))?];
+        let info = file.metadata.info(name).ok_or_else(|| CheckpointError::MissingTensor(name.to_owned()))?;
+        Ok((file, info))
+    }
+
+    fn shape(&self, place: Place) -> Result<&[usize], CheckpointError> {
+        self.info(&LLAMA.tensor(place)).map(|(_, info)| &info.shape[..])
+    }
+
+    /// Shapes against each other and the config. Heads and MLP widths are the weights' own and may differ by layer.
+    fn check_shapes(&self) -> Result<(), CheckpointError> {
+        let Config { hidden, head_dim, vocab, layers, .. } = self.config;
+        let expect = |place: Place, fits: bool, expected: String| {
+            let found = self.shape(place)?;
+            if fits { Ok(()) } else { Err(CheckpointError::Shape { name: LLAMA.tensor(place), found: found.to_vec(), expected }) }
+        };
+        let exactly = |place: Place, shape: &[usize], why: &str| {
+            expect(place, self.shape(place)? == shape, format!("{why} asks for {shape:?}"))
+        };
+        exactly(Place::Embedding, &[vocab, hidden], "config.json (vocab_size, hidden_size)")?;
+        exactly(Place::FinalNorm, &[hidden], "config.json (hidden_size)")?;
+        if !self.is_tied() {
+            exactly(Place::Head, &[vocab, hidden], "config.json (vocab_size, hidden_size)")?;
+        }
+        for layer in 0..layers {
+            let at = |part| Place::Block(layer, part);
+            for part in [Part::InputNorm, Part::PostAttentionNorm] {
+                exactly(at(part), &[hidden], "config.json (hidden_size)")?;
+            }
+            for part in [Part::Q, Part::K, Part::V, Part::Gate, Part::Up] {
+                let fits = matches!(self.shape(at(part))?, [rows, cols] if *cols == hidden && *rows > 0);
+                expect(at(part), fits, format!("it must read the {hidden} channels of config.json's hidden_size"))?;
+            }
+            let rows = |part| self.shape(at(part)).map(|shape| shape[0]);
+            let (q, k, width) = (rows(Part::Q)?, rows(Part::K)?, rows(Part::Gate)?);
+            expect(at(Part::Q), q % head_dim == 0, format!("its rows must be heads of {head_dim} channels (config.json)"))?;
+            expect(at(Part::K), k % head_dim == 0 && q % k == 0, format!("its rows must be heads of {head_dim} channels (config.json) that share the {} query heads evenly", q / head_dim))?;
+            exactly(at(Part::V), &[k, hidden], "k_proj beside it")?;
+            exactly(at(Part::O), &[hidden, q], "q_proj beside it")?;
+            exactly(at(Part::Up), &[width, hidden], "gate_proj beside it")?;
+            exactly(at(Part::Down), &[hidden, width], "gate_proj beside it")?;
+        }
+        for name in self.holder.keys().filter(|name| !self.is_known(name)) {
+            tracing::warn!(tensor = name, "the checkpoint holds a tensor that this family does not have; it is not used");
+        }
+        Ok(())
+    }
+
+    /// Whether a tensor belongs to the model, or is known to be derivable (rotary tables, a second copy of a tied head).
+    fn is_known(&self, name: &str) -> bool {
+        name.ends_with("rotary_emb.inv_freq") || name == LLAMA.tensor(Place::Head) || self.places().any(|place| LLAMA.tensor(place) == name)
+    }
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> Result<Self, CheckpointError> {
+        let read = |source| CheckpointError::Read { path: path.clone(), source };
+        let file = File::open(&path).map_err(read)?;
+        #[expect(unsafe_code, reason = "a mapped file must not be cut short while it is read; checkpoints are not written to")]
+        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+        // `read_metadata` refuses headers whose offsets lie, overlap, leave holes, or do not end with the file.
+        let (header, metadata) =
+            SafeTensors::read_metadata(&map).map_err(|e| CheckpointError::Safetensors { path: path.clone(), message: e.to_string() })?;
+        Ok(Self { path, map, start: header + size_of::<u64>(), metadata })
+    }
+}
+
+/// The index's files, or `model.safetensors`, or the one safetensors file there is.
+fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    let index = folder.join("model.safetensors.index.json");
+    if index.exists() {
+        let broken = |message: String| CheckpointError::Index { path: index.clone(), message };
+        let text = std::fs::read_to_string(&index).map_err(|source| CheckpointError::Read { path: index.clone(), source })?;
+        let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| broken(format!("it is not valid JSON: {e}")))?;
+        let map = json.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| broken("it has no table `weight_map`".to_owned()))?;
+        let mut names: Vec<&str> = Vec::new();
+        for (tensor, file) in map {
+            let file = file.as_str().filter(|f| !f.contains(['/', '\\'])).ok_or_else(|| broken(format!("the file of `{tensor}` is {file}, not a file name")))?;
+            if !names.contains(&file) {
+                names.push(file);
+            }
+        }
+        names.sort_unstable();
+        return Ok(names.into_iter().map(|name| folder.join(name)).collect());
+    }
+    let single = folder.join("model.safetensors");
+    if single.exists() {
+        return Ok(vec![single]);
+    }
+    Err(CheckpointError::NoModel { folder: folder.to_owned(), message: "it has neither model.safetensors nor model.safetensors.index.json".to_owned() })
+}
+
+/// Little-endian bytes → f32. None: a type that is not supported.
+fn widen(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
+    Some(match dtype {
+        Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        Dtype::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Dtype::BF16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        _ => return None,
+    })
+}
