@@ -33,3 +33,10 @@ pub struct Row {
     /// Whether the prediction of `ids[i]` counts; `counts[0]` is never used. Same length as `ids`.
     pub counts: Vec<bool>,
 }
+
+#[derive(Debug, thiserror::Error)]
+pub enum CorpusError {}
+use crate::model::tokenizer::Tokenizer;
+pub fn rows(_: &CorpusSource, _: Option<&Tokenizer>, _: usize) -> Result<Vec<Row>, CorpusError> { unimplemented!() }
+pub fn windows(_: &CorpusSource, _: Option<&Tokenizer>, _: usize, _samples: usize, _length: usize, _: &mut impl rand::Rng) -> Result<Vec<Row>, CorpusError> { unimplemented!() }
+pub fn documents(_: &CorpusSource) -> Result<Vec<String>, CorpusError> { unimplemented!() }

@@ -1,0 +1,209 @@
+//! Low-rank adapters (Hu et al. 2021; LLM-Pruner, equation 6): y = x·Wᵀ + (alpha / rank) · dropout(x)·Aᵀ·Bᵀ, in PEFT's
+//! names and layout, so that an adapter moves between the two.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use dfdx::prelude::HasShape;
+use rand::{Rng, RngExt};
+use safetensors::tensor::Dtype;
+use safetensors::{SafeTensorError, SafeTensors};
+
+use super::Model;
+use super::blocks::Lens;
+use super::stored::{self, Stored};
+use super::wiring::{LLAMA, Part, Place};
+use crate::ops::{self, Slot};
+use crate::random::Seed;
+use crate::tensor::{AnyTape, Hidden, Weight, hidden};
+
+/// The two factors beside one matrix.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Factors {
+    /// (rank, inputs)
+    pub a: Weight,
+    /// (outputs, rank)
+    pub b: Weight,
+}
+
+/// Adapters beside the matrices of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapter {
+    pub rank: usize,
+    pub alpha: f64,
+    pub factors: BTreeMap<(usize, Part), Factors>,
+}
+
+/// An adapter file does not fit.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    #[error("cannot read `{path}`: {source}")]
+    Read { path: String, source: std::io::Error },
+    #[error("`{path}` is not a whole safetensors file: {message}")]
+    Safetensors { path: String, message: String },
+    #[error("`{path}` has no tensor `{name}`")]
+    Missing { path: String, name: String },
+    #[error("`{path}`: `{name}` has shape {found:?} of {dtype}, the model and the rank ask for {expected:?} of F32")]
+    Shape { path: String, name: String, found: Vec<usize>, dtype: String, expected: [usize; 2] },
+    #[error("`{path}` holds the tensor `{name}`, which no target of this stage uses")]
+    Unused { path: String, name: String },
+}
+
+impl Adapter {
+    /// A drawn uniformly within ±1/√inputs (Kaiming with a = √5, PEFT's default), B zero: the model is unchanged.
+    pub fn new(model: &Model, targets: &[Part], rank: usize, alpha: f64, seed: Seed) -> Self {
+        let mut factors = BTreeMap::new();
+        for (layer, block) in model.blocks.iter().enumerate() {
+            for &part in targets {
+                let (outputs, inputs) = (block[part].rows(), block[part].cols());
+                let mut stream = seed.derive(&LLAMA.tensor(Place::Block(layer, part))).stream();
+                let bound = 1.0 / (inputs as f32).sqrt();
+                let a = (0..rank * inputs).map(|_| stream.random_range(-bound..bound)).collect();
+                let b = vec![0.0; outputs * rank];
+                factors.insert((layer, part), Factors { a: Weight::new(a, rank, inputs), b: Weight::new(b, outputs, rank) });
+            }
+        }
+        Self { rank, alpha, factors }
+    }
+
+    /// Reads safetensors in PEFT's layout; every factor must be there and fit, and nothing else may be.
+    pub fn read(path: &Path, model: &Model, targets: &[Part], rank: usize, alpha: f64) -> Result<Self, AdapterError> {
+        let shown = path.display().to_string();
+        let bytes = std::fs::read(path).map_err(|source| AdapterError::Read { path: shown.clone(), source })?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| AdapterError::Safetensors { path: shown.clone(), message: e.to_string() })?;
+        let mut used = Vec::new();
+        let mut read = |name: String, rows: usize, cols: usize| {
+            let tensor = file.tensor(&name).map_err(|_| AdapterError::Missing { path: shown.clone(), name: name.clone() })?;
+            if tensor.dtype() != Dtype::F32 || tensor.shape() != [rows, cols] {
+                let (found, dtype) = (tensor.shape().to_vec(), format!("{:?}", tensor.dtype()));
+                return Err(AdapterError::Shape { path: shown.clone(), name, found, dtype, expected: [rows, cols] });
+            }
+            used.push(name);
+            Ok(Weight::new(tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(), rows, cols))
+        };
+        let mut factors = BTreeMap::new();
+        for (layer, block) in model.blocks.iter().enumerate() {
+            for &part in targets {
+                let a = read(name(layer, part, 'A'), rank, block[part].cols())?;
+                let b = read(name(layer, part, 'B'), block[part].rows(), rank)?;
+                factors.insert((layer, part), Factors { a, b });
+            }
+        }
+        match file.names().into_iter().find(|name| !used.iter().any(|u| u == name)) {
+            Some(name) => Err(AdapterError::Unused { path: shown, name: name.to_owned() }),
+            None => Ok(Self { rank, alpha, factors }),
+        }
+    }
+
+    /// Writes the adapter as safetensors in PEFT's layout.
+    pub fn write(&self, path: &Path) -> Result<(), SafeTensorError> {
+        let tensors = self.factors.iter().flat_map(|(at, Factors { a, b })| [(name(at.0, at.1, 'A'), Stored::matrix(a)), (name(at.0, at.1, 'B'), Stored::matrix(b))]);
+        stored::write(path, tensors.collect())
+    }
+
+    /// PEFT's `adapter_config.json`.
+    pub fn config_json(&self) -> serde_json::Value {
+        let mut targets: Vec<&str> = self.factors.keys().map(|&(_, part)| module(part)).collect();
+        targets.sort_unstable();
+        targets.dedup();
+        serde_json::json!({
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": self.rank, "lora_alpha": self.alpha, "lora_dropout": 0.0,
+            "bias": "none", "fan_in_fan_out": false, "inference_mode": true, "target_modules": targets,
+        })
+    }
+
+    /// alpha / rank
+    pub fn scale(&self) -> f32 {
+        (self.alpha / self.rank as f64) as f32
+    }
+
+    /// The model with W + (alpha / rank) · B·A in place of W.
+    pub fn merge(&self, model: &Model) -> Model {
+        let mut merged = model.clone();
+        for (&(layer, part), Factors { a, b }) in &self.factors {
+            let (a_values, b_values, scale, inputs) = (a.values(), b.values(), self.scale(), a.cols());
+            merged.blocks[layer][part].update(|w| {
+                for (row, b) in w.chunks_exact_mut(inputs).zip(b_values.chunks_exact(self.rank)) {
+                    for (factor, a) in b.iter().zip(a_values.chunks_exact(inputs)) {
+                        row.iter_mut().zip(a).for_each(|(w, a)| *w += scale * factor * a);
+                    }
+                }
+            });
+        }
+        merged
+    }
+}
+
+/// The gradients of the factors of one block: A's, then B's.
+pub type FactorGradients = Vec<(Part, Vec<f32>, Vec<f32>)>;
+
+/// A block seen with its adapters beside it, in training.
+pub struct Adapted<'a> {
+    pub adapter: &'a Adapter,
+    pub layer: usize,
+    /// Share of the adapters' inputs that is dropped.
+    pub dropout: f64,
+    /// Which inputs are dropped follows from this seed and the matrix alone, so that a recomputed block drops the same.
+    pub seed: Seed,
+    slots: BTreeMap<Part, (Slot, Slot)>,
+}
+
+impl<'a> Adapted<'a> {
+    pub fn new(adapter: &'a Adapter, layer: usize, dropout: f64, seed: Seed) -> Self {
+        let parts = adapter.factors.keys().filter(|(at, _)| *at == layer);
+        Self { adapter, layer, dropout, seed, slots: parts.map(|&(_, part)| (part, Default::default())).collect() }
+    }
+
+    /// What a tape left in the slots.
+    pub fn gradients(self) -> FactorGradients {
+        self.slots.into_iter().filter_map(|(part, (a, b))| Some((part, a.take()?, b.take()?))).collect()
+    }
+
+    /// x with a share of its entries set to 0 and the others scaled up.
+    fn drop_out<T: AnyTape>(&self, part: Part, x: Hidden<T>) -> Hidden<T> {
+        if self.dropout == 0.0 {
+            return x;
+        }
+        let (rows, cols) = *x.shape();
+        let mut stream = self.seed.derive(&LLAMA.tensor(Place::Block(self.layer, part))).stream();
+        let (threshold, kept) = ((self.dropout * f64::from(u32::MAX)) as u32, 1.0 / (1.0 - self.dropout) as f32);
+        let mask = (0..rows * cols).map(|_| if stream.next_u32() < threshold { 0.0 } else { kept }).collect();
+        x * hidden(mask, rows, cols)
+    }
+}
+
+impl Lens for Adapted<'_> {
+    fn linear<T: AnyTape>(&self, part: Part, weight: &Weight, x: Hidden<T>) -> Hidden<T> {
+        let Some(Factors { a, b }) = self.adapter.factors.get(&(self.layer, part)) else {
+            return ops::linear(x, weight, None);
+        };
+        let (slot_a, slot_b) = match self.slots.get(&part) {
+            Some((a, b)) => (Some(a), Some(b)),
+            None => (None, None),
+        };
+        let beside = x.retaped::<T>();
+        let plain = ops::linear(x, weight, None);
+        let low = ops::linear(self.drop_out(part, beside), a, slot_a); // (positions, rank)
+        plain + ops::linear(low, b, slot_b) * self.adapter.scale()
+    }
+}
+
+/// The matrix's module name, as PEFT's `target_modules` has it.
+fn module(part: Part) -> &'static str {
+    match part {
+        Part::Q => "q_proj",
+        Part::K => "k_proj",
+        Part::V => "v_proj",
+        Part::O => "o_proj",
+        Part::Gate => "gate_proj",
+        Part::Up => "up_proj",
+        Part::Down => "down_proj",
+        Part::InputNorm | Part::PostAttentionNorm => "norm",
+    }
+}
+
+/// PEFT's name of a factor.
+fn name(layer: usize, part: Part, factor: char) -> String {
+    let matrix = LLAMA.tensor(Place::Block(layer, part));
+    format!("base_model.model.{}.lora_{factor}.weight", matrix.trim_end_matches(".weight"))
+}

@@ -3,7 +3,11 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::products::{Compat, GroupScores, MemberScores, Scores};
 use super::{Fault, World};
+use crate::metrics::{MetricsError, Table};
+use crate::model::Model;
+use crate::model::groups::{DependencyGraph, Group};
 
 /// Reduces the members of a group to one score per unit.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -55,4 +59,96 @@ impl Options {
     pub fn world(&self, _: &mut World) -> Vec<Fault> {
         Vec::new()
     }
+}
+
+/// One row of `aggregate.parquet`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    pub layer: u32,
+    /// `attention`, `mlp`, `hidden` or `layer`.
+    pub group: String,
+    /// A head, a key/value head with its query heads, a channel, or a layer.
+    pub unit: u32,
+    pub score: f64,
+}
+
+/// Scores could not be aggregated.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    #[error("`with = \"{with}\"` asks for a member that this importance does not score")]
+    NotScored { with: &'static str },
+}
+
+/// Reduces the scores of every group to one per unit.
+pub fn run(options: &Options, model: &Model, graph: &DependencyGraph, scores: &Scores) -> Result<(GroupScores, Vec<Table>), Error> {
+    let with = options.with.unwrap_or(match (scores.magnitudes, scores.compat) {
+        (true, Compat::Reference) => Reduction::Mean,
+        _ => Reduction::Sum,
+    });
+    let groups = graph.groups.iter().zip(&scores.groups);
+    let groups = groups.map(|(group, members)| units(group, members, with, options.level, scores, group.unit_width(model))).collect::<Result<Vec<_>, _>>()?;
+    let rows = graph.groups.iter().zip(&groups).flat_map(|(group, units)| {
+        units.iter().enumerate().map(|(unit, &score)| Row { layer: group.layer as u32, group: group.kind.name().to_owned(), unit: unit as u32, score })
+    });
+    let table = Table::of("aggregate", &rows.collect::<Vec<_>>())?;
+    Ok((GroupScores { groups }, vec![table]))
+}
+
+/// The scores of one group's units. `width`: channels of a unit in the member with the fewest.
+fn units(group: &Group, members: &[MemberScores], with: Reduction, level: Level, scores: &Scores, width: usize) -> Result<Vec<f64>, Error> {
+    // One entry per channel of a unit, or one per unit; summed over a unit at the end.
+    let folded: Vec<Vec<f64>> = members.iter().map(|member| fold(&member.channels, group.units, width, level, scores)).collect();
+    let reduced = match with {
+        Reduction::Sum => across(&folded, 0.0, |a, b| a + b),
+        Reduction::Mean => across(&folded, 0.0, |a, b| a + b).into_iter().map(|sum| sum / folded.len() as f64).collect(),
+        Reduction::Max => across(&folded, f64::NEG_INFINITY, f64::max),
+        Reduction::Product => across(&folded, 1.0, |a, b| a * b),
+        Reduction::First => pick(members, &folded, "first", 0)?,
+        Reduction::Second => pick(members, &folded, "second", 1)?,
+        Reduction::Last => {
+            let last = group.members.iter().position(|m| m.last).unwrap_or(group.members.len() - 1);
+            pick(members, &folded, "last", last)?
+        }
+    };
+    Ok(reduced.chunks(reduced.len() / group.units).map(|unit| unit.iter().sum()).collect())
+}
+
+/// A member's channels laid onto those of a unit of `width` channels: several query heads share one key/value head.
+/// Per channel, or summed over the unit; signed sums become magnitudes where no more is added to them.
+fn fold(channels: &[f64], units: usize, width: usize, level: Level, scores: &Scores) -> Vec<f64> {
+    let (per_unit, all) = (channels.len() / units, units * width);
+    let magnitude = |score: f64| if scores.signed { score.abs() } else { score };
+    let home = |channel: usize| match scores.compat {
+        Compat::Corrected => channel / per_unit * width + channel % per_unit % width,
+        Compat::Reference => channel % all,
+    };
+    match level {
+        Level::Channel => {
+            let mut folded = vec![0.0; all];
+            channels.iter().enumerate().for_each(|(c, &score)| folded[home(c)] += magnitude(score));
+            folded
+        }
+        Level::Unit => {
+            let mut folded = vec![0.0; units];
+            channels.iter().enumerate().for_each(|(c, &score)| folded[home(c) / width] += score);
+            folded.into_iter().map(magnitude).collect()
+        }
+    }
+}
+
+/// Reduces over members, entry by entry.
+fn across(members: &[Vec<f64>], start: f64, f: impl Fn(f64, f64) -> f64) -> Vec<f64> {
+    let entries = members.first().map_or(0, Vec::len);
+    (0..entries).map(|i| members.iter().fold(start, |sum, member| f(sum, member[i]))).collect()
+}
+
+/// The one member that is asked for. Random numbers and the units' order are scores of the group, not of a member.
+fn pick(members: &[MemberScores], folded: &[Vec<f64>], with: &'static str, member: usize) -> Result<Vec<f64>, Error> {
+    let at = match members {
+        [MemberScores { member: 0, .. }] => Some(0),
+        _ => members.iter().position(|scored| scored.member == member),
+    };
+    at.map(|i| folded[i].clone()).ok_or(Error::NotScored { with })
 }

@@ -4,6 +4,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Fault, World};
+use crate::model::Model;
+use crate::model::groups::{self, DependencyGraph};
+use crate::model::wiring::Space;
 
 /// Finds what must be removed together.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -55,4 +58,24 @@ impl Options {
             })
             .collect()
     }
+}
+
+/// Finds the groups of a model.
+pub fn run(options: &Options, model: &Model) -> DependencyGraph {
+    let layers = |range: Option<[usize; 2]>| range.map_or(0..model.blocks.len(), |[start, end]| start..end.min(model.blocks.len()));
+    let (attention, mlp) = (layers(options.attention_layers), layers(options.mlp_layers));
+    let groups = match options.grouping {
+        Grouping::Channel => vec![groups::of_hidden(model)],
+        Grouping::Layer => vec![groups::of_layers(model)],
+        // The reference's order: ascending layers, attention before MLP.
+        Grouping::Block => (0..model.blocks.len())
+            .flat_map(|layer| {
+                let attention = attention.contains(&layer).then(|| groups::of_layer(model, Space::Heads, layer));
+                let mlp = mlp.contains(&layer).then(|| groups::of_layer(model, Space::Mlp, layer));
+                attention.into_iter().chain(mlp)
+            })
+            .collect(),
+    };
+    tracing::info!(groups = groups.len(), units = groups.iter().map(|g| g.units).sum::<usize>(), "groups found");
+    DependencyGraph { groups }
 }

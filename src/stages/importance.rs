@@ -3,8 +3,18 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, World};
-use crate::data::corpus::{CorpusSource, Sample};
+use super::products::{Compat, Scores};
+use super::{Context, Fault, Interrupted, World};
+use crate::data::corpus::{self, CorpusError, CorpusSource, Sample};
+use crate::metrics::{MetricsError, Table};
+use crate::model::Model;
+use crate::model::groups::{DependencyGraph, Lie};
+use crate::model::walk::Sequence;
+use crate::model::wiring::Axis;
+
+mod activation;
+mod magnitude;
+mod taylor;
 
 /// Scores every channel of every group member.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -98,19 +108,6 @@ pub enum Fisher {
     Sum,
 }
 
-/// Where the reference implementation differs from the paper or has a defect worth reproducing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Compat {
-    /// Query head h is credited to the key/value head it uses, h div repeat. Global pruning takes exactly the number
-    /// asked for, from scores made comparable between groups, and empties no group.
-    #[default]
-    Corrected,
-    /// Query head h is credited to key/value head h mod count; magnitudes reduce by mean. Global pruning compares raw
-    /// scores, takes every unit at or below the threshold, and leaves alone a group that it would empty.
-    Reference,
-}
-
 impl Options {
     /// Where the calibration data is read from.
     pub fn source(&self) -> Option<CorpusSource> {
@@ -145,5 +142,97 @@ impl Options {
 
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
         self.source().map(|source| world.corpus("corpus", &source)).unwrap_or_default()
+    }
+}
+
+/// One row of `importance.parquet`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    pub layer: u32,
+    /// `attention`, `mlp`, `hidden` or `layer`.
+    pub group: String,
+    /// Tensor name.
+    pub member: String,
+    pub channel: u32,
+    pub score: f64,
+}
+
+/// Importance could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Corpus(#[from] CorpusError),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    #[error("the calibration loss is {0}: the model or the data is broken")]
+    NotFinite(f64),
+    #[error("`{method}` looks at the inputs of matrices and scores blocks only; write grouping = \"block\", or another method")]
+    BlocksOnly { method: &'static str },
+}
+
+/// Scores every channel of every member of every group.
+pub fn run(options: &Options, context: &Context, model: &Model, graph: &DependencyGraph) -> Result<(Scores, Vec<Table>), Error> {
+    let groups = match options.method {
+        Method::Random => magnitude::random(model, graph, context.seed.derive("random")),
+        Method::First => magnitude::first(model, graph),
+        Method::L1 => magnitude::magnitudes(model, graph, |w| w.abs()),
+        Method::L2 => magnitude::magnitudes(model, graph, |w| w * w),
+        Method::Taylor => {
+            let form = taylor::Form { taylor: options.taylor.unwrap_or_default(), fisher: options.fisher };
+            taylor::scores(form, context, model, graph, &calibration(options, context, model)?)?
+        }
+        Method::Wanda | Method::Wifv => activation::scores(options.method, context, model, graph, &calibration(options, context, model)?)?,
+    };
+    let scores = Scores {
+        groups,
+        signed: matches!((options.method, options.taylor), (Method::Taylor, Some(Taylor::Vector | Taylor::VectorMixed))),
+        magnitudes: matches!(options.method, Method::L1 | Method::L2),
+        compat: options.compat,
+    };
+    let table = Table::of("importance", &rows(graph, &scores))?;
+    Ok((scores, vec![table]))
+}
+
+/// The calibration sequences.
+fn calibration(options: &Options, context: &Context, model: &Model) -> Result<Vec<Sequence>, Error> {
+    let Some(source) = options.source() else { return Ok(Vec::new()) };
+    let (tokenizer, vocab) = (model.tokenizer.as_deref(), model.config.vocab);
+    let rows = match options.sample {
+        Sample::Random => corpus::windows(&source, tokenizer, vocab, options.samples, options.length, &mut context.seed.derive("windows").stream())?,
+        Sample::File => corpus::rows(&source, tokenizer, vocab)?.into_iter().take(options.samples).collect(),
+    };
+    Ok(rows.into_iter().map(|row| Sequence::new(row.ids, &row.counts)).collect())
+}
+
+fn rows(graph: &DependencyGraph, scores: &Scores) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (group, members) in graph.groups.iter().zip(&scores.groups) {
+        for scored in members {
+            rows.extend(scored.channels.iter().enumerate().map(|(channel, &score)| Row {
+                layer: group.layer as u32,
+                group: group.kind.name().to_owned(),
+                member: group.members[scored.member].name.clone(),
+                channel: channel as u32,
+                score: if scores.signed { score.abs() } else { score },
+            }));
+        }
+    }
+    rows
+}
+
+/// Reduces f(element index) over each channel of a member: rows, columns, or the whole weight.
+fn reduce(lie: Lie, rows: usize, cols: usize, mut element: impl FnMut(usize) -> f64) -> Vec<f64> {
+    match lie {
+        Lie::Along(Axis::Rows) => (0..rows).map(|r| (r * cols..(r + 1) * cols).map(&mut element).sum()).collect(),
+        Lie::Along(Axis::Cols) => {
+            let mut sums = vec![0.0; cols];
+            for r in 0..rows {
+                sums.iter_mut().enumerate().for_each(|(c, sum)| *sum += element(r * cols + c));
+            }
+            sums
+        }
+        Lie::ByLayer => vec![(0..rows * cols).map(element).sum()],
     }
 }

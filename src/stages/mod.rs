@@ -14,6 +14,8 @@ pub mod prune;
 pub mod recover;
 pub mod repeat;
 
+pub mod products;
+
 mod context;
 mod world;
 

@@ -1,10 +1,26 @@
 //! `pretrain`: text → a small LLaMA trained from scratch, with a tokenizer of its own.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rand::{Rng, RngExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, World};
-use crate::data::corpus::CorpusSource;
+use super::{Context, Fault, Interrupted, World};
+use crate::adam::{Moments, clip_factor, cosine_schedule, global_norm};
+use crate::data::corpus::{self, CorpusError, CorpusSource, Row as Tokens};
+use crate::data::feed::Feed;
+use crate::metrics::{MetricsError, Table};
+use crate::model::blocks::Lens;
+use crate::model::config::{Config, Rope, RopeScaling};
+use crate::model::tokenizer::{Tokenizer, TokenizerError};
+use crate::model::walk::{self, Sequence, Visitor};
+use crate::model::wiring::{Part, Place};
+use crate::model::{Block, Model};
+use crate::ops::Slot;
+use crate::random::Seed;
+use crate::tensor::Weight;
 
 /// Trains a LLaMA from scratch on text.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -96,11 +112,216 @@ impl Options {
         CorpusSource { path: (&self.corpus).into(), separator: self.separator.clone(), field: self.field.clone() }
     }
 
+    /// Key/value heads and the width of a head, with their defaults.
+    fn attention(&self) -> (usize, usize) {
+        (self.kv_heads.unwrap_or(self.heads), self.head_dim.unwrap_or(self.hidden / self.heads.max(1)))
+    }
+
     pub fn faults(&self) -> Vec<Fault> {
-        Vec::new()
+        let mut faults = Vec::new();
+        let sizes = [("hidden", self.hidden), ("blocks", self.blocks), ("heads", self.heads), ("mlp", self.mlp), ("batch", self.batch), ("updates", self.updates), ("kv_heads", self.kv_heads.unwrap_or(1))];
+        for (key, value) in sizes {
+            if value == 0 || value > 1 << 20 {
+                faults.push(Fault::new(key, format!("{value} is not a size"), "write a number from 1 to 1048576"));
+            }
+        }
+        let (kv_heads, head_dim) = self.attention();
+        if kv_heads > 0 && self.heads % kv_heads != 0 {
+            faults.push(Fault::new("kv_heads", format!("{} query heads cannot share {kv_heads} key/value heads evenly", self.heads), "write a divisor of `heads`"));
+        }
+        if head_dim == 0 || head_dim % 2 == 1 {
+            faults.push(Fault::new("head_dim", format!("a head of {head_dim} channels cannot be rotated in pairs"), "write an even number"));
+        }
+        if self.vocabulary < 259 {
+            faults.push(Fault::new("vocabulary", format!("{} entries cannot hold 256 bytes and the special tokens", self.vocabulary), "write at least 259"));
+        }
+        if self.length < 2 {
+            faults.push(Fault::new("length", format!("a window of {} tokens predicts nothing", self.length), "write at least 2"));
+        }
+        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
+            faults.push(Fault::new("learning_rate", format!("{} is not a positive number", self.learning_rate), ""));
+        }
+        if !(0.0..1.0).contains(&self.weight_decay) {
+            faults.push(Fault::new("weight_decay", format!("{} is not a share", self.weight_decay), "write a number from 0 to below 1"));
+        }
+        faults
     }
 
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
         world.corpus("corpus", &self.source())
+    }
+}
+
+/// One row of `pretrain.parquet`: one update of the optimiser.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// Counted from 1.
+    pub update: u32,
+    /// Mean cross entropy of the update's windows before it, in nats.
+    pub loss: f64,
+    /// Global norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of this update.
+    pub lr: f64,
+    /// Predictions that counted.
+    pub tokens: u64,
+}
+
+/// Training failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Corpus(#[from] CorpusError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    #[error("the corpus has {tokens} tokens, less than one window of {length}")]
+    TooShort { tokens: usize, length: usize },
+    #[error("the loss of update {update} is {loss}: training has diverged; lower `learning_rate`, or lengthen `warmup`")]
+    NotFinite { update: usize, loss: f64 },
+}
+
+/// Gradients are scaled down to this global norm.
+const CLIP: f64 = 1.0;
+
+/// The learning rate ends at this share of its peak.
+const FLOOR: f64 = 0.1;
+
+/// Learns a tokenizer and a model from the text.
+pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), Error> {
+    let documents = corpus::documents(&options.source())?;
+    let tokenizer = Tokenizer::train(documents.iter().cloned(), options.vocabulary)?;
+    let mut ids = Vec::new();
+    for document in &documents {
+        ids.extend(tokenizer.encode(document, true)?);
+    }
+    let mut model = initial(options, tokenizer, context.seed.derive("weights"));
+    let windows: Vec<Tokens> = ids.chunks_exact(options.length).map(|ids| Tokens { ids: ids.to_vec(), counts: vec![true; ids.len()] }).collect();
+    tracing::info!(tokens = ids.len(), windows = windows.len(), vocabulary = model.config.vocab, parameters = model.parameters(), "pretraining");
+    let too_short = Error::TooShort { tokens: ids.len(), length: options.length };
+    let mut feed = Feed::new(windows, Some((options.length, context.seed.derive("windows")))).ok_or(too_short)?;
+
+    let mut moments: BTreeMap<Place, Moments> = model.places().into_iter().map(|place| (place, Moments::new(model.weight(place).len()))).collect();
+    let bar = context.progress.bar("pretrain", options.updates as u64);
+    let mut table = Vec::with_capacity(options.updates);
+    for update in 0..options.updates {
+        context.go_on()?;
+        let batch: Vec<Sequence> = (0..options.batch).map(|_| feed.draw()).map(|row| Sequence::new(row.ids, &row.counts)).collect();
+        let mut gradients = Gradients::default();
+        let loss = walk::backward(&model, &batch, 0, &mut gradients);
+        let norm = global_norm(gradients.sums.values().map(|g| &g[..]));
+        if !loss.mean.is_finite() || !norm.is_finite() {
+            return Err(Error::NotFinite { update: update + 1, loss: loss.mean });
+        }
+        let (clip, rate) = (clip_factor(norm, CLIP), options.learning_rate * cosine_schedule(update, options.warmup, options.updates, FLOOR));
+        for (place, mut gradient) in gradients.sums {
+            gradient.iter_mut().for_each(|g| *g *= clip);
+            let decays = matches!(place, Place::Block(_, part) if Part::MATRICES.contains(&part));
+            let decay = if decays { options.weight_decay } else { 0.0 };
+            if let Some(moments) = moments.get_mut(&place) {
+                model.weight_mut(place).update(|w| moments.step(w, &gradient, update + 1, rate, decay));
+            }
+        }
+        table.push(Row { update: update as u32 + 1, loss: loss.mean, grad_norm: norm, lr: rate, tokens: loss.targets as u64 });
+        bar.note(format_args!("loss {:.4}", loss.mean));
+        bar.step();
+    }
+    Ok((model, vec![Table::of("pretrain", &table)?]))
+}
+
+/// Normal weights with a deviation of 0.02, those that write to the residual stream scaled down by √(2·blocks) (GPT-2);
+/// norms of one; the head is the embedding.
+fn initial(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Model {
+    let ((kv_heads, head_dim), hidden) = (options.attention(), options.hidden);
+    let vocab = tokenizer.vocabulary();
+    let mut stream = seed.stream();
+    let mut normal = |rows: usize, cols: usize, deviation: f32| Weight::new((0..rows * cols).map(|_| deviation * gaussian(&mut stream)).collect(), rows, cols);
+    let out = 0.02 / (2.0 * options.blocks as f32).sqrt();
+    let embedding = normal(vocab, hidden, 0.02);
+    let ones = || Weight::new(vec![1.0; hidden], 1, hidden);
+    let (queries, keys) = (options.heads * head_dim, kv_heads * head_dim);
+    let blocks = (0..options.blocks).map(|_| {
+        Block::new([
+            ones(),
+            normal(queries, hidden, 0.02),
+            normal(keys, hidden, 0.02),
+            normal(keys, hidden, 0.02),
+            normal(hidden, queries, out),
+            ones(),
+            normal(options.mlp, hidden, 0.02),
+            normal(options.mlp, hidden, 0.02),
+            normal(hidden, options.mlp, out),
+        ])
+    }).collect();
+    let config = Config {
+        hidden,
+        layers: options.blocks,
+        head_dim,
+        vocab,
+        max_positions: options.length.max(512),
+        norm_epsilon: 1e-5,
+        tied: true,
+        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+        raw: serde_json::Map::new(),
+    };
+    Model { config, embedding, blocks, norm: ones(), head: None, tokenizer: Some(Arc::new(tokenizer)) }
+}
+
+/// A standard normal number (Box and Muller 1958).
+fn gaussian(stream: &mut impl Rng) -> f32 {
+    let (u, v): (f64, f64) = (1.0 - stream.random::<f64>(), stream.random());
+    ((-2.0 * u.ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos()) as f32
+}
+
+/// Adds up the gradient of every weight; a tied head's goes to the embedding.
+#[derive(Default)]
+struct Gradients {
+    sums: BTreeMap<Place, Vec<f32>>,
+}
+
+/// A slot for every part.
+#[derive(Default)]
+struct Slots([Slot; 9]);
+
+impl Lens for Slots {
+    fn slot(&self, part: Part) -> Option<&Slot> {
+        Some(&self.0[part as usize])
+    }
+}
+
+impl Gradients {
+    fn add(&mut self, place: Place, gradient: Vec<f32>) {
+        match self.sums.get_mut(&place) {
+            Some(sum) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
+            None => drop(self.sums.insert(place, gradient)),
+        }
+    }
+}
+
+impl Visitor for Gradients {
+    type Lens = Slots;
+    type Found = Vec<(Part, Vec<f32>)>;
+
+    fn lens(&self, _: usize, _: usize) -> Slots {
+        Slots::default()
+    }
+
+    fn found(lens: Slots) -> Self::Found {
+        Part::ALL.into_iter().zip(&lens.0).filter_map(|(part, slot)| Some((part, slot.take()?))).collect()
+    }
+
+    fn block(&mut self, layer: usize, _: usize, found: Self::Found) {
+        found.into_iter().for_each(|(part, gradient)| self.add(Place::Block(layer, part), gradient));
+    }
+
+    fn wants(&self, _: Place) -> bool {
+        true
+    }
+
+    fn outside(&mut self, at: Place, _: usize, gradient: Vec<f32>) {
+        self.add(if at == Place::Head { Place::Embedding } else { at }, gradient);
     }
 }

@@ -3,8 +3,14 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::importance::Compat;
+use super::products::{Compat, GroupScores};
 use super::{Fault, World};
+use crate::metrics::{MetricsError, Table};
+use crate::model::Model;
+use crate::model::groups::{DependencyGraph, Group, Kind};
+use crate::model::plan::{self, PruningPlan};
+
+mod decide;
 
 /// Removes the least important units.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -52,5 +58,128 @@ impl Options {
 
     pub fn world(&self, _: &mut World) -> Vec<Fault> {
         Vec::new()
+    }
+}
+
+/// One row of `prune.parquet`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// Layer of the dense model.
+    pub layer: u32,
+    /// `attention`, `mlp`, `hidden` or `layer`.
+    pub group: String,
+    /// Unit of the dense model.
+    pub unit: u32,
+    pub kept: bool,
+    /// What the unit was ranked by; null for a unit that was gone before.
+    pub score: Option<f64>,
+    /// Whether another program in float32 might decide otherwise: the score lies within 3e-5 of the border.
+    pub near_tie: bool,
+}
+
+/// The row of `prune_sizes.parquet`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SizesRow {
+    pub params_before: u64,
+    pub params_after: u64,
+    /// Multiply-accumulates of a forward pass over 64 tokens.
+    pub macs_before: u64,
+    pub macs_after: u64,
+    /// As float32.
+    pub bytes_before: u64,
+    pub bytes_after: u64,
+    /// Share of the units in the groups that was removed.
+    pub group_ratio: f64,
+    /// Share of all parameters that was removed.
+    pub param_ratio: f64,
+}
+
+/// The t-th of several times, from 1: a `prune` inside a `repeat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Schedule {
+    pub time: u32,
+    pub times: u32,
+}
+
+/// The model could not be pruned.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+}
+
+/// What pruning hands on.
+pub struct Pruned {
+    pub model: Model,
+    /// Counted in the dense model, earlier prunings included.
+    pub plan: PruningPlan,
+    /// Units of each group before the first time of a repeat.
+    pub initial: Vec<usize>,
+}
+
+/// How many tokens the MACs are counted for.
+const MACS_TOKENS: u64 = 64;
+
+/// Removes the least important units of every group.
+///
+/// `before`: what earlier prunings left; `initial`: units of each group when the repeat began.
+pub fn run(options: &Options, schedule: Option<Schedule>, model: &Model, graph: &DependencyGraph, scores: &GroupScores, before: Option<&PruningPlan>, initial: Option<&[usize]>) -> Result<(Pruned, Vec<Table>), Error> {
+    let initial: Vec<usize> = match (schedule, initial) {
+        (Some(Schedule { time: 2.., .. }), Some(initial)) => initial.to_vec(),
+        _ => graph.groups.iter().map(|group| group.units).collect(),
+    };
+    let share = schedule.map_or(options.ratio, |s| options.ratio * f64::from(s.time) / f64::from(s.times));
+    let removed = match options.scope {
+        Scope::Local => decide::local(options, share, model, graph, scores, &initial),
+        Scope::Global => decide::global(options, share, graph, scores, &initial),
+    };
+    if removed.iter().all(Vec::is_empty) {
+        tracing::warn!(ratio = share, "no group loses a unit: one is more than this share");
+    }
+    let mut plan = before.cloned().unwrap_or_default();
+    let mut pruned = model.clone();
+    let mut rows = Vec::new();
+    for ((group, scores), removed) in graph.groups.iter().zip(&scores.groups).zip(&removed) {
+        let kept: Vec<usize> = (0..group.units).filter(|unit| removed.binary_search(unit).is_err()).collect();
+        rows.extend(table_rows(&plan, group, scores, removed));
+        plan.keep(group, &kept);
+        pruned = plan::keep(&pruned, group, &kept);
+    }
+    let sizes = sizes(model, &pruned, graph, &removed);
+    tracing::info!(params = sizes.params_after, removed = format!("{:.1} %", 100.0 * sizes.param_ratio), "pruned");
+    let tables = vec![Table::of("prune", &rows)?, Table::of("prune_sizes", &[sizes])?];
+    Ok((Pruned { model: pruned, plan, initial }, tables))
+}
+
+/// One row for each unit of the dense model's group.
+fn table_rows(before: &PruningPlan, group: &Group, scores: &[f64], removed: &[usize]) -> Vec<Row> {
+    let entry = before.find(group.kind, group.layer);
+    let layer = match group.kind {
+        Kind::Attention | Kind::Mlp => before.dense_layer(group.layer),
+        Kind::Hidden | Kind::Layer => 0,
+    };
+    let row = |unit, kept, score, near_tie| Row { layer: layer as u32, group: group.kind.name().to_owned(), unit, kept, score, near_tie };
+    let dense_units = entry.map_or(group.units, |e| e.units);
+    let mut rows: Vec<Row> = (0..dense_units).map(|unit| row(unit as u32, false, None, false)).collect();
+    let near = decide::near_ties(scores, removed);
+    for (now, &score) in scores.iter().enumerate() {
+        let unit = entry.map_or(now, |e| e.kept[now]);
+        rows[unit] = row(unit as u32, removed.binary_search(&now).is_err(), Some(score), near[now]);
+    }
+    rows
+}
+
+fn sizes(before: &Model, after: &Model, graph: &DependencyGraph, removed: &[Vec<usize>]) -> SizesRow {
+    let (params_before, params_after) = (before.parameters(), after.parameters());
+    let units: usize = graph.groups.iter().map(|group| group.units).sum();
+    SizesRow {
+        params_before,
+        params_after,
+        macs_before: before.macs(MACS_TOKENS),
+        macs_after: after.macs(MACS_TOKENS),
+        bytes_before: params_before * size_of::<f32>() as u64,
+        bytes_after: params_after * size_of::<f32>() as u64,
+        group_ratio: removed.iter().map(Vec::len).sum::<usize>() as f64 / units as f64,
+        param_ratio: 1.0 - params_after as f64 / params_before as f64,
     }
 }

@@ -1,10 +1,21 @@
 //! `recover`: Model and text → LoRA adapters (Hu et al. 2021; LLM-Pruner, equation 6), merged into the Model that follows.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, World};
-use crate::data::corpus::{CorpusSource, Sample};
+use super::{Context, Fault, Interrupted, World};
+use crate::adam::{Moments, clip_factor, global_norm, linear_schedule};
+use crate::data::corpus::{self, CorpusError, CorpusSource, Sample};
+use crate::data::feed::Feed;
+use crate::metrics::{MetricsError, Table};
+use crate::model::Model;
+use crate::model::lora::{Adapted, Adapter, AdapterError, FactorGradients};
+use crate::model::walk::{self, Sequence, Visitor};
+use crate::model::wiring::Part;
+use crate::random::Seed;
 
 /// Trains low-rank adapters on the pruned model.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -18,10 +29,11 @@ pub struct Options {
     /// The field of a JSONL row that holds its text. Default `text`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
-    /// Which part of the corpus an update sees: random windows, or the rows in file order. Default `random`.
+    /// `random`: documents in an order shuffled anew for every pass, each cut to a random window of `length` tokens;
+    /// `file`: rows whole, in file order. Default `random`.
     #[serde(default)]
     pub sample: Sample,
-    /// Tokens of a random window, at least 2. Default 64.
+    /// Tokens of a window, at least 2; shorter documents are taken whole. Default 64.
     #[serde(default = "sixty_four")]
     pub length: usize,
     /// Rank of the adapters, at least 1. Default 8.
@@ -152,5 +164,166 @@ impl Options {
             faults.push(Fault::new("init", message, ""));
         }
         faults
+    }
+}
+
+/// One row of `recover.parquet`: one update of the optimiser.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// Counted from 1.
+    pub update: u32,
+    /// Mean cross entropy of the update's rows before it, in nats.
+    pub loss: f64,
+    /// Global norm of the adapters' gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of this update.
+    pub lr: f64,
+    /// Predictions that counted.
+    pub tokens: u64,
+}
+
+/// Recovery failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Corpus(#[from] CorpusError),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    #[error("cannot write the adapter: {0}")]
+    Write(String),
+    #[error("the loss of update {update} is {loss}: training has diverged; lower `learning_rate`, or lengthen `warmup`")]
+    NotFinite { update: usize, loss: f64 },
+    #[error("the adapter is still zero after update {update} with a learning rate of {rate}: it would change nothing")]
+    StillZero { update: usize, rate: f64 },
+    #[error("no row of the corpus has a token to predict")]
+    NothingToPredict,
+}
+
+/// Trains adapters, saves them as `adapter/` in PEFT's layout, and hands on the model with them merged.
+pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model, Adapter, Vec<Table>), Error> {
+    let targets: Vec<Part> = options.targets.iter().map(|&target| target.into()).collect();
+    let mut adapter = match &options.init {
+        Some(path) => Adapter::read(path.as_ref(), model, &targets, options.rank, options.alpha)?,
+        None => Adapter::new(model, &targets, options.rank, options.alpha, context.seed.derive("adapter")),
+    };
+    let rows = corpus::rows(&options.source(), model.tokenizer.as_deref(), model.config.vocab)?;
+    let random = (options.sample == Sample::Random).then(|| (options.length, context.seed.derive("rows")));
+    let mut feed = Feed::new(rows, random).ok_or(Error::NothingToPredict)?;
+    let updates = match options.duration {
+        Duration::Updates(updates) => updates,
+        Duration::Epochs(epochs) => (feed.rows() * epochs).div_ceil(options.batch),
+    };
+    let mut moments: BTreeMap<(usize, Part), (Moments, Moments)> =
+        adapter.factors.iter().map(|(&at, f)| (at, (Moments::new(f.a.len()), Moments::new(f.b.len())))).collect();
+    let bar = context.progress.bar("recover", updates as u64);
+    let mut table = Vec::with_capacity(updates);
+    for update in 0..updates {
+        context.go_on()?;
+        let batch: Vec<Sequence> = (0..options.batch).map(|_| feed.draw()).map(|row| Sequence::new(row.ids, &row.counts)).collect();
+        let dropout = (options.dropout, context.seed.derive("dropout").derive(&update.to_string()));
+        let (loss, mut gradients) = gradients(model, &adapter, &batch, options.micro_batch.unwrap_or(options.batch), dropout);
+        let norm = global_norm(gradients.values().flat_map(|(a, b)| [&a[..], &b[..]]));
+        if !loss.is_finite() || !norm.is_finite() {
+            return Err(Error::NotFinite { update: update + 1, loss });
+        }
+        let (clip, rate) = (clip_factor(norm, options.clip), options.learning_rate * linear_schedule(update, options.warmup, updates));
+        for (at, factors) in &mut adapter.factors {
+            let (Some((a, b)), Some((moments_a, moments_b))) = (gradients.get_mut(at), moments.get_mut(at)) else { continue };
+            for (gradient, moments, weight) in [(a, moments_a, &mut factors.a), (b, moments_b, &mut factors.b)] {
+                gradient.iter_mut().for_each(|g| *g *= clip);
+                weight.update(|w| moments.step(w, gradient, update + 1, rate, 0.0));
+            }
+        }
+        if rate > 0.0 && adapter.factors.values().all(|f| f.b.values().iter().all(|&b| b == 0.0)) {
+            return Err(Error::StillZero { update: update + 1, rate });
+        }
+        let tokens = batch.iter().map(|s| s.targets.len() as u64).sum();
+        table.push(Row { update: update as u32 + 1, loss, grad_norm: norm, lr: rate, tokens });
+        bar.note(format_args!("loss {loss:.4}"));
+        bar.step();
+    }
+    save(&adapter, &context.folder.join("adapter"))?;
+    tracing::info!(updates, first = table.first().map(|r| r.loss), last = table.last().map(|r| r.loss), "recovered");
+    let merged = adapter.merge(model);
+    Ok((merged, adapter, vec![Table::of("recover", &table)?]))
+}
+
+/// The mean loss of a batch and the gradients of every factor, a micro-batch at a time.
+fn gradients(model: &Model, adapter: &Adapter, batch: &[Sequence], micro: usize, dropout: (f64, Seed)) -> (f64, BTreeMap<(usize, Part), (Vec<f32>, Vec<f32>)>) {
+    let total: usize = batch.iter().map(|s| s.targets.len()).sum();
+    let lowest = adapter.factors.keys().map(|(layer, _)| *layer).min().unwrap_or(0);
+    let mut sums = Sums { adapter, dropout, first: 0, share: 1.0, sums: BTreeMap::new() };
+    let mut loss = 0.0;
+    for (i, micro_batch) in batch.chunks(micro).enumerate() {
+        let own: usize = micro_batch.iter().map(|s| s.targets.len()).sum();
+        if own > 0 {
+            (sums.first, sums.share) = (i * micro, own as f32 / total as f32);
+            loss += walk::backward(model, micro_batch, lowest, &mut sums).mean * own as f64 / total as f64;
+        }
+    }
+    (loss, sums.sums)
+}
+
+/// Adds up the factors' gradients over the sequences of an update.
+struct Sums<'a> {
+    adapter: &'a Adapter,
+    /// The share that is dropped, and this update's seed.
+    dropout: (f64, Seed),
+    /// Number, in the update, of the micro-batch's first sequence, and the micro-batch's share of all targets.
+    first: usize,
+    share: f32,
+    sums: BTreeMap<(usize, Part), (Vec<f32>, Vec<f32>)>,
+}
+
+impl<'a> Visitor for Sums<'a> {
+    type Lens = Adapted<'a>;
+    type Found = FactorGradients;
+
+    fn lens(&self, layer: usize, sequence: usize) -> Adapted<'a> {
+        let seed = self.dropout.1.derive(&(self.first + sequence).to_string());
+        Adapted::new(self.adapter, layer, self.dropout.0, seed)
+    }
+
+    fn found(lens: Adapted<'a>) -> FactorGradients {
+        lens.gradients()
+    }
+
+    fn block(&mut self, layer: usize, _: usize, found: FactorGradients) {
+        let add = |sum: &mut Vec<f32>, gradient: Vec<f32>, share: f32| {
+            sum.resize(gradient.len(), 0.0);
+            sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g * share);
+        };
+        for (part, a, b) in found {
+            let (sum_a, sum_b) = self.sums.entry((layer, part)).or_default();
+            add(sum_a, a, self.share);
+            add(sum_b, b, self.share);
+        }
+    }
+}
+
+/// `adapter_model.safetensors` and `adapter_config.json`, as PEFT names them.
+fn save(adapter: &Adapter, folder: &Path) -> Result<(), Error> {
+    let failed = |e: &dyn std::fmt::Display| Error::Write(format!("`{}`: {e}", folder.display()));
+    std::fs::create_dir_all(folder).map_err(|e| failed(&e))?;
+    adapter.write(&folder.join("adapter_model.safetensors")).map_err(|e| failed(&e))?;
+    let config = serde_json::to_string_pretty(&adapter.config_json()).map_err(|e| failed(&e))?;
+    std::fs::write(folder.join("adapter_config.json"), config).map_err(|e| failed(&e))
+}
+
+impl From<Target> for Part {
+    fn from(target: Target) -> Self {
+        match target {
+            Target::Q => Part::Q,
+            Target::K => Part::K,
+            Target::V => Part::V,
+            Target::O => Part::O,
+            Target::Gate => Part::Gate,
+            Target::Up => Part::Up,
+            Target::Down => Part::Down,
+        }
     }
 }

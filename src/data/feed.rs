@@ -1,0 +1,77 @@
+//! Rows without end, for training: in file order, or shuffled anew for every pass and cut to random windows.
+
+use rand::RngExt;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+use super::corpus::Row;
+use crate::random::Seed;
+
+/// Hands out the rows of a corpus, pass after pass.
+pub struct Feed {
+    rows: Vec<Row>,
+    order: Vec<usize>,
+    at: usize,
+    /// The longest window, and the stream that shuffles and cuts. None: rows whole, in file order.
+    random: Option<(usize, ChaCha8Rng)>,
+}
+
+impl Feed {
+    /// Rows that predict nothing are left out; None if none is left. `random`: length of the windows, seed.
+    pub fn new(mut rows: Vec<Row>, random: Option<(usize, Seed)>) -> Option<Self> {
+        rows.retain(|row| row.counts.iter().skip(1).any(|&counts| counts));
+        let order: Vec<usize> = (0..rows.len()).collect();
+        (!rows.is_empty()).then(|| Self { at: order.len(), rows, order, random: random.map(|(length, seed)| (length, seed.stream())) })
+    }
+
+    /// Rows of one pass.
+    pub fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The next row.
+    pub fn draw(&mut self) -> Row {
+        if self.at == self.order.len() {
+            self.at = 0;
+            if let Some((_, stream)) = &mut self.random {
+                self.order.shuffle(stream);
+            }
+        }
+        let row = &self.rows[self.order[self.at]];
+        self.at += 1;
+        match &mut self.random {
+            Some((length, stream)) if row.ids.len() > *length => {
+                let start = stream.random_range(0..=row.ids.len() - *length);
+                let window = start..start + *length;
+                Row { ids: row.ids[window.clone()].to_vec(), counts: row.counts[window].to_vec() }
+            }
+            _ => row.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(lengths: &[usize]) -> Vec<Row> {
+        lengths.iter().enumerate().map(|(i, &n)| Row { ids: (0..n as u32).map(|t| t + 100 * i as u32).collect(), counts: vec![true; n] }).collect()
+    }
+
+    #[test]
+    fn file_order_repeats() {
+        let mut feed = Feed::new(rows(&[3, 1, 2]), None).expect("two rows predict");
+        let firsts: Vec<u32> = (0..5).map(|_| feed.draw().ids[0]).collect();
+        assert_eq!((feed.rows(), firsts), (2, vec![0, 200, 0, 200, 0]), "a row of one token predicts nothing");
+    }
+
+    #[test]
+    fn a_random_pass_sees_every_row_once_and_cuts_windows() {
+        let mut feed = Feed::new(rows(&[9, 4, 5, 7]), Some((5, Seed::root(1)))).expect("rows");
+        let pass: Vec<Row> = (0..4).map(|_| feed.draw()).collect();
+        let mut seen: Vec<u32> = pass.iter().map(|row| row.ids[0] / 100).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, [0, 1, 2, 3]);
+        assert!(pass.iter().all(|row| row.ids.len() <= 5 && row.ids.windows(2).all(|w| w[1] == w[0] + 1)));
+    }
+}

@@ -1,0 +1,42 @@
+//! The values that stages hand to each other, beside the model's own types. Plain data.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Where the reference implementation differs from the paper or has a defect worth reproducing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compat {
+    /// Query head h is credited to the key/value head it uses, h div repeat. Global pruning takes exactly the number
+    /// asked for, from scores made comparable between groups, and empties no group.
+    #[default]
+    Corrected,
+    /// Query head h is credited to key/value head h mod count; magnitudes reduce by mean. Global pruning compares raw
+    /// scores, takes every unit at or below the threshold, and leaves alone a group that it would empty.
+    Reference,
+}
+
+/// What `importance` hands on: for each group of the graph, in its order, the scores of its members.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scores {
+    pub groups: Vec<Vec<MemberScores>>,
+    /// Whether sums of scores are what counts, and their magnitude is taken last (the `vector` forms).
+    pub signed: bool,
+    /// Whether these are magnitudes of weights, which the reference always reduces by mean.
+    pub magnitudes: bool,
+    pub compat: Compat,
+}
+
+/// One score per channel of a member.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemberScores {
+    /// Index into the group's members.
+    pub member: usize,
+    pub channels: Vec<f64>,
+}
+
+/// What `aggregate` hands on: for each group of the graph, in its order, one score per unit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GroupScores {
+    pub groups: Vec<Vec<f64>>,
+}

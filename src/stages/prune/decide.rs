@@ -1,0 +1,140 @@
+//! Which units go (LLM-Pruner, section 3.3; the reference's rule of counting, `int()` and all, in double precision).
+
+use super::{Compat, Options};
+use crate::model::Model;
+use crate::model::groups::{DependencyGraph, Group, Kind};
+use crate::stages::products::GroupScores;
+
+/// Two scores closer than this share of the larger are a near-tie: float32 programs may order them either way.
+const NEAR: f64 = 3e-5;
+
+/// Every group for itself: the lowest-scored units, so many that `share` of the initial width is gone.
+pub fn local(options: &Options, share: f64, model: &Model, graph: &DependencyGraph, scores: &GroupScores, initial: &[usize]) -> Vec<Vec<usize>> {
+    let groups = graph.groups.iter().zip(&scores.groups).zip(initial);
+    groups.map(|((group, scores), &initial)| {
+        let width = match group.kind {
+            Kind::Attention => group.unit_width(model),
+            Kind::Mlp | Kind::Hidden | Kind::Layer => 1,
+        };
+        let count = units_to_remove(group.units, initial, width, share);
+        lowest(scores, limit(options, group, rounded(options, group, count)))
+    }).collect()
+}
+
+/// n = current − int(initial · (1 − share)) channels, of which whole units of `width` channels go.
+fn units_to_remove(units: usize, initial: usize, width: usize, share: f64) -> usize {
+    let stay = ((initial * width) as f64 * (1.0 - share.min(1.0))) as usize;
+    (units * width).saturating_sub(stay) / width
+}
+
+/// Fewer units, so that the width that stays is a multiple of `round_to`.
+fn rounded(options: &Options, group: &Group, count: usize) -> usize {
+    if options.round_to == 1 || matches!(group.kind, Kind::Attention | Kind::Layer) {
+        return count;
+    }
+    let stay = (group.units - count.min(group.units)).next_multiple_of(options.round_to);
+    group.units.saturating_sub(stay)
+}
+
+/// No group is emptied: the reference leaves it alone, the corrected rule leaves it one unit.
+fn limit(options: &Options, group: &Group, count: usize) -> usize {
+    if count < group.units {
+        return count;
+    }
+    let (layer, kind) = (group.layer, group.kind.name());
+    tracing::warn!(layer, group = kind, "this ratio would empty the group");
+    match options.compat {
+        Compat::Reference => 0,
+        Compat::Corrected => group.units - 1,
+    }
+}
+
+/// The `count` lowest scores; of equals the lower index goes first.
+fn lowest(scores: &[f64], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(a.cmp(&b)));
+    order.truncate(count);
+    order.sort_unstable();
+    order
+}
+
+/// All groups ranked together, a unit of a group against a unit of another.
+pub fn global(options: &Options, share: f64, graph: &DependencyGraph, scores: &GroupScores, initial: &[usize]) -> Vec<Vec<usize>> {
+    let now: usize = graph.groups.iter().map(|group| group.units).sum();
+    let count = units_to_remove(now, initial.iter().sum(), 1, share);
+    let removed = match options.compat {
+        Compat::Reference => below_threshold(graph, scores, count),
+        Compat::Corrected => ranked(graph, scores, count),
+    };
+    // Rounding gives back the best of those that were to go.
+    graph.groups.iter().zip(&scores.groups).zip(removed).map(|((group, scores), removed)| {
+        let count = rounded(options, group, removed.len());
+        if count == removed.len() { removed } else { lowest(scores, count) }
+    }).collect()
+}
+
+/// The reference: raw scores, everything at or below the count-th lowest, a group that would be emptied left alone.
+fn below_threshold(graph: &DependencyGraph, scores: &GroupScores, count: usize) -> Vec<Vec<usize>> {
+    let mut all: Vec<f64> = scores.groups.iter().flatten().copied().collect();
+    all.sort_by(f64::total_cmp);
+    let threshold = count.checked_sub(1).and_then(|last| all.get(last)).copied().unwrap_or(f64::NEG_INFINITY);
+    graph.groups.iter().zip(&scores.groups).map(|(group, scores)| {
+        let below: Vec<usize> = (0..group.units).filter(|&unit| scores[unit] <= threshold).collect();
+        if below.len() == group.units {
+            tracing::warn!(layer = group.layer, group = group.kind.name(), "the threshold would empty the group; it is left alone");
+            return Vec::new();
+        }
+        below
+    }).collect()
+}
+
+/// The corrected rule: scores divided by their group's mean, exactly `count` units, at least one left in every group.
+fn ranked(graph: &DependencyGraph, scores: &GroupScores, count: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<(f64, usize, usize)> = Vec::new();
+    for (g, scores) in scores.groups.iter().enumerate() {
+        let mean = scores.iter().sum::<f64>() / scores.len() as f64;
+        order.extend(scores.iter().enumerate().map(|(unit, &score)| (if mean > 0.0 { score / mean } else { score }, g, unit)));
+    }
+    order.sort_by(|a, b| a.0.total_cmp(&b.0).then((a.1, a.2).cmp(&(b.1, b.2))));
+    let mut removed = vec![Vec::new(); graph.groups.len()];
+    let mut left = count;
+    for (_, g, unit) in order {
+        if left > 0 && removed[g].len() + 1 < graph.groups[g].units {
+            removed[g].push(unit);
+            left -= 1;
+        }
+    }
+    removed.iter_mut().for_each(|units| units.sort_unstable());
+    removed
+}
+
+/// Which units lie so close to the border between kept and removed that rounding may decide.
+pub fn near_ties(scores: &[f64], removed: &[usize]) -> Vec<bool> {
+    let is_removed = |unit: &usize| removed.binary_search(unit).is_ok();
+    let of = |kept: bool| (0..scores.len()).filter(move |unit| is_removed(unit) != kept).map(|unit| scores[unit]);
+    let (highest_removed, lowest_kept) = (of(false).fold(f64::NEG_INFINITY, f64::max), of(true).fold(f64::INFINITY, f64::min));
+    let near = |a: f64, b: f64| b.is_finite() && (a - b).abs() <= NEAR * a.abs().max(b.abs());
+    (0..scores.len()).map(|unit| near(scores[unit], if is_removed(&unit) { lowest_kept } else { highest_removed })).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_follow_the_reference() {
+        // 4096 channels in heads of 128: a quarter is 8 heads, a fifth 6 (6.4), half 16, six tenths 19
+        let heads = |share| units_to_remove(32, 32, 128, share);
+        assert_eq!([heads(0.25), heads(0.2), heads(0.5), heads(0.6)], [8, 6, 16, 19]);
+        let channels = |share| units_to_remove(11008, 11008, 1, share);
+        assert_eq!([channels(0.25), channels(0.2), channels(0.6)], [2752, 2202, 6605]);
+        // double precision: 100 · (1 − 0.8) is 19.999…, truncated
+        assert_eq!(units_to_remove(100, 100, 1, 0.8), 81);
+    }
+
+    #[test]
+    fn ties_break_by_the_lower_index() {
+        assert_eq!(lowest(&[1.0, 0.5, 0.5, 0.5, 2.0], 2), [1, 2]);
+        assert_eq!(near_ties(&[1.0, 0.5, 0.5, 3.0], &[1]), [false, true, true, false]);
+    }
+}
