@@ -10,4 +10,5 @@ impl Tokenizer {
     pub fn vocabulary(&self) -> usize { 0 }
     pub fn encode(&self, _: &str, _: bool) -> Result<Vec<u32>, TokenizerError> { unimplemented!() }
     pub fn train(_: impl Iterator<Item = String>, _: usize) -> Result<Self, TokenizerError> { unimplemented!() }
+    pub fn files(&self) -> &[(String, Vec<u8>)] { &[] }
 }

@@ -1,29 +1,64 @@
 //! `load`: a Hugging Face folder → the Model that the following stages work on.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Fault, World};
-use crate::model::ModelHeader;
+use crate::model::{CheckpointError, Model, ModelHeader};
 
 /// Reads a checkpoint: `config.json`, one or several safetensors files, and `tokenizer.json` where there is one.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// A folder as transformers writes it, relative to the working directory. `hf://owner/name@revision` is reserved.
+    /// A folder as transformers writes it, relative to the working directory; `models/tiny` is also built into the
+    /// program. `hf://owner/name@revision` is reserved.
     pub model: String,
+}
+
+/// The model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot load the model: {0}")]
+    Checkpoint(#[from] CheckpointError),
+    #[error("models from a hub (`hf://`) are not supported yet")]
+    Hub,
 }
 
 impl Options {
     pub fn faults(&self) -> Vec<Fault> {
-        Vec::new()
+        if self.model.is_empty() { vec![Fault::new("model", "the model has no name", "write the path of a folder")] } else { Vec::new() }
     }
 
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
-        let _ = (ModelHeader::read as fn(&std::path::Path) -> _, PathBuf::new());
-        let _ = world;
-        Vec::new()
+        world.model = None;
+        if self.model.starts_with("hf://") {
+            return vec![Fault::new("model", "models from a hub are not supported yet", "download the folder and write its path")];
+        }
+        match world.header(Path::new(&self.model)) {
+            Ok(header) => {
+                world.model = Some(header);
+                Vec::new()
+            }
+            Err(message) => vec![Fault::new("model", message, "a model is a folder with config.json and safetensors files, relative to the working directory")],
+        }
+    }
+}
+
+/// Loads the model.
+pub fn run(options: &Options) -> Result<Model, Error> {
+    if options.model.starts_with("hf://") {
+        return Err(Error::Hub);
+    }
+    let model = Model::load(Path::new(&options.model))?;
+    tracing::info!(model = options.model, parameters = model.parameters(), layers = model.blocks.len(), "loaded");
+    Ok(model)
+}
+
+impl World {
+    /// A folder's header; the answer is remembered.
+    fn header(&mut self, folder: &Path) -> Result<ModelHeader, String> {
+        self.headers.entry(folder.to_path_buf()).or_insert_with(|| ModelHeader::read(folder).map_err(|e| e.to_string())).clone()
     }
 }

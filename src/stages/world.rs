@@ -33,6 +33,8 @@ pub struct World {
     pub model: Option<ModelHeader>,
     /// Remembered answers, so that five hundred variants open each file once.
     pub seen: BTreeMap<PathBuf, Result<(), String>>,
+    /// Remembered headers of model folders.
+    pub headers: BTreeMap<PathBuf, Result<ModelHeader, String>>,
 }
 
 impl World {
