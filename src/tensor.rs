@@ -1,7 +1,6 @@
 //! The device, the element, and how weights are held. The only generic in the models is the tape.
 
 use std::borrow::Cow;
-use std::sync::OnceLock;
 
 use dfdx::prelude::*;
 
@@ -22,10 +21,23 @@ pub type Recording = OwnedTape<f32, Device>;
 pub trait AnyTape: Tape<f32, Device> + Merge<Self> + 'static {}
 impl<T: Tape<f32, Device> + Merge<T> + 'static> AnyTape for T {}
 
+/// What may cross threads: on the CPU sequences are worked on in parallel; dfdx's CUDA device stays in one thread.
+#[cfg(not(feature = "cuda"))]
+pub trait Threaded: Send + Sync {}
+#[cfg(not(feature = "cuda"))]
+impl<T: Send + Sync> Threaded for T {}
+/// What may cross threads: nothing needs to, dfdx's CUDA device stays in one.
+#[cfg(feature = "cuda")]
+pub trait Threaded {}
+#[cfg(feature = "cuda")]
+impl<T> Threaded for T {}
+
 /// The device of this process.
 pub fn device() -> Device {
-    static DEVICE: OnceLock<Device> = OnceLock::new();
-    DEVICE.get_or_init(Device::default).clone()
+    thread_local! {
+        static DEVICE: Device = Device::default();
+    }
+    DEVICE.with(Device::clone)
 }
 
 /// Activations from row-major values, without a copy on the CPU.
@@ -36,7 +48,7 @@ pub fn hidden(values: Vec<f32>, rows: usize, cols: usize) -> Hidden {
 
 /// Applies `work` to every item, in parallel on the CPU, one after another on a GPU, and returns the results in order.
 /// Results never depend on the number of threads, because no two items share a sum.
-pub fn for_each_sequence<I: Sync, O: Send>(items: &[I], work: impl Fn(usize, &I) -> O + Sync) -> Vec<O> {
+pub fn for_each_sequence<I: Threaded, O: Threaded>(items: &[I], work: impl Fn(usize, &I) -> O + Threaded) -> Vec<O> {
     #[cfg(not(feature = "cuda"))]
     {
         use rayon::prelude::*;

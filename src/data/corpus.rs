@@ -37,6 +37,19 @@ pub struct Row {
 #[derive(Debug, thiserror::Error)]
 pub enum CorpusError {}
 use crate::model::tokenizer::Tokenizer;
-pub fn rows(_: &CorpusSource, _: Option<&Tokenizer>, _: usize) -> Result<Vec<Row>, CorpusError> { unimplemented!() }
-pub fn windows(_: &CorpusSource, _: Option<&Tokenizer>, _: usize, _samples: usize, _length: usize, _: &mut impl rand::Rng) -> Result<Vec<Row>, CorpusError> { unimplemented!() }
-pub fn documents(_: &CorpusSource) -> Result<Vec<String>, CorpusError> { unimplemented!() }
+pub fn rows(_: &CorpusSource, _: Option<&Tokenizer>, _: usize) -> Result<Vec<Row>, CorpusError> {
+    unimplemented!()
+}
+pub fn windows(
+    _: &CorpusSource,
+    _: Option<&Tokenizer>,
+    _: usize,
+    _samples: usize,
+    _length: usize,
+    _: &mut impl rand::Rng,
+) -> Result<Vec<Row>, CorpusError> {
+    unimplemented!()
+}
+pub fn documents(_: &CorpusSource) -> Result<Vec<String>, CorpusError> {
+    unimplemented!()
+}

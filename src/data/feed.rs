@@ -21,7 +21,12 @@ impl Feed {
     pub fn new(mut rows: Vec<Row>, random: Option<(usize, Seed)>) -> Option<Self> {
         rows.retain(|row| row.counts.iter().skip(1).any(|&counts| counts));
         let order: Vec<usize> = (0..rows.len()).collect();
-        (!rows.is_empty()).then(|| Self { at: order.len(), rows, order, random: random.map(|(length, seed)| (length, seed.stream())) })
+        (!rows.is_empty()).then(|| Self {
+            at: order.len(),
+            rows,
+            order,
+            random: random.map(|(length, seed)| (length, seed.stream())),
+        })
     }
 
     /// Rows of one pass.
@@ -55,7 +60,11 @@ mod tests {
     use super::*;
 
     fn rows(lengths: &[usize]) -> Vec<Row> {
-        lengths.iter().enumerate().map(|(i, &n)| Row { ids: (0..n as u32).map(|t| t + 100 * i as u32).collect(), counts: vec![true; n] }).collect()
+        lengths
+            .iter()
+            .enumerate()
+            .map(|(i, &n)| Row { ids: (0..n as u32).map(|t| t + 100 * i as u32).collect(), counts: vec![true; n] })
+            .collect()
     }
 
     #[test]

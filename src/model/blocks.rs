@@ -65,7 +65,11 @@ impl Block {
     pub fn forward<T: AnyTape>(&self, x: Hidden<T>, settings: &BlockSettings<'_>, lens: &impl Lens) -> Hidden<T> {
         let (residual, x) = fork(x);
         let x = ops::rms_norm(x, &self[Part::InputNorm], settings.norm_epsilon, lens.slot(Part::InputNorm));
-        let (x, x_k, x_v) = { let (a, b) = fork(x); let (b, c) = fork(b); (a, b, c) };
+        let (x, x_k, x_v) = {
+            let (a, b) = fork(x);
+            let (b, c) = fork(b);
+            (a, b, c)
+        };
         let q = lens.linear(Part::Q, &self[Part::Q], x); // (positions, queries · head_dim)
         let k = lens.linear(Part::K, &self[Part::K], x_k); // (positions, keys · head_dim)
         let v = lens.linear(Part::V, &self[Part::V], x_v); // (positions, keys · head_dim)

@@ -66,8 +66,10 @@ impl Checkpoint {
         if !config_path.exists() {
             return Err(no_model("it has no config.json"));
         }
-        let text = std::fs::read_to_string(&config_path).map_err(|source| CheckpointError::Read { path: config_path.clone(), source })?;
-        let config = Config::parse(&text, LLAMA.model_types).map_err(|source| CheckpointError::Config { path: config_path, source })?;
+        let text = std::fs::read_to_string(&config_path)
+            .map_err(|source| CheckpointError::Read { path: config_path.clone(), source })?;
+        let config =
+            Config::parse(&text, LLAMA.model_types).map_err(|source| CheckpointError::Config { path: config_path, source })?;
         let files = weight_files(folder)?.into_iter().map(Shard::open).collect::<Result<Vec<_>, _>>()?;
         let mut holder = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
@@ -90,7 +92,10 @@ impl Checkpoint {
 
     /// Parameters, a tied head counted once.
     pub fn parameters(&self) -> u64 {
-        self.places().filter_map(|place| self.shape(place).ok()).map(|shape| shape.iter().map(|&n| n as u64).product::<u64>()).sum()
+        self.places()
+            .filter_map(|place| self.shape(place).ok())
+            .map(|shape| shape.iter().map(|&n| n as u64).product::<u64>())
+            .sum()
     }
 
     /// Reads one weight, widened to f32.
@@ -157,7 +162,14 @@ impl Checkpoint {
             let rows = |part| self.shape(at(part)).map(|shape| shape[0]);
             let (q, k, width) = (rows(Part::Q)?, rows(Part::K)?, rows(Part::Gate)?);
             expect(at(Part::Q), q % head_dim == 0, format!("its rows must be heads of {head_dim} channels (config.json)"))?;
-            expect(at(Part::K), k % head_dim == 0 && q % k == 0, format!("its rows must be heads of {head_dim} channels (config.json) that share the {} query heads evenly", q / head_dim))?;
+            expect(
+                at(Part::K),
+                k % head_dim == 0 && q % k == 0,
+                format!(
+                    "its rows must be heads of {head_dim} channels (config.json) that share the {} query heads evenly",
+                    q / head_dim
+                ),
+            )?;
             exactly(at(Part::V), &[k, hidden], "k_proj beside it")?;
             exactly(at(Part::O), &[hidden, q], "q_proj beside it")?;
             exactly(at(Part::Up), &[width, hidden], "gate_proj beside it")?;
@@ -171,7 +183,9 @@ impl Checkpoint {
 
     /// Whether a tensor belongs to the model, or is known to be derivable (rotary tables, a second copy of a tied head).
     fn is_known(&self, name: &str) -> bool {
-        name.ends_with("rotary_emb.inv_freq") || name == LLAMA.tensor(Place::Head) || self.places().any(|place| LLAMA.tensor(place) == name)
+        name.ends_with("rotary_emb.inv_freq")
+            || name == LLAMA.tensor(Place::Head)
+            || self.places().any(|place| LLAMA.tensor(place) == name)
     }
 }
 
@@ -182,8 +196,8 @@ impl Shard {
         #[expect(unsafe_code, reason = "a mapped file must not be cut short while it is read; checkpoints are not written to")]
         let map = unsafe { Mmap::map(&file) }.map_err(read)?;
         // `read_metadata` refuses headers whose offsets lie, overlap, leave holes, or do not end with the file.
-        let (header, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|e| CheckpointError::Safetensors { path: path.clone(), message: e.to_string() })?;
+        let (header, metadata) = SafeTensors::read_metadata(&map)
+            .map_err(|e| CheckpointError::Safetensors { path: path.clone(), message: e.to_string() })?;
         Ok(Self { path, map, start: header + size_of::<u64>(), metadata })
     }
 }
@@ -195,10 +209,16 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
         let broken = |message: String| CheckpointError::Index { path: index.clone(), message };
         let text = std::fs::read_to_string(&index).map_err(|source| CheckpointError::Read { path: index.clone(), source })?;
         let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| broken(format!("it is not valid JSON: {e}")))?;
-        let map = json.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| broken("it has no table `weight_map`".to_owned()))?;
+        let map = json
+            .get("weight_map")
+            .and_then(|m| m.as_object())
+            .ok_or_else(|| broken("it has no table `weight_map`".to_owned()))?;
         let mut names: Vec<&str> = Vec::new();
         for (tensor, file) in map {
-            let file = file.as_str().filter(|f| !f.contains(['/', '\\'])).ok_or_else(|| broken(format!("the file of `{tensor}` is {file}, not a file name")))?;
+            let file = file
+                .as_str()
+                .filter(|f| !f.contains(['/', '\\']))
+                .ok_or_else(|| broken(format!("the file of `{tensor}` is {file}, not a file name")))?;
             if !names.contains(&file) {
                 names.push(file);
             }
@@ -210,7 +230,10 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     if single.exists() {
         return Ok(vec![single]);
     }
-    Err(CheckpointError::NoModel { folder: folder.to_owned(), message: "it has neither model.safetensors nor model.safetensors.index.json".to_owned() })
+    Err(CheckpointError::NoModel {
+        folder: folder.to_owned(),
+        message: "it has neither model.safetensors nor model.safetensors.index.json".to_owned(),
+    })
 }
 
 /// Little-endian bytes → f32. None: a type that is not supported.

@@ -37,9 +37,16 @@ pub struct Rope {
 pub enum RopeScaling {
     None,
     /// All frequencies divided by the factor.
-    Linear { factor: f64 },
+    Linear {
+        factor: f64,
+    },
     /// Llama 3.1: low frequencies divided by the factor, high ones kept, a ramp between.
-    Llama3 { factor: f64, low: f64, high: f64, original: f64 },
+    Llama3 {
+        factor: f64,
+        low: f64,
+        high: f64,
+        original: f64,
+    },
 }
 
 /// `config.json` says something this program cannot work with.
@@ -63,7 +70,9 @@ impl Config {
     pub fn parse(text: &str, model_types: &[&str]) -> Result<Self, ConfigError> {
         let raw: Map<String, Value> = serde_json::from_str(text).map_err(|e| ConfigError::Json(e.to_string()))?;
         let model_type = raw.get("model_type").and_then(Value::as_str).ok_or(ConfigError::Missing("model_type"))?;
-        let unsupported = |key, found: &str, supported: &str| Err(ConfigError::Unsupported { key, found: found.to_owned(), supported: supported.to_owned() });
+        let unsupported = |key, found: &str, supported: &str| {
+            Err(ConfigError::Unsupported { key, found: found.to_owned(), supported: supported.to_owned() })
+        };
         if !model_types.contains(&model_type) {
             return unsupported("model_type", model_type, &model_types.join(", "));
         }
@@ -87,7 +96,11 @@ impl Config {
         }
         let head_dim = size(&raw, "head_dim")?.unwrap_or(hidden / heads);
         if head_dim == 0 || head_dim % 2 == 1 {
-            return Err(ConfigError::Wrong { key: "head_dim".into(), found: head_dim.to_string(), expected: "an even number above 0" });
+            return Err(ConfigError::Wrong {
+                key: "head_dim".into(),
+                found: head_dim.to_string(),
+                expected: "an even number above 0",
+            });
         }
         Ok(Self {
             hidden,
@@ -124,7 +137,13 @@ impl Rope {
                 high: need("high_freq_factor")?,
                 original: need("original_max_position_embeddings")?,
             },
-            other => return Err(ConfigError::Unsupported { key: "rope_type", found: other.to_owned(), supported: "default, linear, llama3".to_owned() }),
+            other => {
+                return Err(ConfigError::Unsupported {
+                    key: "rope_type",
+                    found: other.to_owned(),
+                    supported: "default, linear, llama3".to_owned(),
+                });
+            }
         };
         Ok(Self { theta, scaling })
     }
@@ -159,7 +178,11 @@ fn size(raw: &Map<String, Value>, key: &'static str) -> Result<Option<usize>, Co
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_u64() {
             Some(n) if (1..=LARGEST).contains(&n) => Ok(Some(n as usize)),
-            _ => Err(ConfigError::Wrong { key: key.to_owned(), found: value.to_string(), expected: "a whole number from 1 to 16777216" }),
+            _ => Err(ConfigError::Wrong {
+                key: key.to_owned(),
+                found: value.to_string(),
+                expected: "a whole number from 1 to 16777216",
+            }),
         },
     }
 }

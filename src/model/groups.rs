@@ -195,8 +195,11 @@ pub fn of_hidden(model: &Model) -> Group {
 
 /// The group whose units are whole layers.
 pub fn of_layers(model: &Model) -> Group {
-    let member = |wire: &super::wiring::Wire<Part>| {
-        Member { place: Place::Block(0, wire.at), lie: Lie::ByLayer, name: wire.name.to_owned(), last: wire.at == Part::Down }
+    let member = |wire: &super::wiring::Wire<Part>| Member {
+        place: Place::Block(0, wire.at),
+        lie: Lie::ByLayer,
+        name: wire.name.to_owned(),
+        last: wire.at == Part::Down,
     };
     let matrices = LLAMA.block.iter().filter(|wire| Part::MATRICES.contains(&wire.at));
     Group { layer: 0, kind: Kind::Layer, units: model.blocks.len(), members: matrices.map(member).collect() }
@@ -222,7 +225,8 @@ fn nodes(layers: usize) -> impl Iterator<Item = (Node, (Axis, bool))> {
         [read, writes.map(|(space, axis)| (Node::Writes(place), (axis, inner(space))))].into_iter().flatten()
     };
     let outside = LLAMA.outside.iter().flat_map(move |w| sides(w.at, w.reads, w.writes));
-    let blocks = (0..layers).flat_map(move |layer| LLAMA.block.iter().flat_map(move |w| sides(Place::Block(layer, w.at), w.reads, w.writes)));
+    let blocks = (0..layers)
+        .flat_map(move |layer| LLAMA.block.iter().flat_map(move |w| sides(Place::Block(layer, w.at), w.reads, w.writes)));
     outside.chain(blocks)
 }
 
@@ -261,10 +265,17 @@ mod tests {
         let flow = flow(&LLAMA, 2);
         let at = |part| Place::Block(1, part);
         let attention = flow.group(Node::Space(Space::Heads, 1));
-        let expected = [Node::Space(Space::Heads, 1), Node::Reads(at(Part::O)), Node::Writes(at(Part::Q)), Node::Writes(at(Part::K)), Node::Writes(at(Part::V))];
+        let expected = [
+            Node::Space(Space::Heads, 1),
+            Node::Reads(at(Part::O)),
+            Node::Writes(at(Part::Q)),
+            Node::Writes(at(Part::K)),
+            Node::Writes(at(Part::V)),
+        ];
         assert_eq!(attention, expected.into());
         let mlp = flow.group(Node::Space(Space::Mlp, 1));
-        let expected = [Node::Space(Space::Mlp, 1), Node::Reads(at(Part::Down)), Node::Writes(at(Part::Gate)), Node::Writes(at(Part::Up))];
+        let expected =
+            [Node::Space(Space::Mlp, 1), Node::Reads(at(Part::Down)), Node::Writes(at(Part::Gate)), Node::Writes(at(Part::Up))];
         assert_eq!(mlp, expected.into());
         // the residual stream: embedding, head, final norm; two norms, five readers and two writers in each block
         assert_eq!(flow.group(Node::Space(Space::Hidden, 0)).len(), 1 + 3 + 2 * 9);

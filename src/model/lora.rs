@@ -70,7 +70,8 @@ impl Adapter {
     pub fn read(path: &Path, model: &Model, targets: &[Part], rank: usize, alpha: f64) -> Result<Self, AdapterError> {
         let shown = path.display().to_string();
         let bytes = std::fs::read(path).map_err(|source| AdapterError::Read { path: shown.clone(), source })?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|e| AdapterError::Safetensors { path: shown.clone(), message: e.to_string() })?;
+        let file = SafeTensors::deserialize(&bytes)
+            .map_err(|e| AdapterError::Safetensors { path: shown.clone(), message: e.to_string() })?;
         let mut used = Vec::new();
         let mut read = |name: String, rows: usize, cols: usize| {
             let tensor = file.tensor(&name).map_err(|_| AdapterError::Missing { path: shown.clone(), name: name.clone() })?;
@@ -79,7 +80,11 @@ impl Adapter {
                 return Err(AdapterError::Shape { path: shown.clone(), name, found, dtype, expected: [rows, cols] });
             }
             used.push(name);
-            Ok(Weight::new(tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(), rows, cols))
+            Ok(Weight::new(
+                tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+                rows,
+                cols,
+            ))
         };
         let mut factors = BTreeMap::new();
         for (layer, block) in model.blocks.iter().enumerate() {
@@ -97,7 +102,9 @@ impl Adapter {
 
     /// Writes the adapter as safetensors in PEFT's layout.
     pub fn write(&self, path: &Path) -> Result<(), SafeTensorError> {
-        let tensors = self.factors.iter().flat_map(|(at, Factors { a, b })| [(name(at.0, at.1, 'A'), Stored::matrix(a)), (name(at.0, at.1, 'B'), Stored::matrix(b))]);
+        let tensors = self.factors.iter().flat_map(|(at, Factors { a, b })| {
+            [(name(at.0, at.1, 'A'), Stored::matrix(a)), (name(at.0, at.1, 'B'), Stored::matrix(b))]
+        });
         stored::write(path, tensors.collect())
     }
 

@@ -15,11 +15,11 @@ pub mod tokenizer;
 pub mod walk;
 pub mod wiring;
 
+use crate::ops::Rotary;
+use crate::tensor::Weight;
 pub use blocks::Block;
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use config::Config;
-use crate::ops::Rotary;
-use crate::tensor::Weight;
 use tokenizer::Tokenizer;
 use wiring::{Part, Place};
 
@@ -80,7 +80,8 @@ impl Model {
             tokenizer.fits(checkpoint.config.vocab)?;
         }
         let block = |i| {
-            let weights = Part::ALL.iter().map(|&part| checkpoint.weight(Place::Block(i, part))).collect::<Result<Vec<_>, _>>()?;
+            let weights =
+                Part::ALL.iter().map(|&part| checkpoint.weight(Place::Block(i, part))).collect::<Result<Vec<_>, _>>()?;
             Ok::<_, CheckpointError>(Block::new(weights.try_into().unwrap_or_else(|_| unreachable!("nine parts, nine weights"))))
         };
         Ok(Self {
@@ -129,12 +130,16 @@ impl Model {
     /// scores heads·(2·t²·dim + t²), the seven matrices, SiLU t·mlp, norms 2·t·hidden, the head. The embedding costs none.
     pub fn macs(&self, t: u64) -> u64 {
         let (hidden, dim) = (self.config.hidden as u64, self.config.head_dim as u64);
-        let blocks: u64 = self.blocks.iter().map(|block| {
-            let matrices: u64 = Part::MATRICES.iter().map(|&part| t * block[part].len() as u64).sum();
-            let heads = block.heads(self.config.head_dim).queries as u64;
-            let mlp = block[Part::Gate].rows() as u64;
-            4 * t * heads * dim + heads * (2 * t * t * dim + t * t) + matrices + t * mlp + 2 * 2 * t * hidden
-        }).sum();
+        let blocks: u64 = self
+            .blocks
+            .iter()
+            .map(|block| {
+                let matrices: u64 = Part::MATRICES.iter().map(|&part| t * block[part].len() as u64).sum();
+                let heads = block.heads(self.config.head_dim).queries as u64;
+                let mlp = block[Part::Gate].rows() as u64;
+                4 * t * heads * dim + heads * (2 * t * t * dim + t * t) + matrices + t * mlp + 2 * 2 * t * hidden
+            })
+            .sum();
         blocks + 2 * t * hidden + t * hidden * self.config.vocab as u64
     }
 

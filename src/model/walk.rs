@@ -11,7 +11,7 @@ use super::Model;
 use super::blocks::{BlockSettings, Lens, Plain};
 use super::wiring::Place;
 use crate::ops::{self, Rotary, Slot, Target, TokenScore};
-use crate::tensor::{Hidden, for_each_sequence, hidden, sequences_at_once};
+use crate::tensor::{Hidden, Threaded, for_each_sequence, hidden, sequences_at_once};
 
 /// A sequence and which of its predictions count.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,11 +31,11 @@ impl Sequence {
 
 /// Whoever wants gradients. Sequences are worked on in parallel, but what is found arrives in their order, so sums have
 /// the same bits on any number of threads.
-pub trait Visitor: Sync {
+pub trait Visitor: Threaded {
     /// Looks on while one sequence passes through one block, in the thread that does the work.
     type Lens: Lens;
     /// What a lens brings back.
-    type Found: Send;
+    type Found: Threaded;
 
     /// A lens for a block and a sequence; asked for twice, on the way up and on the way down, it must do the same.
     fn lens(&self, layer: usize, sequence: usize) -> Self::Lens;
@@ -161,7 +161,8 @@ struct HeadDown {
 
 /// The final norm, the head and the loss of one sequence, and back.
 fn head_backward(model: &Model, x: &Hidden, targets: &[Target], scale: f32, visitor: &impl Visitor) -> HeadDown {
-    let slots: Vec<(Place, Slot)> = [Place::FinalNorm, Place::Head].into_iter().filter(|&p| visitor.wants(p)).map(|p| (p, Slot::default())).collect();
+    let slots: Vec<(Place, Slot)> =
+        [Place::FinalNorm, Place::Head].into_iter().filter(|&p| visitor.wants(p)).map(|p| (p, Slot::default())).collect();
     let slot = |place| slots.iter().find(|(p, _)| *p == place).map(|(_, slot)| slot);
     let y = ops::rms_norm(x.leaky_trace(), &model.norm, model.config.norm_epsilon, slot(Place::FinalNorm));
     let logits = ops::linear(y, model.weight(Place::Head), slot(Place::Head));

@@ -16,7 +16,8 @@ pub enum Part {
 }
 
 impl Part {
-    pub const ALL: [Part; 9] = [Part::InputNorm, Part::Q, Part::K, Part::V, Part::O, Part::PostAttentionNorm, Part::Gate, Part::Up, Part::Down];
+    pub const ALL: [Part; 9] =
+        [Part::InputNorm, Part::Q, Part::K, Part::V, Part::O, Part::PostAttentionNorm, Part::Gate, Part::Up, Part::Down];
     /// The matrices, which LoRA can adapt.
     pub const MATRICES: [Part; 7] = [Part::Q, Part::K, Part::V, Part::O, Part::Gate, Part::Up, Part::Down];
 }
@@ -89,7 +90,12 @@ const fn scale<P: Copy>(at: P, name: &'static str, space: Space) -> Wire<P> {
 pub static LLAMA: Family = Family {
     model_types: &["llama", "mistral"],
     outside: &[
-        Wire { at: Place::Embedding, name: "model.embed_tokens.weight", reads: (Space::Vocabulary, Axis::Rows), writes: Some((Space::Hidden, Axis::Cols)) },
+        Wire {
+            at: Place::Embedding,
+            name: "model.embed_tokens.weight",
+            reads: (Space::Vocabulary, Axis::Rows),
+            writes: Some((Space::Hidden, Axis::Cols)),
+        },
         scale(Place::FinalNorm, "model.norm.weight", Space::Hidden),
         linear(Place::Head, "lm_head.weight", Space::Hidden, Space::Vocabulary),
     ],

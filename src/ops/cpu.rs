@@ -5,8 +5,8 @@
 
 use dfdx::prelude::*;
 
-use super::gemm::{View, product};
 use super::Slot;
+use super::gemm::{View, product};
 use crate::tensor::{AnyTape, Device, Hidden, Recording, Weight, hidden};
 
 /// gemm's matrix-vector path, below five rows, rounds otherwise than its matrix path: fewer rows are padded to these.
@@ -21,7 +21,14 @@ pub fn linear<T: AnyTape>(x: Hidden<T>, weight: &Weight, slot: Option<&Slot>) ->
     let mut from = x.as_vec();
     from.resize(rows * inputs, 0.0);
     let mut to = vec![0.0; rows * outputs];
-    product((rows, outputs, inputs), &mut to, outputs, false, View::rows(&from, inputs), View::transposed(&weight.values(), inputs));
+    product(
+        (rows, outputs, inputs),
+        &mut to,
+        outputs,
+        false,
+        View::rows(&from, inputs),
+        View::transposed(&weight.values(), inputs),
+    );
     to.truncate(n * outputs);
     let y = hidden(to, n, outputs);
 
@@ -110,7 +117,11 @@ pub fn swiglu<T: AnyTape>(gate: Hidden<T>, up: Hidden<T>) -> Hidden<T> {
 pub fn embed(weight: &Weight, ids: &[u32]) -> Hidden {
     let width = weight.cols();
     let values = weight.values();
-    hidden(ids.iter().flat_map(|&id| &values[id as usize * width..(id as usize + 1) * width]).copied().collect(), ids.len(), width)
+    hidden(
+        ids.iter().flat_map(|&id| &values[id as usize * width..(id as usize + 1) * width]).copied().collect(),
+        ids.len(),
+        width,
+    )
 }
 
 /// Runs the tape of `y` backward from the gradient `upstream` of `y`, (positions, width) row-major.

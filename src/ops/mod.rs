@@ -9,13 +9,16 @@ use std::rc::Rc;
 mod scores;
 pub use scores::{Scored, Target, TokenScore, cross_entropy, token_scores};
 
+#[cfg(any(test, feature = "cuda"))]
+mod composed;
+
 #[cfg(not(feature = "cuda"))]
 mod gemm;
 
 #[cfg(not(feature = "cuda"))]
-mod cpu;
-#[cfg(not(feature = "cuda"))]
 mod attention;
+#[cfg(not(feature = "cuda"))]
+mod cpu;
 #[cfg(not(feature = "cuda"))]
 pub use attention::attention;
 #[cfg(not(feature = "cuda"))]
@@ -72,6 +75,13 @@ impl Rotary {
     /// The tables for `positions` positions; `frequencies` has one entry per pair.
     pub fn new(frequencies: &[f32], positions: usize) -> Self {
         let angles = || (0..positions).flat_map(|p| frequencies.iter().map(move |f| f64::from(p as f32 * f)));
-        Self { cos: angles().map(|a| a.cos() as f32).collect(), sin: angles().map(|a| a.sin() as f32).collect(), half: frequencies.len() }
+        Self {
+            cos: angles().map(|a| a.cos() as f32).collect(),
+            sin: angles().map(|a| a.sin() as f32).collect(),
+            half: frequencies.len(),
+        }
     }
 }
+
+#[cfg(all(test, not(feature = "cuda")))]
+mod tests;

@@ -38,8 +38,12 @@ pub fn token_scores(logits: &Hidden, targets: &[Target]) -> Vec<TokenScore> {
         .par_iter()
         .map(|target| {
             let row = &values[target.position * vocabulary..(target.position + 1) * vocabulary];
-            let (best, _) = row.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &l)| if l > best.1 { (i, l) } else { best });
-            TokenScore { log_probability: f64::from(row[target.id as usize]) - log_sum_exp(row), greedy: best == target.id as usize }
+            let (best, _) =
+                row.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &l)| if l > best.1 { (i, l) } else { best });
+            TokenScore {
+                log_probability: f64::from(row[target.id as usize]) - log_sum_exp(row),
+                greedy: best == target.id as usize,
+            }
         })
         .collect()
 }

@@ -82,22 +82,41 @@ pub enum Error {
 }
 
 /// Reduces the scores of every group to one per unit.
-pub fn run(options: &Options, model: &Model, graph: &DependencyGraph, scores: &Scores) -> Result<(GroupScores, Vec<Table>), Error> {
+pub fn run(
+    options: &Options,
+    model: &Model,
+    graph: &DependencyGraph,
+    scores: &Scores,
+) -> Result<(GroupScores, Vec<Table>), Error> {
     let with = options.with.unwrap_or(match (scores.magnitudes, scores.compat) {
         (true, Compat::Reference) => Reduction::Mean,
         _ => Reduction::Sum,
     });
     let groups = graph.groups.iter().zip(&scores.groups);
-    let groups = groups.map(|(group, members)| units(group, members, with, options.level, scores, group.unit_width(model))).collect::<Result<Vec<_>, _>>()?;
+    let groups = groups
+        .map(|(group, members)| units(group, members, with, options.level, scores, group.unit_width(model)))
+        .collect::<Result<Vec<_>, _>>()?;
     let rows = graph.groups.iter().zip(&groups).flat_map(|(group, units)| {
-        units.iter().enumerate().map(|(unit, &score)| Row { layer: group.layer as u32, group: group.kind.name().to_owned(), unit: unit as u32, score })
+        units.iter().enumerate().map(|(unit, &score)| Row {
+            layer: group.layer as u32,
+            group: group.kind.name().to_owned(),
+            unit: unit as u32,
+            score,
+        })
     });
     let table = Table::of("aggregate", &rows.collect::<Vec<_>>())?;
     Ok((GroupScores { groups }, vec![table]))
 }
 
 /// The scores of one group's units. `width`: channels of a unit in the member with the fewest.
-fn units(group: &Group, members: &[MemberScores], with: Reduction, level: Level, scores: &Scores, width: usize) -> Result<Vec<f64>, Error> {
+fn units(
+    group: &Group,
+    members: &[MemberScores],
+    with: Reduction,
+    level: Level,
+    scores: &Scores,
+    width: usize,
+) -> Result<Vec<f64>, Error> {
     // One entry per channel of a unit, or one per unit; summed over a unit at the end.
     let folded: Vec<Vec<f64>> = members.iter().map(|member| fold(&member.channels, group.units, width, level, scores)).collect();
     let reduced = match with {

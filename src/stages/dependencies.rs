@@ -40,7 +40,11 @@ impl Options {
             .filter_map(|(key, range)| {
                 let [start, end] = range?;
                 (start > end).then(|| {
-                    Fault::new(key, format!("the layer range [{start}, {end}] ends before it starts"), "a range is `[start, end]`, 0-based, the end not included")
+                    Fault::new(
+                        key,
+                        format!("the layer range [{start}, {end}] ends before it starts"),
+                        "a range is `[start, end]`, 0-based, the end not included",
+                    )
                 })
             })
             .collect()
@@ -53,7 +57,11 @@ impl Options {
             .filter_map(|(key, range)| {
                 let [start, end] = range?;
                 (end > model.layers).then(|| {
-                    Fault::new(key, format!("the layer range [{start}, {end}] reaches beyond the model's {} layers", model.layers), format!("the last range that fits is [{start}, {}]", model.layers))
+                    Fault::new(
+                        key,
+                        format!("the layer range [{start}, {end}] reaches beyond the model's {} layers", model.layers),
+                        format!("the last range that fits is [{start}, {}]", model.layers),
+                    )
                 })
             })
             .collect()
@@ -62,7 +70,8 @@ impl Options {
 
 /// Finds the groups of a model.
 pub fn run(options: &Options, model: &Model) -> DependencyGraph {
-    let layers = |range: Option<[usize; 2]>| range.map_or(0..model.blocks.len(), |[start, end]| start..end.min(model.blocks.len()));
+    let layers =
+        |range: Option<[usize; 2]>| range.map_or(0..model.blocks.len(), |[start, end]| start..end.min(model.blocks.len()));
     let (attention, mlp) = (layers(options.attention_layers), layers(options.mlp_layers));
     let groups = match options.grouping {
         Grouping::Channel => vec![groups::of_hidden(model)],

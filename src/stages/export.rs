@@ -48,7 +48,11 @@ impl Options {
             faults.push(Fault::new("formats", "nothing to export", "name at least one of `hf`, `plan`"));
         }
         for reserved in self.formats.iter().filter(|f| matches!(f, Format::Gguf | Format::Peft)) {
-            faults.push(Fault::new("formats", format!("`{reserved:?}` is reserved and not written yet").to_lowercase(), "the formats are `hf` and `plan`"));
+            faults.push(Fault::new(
+                "formats",
+                format!("`{reserved:?}` is reserved and not written yet").to_lowercase(),
+                "the formats are `hf` and `plan`",
+            ));
         }
         faults
     }
@@ -109,10 +113,14 @@ fn hugging_face(model: &Model, folder: &Path) -> Result<(), Error> {
 /// transformers' heterogeneous configurations write it.
 fn config_json(model: &Model) -> Map<String, Value> {
     let config = &model.config;
-    let widths: Vec<(usize, usize, usize)> = model.blocks.iter().map(|block| {
-        let heads = block.heads(config.head_dim);
-        (heads.queries, heads.keys, block[Part::Gate].rows())
-    }).collect();
+    let widths: Vec<(usize, usize, usize)> = model
+        .blocks
+        .iter()
+        .map(|block| {
+            let heads = block.heads(config.head_dim);
+            (heads.queries, heads.keys, block[Part::Gate].rows())
+        })
+        .collect();
     let widest = |width: fn(&(usize, usize, usize)) -> usize| widths.iter().map(width).max().unwrap_or(0);
     let common = (widest(|w| w.0), widest(|w| w.1), widest(|w| w.2));
     let uniform = widths.iter().all(|w| *w == common);

@@ -123,7 +123,11 @@ impl Options {
     pub fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
         if self.method != Method::Taylor && self.taylor.is_some() {
-            faults.push(Fault::new("taylor", "only the method `taylor` has forms", "remove this line, or write method = \"taylor\""));
+            faults.push(Fault::new(
+                "taylor",
+                "only the method `taylor` has forms",
+                "remove this line, or write method = \"taylor\"",
+            ));
         }
         if self.needs_corpus() && self.corpus.is_none() {
             faults.push(Fault::new("method", "this method needs calibration data", "add `corpus = \"…\"`, a text file or JSONL"));
@@ -135,7 +139,11 @@ impl Options {
             faults.push(Fault::new("samples", "no samples, no scores", "write at least 1; the usual number is 10"));
         }
         if self.length < 2 {
-            faults.push(Fault::new("length", format!("a sample of {} tokens predicts nothing", self.length), "write at least 2; the usual number is 64"));
+            faults.push(Fault::new(
+                "length",
+                format!("a sample of {} tokens predicts nothing", self.length),
+                "write at least 2; the usual number is 64",
+            ));
         }
         faults
     }
@@ -183,7 +191,9 @@ pub fn run(options: &Options, context: &Context, model: &Model, graph: &Dependen
             let form = taylor::Form { taylor: options.taylor.unwrap_or_default(), fisher: options.fisher };
             taylor::scores(form, context, model, graph, &calibration(options, context, model)?)?
         }
-        Method::Wanda | Method::Wifv => activation::scores(options.method, context, model, graph, &calibration(options, context, model)?)?,
+        Method::Wanda | Method::Wifv => {
+            activation::scores(options.method, context, model, graph, &calibration(options, context, model)?)?
+        }
     };
     let scores = Scores {
         groups,
@@ -200,7 +210,14 @@ fn calibration(options: &Options, context: &Context, model: &Model) -> Result<Ve
     let Some(source) = options.source() else { return Ok(Vec::new()) };
     let (tokenizer, vocab) = (model.tokenizer.as_deref(), model.config.vocab);
     let rows = match options.sample {
-        Sample::Random => corpus::windows(&source, tokenizer, vocab, options.samples, options.length, &mut context.seed.derive("windows").stream())?,
+        Sample::Random => corpus::windows(
+            &source,
+            tokenizer,
+            vocab,
+            options.samples,
+            options.length,
+            &mut context.seed.derive("windows").stream(),
+        )?,
         Sample::File => corpus::rows(&source, tokenizer, vocab)?.into_iter().take(options.samples).collect(),
     };
     Ok(rows.into_iter().map(|row| Sequence::new(row.ids, &row.counts)).collect())

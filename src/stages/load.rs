@@ -28,20 +28,32 @@ pub enum Error {
 
 impl Options {
     pub fn faults(&self) -> Vec<Fault> {
-        if self.model.is_empty() { vec![Fault::new("model", "the model has no name", "write the path of a folder")] } else { Vec::new() }
+        if self.model.is_empty() {
+            vec![Fault::new("model", "the model has no name", "write the path of a folder")]
+        } else {
+            Vec::new()
+        }
     }
 
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
         world.model = None;
         if self.model.starts_with("hf://") {
-            return vec![Fault::new("model", "models from a hub are not supported yet", "download the folder and write its path")];
+            return vec![Fault::new(
+                "model",
+                "models from a hub are not supported yet",
+                "download the folder and write its path",
+            )];
         }
         match world.header(Path::new(&self.model)) {
             Ok(header) => {
                 world.model = Some(header);
                 Vec::new()
             }
-            Err(message) => vec![Fault::new("model", message, "a model is a folder with config.json and safetensors files, relative to the working directory")],
+            Err(message) => vec![Fault::new(
+                "model",
+                message,
+                "a model is a folder with config.json and safetensors files, relative to the working directory",
+            )],
         }
     }
 }

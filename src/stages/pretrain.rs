@@ -119,7 +119,15 @@ impl Options {
 
     pub fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
-        let sizes = [("hidden", self.hidden), ("blocks", self.blocks), ("heads", self.heads), ("mlp", self.mlp), ("batch", self.batch), ("updates", self.updates), ("kv_heads", self.kv_heads.unwrap_or(1))];
+        let sizes = [
+            ("hidden", self.hidden),
+            ("blocks", self.blocks),
+            ("heads", self.heads),
+            ("mlp", self.mlp),
+            ("batch", self.batch),
+            ("updates", self.updates),
+            ("kv_heads", self.kv_heads.unwrap_or(1)),
+        ];
         for (key, value) in sizes {
             if value == 0 || value > 1 << 20 {
                 faults.push(Fault::new(key, format!("{value} is not a size"), "write a number from 1 to 1048576"));
@@ -127,13 +135,25 @@ impl Options {
         }
         let (kv_heads, head_dim) = self.attention();
         if kv_heads > 0 && self.heads % kv_heads != 0 {
-            faults.push(Fault::new("kv_heads", format!("{} query heads cannot share {kv_heads} key/value heads evenly", self.heads), "write a divisor of `heads`"));
+            faults.push(Fault::new(
+                "kv_heads",
+                format!("{} query heads cannot share {kv_heads} key/value heads evenly", self.heads),
+                "write a divisor of `heads`",
+            ));
         }
         if head_dim == 0 || head_dim % 2 == 1 {
-            faults.push(Fault::new("head_dim", format!("a head of {head_dim} channels cannot be rotated in pairs"), "write an even number"));
+            faults.push(Fault::new(
+                "head_dim",
+                format!("a head of {head_dim} channels cannot be rotated in pairs"),
+                "write an even number",
+            ));
         }
         if self.vocabulary < 259 {
-            faults.push(Fault::new("vocabulary", format!("{} entries cannot hold 256 bytes and the special tokens", self.vocabulary), "write at least 259"));
+            faults.push(Fault::new(
+                "vocabulary",
+                format!("{} entries cannot hold 256 bytes and the special tokens", self.vocabulary),
+                "write at least 259",
+            ));
         }
         if self.length < 2 {
             faults.push(Fault::new("length", format!("a window of {} tokens predicts nothing", self.length), "write at least 2"));
@@ -142,7 +162,11 @@ impl Options {
             faults.push(Fault::new("learning_rate", format!("{} is not a positive number", self.learning_rate), ""));
         }
         if !(0.0..1.0).contains(&self.weight_decay) {
-            faults.push(Fault::new("weight_decay", format!("{} is not a share", self.weight_decay), "write a number from 0 to below 1"));
+            faults.push(Fault::new(
+                "weight_decay",
+                format!("{} is not a share", self.weight_decay),
+                "write a number from 0 to below 1",
+            ));
         }
         faults
     }
@@ -199,24 +223,34 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
         ids.extend(tokenizer.encode(document, true)?);
     }
     let mut model = initial(options, tokenizer, context.seed.derive("weights"));
-    let windows: Vec<Tokens> = ids.chunks_exact(options.length).map(|ids| Tokens { ids: ids.to_vec(), counts: vec![true; ids.len()] }).collect();
-    tracing::info!(tokens = ids.len(), windows = windows.len(), vocabulary = model.config.vocab, parameters = model.parameters(), "pretraining");
+    let windows: Vec<Tokens> =
+        ids.chunks_exact(options.length).map(|ids| Tokens { ids: ids.to_vec(), counts: vec![true; ids.len()] }).collect();
+    tracing::info!(
+        tokens = ids.len(),
+        windows = windows.len(),
+        vocabulary = model.config.vocab,
+        parameters = model.parameters(),
+        "pretraining"
+    );
     let too_short = Error::TooShort { tokens: ids.len(), length: options.length };
     let mut feed = Feed::new(windows, Some((options.length, context.seed.derive("windows")))).ok_or(too_short)?;
 
-    let mut moments: BTreeMap<Place, Moments> = model.places().into_iter().map(|place| (place, Moments::new(model.weight(place).len()))).collect();
+    let mut moments: BTreeMap<Place, Moments> =
+        model.places().into_iter().map(|place| (place, Moments::new(model.weight(place).len()))).collect();
     let bar = context.progress.bar("pretrain", options.updates as u64);
     let mut table = Vec::with_capacity(options.updates);
     for update in 0..options.updates {
         context.go_on()?;
-        let batch: Vec<Sequence> = (0..options.batch).map(|_| feed.draw()).map(|row| Sequence::new(row.ids, &row.counts)).collect();
+        let batch: Vec<Sequence> =
+            (0..options.batch).map(|_| feed.draw()).map(|row| Sequence::new(row.ids, &row.counts)).collect();
         let mut gradients = Gradients::default();
         let loss = walk::backward(&model, &batch, 0, &mut gradients);
         let norm = global_norm(gradients.sums.values().map(|g| &g[..]));
         if !loss.mean.is_finite() || !norm.is_finite() {
             return Err(Error::NotFinite { update: update + 1, loss: loss.mean });
         }
-        let (clip, rate) = (clip_factor(norm, CLIP), options.learning_rate * cosine_schedule(update, options.warmup, options.updates, FLOOR));
+        let (clip, rate) =
+            (clip_factor(norm, CLIP), options.learning_rate * cosine_schedule(update, options.warmup, options.updates, FLOOR));
         for (place, mut gradient) in gradients.sums {
             gradient.iter_mut().for_each(|g| *g *= clip);
             let decays = matches!(place, Place::Block(_, part) if Part::MATRICES.contains(&part));
@@ -238,24 +272,28 @@ fn initial(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Model {
     let ((kv_heads, head_dim), hidden) = (options.attention(), options.hidden);
     let vocab = tokenizer.vocabulary();
     let mut stream = seed.stream();
-    let mut normal = |rows: usize, cols: usize, deviation: f32| Weight::new((0..rows * cols).map(|_| deviation * gaussian(&mut stream)).collect(), rows, cols);
+    let mut normal = |rows: usize, cols: usize, deviation: f32| {
+        Weight::new((0..rows * cols).map(|_| deviation * gaussian(&mut stream)).collect(), rows, cols)
+    };
     let out = 0.02 / (2.0 * options.blocks as f32).sqrt();
     let embedding = normal(vocab, hidden, 0.02);
     let ones = || Weight::new(vec![1.0; hidden], 1, hidden);
     let (queries, keys) = (options.heads * head_dim, kv_heads * head_dim);
-    let blocks = (0..options.blocks).map(|_| {
-        Block::new([
-            ones(),
-            normal(queries, hidden, 0.02),
-            normal(keys, hidden, 0.02),
-            normal(keys, hidden, 0.02),
-            normal(hidden, queries, out),
-            ones(),
-            normal(options.mlp, hidden, 0.02),
-            normal(options.mlp, hidden, 0.02),
-            normal(hidden, options.mlp, out),
-        ])
-    }).collect();
+    let blocks = (0..options.blocks)
+        .map(|_| {
+            Block::new([
+                ones(),
+                normal(queries, hidden, 0.02),
+                normal(keys, hidden, 0.02),
+                normal(keys, hidden, 0.02),
+                normal(hidden, queries, out),
+                ones(),
+                normal(options.mlp, hidden, 0.02),
+                normal(options.mlp, hidden, 0.02),
+                normal(hidden, options.mlp, out),
+            ])
+        })
+        .collect();
     let config = Config {
         hidden,
         layers: options.blocks,

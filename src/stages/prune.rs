@@ -48,7 +48,11 @@ impl Options {
     pub fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
         if !(self.ratio > 0.0 && self.ratio < 1.0) {
-            faults.push(Fault::new("ratio", format!("a ratio of {} prunes nothing or everything", self.ratio), "write a share strictly between 0 and 1, such as 0.25"));
+            faults.push(Fault::new(
+                "ratio",
+                format!("a ratio of {} prunes nothing or everything", self.ratio),
+                "write a share strictly between 0 and 1, such as 0.25",
+            ));
         }
         if self.round_to == 0 {
             faults.push(Fault::new("round_to", "widths cannot be rounded to a multiple of 0", "write 1 for no rounding"));
@@ -123,7 +127,15 @@ const MACS_TOKENS: u64 = 64;
 /// Removes the least important units of every group.
 ///
 /// `before`: what earlier prunings left; `initial`: units of each group when the repeat began.
-pub fn run(options: &Options, schedule: Option<Schedule>, model: &Model, graph: &DependencyGraph, scores: &GroupScores, before: Option<&PruningPlan>, initial: Option<&[usize]>) -> Result<(Pruned, Vec<Table>), Error> {
+pub fn run(
+    options: &Options,
+    schedule: Option<Schedule>,
+    model: &Model,
+    graph: &DependencyGraph,
+    scores: &GroupScores,
+    before: Option<&PruningPlan>,
+    initial: Option<&[usize]>,
+) -> Result<(Pruned, Vec<Table>), Error> {
     let initial: Vec<usize> = match (schedule, initial) {
         (Some(Schedule { time: 2.., .. }), Some(initial)) => initial.to_vec(),
         _ => graph.groups.iter().map(|group| group.units).collect(),
@@ -158,7 +170,14 @@ fn table_rows(before: &PruningPlan, group: &Group, scores: &[f64], removed: &[us
         Kind::Attention | Kind::Mlp => before.dense_layer(group.layer),
         Kind::Hidden | Kind::Layer => 0,
     };
-    let row = |unit, kept, score, near_tie| Row { layer: layer as u32, group: group.kind.name().to_owned(), unit, kept, score, near_tie };
+    let row = |unit, kept, score, near_tie| Row {
+        layer: layer as u32,
+        group: group.kind.name().to_owned(),
+        unit,
+        kept,
+        score,
+        near_tie,
+    };
     let dense_units = entry.map_or(group.units, |e| e.units);
     let mut rows: Vec<Row> = (0..dense_units).map(|unit| row(unit as u32, false, None, false)).collect();
     let near = decide::near_ties(scores, removed);

@@ -145,10 +145,18 @@ impl Options {
         positive("learning_rate", self.learning_rate);
         positive("clip", self.clip);
         if !(0.0..1.0).contains(&self.dropout) {
-            faults.push(Fault::new("dropout", format!("a dropout of {} is not a share", self.dropout), "write a number from 0 to below 1"));
+            faults.push(Fault::new(
+                "dropout",
+                format!("a dropout of {} is not a share", self.dropout),
+                "write a number from 0 to below 1",
+            ));
         }
         if self.targets.is_empty() {
-            faults.push(Fault::new("targets", "without a target nothing is trained", "name at least one of q, k, v, o, gate, up, down"));
+            faults.push(Fault::new(
+                "targets",
+                "without a target nothing is trained",
+                "name at least one of q, k, v, o, gate, up, down",
+            ));
         }
         if self.length < 2 {
             faults.push(Fault::new("length", format!("a window of {} tokens predicts nothing", self.length), "write at least 2"));
@@ -223,14 +231,16 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model
     let mut table = Vec::with_capacity(updates);
     for update in 0..updates {
         context.go_on()?;
-        let batch: Vec<Sequence> = (0..options.batch).map(|_| feed.draw()).map(|row| Sequence::new(row.ids, &row.counts)).collect();
+        let batch: Vec<Sequence> =
+            (0..options.batch).map(|_| feed.draw()).map(|row| Sequence::new(row.ids, &row.counts)).collect();
         let dropout = (options.dropout, context.seed.derive("dropout").derive(&update.to_string()));
         let (loss, mut gradients) = gradients(model, &adapter, &batch, options.micro_batch.unwrap_or(options.batch), dropout);
         let norm = global_norm(gradients.values().flat_map(|(a, b)| [&a[..], &b[..]]));
         if !loss.is_finite() || !norm.is_finite() {
             return Err(Error::NotFinite { update: update + 1, loss });
         }
-        let (clip, rate) = (clip_factor(norm, options.clip), options.learning_rate * linear_schedule(update, options.warmup, updates));
+        let (clip, rate) =
+            (clip_factor(norm, options.clip), options.learning_rate * linear_schedule(update, options.warmup, updates));
         for (at, factors) in &mut adapter.factors {
             let (Some((a, b)), Some((moments_a, moments_b))) = (gradients.get_mut(at), moments.get_mut(at)) else { continue };
             for (gradient, moments, weight) in [(a, moments_a, &mut factors.a), (b, moments_b, &mut factors.b)] {
@@ -253,7 +263,13 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model
 }
 
 /// The mean loss of a batch and the gradients of every factor, a micro-batch at a time.
-fn gradients(model: &Model, adapter: &Adapter, batch: &[Sequence], micro: usize, dropout: (f64, Seed)) -> (f64, BTreeMap<(usize, Part), (Vec<f32>, Vec<f32>)>) {
+fn gradients(
+    model: &Model,
+    adapter: &Adapter,
+    batch: &[Sequence],
+    micro: usize,
+    dropout: (f64, Seed),
+) -> (f64, BTreeMap<(usize, Part), (Vec<f32>, Vec<f32>)>) {
     let total: usize = batch.iter().map(|s| s.targets.len()).sum();
     let lowest = adapter.factors.keys().map(|(layer, _)| *layer).min().unwrap_or(0);
     let mut sums = Sums { adapter, dropout, first: 0, share: 1.0, sums: BTreeMap::new() };

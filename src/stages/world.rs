@@ -53,6 +53,10 @@ impl World {
 
     /// What is wrong with a corpus as far as its file and the model's tokenizer tell.
     pub fn corpus(&mut self, key: &str, source: &CorpusSource) -> Vec<Fault> {
-        self.readable(&source.path).err().map(|message| Fault::new(key, message, "paths are relative to the working directory")).into_iter().collect()
+        self.readable(&source.path)
+            .err()
+            .map(|message| Fault::new(key, message, "paths are relative to the working directory"))
+            .into_iter()
+            .collect()
     }
 }

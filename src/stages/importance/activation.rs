@@ -49,7 +49,13 @@ impl Lens for Watching<'_> {
 }
 
 /// Scores the members of block groups.
-pub fn scores(method: Method, context: &Context, model: &Model, graph: &DependencyGraph, sequences: &[Sequence]) -> Result<Vec<Vec<MemberScores>>, Error> {
+pub fn scores(
+    method: Method,
+    context: &Context,
+    model: &Model,
+    graph: &DependencyGraph,
+    sequences: &[Sequence],
+) -> Result<Vec<Vec<MemberScores>>, Error> {
     let name = if method == Method::Wanda { "wanda" } else { "wifv" };
     if graph.groups.iter().any(|group| !matches!(group.kind, Kind::Attention | Kind::Mlp)) {
         return Err(Error::BlocksOnly { method: name });
@@ -60,7 +66,8 @@ pub fn scores(method: Method, context: &Context, model: &Model, graph: &Dependen
         let (weight, moments) = (model.weight(place), &seen[&(layer, part)]);
         let (values, cols) = (weight.values(), weight.cols());
         let norms: Vec<f64> = moments.squares.iter().map(|s| s.sqrt()).collect();
-        let variances: Vec<f64> = moments.squares.iter().zip(&moments.sums).map(|(s, m)| (s / tokens - (m / tokens) * (m / tokens)).max(0.0)).collect();
+        let variances: Vec<f64> =
+            moments.squares.iter().zip(&moments.sums).map(|(s, m)| (s / tokens - (m / tokens) * (m / tokens)).max(0.0)).collect();
         reduce(lie, weight.rows(), cols, |i| {
             let w = f64::from(values[i]);
             if method == Method::Wanda { w.abs() * norms[i % cols] } else { w * w * variances[i % cols] }

@@ -19,7 +19,9 @@ pub fn magnitudes(model: &Model, graph: &DependencyGraph, f: fn(f64) -> f64) -> 
         };
         let scores = |(member, at): (usize, &crate::model::groups::Member)| {
             let channels = match (at.lie, at.place) {
-                (Lie::ByLayer, Place::Block(_, part)) => (0..group.units).flat_map(|layer| channels(Place::Block(layer, part), at.lie)).collect(),
+                (Lie::ByLayer, Place::Block(_, part)) => {
+                    (0..group.units).flat_map(|layer| channels(Place::Block(layer, part), at.lie)).collect()
+                }
                 _ => channels(at.place, at.lie),
             };
             MemberScores { member, channels }
@@ -45,7 +47,7 @@ fn root(model: &Model, graph: &DependencyGraph, mut score: impl FnMut(usize, f64
     let groups = graph.groups.iter();
     let channels = |group: &Group| {
         let width = group.members.first().map_or(1, |root| group.channels_per_unit(model, root));
-        (0..group.units * width).map(|c| score(group.units, (c / width) as f64) ).collect()
+        (0..group.units * width).map(|c| score(group.units, (c / width) as f64)).collect()
     };
     groups.map(channels).map(|channels| vec![MemberScores { member: 0, channels }]).collect()
 }

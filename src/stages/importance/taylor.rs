@@ -23,14 +23,24 @@ pub struct Form {
 }
 
 /// Scores every member of every group.
-pub fn scores(form: Form, context: &Context, model: &Model, graph: &DependencyGraph, sequences: &[Sequence]) -> Result<Vec<Vec<MemberScores>>, Error> {
-    let wanted: BTreeSet<Place> = graph.groups.iter().flat_map(|group| {
-        let layers = group.units;
-        group.members.iter().flat_map(move |member| match (member.lie, member.place) {
-            (Lie::ByLayer, Place::Block(_, part)) => (0..layers).map(|layer| Place::Block(layer, part)).collect::<Vec<_>>(),
-            _ => vec![member.place],
+pub fn scores(
+    form: Form,
+    context: &Context,
+    model: &Model,
+    graph: &DependencyGraph,
+    sequences: &[Sequence],
+) -> Result<Vec<Vec<MemberScores>>, Error> {
+    let wanted: BTreeSet<Place> = graph
+        .groups
+        .iter()
+        .flat_map(|group| {
+            let layers = group.units;
+            group.members.iter().flat_map(move |member| match (member.lie, member.place) {
+                (Lie::ByLayer, Place::Block(_, part)) => (0..layers).map(|layer| Place::Block(layer, part)).collect::<Vec<_>>(),
+                _ => vec![member.place],
+            })
         })
-    }).collect();
+        .collect();
     let lowest = wanted.iter().map(|place| match place {
         Place::Block(layer, _) => *layer,
         Place::Embedding => 0,
@@ -92,7 +102,13 @@ impl Visitor for Reducer<'_> {
     type Found = Vec<(Part, Vec<f32>)>;
 
     fn lens(&self, layer: usize, _: usize) -> Slots {
-        Slots(Part::ALL.into_iter().filter(|&part| self.wanted.contains(&Place::Block(layer, part))).map(|part| (part, Slot::default())).collect())
+        Slots(
+            Part::ALL
+                .into_iter()
+                .filter(|&part| self.wanted.contains(&Place::Block(layer, part)))
+                .map(|part| (part, Slot::default()))
+                .collect(),
+        )
     }
 
     fn found(lens: Slots) -> Self::Found {
@@ -106,14 +122,16 @@ impl Visitor for Reducer<'_> {
     }
 
     fn block_done(&mut self, layer: usize) {
-        let done: Vec<Place> = self.sums.keys().copied().filter(|place| matches!(place, Place::Block(at, _) if *at == layer)).collect();
+        let done: Vec<Place> =
+            self.sums.keys().copied().filter(|place| matches!(place, Place::Block(at, _) if *at == layer)).collect();
         done.into_iter().for_each(|place| self.reduce_place(place));
         self.bar.step();
     }
 
     fn wants(&self, outside: Place) -> bool {
         // A tied head's gradient is the embedding's too.
-        self.wanted.contains(&outside) || (outside == Place::Head && self.model.head.is_none() && self.wanted.contains(&Place::Embedding))
+        self.wanted.contains(&outside)
+            || (outside == Place::Head && self.model.head.is_none() && self.wanted.contains(&Place::Embedding))
     }
 
     fn outside(&mut self, at: Place, sequence: usize, gradient: Vec<f32>) {
@@ -125,7 +143,10 @@ impl Visitor for Reducer<'_> {
 impl Reducer<'_> {
     fn add(&mut self, place: Place, sequence: usize, gradient: Vec<f32>) {
         let second = self.form.second_order();
-        let sums = self.sums.entry(place).or_insert_with(|| Sums { gradient: vec![0.0; gradient.len()], squares: vec![0.0; if second { gradient.len() } else { 0 }] });
+        let sums = self.sums.entry(place).or_insert_with(|| Sums {
+            gradient: vec![0.0; gradient.len()],
+            squares: vec![0.0; if second { gradient.len() } else { 0 }],
+        });
         let share = self.shares[sequence];
         sums.squares.iter_mut().zip(&gradient).for_each(|(square, g)| *square += (g * share) * (g * share));
         sums.gradient.iter_mut().zip(&gradient).for_each(|(sum, g)| *sum += g);
@@ -148,7 +169,13 @@ impl Reducer<'_> {
                 if same {
                     let weight = self.model.weight(place);
                     let values = weight.values();
-                    let element = |i: usize| self.form.element(f64::from(values[i]), f64::from(sums.gradient[i]), sums.squares.get(i).map_or(0.0, |&s| f64::from(s) * fisher));
+                    let element = |i: usize| {
+                        self.form.element(
+                            f64::from(values[i]),
+                            f64::from(sums.gradient[i]),
+                            sums.squares.get(i).map_or(0.0, |&s| f64::from(s) * fisher),
+                        )
+                    };
                     let channels = reduce(member.lie, weight.rows(), weight.cols(), element);
                     let scores = self.reduced.entry((g, m)).or_default();
                     match (member.lie, place) {

@@ -9,16 +9,25 @@ use crate::stages::products::GroupScores;
 const NEAR: f64 = 3e-5;
 
 /// Every group for itself: the lowest-scored units, so many that `share` of the initial width is gone.
-pub fn local(options: &Options, share: f64, model: &Model, graph: &DependencyGraph, scores: &GroupScores, initial: &[usize]) -> Vec<Vec<usize>> {
+pub fn local(
+    options: &Options,
+    share: f64,
+    model: &Model,
+    graph: &DependencyGraph,
+    scores: &GroupScores,
+    initial: &[usize],
+) -> Vec<Vec<usize>> {
     let groups = graph.groups.iter().zip(&scores.groups).zip(initial);
-    groups.map(|((group, scores), &initial)| {
-        let width = match group.kind {
-            Kind::Attention => group.unit_width(model),
-            Kind::Mlp | Kind::Hidden | Kind::Layer => 1,
-        };
-        let count = units_to_remove(group.units, initial, width, share);
-        lowest(scores, limit(options, group, rounded(options, group, count)))
-    }).collect()
+    groups
+        .map(|((group, scores), &initial)| {
+            let width = match group.kind {
+                Kind::Attention => group.unit_width(model),
+                Kind::Mlp | Kind::Hidden | Kind::Layer => 1,
+            };
+            let count = units_to_remove(group.units, initial, width, share);
+            lowest(scores, limit(options, group, rounded(options, group, count)))
+        })
+        .collect()
 }
 
 /// n = current − int(initial · (1 − share)) channels, of which whole units of `width` channels go.
@@ -59,7 +68,13 @@ fn lowest(scores: &[f64], count: usize) -> Vec<usize> {
 }
 
 /// All groups ranked together, a unit of a group against a unit of another.
-pub fn global(options: &Options, share: f64, graph: &DependencyGraph, scores: &GroupScores, initial: &[usize]) -> Vec<Vec<usize>> {
+pub fn global(
+    options: &Options,
+    share: f64,
+    graph: &DependencyGraph,
+    scores: &GroupScores,
+    initial: &[usize],
+) -> Vec<Vec<usize>> {
     let now: usize = graph.groups.iter().map(|group| group.units).sum();
     let count = units_to_remove(now, initial.iter().sum(), 1, share);
     let removed = match options.compat {
@@ -67,10 +82,16 @@ pub fn global(options: &Options, share: f64, graph: &DependencyGraph, scores: &G
         Compat::Corrected => ranked(graph, scores, count),
     };
     // Rounding gives back the best of those that were to go.
-    graph.groups.iter().zip(&scores.groups).zip(removed).map(|((group, scores), removed)| {
-        let count = rounded(options, group, removed.len());
-        if count == removed.len() { removed } else { lowest(scores, count) }
-    }).collect()
+    graph
+        .groups
+        .iter()
+        .zip(&scores.groups)
+        .zip(removed)
+        .map(|((group, scores), removed)| {
+            let count = rounded(options, group, removed.len());
+            if count == removed.len() { removed } else { lowest(scores, count) }
+        })
+        .collect()
 }
 
 /// The reference: raw scores, everything at or below the count-th lowest, a group that would be emptied left alone.
@@ -78,14 +99,23 @@ fn below_threshold(graph: &DependencyGraph, scores: &GroupScores, count: usize) 
     let mut all: Vec<f64> = scores.groups.iter().flatten().copied().collect();
     all.sort_by(f64::total_cmp);
     let threshold = count.checked_sub(1).and_then(|last| all.get(last)).copied().unwrap_or(f64::NEG_INFINITY);
-    graph.groups.iter().zip(&scores.groups).map(|(group, scores)| {
-        let below: Vec<usize> = (0..group.units).filter(|&unit| scores[unit] <= threshold).collect();
-        if below.len() == group.units {
-            tracing::warn!(layer = group.layer, group = group.kind.name(), "the threshold would empty the group; it is left alone");
-            return Vec::new();
-        }
-        below
-    }).collect()
+    graph
+        .groups
+        .iter()
+        .zip(&scores.groups)
+        .map(|(group, scores)| {
+            let below: Vec<usize> = (0..group.units).filter(|&unit| scores[unit] <= threshold).collect();
+            if below.len() == group.units {
+                tracing::warn!(
+                    layer = group.layer,
+                    group = group.kind.name(),
+                    "the threshold would empty the group; it is left alone"
+                );
+                return Vec::new();
+            }
+            below
+        })
+        .collect()
 }
 
 /// The corrected rule: scores divided by their group's mean, exactly `count` units, at least one left in every group.

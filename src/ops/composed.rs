@@ -1,0 +1,89 @@
+//! The operations composed of dfdx's own: what CUDA runs, and what the CPU's fused face is held against. Weights are
+//! tensors here; sums over long rows are products with ones where their bits must not depend on atomics (cuBLAS).
+
+use dfdx::prelude::*;
+
+use super::{Heads, Rotary};
+use crate::tensor::{AnyTape, Device, Hidden};
+
+type Matrix = Tensor<(usize, usize), f32, Device>;
+
+/// See `linear` of the other face. The weight's gradient is recorded on x's tape.
+pub fn linear<T: AnyTape>(x: Hidden<T>, weight: &Matrix) -> Hidden<T> {
+    x.matmul(weight.retaped::<T>().permute::<(usize, usize), Axes2<1, 0>>())
+}
+
+/// See `rms_norm` of the other face. The weight is (1, width).
+pub fn rms_norm<T: AnyTape>(x: Hidden<T>, weight: &Matrix, epsilon: f32) -> Hidden<T> {
+    let (n, width) = *x.shape();
+    let (again, x) = (x.retaped::<T>(), x);
+    let square = x.square();
+    let mean = square.matmul(column(width, 1.0 / width as f32)); // (n, 1)
+    let scale = (mean + epsilon).sqrt().recip();
+    let spread = scale.matmul(row(width)); // (n, width)
+    let scaled = spread * again;
+    let rows = column(n, 1.0).retaped::<T>().matmul(weight.retaped::<T>()); // (n, width)
+    scaled * rows
+}
+
+/// See `swiglu` of the other face.
+pub fn swiglu<T: AnyTape>(gate: Hidden<T>, up: Hidden<T>) -> Hidden<T> {
+    let (again, gate) = (gate.retaped::<T>(), gate);
+    gate.sigmoid() * again * up
+}
+
+/// See `attention` of the other face.
+pub fn attention<T: AnyTape>(q: Hidden<T>, k: Hidden<T>, v: Hidden<T>, heads: Heads, rotary: &Rotary) -> Hidden<T> {
+    let (n, Heads { queries, keys, dim }) = (q.shape().0, heads);
+    let by_head =
+        |x: Hidden<T>, count: usize| x.reshape_like(&(n, count, dim)).permute::<(usize, usize, usize), Axes3<1, 0, 2>>();
+    let group = queries / keys;
+    let q = rotate(by_head(q, queries), rotary, queries, n, dim).reshape_like(&(keys, group * n, dim));
+    let k = rotate(by_head(k, keys), rotary, keys, n, dim).permute::<(usize, usize, usize), Axes3<0, 2, 1>>();
+    let scores = q.matmul(k).reshape_like(&(queries, n, n)) * (1.0 / (dim as f32).sqrt()); // (queries, n, n)
+    let mask: Matrix = device_of(&scores).upper_tri_like(&(n, n), f32::MIN, 1);
+    let masked = scores + mask.broadcast_like::<_, Axis<0>>(&(queries, n, n));
+    let p = masked.softmax::<Axis<2>>().reshape_like(&(keys, group * n, n));
+    let out = p.matmul(by_head(v, keys)).reshape_like(&(queries, n, dim));
+    out.permute::<(usize, usize, usize), Axes3<1, 0, 2>>().reshape_like(&(n, queries * dim))
+}
+
+/// x ⊙ cos + (x · R) ⊙ sin, where x · R is (−second half, first half).
+fn rotate<T: AnyTape>(
+    x: Tensor<(usize, usize, usize), f32, Device, T>,
+    rotary: &Rotary,
+    heads: usize,
+    n: usize,
+    dim: usize,
+) -> Tensor<(usize, usize, usize), f32, Device, T> {
+    let device = device_of(&x);
+    let half = dim / 2;
+    let mut turn = vec![0.0; dim * dim];
+    for i in 0..half {
+        turn[(i + half) * dim + i] = -1.0;
+        turn[i * dim + i + half] = 1.0;
+    }
+    let turn: Matrix = device.tensor_from_vec(turn, (dim, dim));
+    let table = |of: &[f32]| -> Matrix {
+        let rows = of[..n * half].chunks_exact(half).flat_map(|row| row.iter().chain(row)).copied().collect();
+        device.tensor_from_vec(rows, (n, dim))
+    };
+    let whole = (heads, n, dim);
+    let cos = table(&rotary.cos).broadcast_like::<_, Axis<0>>(&whole);
+    let sin = table(&rotary.sin).broadcast_like::<_, Axis<0>>(&whole);
+    let (again, x) = (x.retaped::<T>(), x);
+    let turned = x.matmul(turn.broadcast_like::<_, Axis<0>>(&(heads, dim, dim)));
+    turned * sin + again * cos
+}
+
+fn device_of<S: Shape, T>(x: &Tensor<S, f32, Device, T>) -> Device {
+    x.device().clone()
+}
+
+fn column(rows: usize, value: f32) -> Matrix {
+    crate::tensor::device().tensor_from_vec(vec![value; rows], (rows, 1))
+}
+
+fn row(cols: usize) -> Matrix {
+    crate::tensor::device().tensor_from_vec(vec![1.0; cols], (1, cols))
+}
