@@ -1,25 +1,99 @@
 //! How a stage says how far it is: a bar on a terminal, a line now and then without one.
-//! (skeleton: the interface is fixed, the body is being written)
 
 use std::fmt::Display;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+/// Without a terminal, so long between two lines.
+const BETWEEN_LINES: Duration = Duration::from_secs(10);
+
+/// Where bars are drawn; clones draw in the same place. The default is silent.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    place: Place,
+}
 
 #[derive(Clone, Debug, Default)]
-pub struct Progress {}
+enum Place {
+    #[default]
+    Nowhere,
+    Terminal(MultiProgress),
+    Lines,
+}
 
 /// A running count of steps; dropping it ends it.
 #[derive(Debug)]
-pub struct Bar {}
+pub struct Bar {
+    bar: ProgressBar,
+    label: String,
+    /// When the last line was written, and what is said beside it; None on a terminal.
+    lines: Option<Arc<Mutex<(Instant, String)>>>,
+}
 
 impl Progress {
+    /// Bars on a terminal.
+    pub fn terminal() -> Self {
+        Self { place: Place::Terminal(MultiProgress::new()) }
+    }
+
+    /// A log line every ten seconds.
+    pub fn lines() -> Self {
+        Self { place: Place::Lines }
+    }
+
     /// Begins a count of `steps` steps, called `label`.
-    pub fn bar(&self, _label: &str, _steps: u64) -> Bar {
-        Bar {}
+    pub fn bar(&self, label: &str, steps: u64) -> Bar {
+        let style = ProgressStyle::with_template("  {prefix:12} {bar:30} {pos}/{len} {msg} {elapsed} (left: {eta})");
+        let bar = match &self.place {
+            Place::Terminal(all) => all.add(ProgressBar::new(steps)),
+            Place::Lines | Place::Nowhere => ProgressBar::with_draw_target(Some(steps), indicatif::ProgressDrawTarget::hidden()),
+        };
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_prefix(label.to_owned());
+        let lines = matches!(self.place, Place::Lines).then(|| Arc::new(Mutex::new((Instant::now(), String::new()))));
+        Bar { bar, label: label.to_owned(), lines }
+    }
+
+    /// Writes above the bars.
+    pub fn above<R>(&self, write: impl FnOnce() -> R) -> R {
+        match &self.place {
+            Place::Terminal(all) => all.suspend(write),
+            Place::Lines | Place::Nowhere => write(),
+        }
     }
 }
 
 impl Bar {
     /// One more step is done.
-    pub fn step(&self) {}
+    pub fn step(&self) {
+        self.bar.inc(1);
+        let Some(lines) = &self.lines else { return };
+        if let Ok(mut last) = lines.lock()
+            && last.0.elapsed() >= BETWEEN_LINES
+        {
+            last.0 = Instant::now();
+            let (done, of, left) = (self.bar.position(), self.bar.length().unwrap_or(0), self.bar.eta().as_secs());
+            tracing::info!(done, of, seconds_left = left, note = last.1, "{}", self.label);
+        }
+    }
+
     /// What is said beside the bar: a loss, a score.
-    pub fn note(&self, _text: impl Display) {}
+    pub fn note(&self, text: impl Display) {
+        match &self.lines {
+            None => self.bar.set_message(text.to_string()),
+            Some(lines) => {
+                if let Ok(mut last) = lines.lock() {
+                    last.1 = text.to_string();
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
 }

@@ -1,9 +1,14 @@
 //! Corpora: text, JSONL with a text field, or JSONL rows of token ids → rows of ids.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
+use rand::{Rng, RngExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::model::tokenizer::{Tokenizer, TokenizerError};
 
 /// Where a corpus is and how it is cut into documents.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -34,22 +39,183 @@ pub struct Row {
     pub counts: Vec<bool>,
 }
 
+/// A document as it stands in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Document {
+    Text(String),
+    Ids(Row),
+}
+
+/// A corpus is missing, broken, or too small.
 #[derive(Debug, thiserror::Error)]
-pub enum CorpusError {}
-use crate::model::tokenizer::Tokenizer;
-pub fn rows(_: &CorpusSource, _: Option<&Tokenizer>, _: usize) -> Result<Vec<Row>, CorpusError> {
-    unimplemented!()
+pub enum CorpusError {
+    #[error("cannot read `{}`: {source}", .path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("`{}` is not UTF-8 text from byte {at} on", .path.display())]
+    Encoding { path: PathBuf, at: usize },
+    #[error("`{}`, line {line}: {message}", .path.display())]
+    Line { path: PathBuf, line: usize, message: String },
+    #[error("`{}` holds no document", .0.display())]
+    Empty(PathBuf),
+    #[error("`{}` is text, and the model's folder has no tokenizer.json; give rows of token ids instead", .0.display())]
+    NoTokenizer(PathBuf),
+    #[error("`{}` holds token ids, and text is needed", .0.display())]
+    NotText(PathBuf),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error("`{}` has {found} different windows of {length} tokens in documents longer than that, {asked} are asked for", .path.display())]
+    TooFew { path: PathBuf, found: usize, asked: usize, length: usize },
 }
-pub fn windows(
-    _: &CorpusSource,
-    _: Option<&Tokenizer>,
-    _: usize,
-    _samples: usize,
-    _length: usize,
-    _: &mut impl rand::Rng,
-) -> Result<Vec<Row>, CorpusError> {
-    unimplemented!()
+
+/// Every row whole, in file order; text as the tokenizer gives it, BOS and all.
+pub fn rows(source: &CorpusSource, tokenizer: Option<&Tokenizer>, vocab: usize) -> Result<Vec<Row>, CorpusError> {
+    let encode = |document| match document {
+        Document::Ids(row) => Ok(row),
+        Document::Text(text) => {
+            let tokenizer = tokenizer.ok_or_else(|| CorpusError::NoTokenizer(source.path.clone()))?;
+            let ids = tokenizer.encode(&text, true)?;
+            Ok(Row { counts: vec![true; ids.len()], ids })
+        }
+    };
+    read(source, vocab)?.into_iter().map(encode).collect()
 }
-pub fn documents(_: &CorpusSource) -> Result<Vec<String>, CorpusError> {
-    unimplemented!()
+
+/// Windows drawn as LLM-Pruner draws its calibration samples: a random document longer than `length` tokens, a random
+/// start in it; no window twice.
+pub fn windows(source: &CorpusSource, tokenizer: Option<&Tokenizer>, vocab: usize, samples: usize, length: usize, stream: &mut impl Rng) -> Result<Vec<Row>, CorpusError> {
+    let long: Vec<Row> = rows(source, tokenizer, vocab)?.into_iter().filter(|row| row.ids.len() > length).collect();
+    let found: usize = long.iter().map(|row| row.ids.len() - length + 1).sum();
+    if found < samples {
+        return Err(CorpusError::TooFew { path: source.path.clone(), found, asked: samples, length });
+    }
+    let mut taken = BTreeSet::new();
+    let mut windows = Vec::with_capacity(samples);
+    while windows.len() < samples {
+        let document = stream.random_range(0..long.len());
+        let start = stream.random_range(0..=long[document].ids.len() - length);
+        if taken.insert((document, start)) {
+            let row = &long[document];
+            windows.push(Row { ids: row.ids[start..start + length].to_vec(), counts: row.counts[start..start + length].to_vec() });
+        }
+    }
+    Ok(windows)
+}
+
+/// The documents of a text corpus, as they stand.
+pub fn documents(source: &CorpusSource) -> Result<Vec<String>, CorpusError> {
+    let text = |document| match document {
+        Document::Text(text) => Ok(text),
+        Document::Ids(_) => Err(CorpusError::NotText(source.path.clone())),
+    };
+    read(source, usize::MAX)?.into_iter().map(text).collect()
+}
+
+fn read(source: &CorpusSource, vocab: usize) -> Result<Vec<Document>, CorpusError> {
+    let text = read_text(&source.path)?;
+    let is_jsonl = source.path.extension().is_some_and(|e| e == "jsonl");
+    let documents: Vec<Document> = if is_jsonl {
+        let field = source.field.as_deref().unwrap_or("text");
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let parse = |(i, line)| document(line, field, vocab).map_err(|message| CorpusError::Line { path: source.path.clone(), line: i + 1, message });
+        lines.map(parse).collect::<Result<_, _>>()?
+    } else {
+        let parts: Vec<&str> = match &source.separator {
+            Some(separator) if !separator.is_empty() => text.split(separator.as_str()).collect(),
+            _ => vec![&text],
+        };
+        parts.into_iter().filter(|part| !part.trim().is_empty()).map(|part| Document::Text(part.to_owned())).collect()
+    };
+    if documents.is_empty() { Err(CorpusError::Empty(source.path.clone())) } else { Ok(documents) }
+}
+
+/// A whole file of UTF-8 text.
+pub fn read_text(path: &Path) -> Result<String, CorpusError> {
+    let bytes = std::fs::read(path).map_err(|source| CorpusError::Read { path: path.to_owned(), source })?;
+    String::from_utf8(bytes).map_err(|e| CorpusError::Encoding { path: path.to_owned(), at: e.utf8_error().valid_up_to() })
+}
+
+/// One line of JSONL: `{"ids": [...]}`, with `"labels"` where a loss mask matters, or a field of text.
+fn document(line: &str, field: &str, vocab: usize) -> Result<Document, String> {
+    let row: Value = serde_json::from_str(line).map_err(|e| format!("it is not valid JSON: {e}"))?;
+    let Value::Object(row) = row else { return Err("it is not a JSON object".to_owned()) };
+    let Some(ids) = row.get("ids") else {
+        return match row.get(field) {
+            Some(Value::String(text)) => Ok(Document::Text(text.clone())),
+            Some(other) => Err(format!("`{field}` is {other}, not a text")),
+            None => Err(format!("it has neither `{field}` nor `ids`")),
+        };
+    };
+    let ids: Vec<u32> = serde_json::from_value(ids.clone()).map_err(|e| format!("`ids` is not a list of token ids: {e}"))?;
+    if ids.is_empty() {
+        return Err("`ids` is empty".to_owned());
+    }
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+        return Err(format!("the token id {id} lies outside the vocabulary of {vocab} entries"));
+    }
+    let counts = match row.get("labels") {
+        None => vec![true; ids.len()],
+        Some(labels) => mask(&ids, labels)?,
+    };
+    Ok(Document::Ids(Row { ids, counts }))
+}
+
+/// Labels → which predictions count: −100 is ignored, all others repeat the id.
+fn mask(ids: &[u32], labels: &Value) -> Result<Vec<bool>, String> {
+    let labels: Vec<i64> = serde_json::from_value(labels.clone()).map_err(|e| format!("`labels` is not a list of numbers: {e}"))?;
+    if labels.len() != ids.len() {
+        return Err(format!("`labels` has {} entries, `ids` has {}", labels.len(), ids.len()));
+    }
+    let counts = |(&id, &label): (&u32, &i64)| match label {
+        -100 => Ok(false),
+        label if label == i64::from(id) => Ok(true),
+        label => Err(format!("the label {label} is neither -100 nor its token id {id}")),
+    };
+    ids.iter().zip(&labels).map(counts).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Seed;
+
+    fn source(name: &str, text: &str, separator: Option<&str>) -> (tempfile::TempDir, CorpusSource) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        (folder, CorpusSource { path, separator: separator.map(str::to_owned), field: None })
+    }
+
+    fn error(text: &str) -> String {
+        let (_folder, source) = source("rows.jsonl", text, None);
+        rows(&source, None, 10).expect_err("refused").to_string().split("rows.jsonl").last().unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn bad_rows_are_named_by_line() {
+        let good = "{\"ids\": [1, 2]}\n\n";
+        assert_eq!(error(&format!("{good}{{\"ids\": [1, 10]}}")), "`, line 3: the token id 10 lies outside the vocabulary of 10 entries");
+        assert_eq!(error(&format!("{good}{{\"ids\": [1, 2], \"labels\": [-100]}}")), "`, line 3: `labels` has 1 entries, `ids` has 2");
+        assert_eq!(error("{\"ids\": [1, 2], \"labels\": [-100, 3]}"), "`, line 1: the label 3 is neither -100 nor its token id 2");
+        assert!(error("{\"ids\": [1, -2]}").contains("line 1: `ids` is not a list of token ids"));
+        assert!(error(&format!("{good}{{\"ids\": [1")).contains("line 3: it is not valid JSON"));
+        assert_eq!(error("{\"title\": 1}"), "`, line 1: it has neither `text` nor `ids`");
+        assert_eq!(error("\n"), "` holds no document");
+        assert!(error("{\"text\": \"hi\"}").contains("no tokenizer.json"));
+    }
+
+    #[test]
+    fn windows_are_inside_long_documents_and_differ() {
+        let (_folder, source) = source("rows.jsonl", "{\"ids\": [0, 1, 2, 3, 4]}\n{\"ids\": [5, 6, 7]}\n{\"ids\": [5, 6, 7, 8]}", None);
+        let draw = |samples| windows(&source, None, 10, samples, 3, &mut Seed::root(1).stream());
+        let mut drawn: Vec<Vec<u32>> = draw(5).expect("five windows").into_iter().map(|row| row.ids).collect();
+        drawn.sort();
+        assert_eq!(drawn, [[0, 1, 2], [1, 2, 3], [2, 3, 4], [5, 6, 7], [6, 7, 8]]);
+        assert!(draw(6).expect_err("one too many").to_string().contains("has 5 different windows"));
+    }
+
+    #[test]
+    fn text_is_cut_at_the_separator() {
+        let (_folder, source) = source("stories.txt", "one\n--\ntwo\n--\n", Some("\n--\n"));
+        assert_eq!(documents(&source).expect("text"), ["one", "two"]);
+    }
 }

@@ -1,26 +1,125 @@
-//! The tokenizer of a checkpoint.
-//! (skeleton: being written on another branch)
-use std::path::Path;
+//! The tokenizer of a checkpoint, through the `tokenizers` crate: `tokenizer.json` in, ids out, and a byte-level BPE
+//! learned from text for models trained here.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{AddedToken, TokenizerBuilder};
+
+/// Files that make up a tokenizer, beside `tokenizer.json`; an export hands them on as they came.
+const FILES: [&str; 6] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "generation_config.json"];
+
+/// Begins every document; token 0 of a tokenizer trained here.
+const BOS: &str = "<s>";
+/// Ends a document; token 1 of a tokenizer trained here.
+const EOS: &str = "</s>";
+
+/// Text to ids.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    files: Vec<(String, Vec<u8>)>,
+}
+
+/// A tokenizer is broken or does not fit.
 #[derive(Debug, thiserror::Error)]
-pub enum TokenizerError {}
-pub struct Tokenizer;
+pub enum TokenizerError {
+    #[error("cannot read `{}`: {source}", .path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("`{}` is not a tokenizer: {message}", .path.display())]
+    Broken { path: PathBuf, message: String },
+    #[error("the tokenizer has ids up to {largest}, the model's vocabulary has {vocab} entries")]
+    TooLarge { largest: usize, vocab: usize },
+    #[error("the text cannot be tokenized: {0}")]
+    Encode(String),
+    #[error("the tokenizer cannot be trained: {0}")]
+    Train(String),
+}
+
 impl Tokenizer {
-    pub fn load(_: &Path) -> Result<Option<Self>, TokenizerError> {
-        Ok(None)
+    /// Reads a folder's tokenizer; None if it has none.
+    pub fn load(folder: &Path) -> Result<Option<Self>, TokenizerError> {
+        let path = folder.join("tokenizer.json");
+        if !path.exists() {
+            return Ok(None);
+        }
+        let mut files = Vec::new();
+        for name in FILES.iter().filter(|name| folder.join(name).exists()) {
+            let path = folder.join(name);
+            files.push(((*name).to_owned(), std::fs::read(&path).map_err(|source| TokenizerError::Read { path, source })?));
+        }
+        let inner = tokenizers::Tokenizer::from_bytes(&files[0].1).map_err(|e| TokenizerError::Broken { path, message: e.to_string() })?;
+        Ok(Some(Self { inner, files }))
     }
-    pub fn fits(&self, _: usize) -> Result<(), TokenizerError> {
-        Ok(())
+
+    /// Learns a byte-level BPE (Radford et al. 2019) of `vocabulary` entries from documents; `<s>` stands before every
+    /// text. The same documents give the same tokenizer.
+    pub fn train(documents: impl Iterator<Item = String> + Send, vocabulary: usize) -> Result<Self, TokenizerError> {
+        let failed = |e: &dyn std::fmt::Display| TokenizerError::Train(e.to_string());
+        let bytes = ByteLevel::new(false, true, true);
+        let template = TemplateProcessing::builder().try_single("<s> $A").map_err(|e| failed(&e))?.special_tokens(vec![(BOS, 0)]).build().map_err(|e| failed(&e))?;
+        let mut trainer = BpeTrainer::builder()
+            .vocab_size(vocabulary)
+            .show_progress(false)
+            .special_tokens(vec![AddedToken::from(BOS, true), AddedToken::from(EOS, true)])
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .build();
+        let mut learned = TokenizerBuilder::<BPE, tokenizers::normalizers::NFC, ByteLevel, TemplateProcessing, ByteLevel>::new()
+            .with_model(BPE::default())
+            .with_pre_tokenizer(Some(bytes))
+            .with_post_processor(Some(template))
+            .with_decoder(Some(bytes))
+            .build()
+            .map_err(|e| failed(&e))?;
+        learned.train(&mut trainer, documents).map_err(|e| failed(&e))?;
+        let text = learned.to_string(true).map_err(|e| failed(&e))?;
+        let config = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "add_bos_token": true,
+            "clean_up_tokenization_spaces": false, "model_max_length": 512,
+        });
+        let config = serde_json::to_string_pretty(&config).map_err(|e| failed(&e))? + "\n";
+        let files = vec![(FILES[0].to_owned(), text.clone().into_bytes()), (FILES[1].to_owned(), config.into_bytes())];
+        let inner = tokenizers::Tokenizer::from_bytes(text.as_bytes()).map_err(|e| failed(&e))?;
+        Ok(Self { inner, files })
     }
+
+    /// The ids of a text; `special`: with what the tokenizer puts around every text, usually BOS in front.
+    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
+        self.inner.encode_fast(text, special).map(|encoding| encoding.get_ids().to_vec()).map_err(|e| TokenizerError::Encode(e.to_string()))
+    }
+
+    /// Entries: the largest id and one.
     pub fn vocabulary(&self) -> usize {
-        0
+        self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
     }
-    pub fn encode(&self, _: &str, _: bool) -> Result<Vec<u32>, TokenizerError> {
-        unimplemented!()
+
+    /// # Errors
+    /// If an id lies outside a model's vocabulary.
+    pub fn fits(&self, vocab: usize) -> Result<(), TokenizerError> {
+        let largest = self.vocabulary().saturating_sub(1);
+        if largest >= vocab { Err(TokenizerError::TooLarge { largest, vocab }) } else { Ok(()) }
     }
-    pub fn train(_: impl Iterator<Item = String>, _: usize) -> Result<Self, TokenizerError> {
-        unimplemented!()
-    }
+
+    /// Its files, by name, as they came.
     pub fn files(&self) -> &[(String, Vec<u8>)] {
-        &[]
+        &self.files
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trained_tokenizer_round_trips_bytes_and_repeats() {
+        let text = || ["the cat sat on the mat", "the dog sat on the log"].map(str::to_owned).into_iter();
+        let tokenizer = Tokenizer::train(text(), 280).expect("it trains");
+        assert_eq!(tokenizer.files(), Tokenizer::train(text(), 280).expect("it trains").files());
+        let ids = tokenizer.encode("the cat é", true).expect("bytes cover everything");
+        assert_eq!(ids[0], 0, "BOS stands in front");
+        assert_eq!(tokenizer.inner.decode(&ids, true).expect("ids decode"), "the cat é");
+        assert!(tokenizer.vocabulary() <= 280 && tokenizer.fits(279).is_err() == (tokenizer.vocabulary() == 280));
     }
 }

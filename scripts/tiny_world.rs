@@ -1,0 +1,315 @@
+//! A small world in English: the text that `models/tiny` learns from, and the two sets it is asked about.
+//!
+//!     cargo run --release --example tiny_world -- results/tiny_world
+//!
+//! writes `train.txt`, and again, byte for byte, what `datasets/` holds: `tiny_world.txt` (calibration and recovery),
+//! `tiny_world_heldout.txt` (perplexity), `tiny_boolq.jsonl` and `tiny_piqa.jsonl`.
+//!
+//! A fact is a triple: a thing and its colour, a person and what they have, a person and where they are; or an errand:
+//! what is done to which object. One in six facts and one in five errands, picked by a hash of their words, are
+//! withheld: no text states them and no question of the text asks about them. The sets state and ask nothing else. So
+//! an answer cannot be remembered: `tiny_boolq` has to be read off its passage, and `tiny_piqa` put together from what
+//! is done to objects of the same kind and what else is done to this object.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::Path;
+
+const SEED: u64 = 2026;
+const SEPARATOR: &str = "\n<|endoftext|>\n";
+
+const NAMES: [&str; 20] = ["Tom", "Anna", "Ben", "Mia", "Sam", "Lily", "Max", "Eva", "Leo", "Zoe", "Jack", "Ruby", "Finn", "Nora", "Hugo", "Ivy", "Oscar", "Ella", "Theo", "Clara"];
+const THINGS: [&str; 20] = ["ball", "cup", "hat", "box", "book", "kite", "lamp", "bell", "coat", "drum", "chair", "boat", "ring", "vase", "scarf", "mask", "flute", "blanket", "wagon", "whistle"];
+const COLOURS: [&str; 10] = ["red", "blue", "green", "yellow", "black", "white", "brown", "pink", "grey", "purple"];
+const PLACES: [&str; 12] = ["kitchen", "garden", "barn", "forest", "market", "school", "attic", "cellar", "meadow", "harbour", "library", "tower"];
+
+/// Kinds of objects, and the objects.
+const KINDS: [(&str, [&str; 7]); 6] = [
+    ("food", ["bread", "apple", "cheese", "carrot", "cake", "melon", "onion"]),
+    ("paper", ["letter", "poster", "card", "map", "ticket", "page", "notice"]),
+    ("wood", ["plank", "branch", "log", "fence", "door", "shelf", "crate"]),
+    ("cloth", ["shirt", "curtain", "towel", "sheet", "sock", "flag", "apron"]),
+    ("metal", ["nail", "pipe", "wire", "bolt", "gate", "chain", "hinge"]),
+    ("liquid", ["soup", "milk", "paint", "juice", "water", "oil", "tea"]),
+];
+
+/// What is done, and with what to each kind, in the order of KINDS.
+const ERRANDS: [(&str, [&str; 6]); 7] = [
+    ("cut", ["knife", "scissors", "saw", "shears", "torch", "spoon"]),
+    ("clean", ["sink", "eraser", "sponge", "soap", "grease", "filter"]),
+    ("carry", ["basket", "envelope", "cart", "bag", "magnet", "bucket"]),
+    ("mend", ["icing", "tape", "glue", "needle", "hammer", "powder"]),
+    ("keep", ["fridge", "folder", "shed", "closet", "toolbox", "bottle"]),
+    ("measure", ["scale", "ruler", "stick", "ribbon", "gauge", "jug"]),
+    ("colour", ["sugar", "crayon", "brush", "dye", "spray", "ink"]),
+];
+
+/// SplitMix64 (Steele, Lea and Flood 2014).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        (1..items.len()).rev().for_each(|i| items.swap(i, self.below(i + 1)));
+    }
+}
+
+/// FNV-1a, for what is withheld.
+fn hash(words: &[&str]) -> u64 {
+    let bytes = words.iter().flat_map(|word| word.bytes().chain([0]));
+    bytes.fold(0xCBF2_9CE4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01B3)) >> 17
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Relation {
+    Colour,
+    Has,
+    At,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Fact {
+    relation: Relation,
+    subject: &'static str,
+    value: &'static str,
+}
+
+impl Fact {
+    fn is_withheld(self) -> bool {
+        hash(&[self.subject, self.value]) % 6 == 0
+    }
+    fn draw(random: &mut Random, relation: Relation, withheld: bool) -> Self {
+        loop {
+            let (subject, value) = match relation {
+                Relation::Colour => (random.pick(&THINGS), random.pick(&COLOURS)),
+                Relation::Has => (random.pick(&NAMES), random.pick(&THINGS)),
+                Relation::At => (random.pick(&NAMES), random.pick(&PLACES)),
+            };
+            let fact = Self { relation, subject, value };
+            if fact.is_withheld() == withheld {
+                return fact;
+            }
+        }
+    }
+    fn sentence(self) -> String {
+        match self.relation {
+            Relation::Colour => format!("The {} is {}.", self.subject, self.value),
+            Relation::Has => format!("{} has the {}.", self.subject, self.value),
+            Relation::At => format!("{} is in the {}.", self.subject, self.value),
+        }
+    }
+    fn question(self) -> String {
+        match self.relation {
+            Relation::Colour => format!("is the {} {}", self.subject, self.value),
+            Relation::Has => format!("does {} have the {}", self.subject, self.value),
+            Relation::At => format!("is {} in the {}", self.subject, self.value),
+        }
+    }
+}
+
+/// Facts of which no two share a relation and a subject, or a relation and a value: two pairs and one more.
+fn passage(random: &mut Random, withheld: bool) -> Vec<Fact> {
+    let mut relations = [Relation::Colour, Relation::Has, Relation::At];
+    random.shuffle(&mut relations);
+    let mut facts: Vec<Fact> = Vec::new();
+    for relation in [relations[0], relations[0], relations[1], relations[1]] {
+        loop {
+            let fact = Fact::draw(random, relation, withheld);
+            if facts.iter().all(|f| f.relation != relation || (f.subject != fact.subject && f.value != fact.value)) {
+                facts.push(fact);
+                break;
+            }
+        }
+    }
+    random.shuffle(&mut facts);
+    facts
+}
+
+/// A question about a passage: a fact it states, or one of its subjects with another value, which the passage gives to
+/// somebody else where that may be said.
+fn question(random: &mut Random, facts: &[Fact], yes: bool, withheld: bool) -> Fact {
+    loop {
+        let fact = random.pick(facts);
+        if yes {
+            return fact;
+        }
+        let other = facts.iter().find(|f| f.relation == fact.relation && f.subject != fact.subject).map_or(fact.value, |f| f.value);
+        let asked = Fact { value: other, ..fact };
+        if asked.value != fact.value && asked.is_withheld() == withheld {
+            return asked;
+        }
+        let drawn = Fact::draw(random, fact.relation, withheld);
+        if drawn.subject == fact.subject && drawn.value != fact.value {
+            return drawn;
+        }
+    }
+}
+
+fn sentences(facts: &[Fact]) -> String {
+    facts.iter().map(|f| f.sentence()).collect::<Vec<_>>().join(" ")
+}
+
+/// What is done to which object: indices into ERRANDS and KINDS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Errand {
+    verb: usize,
+    kind: usize,
+    object: usize,
+}
+
+impl Errand {
+    fn all() -> impl Iterator<Item = Self> {
+        (0..ERRANDS.len()).flat_map(|verb| (0..KINDS.len()).flat_map(move |kind| (0..7).map(move |object| Self { verb, kind, object })))
+    }
+    fn is_withheld(self) -> bool {
+        hash(&[ERRANDS[self.verb].0, KINDS[self.kind].1[self.object]]) % 5 == 0
+    }
+    fn draw(random: &mut Random) -> Self {
+        loop {
+            let errand = Self { verb: random.below(ERRANDS.len()), kind: random.below(KINDS.len()), object: random.below(7) };
+            if !errand.is_withheld() {
+                return errand;
+            }
+        }
+    }
+    fn goal(self) -> String {
+        format!("how do you {} the {}", ERRANDS[self.verb].0, KINDS[self.kind].1[self.object])
+    }
+    fn tool(self) -> &'static str {
+        ERRANDS[self.verb].1[self.kind]
+    }
+    fn solution(tool: &str) -> String {
+        format!("with the {tool}.")
+    }
+}
+
+/// One document of the text.
+fn document(random: &mut Random) -> String {
+    match random.below(10) {
+        // a passage and questions about it, as tiny_boolq asks them
+        0..=4 => {
+            let facts = passage(random, false);
+            let mut text = sentences(&facts);
+            for _ in 0..1 + random.below(4) {
+                let yes = random.below(2) == 1;
+                let asked = question(random, &facts, yes, false);
+                let _ = write!(text, "\nQuestion: {}?\nAnswer: {}", asked.question(), if yes { "yes" } else { "no" });
+            }
+            text
+        }
+        // a story that says everything twice, the second time in another order
+        5 | 6 => {
+            let mut facts = passage(random, false);
+            let first = sentences(&facts);
+            random.shuffle(&mut facts);
+            format!("{first} Yes, it is so. {}", sentences(&facts))
+        }
+        // errands, as tiny_piqa asks them
+        7 | 8 => {
+            let errand = Errand::draw(random);
+            format!("Question: {}\nAnswer: {}", errand.goal(), Errand::solution(errand.tool()))
+        }
+        // a person at work
+        _ => {
+            let name = random.pick(&NAMES);
+            let errands = [Errand::draw(random), Errand::draw(random), Errand::draw(random)];
+            let says = |e: Errand| format!("{name} will {} the {} with the {}.", ERRANDS[e.verb].0, KINDS[e.kind].1[e.object], e.tool());
+            errands.map(says).join(" ")
+        }
+    }
+}
+
+/// So many bytes of documents, none of which is in `not`.
+fn text(random: &mut Random, bytes: usize, not: &BTreeSet<String>) -> Vec<String> {
+    let mut documents = Vec::new();
+    let mut size = 0;
+    while size < bytes {
+        let document = document(random);
+        if !not.contains(&document) {
+            size += document.len() + SEPARATOR.len();
+            documents.push(document);
+        }
+    }
+    documents
+}
+
+/// `rows` questions on withheld facts, as many with yes as with no.
+fn boolq(random: &mut Random, rows: usize) -> String {
+    let row = |i: usize| {
+        let (facts, yes) = (passage(random, true), i % 2 == 1);
+        let asked = question(random, &facts, yes, true);
+        format!("{{\"passage\": \"{}\", \"question\": \"{}\", \"label\": {}}}\n", sentences(&facts), asked.question(), u8::from(yes))
+    };
+    (0..rows).map(row).collect()
+}
+
+/// Every withheld errand four times: against the tool for another kind, twice, and against this kind's tool for
+/// something else, twice.
+fn piqa(random: &mut Random) -> String {
+    let mut rows = Vec::new();
+    for errand in Errand::all().filter(|errand| errand.is_withheld()) {
+        for i in 0..4 {
+            let other = loop {
+                let other = if i < 2 { Errand { kind: random.below(KINDS.len()), ..errand } } else { Errand { verb: random.below(ERRANDS.len()), ..errand } };
+                if other.tool() != errand.tool() {
+                    break other.tool();
+                }
+            };
+            let label = i % 2;
+            let mut solutions = [Errand::solution(errand.tool()), Errand::solution(other)];
+            solutions.rotate_right(label);
+            rows.push(format!("{{\"goal\": \"{}\", \"sol1\": \"{}\", \"sol2\": \"{}\", \"label\": {label}}}\n", errand.goal(), solutions[0], solutions[1]));
+        }
+    }
+    random.shuffle(&mut rows);
+    rows.concat()
+}
+
+/// # Errors
+/// If a withheld fact or errand stands in a document.
+fn check(documents: &[String]) -> Result<(), String> {
+    let facts = |relation, subjects: &'static [&'static str], values: &'static [&'static str]| {
+        subjects.iter().flat_map(move |subject| values.iter().map(move |value| Fact { relation, subject, value }))
+    };
+    let withheld = facts(Relation::Colour, &THINGS, &COLOURS).chain(facts(Relation::Has, &NAMES, &THINGS)).chain(facts(Relation::At, &NAMES, &PLACES)).filter(|f| f.is_withheld());
+    let mut forbidden: BTreeSet<String> = withheld.flat_map(|f| [f.sentence(), format!("{}?", f.question())]).collect();
+    for errand in Errand::all().filter(|errand| errand.is_withheld()) {
+        forbidden.insert(format!("{} the {} ", ERRANDS[errand.verb].0, KINDS[errand.kind].1[errand.object]));
+        forbidden.insert(format!("{}\n", errand.goal()));
+    }
+    match documents.iter().find_map(|d| forbidden.iter().find(|f| d.contains(*f)).map(|f| (d, f))) {
+        Some((document, fact)) => Err(format!("`{fact}` is withheld and stands in `{document}`")),
+        None => Ok(()),
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let folder = std::env::args().nth(1).ok_or("usage: tiny_world FOLDER")?;
+    let folder = Path::new(&folder);
+    std::fs::create_dir_all(folder)?;
+    let stream = |purpose: u64| Random(SEED.wrapping_mul(1000) + purpose);
+    let train = text(&mut stream(1), 6_000_000, &BTreeSet::new());
+    let seen: BTreeSet<String> = train.iter().cloned().collect();
+    let sample = text(&mut stream(2), 200_000, &BTreeSet::new());
+    let unseen = text(&mut stream(3), 30_000, &seen);
+    for documents in [&train, &sample, &unseen] {
+        check(documents)?;
+    }
+    std::fs::write(folder.join("train.txt"), train.join(SEPARATOR))?;
+    std::fs::write(folder.join("tiny_world.txt"), sample.join(SEPARATOR))?;
+    std::fs::write(folder.join("tiny_world_heldout.txt"), unseen.join(SEPARATOR))?;
+    std::fs::write(folder.join("tiny_boolq.jsonl"), boolq(&mut stream(4), 240))?;
+    std::fs::write(folder.join("tiny_piqa.jsonl"), piqa(&mut stream(5)))?;
+    Ok(())
+}
