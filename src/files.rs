@@ -120,7 +120,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("table");
         write_whole(&path, b"old").expect("written");
-        let full = |file: &mut fs::File| file.write_all(b"half of the ne").and(Err(std::io::Error::other("No space left on device")));
+        let full =
+            |file: &mut fs::File| file.write_all(b"half of the ne").and(Err(std::io::Error::other("No space left on device")));
         let error = write_with(&path, full).expect_err("the disk is full").to_string();
         assert!(error.contains("table") && error.contains("No space left on device"), "{error}");
         assert_eq!(fs::read(&path).expect("still there"), b"old");

@@ -76,7 +76,8 @@ pub fn write(path: &Path, variant: &str, parts: &[&Part]) -> Result<(), MetricsE
     let parquet = |e: ParquetError| MetricsError::Arrow { table: name, message: e.to_string() };
     let batches = parts.iter().map(|part| placed(variant, part)).collect::<Result<Vec<_>, _>>().map_err(arrow)?;
     let whole = concat_batches(&batches[0].schema(), &batches).map_err(arrow)?;
-    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).set_created_by("secateur".to_owned()).build();
+    let properties =
+        WriterProperties::builder().set_compression(Compression::SNAPPY).set_created_by("secateur".to_owned()).build();
     let mut bytes = Vec::new();
     let mut writer = ArrowWriter::try_new(&mut bytes, whole.schema(), Some(properties)).map_err(parquet)?;
     writer.write(&whole).map_err(parquet)?;
@@ -120,9 +121,28 @@ mod tests {
     #[test]
     fn columns_are_as_the_contract_names_them_and_bytes_repeat() {
         let folder = tempfile::tempdir().expect("a folder");
-        let part = Part { step: 4, stage: "evaluate".to_owned(), table: Table::of("evaluate", &[row(0.5), row(1.5)]).expect("finite") };
-        let kinds: Vec<String> = placed("v", &part).expect("fits").schema().fields().iter().map(|f| format!("{}: {}", f.name(), f.data_type())).collect();
-        assert_eq!(kinds, ["variant: Utf8", "step: UInt32", "stage: Utf8", "task: Utf8", "value: Float64", "stderr: Float64", "n: UInt64", "kept: Boolean"]);
+        let part =
+            Part { step: 4, stage: "evaluate".to_owned(), table: Table::of("evaluate", &[row(0.5), row(1.5)]).expect("finite") };
+        let kinds: Vec<String> = placed("v", &part)
+            .expect("fits")
+            .schema()
+            .fields()
+            .iter()
+            .map(|f| format!("{}: {}", f.name(), f.data_type()))
+            .collect();
+        assert_eq!(
+            kinds,
+            [
+                "variant: Utf8",
+                "step: UInt32",
+                "stage: Utf8",
+                "task: Utf8",
+                "value: Float64",
+                "stderr: Float64",
+                "n: UInt64",
+                "kept: Boolean"
+            ]
+        );
         let bytes = ["a.parquet", "b.parquet"].map(|name| {
             write(&folder.path().join(name), "v", &[&part, &part]).expect("written");
             std::fs::read(folder.path().join(name)).expect("there")

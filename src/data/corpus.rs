@@ -82,7 +82,14 @@ pub fn rows(source: &CorpusSource, tokenizer: Option<&Tokenizer>, vocab: usize) 
 
 /// Windows drawn as LLM-Pruner draws its calibration samples: a random document longer than `length` tokens, a random
 /// start in it; no window twice.
-pub fn windows(source: &CorpusSource, tokenizer: Option<&Tokenizer>, vocab: usize, samples: usize, length: usize, stream: &mut impl Rng) -> Result<Vec<Row>, CorpusError> {
+pub fn windows(
+    source: &CorpusSource,
+    tokenizer: Option<&Tokenizer>,
+    vocab: usize,
+    samples: usize,
+    length: usize,
+    stream: &mut impl Rng,
+) -> Result<Vec<Row>, CorpusError> {
     let long: Vec<Row> = rows(source, tokenizer, vocab)?.into_iter().filter(|row| row.ids.len() > length).collect();
     let found: usize = long.iter().map(|row| row.ids.len() - length + 1).sum();
     if found < samples {
@@ -95,7 +102,8 @@ pub fn windows(source: &CorpusSource, tokenizer: Option<&Tokenizer>, vocab: usiz
         let start = stream.random_range(0..=long[document].ids.len() - length);
         if taken.insert((document, start)) {
             let row = &long[document];
-            windows.push(Row { ids: row.ids[start..start + length].to_vec(), counts: row.counts[start..start + length].to_vec() });
+            windows
+                .push(Row { ids: row.ids[start..start + length].to_vec(), counts: row.counts[start..start + length].to_vec() });
         }
     }
     Ok(windows)
@@ -116,7 +124,9 @@ fn read(source: &CorpusSource, vocab: usize) -> Result<Vec<Document>, CorpusErro
     let documents: Vec<Document> = if is_jsonl {
         let field = source.field.as_deref().unwrap_or("text");
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let parse = |(i, line)| document(line, field, vocab).map_err(|message| CorpusError::Line { path: source.path.clone(), line: i + 1, message });
+        let parse = |(i, line)| {
+            document(line, field, vocab).map_err(|message| CorpusError::Line { path: source.path.clone(), line: i + 1, message })
+        };
         lines.map(parse).collect::<Result<_, _>>()?
     } else {
         let parts: Vec<&str> = match &source.separator {
@@ -161,7 +171,8 @@ fn document(line: &str, field: &str, vocab: usize) -> Result<Document, String> {
 
 /// Labels → which predictions count: −100 is ignored, all others repeat the id.
 fn mask(ids: &[u32], labels: &Value) -> Result<Vec<bool>, String> {
-    let labels: Vec<i64> = serde_json::from_value(labels.clone()).map_err(|e| format!("`labels` is not a list of numbers: {e}"))?;
+    let labels: Vec<i64> =
+        serde_json::from_value(labels.clone()).map_err(|e| format!("`labels` is not a list of numbers: {e}"))?;
     if labels.len() != ids.len() {
         return Err(format!("`labels` has {} entries, `ids` has {}", labels.len(), ids.len()));
     }
@@ -193,9 +204,18 @@ mod tests {
     #[test]
     fn bad_rows_are_named_by_line() {
         let good = "{\"ids\": [1, 2]}\n\n";
-        assert_eq!(error(&format!("{good}{{\"ids\": [1, 10]}}")), "`, line 3: the token id 10 lies outside the vocabulary of 10 entries");
-        assert_eq!(error(&format!("{good}{{\"ids\": [1, 2], \"labels\": [-100]}}")), "`, line 3: `labels` has 1 entries, `ids` has 2");
-        assert_eq!(error("{\"ids\": [1, 2], \"labels\": [-100, 3]}"), "`, line 1: the label 3 is neither -100 nor its token id 2");
+        assert_eq!(
+            error(&format!("{good}{{\"ids\": [1, 10]}}")),
+            "`, line 3: the token id 10 lies outside the vocabulary of 10 entries"
+        );
+        assert_eq!(
+            error(&format!("{good}{{\"ids\": [1, 2], \"labels\": [-100]}}")),
+            "`, line 3: `labels` has 1 entries, `ids` has 2"
+        );
+        assert_eq!(
+            error("{\"ids\": [1, 2], \"labels\": [-100, 3]}"),
+            "`, line 1: the label 3 is neither -100 nor its token id 2"
+        );
         assert!(error("{\"ids\": [1, -2]}").contains("line 1: `ids` is not a list of token ids"));
         assert!(error(&format!("{good}{{\"ids\": [1")).contains("line 3: it is not valid JSON"));
         assert_eq!(error("{\"title\": 1}"), "`, line 1: it has neither `text` nor `ids`");
@@ -205,7 +225,8 @@ mod tests {
 
     #[test]
     fn windows_are_inside_long_documents_and_differ() {
-        let (_folder, source) = source("rows.jsonl", "{\"ids\": [0, 1, 2, 3, 4]}\n{\"ids\": [5, 6, 7]}\n{\"ids\": [5, 6, 7, 8]}", None);
+        let (_folder, source) =
+            source("rows.jsonl", "{\"ids\": [0, 1, 2, 3, 4]}\n{\"ids\": [5, 6, 7]}\n{\"ids\": [5, 6, 7, 8]}", None);
         let draw = |samples| windows(&source, None, 10, samples, 3, &mut Seed::root(1).stream());
         let mut drawn: Vec<Vec<u32>> = draw(5).expect("five windows").into_iter().map(|row| row.ids).collect();
         drawn.sort();

@@ -10,7 +10,14 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, TokenizerBuilder};
 
 /// Files that make up a tokenizer, beside `tokenizer.json`; an export hands them on as they came.
-const FILES: [&str; 6] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "generation_config.json"];
+const FILES: [&str; 6] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "generation_config.json",
+];
 
 /// Begins every document; token 0 of a tokenizer trained here.
 const BOS: &str = "<s>";
@@ -50,7 +57,8 @@ impl Tokenizer {
             let path = folder.join(name);
             files.push(((*name).to_owned(), std::fs::read(&path).map_err(|source| TokenizerError::Read { path, source })?));
         }
-        let inner = tokenizers::Tokenizer::from_bytes(&files[0].1).map_err(|e| TokenizerError::Broken { path, message: e.to_string() })?;
+        let inner = tokenizers::Tokenizer::from_bytes(&files[0].1)
+            .map_err(|e| TokenizerError::Broken { path, message: e.to_string() })?;
         Ok(Some(Self { inner, files }))
     }
 
@@ -59,7 +67,12 @@ impl Tokenizer {
     pub fn train(documents: impl Iterator<Item = String> + Send, vocabulary: usize) -> Result<Self, TokenizerError> {
         let failed = |e: &dyn std::fmt::Display| TokenizerError::Train(e.to_string());
         let bytes = ByteLevel::new(false, true, true);
-        let template = TemplateProcessing::builder().try_single("<s> $A").map_err(|e| failed(&e))?.special_tokens(vec![(BOS, 0)]).build().map_err(|e| failed(&e))?;
+        let template = TemplateProcessing::builder()
+            .try_single("<s> $A")
+            .map_err(|e| failed(&e))?
+            .special_tokens(vec![(BOS, 0)])
+            .build()
+            .map_err(|e| failed(&e))?;
         let mut trainer = BpeTrainer::builder()
             .vocab_size(vocabulary)
             .show_progress(false)
@@ -87,7 +100,10 @@ impl Tokenizer {
 
     /// The ids of a text; `special`: with what the tokenizer puts around every text, usually BOS in front.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
-        self.inner.encode_fast(text, special).map(|encoding| encoding.get_ids().to_vec()).map_err(|e| TokenizerError::Encode(e.to_string()))
+        self.inner
+            .encode_fast(text, special)
+            .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(|e| TokenizerError::Encode(e.to_string()))
     }
 
     /// Entries: the largest id and one.

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Fault, World};
-use crate::model::{CheckpointError, Model, ModelHeader};
+use crate::model::{CheckpointError, Model};
 
 /// Reads a checkpoint: `config.json`, one or several safetensors files, and `tokenizer.json` where there is one.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -66,11 +66,4 @@ pub fn run(options: &Options) -> Result<Model, Error> {
     let model = Model::load(Path::new(&options.model))?;
     tracing::info!(model = options.model, parameters = model.parameters(), layers = model.blocks.len(), "loaded");
     Ok(model)
-}
-
-impl World {
-    /// A folder's header; the answer is remembered.
-    fn header(&mut self, folder: &Path) -> Result<ModelHeader, String> {
-        self.headers.entry(folder.to_path_buf()).or_insert_with(|| ModelHeader::read(folder).map_err(|e| e.to_string())).clone()
-    }
 }

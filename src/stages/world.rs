@@ -31,16 +31,22 @@ pub struct World {
     pub data: Option<PathBuf>,
     /// The model that the stages so far will hand on, read from its headers alone. None: not known yet.
     pub model: Option<ModelHeader>,
-    /// Remembered answers, so that five hundred variants open each file once.
-    pub seen: BTreeMap<PathBuf, Result<(), String>>,
-    /// Remembered headers of model folders.
-    pub headers: BTreeMap<PathBuf, Result<ModelHeader, String>>,
+    /// What was found so far.
+    pub memory: Memory,
+}
+
+/// Answers of the world, remembered, so that five hundred variants open each file once.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    readable: BTreeMap<PathBuf, Result<(), String>>,
+    headers: BTreeMap<PathBuf, Result<ModelHeader, String>>,
 }
 
 impl World {
     /// Whether `path` can be opened for reading; the answer is remembered.
     pub fn readable(&mut self, path: &Path) -> Result<(), String> {
-        self.seen
+        self.memory
+            .readable
             .entry(path.to_path_buf())
             .or_insert_with(|| match std::fs::metadata(path) {
                 Ok(found) if found.is_dir() => Err(format!("`{}` is a folder, not a file", path.display())),
@@ -58,5 +64,14 @@ impl World {
             .map(|message| Fault::new(key, message, "paths are relative to the working directory"))
             .into_iter()
             .collect()
+    }
+
+    /// The header of a model folder; the answer is remembered.
+    pub fn header(&mut self, folder: &Path) -> Result<ModelHeader, String> {
+        self.memory
+            .headers
+            .entry(folder.to_path_buf())
+            .or_insert_with(|| ModelHeader::read(folder).map_err(|e| e.to_string()))
+            .clone()
     }
 }

@@ -1,0 +1,353 @@
+//! A pipeline file → a Plan that can run, or every mistake in it.
+//!
+//! Passes as a compiler has them: syntax and shape (`file`), the sweep, values (the stages' `faults`), order (what a
+//! stage needs must have been made and not be spent), world (files, headers, folders, device). Every stage that decodes
+//! goes through all of them. Only this module can build a Plan.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::file::{self, Decoded, Document, RawStage};
+use super::order;
+use super::plan::{Node, Plan, Variant};
+use super::problem::{InvalidPipeline, Problem, Sources, closest};
+use super::settings::{self, Device, RunSettings};
+use super::stage::{Entry, Listed, Stage, Step};
+use super::sweep::{self, Address, Setting, plain};
+use crate::stages::prune::Schedule;
+use crate::stages::{Fault, World};
+
+/// What the command line adds to a pipeline file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `type.key=value`, as given.
+    pub set: Vec<String>,
+    /// The folder of results.
+    pub results: Option<PathBuf>,
+    /// Only these variants, by id or by a beginning of it that is theirs alone.
+    pub only: Vec<String>,
+}
+
+/// Checks a pipeline. `world`: whether to look at files, folders and the device.
+pub fn check(path: &Path, overrides: &Overrides, world: bool) -> Result<Plan, InvalidPipeline> {
+    let name = path.display().to_string();
+    let invalid = |problems| Err(InvalidPipeline { name: name.clone(), problems: Problem::sorted(problems) });
+    let text = match std::fs::read(path)
+        .map_err(|e| e.to_string())
+        .and_then(|bytes| String::from_utf8(bytes).map_err(|e| format!("it is not UTF-8: {e}")))
+    {
+        Ok(text) => text,
+        Err(message) => {
+            let sources = Sources::new(&name, "");
+            return invalid(vec![sources.problem(
+                0..0,
+                format!("cannot read `{name}`: {message}"),
+                "a pipeline is a TOML file; its path is relative to the working directory",
+            )]);
+        }
+    };
+    let mut sources = Sources::new(&name, &text);
+    let mut problems = Vec::new();
+    let given: Vec<(String, String)> = overrides.set.iter().map(|set| override_text(set, &mut sources)).collect();
+    let document = file::parse(&text, &sources, &mut problems);
+    let (run_sets, sets) = read_overrides(&given, &sources, &mut problems);
+    let mut settings = settings::layer(document.run.as_ref(), &run_sets, &mut sources, &mut problems);
+    if let Some(results) = &overrides.results {
+        settings.run.results = results.clone();
+        settings.provenance.insert("results".to_owned(), "--results".to_owned());
+    }
+    let run_span = document.run.as_ref().map_or(0..0, Spanned::span);
+    values(&settings.run, &run_span, &sources, &mut problems);
+
+    let mut variants = variants(&document, &sets, &settings.run, &sources, &mut problems);
+    variants = select(variants, &overrides.only, &sources, &mut problems);
+    let (nodes, roots) = tree(&mut variants);
+    if world {
+        look_at_world(&variants, &settings.run, &run_span, &sources, &mut problems);
+    }
+    if problems.is_empty() {
+        let stem = path.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
+        Ok(Plan { name: stem, text, sources, settings, variants, nodes, roots })
+    } else {
+        invalid(problems)
+    }
+}
+
+/// A `--set` as TOML text that begins at its place among the sources, so that its values carry the right spans.
+fn override_text(set: &str, sources: &mut Sources) -> (String, String) {
+    let (key, value) = set.split_once('=').unwrap_or((set, ""));
+    let is_toml = DeTable::parse(&format!("x = {value}")).is_ok() && !value.trim().is_empty();
+    let value = if is_toml { value.to_owned() } else { Value::from(value).to_string() };
+    let line = format!("\"{key}\" = {value}");
+    let start = sources.add(&format!("--set {set}"), &line);
+    (set.to_owned(), format!("{}{line}", " ".repeat(start)))
+}
+
+type RunSets<'t> = Vec<(String, Spanned<DeTable<'t>>)>;
+
+/// The overrides of run settings, and those of stages.
+fn read_overrides<'t>(
+    given: &'t [(String, String)],
+    sources: &Sources,
+    problems: &mut Vec<Problem>,
+) -> (RunSets<'t>, Vec<Setting<'t>>) {
+    let (mut run, mut stages) = (Vec::new(), Vec::new());
+    for (set, text) in given {
+        let whole = text.len() - text.trim_start().len()..text.len();
+        let mut refuse = |message: String| {
+            problems.push(sources.problem(whole.clone(), message, "write --set type.key=value, or --set run.key=value"))
+        };
+        let Some((key, value)) = DeTable::parse(text).ok().and_then(|table| table.into_inner().into_iter().next()) else {
+            refuse(format!("`{set}` is not `type.key=value`"));
+            continue;
+        };
+        if !set.contains('=') {
+            refuse(format!("`{set}` has no value"));
+            continue;
+        }
+        match Address::parse(key.get_ref()) {
+            Err(message) => refuse(message),
+            Ok(address) if address.tag == "run" && address.path.len() == 1 => {
+                let mut table = DeTable::new();
+                table.insert(Spanned::new(key.span(), address.path[0].clone().into()), value);
+                run.push((format!("--set {set}"), Spanned::new(whole, table)));
+            }
+            Ok(address) => stages.push(Setting { address, key: key.get_ref().to_string(), named: key.span(), value }),
+        }
+    }
+    (run, stages)
+}
+
+fn values(run: &RunSettings, span: &Range<usize>, sources: &Sources, problems: &mut Vec<Problem>) {
+    let mut refuse = |message: &str, help: &str| problems.push(sources.problem(span.clone(), message, help));
+    if run.threads == Some(0) {
+        refuse("0 threads cannot work", "write threads = 1 or more, or leave the line out");
+    }
+    if run.locked {
+        refuse("`locked` is reserved: there are no lock files yet", "remove the line");
+    }
+}
+
+/// Every variant of the sweep, decoded and in order.
+fn variants(
+    document: &Document<'_>,
+    sets: &[Setting<'_>],
+    run: &RunSettings,
+    sources: &Sources,
+    problems: &mut Vec<Problem>,
+) -> Vec<Variant> {
+    let mut stages = document.stages.clone();
+    for set in sets {
+        sweep::apply(&mut stages, set, sources, problems);
+    }
+    let set: BTreeSet<Address> = sets.iter().map(|setting| setting.address.clone()).collect();
+    let combinations = sweep::combinations(document.sweep.as_ref(), &set, sources, problems);
+    let mut variants = Vec::with_capacity(combinations.len());
+    for combination in combinations {
+        let mut stages = stages.clone();
+        for setting in &combination {
+            sweep::apply(&mut stages, setting, sources, problems);
+        }
+        let (entries, list) = decode(&stages, sources, problems);
+        order::check(&list, sources, problems);
+        let steps = list.into_iter().filter_map(|listed| match listed {
+            Listed::Step(step) => Some(step),
+            Listed::Unread(_) => None,
+        });
+        variants.push(variant(&combination, entries, steps.collect(), run));
+    }
+    let mut seen = BTreeSet::new();
+    if problems.is_empty()
+        && let Some(twice) = variants.iter().find(|v| !seen.insert(v.id.clone()))
+    {
+        let span = document.sweep.as_ref().map_or(0..0, Spanned::span);
+        problems.push(sources.problem(
+            span,
+            format!("two variants of the sweep are the same: {}", twice.id),
+            "remove a value that is written twice",
+        ));
+    }
+    variants
+}
+
+/// Stages as written, and unrolled.
+fn decode(stages: &[RawStage<'_>], sources: &Sources, problems: &mut Vec<Problem>) -> (Vec<Entry>, Vec<Listed>) {
+    let (mut entries, mut list) = (Vec::new(), Vec::new());
+    for raw in stages {
+        match raw.decode(sources, problems) {
+            None => list.push(Listed::Unread(raw.tag.clone())),
+            Some(Decoded::Stage(stage)) => {
+                push(&mut list, &stage, raw, None);
+                entries.push(Entry::Stage(stage));
+            }
+            Some(Decoded::Repeat(options)) => {
+                let inner: Vec<(Option<Decoded>, &RawStage<'_>)> =
+                    raw.inner.iter().map(|raw| (raw.decode(sources, problems), raw)).collect();
+                for time in 1..=options.times.min(1000) {
+                    for (decoded, raw) in &inner {
+                        match decoded {
+                            Some(Decoded::Stage(stage)) => {
+                                push(&mut list, stage, raw, Some(Schedule { time, times: options.times }))
+                            }
+                            _ => list.push(Listed::Unread(raw.tag.clone())),
+                        }
+                    }
+                }
+                let stages = inner.into_iter().filter_map(|(decoded, _)| match decoded? {
+                    Decoded::Stage(stage) => Some(stage),
+                    Decoded::Repeat(_) => None,
+                });
+                entries.push(Entry::Repeat { times: options.times, stages: stages.collect() });
+            }
+        }
+    }
+    (entries, list)
+}
+
+fn push(list: &mut Vec<Listed>, stage: &Stage, raw: &RawStage<'_>, schedule: Option<Schedule>) {
+    let same = list.iter().filter(|listed| matches!(listed, Listed::Step(step) if step.stage.tag() == stage.tag()));
+    let occurrence = same.count() as u32;
+    let schedule = schedule.filter(|_| matches!(stage, Stage::Prune(_)));
+    list.push(Listed::Step(Step {
+        position: list.len() as u32,
+        stage: stage.clone(),
+        schedule,
+        occurrence,
+        span: raw.at.clone(),
+        key_spans: raw.key_spans(),
+    }));
+}
+
+/// The variant's id: a readable beginning, and a hash of its stages' options and the seed.
+fn variant(combination: &[Setting<'_>], entries: Vec<Entry>, steps: Vec<Step>, run: &RunSettings) -> Variant {
+    let swept: Vec<(String, Value)> = combination.iter().map(|s| (s.key.clone(), plain(&s.value))).collect();
+    let identities: Vec<Value> = steps.iter().map(Step::identity).collect();
+    let hash = blake3::hash(serde_json::json!({ "seed": run.seed, "stages": identities }).to_string().as_bytes());
+    let words = combination.iter().map(|setting| match setting.value.get_ref() {
+        DeValue::String(text) => text.to_string(),
+        _ => format!("{}{}", setting.address.path.last().map_or("", String::as_str), plain(&setting.value)),
+    });
+    let readable = words.collect::<Vec<_>>().join("-").to_lowercase();
+    let mut readable: String =
+        readable.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).take(40).collect();
+    if readable.is_empty() {
+        readable = "base".to_owned();
+    }
+    let id = format!("{}-{}", readable.trim_matches(['-', '.']), &hash.to_hex()[..8]);
+    Variant { id, swept, entries, steps, path: Vec::new() }
+}
+
+fn select(variants: Vec<Variant>, only: &[String], sources: &Sources, problems: &mut Vec<Problem>) -> Vec<Variant> {
+    if only.is_empty() {
+        return variants;
+    }
+    let mut wanted = BTreeSet::new();
+    for name in only {
+        let exact: Vec<usize> = (0..variants.len()).filter(|&v| variants[v].id == *name).collect();
+        let begin: Vec<usize> = (0..variants.len()).filter(|&v| variants[v].id.starts_with(name.as_str())).collect();
+        match if exact.is_empty() { &begin[..] } else { &exact[..] } {
+            [one] => drop(wanted.insert(*one)),
+            [] => {
+                let ids = || variants.iter().map(|v| v.id.as_str());
+                let help = closest(name, ids()).map_or_else(
+                    || format!("there are: {}", ids().collect::<Vec<_>>().join(", ")),
+                    |close| format!("did you mean `{close}`?"),
+                );
+                problems.push(sources.problem(0..0, format!("no variant is called `{name}`"), help));
+            }
+            several => {
+                let ids: Vec<&str> = several.iter().map(|&v| variants[v].id.as_str()).collect();
+                problems.push(sources.problem(
+                    0..0,
+                    format!("several variants begin with `{name}`"),
+                    format!("they are: {}", ids.join(", ")),
+                ));
+            }
+        }
+    }
+    variants.into_iter().enumerate().filter(|(v, _)| wanted.contains(v)).map(|(_, variant)| variant).collect()
+}
+
+/// Variants with equal beginnings share the nodes of a tree. Returns the nodes and those without a parent.
+fn tree(variants: &mut [Variant]) -> (Vec<Node>, Vec<usize>) {
+    let (mut nodes, mut roots): (Vec<Node>, Vec<usize>) = (Vec::new(), Vec::new());
+    let mut known: BTreeMap<String, usize> = BTreeMap::new();
+    for (v, variant) in variants.iter_mut().enumerate() {
+        let (mut parent, mut key): (Option<usize>, String) = (None, String::new());
+        for step in &variant.steps {
+            key = blake3::hash(format!("{key}{}", step.identity()).as_bytes()).to_hex().to_string();
+            let at = *known.entry(key.clone()).or_insert_with(|| {
+                let at = nodes.len();
+                match parent {
+                    Some(parent) => nodes[parent].children.push(at),
+                    None => roots.push(at),
+                }
+                nodes.push(Node { step: step.clone(), key: key.clone(), children: Vec::new(), variants: Vec::new() });
+                at
+            });
+            nodes[at].variants.push(v);
+            variant.path.push(at);
+            parent = Some(at);
+        }
+    }
+    (nodes, roots)
+}
+
+/// The world pass, once for every beginning that variants share.
+fn look_at_world(variants: &[Variant], run: &RunSettings, span: &Range<usize>, sources: &Sources, problems: &mut Vec<Problem>) {
+    let wrong_device = match (run.device, cfg!(feature = "cuda")) {
+        (Device::Cuda, false) => {
+            Some(("this program was built for the CPU", "build it with --features cuda, or write device = \"cpu\""))
+        }
+        (Device::Cpu, true) => {
+            Some(("this program was built for CUDA", "build it without --features cuda, or write device = \"cuda\""))
+        }
+        _ => None,
+    };
+    problems.extend(wrong_device.map(|(message, help)| sources.problem(span.clone(), message, help)));
+    if let Err(error) = writable(&run.results) {
+        problems.push(sources.problem(
+            span.clone(),
+            format!("the results folder `{}` cannot be written: {error}", run.results.display()),
+            "write another folder in [run] results, or --results",
+        ));
+    }
+    let mut after: BTreeMap<usize, World> = BTreeMap::new();
+    let mut shared = World { data: run.data.clone(), ..World::default() };
+    for variant in variants {
+        for (i, (&node, step)) in variant.path.iter().zip(&variant.steps).enumerate() {
+            if after.contains_key(&node) {
+                continue;
+            }
+            let mut world = match i.checked_sub(1) {
+                Some(before) => after[&variant.path[before]].clone(),
+                None => World::default(),
+            };
+            world.data.clone_from(&shared.data);
+            // What was read once is not read again, whichever variant asked.
+            std::mem::swap(&mut world.memory, &mut shared.memory);
+            let faults = step.stage.world(&mut world);
+            problems.extend(faults.into_iter().map(|fault| located(step, fault, sources)));
+            std::mem::swap(&mut world.memory, &mut shared.memory);
+            after.insert(node, world);
+        }
+    }
+}
+
+/// A fault of a decoded step: at the value of its key, else at the stage.
+fn located(step: &Step, fault: Fault, sources: &Sources) -> Problem {
+    let span = step.key_spans.get(&fault.key).cloned().unwrap_or(step.span.clone());
+    sources.problem(span, fault.message, fault.help)
+}
+
+/// Whether files can be made in a folder, or in the nearest one above it that exists.
+fn writable(folder: &Path) -> std::io::Result<()> {
+    let existing = folder.ancestors().find(|f| f.as_os_str().is_empty() || f.exists()).unwrap_or(Path::new("."));
+    let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
+    tempfile::Builder::new().prefix(".partial-").tempfile_in(existing).map(drop)
+}

@@ -1,0 +1,151 @@
+//! What is wrong with a pipeline, each problem at its place, and what went wrong in a run.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use miette::{Diagnostic, NamedSource, SourceSpan};
+use serde::Serialize;
+
+/// The texts a pipeline is made of, laid one after another in one space of offsets: the file, then every `--set`. A
+/// span says by itself which text it lies in.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    parts: Vec<Source>,
+}
+
+#[derive(Clone, Debug)]
+struct Source {
+    start: usize,
+    name: String,
+    text: Arc<str>,
+}
+
+/// A mistake, with its place, and what to write instead.
+#[derive(Clone, Debug, thiserror::Error, Diagnostic)]
+#[error("{message}")]
+pub struct Problem {
+    pub message: String,
+    #[source_code]
+    source_text: NamedSource<Arc<str>>,
+    #[label]
+    at: SourceSpan,
+    #[help]
+    pub help: Option<String>,
+    /// In the space of all sources, for sorting.
+    order: Range<usize>,
+}
+
+/// Every mistake of a pipeline. No work was started.
+#[derive(Clone, Debug, thiserror::Error, Diagnostic)]
+#[error("`{name}` cannot run: {}; no work was started", count(problems.len()))]
+pub struct InvalidPipeline {
+    pub name: String,
+    #[related]
+    pub problems: Vec<Problem>,
+}
+
+/// A stage of a variant failed.
+#[derive(Clone, Debug, thiserror::Error, Diagnostic)]
+#[error("{variant}, step {step}: `{stage}` failed: {reason}")]
+pub struct StageFailed {
+    pub variant: String,
+    pub step: u32,
+    pub stage: &'static str,
+    pub reason: String,
+    /// The run was asked to stop; nothing is wrong.
+    pub interrupted: bool,
+    #[source_code]
+    source_text: NamedSource<Arc<str>>,
+    #[label("this stage")]
+    at: SourceSpan,
+}
+
+/// A problem as `--format json` prints it.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProblemRecord {
+    pub message: String,
+    pub help: Option<String>,
+    pub file: String,
+    /// Counted from 1.
+    pub line: usize,
+    /// Counted from 1, in characters.
+    pub column: usize,
+}
+
+fn count(problems: usize) -> String {
+    if problems == 1 { "1 problem".to_owned() } else { format!("{problems} problems") }
+}
+
+impl Sources {
+    pub fn new(name: &str, text: &str) -> Self {
+        Self { parts: vec![Source { start: 0, name: name.to_owned(), text: text.into() }] }
+    }
+
+    /// Adds a text and returns where it begins.
+    pub fn add(&mut self, name: &str, text: &str) -> usize {
+        let start = self.parts.last().map_or(0, |last| last.start + last.text.len() + 1);
+        self.parts.push(Source { start, name: name.to_owned(), text: text.into() });
+        start
+    }
+
+    fn locate(&self, span: &Range<usize>) -> (NamedSource<Arc<str>>, SourceSpan) {
+        let part = self.parts.iter().rev().find(|part| part.start <= span.start).unwrap_or(&self.parts[0]);
+        let start = (span.start - part.start).min(part.text.len());
+        let end = span.end.saturating_sub(part.start).clamp(start, part.text.len());
+        (NamedSource::new(&part.name, part.text.clone()), (start, end - start).into())
+    }
+
+    pub fn problem(&self, span: Range<usize>, message: impl Into<String>, help: impl Into<String>) -> Problem {
+        let (source_text, at) = self.locate(&span);
+        Problem { message: message.into(), source_text, at, help: Some(help.into()).filter(|h| !h.is_empty()), order: span }
+    }
+
+    pub fn stage_failed(
+        &self,
+        span: &Range<usize>,
+        variant: &str,
+        step: u32,
+        stage: &'static str,
+        reason: String,
+        interrupted: bool,
+    ) -> StageFailed {
+        let (source_text, at) = self.locate(span);
+        StageFailed { variant: variant.to_owned(), step, stage, reason, interrupted, source_text, at }
+    }
+}
+
+impl Problem {
+    /// In the order of their places, each once.
+    pub fn sorted(mut problems: Vec<Problem>) -> Vec<Problem> {
+        problems.sort_by(|a, b| (a.order.start, a.order.end, &a.message).cmp(&(b.order.start, b.order.end, &b.message)));
+        problems.dedup_by(|a, b| a.order == b.order && a.message == b.message && a.source_text.name() == b.source_text.name());
+        problems
+    }
+
+    pub fn record(&self) -> ProblemRecord {
+        let before = &self.source_text.inner()[..self.at.offset()];
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        ProblemRecord {
+            message: self.message.clone(),
+            help: self.help.clone(),
+            file: self.source_text.name().to_owned(),
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+        }
+    }
+}
+
+/// "did you mean": the closest of the choices, if it is close.
+pub fn closest<'a>(wrong: &str, choices: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let near = |choice: &&str| strsim::jaro_winkler(wrong, choice);
+    choices.into_iter().filter(|choice| near(choice) > 0.75).max_by(|a, b| near(a).total_cmp(&near(b)))
+}
+
+/// What to write instead of `wrong`: the closest choice, then all of them.
+pub fn suggest(wrong: &str, choices: &[&str]) -> String {
+    let all = choices.join(", ");
+    match closest(wrong, choices.iter().copied()) {
+        Some(close) => format!("did you mean `{close}`? there are: {all}"),
+        None => format!("there are: {all}"),
+    }
+}

@@ -1,0 +1,161 @@
+//! Run settings, layered by figment: built-in defaults < `[run]` of the file < `RUNNER_*` environment < `--set run.…`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use figment::providers::{Env, Serialized};
+use figment::value::Dict;
+use figment::{Figment, Metadata, Profile, Provider};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use toml::Spanned;
+use toml::de::{DeTable, Deserializer};
+
+use super::file::decode_problem;
+use super::problem::{Problem, Sources};
+
+/// Where and how a run takes place. None of it but the seed changes a variant's numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunSettings {
+    /// Every random stream is derived from it. Default 42.
+    pub seed: u64,
+    /// The folder of results. Default `results`.
+    pub results: PathBuf,
+    /// The folder of kept products. Default: `.cache` in the results folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
+    /// The folder of published data sets, laid out as `<task>/<split>.jsonl`. No default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<PathBuf>,
+    /// Threads, at least 1. Default: as many as the machine has. Results do not depend on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// Where tensors live. Default `auto`: what this program was built for.
+    pub device: Device,
+    /// How events are written to standard error. Default `text`.
+    pub log: LogFormat,
+    /// Refuse to run when a lock file is violated. Reserved: `true` is refused until lock files exist.
+    pub locked: bool,
+}
+
+/// A device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Device {
+    #[default]
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+/// The form of events on standard error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+impl Default for RunSettings {
+    fn default() -> Self {
+        Self {
+            seed: 42,
+            results: "results".into(),
+            cache: None,
+            data: None,
+            threads: None,
+            device: Device::Auto,
+            log: LogFormat::Text,
+            locked: false,
+        }
+    }
+}
+
+/// Every setting's name.
+pub const KEYS: [&str; 8] = ["seed", "results", "cache", "data", "threads", "device", "log", "locked"];
+
+/// The settings and, for each, which layer it comes from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settings {
+    pub run: RunSettings,
+    pub provenance: BTreeMap<String, String>,
+}
+
+/// One layer: a table of settings and its name.
+struct Layer {
+    name: String,
+    values: Dict,
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.name.clone())
+    }
+    fn data(&self) -> figment::Result<figment::value::Map<Profile, Dict>> {
+        Ok(Profile::Default.collect(self.values.clone()))
+    }
+}
+
+/// Layers the settings. `sets`: `run.` overrides as one-key tables with the text each was given as.
+pub fn layer(
+    file: Option<&Spanned<DeTable<'_>>>,
+    sets: &[(String, Spanned<DeTable<'_>>)],
+    sources: &mut Sources,
+    problems: &mut Vec<Problem>,
+) -> Settings {
+    let mut figment = Figment::from(Serialized::defaults(RunSettings::default()));
+    let tables = file
+        .map(|table| ("the pipeline".to_owned(), table))
+        .into_iter()
+        .chain(sets.iter().map(|(name, table)| (name.clone(), table)));
+    let mut layers = Vec::new();
+    for (name, table) in tables {
+        let deserializer = || Deserializer::from(table.clone());
+        // First with the places of the values, then for the layer.
+        if let Err(error) = RunSettings::deserialize(deserializer()) {
+            problems.push(decode_problem(sources, error.span().unwrap_or(table.span()), error.message(), "`[run]`"));
+            continue;
+        }
+        layers.extend(Dict::deserialize(deserializer()).map(|values| Layer { name, values }));
+    }
+    let sets = layers.split_off(usize::from(file.is_some()).min(layers.len()));
+    for layer in layers {
+        figment = figment.merge(layer);
+    }
+    // Only the settings' own names: CI systems have RUNNER_ variables of their own.
+    figment = figment.merge(Env::prefixed("RUNNER_").only(&KEYS));
+    for layer in sets {
+        figment = figment.merge(layer);
+    }
+    let run: RunSettings = match figment.extract() {
+        Ok(run) => run,
+        Err(errors) => {
+            for error in errors {
+                let key = error.path.first().cloned().unwrap_or_default();
+                let variable = format!("RUNNER_{}", key.to_uppercase());
+                let start = sources.add("environment", &format!("{variable}={}", std::env::var(&variable).unwrap_or_default()));
+                problems.push(sources.problem(
+                    start..start + variable.len(),
+                    format!("the environment variable {variable} is wrong: {}", error.kind),
+                    "",
+                ));
+            }
+            return Settings::default();
+        }
+    };
+    let provenance = KEYS.iter().filter_map(|key| {
+        let name = figment.find_metadata(key)?.name.to_string();
+        let name = if name.contains("RunSettings") { "default".to_owned() } else { name.replace('`', "") };
+        Some(((*key).to_owned(), name))
+    });
+    Settings { provenance: provenance.collect(), run }
+}
+
+impl RunSettings {
+    /// The folder of kept products.
+    pub fn cache_folder(&self) -> PathBuf {
+        self.cache.clone().unwrap_or_else(|| self.results.join(".cache"))
+    }
+}

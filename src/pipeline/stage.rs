@@ -1,0 +1,157 @@
+//! The one list of stages: for each `type` its options, what it needs, makes and spends.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use toml::de::Deserializer;
+
+use crate::stages::{Fault, World, aggregate, dependencies, evaluate, export, importance, load, pretrain, prune, recover};
+
+/// A value that one stage hands to a later one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Product {
+    Model,
+    Graph,
+    Scores,
+    GroupScores,
+    Plan,
+    Adapter,
+}
+
+impl Product {
+    pub const ALL: &[Product] =
+        &[Product::Model, Product::Graph, Product::Scores, Product::GroupScores, Product::Plan, Product::Adapter];
+
+    /// As a message says it, and the stage that makes it.
+    pub fn described(self) -> (&'static str, &'static str) {
+        match self {
+            Product::Model => ("a model", "load"),
+            Product::Graph => ("the groups", "dependencies"),
+            Product::Scores => ("scores", "importance"),
+            Product::GroupScores => ("scores of units", "aggregate"),
+            Product::Plan => ("a pruning plan", "prune"),
+            Product::Adapter => ("an adapter", "recover"),
+        }
+    }
+}
+
+macro_rules! stages {
+    ($( $tag:literal => $variant:ident($options:ty) needs [$($need:ident)*] makes [$($make:ident)*] spends [$($spend:ident)*]; )+) => {
+        /// A stage with its options.
+        #[derive(Clone, Debug)]
+        pub enum Stage { $( $variant($options) ),+ }
+
+        impl Stage {
+            /// Every `type`, in the order of a usual pipeline. `repeat` is unrolled before there is a Stage.
+            pub const TAGS: &[&str] = &[$($tag),+];
+
+            /// Reads the options of a `type`; None if there is no such type.
+            pub fn decode(tag: &str, options: Deserializer<'_>) -> Option<Result<Self, toml::de::Error>> {
+                match tag { $( $tag => Some(<$options>::deserialize(options).map(Stage::$variant)), )+ _ => None }
+            }
+            pub fn tag(&self) -> &'static str { match self { $( Stage::$variant(_) => $tag ),+ } }
+            /// What stages of a `type` make, whatever their options.
+            pub fn made_by(tag: &str) -> &'static [Product] { match tag { $( $tag => &[$(Product::$make),*], )+ _ => Product::ALL } }
+            /// What earlier stages must have made.
+            pub fn needs(&self) -> &'static [Product] { match self { $( Stage::$variant(_) => &[$(Product::$need),*] ),+ } }
+            /// What later stages can use.
+            pub fn makes(&self) -> &'static [Product] { match self { $( Stage::$variant(_) => &[$(Product::$make),*] ),+ } }
+            /// What no longer fits the model afterwards.
+            pub fn spends(&self) -> &'static [Product] { match self { $( Stage::$variant(_) => &[$(Product::$spend),*] ),+ } }
+            /// Mistakes in the options' values.
+            pub fn faults(&self) -> Vec<Fault> { match self { $( Stage::$variant(options) => options.faults() ),+ } }
+            /// Mistakes that show when files and earlier stages are looked at.
+            pub fn world(&self, world: &mut World) -> Vec<Fault> { match self { $( Stage::$variant(options) => options.world(world) ),+ } }
+            /// The options, every default filled in.
+            pub fn options(&self) -> Map<String, Value> {
+                let value = match self { $( Stage::$variant(options) => serde_json::to_value(options) ),+ };
+                match value { Ok(Value::Object(map)) => map, _ => Map::new() }
+            }
+            /// The JSON Schema of each type's options.
+            pub fn schemas(generator: &mut SchemaGenerator) -> Vec<(&'static str, Schema)> {
+                vec![$( ($tag, <$options>::json_schema(generator)) ),+]
+            }
+        }
+    };
+}
+
+stages! {
+    "load"         => Load(load::Options)                 needs []                        makes [Model]         spends [Graph Scores GroupScores Plan Adapter];
+    "pretrain"     => Pretrain(pretrain::Options)         needs []                        makes [Model]         spends [Graph Scores GroupScores Plan Adapter];
+    "dependencies" => Dependencies(dependencies::Options) needs [Model]                   makes [Graph]         spends [Scores GroupScores];
+    "importance"   => Importance(importance::Options)     needs [Model Graph]             makes [Scores]        spends [GroupScores];
+    "aggregate"    => Aggregate(aggregate::Options)       needs [Graph Scores]            makes [GroupScores]   spends [];
+    "prune"        => Prune(prune::Options)               needs [Model Graph GroupScores] makes [Model Plan]    spends [Graph Scores GroupScores Adapter];
+    "recover"      => Recover(recover::Options)           needs [Model]                   makes [Model Adapter] spends [Scores GroupScores];
+    "evaluate"     => Evaluate(evaluate::Options)         needs [Model]                   makes []              spends [];
+    "export"       => Export(export::Options)             needs [Model]                   makes []              spends [];
+}
+
+/// A stage of the unrolled list.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Position in the unrolled list, from 0.
+    pub position: u32,
+    pub stage: Stage,
+    /// Inside a `repeat`: which of its times this is.
+    pub schedule: Option<prune::Schedule>,
+    /// How many stages of this type stand before it: names its random streams.
+    pub occurrence: u32,
+    /// Where its `type` is written.
+    pub span: Range<usize>,
+    /// Where the values of its options are written, by key.
+    pub key_spans: BTreeMap<String, Range<usize>>,
+}
+
+impl Step {
+    /// What makes two steps the same: the type, every option, its place in a repeat, and its random streams.
+    pub fn identity(&self) -> Value {
+        let mut identity = Map::new();
+        identity.insert("type".to_owned(), self.stage.tag().into());
+        identity.insert("occurrence".to_owned(), self.occurrence.into());
+        if let Some(schedule) = self.schedule {
+            identity.insert("schedule".to_owned(), format!("{}/{}", schedule.time, schedule.times).into());
+        }
+        identity.insert("options".to_owned(), Value::Object(self.stage.options()));
+        Value::Object(identity)
+    }
+}
+
+/// A stage of the unrolled list, as far as it could be read.
+pub enum Listed {
+    Step(Step),
+    /// A stage with a mistake in it, by its type; "" if that is the mistake. Later stages may count on it.
+    Unread(String),
+}
+
+/// The list as it is written: `repeat` keeps its own.
+#[derive(Clone, Debug)]
+pub enum Entry {
+    Stage(Stage),
+    Repeat { times: u32, stages: Vec<Stage> },
+}
+
+impl Entry {
+    /// As a `[[stage]]` table, every default filled in.
+    pub fn to_table(&self) -> Value {
+        let tagged = |tag: &str, options: Map<String, Value>| {
+            let mut table = Map::new();
+            table.insert("type".to_owned(), tag.into());
+            table.extend(options);
+            Value::Object(table)
+        };
+        match self {
+            Entry::Stage(stage) => tagged(stage.tag(), stage.options()),
+            Entry::Repeat { times, stages } => {
+                let inner = stages.iter().map(|stage| tagged(stage.tag(), stage.options())).collect();
+                tagged(
+                    "repeat",
+                    [("times".to_owned(), (*times).into()), ("stage".to_owned(), Value::Array(inner))].into_iter().collect(),
+                )
+            }
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! `[sweep]` and `--set`: values for options, applied to the parsed tables before they are decoded. A value keeps the
+//! place where it is written, so a bad one is blamed there.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
+
+use super::file::RawStage;
+use super::problem::{Problem, Sources, suggest};
+use super::stage::Stage;
+
+/// An option of a stage: `prune.ratio`, `recover.duration.updates`, `evaluate[2].limit`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Address {
+    pub tag: String,
+    /// The how-manieth stage of the type, from 1. None: all of them.
+    pub index: Option<usize>,
+    pub path: Vec<String>,
+}
+
+/// One option of an axis, where it is named, and its value.
+#[derive(Clone)]
+pub struct Setting<'t> {
+    pub address: Address,
+    pub key: String,
+    pub named: Range<usize>,
+    pub value: Spanned<DeValue<'t>>,
+}
+
+/// Settings that change together, one entry for each value.
+type Axis<'t> = Vec<Vec<Setting<'t>>>;
+
+impl Address {
+    /// Reads `type.key`, `type[2].key`, `type.key.sub`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (stage, path) = text.split_once('.').ok_or_else(|| format!("`{text}` names no option; an option is `type.key`"))?;
+        let (tag, index) = match stage.strip_suffix(']').and_then(|s| s.split_once('[')) {
+            Some((tag, index)) => match index.parse() {
+                Ok(index @ 1..) => (tag, Some(index)),
+                _ => return Err(format!("`{index}` is not the number of a stage; the first is 1")),
+            },
+            None => (stage, None),
+        };
+        let path: Vec<String> = path.split('.').map(str::to_owned).collect();
+        if path.iter().any(String::is_empty) {
+            return Err(format!("`{text}` names no option; an option is `type.key`"));
+        }
+        Ok(Self { tag: tag.to_owned(), index, path })
+    }
+}
+
+/// Puts a setting into the stages it names, those inside a `repeat` included.
+pub fn apply<'t>(stages: &mut [RawStage<'t>], setting: &Setting<'t>, sources: &Sources, problems: &mut Vec<Problem>) {
+    let Address { tag, index, .. } = &setting.address;
+    let mut seen = 0;
+    if apply_within(stages, setting, &mut seen, sources, problems) {
+        return;
+    }
+    let known: Vec<&str> = Stage::TAGS.iter().copied().chain(["repeat", "run"]).collect();
+    let (message, help) = match (known.contains(&tag.as_str()), index) {
+        (false, _) => (format!("there is no stage type `{tag}`"), suggest(tag, &known)),
+        (true, Some(index)) => (format!("the pipeline has {seen} stages of type `{tag}`, not {index}"), String::new()),
+        (true, None) => {
+            (format!("the pipeline has no stage of type `{tag}`"), format!("add one: [[stage]] and type = \"{tag}\""))
+        }
+    };
+    problems.push(sources.problem(setting.named.clone(), message, help));
+}
+
+/// Whether any stage was found. `seen` counts the stages of the type.
+fn apply_within<'t>(
+    stages: &mut [RawStage<'t>],
+    setting: &Setting<'t>,
+    seen: &mut usize,
+    sources: &Sources,
+    problems: &mut Vec<Problem>,
+) -> bool {
+    let Address { tag, index, path } = &setting.address;
+    let mut found = false;
+    for stage in stages {
+        if stage.tag == *tag {
+            *seen += 1;
+            if index.is_none_or(|index| index == *seen) {
+                found = true;
+                if let Err(message) = insert(&mut stage.options, path, setting) {
+                    problems.push(sources.problem(setting.named.clone(), message, ""));
+                }
+            }
+        }
+        found |= apply_within(&mut stage.inner, setting, seen, sources, problems);
+    }
+    found
+}
+
+fn insert<'t>(table: &mut DeTable<'t>, path: &[String], setting: &Setting<'t>) -> Result<(), String> {
+    let key = || Spanned::new(setting.named.clone(), DeString::Owned(path[0].clone()));
+    if path.len() == 1 {
+        table.insert(key(), setting.value.clone());
+        return Ok(());
+    }
+    let inner = table.entry(key()).or_insert_with(|| Spanned::new(setting.named.clone(), DeValue::Table(DeTable::new())));
+    match inner.get_mut() {
+        DeValue::Table(inner) => insert(inner, &path[1..], setting),
+        _ => Err(format!("`{}` is not a table, so it has no `{}`", path[0], path[1])),
+    }
+}
+
+/// Every combination of the sweep that is not excluded, in the order of the file; one empty combination without a sweep.
+/// `set`: options that `--set` decides.
+pub fn combinations<'t>(
+    sweep: Option<&Spanned<DeTable<'t>>>,
+    set: &BTreeSet<Address>,
+    sources: &Sources,
+    problems: &mut Vec<Problem>,
+) -> Vec<Vec<Setting<'t>>> {
+    let Some(sweep) = sweep else { return vec![Vec::new()] };
+    let before = problems.len();
+    let mut axes: Vec<Axis<'t>> = Vec::new();
+    let mut exclusions: Vec<(Range<usize>, Vec<Setting<'t>>)> = Vec::new();
+    for (key, value) in sweep.get_ref() {
+        match key.get_ref().as_ref() {
+            "zip" => tables(value, "zip", sources, problems)
+                .for_each(|(span, table)| axes.extend(zip(span, table, set, sources, problems))),
+            "exclude" => exclusions.extend(
+                tables(value, "exclude", sources, problems)
+                    .map(|(span, table)| {
+                        let single = table.iter().filter_map(|(key, value)| setting(key, value.clone(), sources, problems));
+                        (span, single.collect())
+                    })
+                    .collect::<Vec<_>>(),
+            ),
+            _ => axes.extend(axis(key, value, set, sources, problems)),
+        }
+    }
+    if problems.len() > before {
+        return vec![Vec::new()];
+    }
+    let mut all: Vec<Vec<Setting<'t>>> = vec![Vec::new()];
+    for axis in &axes {
+        all =
+            all.iter().flat_map(|chosen| axis.iter().map(move |values| chosen.iter().chain(values).cloned().collect())).collect();
+        if all.len() > MOST_VARIANTS {
+            problems.push(sources.problem(
+                sweep.span(),
+                format!("the sweep has more than {MOST_VARIANTS} variants"),
+                "sweep fewer values, or split the file",
+            ));
+            return vec![Vec::new()];
+        }
+    }
+    for (span, exclusion) in &exclusions {
+        let excluded = |chosen: &Vec<Setting<'t>>| {
+            exclusion.iter().all(|e| chosen.iter().any(|c| c.address == e.address && plain(&c.value) == plain(&e.value)))
+        };
+        let found = all.len();
+        all.retain(|chosen| !excluded(chosen));
+        if all.len() == found {
+            problems.push(sources.problem(
+                span.clone(),
+                "this exclusion matches no variant",
+                "its options must be swept, with these values",
+            ));
+        }
+    }
+    if all.is_empty() {
+        problems.push(sources.problem(sweep.span(), "every variant of the sweep is excluded", ""));
+    }
+    all
+}
+
+/// A sweep larger than this is a mistake.
+const MOST_VARIANTS: usize = 100_000;
+
+/// `"type.key" = [values]`
+fn axis<'t>(
+    key: &Spanned<DeString<'t>>,
+    value: &Spanned<DeValue<'t>>,
+    set: &BTreeSet<Address>,
+    sources: &Sources,
+    problems: &mut Vec<Problem>,
+) -> Option<Axis<'t>> {
+    let DeValue::Array(values) = value.get_ref() else {
+        problems.push(sources.problem(
+            value.span(),
+            format!("`{}` is swept over what is not a list", key.get_ref()),
+            "write a list: [0.25, 0.5]",
+        ));
+        return None;
+    };
+    if values.is_empty() {
+        problems.push(sources.problem(
+            value.span(),
+            format!("`{}` is swept over an empty list", key.get_ref()),
+            "write at least one value, or remove the line",
+        ));
+        return None;
+    }
+    let entries: Axis<'t> =
+        values.iter().map(|value| setting(key, value.clone(), sources, problems).into_iter().collect()).collect();
+    let first = entries.first()?.first()?;
+    (!set.contains(&first.address)).then_some(entries)
+}
+
+/// `{ "a.b" = [..], "c.d" = [..] }`: lists that advance together.
+fn zip<'t>(
+    span: Range<usize>,
+    table: &DeTable<'t>,
+    set: &BTreeSet<Address>,
+    sources: &Sources,
+    problems: &mut Vec<Problem>,
+) -> Option<Axis<'t>> {
+    let axes: Vec<Axis<'t>> = table.iter().filter_map(|(key, value)| axis(key, value, set, sources, problems)).collect();
+    let lengths: BTreeSet<usize> = axes.iter().map(Vec::len).collect();
+    if lengths.len() > 1 {
+        let lengths: Vec<String> = axes.iter().map(|axis| axis.len().to_string()).collect();
+        problems.push(sources.problem(
+            span,
+            format!("lists that advance together have {} values", lengths.join(" and ")),
+            "give them the same number of values",
+        ));
+        return None;
+    }
+    let entries = *lengths.first()?;
+    Some((0..entries).map(|i| axes.iter().flat_map(|axis| axis[i].clone()).collect()).collect())
+}
+
+fn tables<'a, 't>(
+    value: &'a Spanned<DeValue<'t>>,
+    key: &str,
+    sources: &Sources,
+    problems: &mut Vec<Problem>,
+) -> std::vec::IntoIter<(Range<usize>, &'a DeTable<'t>)> {
+    let items = match value.get_ref() {
+        DeValue::Array(items) => items.iter().collect::<Vec<_>>(),
+        _ => vec![value],
+    };
+    let mut found = Vec::new();
+    for item in items {
+        match item.get_ref() {
+            DeValue::Table(table) => found.push((item.span(), table)),
+            _ => problems.push(sources.problem(
+                item.span(),
+                format!("`{key}` is a list of tables"),
+                format!("write {key} = [{{ \"prune.ratio\" = …, \"aggregate.with\" = … }}]"),
+            )),
+        }
+    }
+    found.into_iter()
+}
+
+fn setting<'t>(
+    key: &Spanned<DeString<'t>>,
+    value: Spanned<DeValue<'t>>,
+    sources: &Sources,
+    problems: &mut Vec<Problem>,
+) -> Option<Setting<'t>> {
+    let text = key.get_ref().to_string();
+    match Address::parse(&text) {
+        Ok(address) if address.tag == "run" => {
+            problems.push(sources.problem(
+                key.span(),
+                "run settings cannot be swept",
+                "sweep options of stages; for several seeds run the file with --set run.seed=…",
+            ));
+            None
+        }
+        Ok(address) => Some(Setting { address, key: text, named: key.span(), value }),
+        Err(message) => {
+            problems.push(sources.problem(key.span(), message, "for example \"prune.ratio\" = [0.25, 0.5]"));
+            None
+        }
+    }
+}
+
+/// A value without its place.
+pub fn plain(value: &Spanned<DeValue<'_>>) -> serde_json::Value {
+    match value.get_ref() {
+        DeValue::String(text) => text.as_ref().into(),
+        DeValue::Integer(number) => {
+            i64::from_str_radix(number.as_str(), number.radix()).map_or(number.as_str().into(), Into::into)
+        }
+        DeValue::Float(number) => number.as_str().parse::<f64>().map_or(number.as_str().into(), Into::into),
+        DeValue::Boolean(truth) => (*truth).into(),
+        DeValue::Datetime(time) => time.to_string().into(),
+        DeValue::Array(items) => items.iter().map(plain).collect(),
+        DeValue::Table(table) => {
+            serde_json::Value::Object(table.iter().map(|(key, value)| (key.get_ref().to_string(), plain(value))).collect())
+        }
+    }
+}
