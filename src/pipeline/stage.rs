@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
@@ -63,6 +64,8 @@ macro_rules! stages {
             pub fn spends(&self) -> &'static [Product] { match self { $( Stage::$variant(_) => &[$(Product::$spend),*] ),+ } }
             /// Mistakes in the options' values.
             pub fn faults(&self) -> Vec<Fault> { match self { $( Stage::$variant(options) => options.faults() ),+ } }
+            /// The files it reads; `data` is `run.data`.
+            pub fn inputs(&self, data: Option<&Path>) -> Vec<PathBuf> { match self { $( Stage::$variant(options) => options.inputs(data) ),+ } }
             /// Mistakes that show when files and earlier stages are looked at.
             pub fn world(&self, world: &mut World) -> Vec<Fault> { match self { $( Stage::$variant(options) => options.world(world) ),+ } }
             /// The options, every default filled in.

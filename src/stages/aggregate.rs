@@ -1,5 +1,7 @@
 //! `aggregate`: scores of channels → one score per unit of each group (LLM-Pruner, section 3.2, "group importance").
 
+use std::path::{Path, PathBuf};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +54,11 @@ pub enum Level {
 }
 
 impl Options {
+    /// The files that the stage reads: none.
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
     pub fn faults(&self) -> Vec<Fault> {
         Vec::new()
     }

@@ -1,5 +1,7 @@
 //! `dependencies`: Model → the groups of coupled structures (LLM-Pruner, section 3.1, equations 1 and 2).
 
+use std::path::{Path, PathBuf};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +36,11 @@ pub enum Grouping {
 }
 
 impl Options {
+    /// The files that the stage reads: none.
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
     pub fn faults(&self) -> Vec<Fault> {
         [("attention_layers", self.attention_layers), ("mlp_layers", self.mlp_layers)]
             .into_iter()

@@ -1,9 +1,19 @@
 //! `evaluate`: Model → accuracies of multiple-choice tasks (lm-evaluation-harness, zero-shot) and perplexities of texts.
 
+use std::path::{Path, PathBuf};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, World};
+use super::{Context, Fault, Interrupted, World};
+use crate::data::corpus::CorpusError;
+use crate::data::task::{Task, TaskError};
+use crate::metrics::{MetricsError, Table};
+use crate::model::Model;
+use crate::model::tokenizer::TokenizerError;
+
+mod choices;
+mod perplexity;
 
 /// Measures the model as it stands at this place of the pipeline.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -33,6 +43,12 @@ pub enum Protocol {
 }
 
 impl Options {
+    /// The files that the stage reads: rows of tasks, and corpora.
+    pub fn inputs(&self, data: Option<&Path>) -> Vec<PathBuf> {
+        let tasks = self.tasks.iter().filter_map(|name| Task::find(name, data).ok());
+        tasks.filter_map(|task| task.rows_file().map(Path::to_owned)).chain(self.corpora.iter().map(PathBuf::from)).collect()
+    }
+
     pub fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
         if self.tasks.is_empty() && self.corpora.is_empty() {
@@ -47,7 +63,110 @@ impl Options {
         faults
     }
 
-    pub fn world(&self, _: &mut World) -> Vec<Fault> {
-        Vec::new()
+    pub fn world(&self, world: &mut World) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        for name in &self.tasks {
+            let found = Task::find(name, world.data.as_deref()).map_err(|e| e.to_string());
+            let readable = found.and_then(|task| task.rows_file().map_or(Ok(()), |rows| world.readable(rows)));
+            let help = || format!("tasks: {}; or the path of a task file", Task::built_in().collect::<Vec<_>>().join(", "));
+            faults.extend(readable.err().map(|message| Fault::new("tasks", message, help())));
+        }
+        for corpus in &self.corpora {
+            faults.extend(world.readable(corpus.as_ref()).err().map(|message| Fault::new("corpora", message, "paths are relative to the working directory")));
+        }
+        let needs_text = self.corpora.iter().map(|c| (c, "corpora")).find(|(corpus, _)| !corpus.ends_with(".jsonl")).map(|(_, key)| key);
+        let needs_text = needs_text.or((!self.tasks.is_empty()).then_some("tasks"));
+        if let (Some(model), Some(key)) = (&world.model, needs_text) {
+            if !model.has_tokenizer {
+                faults.push(Fault::new(key, "this needs text, and the model's folder has no tokenizer.json", "put the tokenizer beside the model, or measure rows of token ids"));
+            }
+            if let Some(window) = self.window.filter(|&w| w > model.max_positions) {
+                faults.push(Fault::new("window", format!("a window of {window} tokens is longer than the model's {} positions", model.max_positions), ""));
+            }
+        }
+        faults
     }
 }
+
+/// One row of `evaluate.parquet`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// The task's name, or the stem of a corpus.
+    pub task: String,
+    /// Empty for a corpus.
+    pub split: String,
+    /// `acc`, `acc_norm`, `perplexity`.
+    pub metric: String,
+    pub value: f64,
+    /// √(sample variance / n); null for a perplexity.
+    pub stderr: Option<f64>,
+    /// Documents; for a perplexity, predicted tokens.
+    pub n: u64,
+}
+
+/// One row of `evaluate_samples.parquet`: a choice of a document.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SampleRow {
+    pub task: String,
+    /// Row of the file, from 0.
+    pub doc: u64,
+    /// In the harness's order: BoolQ is no, yes.
+    pub choice: u32,
+    /// Summed over the choice's tokens, in nats.
+    pub loglikelihood: f64,
+    pub tokens: u32,
+    /// Characters of the choice, its joining space not counted.
+    pub chars: u32,
+    /// Whether every token is the model's first choice.
+    pub greedy: bool,
+    /// Whether this is the right choice.
+    pub gold: bool,
+}
+
+/// An evaluation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    #[error(transparent)]
+    Corpus(#[from] CorpusError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    #[error("tasks are text, and the model's folder has no tokenizer.json")]
+    NoTokenizer,
+    #[error("{task}, document {doc}: a choice of {tokens} tokens is longer than the model's {limit} positions")]
+    TooLong { task: String, doc: u64, tokens: usize, limit: usize },
+    #[error("{what}: the result is {value}, the model is broken")]
+    NotFinite { what: String, value: f64 },
+    #[error("`{}` has too few tokens: not one prediction", .0.display())]
+    NothingToPredict(PathBuf),
+}
+
+/// Measures tasks, then corpora.
+pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Table>, Error> {
+    let (mut rows, mut samples) = (Vec::new(), Vec::new());
+    for name in &options.tasks {
+        let task = Task::find(name, context.data.as_deref())?;
+        let scored = choices::score(&task, options.limit, context, model)?;
+        rows.extend(choices::metrics(&task, &scored));
+        samples.extend(scored);
+    }
+    for corpus in &options.corpora {
+        rows.push(perplexity::measure(Path::new(corpus), options.window.unwrap_or(DEFAULT_WINDOW), context, model)?);
+    }
+    for row in &rows {
+        tracing::info!(task = row.task, metric = row.metric, value = row.value, n = row.n, "evaluated");
+    }
+    let mut tables = vec![Table::of("evaluate", &rows)?];
+    if !options.tasks.is_empty() {
+        tables.push(Table::of("evaluate_samples", &samples)?);
+    }
+    Ok(tables)
+}
+
+/// Tokens of a perplexity window where none are named: LLM-Pruner's.
+const DEFAULT_WINDOW: usize = 128;

@@ -1,6 +1,7 @@
 //! `export`: Model → a folder that other tools load, and the plan that rebuilds it from the dense checkpoint.
 
-use std::path::Path;
+
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,11 @@ pub enum Format {
 }
 
 impl Options {
+    /// The files that the stage reads: none.
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
     pub fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
         if self.formats.is_empty() {

@@ -1,5 +1,7 @@
 //! `importance`: Model and groups → a score for every channel of every member (LLM-Pruner, section 3.2).
 
+use std::path::{Path, PathBuf};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -118,6 +120,11 @@ impl Options {
     /// Whether the method looks at calibration data.
     pub fn needs_corpus(&self) -> bool {
         matches!(self.method, Method::Taylor | Method::Wifv | Method::Wanda)
+    }
+
+    /// The files that the stage reads.
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<PathBuf> {
+        self.corpus.iter().map(PathBuf::from).collect()
     }
 
     pub fn faults(&self) -> Vec<Fault> {

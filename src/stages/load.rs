@@ -1,6 +1,7 @@
 //! `load`: a Hugging Face folder → the Model that the following stages work on.
 
-use std::path::Path;
+
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,13 @@ pub enum Error {
 }
 
 impl Options {
+    /// The files that the stage reads: the folder's own.
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> = std::fs::read_dir(&self.model).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+        files.sort();
+        files
+    }
+
     pub fn faults(&self) -> Vec<Fault> {
         if self.model.is_empty() {
             vec![Fault::new("model", "the model has no name", "write the path of a folder")]

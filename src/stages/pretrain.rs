@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rand::{Rng, RngExt};
+use std::path::{Path, PathBuf};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -110,6 +112,11 @@ impl Options {
     /// Where the training text is read from.
     pub fn source(&self) -> CorpusSource {
         CorpusSource { path: (&self.corpus).into(), separator: self.separator.clone(), field: self.field.clone() }
+    }
+
+    /// The files that the stage reads.
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<PathBuf> {
+        vec![PathBuf::from(&self.corpus)]
     }
 
     /// Key/value heads and the width of a head, with their defaults.

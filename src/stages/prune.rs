@@ -1,5 +1,7 @@
 //! `prune`: scores of units → the plan of what stays, and the smaller Model (LLM-Pruner, section 3.3).
 
+use std::path::{Path, PathBuf};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +47,11 @@ pub enum Scope {
 }
 
 impl Options {
+    /// The files that the stage reads: none.
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
     pub fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
         if !(self.ratio > 0.0 && self.ratio < 1.0) {

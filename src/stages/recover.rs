@@ -1,7 +1,8 @@
 //! `recover`: Model and text → LoRA adapters (Hu et al. 2021; LLM-Pruner, equation 6), merged into the Model that follows.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -120,6 +121,11 @@ impl Options {
     /// Where the training data is read from.
     pub fn source(&self) -> CorpusSource {
         CorpusSource { path: (&self.corpus).into(), separator: self.separator.clone(), field: self.field.clone() }
+    }
+
+    /// The files that the stage reads.
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<PathBuf> {
+        [&self.corpus].into_iter().chain(&self.init).map(PathBuf::from).collect()
     }
 
     pub fn faults(&self) -> Vec<Fault> {

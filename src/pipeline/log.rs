@@ -1,0 +1,82 @@
+//! Events: a line each on standard error (above the bars on a terminal), and `log.jsonl` of the variants at work.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
+
+use super::settings::LogFormat;
+use crate::progress::Progress;
+
+/// The `log.jsonl` files that events are written to at the moment. Clones are the same set.
+#[derive(Clone, Debug, Default)]
+pub struct LogFiles {
+    open: Arc<Mutex<Vec<File>>>,
+}
+
+impl LogFiles {
+    /// From now on events go to these files, at their ends. One that cannot be opened is left out: a log is not worth a
+    /// run.
+    pub fn set(&self, paths: impl IntoIterator<Item = PathBuf>) {
+        let files = paths.into_iter().filter_map(|path| OpenOptions::new().create(true).append(true).open(path).ok());
+        if let Ok(mut open) = self.open.lock() {
+            *open = files.collect();
+        }
+    }
+}
+
+impl Write for &LogFiles {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Ok(open) = self.open.lock() {
+            open.iter().for_each(|mut file| drop(file.write_all(bytes)));
+        }
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for LogFiles {
+    type Writer = &'a LogFiles;
+    fn make_writer(&'a self) -> Self::Writer {
+        self
+    }
+}
+
+/// Standard error, above the bars.
+#[derive(Clone)]
+struct Console(Progress);
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.above(|| io::stderr().write_all(bytes))?;
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// Sets up the events of this process. The environment variable `SECATEUR_LOG` filters those of the console, in
+/// tracing's notation; without it there are events from `info` on.
+pub fn start(format: LogFormat, terminal: bool, progress: &Progress, files: &LogFiles) {
+    let ours = || EnvFilter::new("warn,secateur=info");
+    let filter = EnvFilter::try_from_env("SECATEUR_LOG").unwrap_or_else(|_| ours());
+    let console = Console(progress.clone());
+    let lines = fmt::layer().with_writer(move || console.clone()).with_target(false);
+    let lines = match format {
+        LogFormat::Json => lines.json().flatten_event(true).with_filter(filter).boxed(),
+        LogFormat::Text if terminal => lines.compact().without_time().with_ansi(true).with_filter(filter).boxed(),
+        LogFormat::Text => lines.compact().with_ansi(false).with_filter(filter).boxed(),
+    };
+    let log = fmt::layer().json().flatten_event(true).with_writer(files.clone()).with_filter(ours());
+    // A second start in one process, as in tests, keeps the first.
+    drop(tracing_subscriber::registry().with(lines).with(log).try_init());
+}

@@ -1,0 +1,191 @@
+//! The table of a sweep: `variants.parquet`, one row for each variant, and the same as a person reads it. polars reads
+//! what arrow wrote, joins and summarises.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use polars::prelude::*;
+use serde_json::Value;
+
+use super::results::Status;
+use crate::files::{FileError, write_whole};
+
+mod text;
+
+/// What became of one variant.
+#[derive(Clone, Debug)]
+pub struct VariantSummary {
+    pub id: String,
+    /// The options that the sweep decides, and their values.
+    pub swept: Vec<(String, Value)>,
+    pub status: Status,
+    pub error: Option<String>,
+    /// The first `evaluate` before any pruning: the dense model.
+    pub dense_step: Option<u32>,
+    /// The last `evaluate`.
+    pub last_step: Option<u32>,
+}
+
+/// A report could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    #[error("`{}` holds no results: it has no variants.parquet", .0.display())]
+    NoResults(PathBuf),
+    #[error("`{}` cannot be read: {message}", .path.display())]
+    Broken { path: PathBuf, message: String },
+    #[error("the table of the variants cannot be made: {0}")]
+    Polars(#[from] PolarsError),
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// A metric's value and its standard error.
+type Measured = BTreeMap<String, (f64, Option<f64>)>;
+
+/// The columns of `prune_sizes` that the table repeats.
+const SIZES: [&str; 8] = ["params_before", "params_after", "macs_before", "macs_after", "bytes_before", "bytes_after", "group_ratio", "param_ratio"];
+
+/// Writes `variants.parquet` from the variants' own tables, and returns the summary.
+pub fn write_variants(folder: &Path, variants: &[VariantSummary]) -> Result<String, ReportError> {
+    let mut frame = variants_frame(folder, variants)?;
+    let mut bytes = Vec::new();
+    ParquetWriter::new(&mut bytes).with_compression(ParquetCompression::Snappy).finish(&mut frame)?;
+    let path = folder.join("variants.parquet");
+    write_whole(&path, &bytes)?;
+    text::summary(&frame)
+}
+
+/// Summarises results folders: `results/<pipeline>`, or a folder of several.
+pub fn report(paths: &[PathBuf], json: bool) -> Result<String, ReportError> {
+    let mut texts = Vec::new();
+    let mut records = Vec::new();
+    for path in paths {
+        for folder in result_folders(path)? {
+            let frame = read(&folder.join("variants.parquet"))?;
+            if json {
+                records.push(serde_json::json!({ "results": folder, "variants": text::records(&frame) }));
+            } else {
+                texts.push(format!("{}\n\n{}", folder.display(), text::summary(&frame)?));
+            }
+        }
+    }
+    Ok(if json { format!("{:#}\n", Value::Array(records)) } else { texts.join("\n") })
+}
+
+/// The folder itself, or the folders in it that hold results.
+fn result_folders(path: &Path) -> Result<Vec<PathBuf>, ReportError> {
+    let has_results = |folder: &Path| folder.join("variants.parquet").exists();
+    if has_results(path) {
+        return Ok(vec![path.to_owned()]);
+    }
+    let inside = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut found: Vec<PathBuf> = inside.filter(|folder| has_results(folder)).collect();
+    found.sort();
+    if found.is_empty() { Err(ReportError::NoResults(path.to_owned())) } else { Ok(found) }
+}
+
+fn read(path: &Path) -> Result<DataFrame, ReportError> {
+    let broken = |message: String| ReportError::Broken { path: path.to_owned(), message };
+    let file = File::open(path).map_err(|e| broken(e.to_string()))?;
+    ParquetReader::new(file).finish().map_err(|e| broken(e.to_string()))
+}
+
+/// One row for each variant: swept options, status, sizes, metrics, and their differences to the dense model.
+fn variants_frame(folder: &Path, variants: &[VariantSummary]) -> Result<DataFrame, ReportError> {
+    let mut dense: Vec<Measured> = Vec::new();
+    let mut last: Vec<Measured> = Vec::new();
+    let mut sizes: Vec<BTreeMap<&str, AnyValue<'static>>> = Vec::new();
+    for variant in variants {
+        let tables = folder.join(&variant.id);
+        let evaluate = tables.join("evaluate.parquet");
+        let evaluate = if evaluate.exists() { Some(read(&evaluate)?) } else { None };
+        let at = |step: Option<u32>| match (&evaluate, step) {
+            (Some(frame), Some(step)) => measured(frame, step),
+            _ => Ok(Measured::new()),
+        };
+        dense.push(at(variant.dense_step)?);
+        last.push(if variant.status == Status::Succeeded { at(variant.last_step)? } else { Measured::new() });
+        sizes.push(last_sizes(&tables.join("prune_sizes.parquet"))?);
+    }
+    let mut columns: Vec<Column> = vec![Column::new("variant".into(), variants.iter().map(|v| v.id.as_str()).collect::<Vec<_>>())];
+    for key in swept_keys(variants) {
+        columns.push(swept_column(&key, variants));
+    }
+    columns.push(Column::new("status".into(), variants.iter().map(|v| v.status.name()).collect::<Vec<_>>()));
+    columns.push(Column::new("error".into(), variants.iter().map(|v| v.error.as_deref()).collect::<Vec<_>>()));
+    for name in SIZES {
+        let values: Vec<AnyValue<'_>> = sizes.iter().map(|row| row.get(name).cloned().unwrap_or(AnyValue::Null)).collect();
+        let kind = if name.ends_with("_ratio") { DataType::Float64 } else { DataType::UInt64 };
+        columns.push(Series::from_any_values_and_dtype(name.into(), &values, &kind, false)?.into_column());
+    }
+    let metrics: BTreeSet<&String> = last.iter().chain(&dense).flat_map(BTreeMap::keys).collect();
+    for metric in metrics {
+        let value = |of: &[Measured], i: usize| of[i].get(metric).map(|m| m.0);
+        let column = |name: String, value: &dyn Fn(usize) -> Option<f64>| Column::new(name.into(), (0..variants.len()).map(value).collect::<Vec<Option<f64>>>());
+        columns.push(column(metric.clone(), &|i| value(&last, i)));
+        columns.push(column(format!("{metric}.stderr"), &|i| last[i].get(metric).and_then(|m| m.1)));
+        columns.push(column(format!("{metric}.dense"), &|i| value(&dense, i)));
+        columns.push(column(format!("{metric}.delta"), &|i| Some(value(&last, i)? - value(&dense, i)?)));
+    }
+    Ok(DataFrame::new(variants.len(), columns)?)
+}
+
+/// The metrics of one `evaluate`, as `task.metric`.
+fn measured(frame: &DataFrame, step: u32) -> Result<Measured, ReportError> {
+    let rows = frame.clone().lazy().filter(col("step").eq(lit(step))).select([col("task"), col("metric"), col("value"), col("stderr")]).collect()?;
+    let (task, metric) = (rows.column("task")?.str()?, rows.column("metric")?.str()?);
+    let (value, stderr) = (rows.column("value")?.f64()?, rows.column("stderr")?.f64()?);
+    let row = |i: usize| Some((format!("{}.{}", task.get(i)?, metric.get(i)?), (value.get(i)?, stderr.get(i))));
+    Ok((0..rows.height()).filter_map(row).collect())
+}
+
+/// The sizes before the first pruning and after the last.
+fn last_sizes(path: &Path) -> Result<BTreeMap<&'static str, AnyValue<'static>>, ReportError> {
+    if !path.exists() {
+        return Ok(BTreeMap::new());
+    }
+    let frame = read(path)?;
+    let mut sizes = BTreeMap::new();
+    for name in SIZES {
+        let row = if name.ends_with("_before") { 0 } else { frame.height() - 1 };
+        sizes.insert(name, frame.column(name)?.get(row)?.into_static());
+    }
+    // Of several prunings the shares are those of all together.
+    if let (AnyValue::UInt64(before), AnyValue::UInt64(after)) = (&sizes["params_before"], &sizes["params_after"]) {
+        let removed = 1.0 - *after as f64 / *before as f64;
+        sizes.insert("param_ratio", AnyValue::Float64(removed));
+    }
+    let kept: f64 = frame.column("group_ratio")?.f64()?.iter().flatten().map(|removed| 1.0 - removed).product();
+    if frame.height() > 1 {
+        sizes.insert("group_ratio", AnyValue::Float64(1.0 - kept));
+    }
+    Ok(sizes)
+}
+
+fn swept_keys(variants: &[VariantSummary]) -> Vec<String> {
+    let mut keys: Vec<String> = Vec::new();
+    for (key, _) in variants.iter().flat_map(|v| &v.swept) {
+        if !keys.contains(key) {
+            keys.push(key.clone());
+        }
+    }
+    keys
+}
+
+/// A swept option as a column: numbers as numbers, everything else as text.
+fn swept_column(key: &str, variants: &[VariantSummary]) -> Column {
+    let values: Vec<Option<&Value>> = variants.iter().map(|v| v.swept.iter().find(|(k, _)| k == key).map(|(_, value)| value)).collect();
+    let all = |is: fn(&Value) -> bool| values.iter().flatten().all(|value| is(value));
+    let name: PlSmallStr = key.into();
+    if all(Value::is_i64) {
+        Column::new(name, values.iter().map(|v| v.and_then(Value::as_i64)).collect::<Vec<_>>())
+    } else if all(Value::is_number) {
+        Column::new(name, values.iter().map(|v| v.and_then(Value::as_f64)).collect::<Vec<_>>())
+    } else if all(Value::is_boolean) {
+        Column::new(name, values.iter().map(|v| v.and_then(Value::as_bool)).collect::<Vec<_>>())
+    } else {
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        Column::new(name, values.iter().map(|v| v.map(text)).collect::<Vec<_>>())
+    }
+}

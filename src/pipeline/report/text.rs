@@ -1,0 +1,100 @@
+//! The table of a sweep as text: the dense model first, then a line for each variant, differences to dense beside the
+//! numbers, the best of each column marked.
+
+use polars::prelude::*;
+use serde_json::{Map, Value};
+
+use super::ReportError;
+
+/// A column of the printed table.
+struct Shown {
+    title: String,
+    cells: Vec<String>,
+    /// Numbers lean to the right.
+    number: bool,
+}
+
+/// The frame as lines.
+pub fn summary(frame: &DataFrame) -> Result<String, ReportError> {
+    let names: Vec<String> = frame.get_column_names().iter().map(|name| name.to_string()).collect();
+    let metrics: Vec<&String> = names.iter().filter(|name| names.contains(&format!("{name}.delta"))).collect();
+    let swept: Vec<&String> = names.iter().skip(1).take_while(|name| *name != "status").collect();
+    let dense: Vec<Option<f64>> = metrics.iter().map(|metric| Ok(number(frame, &format!("{metric}.dense"))?.into_iter().flatten().next())).collect::<Result<_, PolarsError>>()?;
+    let has_dense = dense.iter().any(Option::is_some);
+
+    let mut columns = vec![shown("variant", has_dense.then(|| "dense".to_owned()), strings(frame, "variant")?, false)];
+    for key in swept {
+        let title = key.split_once('.').map_or(key.as_str(), |(_, option)| option);
+        columns.push(shown(title, has_dense.then(String::new), strings(frame, key)?, false));
+    }
+    let removed = number(frame, "param_ratio")?;
+    let percent = |share: Option<f64>| share.map_or_else(|| "–".to_owned(), |share| format!("-{:.1} %", 100.0 * share));
+    if removed.iter().any(Option::is_some) {
+        columns.push(shown("params", has_dense.then(String::new), removed.into_iter().map(percent).collect(), true));
+    }
+    for (metric, dense) in metrics.into_iter().zip(dense) {
+        let values = number(frame, metric)?;
+        let lower_is_better = metric.ends_with(".perplexity");
+        let best = values.iter().flatten().copied().reduce(|a, b| if (a < b) == lower_is_better { a } else { b });
+        let show = |value: f64| if lower_is_better { format!("{value:.3}") } else { format!("{:.1} %", 100.0 * value) };
+        let difference = |value: f64| match dense {
+            Some(dense) if lower_is_better => format!(" ({:+.3})", value - dense),
+            Some(dense) => format!(" ({:+5.1})", 100.0 * (value - dense)),
+            None => String::new(),
+        };
+        let cell = |value: &Option<f64>| value.map_or_else(|| "–".to_owned(), |v| format!("{}{}{}", if Some(v) == best { "* " } else { "" }, show(v), difference(v)));
+        let first = has_dense.then(|| dense.map_or_else(String::new, |d| show(d) + &" ".repeat(difference(d).len())));
+        columns.push(shown(metric, first, values.iter().map(cell).collect(), true));
+    }
+    let mut text = lines(&columns);
+    text.push_str("\n* the best of its column; in brackets the difference to the dense model\n");
+    let (ids, errors) = (frame.column("variant")?.str()?, frame.column("error")?.str()?);
+    for (id, error) in ids.iter().zip(errors.iter()).filter_map(|(id, error)| Some((id?, error?))) {
+        text.push_str(&format!("\nfailed: {id}: {error}\n"));
+    }
+    Ok(text)
+}
+
+/// The frame as JSON objects.
+pub fn records(frame: &DataFrame) -> Value {
+    let cell = |column: &Column, row: usize| match column.get(row) {
+        Ok(AnyValue::Null) | Err(_) => Value::Null,
+        Ok(AnyValue::Boolean(truth)) => truth.into(),
+        Ok(AnyValue::UInt64(n)) => n.into(),
+        Ok(AnyValue::Int64(n)) => n.into(),
+        Ok(AnyValue::Float64(x)) => x.into(),
+        Ok(other) => other.str_value().to_string().into(),
+    };
+    let record = |row: usize| Value::Object(frame.columns().iter().map(|column| (column.name().to_string(), cell(column, row))).collect::<Map<_, _>>());
+    (0..frame.height()).map(record).collect()
+}
+
+fn shown(title: &str, first: Option<String>, cells: Vec<String>, number: bool) -> Shown {
+    Shown { title: title.to_owned(), cells: first.into_iter().chain(cells).collect(), number }
+}
+
+fn number(frame: &DataFrame, name: &str) -> Result<Vec<Option<f64>>, PolarsError> {
+    Ok(frame.column(name)?.cast(&DataType::Float64)?.f64()?.iter().collect())
+}
+
+fn strings(frame: &DataFrame, name: &str) -> Result<Vec<String>, PolarsError> {
+    let column = frame.column(name)?;
+    (0..column.len()).map(|row| Ok(column.get(row)?.str_value().to_string())).collect()
+}
+
+/// Columns side by side, two spaces between them.
+fn lines(columns: &[Shown]) -> String {
+    let width = |column: &Shown| column.cells.iter().chain([&column.title]).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = columns.iter().map(width).collect();
+    let line = |cell: &dyn Fn(&Shown) -> String| {
+        let padded = columns.iter().zip(&widths).map(|(column, &width)| match column.number {
+            true => format!("{:>width$}", cell(column)),
+            false => format!("{:<width$}", cell(column)),
+        });
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
+    };
+    let rows = columns.first().map_or(0, |column| column.cells.len());
+    let head = line(&|column| column.title.clone());
+    let rule = line(&|column| "─".repeat(width(column)));
+    head + &rule + &(0..rows).map(|row| line(&|column| column.cells[row].clone())).collect::<String>()
+}

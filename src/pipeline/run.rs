@@ -1,0 +1,321 @@
+//! The spine: walks the tree of variants, the only code that hands values from stage to stage.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use super::log::LogFiles;
+use super::plan::{Plan, Variant};
+use super::problem::StageFailed;
+use super::report::{self, ReportError, VariantSummary};
+use super::results::{self, Manifest, Results, StageRecord, Status, VariantFolder};
+use super::stage::{Stage, Step};
+use crate::files::{FileError, PartialFolder};
+use crate::metrics::{MetricsError, Table};
+use crate::model::Model;
+use crate::model::groups::DependencyGraph;
+use crate::model::plan::PruningPlan;
+use crate::progress::Progress;
+use crate::random::Seed;
+use crate::stages::products::{GroupScores, Scores};
+use crate::stages::{Context, aggregate, dependencies, evaluate, export, importance, load, pretrain, prune, recover};
+
+/// What surrounds a run.
+#[derive(Clone, Default)]
+pub struct Surroundings {
+    pub progress: Progress,
+    pub log: LogFiles,
+    /// Raised by Ctrl-C and SIGTERM.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// What became of the variants.
+#[derive(Debug)]
+pub struct Outcome {
+    /// In the order of the plan.
+    pub variants: Vec<VariantSummary>,
+    pub failures: Vec<StageFailed>,
+    pub interrupted: bool,
+    /// The table of the sweep, as a person reads it.
+    pub summary: String,
+    pub folder: PathBuf,
+}
+
+/// The run itself could not go on: not a stage, but the place of its results.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    #[error(transparent)]
+    Report(#[from] ReportError),
+}
+
+/// The values on their way. Clones share them; each is dropped with the last branch that uses it.
+#[derive(Clone, Default)]
+struct Values {
+    model: Option<Arc<Model>>,
+    graph: Option<Arc<DependencyGraph>>,
+    scores: Option<Arc<Scores>>,
+    group_scores: Option<Arc<GroupScores>>,
+    plan: Option<Arc<PruningPlan>>,
+    /// Units of each group when the repeat at hand began.
+    initial: Option<Arc<Vec<usize>>>,
+}
+
+/// Runs every variant; one that fails does not stop the others.
+pub fn run(plan: &Plan, surroundings: &Surroundings) -> Result<Outcome, RunError> {
+    let settings = &plan.settings.run;
+    let results = Results::open(&settings.results, &plan.name)?;
+    let mut walk = Walk { plan, surroundings, results, folders: Vec::new(), failures: Vec::new(), hashes: HashMap::new(), interrupted: false };
+    for variant in &plan.variants {
+        let resolved = plan.resolved(variant);
+        let manifest = walk.manifest(variant, &resolved);
+        walk.folders.push(walk.results.variant(&variant.id, &resolved, manifest)?);
+    }
+    for &root in &plan.roots {
+        walk.node(root, Values::default())?;
+    }
+    walk.finish()
+}
+
+struct Walk<'a> {
+    plan: &'a Plan,
+    surroundings: &'a Surroundings,
+    results: Results,
+    /// One for each variant of the plan.
+    folders: Vec<VariantFolder>,
+    failures: Vec<StageFailed>,
+    /// blake3 of files already read.
+    hashes: HashMap<PathBuf, String>,
+    interrupted: bool,
+}
+
+impl Walk<'_> {
+    /// Runs a node, then what comes after it in each of its branches.
+    fn node(&mut self, at: usize, mut values: Values) -> Result<(), RunError> {
+        if self.interrupted {
+            return Ok(());
+        }
+        let node = &self.plan.nodes[at];
+        let (step, variants) = (&node.step, &node.variants);
+        self.surroundings.log.set(variants.iter().map(|&v| self.folders[v].log()));
+        let folder = self.results.stage_folder()?;
+        let context = self.context(step, folder.path());
+        tracing::info!(step = step.position, variants = variants.len(), "{} …", step.stage.tag());
+        results::reset_peak_memory();
+        let began = Instant::now();
+        match execute(step, &context, &mut values) {
+            Ok(tables) => {
+                let record = StageRecord {
+                    step: step.position,
+                    stage: step.stage.tag(),
+                    wall_seconds: began.elapsed().as_secs_f64(),
+                    peak_memory: results::peak_memory(),
+                    shared_by: variants.len(),
+                };
+                tracing::info!(step = step.position, seconds = (record.wall_seconds * 100.0).round() / 100.0, "{} done", step.stage.tag());
+                self.keep(variants, &record, &tables, &folder)?;
+            }
+            Err(failure) => return self.fail(variants, step, &failure),
+        }
+        let children = &self.plan.nodes[at].children;
+        for (i, &child) in children.iter().enumerate() {
+            let last = i + 1 == children.len();
+            self.node(child, if last { std::mem::take(&mut values) } else { values.clone() })?;
+        }
+        Ok(())
+    }
+
+    fn context(&self, step: &Step, folder: &Path) -> Context {
+        let seed = Seed::root(self.plan.settings.run.seed).derive(&format!("{} {}", step.stage.tag(), step.occurrence));
+        Context {
+            seed,
+            data: self.plan.settings.run.data.clone(),
+            folder: folder.to_owned(),
+            progress: self.surroundings.progress.clone(),
+            stop: self.surroundings.stop.clone(),
+        }
+    }
+
+    /// Writes what a stage measured and made to every variant that shares it.
+    fn keep(&mut self, variants: &[usize], record: &StageRecord, tables: &[Table], folder: &PartialFolder) -> Result<(), RunError> {
+        let inputs = self.inputs(variants, record.step);
+        for &variant in variants {
+            self.folders[variant].stage_done(record.clone(), tables, folder.path(), &inputs)?;
+        }
+        Ok(())
+    }
+
+    /// Content hashes of the files that a step reads.
+    fn inputs(&mut self, variants: &[usize], position: u32) -> BTreeMap<String, String> {
+        let step = variants.first().map(|&v| &self.plan.variants[v].steps[position as usize]);
+        let files = step.map(|step| step.stage.inputs(self.plan.settings.run.data.as_deref())).unwrap_or_default();
+        let mut hash = |path: PathBuf| {
+            let hash = self.hashes.entry(path.clone()).or_insert_with(|| file_hash(&path).unwrap_or_default());
+            (path.display().to_string(), hash.clone())
+        };
+        files.into_iter().map(&mut hash).collect()
+    }
+
+    /// Records that the variants below a node cannot go on.
+    fn fail(&mut self, variants: &[usize], step: &Step, failure: &StageError) -> Result<(), RunError> {
+        let interrupted = failure.is_interrupted();
+        self.interrupted |= interrupted;
+        for &v in variants {
+            let variant = &self.plan.variants[v];
+            let failed = self.plan.sources.stage_failed(&step.span, &variant.id, step.position, step.stage.tag(), failure.to_string(), interrupted);
+            tracing::error!(variant = variant.id, step = step.position, stage = step.stage.tag(), "{failure}");
+            let status = if interrupted { Status::Interrupted } else { Status::Failed };
+            self.folders[v].finish(status, Some(failed.to_string()))?;
+            self.failures.push(failed);
+        }
+        Ok(())
+    }
+
+    fn manifest(&self, variant: &Variant, resolved: &str) -> Manifest {
+        Manifest {
+            program: format!("{} {}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")),
+            source: blake3::hash(self.plan.text.as_bytes()).to_hex().to_string(),
+            pipeline: blake3::hash(resolved.as_bytes()).to_hex().to_string(),
+            variant: variant.id.clone(),
+            seed: self.plan.settings.run.seed,
+            device: if cfg!(feature = "cuda") { "cuda" } else { "cpu" }.to_owned(),
+            processor: results::processor(),
+            threads: rayon::current_num_threads(),
+            dtype: "float32",
+            inputs: BTreeMap::new(),
+            status: Status::Running,
+            error: None,
+            stages: Vec::new(),
+        }
+    }
+
+    /// Ends every variant, and writes the table of the sweep.
+    fn finish(mut self) -> Result<Outcome, RunError> {
+        let mut variants = Vec::with_capacity(self.plan.variants.len());
+        for (variant, folder) in self.plan.variants.iter().zip(&mut self.folders) {
+            let failure = self.failures.iter().find(|failure| failure.variant == variant.id);
+            let status = match failure {
+                Some(failure) if failure.interrupted => Status::Interrupted,
+                Some(_) => Status::Failed,
+                None if self.interrupted => Status::Interrupted,
+                None => Status::Succeeded,
+            };
+            let error = failure.map(ToString::to_string);
+            folder.finish(status, error.clone())?;
+            let evaluates = |step: &&Step| matches!(step.stage, Stage::Evaluate(_));
+            let before_pruning = variant.steps.iter().take_while(|step| !matches!(step.stage, Stage::Prune(_)));
+            variants.push(VariantSummary {
+                id: variant.id.clone(),
+                swept: variant.swept.clone(),
+                status,
+                error,
+                dense_step: before_pruning.filter(evaluates).map(|step| step.position).next(),
+                last_step: variant.steps.iter().filter(evaluates).map(|step| step.position).next_back(),
+            });
+        }
+        self.surroundings.log.set([]);
+        let folder = self.results.folder().to_owned();
+        let summary = report::write_variants(&folder, &variants)?;
+        Ok(Outcome { variants, failures: self.failures, interrupted: self.interrupted, summary, folder })
+    }
+}
+
+/// Why a stage failed.
+#[derive(Debug, thiserror::Error)]
+enum StageError {
+    #[error(transparent)]
+    Load(#[from] load::Error),
+    #[error(transparent)]
+    Pretrain(#[from] pretrain::Error),
+    #[error(transparent)]
+    Importance(#[from] importance::Error),
+    #[error(transparent)]
+    Aggregate(#[from] aggregate::Error),
+    #[error(transparent)]
+    Prune(#[from] prune::Error),
+    #[error(transparent)]
+    Recover(#[from] recover::Error),
+    #[error(transparent)]
+    Evaluate(#[from] evaluate::Error),
+    #[error(transparent)]
+    Export(#[from] export::Error),
+    #[error("the stage lacks {0}; this is a mistake of the check")]
+    Lacks(&'static str),
+}
+
+impl StageError {
+    fn is_interrupted(&self) -> bool {
+        matches!(
+            self,
+            Self::Pretrain(pretrain::Error::Interrupted(_)) | Self::Importance(importance::Error::Interrupted(_)) | Self::Recover(recover::Error::Interrupted(_)) | Self::Evaluate(evaluate::Error::Interrupted(_))
+        )
+    }
+}
+
+/// Runs one stage: takes its inputs from the values, puts its outputs among them.
+fn execute(step: &Step, context: &Context, values: &mut Values) -> Result<Vec<Table>, StageError> {
+    let model = || values.model.as_deref().ok_or(StageError::Lacks("a model"));
+    let graph = || values.graph.as_deref().ok_or(StageError::Lacks("groups"));
+    let tables = match &step.stage {
+        Stage::Load(options) => {
+            *values = Values { model: Some(Arc::new(load::run(options)?)), ..Values::default() };
+            Vec::new()
+        }
+        Stage::Pretrain(options) => {
+            let (model, tables) = pretrain::run(options, context)?;
+            *values = Values { model: Some(Arc::new(model)), ..Values::default() };
+            tables
+        }
+        Stage::Dependencies(options) => {
+            let graph = dependencies::run(options, model()?);
+            *values = Values { graph: Some(Arc::new(graph)), scores: None, group_scores: None, ..std::mem::take(values) };
+            Vec::new()
+        }
+        Stage::Importance(options) => {
+            let (scores, tables) = importance::run(options, context, model()?, graph()?)?;
+            values.scores = Some(Arc::new(scores));
+            tables
+        }
+        Stage::Aggregate(options) => {
+            let scores = values.scores.as_deref().ok_or(StageError::Lacks("scores"))?;
+            let (group_scores, tables) = aggregate::run(options, model()?, graph()?, scores)?;
+            values.group_scores = Some(Arc::new(group_scores));
+            tables
+        }
+        Stage::Prune(options) => {
+            let scores = values.group_scores.as_deref().ok_or(StageError::Lacks("scores of units"))?;
+            let (before, initial) = (values.plan.as_deref(), values.initial.as_deref().map(Vec::as_slice));
+            let (pruned, tables) = prune::run(options, step.schedule, model()?, graph()?, scores, before, initial)?;
+            *values = Values {
+                model: Some(Arc::new(pruned.model)),
+                plan: Some(Arc::new(pruned.plan)),
+                initial: Some(Arc::new(pruned.initial)),
+                ..Values::default()
+            };
+            tables
+        }
+        Stage::Recover(options) => {
+            // The adapter itself lies in the stage's folder.
+            let (model, _, tables) = recover::run(options, context, model()?)?;
+            *values = Values { model: Some(Arc::new(model)), scores: None, group_scores: None, ..std::mem::take(values) };
+            tables
+        }
+        Stage::Evaluate(options) => evaluate::run(options, context, model()?)?,
+        Stage::Export(options) => {
+            export::run(options, context, model()?, values.plan.as_deref())?;
+            Vec::new()
+        }
+    };
+    Ok(tables)
+}
+
+fn file_hash(path: &Path) -> std::io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    std::io::copy(&mut std::fs::File::open(path)?, &mut hasher)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}

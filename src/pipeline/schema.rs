@@ -1,0 +1,58 @@
+//! The JSON Schema of a pipeline, from the options' own types: editors complete and check with it.
+
+use schemars::{SchemaGenerator, generate::SchemaSettings};
+use serde_json::{Value, json};
+
+use super::settings::RunSettings;
+use super::stage::Stage;
+use crate::stages::repeat;
+
+/// The schema of a whole pipeline file.
+pub fn schema() -> Value {
+    let mut generator = SchemaGenerator::new(SchemaSettings::draft2020_12());
+    let stages: Vec<Value> = Stage::schemas(&mut generator).into_iter().map(|(tag, schema)| tagged(tag, schema.to_value())).collect();
+    let mut repeat = tagged("repeat", generator.root_schema_for::<repeat::Options>().to_value());
+    if let Some(properties) = repeat["properties"].as_object_mut() {
+        properties.insert("stage".to_owned(), json!({ "description": "What runs several times.", "type": "array", "items": { "oneOf": stages.clone() } }));
+    }
+    let run = generator.subschema_for::<RunSettings>().to_value();
+    let all: Vec<Value> = stages.into_iter().chain([repeat]).collect();
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A pipeline of secateur",
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["stage"],
+        "properties": {
+            "run": run,
+            "stage": { "description": "The stages, in the order in which they run.", "type": "array", "minItems": 1, "items": { "oneOf": all } },
+            "sweep": {
+                "description": "Options that are swept: `\"type.key\" = [values]`. All lists are combined.",
+                "type": "object",
+                "properties": {
+                    "zip": { "description": "Tables of lists that advance together.", "type": "array", "items": { "type": "object", "additionalProperties": { "type": "array" } } },
+                    "exclude": { "description": "Combinations that are left out.", "type": "array", "items": { "type": "object" } }
+                },
+                "additionalProperties": { "type": "array", "minItems": 1 }
+            }
+        },
+        "$defs": generator.definitions(),
+    })
+}
+
+/// A stage's options with its `type`.
+fn tagged(tag: &str, mut schema: Value) -> Value {
+    if let Some(object) = schema.as_object_mut() {
+        object.remove("$schema");
+        let properties = object.entry("properties").or_insert_with(|| json!({}));
+        if let Some(properties) = properties.as_object_mut() {
+            properties.insert("type".to_owned(), json!({ "const": tag }));
+        }
+        let required = object.entry("required").or_insert_with(|| json!([]));
+        if let Some(required) = required.as_array_mut() {
+            required.push("type".into());
+        }
+        object.insert("additionalProperties".to_owned(), false.into());
+    }
+    schema
+}
