@@ -3,7 +3,7 @@
 //!     cargo run --release --example tiny_world -- results/tiny_world
 //!
 //! writes `train.txt`, and again, byte for byte, what `datasets/` holds: `tiny_world.txt` (calibration and recovery),
-//! `tiny_world_heldout.txt` (perplexity), `tiny_boolq.jsonl` and `tiny_piqa.jsonl`.
+//! `tiny_world_heldout.jsonl` (perplexity), `tiny_boolq.jsonl` and `tiny_piqa.jsonl`.
 //!
 //! A fact is a triple: a thing and its colour, a person and what they have, a person and where they are; or an errand:
 //! what is done to which object. One in six facts and one in five errands, picked by a hash of their words, are
@@ -118,40 +118,36 @@ impl Fact {
     }
 }
 
-/// Facts of which no two share a relation and a subject, or a relation and a value: two pairs and one more.
-fn passage(random: &mut Random, withheld: bool) -> Vec<Fact> {
+/// So many facts, of which no two share a relation and a subject, or a relation and a value.
+fn passage(random: &mut Random, facts_wanted: usize, withheld: bool) -> Vec<Fact> {
     let mut relations = [Relation::Colour, Relation::Has, Relation::At];
     random.shuffle(&mut relations);
     let mut facts: Vec<Fact> = Vec::new();
-    for relation in [relations[0], relations[0], relations[1], relations[1]] {
-        loop {
-            let fact = Fact::draw(random, relation, withheld);
-            if facts.iter().all(|f| f.relation != relation || (f.subject != fact.subject && f.value != fact.value)) {
-                facts.push(fact);
-                break;
-            }
+    while facts.len() < facts_wanted {
+        // two of a kind, so that one can be taken for the other
+        let fact = Fact::draw(random, relations[facts.len() / 2], withheld);
+        if facts.iter().all(|f| f.relation != fact.relation || (f.subject != fact.subject && f.value != fact.value)) {
+            facts.push(fact);
         }
     }
     random.shuffle(&mut facts);
     facts
 }
 
-/// A question about a passage: a fact it states, or one of its subjects with another value, which the passage gives to
-/// somebody else where that may be said.
+/// A question about a passage: a fact it states; or one of its subjects with another value, every second time one that
+/// the passage gives to somebody else, where that may be said.
 fn question(random: &mut Random, facts: &[Fact], yes: bool, withheld: bool) -> Fact {
     loop {
         let fact = random.pick(facts);
         if yes {
             return fact;
         }
-        let other = facts.iter().find(|f| f.relation == fact.relation && f.subject != fact.subject).map_or(fact.value, |f| f.value);
-        let asked = Fact { value: other, ..fact };
-        if asked.value != fact.value && asked.is_withheld() == withheld {
+        let other = facts.iter().find(|f| f.relation == fact.relation && f.subject != fact.subject);
+        let swapped = other.map(|other| Fact { value: other.value, ..fact });
+        let drawn = Fact { subject: fact.subject, ..Fact::draw(random, fact.relation, withheld) };
+        let asked = if random.below(2) == 0 { swapped } else { Some(drawn).filter(|d| facts.iter().all(|f| f.value != d.value)) };
+        if let Some(asked) = asked.filter(|asked| asked.is_withheld() == withheld) {
             return asked;
-        }
-        let drawn = Fact::draw(random, fact.relation, withheld);
-        if drawn.subject == fact.subject && drawn.value != fact.value {
-            return drawn;
         }
     }
 }
@@ -196,27 +192,34 @@ impl Errand {
 
 /// One document of the text.
 fn document(random: &mut Random) -> String {
-    match random.below(10) {
+    match random.below(20) {
         // a passage and questions about it, as tiny_boolq asks them
-        0..=4 => {
-            let facts = passage(random, false);
-            let mut text = sentences(&facts);
-            for _ in 0..1 + random.below(4) {
+        0..=11 => {
+            let wanted = 1 + random.below(4);
+            let facts = passage(random, wanted, false);
+            let mut asked: Vec<(Fact, bool)> = Vec::new();
+            for _ in 0..3 + random.below(5) {
                 let yes = random.below(2) == 1;
-                let asked = question(random, &facts, yes, false);
-                let _ = write!(text, "\nQuestion: {}?\nAnswer: {}", asked.question(), if yes { "yes" } else { "no" });
+                let next = question(random, &facts, yes, false);
+                if asked.iter().all(|(before, _)| *before != next) {
+                    asked.push((next, yes));
+                }
+            }
+            let mut text = sentences(&facts);
+            for (fact, yes) in asked {
+                let _ = write!(text, "\nQuestion: {}?\nAnswer: {}", fact.question(), if yes { "yes" } else { "no" });
             }
             text
         }
         // a story that says everything twice, the second time in another order
-        5 | 6 => {
-            let mut facts = passage(random, false);
+        12..=14 => {
+            let mut facts = passage(random, 4, false);
             let first = sentences(&facts);
             random.shuffle(&mut facts);
             format!("{first} Yes, it is so. {}", sentences(&facts))
         }
         // errands, as tiny_piqa asks them
-        7 | 8 => {
+        15..=17 => {
             let errand = Errand::draw(random);
             format!("Question: {}\nAnswer: {}", errand.goal(), Errand::solution(errand.tool()))
         }
@@ -247,7 +250,7 @@ fn text(random: &mut Random, bytes: usize, not: &BTreeSet<String>) -> Vec<String
 /// `rows` questions on withheld facts, as many with yes as with no.
 fn boolq(random: &mut Random, rows: usize) -> String {
     let row = |i: usize| {
-        let (facts, yes) = (passage(random, true), i % 2 == 1);
+        let (facts, yes) = (passage(random, 4, true), i % 2 == 1);
         let asked = question(random, &facts, yes, true);
         format!("{{\"passage\": \"{}\", \"question\": \"{}\", \"label\": {}}}\n", sentences(&facts), asked.question(), u8::from(yes))
     };
@@ -308,7 +311,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     std::fs::write(folder.join("train.txt"), train.join(SEPARATOR))?;
     std::fs::write(folder.join("tiny_world.txt"), sample.join(SEPARATOR))?;
-    std::fs::write(folder.join("tiny_world_heldout.txt"), unseen.join(SEPARATOR))?;
+    let rows = unseen.iter().map(|document| format!("{{\"text\": \"{}\"}}\n", document.replace('\n', "\\n")));
+    std::fs::write(folder.join("tiny_world_heldout.jsonl"), rows.collect::<String>())?;
     std::fs::write(folder.join("tiny_boolq.jsonl"), boolq(&mut stream(4), 240))?;
     std::fs::write(folder.join("tiny_piqa.jsonl"), piqa(&mut stream(5)))?;
     Ok(())

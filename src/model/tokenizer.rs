@@ -57,8 +57,11 @@ impl Tokenizer {
             let path = folder.join(name);
             files.push(((*name).to_owned(), std::fs::read(&path).map_err(|source| TokenizerError::Read { path, source })?));
         }
-        let inner = tokenizers::Tokenizer::from_bytes(&files[0].1)
-            .map_err(|e| TokenizerError::Broken { path, message: e.to_string() })?;
+        let broken = |e: tokenizers::Error| TokenizerError::Broken { path: path.clone(), message: e.to_string() };
+        let mut inner = tokenizers::Tokenizer::from_bytes(&files[0].1).map_err(broken)?;
+        // What a training script left in the file must not cut or pad a text.
+        inner.with_truncation(None).map_err(broken)?;
+        inner.with_padding(None);
         Ok(Some(Self { inner, files }))
     }
 

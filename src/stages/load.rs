@@ -13,8 +13,7 @@ use crate::model::{CheckpointError, Model};
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// A folder as transformers writes it, relative to the working directory; `models/tiny` is also built into the
-    /// program. `hf://owner/name@revision` is reserved.
+    /// A folder as transformers writes it, relative to the working directory. `hf://owner/name@revision` is reserved.
     pub model: String,
 }
 

@@ -57,10 +57,10 @@ pub struct Options {
     /// Width of the MLP. Default 344.
     #[serde(default = "mlp")]
     pub mlp: usize,
-    /// Tokens of a training window; documents are packed one after another. At least 2. Default 128.
+    /// Longest row in tokens, at least 2: a document is a row, a longer one is cut. Default 128.
     #[serde(default = "hidden")]
     pub length: usize,
-    /// Windows per update. Default 32.
+    /// Rows per update. Default 32.
     #[serde(default = "batch")]
     pub batch: usize,
     /// Steps of the optimiser. Default 1000.
@@ -209,8 +209,8 @@ pub enum Error {
     Metrics(#[from] MetricsError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
-    #[error("the corpus has {tokens} tokens, less than one window of {length}")]
-    TooShort { tokens: usize, length: usize },
+    #[error("no document of the corpus has a token to predict")]
+    NothingToPredict,
     #[error("the loss of update {update} is {loss}: training has diverged; lower `learning_rate`, or lengthen `warmup`")]
     NotFinite { update: usize, loss: f64 },
 }
@@ -225,22 +225,15 @@ const FLOOR: f64 = 0.1;
 pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), Error> {
     let documents = corpus::documents(&options.source())?;
     let tokenizer = Tokenizer::train(documents.iter().cloned(), options.vocabulary)?;
-    let mut ids = Vec::new();
+    let mut rows = Vec::new();
     for document in &documents {
-        ids.extend(tokenizer.encode(document, true)?);
+        let ids = tokenizer.encode(document, true)?;
+        rows.extend(ids.chunks(options.length).map(|ids| Tokens { ids: ids.to_vec(), counts: vec![true; ids.len()] }));
     }
     let mut model = initial(options, tokenizer, context.seed.derive("weights"));
-    let windows: Vec<Tokens> =
-        ids.chunks_exact(options.length).map(|ids| Tokens { ids: ids.to_vec(), counts: vec![true; ids.len()] }).collect();
-    tracing::info!(
-        tokens = ids.len(),
-        windows = windows.len(),
-        vocabulary = model.config.vocab,
-        parameters = model.parameters(),
-        "pretraining"
-    );
-    let too_short = Error::TooShort { tokens: ids.len(), length: options.length };
-    let mut feed = Feed::new(windows, Some((options.length, context.seed.derive("windows")))).ok_or(too_short)?;
+    let tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
+    tracing::info!(tokens, rows = rows.len(), vocabulary = model.config.vocab, parameters = model.parameters(), "pretraining");
+    let mut feed = Feed::new(rows, Some((options.length, context.seed.derive("rows")))).ok_or(Error::NothingToPredict)?;
 
     let mut moments: BTreeMap<Place, Moments> =
         model.places().into_iter().map(|place| (place, Moments::new(model.weight(place).len()))).collect();
