@@ -18,10 +18,17 @@ use std::path::Path;
 const SEED: u64 = 2026;
 const SEPARATOR: &str = "\n<|endoftext|>\n";
 
-const NAMES: [&str; 20] = ["Tom", "Anna", "Ben", "Mia", "Sam", "Lily", "Max", "Eva", "Leo", "Zoe", "Jack", "Ruby", "Finn", "Nora", "Hugo", "Ivy", "Oscar", "Ella", "Theo", "Clara"];
-const THINGS: [&str; 20] = ["ball", "cup", "hat", "box", "book", "kite", "lamp", "bell", "coat", "drum", "chair", "boat", "ring", "vase", "scarf", "mask", "flute", "blanket", "wagon", "whistle"];
+const NAMES: [&str; 20] = [
+    "Tom", "Anna", "Ben", "Mia", "Sam", "Lily", "Max", "Eva", "Leo", "Zoe", "Jack", "Ruby", "Finn", "Nora", "Hugo", "Ivy",
+    "Oscar", "Ella", "Theo", "Clara",
+];
+const THINGS: [&str; 20] = [
+    "ball", "cup", "hat", "box", "book", "kite", "lamp", "bell", "coat", "drum", "chair", "boat", "ring", "vase", "scarf",
+    "mask", "flute", "blanket", "wagon", "whistle",
+];
 const COLOURS: [&str; 10] = ["red", "blue", "green", "yellow", "black", "white", "brown", "pink", "grey", "purple"];
-const PLACES: [&str; 12] = ["kitchen", "garden", "barn", "forest", "market", "school", "attic", "cellar", "meadow", "harbour", "library", "tower"];
+const PLACES: [&str; 12] =
+    ["kitchen", "garden", "barn", "forest", "market", "school", "attic", "cellar", "meadow", "harbour", "library", "tower"];
 
 /// Kinds of objects, and the objects.
 const KINDS: [(&str, [&str; 7]); 6] = [
@@ -166,7 +173,8 @@ struct Errand {
 
 impl Errand {
     fn all() -> impl Iterator<Item = Self> {
-        (0..ERRANDS.len()).flat_map(|verb| (0..KINDS.len()).flat_map(move |kind| (0..7).map(move |object| Self { verb, kind, object })))
+        (0..ERRANDS.len())
+            .flat_map(|verb| (0..KINDS.len()).flat_map(move |kind| (0..7).map(move |object| Self { verb, kind, object })))
     }
     fn is_withheld(self) -> bool {
         hash(&[ERRANDS[self.verb].0, KINDS[self.kind].1[self.object]]) % 5 == 0
@@ -227,7 +235,8 @@ fn document(random: &mut Random) -> String {
         _ => {
             let name = random.pick(&NAMES);
             let errands = [Errand::draw(random), Errand::draw(random), Errand::draw(random)];
-            let says = |e: Errand| format!("{name} will {} the {} with the {}.", ERRANDS[e.verb].0, KINDS[e.kind].1[e.object], e.tool());
+            let says =
+                |e: Errand| format!("{name} will {} the {} with the {}.", ERRANDS[e.verb].0, KINDS[e.kind].1[e.object], e.tool());
             errands.map(says).join(" ")
         }
     }
@@ -252,7 +261,12 @@ fn boolq(random: &mut Random, rows: usize) -> String {
     let row = |i: usize| {
         let (facts, yes) = (passage(random, 4, true), i % 2 == 1);
         let asked = question(random, &facts, yes, true);
-        format!("{{\"passage\": \"{}\", \"question\": \"{}\", \"label\": {}}}\n", sentences(&facts), asked.question(), u8::from(yes))
+        format!(
+            "{{\"passage\": \"{}\", \"question\": \"{}\", \"label\": {}}}\n",
+            sentences(&facts),
+            asked.question(),
+            u8::from(yes)
+        )
     };
     (0..rows).map(row).collect()
 }
@@ -264,7 +278,11 @@ fn piqa(random: &mut Random) -> String {
     for errand in Errand::all().filter(|errand| errand.is_withheld()) {
         for i in 0..4 {
             let other = loop {
-                let other = if i < 2 { Errand { kind: random.below(KINDS.len()), ..errand } } else { Errand { verb: random.below(ERRANDS.len()), ..errand } };
+                let other = if i < 2 {
+                    Errand { kind: random.below(KINDS.len()), ..errand }
+                } else {
+                    Errand { verb: random.below(ERRANDS.len()), ..errand }
+                };
                 if other.tool() != errand.tool() {
                     break other.tool();
                 }
@@ -272,7 +290,12 @@ fn piqa(random: &mut Random) -> String {
             let label = i % 2;
             let mut solutions = [Errand::solution(errand.tool()), Errand::solution(other)];
             solutions.rotate_right(label);
-            rows.push(format!("{{\"goal\": \"{}\", \"sol1\": \"{}\", \"sol2\": \"{}\", \"label\": {label}}}\n", errand.goal(), solutions[0], solutions[1]));
+            rows.push(format!(
+                "{{\"goal\": \"{}\", \"sol1\": \"{}\", \"sol2\": \"{}\", \"label\": {label}}}\n",
+                errand.goal(),
+                solutions[0],
+                solutions[1]
+            ));
         }
     }
     random.shuffle(&mut rows);
@@ -285,7 +308,10 @@ fn check(documents: &[String]) -> Result<(), String> {
     let facts = |relation, subjects: &'static [&'static str], values: &'static [&'static str]| {
         subjects.iter().flat_map(move |subject| values.iter().map(move |value| Fact { relation, subject, value }))
     };
-    let withheld = facts(Relation::Colour, &THINGS, &COLOURS).chain(facts(Relation::Has, &NAMES, &THINGS)).chain(facts(Relation::At, &NAMES, &PLACES)).filter(|f| f.is_withheld());
+    let withheld = facts(Relation::Colour, &THINGS, &COLOURS)
+        .chain(facts(Relation::Has, &NAMES, &THINGS))
+        .chain(facts(Relation::At, &NAMES, &PLACES))
+        .filter(|f| f.is_withheld());
     let mut forbidden: BTreeSet<String> = withheld.flat_map(|f| [f.sentence(), format!("{}?", f.question())]).collect();
     for errand in Errand::all().filter(|errand| errand.is_withheld()) {
         forbidden.insert(format!("{} the {} ", ERRANDS[errand.verb].0, KINDS[errand.kind].1[errand.object]));

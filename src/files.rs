@@ -60,7 +60,7 @@ impl PartialFolder {
         for entry in fs::read_dir(self.path()).map_err(FileError::at(self.path()))? {
             let entry = entry.map_err(FileError::at(self.path()))?;
             let to = target.join(entry.file_name());
-            sync_all_in(&entry.path()).map_err(FileError::at(&to))?;
+            publish_all_in(&entry.path()).map_err(FileError::at(&to))?;
             if to.is_dir() {
                 let old = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(target).map_err(FileError::at(target))?;
                 fs::rename(&to, old.path().join("old")).map_err(FileError::at(&to))?;
@@ -91,11 +91,14 @@ pub fn make_folder(path: &Path) -> Result<(), FileError> {
     fs::create_dir_all(path).map_err(FileError::at(path))
 }
 
-fn sync_all_in(path: &Path) -> std::io::Result<()> {
+/// Puts every file on the disk, and lets others read it.
+fn publish_all_in(path: &Path) -> std::io::Result<()> {
     if path.is_dir() {
-        fs::read_dir(path)?.try_for_each(|entry| sync_all_in(&entry?.path()))
+        fs::read_dir(path)?.try_for_each(|entry| publish_all_in(&entry?.path()))
     } else {
-        fs::File::open(path)?.sync_all()
+        let file = fs::File::open(path)?;
+        readable_by_all(&file)?;
+        file.sync_all()
     }
 }
 

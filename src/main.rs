@@ -127,7 +127,11 @@ fn check_only(common: &Common, world: bool) -> ExitCode {
     match (common.check(world), common.format) {
         (Ok(plan), Format::Text) => {
             let (runs, alone) = plan.stage_runs();
-            print(&format!("{} is in order: {} variants, {runs} stages ({alone} without sharing)\n", common.pipeline.display(), plan.variants.len()))
+            print(&format!(
+                "{} is in order: {} variants, {runs} stages ({alone} without sharing)\n",
+                common.pipeline.display(),
+                plan.variants.len()
+            ))
         }
         (Ok(_), Format::Json) => print("[]\n"),
         (Err(invalid), format) => refuse(&invalid, format),
@@ -179,8 +183,12 @@ fn run_pipeline(common: &Common) -> ExitCode {
             println!("\n{}\nresults: {}", outcome.summary, outcome.folder.display());
         }
         Format::Json => {
-            let variant = |v: &report::VariantSummary| serde_json::json!({ "variant": v.id, "status": v.status.name(), "error": v.error });
-            println!("{:#}", serde_json::json!({ "results": outcome.folder, "variants": outcome.variants.iter().map(variant).collect::<Vec<_>>() }));
+            let variant =
+                |v: &report::VariantSummary| serde_json::json!({ "variant": v.id, "status": v.status.name(), "error": v.error });
+            println!(
+                "{:#}",
+                serde_json::json!({ "results": outcome.folder, "variants": outcome.variants.iter().map(variant).collect::<Vec<_>>() })
+            );
         }
     }
     if outcome.interrupted {

@@ -1,6 +1,11 @@
 //! Where tests find what lies outside the repository, and how they say that it is not there.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use secateur::progress::Progress;
+use secateur::random::Seed;
+use secateur::stages::Context;
 
 /// A file or folder of the shared reference material: beside the project, or where `SECATEUR_SHARED` says.
 pub fn shared(path: &str) -> Option<PathBuf> {
@@ -12,6 +17,17 @@ pub fn shared(path: &str) -> Option<PathBuf> {
     }
     eprintln!("SKIPPED: `{}` is not there; set SECATEUR_SHARED to the folder that holds `{path}`", found.display());
     None
+}
+
+/// The surroundings of a stage that is called alone.
+pub fn context() -> Context {
+    Context {
+        seed: Seed::root(42),
+        data: shared("data"),
+        folder: std::env::temp_dir(),
+        progress: Progress::default(),
+        stop: Arc::default(),
+    }
 }
 
 /// A JSON file.

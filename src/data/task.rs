@@ -113,7 +113,11 @@ impl Task {
     /// Finds a task: a path of a task file (with a `/`, or ending in `.toml`), a name in `datasets/` of the working
     /// directory, or a name built into the program. `data` is `run.data`.
     pub fn find(name: &str, data: Option<&Path>) -> Result<Self, TaskError> {
-        let local = if name.contains('/') || name.ends_with(".toml") { PathBuf::from(name) } else { Path::new("datasets").join(format!("{name}.toml")) };
+        let local = if name.contains('/') || name.ends_with(".toml") {
+            PathBuf::from(name)
+        } else {
+            Path::new("datasets").join(format!("{name}.toml"))
+        };
         if local.exists() || local == Path::new(name) {
             let text = std::fs::read_to_string(&local).map_err(|source| TaskError::Read { path: local.clone(), source })?;
             return Self::read(&text, &local, data, None);
@@ -133,8 +137,14 @@ impl Task {
         BUILT_IN.iter().map(|(name, ..)| *name)
     }
 
-    fn read(text: &str, path: &Path, data: Option<&Path>, built_in: Option<(&'static str, &'static str)>) -> Result<Self, TaskError> {
-        let file: TaskFile = toml::from_str(text).map_err(|e| TaskError::Broken { path: path.to_owned(), message: e.to_string() })?;
+    fn read(
+        text: &str,
+        path: &Path,
+        data: Option<&Path>,
+        built_in: Option<(&'static str, &'static str)>,
+    ) -> Result<Self, TaskError> {
+        let file: TaskFile =
+            toml::from_str(text).map_err(|e| TaskError::Broken { path: path.to_owned(), message: e.to_string() })?;
         let rows = match (file.rows, built_in, data) {
             (WrittenRows::Beside(_), Some((name, rows)), _) => RowsAt::BuiltIn(name, rows),
             (WrittenRows::Beside(name), None, _) => RowsAt::File(path.parent().unwrap_or(Path::new(".")).join(name)),
@@ -156,10 +166,14 @@ impl Task {
     pub fn documents(&self, limit: Option<usize>) -> Result<Vec<Document>, TaskError> {
         let (path, text) = match &self.rows {
             RowsAt::BuiltIn(name, rows) => (PathBuf::from(format!("{name}.jsonl")), (*rows).to_owned()),
-            RowsAt::File(path) => (path.clone(), std::fs::read_to_string(path).map_err(|source| TaskError::Read { path: path.clone(), source })?),
+            RowsAt::File(path) => {
+                (path.clone(), std::fs::read_to_string(path).map_err(|source| TaskError::Read { path: path.clone(), source })?)
+            }
         };
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).take(limit.unwrap_or(usize::MAX));
-        let documents = lines.enumerate().map(|(doc, (line, row))| self.document(doc as u64, row).map_err(|message| TaskError::Row { path: path.clone(), line: line + 1, message }));
+        let documents = lines.enumerate().map(|(doc, (line, row))| {
+            self.document(doc as u64, row).map_err(|message| TaskError::Row { path: path.clone(), line: line + 1, message })
+        });
         let documents = documents.collect::<Result<Vec<_>, _>>()?;
         if documents.is_empty() { Err(TaskError::Empty(path)) } else { Ok(documents) }
     }
@@ -170,7 +184,11 @@ impl Task {
         if gold >= requests.len() {
             return Err(format!("the right choice is number {gold}, and there are {}", requests.len()));
         }
-        let requests = requests.into_iter().map(|(context, choice)| Request { context, chars: choice.chars().count() as u32, continuation: format!(" {choice}") });
+        let requests = requests.into_iter().map(|(context, choice)| Request {
+            context,
+            chars: choice.chars().count() as u32,
+            continuation: format!(" {choice}"),
+        });
         Ok(Document { doc, requests: requests.collect(), gold })
     }
 }
@@ -194,12 +212,24 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        assert_eq!(Task::find("tiny_bool", None).expect_err("no such task").to_string(), "there is no task `tiny_bool`; did you mean `tiny_boolq`?");
+        assert_eq!(
+            Task::find("tiny_bool", None).expect_err("no such task").to_string(),
+            "there is no task `tiny_bool`; did you mean `tiny_boolq`?"
+        );
         let no_data = Task::find("piqa", None).expect_err("no data").to_string();
-        assert_eq!(no_data, "`piqa` is a published set: its rows are looked for in `piqa/validation.jsonl` under run.data, which is not given");
+        assert_eq!(
+            no_data,
+            "`piqa` is a published set: its rows are looked for in `piqa/validation.jsonl` under run.data, which is not given"
+        );
         let task = Task::find("tiny_piqa", None).expect("built in");
-        assert_eq!(task.document(0, "{\"goal\": \"g\", \"sol1\": \"a\", \"sol2\": 3, \"label\": 0}").expect_err("a number"), "`sol2` is 3, not a text");
-        assert_eq!(task.document(0, "{\"goal\": \"g\", \"sol1\": \"a\", \"sol2\": \"b\", \"label\": 2}").expect_err("no third"), "the right choice is number 2, and there are 2");
+        assert_eq!(
+            task.document(0, "{\"goal\": \"g\", \"sol1\": \"a\", \"sol2\": 3, \"label\": 0}").expect_err("a number"),
+            "`sol2` is 3, not a text"
+        );
+        assert_eq!(
+            task.document(0, "{\"goal\": \"g\", \"sol1\": \"a\", \"sol2\": \"b\", \"label\": 2}").expect_err("no third"),
+            "the right choice is number 2, and there are 2"
+        );
         assert_eq!(task.document(0, "{\"goal\": \"g\"}").expect_err("no choices"), "it lacks the field `sol1`");
     }
 }

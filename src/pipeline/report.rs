@@ -23,6 +23,8 @@ pub struct VariantSummary {
     pub error: Option<String>,
     /// The first `evaluate` before any pruning: the dense model.
     pub dense_step: Option<u32>,
+    /// The first `evaluate` after the last pruning, where another follows: not yet recovered.
+    pub pruned_step: Option<u32>,
     /// The last `evaluate`.
     pub last_step: Option<u32>,
 }
@@ -44,7 +46,8 @@ pub enum ReportError {
 type Measured = BTreeMap<String, (f64, Option<f64>)>;
 
 /// The columns of `prune_sizes` that the table repeats.
-const SIZES: [&str; 8] = ["params_before", "params_after", "macs_before", "macs_after", "bytes_before", "bytes_after", "group_ratio", "param_ratio"];
+const SIZES: [&str; 8] =
+    ["params_before", "params_after", "macs_before", "macs_after", "bytes_before", "bytes_after", "group_ratio", "param_ratio"];
 
 /// Writes `variants.parquet` from the variants' own tables, and returns the summary.
 pub fn write_variants(folder: &Path, variants: &[VariantSummary]) -> Result<String, ReportError> {
@@ -94,6 +97,7 @@ fn read(path: &Path) -> Result<DataFrame, ReportError> {
 /// One row for each variant: swept options, status, sizes, metrics, and their differences to the dense model.
 fn variants_frame(folder: &Path, variants: &[VariantSummary]) -> Result<DataFrame, ReportError> {
     let mut dense: Vec<Measured> = Vec::new();
+    let mut pruned: Vec<Measured> = Vec::new();
     let mut last: Vec<Measured> = Vec::new();
     let mut sizes: Vec<BTreeMap<&str, AnyValue<'static>>> = Vec::new();
     for variant in variants {
@@ -105,10 +109,12 @@ fn variants_frame(folder: &Path, variants: &[VariantSummary]) -> Result<DataFram
             _ => Ok(Measured::new()),
         };
         dense.push(at(variant.dense_step)?);
+        pruned.push(at(variant.pruned_step)?);
         last.push(if variant.status == Status::Succeeded { at(variant.last_step)? } else { Measured::new() });
         sizes.push(last_sizes(&tables.join("prune_sizes.parquet"))?);
     }
-    let mut columns: Vec<Column> = vec![Column::new("variant".into(), variants.iter().map(|v| v.id.as_str()).collect::<Vec<_>>())];
+    let mut columns: Vec<Column> =
+        vec![Column::new("variant".into(), variants.iter().map(|v| v.id.as_str()).collect::<Vec<_>>())];
     for key in swept_keys(variants) {
         columns.push(swept_column(&key, variants));
     }
@@ -122,10 +128,13 @@ fn variants_frame(folder: &Path, variants: &[VariantSummary]) -> Result<DataFram
     let metrics: BTreeSet<&String> = last.iter().chain(&dense).flat_map(BTreeMap::keys).collect();
     for metric in metrics {
         let value = |of: &[Measured], i: usize| of[i].get(metric).map(|m| m.0);
-        let column = |name: String, value: &dyn Fn(usize) -> Option<f64>| Column::new(name.into(), (0..variants.len()).map(value).collect::<Vec<Option<f64>>>());
+        let column = |name: String, value: &dyn Fn(usize) -> Option<f64>| {
+            Column::new(name.into(), (0..variants.len()).map(value).collect::<Vec<Option<f64>>>())
+        };
         columns.push(column(metric.clone(), &|i| value(&last, i)));
         columns.push(column(format!("{metric}.stderr"), &|i| last[i].get(metric).and_then(|m| m.1)));
         columns.push(column(format!("{metric}.dense"), &|i| value(&dense, i)));
+        columns.push(column(format!("{metric}.pruned"), &|i| value(&pruned, i)));
         columns.push(column(format!("{metric}.delta"), &|i| Some(value(&last, i)? - value(&dense, i)?)));
     }
     Ok(DataFrame::new(variants.len(), columns)?)
@@ -133,7 +142,12 @@ fn variants_frame(folder: &Path, variants: &[VariantSummary]) -> Result<DataFram
 
 /// The metrics of one `evaluate`, as `task.metric`.
 fn measured(frame: &DataFrame, step: u32) -> Result<Measured, ReportError> {
-    let rows = frame.clone().lazy().filter(col("step").eq(lit(step))).select([col("task"), col("metric"), col("value"), col("stderr")]).collect()?;
+    let rows = frame
+        .clone()
+        .lazy()
+        .filter(col("step").eq(lit(step)))
+        .select([col("task"), col("metric"), col("value"), col("stderr")])
+        .collect()?;
     let (task, metric) = (rows.column("task")?.str()?, rows.column("metric")?.str()?);
     let (value, stderr) = (rows.column("value")?.f64()?, rows.column("stderr")?.f64()?);
     let row = |i: usize| Some((format!("{}.{}", task.get(i)?, metric.get(i)?), (value.get(i)?, stderr.get(i))));
@@ -175,7 +189,8 @@ fn swept_keys(variants: &[VariantSummary]) -> Vec<String> {
 
 /// A swept option as a column: numbers as numbers, everything else as text.
 fn swept_column(key: &str, variants: &[VariantSummary]) -> Column {
-    let values: Vec<Option<&Value>> = variants.iter().map(|v| v.swept.iter().find(|(k, _)| k == key).map(|(_, value)| value)).collect();
+    let values: Vec<Option<&Value>> =
+        variants.iter().map(|v| v.swept.iter().find(|(k, _)| k == key).map(|(_, value)| value)).collect();
     let all = |is: fn(&Value) -> bool| values.iter().flatten().all(|value| is(value));
     let name: PlSmallStr = key.into();
     if all(Value::is_i64) {

@@ -125,7 +125,13 @@ impl VariantFolder {
     }
 
     /// Takes what a stage measured, wrote and read. `written` is the stage's folder, which other variants may need too.
-    pub fn stage_done(&mut self, record: StageRecord, tables: &[Table], written: &Path, inputs: &BTreeMap<String, String>) -> Result<(), MetricsError> {
+    pub fn stage_done(
+        &mut self,
+        record: StageRecord,
+        tables: &[Table],
+        written: &Path,
+        inputs: &BTreeMap<String, String>,
+    ) -> Result<(), MetricsError> {
         let (step, stage) = (record.step, record.stage.to_owned());
         self.parts.extend(tables.iter().map(|table| Part { step, stage: stage.clone(), table: table.clone() }));
         for table in tables {
@@ -148,7 +154,8 @@ impl VariantFolder {
 
     fn write_manifest(&self) -> Result<(), FileError> {
         let path = self.folder.join("manifest.json");
-        let text = serde_json::to_string_pretty(&self.manifest).map_err(|e| FileError { path: path.clone(), source: e.into() })?;
+        let text =
+            serde_json::to_string_pretty(&self.manifest).map_err(|e| FileError { path: path.clone(), source: e.into() })?;
         files::write_whole(&path, (text + "\n").as_bytes())
     }
 }
@@ -171,7 +178,8 @@ fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
 /// The processor's name, as far as the system tells.
 pub fn processor() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':')).map(|(_, name)| name.trim().to_owned());
+    let name =
+        info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':')).map(|(_, name)| name.trim().to_owned());
     name.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 

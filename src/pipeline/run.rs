@@ -70,7 +70,15 @@ struct Values {
 pub fn run(plan: &Plan, surroundings: &Surroundings) -> Result<Outcome, RunError> {
     let settings = &plan.settings.run;
     let results = Results::open(&settings.results, &plan.name)?;
-    let mut walk = Walk { plan, surroundings, results, folders: Vec::new(), failures: Vec::new(), hashes: HashMap::new(), interrupted: false };
+    let mut walk = Walk {
+        plan,
+        surroundings,
+        results,
+        folders: Vec::new(),
+        failures: Vec::new(),
+        hashes: HashMap::new(),
+        interrupted: false,
+    };
     for variant in &plan.variants {
         let resolved = plan.resolved(variant);
         let manifest = walk.manifest(variant, &resolved);
@@ -117,7 +125,12 @@ impl Walk<'_> {
                     peak_memory: results::peak_memory(),
                     shared_by: variants.len(),
                 };
-                tracing::info!(step = step.position, seconds = (record.wall_seconds * 100.0).round() / 100.0, "{} done", step.stage.tag());
+                tracing::info!(
+                    step = step.position,
+                    seconds = (record.wall_seconds * 100.0).round() / 100.0,
+                    "{} done",
+                    step.stage.tag()
+                );
                 self.keep(variants, &record, &tables, &folder)?;
             }
             Err(failure) => return self.fail(variants, step, &failure),
@@ -142,7 +155,13 @@ impl Walk<'_> {
     }
 
     /// Writes what a stage measured and made to every variant that shares it.
-    fn keep(&mut self, variants: &[usize], record: &StageRecord, tables: &[Table], folder: &PartialFolder) -> Result<(), RunError> {
+    fn keep(
+        &mut self,
+        variants: &[usize],
+        record: &StageRecord,
+        tables: &[Table],
+        folder: &PartialFolder,
+    ) -> Result<(), RunError> {
         let inputs = self.inputs(variants, record.step);
         for &variant in variants {
             self.folders[variant].stage_done(record.clone(), tables, folder.path(), &inputs)?;
@@ -167,7 +186,14 @@ impl Walk<'_> {
         self.interrupted |= interrupted;
         for &v in variants {
             let variant = &self.plan.variants[v];
-            let failed = self.plan.sources.stage_failed(&step.span, &variant.id, step.position, step.stage.tag(), failure.to_string(), interrupted);
+            let failed = self.plan.sources.stage_failed(
+                &step.span,
+                &variant.id,
+                step.position,
+                step.stage.tag(),
+                failure.to_string(),
+                interrupted,
+            );
             tracing::error!(variant = variant.id, step = step.position, stage = step.stage.tag(), "{failure}");
             let status = if interrupted { Status::Interrupted } else { Status::Failed };
             self.folders[v].finish(status, Some(failed.to_string()))?;
@@ -209,13 +235,17 @@ impl Walk<'_> {
             folder.finish(status, error.clone())?;
             let evaluates = |step: &&Step| matches!(step.stage, Stage::Evaluate(_));
             let before_pruning = variant.steps.iter().take_while(|step| !matches!(step.stage, Stage::Prune(_)));
+            let last_step = variant.steps.iter().filter(evaluates).map(|step| step.position).next_back();
+            let last_pruning = variant.steps.iter().rposition(|step| matches!(step.stage, Stage::Prune(_)));
+            let after_pruning = last_pruning.and_then(|at| variant.steps[at..].iter().find(evaluates)).map(|step| step.position);
             variants.push(VariantSummary {
                 id: variant.id.clone(),
                 swept: variant.swept.clone(),
                 status,
                 error,
                 dense_step: before_pruning.filter(evaluates).map(|step| step.position).next(),
-                last_step: variant.steps.iter().filter(evaluates).map(|step| step.position).next_back(),
+                pruned_step: after_pruning.filter(|step| Some(*step) != last_step),
+                last_step,
             });
         }
         self.surroundings.log.set([]);
@@ -252,7 +282,10 @@ impl StageError {
     fn is_interrupted(&self) -> bool {
         matches!(
             self,
-            Self::Pretrain(pretrain::Error::Interrupted(_)) | Self::Importance(importance::Error::Interrupted(_)) | Self::Recover(recover::Error::Interrupted(_)) | Self::Evaluate(evaluate::Error::Interrupted(_))
+            Self::Pretrain(pretrain::Error::Interrupted(_))
+                | Self::Importance(importance::Error::Interrupted(_))
+                | Self::Recover(recover::Error::Interrupted(_))
+                | Self::Evaluate(evaluate::Error::Interrupted(_))
         )
     }
 }

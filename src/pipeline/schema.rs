@@ -10,10 +10,14 @@ use crate::stages::repeat;
 /// The schema of a whole pipeline file.
 pub fn schema() -> Value {
     let mut generator = SchemaGenerator::new(SchemaSettings::draft2020_12());
-    let stages: Vec<Value> = Stage::schemas(&mut generator).into_iter().map(|(tag, schema)| tagged(tag, schema.to_value())).collect();
+    let stages: Vec<Value> =
+        Stage::schemas(&mut generator).into_iter().map(|(tag, schema)| tagged(tag, schema.to_value())).collect();
     let mut repeat = tagged("repeat", generator.root_schema_for::<repeat::Options>().to_value());
     if let Some(properties) = repeat["properties"].as_object_mut() {
-        properties.insert("stage".to_owned(), json!({ "description": "What runs several times.", "type": "array", "items": { "oneOf": stages.clone() } }));
+        properties.insert(
+            "stage".to_owned(),
+            json!({ "description": "What runs several times.", "type": "array", "items": { "oneOf": stages.clone() } }),
+        );
     }
     let run = generator.subschema_for::<RunSettings>().to_value();
     let all: Vec<Value> = stages.into_iter().chain([repeat]).collect();

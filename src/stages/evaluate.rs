@@ -72,16 +72,30 @@ impl Options {
             faults.extend(readable.err().map(|message| Fault::new("tasks", message, help())));
         }
         for corpus in &self.corpora {
-            faults.extend(world.readable(corpus.as_ref()).err().map(|message| Fault::new("corpora", message, "paths are relative to the working directory")));
+            faults.extend(
+                world
+                    .readable(corpus.as_ref())
+                    .err()
+                    .map(|message| Fault::new("corpora", message, "paths are relative to the working directory")),
+            );
         }
-        let needs_text = self.corpora.iter().map(|c| (c, "corpora")).find(|(corpus, _)| !corpus.ends_with(".jsonl")).map(|(_, key)| key);
+        let needs_text =
+            self.corpora.iter().map(|c| (c, "corpora")).find(|(corpus, _)| !corpus.ends_with(".jsonl")).map(|(_, key)| key);
         let needs_text = needs_text.or((!self.tasks.is_empty()).then_some("tasks"));
         if let (Some(model), Some(key)) = (&world.model, needs_text) {
             if !model.has_tokenizer {
-                faults.push(Fault::new(key, "this needs text, and the model's folder has no tokenizer.json", "put the tokenizer beside the model, or measure rows of token ids"));
+                faults.push(Fault::new(
+                    key,
+                    "this needs text, and the model's folder has no tokenizer.json",
+                    "put the tokenizer beside the model, or measure rows of token ids",
+                ));
             }
             if let Some(window) = self.window.filter(|&w| w > model.max_positions) {
-                faults.push(Fault::new("window", format!("a window of {window} tokens is longer than the model's {} positions", model.max_positions), ""));
+                faults.push(Fault::new(
+                    "window",
+                    format!("a window of {window} tokens is longer than the model's {} positions", model.max_positions),
+                    "",
+                ));
             }
         }
         faults

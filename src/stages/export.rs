@@ -1,6 +1,5 @@
 //! `export`: Model → a folder that other tools load, and the plan that rebuilds it from the dense checkpoint.
 
-
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;

@@ -16,7 +16,7 @@ use crate::model::wiring::Axis;
 
 mod activation;
 mod magnitude;
-mod taylor;
+pub mod taylor;
 
 /// Scores every channel of every group member.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -24,14 +24,14 @@ mod taylor;
 pub struct Options {
     /// The criterion.
     pub method: Method,
-    /// The form of the Taylor criterion; only with `method = "taylor"`. Default `element-first`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub taylor: Option<Taylor>,
+    /// The form of the Taylor criterion; the other methods have none. Default `element-first`.
+    #[serde(default)]
+    pub taylor: Taylor,
     /// How the Fisher diagonal of the second-order forms is made from per-sample gradients. Default `mean`.
     #[serde(default)]
     pub fisher: Fisher,
     /// Calibration data: a text file, JSONL with a text field, or JSONL rows of token ids. `taylor`, `wifv` and `wanda`
-    /// need it, the other methods refuse it.
+    /// need it, the other methods look at no data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub corpus: Option<String>,
     /// What separates the documents of a text file. Default: the file is one document.
@@ -129,18 +129,8 @@ impl Options {
 
     pub fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
-        if self.method != Method::Taylor && self.taylor.is_some() {
-            faults.push(Fault::new(
-                "taylor",
-                "only the method `taylor` has forms",
-                "remove this line, or write method = \"taylor\"",
-            ));
-        }
         if self.needs_corpus() && self.corpus.is_none() {
             faults.push(Fault::new("method", "this method needs calibration data", "add `corpus = \"…\"`, a text file or JSONL"));
-        }
-        if !self.needs_corpus() && self.corpus.is_some() {
-            faults.push(Fault::new("corpus", "this method looks at no data", "remove this line"));
         }
         if self.samples == 0 {
             faults.push(Fault::new("samples", "no samples, no scores", "write at least 1; the usual number is 10"));
@@ -192,10 +182,10 @@ pub fn run(options: &Options, context: &Context, model: &Model, graph: &Dependen
     let groups = match options.method {
         Method::Random => magnitude::random(model, graph, context.seed.derive("random")),
         Method::First => magnitude::first(model, graph),
-        Method::L1 => magnitude::magnitudes(model, graph, |w| w.abs()),
-        Method::L2 => magnitude::magnitudes(model, graph, |w| w * w),
+        Method::L1 => magnitude::magnitudes(model, graph, options.compat, |w| w.abs()),
+        Method::L2 => magnitude::magnitudes(model, graph, options.compat, |w| w * w),
         Method::Taylor => {
-            let form = taylor::Form { taylor: options.taylor.unwrap_or_default(), fisher: options.fisher };
+            let form = taylor::Form { taylor: options.taylor, fisher: options.fisher };
             taylor::scores(form, context, model, graph, &calibration(options, context, model)?)?
         }
         Method::Wanda | Method::Wifv => {
@@ -204,7 +194,7 @@ pub fn run(options: &Options, context: &Context, model: &Model, graph: &Dependen
     };
     let scores = Scores {
         groups,
-        signed: matches!((options.method, options.taylor), (Method::Taylor, Some(Taylor::Vector | Taylor::VectorMixed))),
+        signed: matches!((options.method, options.taylor), (Method::Taylor, Taylor::Vector | Taylor::VectorMixed)),
         magnitudes: matches!(options.method, Method::L1 | Method::L2),
         compat: options.compat,
     };

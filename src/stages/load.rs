@@ -1,6 +1,5 @@
 //! `load`: a Hugging Face folder → the Model that the following stages work on.
 
-
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
@@ -29,7 +28,13 @@ pub enum Error {
 impl Options {
     /// The files that the stage reads: the folder's own.
     pub fn inputs(&self, _: Option<&Path>) -> Vec<PathBuf> {
-        let mut files: Vec<PathBuf> = std::fs::read_dir(&self.model).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+        let mut files: Vec<PathBuf> = std::fs::read_dir(&self.model)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.is_file())
+            .collect();
         files.sort();
         files
     }

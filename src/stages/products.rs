@@ -11,7 +11,8 @@ pub enum Compat {
     /// asked for, from scores made comparable between groups, and empties no group.
     #[default]
     Corrected,
-    /// Query head h is credited to key/value head h mod count; magnitudes reduce by mean. Global pruning compares raw
+    /// Query head h is credited to key/value head h mod count; magnitudes reduce by mean, and leave out the
+    /// embedding. Global pruning compares raw
     /// scores, takes every unit at or below the threshold, and leaves alone a group that it would empty.
     Reference,
 }

@@ -38,18 +38,21 @@ impl Format {
                 let prompt = fill(prompt, row)?;
                 let Some(Value::Object(lists)) = row.get(choices) else { return Err(format!("it lacks the table `{choices}`")) };
                 let (texts, labels, gold) = (texts(lists, "text")?, texts(lists, "label")?, text(row, gold)?);
-                let right = labels.iter().position(|label| *label == gold).ok_or_else(|| format!("no choice has the label `{gold}`"))?;
+                let right =
+                    labels.iter().position(|label| *label == gold).ok_or_else(|| format!("no choice has the label `{gold}`"))?;
                 Ok((texts.into_iter().map(|choice| (prompt.clone(), choice.to_owned())).collect(), right))
             }
             Format::Hellaswag => {
-                let context = format!("{}: {} {}", text(row, "activity_label")?, text(row, "ctx_a")?, capitalise(text(row, "ctx_b")?));
+                let context =
+                    format!("{}: {} {}", text(row, "activity_label")?, text(row, "ctx_a")?, capitalise(text(row, "ctx_b")?));
                 let context = clean(&context);
                 let endings = texts(row, "endings")?;
                 Ok((endings.into_iter().map(|ending| (context.clone(), clean(ending))).collect(), index(row, "label")?))
             }
             Format::Winogrande => {
                 let sentence = text(row, "sentence")?;
-                let (before, after) = sentence.split_once('_').ok_or_else(|| format!("the sentence `{sentence}` has no blank"))?;
+                let (before, after) =
+                    sentence.split_once('_').ok_or_else(|| format!("the sentence `{sentence}` has no blank"))?;
                 let request = |option: &str| Ok((format!("{before}{option}"), after.trim().to_owned()));
                 let requests = vec![request(text(row, "option1")?), request(text(row, "option2")?)];
                 let gold = index(row, "answer")?.checked_sub(1).ok_or("the answer is 0, the options are 1 and 2")?;

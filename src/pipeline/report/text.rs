@@ -19,7 +19,10 @@ pub fn summary(frame: &DataFrame) -> Result<String, ReportError> {
     let names: Vec<String> = frame.get_column_names().iter().map(|name| name.to_string()).collect();
     let metrics: Vec<&String> = names.iter().filter(|name| names.contains(&format!("{name}.delta"))).collect();
     let swept: Vec<&String> = names.iter().skip(1).take_while(|name| *name != "status").collect();
-    let dense: Vec<Option<f64>> = metrics.iter().map(|metric| Ok(number(frame, &format!("{metric}.dense"))?.into_iter().flatten().next())).collect::<Result<_, PolarsError>>()?;
+    let dense: Vec<Option<f64>> = metrics
+        .iter()
+        .map(|metric| Ok(number(frame, &format!("{metric}.dense"))?.into_iter().flatten().next()))
+        .collect::<Result<_, PolarsError>>()?;
     let has_dense = dense.iter().any(Option::is_some);
 
     let mut columns = vec![shown("variant", has_dense.then(|| "dense".to_owned()), strings(frame, "variant")?, false)];
@@ -32,6 +35,7 @@ pub fn summary(frame: &DataFrame) -> Result<String, ReportError> {
     if removed.iter().any(Option::is_some) {
         columns.push(shown("params", has_dense.then(String::new), removed.into_iter().map(percent).collect(), true));
     }
+    let mut recovers = false;
     for (metric, dense) in metrics.into_iter().zip(dense) {
         let values = number(frame, metric)?;
         let lower_is_better = metric.ends_with(".perplexity");
@@ -42,12 +46,24 @@ pub fn summary(frame: &DataFrame) -> Result<String, ReportError> {
             Some(dense) => format!(" ({:+5.1})", 100.0 * (value - dense)),
             None => String::new(),
         };
-        let cell = |value: &Option<f64>| value.map_or_else(|| "–".to_owned(), |v| format!("{}{}{}", if Some(v) == best { "* " } else { "" }, show(v), difference(v)));
+        let pruned = number(frame, &format!("{metric}.pruned"))?;
+        recovers |= pruned.iter().any(Option::is_some);
+        let cell = |(value, pruned): (&Option<f64>, &Option<f64>)| {
+            let before = pruned.map_or_else(String::new, |v| show(v) + " → ");
+            let value = value.map(|v| format!("{}{}{}", if Some(v) == best { "* " } else { "" }, show(v), difference(v)));
+            before + &value.unwrap_or_else(|| "–".to_owned())
+        };
         let first = has_dense.then(|| dense.map_or_else(String::new, |d| show(d) + &" ".repeat(difference(d).len())));
-        columns.push(shown(metric, first, values.iter().map(cell).collect(), true));
+        columns.push(shown(metric, first, values.iter().zip(&pruned).map(cell).collect(), true));
     }
-    let mut text = lines(&columns);
-    text.push_str("\n* the best of its column; in brackets the difference to the dense model\n");
+    let mut text = lines(&columns) + "\n* the best of its column";
+    if has_dense {
+        text.push_str("; in brackets the difference to the dense model");
+    }
+    if recovers {
+        text.push_str("; → from pruned to recovered");
+    }
+    text.push('\n');
     let (ids, errors) = (frame.column("variant")?.str()?, frame.column("error")?.str()?);
     for (id, error) in ids.iter().zip(errors.iter()).filter_map(|(id, error)| Some((id?, error?))) {
         text.push_str(&format!("\nfailed: {id}: {error}\n"));
@@ -65,7 +81,9 @@ pub fn records(frame: &DataFrame) -> Value {
         Ok(AnyValue::Float64(x)) => x.into(),
         Ok(other) => other.str_value().to_string().into(),
     };
-    let record = |row: usize| Value::Object(frame.columns().iter().map(|column| (column.name().to_string(), cell(column, row))).collect::<Map<_, _>>());
+    let record = |row: usize| {
+        Value::Object(frame.columns().iter().map(|column| (column.name().to_string(), cell(column, row))).collect::<Map<_, _>>())
+    };
     (0..frame.height()).map(record).collect()
 }
 

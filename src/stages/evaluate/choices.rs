@@ -30,9 +30,15 @@ pub fn score(task: &Task, limit: Option<usize>, context: &Context, model: &Model
     let mut samples = Vec::new();
     for chunk in documents.chunks(CHUNK) {
         context.go_on()?;
-        let requests: Vec<(&Document, usize, &Request)> = chunk.iter().flat_map(|d| d.requests.iter().enumerate().map(move |(i, r)| (d, i, r))).collect();
-        let tokens = requests.iter().map(|(document, _, request)| tokenize(task, document, request, tokenizer, model.config.max_positions)).collect::<Result<Vec<_>, _>>()?;
-        for ((document, choice, request), (tokens, (loglikelihood, greedy))) in requests.into_iter().zip(tokens.iter().zip(likelihoods(model, &tokens))) {
+        let requests: Vec<(&Document, usize, &Request)> =
+            chunk.iter().flat_map(|d| d.requests.iter().enumerate().map(move |(i, r)| (d, i, r))).collect();
+        let tokens = requests
+            .iter()
+            .map(|(document, _, request)| tokenize(task, document, request, tokenizer, model.config.max_positions))
+            .collect::<Result<Vec<_>, _>>()?;
+        for ((document, choice, request), (tokens, (loglikelihood, greedy))) in
+            requests.into_iter().zip(tokens.iter().zip(likelihoods(model, &tokens)))
+        {
             if !loglikelihood.is_finite() {
                 return Err(Error::NotFinite { what: format!("{}, document {}", task.name, document.doc), value: loglikelihood });
             }
@@ -78,11 +84,14 @@ fn likelihoods(model: &Model, requests: &[Tokens]) -> Vec<(f64, bool)> {
     }
     let inputs: Vec<(&[u32], Vec<usize>)> = inputs.into_iter().collect();
     let scored = for_each_sequence(&inputs, |_, (input, sharing)| {
-        let targets: Vec<Target> = sharing.iter().flat_map(|&i| {
-            let continuation = &requests[i].continuation;
-            let first = input.len() - continuation.len();
-            continuation.iter().enumerate().map(move |(at, &id)| Target { position: first + at, id })
-        }).collect();
+        let targets: Vec<Target> = sharing
+            .iter()
+            .flat_map(|&i| {
+                let continuation = &requests[i].continuation;
+                let first = input.len() - continuation.len();
+                continuation.iter().enumerate().map(move |(at, &id)| Target { position: first + at, id })
+            })
+            .collect();
         let mut scores = walk::token_scores(model, input, &targets).into_iter();
         let of = |i: &usize| {
             let own: Vec<_> = scores.by_ref().take(requests[*i].continuation.len()).collect();
@@ -99,20 +108,33 @@ fn likelihoods(model: &Model, requests: &[Tokens]) -> Vec<(f64, bool)> {
 
 /// The task's metrics with their standard errors.
 pub fn metrics(task: &Task, samples: &[SampleRow]) -> Vec<Row> {
-    task.metrics.iter().map(|metric| {
-        let (name, score): (_, fn(&SampleRow) -> f64) = match metric {
-            Metric::Acc => ("acc", |s| s.loglikelihood),
-            Metric::AccNorm => ("acc_norm", |s| s.loglikelihood / f64::from(s.chars)),
-        };
-        let right: Vec<f64> = samples.chunk_by(|a, b| a.doc == b.doc).map(|choices| {
-            // the first of equals
-            let best = choices.iter().fold(&choices[0], |best, s| if score(s) > score(best) { s } else { best });
-            f64::from(u8::from(best.gold))
-        }).collect();
-        let n = right.len() as f64;
-        let mean = right.iter().sum::<f64>() / n;
-        let variance = right.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / (n - 1.0);
-        let stderr = (right.len() > 1).then(|| (variance / n).sqrt());
-        Row { task: task.name.clone(), split: task.split.clone(), metric: name.to_owned(), value: mean, stderr, n: right.len() as u64 }
-    }).collect()
+    task.metrics
+        .iter()
+        .map(|metric| {
+            let (name, score): (_, fn(&SampleRow) -> f64) = match metric {
+                Metric::Acc => ("acc", |s| s.loglikelihood),
+                Metric::AccNorm => ("acc_norm", |s| s.loglikelihood / f64::from(s.chars)),
+            };
+            let right: Vec<f64> = samples
+                .chunk_by(|a, b| a.doc == b.doc)
+                .map(|choices| {
+                    // the first of equals
+                    let best = choices.iter().fold(&choices[0], |best, s| if score(s) > score(best) { s } else { best });
+                    f64::from(u8::from(best.gold))
+                })
+                .collect();
+            let n = right.len() as f64;
+            let mean = right.iter().sum::<f64>() / n;
+            let variance = right.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / (n - 1.0);
+            let stderr = (right.len() > 1).then(|| (variance / n).sqrt());
+            Row {
+                task: task.name.clone(),
+                split: task.split.clone(),
+                metric: name.to_owned(),
+                value: mean,
+                stderr,
+                n: right.len() as u64,
+            }
+        })
+        .collect()
 }

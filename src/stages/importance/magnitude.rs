@@ -4,20 +4,21 @@ use rand::RngExt;
 
 use super::reduce;
 use crate::model::Model;
-use crate::model::groups::{DependencyGraph, Group, Lie};
+use crate::model::groups::{DependencyGraph, Group, Lie, Member};
 use crate::model::wiring::Place;
 use crate::random::Seed;
-use crate::stages::products::MemberScores;
+use crate::stages::products::{Compat, MemberScores};
 
-/// Σ f(w) over each row or column of each member.
-pub fn magnitudes(model: &Model, graph: &DependencyGraph, f: fn(f64) -> f64) -> Vec<Vec<MemberScores>> {
+/// Σ f(w) over each row or column of each member. The reference forgets the embedding among the members of the residual
+/// stream.
+pub fn magnitudes(model: &Model, graph: &DependencyGraph, compat: Compat, f: fn(f64) -> f64) -> Vec<Vec<MemberScores>> {
     let members = |group: &Group| {
         let channels = |place: Place, lie| {
             let weight = model.weight(place);
             let values = weight.values();
             reduce(lie, weight.rows(), weight.cols(), |i| f(f64::from(values[i])))
         };
-        let scores = |(member, at): (usize, &crate::model::groups::Member)| {
+        let scores = |(member, at): (usize, &Member)| {
             let channels = match (at.lie, at.place) {
                 (Lie::ByLayer, Place::Block(_, part)) => {
                     (0..group.units).flat_map(|layer| channels(Place::Block(layer, part), at.lie)).collect()
@@ -26,7 +27,8 @@ pub fn magnitudes(model: &Model, graph: &DependencyGraph, f: fn(f64) -> f64) -> 
             };
             MemberScores { member, channels }
         };
-        group.members.iter().enumerate().map(scores).collect()
+        let scored = |(_, at): &(usize, &Member)| compat == Compat::Corrected || at.place != Place::Embedding;
+        group.members.iter().enumerate().filter(scored).map(scores).collect()
     };
     graph.groups.iter().map(members).collect()
 }

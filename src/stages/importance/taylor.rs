@@ -49,15 +49,12 @@ pub fn scores(
     let lowest = lowest.min().unwrap_or(model.blocks.len());
     let targets: Vec<usize> = sequences.iter().map(|s| s.targets.len()).collect();
     let mut reducer = Reducer {
-        form,
-        model,
-        graph,
+        reduction: Reduction { form, samples: sequences.len(), model, graph, reduced: BTreeMap::new() },
         bar: context.progress.bar("importance", (model.blocks.len() - lowest) as u64),
         // g_j = (gradient's share of sample j) · all targets / its own
         shares: targets.iter().map(|&own| targets.iter().sum::<usize>() as f32 / own as f32).collect(),
         wanted,
         sums: BTreeMap::new(),
-        reduced: BTreeMap::new(),
     };
     context.go_on()?;
     let loss = walk::backward(model, sequences, lowest, &mut reducer);
@@ -68,24 +65,45 @@ pub fn scores(
     Ok(reducer.finish())
 }
 
+/// The same from gradients that are there already; `samples`: how many made the squares.
+pub fn of_gradients(
+    form: Form,
+    model: &Model,
+    graph: &DependencyGraph,
+    samples: usize,
+    gradients: &BTreeMap<Place, Sums>,
+) -> Vec<Vec<MemberScores>> {
+    let mut reduction = Reduction { form, samples, model, graph, reduced: BTreeMap::new() };
+    gradients.iter().rev().for_each(|(&place, sums)| reduction.add(place, sums));
+    reduction.finish()
+}
+
 /// Gathers the gradients of one block, then reduces them to scores and drops them.
 struct Reducer<'a> {
-    form: Form,
-    model: &'a Model,
-    graph: &'a DependencyGraph,
+    reduction: Reduction<'a>,
     bar: Bar,
     shares: Vec<f32>,
     wanted: BTreeSet<Place>,
     /// Gradients of the block at hand, and of what lies outside the blocks.
     sums: BTreeMap<Place, Sums>,
-    /// Channel scores by group and member.
-    reduced: BTreeMap<(usize, usize), Vec<f64>>,
 }
 
-/// Over the samples so far: Σ g's shares, and Σ g_j² where a second-order form asks.
-struct Sums {
-    gradient: Vec<f32>,
-    squares: Vec<f32>,
+/// Gradients of one weight over the samples.
+pub struct Sums {
+    /// g
+    pub gradient: Vec<f32>,
+    /// Σ g_j², empty where no second-order form asks.
+    pub squares: Vec<f32>,
+}
+
+/// Turns gradients into scores, a weight at a time.
+struct Reduction<'a> {
+    form: Form,
+    samples: usize,
+    model: &'a Model,
+    graph: &'a DependencyGraph,
+    /// Channel scores by group and member.
+    reduced: BTreeMap<(usize, usize), Vec<f64>>,
 }
 
 /// Slots for the parts that are wanted.
@@ -124,25 +142,25 @@ impl Visitor for Reducer<'_> {
     fn block_done(&mut self, layer: usize) {
         let done: Vec<Place> =
             self.sums.keys().copied().filter(|place| matches!(place, Place::Block(at, _) if *at == layer)).collect();
-        done.into_iter().for_each(|place| self.reduce_place(place));
+        done.into_iter().for_each(|place| self.reduce(place));
         self.bar.step();
     }
 
     fn wants(&self, outside: Place) -> bool {
         // A tied head's gradient is the embedding's too.
         self.wanted.contains(&outside)
-            || (outside == Place::Head && self.model.head.is_none() && self.wanted.contains(&Place::Embedding))
+            || (outside == Place::Head && self.reduction.model.head.is_none() && self.wanted.contains(&Place::Embedding))
     }
 
     fn outside(&mut self, at: Place, sequence: usize, gradient: Vec<f32>) {
-        let tied = self.model.head.is_none() && at == Place::Head;
+        let tied = self.reduction.model.head.is_none() && at == Place::Head;
         self.add(if tied { Place::Embedding } else { at }, sequence, gradient);
     }
 }
 
 impl Reducer<'_> {
     fn add(&mut self, place: Place, sequence: usize, gradient: Vec<f32>) {
-        let second = self.form.second_order();
+        let second = self.reduction.form.second_order();
         let sums = self.sums.entry(place).or_insert_with(|| Sums {
             gradient: vec![0.0; gradient.len()],
             squares: vec![0.0; if second { gradient.len() } else { 0 }],
@@ -152,13 +170,30 @@ impl Reducer<'_> {
         sums.gradient.iter_mut().zip(&gradient).for_each(|(sum, g)| *sum += g);
     }
 
-    /// Turns the gradients of one weight into the scores of every member that is this weight.
-    fn reduce_place(&mut self, place: Place) {
-        let Some(sums) = self.sums.remove(&place) else { return };
+    fn reduce(&mut self, place: Place) {
+        if let Some(sums) = self.sums.remove(&place) {
+            self.reduction.add(place, &sums);
+        }
+    }
+
+    fn finish(mut self) -> Vec<Vec<MemberScores>> {
+        let outside: Vec<Place> = self.sums.keys().copied().collect();
+        outside.into_iter().for_each(|place| self.reduce(place));
+        self.reduction.finish()
+    }
+}
+
+impl Reduction<'_> {
+    /// Scores every member that is this weight. Blocks come from the last down.
+    fn add(&mut self, place: Place, sums: &Sums) {
         let fisher = match self.form.fisher {
-            Fisher::Mean => 1.0 / self.shares.len() as f64,
+            Fisher::Mean => 1.0 / self.samples as f64,
             Fisher::Sum => 1.0,
         };
+        let weight = self.model.weight(place);
+        let values = weight.values();
+        let square = |i: usize| sums.squares.get(i).map_or(0.0, |&s| f64::from(s) * fisher);
+        let element = |i: usize| self.form.element(f64::from(values[i]), f64::from(sums.gradient[i]), square(i));
         for (g, group) in self.graph.groups.iter().enumerate() {
             for (m, member) in group.members.iter().enumerate() {
                 let same = match (member.lie, member.place, place) {
@@ -167,30 +202,18 @@ impl Reducer<'_> {
                     _ => member.place == place,
                 };
                 if same {
-                    let weight = self.model.weight(place);
-                    let values = weight.values();
-                    let element = |i: usize| {
-                        self.form.element(
-                            f64::from(values[i]),
-                            f64::from(sums.gradient[i]),
-                            sums.squares.get(i).map_or(0.0, |&s| f64::from(s) * fisher),
-                        )
-                    };
                     let channels = reduce(member.lie, weight.rows(), weight.cols(), element);
                     let scores = self.reduced.entry((g, m)).or_default();
-                    match (member.lie, place) {
-                        // blocks come from the last down
-                        (Lie::ByLayer, _) => drop(scores.splice(0..0, channels)),
-                        _ => *scores = channels,
+                    match member.lie {
+                        Lie::ByLayer => drop(scores.splice(0..0, channels)),
+                        Lie::Along(_) => *scores = channels,
                     }
                 }
             }
         }
     }
 
-    fn finish(mut self) -> Vec<Vec<MemberScores>> {
-        let outside: Vec<Place> = self.sums.keys().copied().collect();
-        outside.into_iter().for_each(|place| self.reduce_place(place));
+    fn finish(self) -> Vec<Vec<MemberScores>> {
         let mut groups = vec![Vec::new(); self.graph.groups.len()];
         for ((group, member), channels) in self.reduced {
             groups[group].push(MemberScores { member, channels });
