@@ -123,6 +123,14 @@ impl Fact {
             Relation::At => format!("is {} in the {}", self.subject, self.value),
         }
     }
+    /// The question whose answer is the value.
+    fn open_question(self) -> String {
+        match self.relation {
+            Relation::Colour => format!("what colour is the {}", self.subject),
+            Relation::Has => format!("what does {} have", self.subject),
+            Relation::At => format!("where is {}", self.subject),
+        }
+    }
 }
 
 /// So many facts, of which no two share a relation and a subject, or a relation and a value.
@@ -205,17 +213,22 @@ fn document(random: &mut Random) -> String {
         0..=11 => {
             let wanted = 1 + random.below(4);
             let facts = passage(random, wanted, false);
-            let mut asked: Vec<(Fact, bool)> = Vec::new();
+            let mut asked: Vec<(String, &str)> = Vec::new();
             for _ in 0..3 + random.below(5) {
-                let yes = random.below(2) == 1;
-                let next = question(random, &facts, yes, false);
-                if asked.iter().all(|(before, _)| *before != next) {
-                    asked.push((next, yes));
+                let next = if random.below(3) == 0 {
+                    let fact = random.pick(&facts);
+                    (fact.open_question(), fact.value)
+                } else {
+                    let yes = random.below(2) == 1;
+                    (question(random, &facts, yes, false).question(), if yes { "yes" } else { "no" })
+                };
+                if asked.iter().all(|(before, _)| *before != next.0) {
+                    asked.push(next);
                 }
             }
             let mut text = sentences(&facts);
-            for (fact, yes) in asked {
-                let _ = write!(text, "\nQuestion: {}?\nAnswer: {}", fact.question(), if yes { "yes" } else { "no" });
+            for (question, answer) in asked {
+                let _ = write!(text, "\nQuestion: {question}?\nAnswer: {answer}");
             }
             text
         }

@@ -4,5 +4,7 @@
 
 mod support;
 
+mod evaluate;
 mod model;
 mod pruning;
+mod recover;

@@ -7,17 +7,15 @@ use safetensors::SafeTensors;
 use secateur::model::Model;
 use secateur::model::groups::{DependencyGraph, Kind};
 use secateur::model::plan::PruningPlan;
-use secateur::model::walk::{self, Sequence};
 use secateur::model::wiring::{LLAMA, Part, Place};
 use secateur::stages::importance::taylor::{self, Form, Sums};
 use secateur::stages::importance::{self, Fisher, Taylor};
 use secateur::stages::products::{Compat, GroupScores, Scores};
 use secateur::stages::prune::Schedule;
 use secateur::stages::{aggregate, dependencies, prune};
-use secateur::tensor::for_each_sequence;
 use serde_json::{Value, json};
 
-use crate::support::{self, context, numbers, shared};
+use crate::support::{self, context, numbers, shared, stream_perplexity};
 
 /// A model with what the reference made of it.
 struct Golden {
@@ -128,12 +126,7 @@ impl Golden {
     }
 
     fn perplexity(&self, model: &Model) -> f64 {
-        let ids: Vec<u32> = numbers(&self.json["ppl_stream"]);
-        let windows: Vec<Sequence> = ids.chunks_exact(128).map(|ids| Sequence::new(ids.to_vec(), &[true; 128])).collect();
-        let sums = for_each_sequence(&windows, |_, w| {
-            walk::token_scores(model, &w.ids, &w.targets).iter().map(|s| s.log_probability).sum::<f64>()
-        });
-        (-sums.iter().sum::<f64>() / (windows.len() * 127) as f64).exp()
+        stream_perplexity(model, &numbers::<u32>(&self.json["ppl_stream"]))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Corpora: text, JSONL with a text field, or JSONL rows of token ids → rows of ids.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use rand::{Rng, RngExt};
@@ -18,6 +19,24 @@ pub struct CorpusSource {
     pub separator: Option<String>,
     /// The field of a JSONL row that holds its text. None: `text`.
     pub field: Option<String>,
+}
+
+impl CorpusSource {
+    /// A file as it stands.
+    pub fn whole(path: &Path) -> Self {
+        Self { path: path.to_owned(), separator: None, field: None }
+    }
+
+    /// Whether the first row is text, as far as a look at it tells.
+    pub fn needs_tokenizer(&self) -> bool {
+        let Ok(file) = std::fs::File::open(&self.path) else { return false };
+        let mut lines = BufReader::new(file).lines().map_while(Result::ok).filter(|line| !line.trim().is_empty());
+        !(self.is_jsonl() && lines.next().is_some_and(|line| line.contains("\"ids\"")))
+    }
+
+    fn is_jsonl(&self) -> bool {
+        self.path.extension().is_some_and(|e| e == "jsonl")
+    }
 }
 
 /// Which part of a corpus is read.
@@ -120,8 +139,7 @@ pub fn documents(source: &CorpusSource) -> Result<Vec<String>, CorpusError> {
 
 fn read(source: &CorpusSource, vocab: usize) -> Result<Vec<Document>, CorpusError> {
     let text = read_text(&source.path)?;
-    let is_jsonl = source.path.extension().is_some_and(|e| e == "jsonl");
-    let documents: Vec<Document> = if is_jsonl {
+    let documents: Vec<Document> = if source.is_jsonl() {
         let field = source.field.as_deref().unwrap_or("text");
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         let parse = |(i, line)| {

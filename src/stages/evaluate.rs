@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Context, Fault, Interrupted, World};
-use crate::data::corpus::CorpusError;
+use crate::data::corpus::{CorpusError, CorpusSource};
 use crate::data::task::{Task, TaskError};
 use crate::metrics::{MetricsError, Table};
 use crate::model::Model;
@@ -24,6 +24,9 @@ pub struct Options {
     /// Only the first so many rows of each task, at least 1. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
+    /// Tokens of the longest request, at least 1; the left of a longer one is cut away. Default: the model's positions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<usize>,
     /// How requests are put together and scored. Default `harness`.
     pub protocol: Protocol,
     /// Texts, taken whole as they stand, or JSONL rows of token ids, whose perplexity is measured: paths.
@@ -57,6 +60,13 @@ impl Options {
         if self.limit == Some(0) {
             faults.push(Fault::new("limit", "a limit of 0 rows measures nothing", "write at least 1, or remove the line"));
         }
+        if self.max_length == Some(0) {
+            faults.push(Fault::new(
+                "max_length",
+                "a request of 0 tokens holds no choice",
+                "write at least 1, or remove the line",
+            ));
+        }
         if self.window.is_some_and(|w| w < 2) {
             faults.push(Fault::new("window", "a window below 2 tokens predicts nothing", "the usual number is 128"));
         }
@@ -72,22 +82,14 @@ impl Options {
             faults.extend(readable.err().map(|message| Fault::new("tasks", message, help())));
         }
         for corpus in &self.corpora {
-            faults.extend(
-                world
-                    .readable(corpus.as_ref())
-                    .err()
-                    .map(|message| Fault::new("corpora", message, "paths are relative to the working directory")),
-            );
+            faults.extend(world.corpus("corpora", &CorpusSource::whole(corpus.as_ref())));
         }
-        let needs_text =
-            self.corpora.iter().map(|c| (c, "corpora")).find(|(corpus, _)| !corpus.ends_with(".jsonl")).map(|(_, key)| key);
-        let needs_text = needs_text.or((!self.tasks.is_empty()).then_some("tasks"));
-        if let (Some(model), Some(key)) = (&world.model, needs_text) {
-            if !model.has_tokenizer {
+        if let Some(model) = &world.model {
+            if !model.has_tokenizer && !self.tasks.is_empty() {
                 faults.push(Fault::new(
-                    key,
-                    "this needs text, and the model's folder has no tokenizer.json",
-                    "put the tokenizer beside the model, or measure rows of token ids",
+                    "tasks",
+                    "tasks are text, and the model's folder has no tokenizer.json",
+                    "put the tokenizer beside the model",
                 ));
             }
             if let Some(window) = self.window.filter(|&w| w > model.max_positions) {
@@ -152,7 +154,9 @@ pub enum Error {
     Interrupted(#[from] Interrupted),
     #[error("tasks are text, and the model's folder has no tokenizer.json")]
     NoTokenizer,
-    #[error("{task}, document {doc}: a choice of {tokens} tokens is longer than the model's {limit} positions")]
+    #[error(
+        "{task}, document {doc}: a choice of {tokens} tokens is longer than the {limit} that a request may have; raise `max_length`, or set `limit`"
+    )]
     TooLong { task: String, doc: u64, tokens: usize, limit: usize },
     #[error("{what}: the result is {value}, the model is broken")]
     NotFinite { what: String, value: f64 },
@@ -165,7 +169,7 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Ta
     let (mut rows, mut samples) = (Vec::new(), Vec::new());
     for name in &options.tasks {
         let task = Task::find(name, context.data.as_deref())?;
-        let scored = choices::score(&task, options.limit, context, model)?;
+        let scored = choices::score(&task, options, context, model)?;
         rows.extend(choices::metrics(&task, &scored));
         samples.extend(scored);
     }

@@ -266,8 +266,8 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
     Ok((model, vec![Table::of("pretrain", &table)?]))
 }
 
-/// Normal weights with a deviation of 0.02, those that write to the residual stream scaled down by √(2·blocks) (GPT-2);
-/// norms of one; the head is the embedding.
+/// Normal weights with a deviation of 1/√inputs, those that write to the residual stream scaled down by √(2·blocks)
+/// (GPT-2); norms of one; the head is the embedding.
 fn initial(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Model {
     let ((kv_heads, head_dim), hidden) = (options.attention(), options.hidden);
     let vocab = tokenizer.vocabulary();
@@ -275,22 +275,24 @@ fn initial(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Model {
     let mut normal = |rows: usize, cols: usize, deviation: f32| {
         Weight::new((0..rows * cols).map(|_| deviation * gaussian(&mut stream)).collect(), rows, cols)
     };
-    let out = 0.02 / (2.0 * options.blocks as f32).sqrt();
-    let embedding = normal(vocab, hidden, 0.02);
+    // 1/√inputs: small models stand still from GPT-2's 0.02, which is the same at a width of 2500
+    let fan_in = |inputs: usize| 1.0 / (inputs as f32).sqrt();
+    let (wide, out) = (fan_in(hidden), 1.0 / (2.0 * options.blocks as f32).sqrt());
+    let embedding = normal(vocab, hidden, 0.5 * wide);
     let ones = || Weight::new(vec![1.0; hidden], 1, hidden);
     let (queries, keys) = (options.heads * head_dim, kv_heads * head_dim);
     let blocks = (0..options.blocks)
         .map(|_| {
             Block::new([
                 ones(),
-                normal(queries, hidden, 0.02),
-                normal(keys, hidden, 0.02),
-                normal(keys, hidden, 0.02),
-                normal(hidden, queries, out),
+                normal(queries, hidden, wide),
+                normal(keys, hidden, wide),
+                normal(keys, hidden, wide),
+                normal(hidden, queries, out * fan_in(queries)),
                 ones(),
-                normal(options.mlp, hidden, 0.02),
-                normal(options.mlp, hidden, 0.02),
-                normal(hidden, options.mlp, out),
+                normal(options.mlp, hidden, wide),
+                normal(options.mlp, hidden, wide),
+                normal(hidden, options.mlp, out * fan_in(options.mlp)),
             ])
         })
         .collect();

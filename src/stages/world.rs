@@ -59,11 +59,15 @@ impl World {
 
     /// What is wrong with a corpus as far as its file and the model's tokenizer tell.
     pub fn corpus(&mut self, key: &str, source: &CorpusSource) -> Vec<Fault> {
-        self.readable(&source.path)
-            .err()
-            .map(|message| Fault::new(key, message, "paths are relative to the working directory"))
-            .into_iter()
-            .collect()
+        if let Err(message) = self.readable(&source.path) {
+            return vec![Fault::new(key, message, "paths are relative to the working directory")];
+        }
+        let no_tokenizer = self.model.as_ref().is_some_and(|model| !model.has_tokenizer);
+        if no_tokenizer && source.needs_tokenizer() {
+            let message = format!("`{}` is text, and the model's folder has no tokenizer.json", source.path.display());
+            return vec![Fault::new(key, message, "put the tokenizer beside the model, or give JSONL rows of token ids")];
+        }
+        Vec::new()
     }
 
     /// The header of a model folder; the answer is remembered.

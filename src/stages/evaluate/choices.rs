@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Error, Row, SampleRow};
+use super::{Error, Options, Row, SampleRow};
 use crate::data::task::{Document, Metric, Request, Task};
 use crate::model::Model;
 use crate::model::tokenizer::Tokenizer;
@@ -23,9 +23,10 @@ struct Tokens {
 }
 
 /// Scores every choice of every document.
-pub fn score(task: &Task, limit: Option<usize>, context: &Context, model: &Model) -> Result<Vec<SampleRow>, Error> {
+pub fn score(task: &Task, options: &Options, context: &Context, model: &Model) -> Result<Vec<SampleRow>, Error> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
-    let documents = task.documents(limit)?;
+    let documents = task.documents(options.limit)?;
+    let max_length = options.max_length.unwrap_or(model.config.max_positions);
     let bar = context.progress.bar(&task.name, documents.len() as u64);
     let mut samples = Vec::new();
     for chunk in documents.chunks(CHUNK) {
@@ -34,7 +35,7 @@ pub fn score(task: &Task, limit: Option<usize>, context: &Context, model: &Model
             chunk.iter().flat_map(|d| d.requests.iter().enumerate().map(move |(i, r)| (d, i, r))).collect();
         let tokens = requests
             .iter()
-            .map(|(document, _, request)| tokenize(task, document, request, tokenizer, model.config.max_positions))
+            .map(|(document, _, request)| tokenize(task, document, request, tokenizer, max_length))
             .collect::<Result<Vec<_>, _>>()?;
         for ((document, choice, request), (tokens, (loglikelihood, greedy))) in
             requests.into_iter().zip(tokens.iter().zip(likelihoods(model, &tokens)))

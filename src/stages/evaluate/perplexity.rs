@@ -16,7 +16,7 @@ const CHUNK: usize = 32;
 /// The perplexity of one file. Rows of a JSONL file are sequences of their own; one that is shorter than the window is
 /// taken whole.
 pub fn measure(path: &Path, window: usize, context: &Context, model: &Model) -> Result<Row, Error> {
-    let source = CorpusSource { path: path.to_owned(), separator: None, field: None };
+    let source = CorpusSource::whole(path);
     let rows = corpus::rows(&source, model.tokenizer.as_deref(), model.config.vocab)?;
     let mut windows = Vec::new();
     for row in rows {
