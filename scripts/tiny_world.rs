@@ -6,7 +6,7 @@
 //! `tiny_world_heldout.jsonl` (perplexity), `tiny_boolq.jsonl` and `tiny_piqa.jsonl`.
 //!
 //! A fact is a triple: a thing and its colour, a person and what they have, a person and where they are; or an errand:
-//! what is done to which object. One in six facts and one in five errands, picked by a hash of their words, are
+//! what is done to which object. One in sixteen facts and one in five errands, picked by a hash of their words, are
 //! withheld: no text states them and no question of the text asks about them. The sets state and ask nothing else. So
 //! an answer cannot be remembered: `tiny_boolq` has to be read off its passage, and `tiny_piqa` put together from what
 //! is done to objects of the same kind and what else is done to this object.
@@ -18,17 +18,85 @@ use std::path::Path;
 const SEED: u64 = 2026;
 const SEPARATOR: &str = "\n<|endoftext|>\n";
 
-const NAMES: [&str; 20] = [
+const NAMES: [&str; 40] = [
     "Tom", "Anna", "Ben", "Mia", "Sam", "Lily", "Max", "Eva", "Leo", "Zoe", "Jack", "Ruby", "Finn", "Nora", "Hugo", "Ivy",
-    "Oscar", "Ella", "Theo", "Clara",
+    "Oscar", "Ella", "Theo", "Clara", "Adam", "Alice", "Carl", "Dora", "Emil", "Freya", "George", "Hanna", "Ian", "Julia",
+    "Karl", "Laura", "Martin", "Olga", "Paul", "Rosa", "Simon", "Tina", "Victor", "Wendy",
 ];
-const THINGS: [&str; 20] = [
+const THINGS: [&str; 40] = [
     "ball", "cup", "hat", "box", "book", "kite", "lamp", "bell", "coat", "drum", "chair", "boat", "ring", "vase", "scarf",
-    "mask", "flute", "blanket", "wagon", "whistle",
+    "mask", "flute", "blanket", "wagon", "whistle", "clock", "mirror", "basin", "candle", "pillow", "ladder", "anchor",
+    "trumpet", "helmet", "puppet", "carpet", "barrel", "violin", "lantern", "umbrella", "compass", "medal", "stool", "wreath",
+    "sledge",
 ];
-const COLOURS: [&str; 10] = ["red", "blue", "green", "yellow", "black", "white", "brown", "pink", "grey", "purple"];
-const PLACES: [&str; 12] =
-    ["kitchen", "garden", "barn", "forest", "market", "school", "attic", "cellar", "meadow", "harbour", "library", "tower"];
+const COLOURS: [&str; 24] = [
+    "red",
+    "blue",
+    "green",
+    "yellow",
+    "black",
+    "white",
+    "brown",
+    "pink",
+    "grey",
+    "purple",
+    "orange",
+    "golden",
+    "silver",
+    "violet",
+    "scarlet",
+    "amber",
+    "crimson",
+    "ivory",
+    "teal",
+    "navy",
+    "olive",
+    "beige",
+    "maroon",
+    "turquoise",
+];
+const PLACES: [&str; 40] = [
+    "kitchen",
+    "garden",
+    "barn",
+    "forest",
+    "market",
+    "school",
+    "attic",
+    "cellar",
+    "meadow",
+    "harbour",
+    "library",
+    "tower",
+    "stable",
+    "castle",
+    "chapel",
+    "museum",
+    "station",
+    "bakery",
+    "orchard",
+    "valley",
+    "village",
+    "palace",
+    "temple",
+    "cave",
+    "theatre",
+    "hospital",
+    "factory",
+    "office",
+    "pantry",
+    "tavern",
+    "lighthouse",
+    "cottage",
+    "quarry",
+    "bridge",
+    "island",
+    "desert",
+    "swamp",
+    "canyon",
+    "hallway",
+    "balcony",
+];
 
 /// Kinds of objects, and the objects.
 const KINDS: [(&str, [&str; 7]); 6] = [
@@ -94,7 +162,7 @@ struct Fact {
 
 impl Fact {
     fn is_withheld(self) -> bool {
-        hash(&[self.subject, self.value]) % 6 == 0
+        hash(&[self.subject, self.value]) % 16 == 0
     }
     fn draw(random: &mut Random, relation: Relation, withheld: bool) -> Self {
         loop {
@@ -133,14 +201,14 @@ impl Fact {
     }
 }
 
-/// So many facts, of which no two share a relation and a subject, or a relation and a value.
-fn passage(random: &mut Random, facts_wanted: usize, withheld: bool) -> Vec<Fact> {
+/// So many facts, of which no two share a relation and a subject, or a relation and a value; `alike` of each relation,
+/// so that one can be taken for another.
+fn passage(random: &mut Random, facts_wanted: usize, alike: usize, withheld: bool) -> Vec<Fact> {
     let mut relations = [Relation::Colour, Relation::Has, Relation::At];
     random.shuffle(&mut relations);
     let mut facts: Vec<Fact> = Vec::new();
     while facts.len() < facts_wanted {
-        // two of a kind, so that one can be taken for the other
-        let fact = Fact::draw(random, relations[facts.len() / 2], withheld);
+        let fact = Fact::draw(random, relations[facts.len() / alike], withheld);
         if facts.iter().all(|f| f.relation != fact.relation || (f.subject != fact.subject && f.value != fact.value)) {
             facts.push(fact);
         }
@@ -149,22 +217,38 @@ fn passage(random: &mut Random, facts_wanted: usize, withheld: bool) -> Vec<Fact
     facts
 }
 
-/// A question about a passage: a fact it states; or one of its subjects with another value, every second time one that
-/// the passage gives to somebody else, where that may be said.
-fn question(random: &mut Random, facts: &[Fact], yes: bool, withheld: bool) -> Fact {
-    loop {
-        let fact = random.pick(facts);
-        if yes {
-            return fact;
-        }
-        let other = facts.iter().find(|f| f.relation == fact.relation && f.subject != fact.subject);
-        let swapped = other.map(|other| Fact { value: other.value, ..fact });
-        let drawn = Fact { subject: fact.subject, ..Fact::draw(random, fact.relation, withheld) };
-        let asked = if random.below(2) == 0 { swapped } else { Some(drawn).filter(|d| facts.iter().all(|f| f.value != d.value)) };
-        if let Some(asked) = asked.filter(|asked| asked.is_withheld() == withheld) {
-            return asked;
-        }
+/// What a question is about.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Answer {
+    /// A fact of the passage.
+    Yes,
+    /// Somebody's or something's, with a value that the passage gives to another.
+    NoSwapped,
+    /// The same with a value that the passage does not mention.
+    NoAbsent,
+}
+
+impl Answer {
+    fn word(self) -> &'static str {
+        if self == Answer::Yes { "yes" } else { "no" }
     }
+}
+
+/// A question about a passage; none if the passage allows none that may be asked.
+fn question(random: &mut Random, facts: &[Fact], answer: Answer, withheld: bool) -> Option<Fact> {
+    let fact = random.pick(facts);
+    let asked = match answer {
+        Answer::Yes => Some(fact),
+        Answer::NoSwapped => {
+            let other = facts.iter().find(|f| f.relation == fact.relation && f.subject != fact.subject);
+            other.map(|other| Fact { value: other.value, ..fact })
+        }
+        Answer::NoAbsent => {
+            let drawn = Fact { subject: fact.subject, ..Fact::draw(random, fact.relation, withheld) };
+            Some(drawn).filter(|drawn| facts.iter().all(|f| f.value != drawn.value))
+        }
+    };
+    asked.filter(|asked| asked.is_withheld() == withheld)
 }
 
 fn sentences(facts: &[Fact]) -> String {
@@ -210,17 +294,18 @@ impl Errand {
 fn document(random: &mut Random) -> String {
     match random.below(20) {
         // a passage and questions about it, as tiny_boolq asks them
-        0..=11 => {
-            let wanted = 1 + random.below(4);
-            let facts = passage(random, wanted, false);
+        0..=8 => {
+            let (wanted, alike) = (2 + random.below(4), random.pick(&[2, 4]));
+            let facts = passage(random, wanted, alike, false);
             let mut asked: Vec<(String, &str)> = Vec::new();
             for _ in 0..3 + random.below(5) {
-                let next = if random.below(3) == 0 {
+                let next = if random.below(2) == 0 {
                     let fact = random.pick(&facts);
                     (fact.open_question(), fact.value)
                 } else {
-                    let yes = random.below(2) == 1;
-                    (question(random, &facts, yes, false).question(), if yes { "yes" } else { "no" })
+                    let answer = random.pick(&[Answer::Yes, Answer::Yes, Answer::NoSwapped, Answer::NoAbsent]);
+                    let Some(fact) = question(random, &facts, answer, false) else { continue };
+                    (fact.question(), answer.word())
                 };
                 if asked.iter().all(|(before, _)| *before != next.0) {
                     asked.push(next);
@@ -232,12 +317,15 @@ fn document(random: &mut Random) -> String {
             }
             text
         }
-        // a story that says everything twice, the second time in another order
-        12..=14 => {
-            let mut facts = passage(random, 4, false);
-            let first = sentences(&facts);
-            random.shuffle(&mut facts);
-            format!("{first} Yes, it is so. {}", sentences(&facts))
+        // a story that says everything three times, each time in another order
+        9..=14 => {
+            let alike = random.pick(&[2, 4]);
+            let mut facts = passage(random, 4, alike, false);
+            let mut said = || {
+                random.shuffle(&mut facts);
+                sentences(&facts)
+            };
+            format!("{} Yes, it is so. {} Once more. {}", said(), said(), said())
         }
         // errands, as tiny_piqa asks them
         15..=17 => {
@@ -269,19 +357,20 @@ fn text(random: &mut Random, bytes: usize, not: &BTreeSet<String>) -> Vec<String
     documents
 }
 
-/// `rows` questions on withheld facts, as many with yes as with no.
+/// `rows` questions on withheld facts: half of them with yes, a quarter with each kind of no.
 fn boolq(random: &mut Random, rows: usize) -> String {
-    let row = |i: usize| {
-        let (facts, yes) = (passage(random, 4, true), i % 2 == 1);
-        let asked = question(random, &facts, yes, true);
-        format!(
-            "{{\"passage\": \"{}\", \"question\": \"{}\", \"label\": {}}}\n",
-            sentences(&facts),
-            asked.question(),
-            u8::from(yes)
-        )
+    let mut row = |i: usize| {
+        let answer = [Answer::NoSwapped, Answer::Yes, Answer::NoAbsent, Answer::Yes][i % 4];
+        let (facts, asked) = loop {
+            let facts = passage(random, 4, 2, true);
+            if let Some(asked) = question(random, &facts, answer, true) {
+                break (facts, asked);
+            }
+        };
+        let (passage, question, label) = (sentences(&facts), asked.question(), u8::from(answer == Answer::Yes));
+        format!("{{\"passage\": \"{passage}\", \"question\": \"{question}\", \"label\": {label}}}\n")
     };
-    (0..rows).map(row).collect()
+    (0..rows).map(&mut row).collect()
 }
 
 /// Every withheld errand four times: against the tool for another kind, twice, and against this kind's tool for
@@ -341,7 +430,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = Path::new(&folder);
     std::fs::create_dir_all(folder)?;
     let stream = |purpose: u64| Random(SEED.wrapping_mul(1000) + purpose);
-    let train = text(&mut stream(1), 6_000_000, &BTreeSet::new());
+    let train = text(&mut stream(1), 24_000_000, &BTreeSet::new());
     let seen: BTreeSet<String> = train.iter().cloned().collect();
     let sample = text(&mut stream(2), 200_000, &BTreeSet::new());
     let unseen = text(&mut stream(3), 30_000, &seen);

@@ -60,9 +60,12 @@ pub fn for_each_sequence<I: Threaded, O: Threaded>(items: &[I], work: impl Fn(us
     }
 }
 
-/// How many sequences are worth holding at once.
-pub fn sequences_at_once() -> usize {
-    if cfg!(feature = "cuda") { 1 } else { rayon::current_num_threads() }
+/// How many sequences are worked on before their results are added up, where each leaves so many bytes: at least one for
+/// every thread, and more where they are small, so that no thread waits for the longest of a few.
+pub fn sequences_at_once(bytes_each: usize) -> usize {
+    const TOGETHER: usize = 32 << 20;
+    let threads = rayon::current_num_threads();
+    if cfg!(feature = "cuda") { 1 } else { threads.max((TOGETHER / bytes_each.max(1)).min(16 * threads)) }
 }
 
 /// A weight: a matrix (rows = outputs, cols = inputs), or a vector as one row. Plain memory on the CPU, so that the

@@ -4,7 +4,12 @@
 
 mod support;
 
+mod architecture;
+mod check;
+mod cli;
 mod evaluate;
+mod formula;
+mod inputs;
 mod model;
 mod pruning;
 mod recover;

@@ -1,15 +1,20 @@
 //! The forward pass and the gradients against transformers' and LLM-Pruner's own numbers, and against differences.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use safetensors::SafeTensors;
-use secateur::model::Model;
+use safetensors::tensor::{Dtype, TensorView};
 use secateur::model::blocks::Lens;
+use secateur::model::plan::{self, PruningPlan};
 use secateur::model::walk::{self, Sequence, Visitor};
-use secateur::model::wiring::{LLAMA, Part, Place};
+use secateur::model::wiring::{LLAMA, Part, Place, Space};
+use secateur::model::{Model, groups};
 use secateur::ops::Slot;
+use secateur::stages::{Context, export};
+use serde_json::Value;
 
-use crate::support::{json, numbers, shared};
+use crate::support::{context, copy_folder, json, numbers, shared};
 
 /// Gathers the gradient of every weight.
 #[derive(Default)]
@@ -109,5 +114,146 @@ fn gradients_equal_llm_pruner() {
             compared += 1;
         }
         assert_eq!(compared, model.places().len());
+    }
+}
+
+fn tiny() -> Model {
+    Model::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny"))).unwrap()
+}
+
+fn some_rows(model: &Model) -> Vec<Sequence> {
+    let vocab = model.config.vocab as u32;
+    rows((0..3).map(|row| (0..9 + row).map(|i| (row * 131 + i * 37) % vocab).collect()).collect())
+}
+
+/// Along the gradient itself the loss must rise by its length: central differences of every kind of weight.
+#[test]
+fn gradients_equal_differences() {
+    let model = tiny();
+    let sequences = some_rows(&model);
+    let mut all = All::default();
+    walk::backward(&model, &sequences, 0, &mut all);
+    let head = all.gradients.remove(&Place::Head).unwrap();
+    all.add(Place::Embedding, head);
+    let last = model.blocks.len() - 1;
+    let places = [0, last].into_iter().flat_map(|layer| Part::ALL.map(|part| Place::Block(layer, part)));
+    for place in places.chain([Place::Embedding, Place::FinalNorm]) {
+        let gradient = &all.gradients[&place];
+        let length = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+        let loss = |step: f64| {
+            let mut moved = model.clone();
+            moved.weight_mut(place).update(|w| {
+                w.iter_mut().zip(gradient).for_each(|(w, g)| *w += (step * f64::from(*g) / length) as f32);
+            });
+            walk::backward(&moved, &sequences, moved.blocks.len(), &mut All::default()).mean
+        };
+        let step = 0.01 / length; // the loss moves by about 0.02 in all
+        let slope = (loss(step) - loss(-step)) / (2.0 * step);
+        assert!((slope / length - 1.0).abs() < 0.01, "{place:?}: {slope} against {length}");
+    }
+}
+
+/// A copy of models/tiny with its tensors in the files named, each as `dtype`, and a config changed by `change`.
+fn rewritten(files: &[&str], dtype: Dtype, change: impl FnOnce(&mut Value)) -> (tempfile::TempDir, Model) {
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny")), folder.path());
+    let weights = folder.path().join("model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::remove_file(weights).unwrap();
+    let stored = SafeTensors::deserialize(&bytes).unwrap();
+    let cast = |data: &[u8]| -> Vec<u8> {
+        let values = data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+        match dtype {
+            Dtype::F16 => values.flat_map(|v| half::f16::from_f32(v).to_le_bytes()).collect(),
+            Dtype::BF16 => values.flat_map(|v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+            _ => data.to_vec(),
+        }
+    };
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> =
+        stored.tensors().into_iter().map(|(name, view)| (name, view.shape().to_vec(), cast(view.data()))).collect();
+    let mut index = serde_json::Map::new();
+    for (i, file) in files.iter().enumerate() {
+        let own = tensors.iter().skip(i).step_by(files.len());
+        let views = own.map(|(name, shape, data)| {
+            index.insert(name.clone(), (*file).into());
+            (name.clone(), TensorView::new(dtype, shape.clone(), data).unwrap())
+        });
+        safetensors::serialize_to_file(views.collect::<Vec<_>>(), None, &folder.path().join(file)).unwrap();
+    }
+    if files.len() > 1 {
+        let text = serde_json::json!({ "metadata": {}, "weight_map": index }).to_string();
+        std::fs::write(folder.path().join("model.safetensors.index.json"), text).unwrap();
+    }
+    let path = folder.path().join("config.json");
+    let mut config = json(&path);
+    change(&mut config);
+    std::fs::write(&path, config.to_string()).unwrap();
+    let model = Model::load(folder.path()).unwrap();
+    (folder, model)
+}
+
+#[test]
+fn every_form_of_a_checkpoint_is_the_same_model() {
+    let model = tiny();
+    let logits = |model: &Model| walk::logits(model, &[0, 5, 9, 300, 44]).as_vec();
+    let newer = |config: &mut Value| {
+        let config = config.as_object_mut().unwrap();
+        let theta = config.remove("rope_theta").unwrap();
+        config.remove("rope_scaling");
+        config.remove("torch_dtype");
+        config.insert("dtype".to_owned(), "float32".into());
+        config.insert("rope_parameters".to_owned(), serde_json::json!({ "rope_type": "default", "rope_theta": theta }));
+    };
+    let three = ["model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors"];
+    let (_folder, sharded) = rewritten(&three, Dtype::F32, newer);
+    assert_eq!(logits(&sharded), logits(&model));
+    for dtype in [Dtype::F16, Dtype::BF16] {
+        let (_folder, halved) = rewritten(&["model.safetensors"], dtype, |_| {});
+        let round = |v: f32| if dtype == Dtype::F16 { half::f16::from_f32(v).to_f32() } else { half::bf16::from_f32(v).to_f32() };
+        for place in model.places() {
+            let expected: Vec<f32> = model.weight(place).values().iter().map(|&v| round(v)).collect();
+            assert_eq!(halved.weight(place).values(), expected, "{place:?}");
+        }
+    }
+    let (folder, _) = rewritten(&three, Dtype::F32, |_| {});
+    std::fs::remove_file(folder.path().join(three[1])).unwrap();
+    let error = Model::load(folder.path()).err().unwrap().to_string();
+    assert!(error.contains("cannot read") && error.contains(three[1]), "{error}");
+}
+
+/// Widths that differ from layer to layer come back from an export to the last bit.
+#[test]
+fn an_export_is_read_back_to_the_same_logits() {
+    let model = tiny();
+    let kept: Vec<Vec<usize>> = vec![vec![0, 2], vec![1], vec![0, 1, 2, 3], vec![3], vec![0, 3], vec![1, 2, 3]];
+    let mut pruned = model.clone();
+    let mut plan = PruningPlan::default();
+    for (layer, heads) in kept.iter().enumerate() {
+        for (space, units) in [(Space::Heads, heads.clone()), (Space::Mlp, (0..100 + 7 * layer).collect())] {
+            let group = groups::of_layer(&pruned, space, layer);
+            pruned = plan::keep(&pruned, &group, &units);
+            plan.keep(&group, &units);
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let context = Context { folder: folder.path().to_owned(), ..context() };
+    let options: export::Options = serde_json::from_value(serde_json::json!({ "formats": ["hf", "plan"] })).unwrap();
+    export::run(&options, &context, &pruned, Some(&plan)).unwrap();
+    let read = Model::load(&folder.path().join("hf")).unwrap();
+    let ids = [0, 5, 9, 300, 44, 7];
+    assert_eq!(walk::logits(&read, &ids).as_vec(), walk::logits(&pruned, &ids).as_vec());
+    assert_eq!(read.parameters(), pruned.parameters());
+    let text = "Anna is in the garden.";
+    let encoded = |model: &Model| model.tokenizer.as_ref().unwrap().encode(text, true).unwrap();
+    assert_eq!(encoded(&read), encoded(&model));
+    // the plan and the dense checkpoint make the same model
+    let stored: PruningPlan = serde_json::from_value(json(&folder.path().join("plan.json"))).unwrap();
+    let rebuilt = stored.apply(&model).unwrap();
+    assert!(rebuilt.places().into_iter().all(|place| rebuilt.weight(place) == pruned.weight(place)));
+    // the second export of what was read is the same file
+    let again = tempfile::tempdir().unwrap();
+    export::run(&options, &Context { folder: again.path().to_owned(), ..context }, &read, Some(&plan)).unwrap();
+    for file in ["hf/model.safetensors", "hf/config.json", "plan.json"] {
+        assert_eq!(std::fs::read(folder.path().join(file)).unwrap(), std::fs::read(again.path().join(file)).unwrap(), "{file}");
     }
 }

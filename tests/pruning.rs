@@ -97,7 +97,7 @@ impl Golden {
     fn graph(&self, model: &Model, grouping: &str) -> DependencyGraph {
         let settings = &self.json["settings"];
         let options = json!({ "grouping": grouping, "attention_layers": settings["attention_layers"], "mlp_layers": settings["mlp_layers"] });
-        dependencies::run(&serde_json::from_value(options).unwrap(), model)
+        dependencies::run(&serde_json::from_value(options).unwrap(), model).unwrap()
     }
 
     /// Scores from the reference's gradients.

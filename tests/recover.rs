@@ -8,8 +8,8 @@ use safetensors::SafeTensors;
 use secateur::metrics::Table;
 use secateur::model::Model;
 use secateur::model::lora::Adapter;
-use secateur::stages::recover;
 use secateur::stages::Context;
+use secateur::stages::recover;
 use serde_json::{Value, json};
 
 use crate::support::{self, copy_folder, numbers, shared, stream_perplexity};
@@ -22,8 +22,7 @@ struct Golden {
 }
 
 fn golden() -> Option<Golden> {
-    let (dense, golden, lora) =
-        (shared("models/stories260K")?, shared("golden/lora_recovery.json")?, shared("golden/lora")?);
+    let (dense, golden, lora) = (shared("models/stories260K")?, shared("golden/lora_recovery.json")?, shared("golden/lora")?);
     let folder = tempfile::tempdir().unwrap();
     copy_folder(&dense, &folder.path().join("base"));
     std::fs::copy(lora.join("base_pruned.safetensors"), folder.path().join("base/model.safetensors")).unwrap();
@@ -67,7 +66,8 @@ fn difference(a: &Path, b: &Path) -> f32 {
     let (a, b) = (std::fs::read(a).unwrap(), std::fs::read(b).unwrap());
     let (a, b) = (SafeTensors::deserialize(&a).unwrap(), SafeTensors::deserialize(&b).unwrap());
     assert_eq!(a.len(), b.len());
-    let values = |bytes: &[u8]| -> Vec<f32> { bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect() };
+    let values =
+        |bytes: &[u8]| -> Vec<f32> { bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect() };
     let worst = |name: &str| {
         let (x, y) = (a.tensor(name).unwrap(), b.tensor(name).unwrap());
         assert_eq!(x.shape(), y.shape(), "{name}");

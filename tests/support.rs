@@ -60,3 +60,80 @@ pub fn stream_perplexity(model: &Model, ids: &[u32]) -> f64 {
     });
     (-log_probabilities.iter().sum::<f64>() / (windows.len() * 127) as f64).exp()
 }
+
+/// A working directory of its own, with the model and the data that the project ships.
+pub struct Sandbox {
+    folder: tempfile::TempDir,
+}
+
+/// What a call of the program left.
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Sandbox {
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        copy_folder(&root.join("models/tiny"), &folder.path().join("models/tiny"));
+        copy_folder(&root.join("datasets"), &folder.path().join("datasets"));
+        Self { folder }
+    }
+
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.folder.path().join(path)
+    }
+
+    pub fn write(&self, path: &str, content: impl AsRef<[u8]>) {
+        std::fs::write(self.path(path), content).unwrap();
+    }
+
+    pub fn read(&self, path: &str) -> Vec<u8> {
+        std::fs::read(self.path(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+    }
+
+    pub fn json(&self, path: &str) -> serde_json::Value {
+        json(&self.path(path))
+    }
+
+    /// The program, about to be called here; settings of the surroundings do not count.
+    pub fn command(&self, arguments: &[&str]) -> std::process::Command {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_runner"));
+        command.args(arguments).current_dir(self.folder.path()).env_remove("SECATEUR_LOG").env_remove("COLUMNS");
+        for key in secateur::pipeline::settings::KEYS {
+            command.env_remove(format!("RUNNER_{}", key.to_uppercase()));
+        }
+        command
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Ran {
+        let output = self.command(arguments).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Ran { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
+    }
+
+    /// The one folder of `results/<pipeline>` whose name begins so.
+    pub fn variant(&self, pipeline: &str, beginning: &str) -> String {
+        let names = std::fs::read_dir(self.path(&format!("results/{pipeline}"))).unwrap();
+        let names = names.flatten().map(|entry| entry.file_name().into_string().unwrap());
+        let found: Vec<String> = names.filter(|name| name.starts_with(beginning)).collect();
+        assert_eq!(found.len(), 1, "{beginning}: {found:?}");
+        format!("results/{pipeline}/{}", found[0])
+    }
+}
+
+/// A Parquet file as one batch of rows.
+pub fn table(path: &Path) -> arrow::array::RecordBatch {
+    let file = std::fs::File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+    let schema = reader.schema().clone();
+    let batches: Vec<_> = reader.build().unwrap().map(|batch| batch.unwrap()).collect();
+    arrow::compute::concat_batches(&schema, &batches).unwrap()
+}
+
+/// The names and kinds of a table's columns.
+pub fn columns(path: &Path) -> Vec<String> {
+    table(path).schema().fields().iter().map(|field| format!("{}: {}", field.name(), field.data_type())).collect()
+}

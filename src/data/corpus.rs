@@ -80,6 +80,8 @@ pub enum CorpusError {
     NoTokenizer(PathBuf),
     #[error("`{}` holds token ids, and text is needed", .0.display())]
     NotText(PathBuf),
+    #[error("`{}` has nothing to predict: every row has one token, or none that counts", .0.display())]
+    NothingToPredict(PathBuf),
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     #[error("`{}` has {found} different windows of {length} tokens in documents longer than that, {asked} are asked for", .path.display())]

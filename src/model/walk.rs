@@ -9,7 +9,7 @@ use dfdx::prelude::{HasShape, Trace};
 
 use super::Model;
 use super::blocks::{BlockSettings, Lens, Plain};
-use super::wiring::Place;
+use super::wiring::{Part, Place};
 use crate::ops::{self, Rotary, Slot, Target, TokenScore};
 use crate::tensor::{Hidden, Threaded, for_each_sequence, hidden, sequences_at_once};
 
@@ -112,7 +112,8 @@ pub fn backward<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize
     let mut upstream: Vec<Vec<f32>> = Vec::with_capacity(sequences.len());
     let mut sequence_sums = Vec::with_capacity(sequences.len());
     let all: Vec<usize> = (0..sequences.len()).collect();
-    for wave in all.chunks(sequences_at_once()) {
+    let at_once = |weights: usize| sequences_at_once(weights * size_of::<f32>());
+    for wave in all.chunks(at_once(model.weight(Place::Head).len())) {
         let ends: Vec<_> = wave.iter().map(|&s| (s, kept[s].pop())).collect();
         let down = for_each_sequence(&ends, |_, (s, end)| {
             end.as_ref().map(|x| head_backward(model, x, &sequences[*s].targets, 1.0 / targets as f32, &*visitor))
@@ -127,7 +128,8 @@ pub fn backward<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize
     }
 
     for layer in (lowest..model.blocks.len()).rev() {
-        for wave in all.chunks(sequences_at_once()) {
+        let weights = Part::ALL.iter().map(|&part| model.blocks[layer][part].len()).sum();
+        for wave in all.chunks(at_once(weights)) {
             let inputs: Vec<_> = wave.iter().map(|&s| (s, kept[s].pop(), std::mem::take(&mut upstream[s]))).collect();
             let found = for_each_sequence(&inputs, |_, (s, input, upstream)| {
                 input.as_ref().map(|x| {

@@ -49,7 +49,8 @@ pub fn attention<T: AnyTape>(q: Hidden<T>, k: Hidden<T>, v: Hidden<T>, heads: He
     tape.add_backward_op(move |gradients| {
         let dy = split(&take(gradients.get_or_alloc_mut(&y_id)?), n, queries, dim);
         // One key/value head with its query heads at a time: (dq of each, dk, dv).
-        let parts: Vec<(Vec<Vec<f32>>, Vec<f32>, Vec<f32>)> = (0..keys)
+        type Parts = (Vec<Vec<f32>>, Vec<f32>, Vec<f32>);
+        let parts: Vec<Parts> = (0..keys)
             .into_par_iter()
             .map(|g| {
                 let (k, v) = (&ks[head(g)], &vs[head(g)]);

@@ -4,7 +4,7 @@
 //! stage needs must have been made and not be spent), world (files, headers, folders, device). Every stage that decodes
 //! goes through all of them. Only this module can build a Plan.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -14,13 +14,13 @@ use toml::de::{DeTable, DeValue};
 
 use super::file::{self, Decoded, Document, RawStage};
 use super::order;
-use super::plan::{Node, Plan, Variant};
+use super::plan::{self, Plan, Variant};
 use super::problem::{InvalidPipeline, Problem, Sources, closest};
-use super::settings::{self, Device, RunSettings};
+use super::settings::{self, RunSettings};
 use super::stage::{Entry, Listed, Stage, Step};
 use super::sweep::{self, Address, Setting, plain};
+use super::world;
 use crate::stages::prune::Schedule;
-use crate::stages::{Fault, World};
 
 /// What the command line adds to a pipeline file.
 #[derive(Clone, Debug, Default)]
@@ -66,9 +66,9 @@ pub fn check(path: &Path, overrides: &Overrides, world: bool) -> Result<Plan, In
 
     let mut variants = variants(&document, &sets, &settings.run, &sources, &mut problems);
     variants = select(variants, &overrides.only, &sources, &mut problems);
-    let (nodes, roots) = tree(&mut variants);
+    let (mut nodes, roots) = plan::tree(&mut variants);
     if world {
-        look_at_world(&variants, &settings.run, &run_span, &sources, &mut problems);
+        world::look(&variants, &mut nodes, &settings.run, &run_span, &sources, &mut problems);
     }
     if problems.is_empty() {
         let stem = path.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
@@ -127,6 +127,9 @@ fn values(run: &RunSettings, span: &Range<usize>, sources: &Sources, problems: &
     let mut refuse = |message: &str, help: &str| problems.push(sources.problem(span.clone(), message, help));
     if run.threads == Some(0) {
         refuse("0 threads cannot work", "write threads = 1 or more, or leave the line out");
+    }
+    if i64::try_from(run.seed).is_err() {
+        refuse("the seed is larger than a whole number of TOML", "write a seed of at most 9223372036854775807");
     }
     if run.locked {
         refuse("`locked` is reserved: there are no lock files yet", "remove the line");
@@ -232,7 +235,7 @@ fn variant(combination: &[Setting<'_>], entries: Vec<Entry>, steps: Vec<Step>, r
         DeValue::String(text) => text.to_string(),
         _ => format!("{}{}", setting.address.path.last().map_or("", String::as_str), plain(&setting.value)),
     });
-    let readable = words.collect::<Vec<_>>().join("-").to_lowercase();
+    let readable = words.collect::<Vec<_>>().join("-").to_lowercase().replace('+', "");
     let mut readable: String =
         readable.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).take(40).collect();
     if readable.is_empty() {
@@ -271,83 +274,4 @@ fn select(variants: Vec<Variant>, only: &[String], sources: &Sources, problems: 
         }
     }
     variants.into_iter().enumerate().filter(|(v, _)| wanted.contains(v)).map(|(_, variant)| variant).collect()
-}
-
-/// Variants with equal beginnings share the nodes of a tree. Returns the nodes and those without a parent.
-fn tree(variants: &mut [Variant]) -> (Vec<Node>, Vec<usize>) {
-    let (mut nodes, mut roots): (Vec<Node>, Vec<usize>) = (Vec::new(), Vec::new());
-    let mut known: BTreeMap<String, usize> = BTreeMap::new();
-    for (v, variant) in variants.iter_mut().enumerate() {
-        let (mut parent, mut key): (Option<usize>, String) = (None, String::new());
-        for step in &variant.steps {
-            key = blake3::hash(format!("{key}{}", step.identity()).as_bytes()).to_hex().to_string();
-            let at = *known.entry(key.clone()).or_insert_with(|| {
-                let at = nodes.len();
-                match parent {
-                    Some(parent) => nodes[parent].children.push(at),
-                    None => roots.push(at),
-                }
-                nodes.push(Node { step: step.clone(), key: key.clone(), children: Vec::new(), variants: Vec::new() });
-                at
-            });
-            nodes[at].variants.push(v);
-            variant.path.push(at);
-            parent = Some(at);
-        }
-    }
-    (nodes, roots)
-}
-
-/// The world pass, once for every beginning that variants share.
-fn look_at_world(variants: &[Variant], run: &RunSettings, span: &Range<usize>, sources: &Sources, problems: &mut Vec<Problem>) {
-    let wrong_device = match (run.device, cfg!(feature = "cuda")) {
-        (Device::Cuda, false) => {
-            Some(("this program was built for the CPU", "build it with --features cuda, or write device = \"cpu\""))
-        }
-        (Device::Cpu, true) => {
-            Some(("this program was built for CUDA", "build it without --features cuda, or write device = \"cuda\""))
-        }
-        _ => None,
-    };
-    problems.extend(wrong_device.map(|(message, help)| sources.problem(span.clone(), message, help)));
-    if let Err(error) = writable(&run.results) {
-        problems.push(sources.problem(
-            span.clone(),
-            format!("the results folder `{}` cannot be written: {error}", run.results.display()),
-            "write another folder in [run] results, or --results",
-        ));
-    }
-    let mut after: BTreeMap<usize, World> = BTreeMap::new();
-    let mut shared = World { data: run.data.clone(), ..World::default() };
-    for variant in variants {
-        for (i, (&node, step)) in variant.path.iter().zip(&variant.steps).enumerate() {
-            if after.contains_key(&node) {
-                continue;
-            }
-            let mut world = match i.checked_sub(1) {
-                Some(before) => after[&variant.path[before]].clone(),
-                None => World::default(),
-            };
-            world.data.clone_from(&shared.data);
-            // What was read once is not read again, whichever variant asked.
-            std::mem::swap(&mut world.memory, &mut shared.memory);
-            let faults = step.stage.world(&mut world);
-            problems.extend(faults.into_iter().map(|fault| located(step, fault, sources)));
-            std::mem::swap(&mut world.memory, &mut shared.memory);
-            after.insert(node, world);
-        }
-    }
-}
-
-/// A fault of a decoded step: at the value of its key, else at the stage.
-fn located(step: &Step, fault: Fault, sources: &Sources) -> Problem {
-    let span = step.key_spans.get(&fault.key).cloned().unwrap_or(step.span.clone());
-    sources.problem(span, fault.message, fault.help)
-}
-
-/// Whether files can be made in a folder, or in the nearest one above it that exists.
-fn writable(folder: &Path) -> std::io::Result<()> {
-    let existing = folder.ancestors().find(|f| f.as_os_str().is_empty() || f.exists()).unwrap_or(Path::new("."));
-    let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
-    tempfile::Builder::new().prefix(".partial-").tempfile_in(existing).map(drop)
 }

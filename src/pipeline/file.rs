@@ -36,6 +36,7 @@ pub struct RawStage<'t> {
 }
 
 /// A stage or a repeat, decoded.
+#[expect(clippy::large_enum_variant, reason = "there are a few for each file, and none is kept")]
 pub enum Decoded {
     Stage(Stage),
     Repeat(repeat::Options),
@@ -191,13 +192,20 @@ impl RawStage<'_> {
         sources.problem(span, fault.message, fault.help)
     }
 
-    /// Where the value of each option is written, nested ones by their dotted keys.
+    /// Where the value of each option is written: `duration`, `duration.updates`, `tasks`, `tasks[0]`.
     pub fn key_spans(&self) -> BTreeMap<String, Range<usize>> {
         let mut spans = BTreeMap::new();
         for (key, value) in &self.options {
-            spans.insert(key.get_ref().to_string(), value.span());
-            if let DeValue::Table(inner) = value.get_ref() {
-                spans.extend(inner.iter().map(|(sub, value)| (format!("{}.{}", key.get_ref(), sub.get_ref()), value.span())));
+            let key = key.get_ref();
+            spans.insert(key.to_string(), value.span());
+            match value.get_ref() {
+                DeValue::Table(inner) => {
+                    spans.extend(inner.iter().map(|(sub, value)| (format!("{key}.{}", sub.get_ref()), value.span())))
+                }
+                DeValue::Array(items) => {
+                    spans.extend(items.iter().enumerate().map(|(i, item)| (format!("{key}[{i}]"), item.span())))
+                }
+                _ => {}
             }
         }
         spans

@@ -64,11 +64,11 @@ impl Write for Console {
     }
 }
 
-/// Sets up the events of this process. The environment variable `SECATEUR_LOG` filters those of the console, in
-/// tracing's notation; without it there are events from `info` on.
+/// Sets up the events of this process: on the console one line for each stage and what needs attention, in `log.jsonl`
+/// the beginning and the end of each besides. The environment variable `SECATEUR_LOG` filters those of the console, in
+/// tracing's notation.
 pub fn start(format: LogFormat, terminal: bool, progress: &Progress, files: &LogFiles) {
-    let ours = || EnvFilter::new("warn,secateur=info");
-    let filter = EnvFilter::try_from_env("SECATEUR_LOG").unwrap_or_else(|_| ours());
+    let filter = EnvFilter::try_from_env("SECATEUR_LOG").unwrap_or_else(|_| EnvFilter::new("warn,secateur=info"));
     let console = Console(progress.clone());
     let lines = fmt::layer().with_writer(move || console.clone()).with_target(false);
     let lines = match format {
@@ -76,7 +76,8 @@ pub fn start(format: LogFormat, terminal: bool, progress: &Progress, files: &Log
         LogFormat::Text if terminal => lines.compact().without_time().with_ansi(true).with_filter(filter).boxed(),
         LogFormat::Text => lines.compact().with_ansi(false).with_filter(filter).boxed(),
     };
-    let log = fmt::layer().json().flatten_event(true).with_writer(files.clone()).with_filter(ours());
+    let log = fmt::layer().json().flatten_event(true).with_writer(files.clone());
+    let log = log.with_filter(EnvFilter::new("warn,secateur=debug"));
     // A second start in one process, as in tests, keeps the first.
     drop(tracing_subscriber::registry().with(lines).with(log).try_init());
 }

@@ -13,3 +13,4 @@ pub mod schema;
 pub mod settings;
 pub mod stage;
 pub mod sweep;
+pub mod world;

@@ -1,12 +1,13 @@
 //! What will run: variants, and the tree of the stages they share.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
 use super::problem::Sources;
 use super::settings::Settings;
 use super::stage::{Entry, Stage, Step};
+use crate::stages::Estimate;
 
 /// A checked pipeline. Only `check` makes one.
 #[derive(Clone, Debug)]
@@ -45,6 +46,39 @@ pub struct Node {
     pub children: Vec<usize>,
     /// The variants it is a part of.
     pub variants: Vec<usize>,
+    /// What it will need; None where the world was not looked at.
+    pub estimate: Option<Estimate>,
+}
+
+/// Variants with equal beginnings share the nodes of a tree. Returns the nodes and those without a parent.
+pub(super) fn tree(variants: &mut [Variant]) -> (Vec<Node>, Vec<usize>) {
+    let (mut nodes, mut roots): (Vec<Node>, Vec<usize>) = (Vec::new(), Vec::new());
+    let mut known: BTreeMap<String, usize> = BTreeMap::new();
+    for (v, variant) in variants.iter_mut().enumerate() {
+        let (mut parent, mut key): (Option<usize>, String) = (None, String::new());
+        for step in &variant.steps {
+            key = blake3::hash(format!("{key}{}", step.identity()).as_bytes()).to_hex().to_string();
+            let at = *known.entry(key.clone()).or_insert_with(|| {
+                let at = nodes.len();
+                match parent {
+                    Some(parent) => nodes[parent].children.push(at),
+                    None => roots.push(at),
+                }
+                nodes.push(Node {
+                    step: step.clone(),
+                    key: key.clone(),
+                    children: Vec::new(),
+                    variants: Vec::new(),
+                    estimate: None,
+                });
+                at
+            });
+            nodes[at].variants.push(v);
+            variant.path.push(at);
+            parent = Some(at);
+        }
+    }
+    (nodes, roots)
 }
 
 impl Plan {
@@ -54,15 +88,18 @@ impl Plan {
     }
 
     /// The pipeline of one variant, which runs by itself: its stages with every option, the seed, the data folder.
-    pub fn resolved(&self, variant: &Variant) -> String {
+    ///
+    /// # Errors
+    /// If a value cannot be written as TOML: a seed beyond its integers.
+    pub fn resolved(&self, variant: &Variant) -> Result<String, toml::ser::Error> {
         let stages: Vec<Value> = variant.entries.iter().map(Entry::to_table).collect();
         let mut run = Map::from_iter([("seed".to_owned(), json!(self.settings.run.seed))]);
         if let Some(data) = &self.settings.run.data {
             run.insert("data".to_owned(), json!(data));
         }
         let pipeline = json!({ "run": run, "stage": stages });
-        let body = toml::to_string(&pipeline).unwrap_or_else(|e| format!("# this pipeline cannot be written as TOML: {e}\n"));
-        format!("# The variant {} of {}, every option filled in.\n\n{body}", variant.id, self.name)
+        let body = toml::to_string(&pipeline)?;
+        Ok(format!("# The variant {} of {}, every option filled in.\n\n{body}", variant.id, self.name))
     }
 
     /// What `runner plan` prints.
@@ -75,6 +112,11 @@ impl Plan {
         for &root in &self.roots {
             self.draw(root, "", "", &mut lines);
         }
+        lines.push(String::new());
+        let estimates = || self.nodes.iter().filter_map(|node| node.estimate);
+        let whole =
+            Estimate { memory: estimates().map(|e| e.memory).max().unwrap_or(0), disk: estimates().map(|e| e.disk).sum() };
+        lines.push(format!("at most about {} of memory at once, {} on disk beside tables", size(whole.memory), size(whole.disk)));
         lines.push(String::new());
         lines.push("settings".to_owned());
         if let Ok(Value::Object(run)) = serde_json::to_value(&self.settings.run) {
@@ -89,7 +131,9 @@ impl Plan {
     fn draw(&self, at: usize, lead: &str, below: &str, lines: &mut Vec<String>) {
         let node = &self.nodes[at];
         let schedule = node.step.schedule.map_or_else(String::new, |s| format!(" {}/{}", s.time, s.times));
-        let mut line = format!("{lead}{}{schedule}{}  must run: nothing is kept", node.step.stage.tag(), shown(&node.step.stage));
+        let needs = node.estimate.map_or_else(String::new, |estimate| format!(", about {}", estimate_text(estimate)));
+        let mut line =
+            format!("{lead}{}{schedule}{}  must run: nothing is kept{needs}", node.step.stage.tag(), shown(&node.step.stage));
         if let ([], [variant]) = (&node.children[..], &node.variants[..]) {
             line.push_str(&format!("  → {}", self.variants[*variant].id));
         }
@@ -114,6 +158,7 @@ impl Plan {
             json!({
                 "step": node.step.position, "stage": node.step.stage.tag(), "options": node.step.stage.options(),
                 "key": node.key, "children": node.children, "variants": variants, "state": "must run", "reason": "nothing is kept",
+                "memory_bytes": node.estimate.map(|e| e.memory), "disk_bytes": node.estimate.map(|e| e.disk),
             })
         };
         let variant = |v: &Variant| json!({ "id": v.id, "swept": Map::from_iter(v.swept.iter().cloned()), "nodes": v.path });
@@ -124,6 +169,18 @@ impl Plan {
             "settings": self.settings.run, "provenance": self.settings.provenance,
         })
     }
+}
+
+fn estimate_text(estimate: Estimate) -> String {
+    match estimate.disk {
+        0 => size(estimate.memory),
+        disk => format!("{}, {} on disk", size(estimate.memory), size(disk)),
+    }
+}
+
+/// Bytes as a person reads them.
+pub(super) fn size(bytes: u64) -> String {
+    indicatif::HumanBytes(bytes).to_string()
 }
 
 fn variants_text(n: usize) -> String {
@@ -137,10 +194,10 @@ fn shown(stage: &Stage) -> String {
         "formats", "updates",
     ]
     .into();
-    let words = stage
-        .options()
-        .into_iter()
-        .filter(|(key, value)| telling.contains(key.as_str()) && !value.is_null() && *value != json!([]));
+    let options = stage.options();
+    let has_form = options.get("method").is_some_and(|method| method == "taylor");
+    let tells = |key: &str| telling.contains(key) && (key != "taylor" || has_form);
+    let words = options.into_iter().filter(|(key, value)| tells(key) && *value != json!([]));
     words
         .map(|(key, value)| {
             format!(" {key}={}", value.as_str().map_or_else(|| value.to_string().replace('"', ""), str::to_owned))

@@ -177,9 +177,9 @@ fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
 
 /// The processor's name, as far as the system tells.
 pub fn processor() -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name =
-        info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':')).map(|(_, name)| name.trim().to_owned());
+    let cpu = sysinfo::RefreshKind::nothing().with_cpu(sysinfo::CpuRefreshKind::nothing());
+    let system = sysinfo::System::new_with_specifics(cpu);
+    let name = system.cpus().first().map(|cpu| cpu.brand().trim().to_owned()).filter(|name| !name.is_empty());
     name.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 

@@ -52,6 +52,8 @@ pub enum RunError {
     Metrics(#[from] MetricsError),
     #[error(transparent)]
     Report(#[from] ReportError),
+    #[error("the variant's own pipeline cannot be written: {0}")]
+    Resolve(#[from] toml::ser::Error),
 }
 
 /// The values on their way. Clones share them; each is dropped with the last branch that uses it.
@@ -80,7 +82,7 @@ pub fn run(plan: &Plan, surroundings: &Surroundings) -> Result<Outcome, RunError
         interrupted: false,
     };
     for variant in &plan.variants {
-        let resolved = plan.resolved(variant);
+        let resolved = plan.resolved(variant)?;
         let manifest = walk.manifest(variant, &resolved);
         walk.folders.push(walk.results.variant(&variant.id, &resolved, manifest)?);
     }
@@ -113,7 +115,12 @@ impl Walk<'_> {
         self.surroundings.log.set(variants.iter().map(|&v| self.folders[v].log()));
         let folder = self.results.stage_folder()?;
         let context = self.context(step, folder.path());
-        tracing::info!(step = step.position, variants = variants.len(), "{} …", step.stage.tag());
+        let whose = match variants[..] {
+            [one] => self.plan.variants[one].id.clone(),
+            _ => format!("{} variants", variants.len()),
+        };
+        let span = tracing::info_span!("stage", step = step.position, r#for = whose).entered();
+        tracing::debug!("{} begins", step.stage.tag());
         results::reset_peak_memory();
         let began = Instant::now();
         match execute(step, &context, &mut values) {
@@ -125,16 +132,12 @@ impl Walk<'_> {
                     peak_memory: results::peak_memory(),
                     shared_by: variants.len(),
                 };
-                tracing::info!(
-                    step = step.position,
-                    seconds = (record.wall_seconds * 100.0).round() / 100.0,
-                    "{} done",
-                    step.stage.tag()
-                );
+                tracing::debug!(seconds = record.wall_seconds, peak_memory = record.peak_memory, "{} is done", step.stage.tag());
                 self.keep(variants, &record, &tables, &folder)?;
             }
             Err(failure) => return self.fail(variants, step, &failure),
         }
+        drop(span);
         let children = &self.plan.nodes[at].children;
         for (i, &child) in children.iter().enumerate() {
             let last = i + 1 == children.len();
@@ -194,7 +197,7 @@ impl Walk<'_> {
                 failure.to_string(),
                 interrupted,
             );
-            tracing::error!(variant = variant.id, step = step.position, stage = step.stage.tag(), "{failure}");
+            tracing::error!(variant = variant.id, "{} failed: {failure}", step.stage.tag());
             let status = if interrupted { Status::Interrupted } else { Status::Failed };
             self.folders[v].finish(status, Some(failed.to_string()))?;
             self.failures.push(failed);
@@ -263,6 +266,8 @@ enum StageError {
     #[error(transparent)]
     Pretrain(#[from] pretrain::Error),
     #[error(transparent)]
+    Dependencies(#[from] dependencies::Error),
+    #[error(transparent)]
     Importance(#[from] importance::Error),
     #[error(transparent)]
     Aggregate(#[from] aggregate::Error),
@@ -305,7 +310,7 @@ fn execute(step: &Step, context: &Context, values: &mut Values) -> Result<Vec<Ta
             tables
         }
         Stage::Dependencies(options) => {
-            let graph = dependencies::run(options, model()?);
+            let graph = dependencies::run(options, model()?)?;
             *values = Values { graph: Some(Arc::new(graph)), scores: None, group_scores: None, ..std::mem::take(values) };
             Vec::new()
         }

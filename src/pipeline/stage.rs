@@ -68,10 +68,12 @@ macro_rules! stages {
             pub fn inputs(&self, data: Option<&Path>) -> Vec<PathBuf> { match self { $( Stage::$variant(options) => options.inputs(data) ),+ } }
             /// Mistakes that show when files and earlier stages are looked at.
             pub fn world(&self, world: &mut World) -> Vec<Fault> { match self { $( Stage::$variant(options) => options.world(world) ),+ } }
-            /// The options, every default filled in.
+            /// The options, every default filled in; one that is not given and has none is left out.
             pub fn options(&self) -> Map<String, Value> {
                 let value = match self { $( Stage::$variant(options) => serde_json::to_value(options) ),+ };
-                match value { Ok(Value::Object(map)) => map, _ => Map::new() }
+                let Ok(Value::Object(mut options)) = value else { return Map::new() };
+                options.retain(|_, value| !value.is_null());
+                options
             }
             /// The JSON Schema of each type's options.
             pub fn schemas(generator: &mut SchemaGenerator) -> Vec<(&'static str, Schema)> {
@@ -124,6 +126,7 @@ impl Step {
 }
 
 /// A stage of the unrolled list, as far as it could be read.
+#[expect(clippy::large_enum_variant, reason = "there are a few for each variant, and none is kept")]
 pub enum Listed {
     Step(Step),
     /// A stage with a mistake in it, by its type; "" if that is the mistake. Later stages may count on it.

@@ -16,7 +16,6 @@ use crate::model::groups::{DependencyGraph, Group};
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// How the members of a group are reduced. Default `sum`; magnitudes under `compat = "reference"`: `mean`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub with: Option<Reduction>,
     /// Whether members are reduced per channel or per unit. Default `channel`.
     pub level: Level,
@@ -63,7 +62,8 @@ impl Options {
         Vec::new()
     }
 
-    pub fn world(&self, _: &mut World) -> Vec<Fault> {
+    pub fn world(&self, world: &mut World) -> Vec<Fault> {
+        world.holds_weights(1);
         Vec::new()
     }
 }
@@ -103,6 +103,7 @@ pub fn run(
     let groups = groups
         .map(|(group, members)| units(group, members, with, options.level, scores, group.unit_width(model)))
         .collect::<Result<Vec<_>, _>>()?;
+    tracing::info!(?with, groups = groups.len(), "aggregated");
     let rows = graph.groups.iter().zip(&groups).flat_map(|(group, units)| {
         units.iter().enumerate().map(|(unit, &score)| Row {
             layer: group.layer as u32,

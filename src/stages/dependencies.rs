@@ -42,49 +42,69 @@ impl Options {
     }
 
     pub fn faults(&self) -> Vec<Fault> {
-        [("attention_layers", self.attention_layers), ("mlp_layers", self.mlp_layers)]
-            .into_iter()
-            .filter_map(|(key, range)| {
-                let [start, end] = range?;
-                (start > end).then(|| {
-                    Fault::new(
-                        key,
-                        format!("the layer range [{start}, {end}] ends before it starts"),
-                        "a range is `[start, end]`, 0-based, the end not included",
-                    )
-                })
-            })
-            .collect()
+        let mut faults = Vec::new();
+        for (key, [start, end]) in self.ranges() {
+            if start > end {
+                faults.push(Fault::new(
+                    key,
+                    format!("the layer range [{start}, {end}] ends before it starts"),
+                    "a range is `[start, end]`, 0-based, the end not included",
+                ));
+            }
+            if self.grouping != Grouping::Block {
+                faults.push(Fault::new(
+                    key,
+                    "only block groups have a range of layers: the other groups span the model",
+                    "remove the line, or write grouping = \"block\"",
+                ));
+            }
+        }
+        let is_empty = |range: Option<[usize; 2]>| range.is_some_and(|[start, end]| start == end);
+        if is_empty(self.attention_layers) && is_empty(self.mlp_layers) {
+            faults.push(Fault::new("mlp_layers", "no layer takes part: both ranges are empty", "give one of them a layer"));
+        }
+        faults
     }
 
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
-        let Some(model) = &world.model else { return Vec::new() };
-        [("attention_layers", self.attention_layers), ("mlp_layers", self.mlp_layers)]
-            .into_iter()
-            .filter_map(|(key, range)| {
-                let [start, end] = range?;
-                (end > model.layers).then(|| {
-                    Fault::new(
-                        key,
-                        format!("the layer range [{start}, {end}] reaches beyond the model's {} layers", model.layers),
-                        format!("the last range that fits is [{start}, {}]", model.layers),
-                    )
-                })
+        world.holds_weights(1);
+        let Some(layers) = world.model.as_ref().map(|model| model.layers) else { return Vec::new() };
+        self.ranges()
+            .filter(|(_, [_, end])| *end > layers)
+            .map(|(key, [start, end])| {
+                let message = format!("the layer range [{start}, {end}] reaches beyond the model's {layers} layers");
+                Fault::new(key, message, format!("the last range that fits is [{}, {layers}]", start.min(layers - 1)))
             })
             .collect()
     }
+
+    /// The ranges that are given, by their option.
+    fn ranges(&self) -> impl Iterator<Item = (&'static str, [usize; 2])> {
+        let given = [("attention_layers", self.attention_layers), ("mlp_layers", self.mlp_layers)];
+        given.into_iter().filter_map(|(key, range)| Some((key, range?)))
+    }
+}
+
+/// No groups could be found.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the layer range [{start}, {end}] reaches beyond the model's {layers} layers")]
+    Range { start: usize, end: usize, layers: usize },
 }
 
 /// Finds the groups of a model.
-pub fn run(options: &Options, model: &Model) -> DependencyGraph {
-    let layers =
-        |range: Option<[usize; 2]>| range.map_or(0..model.blocks.len(), |[start, end]| start..end.min(model.blocks.len()));
-    let (attention, mlp) = (layers(options.attention_layers), layers(options.mlp_layers));
+pub fn run(options: &Options, model: &Model) -> Result<DependencyGraph, Error> {
+    let layers = model.blocks.len();
+    if let Some((_, [start, end])) = options.ranges().find(|(_, [_, end])| *end > layers) {
+        return Err(Error::Range { start, end, layers });
+    }
+    let range = |given: Option<[usize; 2]>| given.map_or(0..layers, |[start, end]| start..end);
+    let (attention, mlp) = (range(options.attention_layers), range(options.mlp_layers));
     let groups = match options.grouping {
         Grouping::Channel => vec![groups::of_hidden(model)],
         Grouping::Layer => vec![groups::of_layers(model)],
         // The reference's order: ascending layers, attention before MLP.
-        Grouping::Block => (0..model.blocks.len())
+        Grouping::Block => (0..layers)
             .flat_map(|layer| {
                 let attention = attention.contains(&layer).then(|| groups::of_layer(model, Space::Heads, layer));
                 let mlp = mlp.contains(&layer).then(|| groups::of_layer(model, Space::Mlp, layer));
@@ -93,5 +113,5 @@ pub fn run(options: &Options, model: &Model) -> DependencyGraph {
             .collect(),
     };
     tracing::info!(groups = groups.len(), units = groups.iter().map(|g| g.units).sum::<usize>(), "groups found");
-    DependencyGraph { groups }
+    Ok(DependencyGraph { groups })
 }

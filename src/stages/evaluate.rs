@@ -22,10 +22,8 @@ pub struct Options {
     /// Tasks by name (`boolq`, `tiny_piqa`, …) or by the path of a task file.
     pub tasks: Vec<String>,
     /// Only the first so many rows of each task, at least 1. Default: all.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
     /// Tokens of the longest request, at least 1; the left of a longer one is cut away. Default: the model's positions.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_length: Option<usize>,
     /// How requests are put together and scored. Default `harness`.
     pub protocol: Protocol,
@@ -74,15 +72,17 @@ impl Options {
     }
 
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
+        world.holds_weights(1);
+        world.walks(0, self.window.unwrap_or(DEFAULT_WINDOW));
         let mut faults = Vec::new();
-        for name in &self.tasks {
+        for (i, name) in self.tasks.iter().enumerate() {
             let found = Task::find(name, world.data.as_deref()).map_err(|e| e.to_string());
             let readable = found.and_then(|task| task.rows_file().map_or(Ok(()), |rows| world.readable(rows)));
             let help = || format!("tasks: {}; or the path of a task file", Task::built_in().collect::<Vec<_>>().join(", "));
-            faults.extend(readable.err().map(|message| Fault::new("tasks", message, help())));
+            faults.extend(readable.err().map(|message| Fault::new(format!("tasks[{i}]"), message, help())));
         }
-        for corpus in &self.corpora {
-            faults.extend(world.corpus("corpora", &CorpusSource::whole(corpus.as_ref())));
+        for (i, corpus) in self.corpora.iter().enumerate() {
+            faults.extend(world.corpus(&format!("corpora[{i}]"), &CorpusSource::whole(corpus.as_ref())));
         }
         if let Some(model) = &world.model {
             if !model.has_tokenizer && !self.tasks.is_empty() {
@@ -160,8 +160,6 @@ pub enum Error {
     TooLong { task: String, doc: u64, tokens: usize, limit: usize },
     #[error("{what}: the result is {value}, the model is broken")]
     NotFinite { what: String, value: f64 },
-    #[error("`{}` has too few tokens: not one prediction", .0.display())]
-    NothingToPredict(PathBuf),
 }
 
 /// Measures tasks, then corpora.
@@ -176,9 +174,8 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Ta
     for corpus in &options.corpora {
         rows.push(perplexity::measure(Path::new(corpus), options.window.unwrap_or(DEFAULT_WINDOW), context, model)?);
     }
-    for row in &rows {
-        tracing::info!(task = row.task, metric = row.metric, value = row.value, n = row.n, "evaluated");
-    }
+    let values: Vec<String> = rows.iter().map(|row| format!("{} {} {:.4}", row.task, row.metric, row.value)).collect();
+    tracing::info!("evaluated: {}", values.join(", "));
     let mut tables = vec![Table::of("evaluate", &rows)?];
     if !options.tasks.is_empty() {
         tables.push(Table::of("evaluate_samples", &samples)?);

@@ -52,9 +52,9 @@ impl Options {
         if self.formats.is_empty() {
             faults.push(Fault::new("formats", "nothing to export", "name at least one of `hf`, `plan`"));
         }
-        for reserved in self.formats.iter().filter(|f| matches!(f, Format::Gguf | Format::Peft)) {
+        for (i, reserved) in self.formats.iter().enumerate().filter(|(_, f)| matches!(f, Format::Gguf | Format::Peft)) {
             faults.push(Fault::new(
-                "formats",
+                format!("formats[{i}]"),
                 format!("`{reserved:?}` is reserved and not written yet").to_lowercase(),
                 "the formats are `hf` and `plan`",
             ));
@@ -62,7 +62,11 @@ impl Options {
         faults
     }
 
-    pub fn world(&self, _: &mut World) -> Vec<Fault> {
+    pub fn world(&self, world: &mut World) -> Vec<Fault> {
+        world.holds_weights(1);
+        if self.formats.contains(&Format::Hf) {
+            world.estimate.disk = world.estimate.memory;
+        }
         Vec::new()
     }
 }
@@ -85,6 +89,7 @@ pub fn run(options: &Options, context: &Context, model: &Model, plan: Option<&Pr
             Format::Gguf | Format::Peft => {} // refused by the check
         }
     }
+    tracing::info!(formats = ?options.formats, "exported");
     Ok(())
 }
 
@@ -130,7 +135,7 @@ fn config_json(model: &Model) -> Map<String, Value> {
     let common = (widest(|w| w.0), widest(|w| w.1), widest(|w| w.2));
     let uniform = widths.iter().all(|w| *w == common);
     // LlamaConfig wants the width to be a multiple of the heads; Mistral, the same without a sliding window, does not.
-    let is_llama = config.hidden % common.0 == 0;
+    let is_llama = config.hidden.is_multiple_of(common.0);
     let rope = match config.rope.scaling {
         RopeScaling::None => Value::Null,
         RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),

@@ -32,13 +32,10 @@ pub struct Options {
     pub fisher: Fisher,
     /// Calibration data: a text file, JSONL with a text field, or JSONL rows of token ids. `taylor`, `wifv` and `wanda`
     /// need it, the other methods look at no data.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub corpus: Option<String>,
     /// What separates the documents of a text file. Default: the file is one document.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub separator: Option<String>,
     /// The field of a JSONL row that holds its text. Default `text`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
     /// Which part of the corpus is read. Default `random`.
     #[serde(default)]
@@ -146,6 +143,12 @@ impl Options {
     }
 
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
+        world.holds_weights(1);
+        match self.method {
+            Method::Taylor => world.walks(self.samples, self.length),
+            Method::Wifv | Method::Wanda => world.walks(world.threads, self.length),
+            Method::Random | Method::L1 | Method::L2 | Method::First => {}
+        }
         self.source().map(|source| world.corpus("corpus", &source)).unwrap_or_default()
     }
 }
@@ -199,6 +202,7 @@ pub fn run(options: &Options, context: &Context, model: &Model, graph: &Dependen
         compat: options.compat,
     };
     let table = Table::of("importance", &rows(graph, &scores))?;
+    tracing::info!(method = ?options.method, channels = table.rows.num_rows(), "scored");
     Ok((scores, vec![table]))
 }
 
@@ -217,7 +221,9 @@ fn calibration(options: &Options, context: &Context, model: &Model) -> Result<Ve
         )?,
         Sample::File => corpus::rows(&source, tokenizer, vocab)?.into_iter().take(options.samples).collect(),
     };
-    Ok(rows.into_iter().map(|row| Sequence::new(row.ids, &row.counts)).collect())
+    let sequences = rows.into_iter().map(|row| Sequence::new(row.ids, &row.counts));
+    let sequences: Vec<Sequence> = sequences.filter(|sequence| !sequence.targets.is_empty()).collect();
+    if sequences.is_empty() { Err(CorpusError::NothingToPredict(source.path).into()) } else { Ok(sequences) }
 }
 
 fn rows(graph: &DependencyGraph, scores: &Scores) -> Vec<Row> {

@@ -59,6 +59,7 @@ impl Options {
         match world.header(Path::new(&self.model)) {
             Ok(header) => {
                 world.model = Some(header);
+                world.holds_weights(1);
                 Vec::new()
             }
             Err(message) => vec![Fault::new(

@@ -20,4 +20,4 @@ mod context;
 mod world;
 
 pub use context::{Context, Interrupted};
-pub use world::{Fault, World};
+pub use world::{Estimate, Fault, World};

@@ -1,9 +1,6 @@
 //! `pretrain`: text → a small LLaMA trained from scratch, with a tokenizer of its own.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-
-use rand::{Rng, RngExt};
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
@@ -15,14 +12,13 @@ use crate::data::corpus::{self, CorpusError, CorpusSource, Row as Tokens};
 use crate::data::feed::Feed;
 use crate::metrics::{MetricsError, Table};
 use crate::model::blocks::Lens;
-use crate::model::config::{Config, Rope, RopeScaling};
 use crate::model::tokenizer::{Tokenizer, TokenizerError};
 use crate::model::walk::{self, Sequence, Visitor};
 use crate::model::wiring::{Part, Place};
-use crate::model::{Block, Model};
+use crate::model::{Model, ModelHeader};
 use crate::ops::Slot;
-use crate::random::Seed;
-use crate::tensor::Weight;
+
+mod initial;
 
 /// Trains a LLaMA from scratch on text.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -31,10 +27,8 @@ pub struct Options {
     /// Training text: a text file, or JSONL with a text field.
     pub corpus: String,
     /// What separates the documents of a text file. Default: the file is one document.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub separator: Option<String>,
     /// The field of a JSONL row that holds its text. Default `text`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
     /// Entries of the byte-level BPE vocabulary that is learned from the corpus, at least 259. Default 512.
     #[serde(default = "vocabulary")]
@@ -49,11 +43,12 @@ pub struct Options {
     #[serde(default = "heads")]
     pub heads: usize,
     /// Key/value heads; divides `heads`. Default: as many as query heads.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_heads: Option<usize>,
     /// Width of a head, even. Default: hidden / heads.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub head_dim: Option<usize>,
+    /// Base of the rotary frequencies, above 1. Short texts are read better with a small one. Default 10000.
+    #[serde(default = "rope_theta")]
+    pub rope_theta: f64,
     /// Width of the MLP. Default 344.
     #[serde(default = "mlp")]
     pub mlp: usize,
@@ -89,6 +84,9 @@ fn blocks() -> usize {
 fn heads() -> usize {
     8
 }
+fn rope_theta() -> f64 {
+    10_000.0
+}
 fn mlp() -> usize {
     344
 }
@@ -119,6 +117,11 @@ impl Options {
         vec![PathBuf::from(&self.corpus)]
     }
 
+    /// Longest sequence that the model is made for.
+    fn positions(&self) -> usize {
+        self.length.max(512)
+    }
+
     /// Key/value heads and the width of a head, with their defaults.
     fn attention(&self) -> (usize, usize) {
         (self.kv_heads.unwrap_or(self.heads), self.head_dim.unwrap_or(self.hidden / self.heads.max(1)))
@@ -141,7 +144,7 @@ impl Options {
             }
         }
         let (kv_heads, head_dim) = self.attention();
-        if kv_heads > 0 && self.heads % kv_heads != 0 {
+        if kv_heads > 0 && !self.heads.is_multiple_of(kv_heads) {
             faults.push(Fault::new(
                 "kv_heads",
                 format!("{} query heads cannot share {kv_heads} key/value heads evenly", self.heads),
@@ -168,6 +171,13 @@ impl Options {
         if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
             faults.push(Fault::new("learning_rate", format!("{} is not a positive number", self.learning_rate), ""));
         }
+        if !(self.rope_theta > 1.0 && self.rope_theta.is_finite()) {
+            faults.push(Fault::new(
+                "rope_theta",
+                format!("{} is not a base above 1", self.rope_theta),
+                "the usual number is 10000",
+            ));
+        }
         if !(0.0..1.0).contains(&self.weight_decay) {
             faults.push(Fault::new(
                 "weight_decay",
@@ -179,6 +189,19 @@ impl Options {
     }
 
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
+        let (kv_heads, head_dim) = self.attention();
+        let block = self.hidden * (2 * head_dim * (self.heads + kv_heads) + 3 * self.mlp + 2);
+        world.model = Some(ModelHeader {
+            layers: self.blocks,
+            hidden: self.hidden,
+            vocab: self.vocabulary,
+            max_positions: self.positions(),
+            parameters: (self.vocabulary * self.hidden + self.blocks * block + self.hidden) as u64,
+            has_tokenizer: true,
+        });
+        // weights, gradients and two moments
+        world.holds_weights(4);
+        world.walks(self.batch, self.length);
         world.corpus("corpus", &self.source())
     }
 }
@@ -209,8 +232,6 @@ pub enum Error {
     Metrics(#[from] MetricsError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
-    #[error("no document of the corpus has a token to predict")]
-    NothingToPredict,
     #[error("the loss of update {update} is {loss}: training has diverged; lower `learning_rate`, or lengthen `warmup`")]
     NotFinite { update: usize, loss: f64 },
 }
@@ -230,10 +251,11 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
         let ids = tokenizer.encode(document, true)?;
         rows.extend(ids.chunks(options.length).map(|ids| Tokens { ids: ids.to_vec(), counts: vec![true; ids.len()] }));
     }
-    let mut model = initial(options, tokenizer, context.seed.derive("weights"));
+    let mut model = initial::model(options, tokenizer, context.seed.derive("weights"));
     let tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
-    tracing::info!(tokens, rows = rows.len(), vocabulary = model.config.vocab, parameters = model.parameters(), "pretraining");
-    let mut feed = Feed::new(rows, Some((options.length, context.seed.derive("rows")))).ok_or(Error::NothingToPredict)?;
+    tracing::debug!(tokens, rows = rows.len(), vocabulary = model.config.vocab, "corpus");
+    let mut feed = Feed::new(rows, Some((options.length, context.seed.derive("rows"))))
+        .ok_or_else(|| CorpusError::NothingToPredict((&options.corpus).into()))?;
 
     let mut moments: BTreeMap<Place, Moments> =
         model.places().into_iter().map(|place| (place, Moments::new(model.weight(place).len()))).collect();
@@ -263,57 +285,8 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
         bar.note(format_args!("loss {:.4}", loss.mean));
         bar.step();
     }
+    tracing::info!(parameters = model.parameters(), loss = table.last().map(|row| row.loss), "pretrained");
     Ok((model, vec![Table::of("pretrain", &table)?]))
-}
-
-/// Normal weights with a deviation of 1/√inputs, those that write to the residual stream scaled down by √(2·blocks)
-/// (GPT-2); norms of one; the head is the embedding.
-fn initial(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Model {
-    let ((kv_heads, head_dim), hidden) = (options.attention(), options.hidden);
-    let vocab = tokenizer.vocabulary();
-    let mut stream = seed.stream();
-    let mut normal = |rows: usize, cols: usize, deviation: f32| {
-        Weight::new((0..rows * cols).map(|_| deviation * gaussian(&mut stream)).collect(), rows, cols)
-    };
-    // 1/√inputs: small models stand still from GPT-2's 0.02, which is the same at a width of 2500
-    let fan_in = |inputs: usize| 1.0 / (inputs as f32).sqrt();
-    let (wide, out) = (fan_in(hidden), 1.0 / (2.0 * options.blocks as f32).sqrt());
-    let embedding = normal(vocab, hidden, 0.5 * wide);
-    let ones = || Weight::new(vec![1.0; hidden], 1, hidden);
-    let (queries, keys) = (options.heads * head_dim, kv_heads * head_dim);
-    let blocks = (0..options.blocks)
-        .map(|_| {
-            Block::new([
-                ones(),
-                normal(queries, hidden, wide),
-                normal(keys, hidden, wide),
-                normal(keys, hidden, wide),
-                normal(hidden, queries, out * fan_in(queries)),
-                ones(),
-                normal(options.mlp, hidden, wide),
-                normal(options.mlp, hidden, wide),
-                normal(hidden, options.mlp, out * fan_in(options.mlp)),
-            ])
-        })
-        .collect();
-    let config = Config {
-        hidden,
-        layers: options.blocks,
-        head_dim,
-        vocab,
-        max_positions: options.length.max(512),
-        norm_epsilon: 1e-5,
-        tied: true,
-        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
-        raw: serde_json::Map::new(),
-    };
-    Model { config, embedding, blocks, norm: ones(), head: None, tokenizer: Some(Arc::new(tokenizer)) }
-}
-
-/// A standard normal number (Box and Muller 1958).
-fn gaussian(stream: &mut impl Rng) -> f32 {
-    let (u, v): (f64, f64) = (1.0 - stream.random::<f64>(), stream.random());
-    ((-2.0 * u.ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos()) as f32
 }
 
 /// Adds up the gradient of every weight; a tied head's goes to the embedding.

@@ -67,7 +67,8 @@ impl Options {
         faults
     }
 
-    pub fn world(&self, _: &mut World) -> Vec<Fault> {
+    pub fn world(&self, world: &mut World) -> Vec<Fault> {
+        world.holds_weights(2);
         Vec::new()
     }
 }
@@ -147,7 +148,7 @@ pub fn run(
         (Some(Schedule { time: 2.., .. }), Some(initial)) => initial.to_vec(),
         _ => graph.groups.iter().map(|group| group.units).collect(),
     };
-    let share = schedule.map_or(options.ratio, |s| options.ratio * f64::from(s.time) / f64::from(s.times));
+    let share = decide::share(options.ratio, schedule);
     let removed = match options.scope {
         Scope::Local => decide::local(options, share, model, graph, scores, &initial),
         Scope::Global => decide::global(options, share, graph, scores, &initial),

@@ -1,7 +1,6 @@
 //! `recover`: Model and text → LoRA adapters (Hu et al. 2021; LLM-Pruner, equation 6), merged into the Model that follows.
 
 use std::collections::BTreeMap;
-
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
@@ -25,10 +24,8 @@ pub struct Options {
     /// Training data: a text file, JSONL with a text field, or JSONL rows of token ids (with `labels` for a loss mask).
     pub corpus: String,
     /// What separates the documents of a text file. Default: the file is one document.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub separator: Option<String>,
     /// The field of a JSONL row that holds its text. Default `text`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
     /// `random`: documents in an order shuffled anew for every pass, each cut to a random window of `length` tokens;
     /// `file`: rows whole, in file order. Default `random`.
@@ -59,7 +56,6 @@ pub struct Options {
     #[serde(default = "sixty_four")]
     pub batch: usize,
     /// Rows whose activations are held at once: an update accumulates over batch / micro_batch of them. Default: batch.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<usize>,
     /// How long: `{ updates = 60 }` or `{ epochs = 2 }`.
     pub duration: Duration,
@@ -67,7 +63,6 @@ pub struct Options {
     #[serde(default = "one")]
     pub clip: f64,
     /// Adapters to start from: safetensors in PEFT's layout. Default: A drawn uniformly (Kaiming, a = √5), B zero.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<String>,
 }
 
@@ -171,6 +166,8 @@ impl Options {
     }
 
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
+        world.holds_weights(2);
+        world.walks(self.micro_batch.unwrap_or(self.batch), self.length);
         let mut faults = world.corpus("corpus", &self.source());
         if let Some(init) = &self.init
             && let Err(message) = world.readable(init.as_ref())
@@ -213,8 +210,6 @@ pub enum Error {
     NotFinite { update: usize, loss: f64 },
     #[error("the adapter is still zero after update {update} with a learning rate of {rate}: it would change nothing")]
     StillZero { update: usize, rate: f64 },
-    #[error("no row of the corpus has a token to predict")]
-    NothingToPredict,
 }
 
 /// Trains adapters, saves them as `adapter/` in PEFT's layout, and hands on the model with them merged.
@@ -226,7 +221,7 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model
     };
     let rows = corpus::rows(&options.source(), model.tokenizer.as_deref(), model.config.vocab)?;
     let random = (options.sample == Sample::Random).then(|| (options.length, context.seed.derive("rows")));
-    let mut feed = Feed::new(rows, random).ok_or(Error::NothingToPredict)?;
+    let mut feed = Feed::new(rows, random).ok_or_else(|| CorpusError::NothingToPredict((&options.corpus).into()))?;
     let updates = match options.duration {
         Duration::Updates(updates) => updates,
         Duration::Epochs(epochs) => (feed.rows() * epochs).div_ceil(options.batch),
@@ -268,14 +263,11 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model
     Ok((merged, adapter, vec![Table::of("recover", &table)?]))
 }
 
+/// The gradients of A and of B beside each matrix.
+type Gradients = BTreeMap<(usize, Part), (Vec<f32>, Vec<f32>)>;
+
 /// The mean loss of a batch and the gradients of every factor, a micro-batch at a time.
-fn gradients(
-    model: &Model,
-    adapter: &Adapter,
-    batch: &[Sequence],
-    micro: usize,
-    dropout: (f64, Seed),
-) -> (f64, BTreeMap<(usize, Part), (Vec<f32>, Vec<f32>)>) {
+fn gradients(model: &Model, adapter: &Adapter, batch: &[Sequence], micro: usize, dropout: (f64, Seed)) -> (f64, Gradients) {
     let total: usize = batch.iter().map(|s| s.targets.len()).sum();
     let lowest = adapter.factors.keys().map(|(layer, _)| *layer).min().unwrap_or(0);
     let mut sums = Sums { adapter, dropout, first: 0, share: 1.0, sums: BTreeMap::new() };
@@ -298,7 +290,7 @@ struct Sums<'a> {
     /// Number, in the update, of the micro-batch's first sequence, and the micro-batch's share of all targets.
     first: usize,
     share: f32,
-    sums: BTreeMap<(usize, Part), (Vec<f32>, Vec<f32>)>,
+    sums: Gradients,
 }
 
 impl<'a> Visitor for Sums<'a> {

@@ -31,8 +31,21 @@ pub struct World {
     pub data: Option<PathBuf>,
     /// The model that the stages so far will hand on, read from its headers alone. None: not known yet.
     pub model: Option<ModelHeader>,
+    /// Sequences that are worked on at once.
+    pub threads: usize,
+    /// What the stage at hand will need; the stage says it.
+    pub estimate: Estimate,
     /// What was found so far.
     pub memory: Memory,
+}
+
+/// What a stage will need at most, in bytes, as far as headers tell: the model as it was before pruning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Estimate {
+    /// Weights, kept block inputs, and what is at work.
+    pub memory: u64,
+    /// What it leaves in the results, tables not counted.
+    pub disk: u64,
 }
 
 /// Answers of the world, remembered, so that five hundred variants open each file once.
@@ -68,6 +81,22 @@ impl World {
             return vec![Fault::new(key, message, "put the tokenizer beside the model, or give JSONL rows of token ids")];
         }
         Vec::new()
+    }
+
+    /// The stage holds so many copies of the model's weights.
+    pub fn holds_weights(&mut self, copies: u64) {
+        self.estimate.memory += copies * self.model.as_ref().map_or(0, |model| 4 * model.parameters);
+    }
+
+    /// The stage walks so many sequences of so many tokens backward: it keeps the input of every block, and on every
+    /// thread a block's activations and gradients, and the logits.
+    pub fn walks(&mut self, sequences: usize, length: usize) {
+        let Some(model) = &self.model else { return };
+        let [sequences, length, hidden, layers, vocab, threads] =
+            [sequences, length, model.hidden, model.layers, model.vocab, self.threads].map(|n| n as u64);
+        let kept = sequences * length * hidden * (layers + 1);
+        let at_work = threads * (2 * model.parameters / layers + length * (vocab * 3 + hidden * 24));
+        self.estimate.memory += 4 * (kept + at_work);
     }
 
     /// The header of a model folder; the answer is remembered.

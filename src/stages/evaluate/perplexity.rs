@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::{Error, Row};
-use crate::data::corpus::{self, CorpusSource};
+use crate::data::corpus::{self, CorpusError, CorpusSource};
 use crate::model::Model;
 use crate::model::walk::{self, Sequence};
 use crate::stages::Context;
@@ -37,7 +37,7 @@ pub fn measure(path: &Path, window: usize, context: &Context, model: &Model) -> 
         chunk.iter().for_each(|_| bar.step());
     }
     if n == 0 {
-        return Err(Error::NothingToPredict(path.to_owned()));
+        return Err(CorpusError::NothingToPredict(path.to_owned()).into());
     }
     let value = (nll / n as f64).exp();
     if !value.is_finite() {

@@ -27,10 +27,13 @@ struct Moments {
     squares: Vec<f64>,
 }
 
+/// The moments of every matrix's inputs.
+type Seen = BTreeMap<(usize, Part), Moments>;
+
 /// Looks at what goes into each matrix of a block.
 struct Watching<'a> {
     layer: usize,
-    seen: &'a RefCell<BTreeMap<(usize, Part), Moments>>,
+    seen: &'a RefCell<Seen>,
 }
 
 impl Lens for Watching<'_> {
@@ -81,11 +84,11 @@ pub fn scores(
 }
 
 /// The moments of every matrix's inputs over all sequences, added in their order, and the number of tokens.
-fn watch(context: &Context, model: &Model, sequences: &[Sequence]) -> Result<(BTreeMap<(usize, Part), Moments>, f64), Error> {
-    let mut all: BTreeMap<(usize, Part), Moments> = BTreeMap::new();
+fn watch(context: &Context, model: &Model, sequences: &[Sequence]) -> Result<(Seen, f64), Error> {
+    let mut all = Seen::new();
     let rotary = model.rotary(sequences.iter().map(|s| s.ids.len()).max().unwrap_or(0));
     let bar = context.progress.bar("importance", sequences.len() as u64);
-    for wave in sequences.chunks(sequences_at_once()) {
+    for wave in sequences.chunks(sequences_at_once(0)) {
         context.go_on()?;
         let seen = for_each_sequence(wave, |_, sequence| {
             let seen = RefCell::new(BTreeMap::new());

@@ -61,7 +61,7 @@ pub fn scores(
     if !loss.mean.is_finite() {
         return Err(Error::NotFinite(loss.mean));
     }
-    tracing::info!(samples = sequences.len(), loss = loss.mean, "calibration");
+    tracing::debug!(samples = sequences.len(), loss = loss.mean, "calibration");
     Ok(reducer.finish())
 }
 

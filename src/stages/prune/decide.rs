@@ -1,6 +1,6 @@
 //! Which units go (LLM-Pruner, section 3.3; the reference's rule of counting, `int()` and all, in double precision).
 
-use super::{Compat, Options};
+use super::{Compat, Options, Schedule};
 use crate::model::Model;
 use crate::model::groups::{DependencyGraph, Group, Kind};
 use crate::stages::products::GroupScores;
@@ -30,9 +30,14 @@ pub fn local(
         .collect()
 }
 
+/// The share that is gone after this time, reached linearly.
+pub fn share(ratio: f64, schedule: Option<Schedule>) -> f64 {
+    schedule.map_or(ratio, |s| f64::from(s.time) / f64::from(s.times) * ratio).min(1.0)
+}
+
 /// n = current − int(initial · (1 − share)) channels, of which whole units of `width` channels go.
 fn units_to_remove(units: usize, initial: usize, width: usize, share: f64) -> usize {
-    let stay = ((initial * width) as f64 * (1.0 - share.min(1.0))) as usize;
+    let stay = ((initial * width) as f64 * (1.0 - share)) as usize;
     (units * width).saturating_sub(stay) / width
 }
 
@@ -160,6 +165,24 @@ mod tests {
         assert_eq!([channels(0.25), channels(0.2), channels(0.6)], [2752, 2202, 6605]);
         // double precision: 100 · (1 − 0.8) is 19.999…, truncated
         assert_eq!(units_to_remove(100, 100, 1, 0.8), 81);
+    }
+
+    #[test]
+    fn counts_equal_the_references_in_double_precision() {
+        let rows: serde_json::Value = serde_json::from_str(include_str!("../../../tests/golden/counts.json")).expect("JSON");
+        let mut compared = 0;
+        for row in rows.as_array().expect("a list") {
+            let number = |of: &serde_json::Value, key: &str| of[key].as_u64().expect(key) as usize;
+            let (initial, width, times) = (number(row, "init"), number(row, "unit"), number(row, "iterative_steps") as u32);
+            for step in row["steps"].as_array().expect("a list") {
+                let schedule = Schedule { time: number(step, "t") as u32, times };
+                let share = share(row["ratio"].as_f64().expect("a ratio"), Some(schedule));
+                let removed = units_to_remove(number(step, "current") / width, initial / width, width, share);
+                assert_eq!(removed, number(step, "units_removed"), "{row} {step}");
+                compared += 1;
+            }
+        }
+        assert!(compared > 500, "{compared}");
     }
 
     #[test]

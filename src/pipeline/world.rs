@@ -1,0 +1,99 @@
+//! The world pass of the check: files, headers, folders, device, and whether memory and disk are large enough.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use super::plan::{Node, Variant, size};
+use super::problem::{Problem, Sources};
+use super::settings::{Device, RunSettings};
+use super::stage::Step;
+use crate::stages::{Estimate, Fault, World};
+
+/// Looks once at every beginning that variants share, and leaves each node's estimate.
+pub fn look(
+    variants: &[Variant],
+    nodes: &mut [Node],
+    run: &RunSettings,
+    span: &Range<usize>,
+    sources: &Sources,
+    problems: &mut Vec<Problem>,
+) {
+    let mut refuse = |message: String, help: &str| problems.push(sources.problem(span.clone(), message, help));
+    match (run.device, cfg!(feature = "cuda")) {
+        (Device::Cuda, false) => {
+            refuse("this program was built for the CPU".into(), "build it with --features cuda, or write device = \"cpu\"")
+        }
+        (Device::Cpu, true) => {
+            refuse("this program was built for CUDA".into(), "build it without --features cuda, or write device = \"cuda\"")
+        }
+        _ => {}
+    }
+    let folder = existing(&run.results);
+    if let Err(error) = tempfile::Builder::new().prefix(".partial-").tempfile_in(folder) {
+        refuse(
+            format!("the results folder `{}` cannot be written: {error}", run.results.display()),
+            "write another folder in [run] results, or --results",
+        );
+    }
+    let mut after: BTreeMap<usize, World> = BTreeMap::new();
+    let threads = run.threads.unwrap_or_else(rayon::current_num_threads);
+    let mut shared = World { data: run.data.clone(), threads, ..World::default() };
+    for variant in variants {
+        for (i, (&node, step)) in variant.path.iter().zip(&variant.steps).enumerate() {
+            if after.contains_key(&node) {
+                continue;
+            }
+            let mut world = match i.checked_sub(1) {
+                Some(before) => after[&variant.path[before]].clone(),
+                None => World { data: shared.data.clone(), threads, ..World::default() },
+            };
+            world.estimate = Estimate::default();
+            // What was read once is not read again, whichever variant asked.
+            std::mem::swap(&mut world.memory, &mut shared.memory);
+            let faults = step.stage.world(&mut world);
+            problems.extend(faults.into_iter().map(|fault| located(step, fault, sources)));
+            std::mem::swap(&mut world.memory, &mut shared.memory);
+            nodes[node].estimate = Some(world.estimate);
+            after.insert(node, world);
+        }
+    }
+    room(nodes, folder, sources, problems);
+}
+
+/// Whether what will be needed is there.
+fn room(nodes: &[Node], results: &Path, sources: &Sources, problems: &mut Vec<Problem>) {
+    let estimated = || nodes.iter().filter_map(|node| Some((node, node.estimate?)));
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let memory = system.cgroup_limits().map_or(system.total_memory(), |limits| limits.total_memory);
+    // A machine that does not tell is not held against anybody.
+    if let Some((node, needed)) = estimated().find(|(_, estimate)| memory > 0 && estimate.memory > memory) {
+        let message = format!("this needs about {} of memory, the machine has {}", size(needed.memory), size(memory));
+        problems.push(sources.problem(node.step.span.clone(), message, "take a smaller model, fewer samples, or shorter ones"));
+    }
+    let disk: u64 = estimated().map(|(_, estimate)| estimate.disk).sum();
+    if let Ok(free) = fs4::available_space(results)
+        && disk > free
+        && let Some((node, _)) = estimated().find(|(_, estimate)| estimate.disk > 0)
+    {
+        let message = format!("all exports take about {}, and the results folder has room for {}", size(disk), size(free));
+        problems.push(sources.problem(
+            node.step.span.clone(),
+            message,
+            "write results to a larger disk, or export fewer variants",
+        ));
+    }
+}
+
+/// A fault of a decoded step: at the value of its key, else at the stage.
+fn located(step: &Step, fault: Fault, sources: &Sources) -> Problem {
+    let span = step.key_spans.get(&fault.key).cloned().unwrap_or(step.span.clone());
+    sources.problem(span, fault.message, fault.help)
+}
+
+/// The folder, or the nearest one above it that exists.
+fn existing(folder: &Path) -> &Path {
+    let nearest = folder.ancestors().find(|f| f.exists()).unwrap_or(Path::new("."));
+    if nearest.as_os_str().is_empty() { Path::new(".") } else { nearest }
+}

@@ -1,0 +1,62 @@
+//! The model before training: random weights in the shape that the options ask for.
+
+use std::sync::Arc;
+
+use rand::{Rng, RngExt};
+
+use super::Options;
+use crate::model::config::{Config, Rope, RopeScaling};
+use crate::model::tokenizer::Tokenizer;
+use crate::model::{Block, Model};
+use crate::random::Seed;
+use crate::tensor::Weight;
+
+/// Normal weights with a deviation of 1/√inputs, those that write to the residual stream scaled down by √(2·blocks)
+/// (GPT-2); norms of one; the head is the embedding.
+pub fn model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Model {
+    let ((kv_heads, head_dim), hidden) = (options.attention(), options.hidden);
+    let vocab = tokenizer.vocabulary();
+    let mut stream = seed.stream();
+    let mut normal = |rows: usize, cols: usize, deviation: f32| {
+        Weight::new((0..rows * cols).map(|_| deviation * gaussian(&mut stream)).collect(), rows, cols)
+    };
+    // 1/√inputs: small models stand still from GPT-2's 0.02, which is the same at a width of 2500
+    let fan_in = |inputs: usize| 1.0 / (inputs as f32).sqrt();
+    let (wide, out) = (fan_in(hidden), 1.0 / (2.0 * options.blocks as f32).sqrt());
+    let embedding = normal(vocab, hidden, 0.5 * wide);
+    let ones = || Weight::new(vec![1.0; hidden], 1, hidden);
+    let (queries, keys) = (options.heads * head_dim, kv_heads * head_dim);
+    let blocks = (0..options.blocks)
+        .map(|_| {
+            Block::new([
+                ones(),
+                normal(queries, hidden, wide),
+                normal(keys, hidden, wide),
+                normal(keys, hidden, wide),
+                normal(hidden, queries, out * fan_in(queries)),
+                ones(),
+                normal(options.mlp, hidden, wide),
+                normal(options.mlp, hidden, wide),
+                normal(hidden, options.mlp, out * fan_in(options.mlp)),
+            ])
+        })
+        .collect();
+    let config = Config {
+        hidden,
+        layers: options.blocks,
+        head_dim,
+        vocab,
+        max_positions: options.positions(),
+        norm_epsilon: 1e-5,
+        tied: true,
+        rope: Rope { theta: options.rope_theta, scaling: RopeScaling::None },
+        raw: serde_json::Map::new(),
+    };
+    Model { config, embedding, blocks, norm: ones(), head: None, tokenizer: Some(Arc::new(tokenizer)) }
+}
+
+/// A standard normal number (Box and Muller 1958).
+fn gaussian(stream: &mut impl Rng) -> f32 {
+    let (u, v): (f64, f64) = (1.0 - stream.random::<f64>(), stream.random());
+    ((-2.0 * u.ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos()) as f32
+}

@@ -1,0 +1,263 @@
+//! The program as its users call it: what it writes, how it ends, and that the same input gives the same bytes.
+
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{Float64Type, UInt64Type};
+
+use crate::support::{Sandbox, columns, table};
+
+/// The whole chain, small.
+const CHAIN: &str = r#"
+[[stage]]
+type = "load"
+model = "models/tiny"
+
+[[stage]]
+type = "evaluate"
+tasks = ["tiny_boolq", "tiny_piqa"]
+limit = 6
+corpora = ["heldout.jsonl"]
+
+[[stage]]
+type = "dependencies"
+mlp_layers = [1, 5]
+
+[[stage]]
+type = "importance"
+method = "taylor"
+corpus = "datasets/tiny_world.txt"
+separator = "\n<|endoftext|>\n"
+samples = 6
+length = 24
+
+[[stage]]
+type = "aggregate"
+
+[[stage]]
+type = "prune"
+ratio = 0.25
+
+[[stage]]
+type = "evaluate"
+tasks = ["tiny_boolq"]
+limit = 6
+
+[[stage]]
+type = "recover"
+corpus = "datasets/tiny_world.txt"
+separator = "\n<|endoftext|>\n"
+rank = 2
+batch = 5
+learning_rate = 1e-3
+duration = { updates = 3 }
+
+[[stage]]
+type = "evaluate"
+tasks = ["tiny_boolq", "tiny_piqa"]
+limit = 6
+corpora = ["heldout.jsonl"]
+
+[[stage]]
+type = "export"
+formats = ["hf", "plan"]
+"#;
+
+fn chain() -> Sandbox {
+    let sandbox = Sandbox::new();
+    let heldout = String::from_utf8(sandbox.read("datasets/tiny_world_heldout.jsonl")).unwrap();
+    let few: Vec<&str> = heldout.lines().take(8).collect();
+    sandbox.write("heldout.jsonl", few.join("\n"));
+    sandbox.write("chain.toml", CHAIN);
+    sandbox
+}
+
+/// Everything that may not differ between two runs of a variant: tables, plan, adapter and weights.
+fn outcome(sandbox: &Sandbox, variant: &str) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<String> = std::fs::read_dir(sandbox.path(variant))
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".parquet") || name == "pipeline.toml" || name == "plan.json")
+        .collect();
+    files.extend(["hf/model.safetensors", "hf/config.json", "adapter/adapter_model.safetensors"].map(str::to_owned));
+    files.sort();
+    files.into_iter().map(|file| (file.clone(), sandbox.read(&format!("{variant}/{file}")))).collect()
+}
+
+#[test]
+fn a_run_writes_what_the_contract_names() {
+    let sandbox = chain();
+    let ran = sandbox.run(&["chain.toml"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.out.contains("tiny_boolq.acc") && ran.out.contains("results: results/chain"), "{}", ran.out);
+    let variant = sandbox.variant("chain", "base-");
+    let names = |table: &str| columns(&sandbox.path(&format!("{variant}/{table}.parquet"))).join(", ");
+    let first = "variant: Utf8, step: UInt32, stage: Utf8, ";
+    for (table, named) in [
+        ("evaluate", "task: Utf8, split: Utf8, metric: Utf8, value: Float64, stderr: Float64, n: UInt64"),
+        (
+            "evaluate_samples",
+            "task: Utf8, doc: UInt64, choice: UInt32, loglikelihood: Float64, tokens: UInt32, chars: UInt32, greedy: Boolean, gold: Boolean",
+        ),
+        ("importance", "layer: UInt32, group: Utf8, member: Utf8, channel: UInt32, score: Float64"),
+        ("aggregate", "layer: UInt32, group: Utf8, unit: UInt32, score: Float64"),
+        ("prune", "layer: UInt32, group: Utf8, unit: UInt32, kept: Boolean"),
+        (
+            "prune_sizes",
+            "params_before: UInt64, params_after: UInt64, macs_before: UInt64, macs_after: UInt64, bytes_before: UInt64, bytes_after: UInt64, group_ratio: Float64, param_ratio: Float64",
+        ),
+        ("recover", "update: UInt32, loss: Float64, grad_norm: Float64, lr: Float64, tokens: UInt64"),
+    ] {
+        assert!(names(table).starts_with(&format!("{first}{named}")), "{table}: {}", names(table));
+    }
+    let rows = table(&sandbox.path(&format!("{variant}/evaluate.parquet")));
+    // two tasks and a text dense, one task pruned, the same as dense recovered
+    assert_eq!(rows.num_rows(), 4 + 1 + 4);
+    let manifest = sandbox.json(&format!("{variant}/manifest.json"));
+    assert_eq!((manifest["status"].as_str(), manifest["seed"].as_u64()), (Some("succeeded"), Some(42)));
+    assert_eq!(manifest["stages"].as_array().unwrap().len(), 10);
+    assert!(manifest["inputs"]["models/tiny/model.safetensors"].as_str().unwrap().len() == 64);
+    let log = String::from_utf8(sandbox.read(&format!("{variant}/log.jsonl"))).unwrap();
+    assert!(log.lines().count() > 20);
+    assert!(
+        log.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok_and(|event| event["level"].is_string()))
+    );
+
+    let variants = table(&sandbox.path("results/chain/variants.parquet"));
+    let number = |name: &str| variants[name].as_primitive::<Float64Type>().value(0);
+    let acc = number("tiny_boolq.acc") - number("tiny_boolq.acc.dense");
+    assert!((number("tiny_boolq.acc.delta") - acc).abs() < 1e-15);
+    assert!(number("heldout.perplexity") > 1.0 && number("param_ratio") > 0.05);
+    let params = |name: &str| variants[name].as_primitive::<UInt64Type>().value(0);
+    assert_eq!(params("bytes_after"), 4 * params("params_after"));
+    assert!(params("params_after") < params("params_before"));
+
+    let report = sandbox.run(&["report", "results"]);
+    assert_eq!(report.code, 0);
+    assert!(report.out.contains(variant.rsplit('/').next().unwrap()));
+    let records: serde_json::Value =
+        serde_json::from_str(&sandbox.run(&["report", "results/chain", "--format", "json"]).out).unwrap();
+    assert_eq!(records[0]["variants"][0]["status"], "succeeded");
+}
+
+#[test]
+fn the_same_bytes_again_alone_resolved_and_on_one_thread() {
+    let sandbox = chain();
+    sandbox.write(
+        "sweep.toml",
+        format!("{CHAIN}\n[sweep]\n\"aggregate.with\" = [\"sum\", \"max\"]\n\"prune.ratio\" = [0.25, 0.5]\n"),
+    );
+    assert_eq!(sandbox.run(&["sweep.toml"]).code, 0);
+    let variant = sandbox.variant("sweep", "max-ratio0.25");
+    let first = outcome(&sandbox, &variant);
+    assert!(first.len() >= 10, "{first:?}");
+    let id = variant.rsplit('/').next().unwrap();
+    let same = |ran: crate::support::Ran, folder: &str| {
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        let again = outcome(&sandbox, folder);
+        for ((name, before), (other, after)) in first.iter().zip(&again) {
+            // a resolved pipeline names its variant by the same hash and another beginning
+            let renamed = folder.contains("/base-") && (name.ends_with(".parquet") || name == "pipeline.toml");
+            assert!(name == other && (renamed || before == after), "{folder}: {name} differs");
+        }
+    };
+    same(sandbox.run(&["sweep.toml"]), &variant);
+    same(sandbox.run(&["sweep.toml", "--only", id, "--set", "run.threads=1"]), &variant);
+    same(sandbox.run(&["sweep.toml", "--only", id, "--results", "elsewhere"]), &variant.replace("results/", "elsewhere/"));
+    let resolved = format!("{variant}/pipeline.toml");
+    let ran = sandbox.run(&[&resolved]);
+    let alone = sandbox.variant("pipeline", "base-");
+    assert_eq!(alone.rsplit('-').next(), variant.rsplit('-').next(), "the hash of options and seed");
+    same(ran, &alone);
+}
+
+#[test]
+fn one_variants_failure_does_not_stop_the_others() {
+    let sandbox = chain();
+    sandbox.write("fails.toml", format!("{CHAIN}\n[sweep]\n\"recover.learning_rate\" = [1e38, 1e-3]\n"));
+    let ran = sandbox.run(&["fails.toml"]);
+    assert_eq!(ran.code, 1, "{}", ran.err);
+    assert!(ran.err.contains("this stage") && ran.err.contains("training has diverged"), "{}", ran.err);
+    assert!(ran.out.contains("failed: learning-rate1e38"), "{}", ran.out);
+    let variants = table(&sandbox.path("results/fails/variants.parquet"));
+    let text = |name: &str| -> Vec<Option<String>> {
+        let column = arrow::compute::cast(&variants[name], &arrow::datatypes::DataType::Utf8).unwrap();
+        column.as_string::<i32>().iter().map(|v| v.map(str::to_owned)).collect()
+    };
+    assert_eq!(text("status"), [Some("failed".to_owned()), Some("succeeded".to_owned())]);
+    assert!(text("error")[0].as_ref().unwrap().contains("lower `learning_rate`") && text("error")[1].is_none());
+    assert!(variants["tiny_boolq.acc"].is_null(0) && variants["tiny_boolq.acc"].is_valid(1));
+    // what was measured before the failure is there
+    let failed = sandbox.variant("fails", "learning-rate1e38");
+    assert!(sandbox.path(&format!("{failed}/prune.parquet")).exists());
+    assert_eq!(sandbox.json(&format!("{failed}/manifest.json"))["status"], "failed");
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interrupted_run_says_so_and_keeps_what_is_complete() {
+    let sandbox = chain();
+    let long = CHAIN.replace("duration = { updates = 3 }", "duration = { updates = 100000 }");
+    sandbox.write("long.toml", &long);
+    let mut child =
+        sandbox.command(&["long.toml"]).stderr(std::process::Stdio::null()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let folder = loop {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it was interrupted");
+        let pruned = std::fs::read_dir(sandbox.path("results/long")).into_iter().flatten().flatten();
+        if let Some(variant) = pruned.map(|entry| entry.path()).find(|path| path.join("prune_sizes.parquet").exists()) {
+            break variant;
+        }
+    };
+    let signalled = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(signalled.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let manifest = crate::support::json(&folder.join("manifest.json"));
+    assert_eq!(manifest["status"], "interrupted");
+    assert!(table(&folder.join("prune.parquet")).num_rows() > 0);
+    let partial = |folder: &std::path::Path| {
+        std::fs::read_dir(folder).unwrap().flatten().any(|e| e.file_name().to_string_lossy().starts_with(".partial-"))
+    };
+    assert!(!partial(&folder) && !partial(&sandbox.path("results/long")));
+}
+
+#[test]
+fn what_a_killed_run_left_is_removed_by_the_next() {
+    let sandbox = chain();
+    std::fs::create_dir_all(sandbox.path("results/chain/.partial-dead/hf")).unwrap();
+    sandbox.write("results/chain/.partial-table", "half");
+    assert_eq!(sandbox.run(&["chain.toml", "--set", "recover.duration.updates=1"]).code, 0);
+    assert!(!sandbox.path("results/chain/.partial-dead").exists() && !sandbox.path("results/chain/.partial-table").exists());
+}
+
+#[test]
+fn a_wrong_command_line_is_two() {
+    let sandbox = chain();
+    for arguments in [&[][..], &["nowhere.toml"], &["chain.toml", "--what"], &["report", "nowhere"], &["check"]] {
+        let ran = sandbox.run(arguments);
+        assert_eq!(ran.code, 2, "{arguments:?}: {}", ran.err);
+        assert!(ran.out.is_empty() && !ran.err.is_empty(), "{arguments:?}");
+    }
+    let ran = sandbox.run(&["chain.toml", "--only", "bass-"]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("no variant is called `bass-`") && ran.err.contains("did you mean `base-"), "{}", ran.err);
+    let help = sandbox.run(&["--help"]);
+    assert_eq!(help.code, 0);
+    insta::assert_snapshot!("help", help.out);
+}
+
+#[test]
+fn the_schema_knows_every_option() {
+    let sandbox = Sandbox::new();
+    let schema: serde_json::Value = serde_json::from_str(&sandbox.run(&["schema"]).out).unwrap();
+    let stages = schema["properties"]["stage"]["items"]["oneOf"].as_array().unwrap();
+    let tags: Vec<&str> = stages.iter().map(|stage| stage["properties"]["type"]["const"].as_str().unwrap()).collect();
+    assert_eq!(
+        tags,
+        ["load", "pretrain", "dependencies", "importance", "aggregate", "prune", "recover", "evaluate", "export", "repeat"]
+    );
+    for stage in stages {
+        for (option, described) in stage["properties"].as_object().unwrap().iter().filter(|(name, _)| *name != "type") {
+            assert!(described["description"].is_string(), "{} {option} is not described", stage["properties"]["type"]);
+        }
+    }
+}

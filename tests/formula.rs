@@ -1,0 +1,190 @@
+//! LLM-Pruner's own scores and selections on models that a formula fills: numbers that always run.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use secateur::model::config::{Config, Rope, RopeScaling};
+use secateur::model::groups::Kind;
+use secateur::model::wiring::{Part, Place};
+use secateur::model::{Block, Model};
+use secateur::stages::importance::taylor::{self, Form, Sums};
+use secateur::stages::importance::{self, Fisher, Taylor};
+use secateur::stages::products::{Compat, GroupScores, Scores};
+use secateur::stages::{aggregate, dependencies, prune};
+use secateur::tensor::Weight;
+use serde_json::{Value, json};
+
+use crate::support::{self, context, numbers};
+
+/// The id of a tensor in the formula, and the base of its values.
+fn id(place: Place) -> (f64, bool) {
+    match place {
+        Place::Embedding => (1001.0, false),
+        Place::FinalNorm => (1002.0, true),
+        Place::Head => (1003.0, false),
+        Place::Block(layer, part) => {
+            let (number, is_norm) = match part {
+                Part::Q => (1, false),
+                Part::K => (2, false),
+                Part::V => (3, false),
+                Part::O => (4, false),
+                Part::Gate => (5, false),
+                Part::Up => (6, false),
+                Part::Down => (7, false),
+                Part::InputNorm => (8, true),
+                Part::PostAttentionNorm => (9, true),
+            };
+            ((10 * layer + number) as f64, is_norm)
+        }
+    }
+}
+
+fn filled(len: usize, f: impl Fn(f64) -> f64) -> Vec<f32> {
+    (0..len).map(|i| f(i as f64) as f32).collect()
+}
+
+fn model(config: &Value) -> Model {
+    let size = |key: &str| config[key].as_u64().unwrap() as usize;
+    let (hidden, mlp, layers, heads, dim, vocab) =
+        (size("hidden"), size("intermediate"), size("layers"), size("heads"), size("head_dim"), size("vocab"));
+    let keys = config["kv_heads"].as_u64().map_or(heads, |n| n as usize);
+    let weight = |place: Place, rows: usize, cols: usize| {
+        let (t, is_norm) = id(place);
+        let value = |i: f64| if is_norm { 1.0 + 0.1 * (0.1 * i + t).sin() } else { 0.05 * (0.1 * i + t).sin() };
+        Weight::new(filled(rows * cols, value), rows, cols)
+    };
+    let block = |layer: usize| {
+        let shape = |part: Part| match part {
+            Part::InputNorm | Part::PostAttentionNorm => (1, hidden),
+            Part::Q => (heads * dim, hidden),
+            Part::K | Part::V => (keys * dim, hidden),
+            Part::O => (hidden, heads * dim),
+            Part::Gate | Part::Up => (mlp, hidden),
+            Part::Down => (hidden, mlp),
+        };
+        Block::new(Part::ALL.map(|part| weight(Place::Block(layer, part), shape(part).0, shape(part).1)))
+    };
+    Model {
+        embedding: weight(Place::Embedding, vocab, hidden),
+        blocks: (0..layers).map(block).collect(),
+        norm: weight(Place::FinalNorm, 1, hidden),
+        head: Some(weight(Place::Head, vocab, hidden)),
+        tokenizer: None,
+        config: Config {
+            hidden,
+            layers,
+            head_dim: dim,
+            vocab,
+            max_positions: 64,
+            norm_epsilon: 1e-6,
+            tied: false,
+            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+            raw: serde_json::Map::new(),
+        },
+    }
+}
+
+fn gradients(model: &Model) -> BTreeMap<Place, Sums> {
+    let sums = |place: Place| {
+        let (t, len) = (id(place).0, model.weight(place).len());
+        let gradient = filled(len, |i| 0.01 * (0.07 * i + 2.0 * t).cos());
+        (place, Sums { gradient, squares: filled(len, |i| 0.5 * (1.0 + (0.05 * i + 3.0 * t).sin())) })
+    };
+    model.places().into_iter().map(sums).collect()
+}
+
+/// The largest difference, relative to each score, or to the largest where terms cancel.
+fn worst(found: &[f64], expected: &[f64], cancels: bool) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().copied().fold(0.0, f64::max);
+    let difference = |(a, b): (&f64, &f64)| (a - b).abs() / if cancels { largest } else { b.abs() };
+    found.iter().zip(expected).map(difference).fold(0.0, f64::max)
+}
+
+/// The units that go, counted in the root's channels, if no float32 program may decide otherwise.
+fn removed(scores: &[f64], kept: &[usize], width: usize) -> Option<Vec<usize>> {
+    let is_kept = |unit: &usize| kept.contains(unit);
+    let units = 0..scores.len();
+    let gone = units.clone().filter(|u| !is_kept(u)).map(|u| scores[u]).fold(f64::NEG_INFINITY, f64::max);
+    let stays = units.clone().filter(is_kept).map(|u| scores[u]).fold(f64::INFINITY, f64::min);
+    let channels = units.filter(|u| !is_kept(u)).flat_map(|u| u * width..(u + 1) * width).collect();
+    ((stays - gone) / stays > 3e-5).then_some(channels)
+}
+
+#[test]
+fn scores_and_selections_equal_the_references() {
+    let golden = support::json(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/formula.json")));
+    let (mut compared, mut selections, mut largest) = (0, 0, 0f64);
+    for case in golden["cases"].as_array().unwrap() {
+        let model = model(&case["config"]);
+        let channelwise = case["name"] == "mha_channel";
+        let grouping = if channelwise {
+            json!({ "grouping": "channel" })
+        } else {
+            json!({ "attention_layers": [1, 2], "mlp_layers": [1, 2] })
+        };
+        let graph = dependencies::run(&serde_json::from_value(grouping).unwrap(), &model).unwrap();
+        let gradients = gradients(&model);
+        for result in case["results"].as_array().unwrap() {
+            let here = format!("{} {} {} {}", case["name"], result["pruner"], result["taylor"], result["reduction"]);
+            let taylor = match result["taylor"].as_str() {
+                Some("vectorize") => Some(Taylor::Vector),
+                Some("param_first") => Some(Taylor::ElementFirst),
+                Some("param_second") => Some(Taylor::ElementSecond),
+                Some(_) => Some(Taylor::ElementMixed),
+                None => None,
+            };
+            let scores = match taylor {
+                Some(taylor) => Scores {
+                    groups: taylor::of_gradients(Form { taylor, fisher: Fisher::Mean }, &model, &graph, 1, &gradients),
+                    signed: taylor == Taylor::Vector,
+                    magnitudes: false,
+                    compat: Compat::Reference,
+                },
+                None => {
+                    let options = json!({ "method": result["pruner"], "compat": "reference" });
+                    importance::run(&serde_json::from_value(options).unwrap(), &context(), &model, &graph).unwrap().0
+                }
+            };
+            let with = result["reduction"].as_str().unwrap().replace("prod", "product");
+            let options = serde_json::from_value(json!({ "with": with })).unwrap();
+            let units = aggregate::run(&options, &model, &graph, &scores).unwrap().0;
+            let cancels = taylor == Some(Taylor::Vector);
+            let options: prune::Options =
+                serde_json::from_value(json!({ "ratio": if channelwise { 0.25 } else { 0.5 }, "compat": "reference" })).unwrap();
+            let plan = prune::run(&options, None, &model, &graph, &units, None, None).unwrap().0.plan;
+            for (g, group) in graph.groups.iter().enumerate() {
+                let (scores, members, root, width) = match group.kind {
+                    Kind::Hidden => ("channel_importance", "members", "pruned_ratio_0.25", 1),
+                    Kind::Mlp => ("mlp_channel_importance", "mlp_members", "gate_proj", 1),
+                    _ => ("attn_unit_importance", "attn_members", case["root"].as_str().unwrap(), group.unit_width(&model)),
+                };
+                let GroupScores { groups } = &units;
+                let difference = worst(&groups[g], &numbers::<f64>(&result[scores]), cancels);
+                assert!(difference < 6e-6, "{here} {scores}: {difference:.1e}");
+                (compared, largest) = (compared + 1, largest.max(difference));
+                let names: Vec<String> = numbers(&result[members]);
+                let ours: Vec<&str> = group.members.iter().map(|m| m.name.trim_end_matches(".weight")).collect();
+                if group.kind == Kind::Hidden {
+                    // the reference walks in an order of its own; the first and the set are the same
+                    let set = |names: Vec<&str>| names.into_iter().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+                    let theirs = names.iter().map(|n| n.rsplit_once('.').unwrap().0).collect::<Vec<_>>();
+                    assert_eq!((set(ours.clone()), ours[0]), (set(theirs.clone()), theirs[0]), "{here}");
+                } else {
+                    let theirs = names.iter().map(|n| n.split_once('.').unwrap().0);
+                    assert!(ours.iter().zip(theirs).all(|(ours, theirs)| ours.ends_with(theirs)), "{here}: {ours:?} {names:?}");
+                }
+                let stored =
+                    if group.kind == Kind::Hidden { &result[root] } else { &result["pruned_root_indices_ratio_0.5"][root] };
+                let kept = &plan.find(group.kind, group.layer).unwrap().kept;
+                if let Some(gone) = removed(&groups[g], kept, width) {
+                    assert_eq!(gone, numbers::<usize>(stored), "{here} {root}");
+                    selections += 1;
+                }
+            }
+        }
+    }
+    eprintln!("{compared} groups of scores, largest difference {largest:.1e}; {selections} selections equal");
+    assert_eq!(compared, 2 * 2 * 26 + 6);
+    assert!(selections > 90);
+}

@@ -1,0 +1,221 @@
+//! Broken input: each kind is a named error that points to its place, and leaves nothing half-written.
+
+use serde_json::{Value, json};
+
+use crate::support::Sandbox;
+
+/// Loads a model and measures a text of the user's.
+const MEASURE: &str =
+    "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"evaluate\"\ncorpora = [\"rows.jsonl\"]\n";
+
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.write("measure.toml", MEASURE);
+    sandbox.write("rows.jsonl", "{\"text\": \"Anna is in the garden.\"}\n");
+    sandbox
+}
+
+/// What the check says after something was done to the model's folder.
+fn refused(change: impl FnOnce(&Sandbox)) -> String {
+    let sandbox = sandbox();
+    change(&sandbox);
+    let ran = sandbox.run(&["measure.toml", "--format", "json"]);
+    assert_eq!(ran.code, 2, "{}{}", ran.out, ran.err);
+    assert!(!sandbox.path("results").exists());
+    let problems: Value = serde_json::from_str(&ran.out).unwrap();
+    let [problem] = &problems.as_array().unwrap()[..] else { panic!("{problems}") };
+    problem["message"].as_str().unwrap().to_owned()
+}
+
+/// What a run says of the stage that failed.
+fn failed(change: impl FnOnce(&Sandbox)) -> String {
+    let sandbox = sandbox();
+    change(&sandbox);
+    let ran = sandbox.run(&["measure.toml"]);
+    assert_eq!(ran.code, 1, "{}{}", ran.out, ran.err);
+    let folder = sandbox.variant("measure", "base-");
+    assert!(!sandbox.path(&format!("{folder}/evaluate.parquet")).exists(), "a failed stage leaves no table");
+    let error = sandbox.json(&format!("{folder}/manifest.json"))["error"].as_str().unwrap().to_owned();
+    assert!(ran.err.contains("measure.toml:"), "the place is shown: {}", ran.err);
+    error
+}
+
+const WEIGHTS: &str = "models/tiny/model.safetensors";
+const CONFIG: &str = "models/tiny/config.json";
+
+fn config(key: &'static str, value: Value) -> impl FnOnce(&Sandbox) {
+    move |sandbox| {
+        let mut config = sandbox.json(CONFIG);
+        config[key] = value;
+        sandbox.write(CONFIG, config.to_string());
+    }
+}
+
+/// Rewrites the safetensors header.
+fn header(change: impl FnOnce(&mut Value)) -> impl FnOnce(&Sandbox) {
+    move |sandbox| {
+        let bytes = sandbox.read(WEIGHTS);
+        let end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let mut header: Value = serde_json::from_slice(&bytes[8..end]).unwrap();
+        change(&mut header);
+        let text = header.to_string();
+        let file = [&(text.len() as u64).to_le_bytes(), text.as_bytes(), &bytes[end..]].concat();
+        sandbox.write(WEIGHTS, file);
+    }
+}
+
+#[test]
+fn broken_checkpoints() {
+    let gone = |path: &'static str| move |s: &Sandbox| std::fs::remove_file(s.path(path)).unwrap();
+    assert_eq!(refused(gone(CONFIG)), "there is no model in `models/tiny`: it has no config.json");
+    assert_eq!(
+        refused(gone(WEIGHTS)),
+        "there is no model in `models/tiny`: it has neither model.safetensors nor model.safetensors.index.json"
+    );
+    for cut in [0, 4, 8, 100, 5000, 200_000] {
+        let message = refused(|s| {
+            let bytes = s.read(WEIGHTS);
+            s.write(WEIGHTS, &bytes[..cut]);
+        });
+        assert!(message.starts_with("`models/tiny/model.safetensors` is not a whole safetensors file: "), "{cut}: {message}");
+    }
+    let not_whole = |change: fn(&mut Value)| {
+        let message = refused(header(change));
+        assert!(message.contains("is not a whole safetensors file"), "{message}");
+    };
+    not_whole(|h| h["model.norm.weight"]["data_offsets"] = json!([0, 1u64 << 40]));
+    not_whole(|h| h["model.norm.weight"]["data_offsets"] = json!([8, 4]));
+    not_whole(|h| h["model.norm.weight"]["shape"] = json!([1u64 << 40, 1u64 << 40]));
+    not_whole(|h| h["model.norm.weight"]["dtype"] = json!("F33"));
+    assert!(
+        refused(header(|h| {
+            let tensor = h["model.norm.weight"].take();
+            h.as_object_mut().unwrap().remove("model.norm.weight");
+            h["model.norn.weight"] = tensor;
+        }))
+        .ends_with("the tensor `model.norm.weight` is missing")
+    );
+}
+
+#[test]
+fn configs_that_do_not_fit() {
+    let fit = |key, value| refused(config(key, value));
+    assert!(fit("hidden_size", json!(1)).contains("`hidden_size`") || fit("hidden_size", json!(1)).contains("asks for"));
+    assert_eq!(
+        fit("hidden_size", json!(u64::MAX)),
+        "`models/tiny/config.json`: `hidden_size` is 18446744073709551615, which is not a whole number from 1 to 16777216"
+    );
+    assert_eq!(
+        fit("model_type", json!("gpt2")),
+        "`models/tiny/config.json`: `model_type` = gpt2 is not supported; supported: llama, mistral"
+    );
+    assert_eq!(
+        fit("attention_bias", json!(true)),
+        "`models/tiny/config.json`: `attention_bias` = true is not supported; supported: false"
+    );
+    assert_eq!(fit("num_hidden_layers", json!(7)), "the tensor `model.layers.6.input_layernorm.weight` is missing");
+    assert_eq!(fit("head_dim", json!(7)), "`models/tiny/config.json`: `head_dim` is 7, which is not an even number above 0");
+    assert!(fit("rope_scaling", json!({ "rope_type": "yarn" })).contains("`rope_type` = yarn is not supported"));
+    let vocab = fit("vocab_size", json!(100));
+    assert!(
+        vocab.starts_with("the tensor `model.embed_tokens.weight` has shape [") && vocab.contains("asks for [100, "),
+        "{vocab}"
+    );
+    assert!(refused(|s| s.write(CONFIG, "{")).starts_with("`models/tiny/config.json`: it is not valid JSON"));
+}
+
+#[test]
+fn tokenizers_that_do_not_fit() {
+    let path = "models/tiny/tokenizer.json";
+    assert!(refused(|s| s.write(path, "{}")).starts_with("`models/tiny/tokenizer.json` is not a tokenizer: "));
+    let larger = refused(|s| {
+        let mut tokenizer = s.json(path);
+        let id = s.json(CONFIG)["vocab_size"].clone();
+        let token = json!({ "id": id, "content": "<more>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true });
+        tokenizer["added_tokens"].as_array_mut().unwrap().push(token);
+        s.write(path, tokenizer.to_string());
+    });
+    assert!(larger.starts_with("the tokenizer has ids up to ") && larger.contains("the model's vocabulary has "), "{larger}");
+    assert_eq!(
+        refused(|s| std::fs::remove_file(s.path(path)).unwrap()),
+        "`rows.jsonl` is text, and the model's folder has no tokenizer.json"
+    );
+}
+
+#[test]
+fn weights_that_are_not_numbers() {
+    let error = failed(|s| {
+        let mut bytes = s.read(WEIGHTS);
+        let end = bytes.len();
+        bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+        s.write(WEIGHTS, bytes);
+    });
+    assert!(error.contains("`load` failed: cannot load the model: the tensor `") && error.contains("holds a NaN"), "{error}");
+}
+
+#[test]
+fn rows_that_do_not_parse() {
+    let rows = |rows: &'static str| failed(move |s| s.write("rows.jsonl", rows));
+    let good = "{\"text\": \"Anna is in the garden.\"}";
+    assert!(rows("{\"text\": \"a b\"}\n\n{\"text\": 3}").ends_with("`rows.jsonl`, line 3: `text` is 3, not a text"));
+    assert!(rows("{\"text\": \"a b\"}\n{\"text\": \"a").contains("`rows.jsonl`, line 2: it is not valid JSON"));
+    assert!(rows("{\"ids\": [1, 99999]}").contains("line 1: the token id 99999 lies outside the vocabulary"));
+    assert!(rows("\n\n").ends_with("`rows.jsonl` holds no document"));
+    assert!(rows("{\"ids\": [1]}").contains("has nothing to predict"));
+    assert!(refused(|s| s.write("rows.jsonl", "")).contains("`rows.jsonl` is empty"));
+    assert!(refused(|s| std::fs::remove_file(s.path("rows.jsonl")).unwrap()).starts_with("cannot read `rows.jsonl`"));
+    let bytes = failed(|s| s.write("rows.jsonl", [good.as_bytes(), b"\n\xff\xfe"].concat()));
+    assert!(bytes.contains("is not UTF-8 text from byte 35 on"), "{bytes}");
+    // a task's rows, by line
+    let sandbox = sandbox();
+    sandbox.write("datasets/tiny_boolq.jsonl", "{\"passage\": \"a\", \"question\": \"b\", \"label\": 1}\n{\"passage\": \"a\"}\n");
+    sandbox.write("task.toml", MEASURE.replace("corpora = [\"rows.jsonl\"]", "tasks = [\"tiny_boolq\"]"));
+    let ran = sandbox.run(&["task.toml"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("tiny_boolq.jsonl`, line 2: it lacks the field `question`"), "{}", ran.err);
+}
+
+#[test]
+fn models_of_a_hub_are_reserved() {
+    let sandbox = sandbox();
+    let set = ["--set", "load.model=hf://owner/name@main"];
+    assert_eq!(sandbox.run(&["check", "measure.toml", "--no-world", set[0], set[1]]).code, 0);
+    let ran = sandbox.run(&["measure.toml", set[0], set[1]]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("models from a hub are not supported yet"), "{}", ran.err);
+}
+
+#[test]
+fn results_that_cannot_be_written() {
+    let sandbox = sandbox();
+    sandbox.write("results", "a file stands where the folder should");
+    let ran = sandbox.run(&["measure.toml"]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("the results folder `results` cannot be written"), "{}", ran.err);
+}
+
+/// A limit on the size of files stands for a disk that is full: writes fail in the middle of a file.
+#[test]
+#[cfg(unix)]
+fn a_full_disk_leaves_no_half_of_a_file() {
+    let sandbox = sandbox();
+    sandbox.write(
+        "export.toml",
+        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"evaluate\"\ncorpora = [\"rows.jsonl\"]\n[[stage]]\ntype = \"export\"\n",
+    );
+    let program = env!("CARGO_BIN_EXE_runner");
+    let script = format!("trap '' XFSZ; ulimit -f 1000; exec '{program}' export.toml");
+    let output = std::process::Command::new("bash").args(["-c", &script]).current_dir(sandbox.path("")).output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.contains("`export` failed: cannot write `") && err.contains("File too large"), "{err}");
+    let folder = sandbox.variant("export", "base-");
+    assert!(sandbox.path(&format!("{folder}/evaluate.parquet")).exists(), "what was complete is there");
+    assert!(!sandbox.path(&format!("{folder}/hf")).exists());
+    let names: Vec<String> = std::fs::read_dir(sandbox.path("results/export"))
+        .unwrap()
+        .chain(std::fs::read_dir(sandbox.path(&folder)).unwrap())
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert!(names.iter().all(|name| !name.starts_with(".partial-")), "{names:?}");
+}
