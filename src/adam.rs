@@ -1,32 +1,39 @@
 //! AdamW over runtime shapes (Kingma and Ba 2015; Loshchilov and Hutter 2019), and the global norm that clips it.
 //! Weights and gradients are plain slices, so one parameter is one loop.
 
-/// The moments' decay rates and ε, as PyTorch's defaults.
+/// The first moment's decay rate and ε, as PyTorch's defaults.
 const BETA1: f32 = 0.9;
-const BETA2: f32 = 0.999;
 const EPSILON: f32 = 1e-8;
+
+/// The second moment's decay rate by PyTorch's default.
+pub const LONG_MEMORY: f32 = 0.999;
+/// The one usual in pretraining (Brown et al. 2020): early, large gradients are forgotten sooner.
+pub const SHORT_MEMORY: f32 = 0.95;
 
 /// The running moments of one parameter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Moments {
     first: Vec<f32>,
     second: Vec<f32>,
+    beta2: f32,
 }
 
 impl Moments {
-    pub fn new(len: usize) -> Self {
-        Self { first: vec![0.0; len], second: vec![0.0; len] }
+    /// Moments of a parameter of so many numbers; `beta2` is the second moment's decay rate.
+    pub fn new(len: usize, beta2: f32) -> Self {
+        Self { first: vec![0.0; len], second: vec![0.0; len], beta2 }
     }
 
     /// One step. `update` counts from 1; `decay` is the decoupled weight decay.
     pub fn step(&mut self, weights: &mut [f32], gradient: &[f32], update: usize, learning_rate: f64, decay: f64) {
         let correction = |beta: f32| 1.0 - f64::from(beta).powi(update as i32);
         let step = (learning_rate / correction(BETA1)) as f32;
-        let root = correction(BETA2).sqrt() as f32;
+        let beta2 = self.beta2;
+        let root = correction(beta2).sqrt() as f32;
         let keep = (1.0 - learning_rate * decay) as f32;
         for (((w, g), m), v) in weights.iter_mut().zip(gradient).zip(&mut self.first).zip(&mut self.second) {
             *m += (g - *m) * (1.0 - BETA1);
-            *v = *v * BETA2 + g * g * (1.0 - BETA2);
+            *v = *v * beta2 + g * g * (1.0 - beta2);
             *w = *w * keep - step * *m / (v.sqrt() / root + EPSILON);
         }
     }
@@ -68,7 +75,7 @@ mod tests {
     /// Two steps by hand: with a constant gradient both moments are unbiased, so each step is the learning rate.
     #[test]
     fn a_constant_gradient_moves_by_the_learning_rate() {
-        let (mut w, mut moments) = (vec![1.0f32, -1.0], Moments::new(2));
+        let (mut w, mut moments) = (vec![1.0f32, -1.0], Moments::new(2, LONG_MEMORY));
         for update in 1..=2 {
             moments.step(&mut w, &[0.5, -2.0], update, 0.1, 0.0);
         }

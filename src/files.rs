@@ -32,7 +32,7 @@ pub fn write_with(path: &Path, write: impl FnOnce(&mut fs::File) -> std::io::Res
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut partial = tempfile::Builder::new().prefix(PARTIAL).tempfile_in(folder).map_err(&failed)?;
     write(partial.as_file_mut()).map_err(&failed)?;
-    readable_by_all(partial.as_file()).map_err(&failed)?;
+    readable_by_all(partial.path()).map_err(&failed)?;
     partial.as_file().sync_all().map_err(&failed)?;
     partial.persist(path).map_err(|e| failed(e.error))?;
     Ok(())
@@ -55,6 +55,12 @@ impl PartialFolder {
         self.folder.path()
     }
 
+    /// Becomes the folder of this name, which must not be there.
+    pub fn become_folder(self, target: &Path) -> Result<(), FileError> {
+        publish_all_in(self.path()).map_err(FileError::at(target))?;
+        fs::rename(self.folder.keep(), target).map_err(FileError::at(target))
+    }
+
     /// Moves every entry to `target`, in place of what had its name.
     pub fn move_into(self, target: &Path) -> Result<(), FileError> {
         for entry in fs::read_dir(self.path()).map_err(FileError::at(self.path()))? {
@@ -62,13 +68,19 @@ impl PartialFolder {
             let to = target.join(entry.file_name());
             publish_all_in(&entry.path()).map_err(FileError::at(&to))?;
             if to.is_dir() {
-                let old = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(target).map_err(FileError::at(target))?;
-                fs::rename(&to, old.path().join("old")).map_err(FileError::at(&to))?;
+                remove(&to)?;
             }
             fs::rename(entry.path(), &to).map_err(FileError::at(&to))?;
         }
         Ok(())
     }
+}
+
+/// Removes a folder: it is gone under its name at once, however long its content takes.
+pub fn remove(folder: &Path) -> Result<(), FileError> {
+    let parent = folder.parent().unwrap_or(Path::new("."));
+    let old = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(parent).map_err(FileError::at(parent))?;
+    fs::rename(folder, old.path().join("old")).map_err(FileError::at(folder))
 }
 
 /// Removes what an earlier run that was killed left unfinished in `folder` and the folders in it.
@@ -93,24 +105,24 @@ pub fn make_folder(path: &Path) -> Result<(), FileError> {
 
 /// Puts every file on the disk, and lets others read it.
 fn publish_all_in(path: &Path) -> std::io::Result<()> {
+    readable_by_all(path)?;
     if path.is_dir() {
         fs::read_dir(path)?.try_for_each(|entry| publish_all_in(&entry?.path()))
     } else {
-        let file = fs::File::open(path)?;
-        readable_by_all(&file)?;
-        file.sync_all()
+        fs::File::open(path)?.sync_all()
     }
 }
 
-/// Temporary files are private; what is published is as readable as any new file.
+/// Temporary files and folders are private; what is published is as readable as anything new.
 #[cfg(unix)]
-fn readable_by_all(file: &fs::File) -> std::io::Result<()> {
+fn readable_by_all(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(fs::Permissions::from_mode(0o644))
+    let mode = if path.is_dir() { 0o755 } else { 0o644 };
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
 #[cfg(not(unix))]
-fn readable_by_all(_: &fs::File) -> std::io::Result<()> {
+fn readable_by_all(_: &Path) -> std::io::Result<()> {
     Ok(())
 }
 

@@ -27,4 +27,5 @@ pub mod metrics;
 pub mod ops;
 pub mod progress;
 pub mod random;
+pub mod spelling;
 pub mod tensor;

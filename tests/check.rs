@@ -115,6 +115,12 @@ fn a_wrong_order_says_what_to_put_where() {
             "`prune` needs the groups, and those of before no longer fit: `prune` changed the model"
         ]
     );
+    let again = WHOLE
+        .replace("[[stage]]\ntype = \"prune\"", "[[stage]]\ntype = \"importance\"\nmethod = \"l1\"\n[[stage]]\ntype = \"prune\"");
+    assert_eq!(
+        messages(&again),
+        ["`prune` needs scores of units, and those of before no longer fit: `importance` came after them"]
+    );
     let no_plan = "[[stage]]\ntype = \"load\"\nmodel = \"m\"\n[[stage]]\ntype = \"export\"\nformats = [\"plan\"]";
     assert_eq!(messages(no_plan), ["`export` needs a pruning plan, which no stage before it makes"]);
     assert_eq!(messages("[[stage]\ntype = 1").len(), 1, "a broken TOML is one problem");
@@ -129,13 +135,20 @@ fn values_outside_their_range_are_refused() {
         ("prune.ratio=1", "a ratio of 1 prunes nothing or everything"),
         ("prune.ratio=nan", "a ratio of NaN prunes nothing or everything"),
         ("prune.ratio=-0.5", "a ratio of -0.5 prunes nothing or everything"),
-        ("prune.round_to=0", "widths cannot be rounded to a multiple of 0"),
-        ("importance.samples=0", "no samples, no scores"),
+        ("prune.round_to=0", "0 is not a size"),
+        ("importance.samples=0", "0 is not a size"),
+        ("importance.samples=9999999", "9999999 is not a size"),
         ("importance.method=taylor", "this method needs calibration data"),
         ("evaluate.limit=0", "a limit of 0 rows measures nothing"),
         ("dependencies.mlp_layers=[2, 1]", "the layer range [2, 1] ends before it starts"),
         ("aggregate.with=second", "`second` exists only in the reference implementation"),
         ("run.threads=0", "0 threads cannot work"),
+        ("run[2].seed=1", "`run[2].seed=1` is no run setting"),
+        (
+            "evaluate.tasks=[\"tiny_piqa\", \"tiny_piqa\"]",
+            "`tiny_piqa` is measured twice: a row of the table is known by its name",
+        ),
+        ("evaluate.corpora=[\"a/t.txt\", \"b/t.txt\"]", "`t` is measured twice: a row of the table is known by its name"),
         ("run.seed=-1", "`[run]`: invalid value: integer `-1`, expected u64"),
         ("prune.ration=0.5", "unknown key `ration` in `prune`"),
         ("prune[2].ratio=0.5", "the pipeline has 1 stages of type `prune`, not 2"),
@@ -172,6 +185,22 @@ fn a_grid_a_zip_and_an_exclusion() {
     assert_eq!(problems("\"prune.ratio\" = []"), ["`prune.ratio` is swept over an empty list"]);
     assert_eq!(problems("\"run.seed\" = [1, 2]"), ["run settings cannot be swept"]);
     assert!(problems("\"prune.ratio\" = [0.5, 0.5]")[0].starts_with("two variants of the sweep are the same"));
+    assert_eq!(
+        problems("\"prune.ratio\" = [0.25, 0.5]\n\"prune[1].ratio\" = [0.75]"),
+        ["`prune[1].ratio` decides what `prune.ratio` decides already"]
+    );
+}
+
+#[test]
+fn what_the_command_line_says_replaces_the_sweep() {
+    let swept = format!(
+        "{WHOLE}[sweep]\n\"prune.ratio\" = [0.1, 0.5]\n\"aggregate.with\" = [\"sum\", \"max\"]\nexclude = [{{ \"prune.ratio\" = 0.5, \"aggregate.with\" = \"max\" }}]"
+    );
+    let ids_of = |set: &[&str]| ids(&plan(&swept, set).unwrap()).into_iter().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(ids_of(&[]).len(), 3);
+    assert_eq!(ids_of(&["prune.ratio=0.3"]), ids_of(&["prune[1].ratio=0.3"]), "the only stage of its type is all of them");
+    assert_eq!(ids_of(&["prune.ratio=0.3"]).len(), 2);
+    assert_eq!(ids_of(&["prune.ratio=0.5"]).len(), 1, "an exclusion holds for what the command line says, too");
 }
 
 #[test]
@@ -201,6 +230,8 @@ fn a_repeat_is_its_stages_several_times() {
     let again = plan(&plan_of.resolved(variant).unwrap(), &[]).unwrap();
     assert_eq!(again.variants[0].id.split('-').next_back(), variant.id.split('-').next_back());
     assert_eq!(plan(&text.replace("times = 3", "times = 0"), &[]).err().unwrap(), ["the list cannot run 0 times"]);
+    let mistakes = plan(&text.replace("times = 3", "").replace("ratio = 0.5", "ratio = 5"), &[]).err().unwrap();
+    assert_eq!(mistakes, ["`repeat` lacks the key `times`", "a ratio of 5 prunes nothing or everything"]);
 }
 
 #[test]
@@ -220,17 +251,15 @@ fn settings_come_from_layers_that_say_so() {
     sandbox.write("layers.toml", format!("[run]\nseed = 1\nthreads = 1\n{WHOLE}"));
     let plan = |set: &[&str]| {
         let mut command = sandbox.command(&["plan", "layers.toml", "--format", "json"]);
-        command.args(set).env("RUNNER_SEED", "2").env("RUNNER_NAME", "a CI system's own");
+        command.args(set).env("RUNNER_SEED", "2").env("RUNNER_CACHE", "2024").env("RUNNER_NAME", "a CI system's own");
         serde_json::from_slice::<serde_json::Value>(&command.output().unwrap().stdout).unwrap()
     };
     let of_environment = plan(&[]);
     assert_eq!((&of_environment["settings"]["seed"], &of_environment["settings"]["threads"]), (&2.into(), &1.into()));
     let provenance = &of_environment["provenance"];
-    assert_eq!(
-        (provenance["seed"].as_str(), provenance["threads"].as_str()),
-        (Some("RUNNER_ environment variable(s)"), Some("the pipeline"))
-    );
+    assert_eq!((provenance["seed"].as_str(), provenance["threads"].as_str()), (Some("RUNNER_SEED"), Some("the pipeline")));
     assert_eq!(provenance["results"], "default");
+    assert_eq!(of_environment["settings"]["cache"], "2024", "a path is a text, whatever it looks like");
     let of_set = plan(&["--set", "run.seed=3"]);
     assert_eq!(of_set["settings"]["seed"], 3);
     assert_eq!(of_set["provenance"]["seed"], "--set run.seed=3");

@@ -196,28 +196,79 @@ fn one_variants_failure_does_not_stop_the_others() {
 #[cfg(unix)]
 fn an_interrupted_run_says_so_and_keeps_what_is_complete() {
     let sandbox = chain();
-    let long = CHAIN.replace("duration = { updates = 3 }", "duration = { updates = 100000 }");
-    sandbox.write("long.toml", &long);
-    let mut child =
-        sandbox.command(&["long.toml"]).stderr(std::process::Stdio::null()).stdout(std::process::Stdio::null()).spawn().unwrap();
-    let folder = loop {
+    sandbox.write("long.toml", format!("{CHAIN}\n[sweep]\n\"recover.duration.updates\" = [1, 100000]\n"));
+    let mut command = sandbox.command(&["long.toml"]);
+    let mut child = command.stderr(std::process::Stdio::null()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let ended = |folder: &std::path::Path| {
+        let manifest = std::fs::read_to_string(folder.join("manifest.json")).unwrap_or_default();
+        manifest.contains("\"status\": \"succeeded\"")
+    };
+    loop {
         std::thread::sleep(std::time::Duration::from_millis(50));
         assert!(child.try_wait().unwrap().is_none(), "it ended before it was interrupted");
-        let pruned = std::fs::read_dir(sandbox.path("results/long")).into_iter().flatten().flatten();
-        if let Some(variant) = pruned.map(|entry| entry.path()).find(|path| path.join("prune_sizes.parquet").exists()) {
-            break variant;
+        let variants = std::fs::read_dir(sandbox.path("results/long")).into_iter().flatten().flatten();
+        if variants.map(|entry| entry.path()).any(|path| ended(&path)) {
+            break;
         }
-    };
+    }
     let signalled = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(signalled.success());
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    let manifest = crate::support::json(&folder.join("manifest.json"));
-    assert_eq!(manifest["status"], "interrupted");
-    assert!(table(&folder.join("prune.parquet")).num_rows() > 0);
-    let partial = |folder: &std::path::Path| {
-        std::fs::read_dir(folder).unwrap().flatten().any(|e| e.file_name().to_string_lossy().starts_with(".partial-"))
+    let status = |variant: &str| sandbox.json(&format!("{variant}/manifest.json"))["status"].clone();
+    let (done, cut) = (sandbox.variant("long", "updates1-"), sandbox.variant("long", "updates100000-"));
+    assert_eq!((status(&done), status(&cut)), ("succeeded".into(), "interrupted".into()));
+    assert!(table(&sandbox.path(&format!("{cut}/prune.parquet"))).num_rows() > 0, "what was complete is there");
+    let variants = table(&sandbox.path("results/long/variants.parquet"));
+    assert!(variants["tiny_boolq.acc"].is_valid(0) && variants["tiny_boolq.acc"].is_null(1));
+    let partial = |folder: &str| {
+        let entries = std::fs::read_dir(sandbox.path(folder)).unwrap().flatten();
+        entries.into_iter().any(|e| e.file_name().to_string_lossy().starts_with(".partial-"))
     };
-    assert!(!partial(&folder) && !partial(&sandbox.path("results/long")));
+    assert!(!partial(&done) && !partial(&cut) && !partial("results/long"));
+}
+
+#[test]
+fn a_complete_result_stays_until_the_next_is_complete() {
+    let sandbox = chain();
+    assert_eq!(sandbox.run(&["chain.toml"]).code, 0);
+    let variant = sandbox.variant("chain", "base-");
+    let before = outcome(&sandbox, &variant);
+    let rows = sandbox.read("heldout.jsonl");
+    sandbox.write("heldout.jsonl", "{\"text\": 3}");
+    assert_eq!(sandbox.run(&["chain.toml"]).code, 1);
+    assert_eq!(outcome(&sandbox, &variant), before);
+    assert_eq!(sandbox.json(&format!("{variant}/manifest.json"))["status"], "succeeded");
+    sandbox.write("heldout.jsonl", rows);
+    assert_eq!(sandbox.run(&["chain.toml"]).code, 0);
+    assert_eq!(outcome(&sandbox, &variant), before);
+}
+
+#[test]
+fn variants_that_were_not_asked_for_keep_their_rows() {
+    let sandbox = chain();
+    sandbox.write("sweep.toml", format!("{CHAIN}\n[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n"));
+    for only in ["ratio0.5", "ratio0.25"] {
+        assert_eq!(sandbox.run(&["sweep.toml", "--only", only]).code, 0);
+    }
+    let variants = table(&sandbox.path("results/sweep/variants.parquet"));
+    let ratios = variants["prune.ratio"].as_primitive::<Float64Type>().values().to_vec();
+    assert_eq!(ratios, [0.25, 0.5], "in the order of the sweep");
+    assert_eq!(variants["tiny_boolq.acc"].null_count(), 0);
+}
+
+#[test]
+fn two_runs_at_once_leave_each_other_alone() {
+    let sandbox = chain();
+    sandbox.write("sweep.toml", format!("{CHAIN}\n[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n"));
+    let children: Vec<_> = ["ratio0.25", "ratio0.5"]
+        .map(|only| sandbox.command(&["sweep.toml", "--only", only]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap())
+        .into_iter()
+        .map(|mut child| child.wait().unwrap().code())
+        .collect();
+    assert_eq!(children, [Some(0), Some(0)]);
+    for only in ["ratio0.25", "ratio0.5"] {
+        assert!(outcome(&sandbox, &sandbox.variant("sweep", only)).len() >= 10);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use secateur::model::config::{Config, Rope, RopeScaling};
+use secateur::model::config::{Config, Rope, RopeScaling, Widths};
 use secateur::model::groups::Kind;
 use secateur::model::wiring::{Part, Place};
 use secateur::model::{Block, Model};
@@ -74,6 +74,7 @@ fn model(config: &Value) -> Model {
             hidden,
             layers,
             head_dim: dim,
+            widths: Widths::default(),
             vocab,
             max_positions: 64,
             norm_epsilon: 1e-6,

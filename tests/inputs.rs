@@ -87,6 +87,10 @@ fn broken_checkpoints() {
     not_whole(|h| h["model.norm.weight"]["data_offsets"] = json!([8, 4]));
     not_whole(|h| h["model.norm.weight"]["shape"] = json!([1u64 << 40, 1u64 << 40]));
     not_whole(|h| h["model.norm.weight"]["dtype"] = json!("F33"));
+    assert_eq!(
+        refused(header(|h| h["model.norm.weight"]["dtype"] = json!("I32"))),
+        "the tensor `model.norm.weight` holds I32; supported: F32, F16, BF16"
+    );
     assert!(
         refused(header(|h| {
             let tensor = h["model.norm.weight"].take();
@@ -125,6 +129,20 @@ fn configs_that_do_not_fit() {
 }
 
 #[test]
+fn widths_that_no_layer_has() {
+    for (key, said) in [("intermediate_size", 100), ("num_attention_heads", 4), ("num_key_value_heads", 2)] {
+        let message = refused(config(key, json!(said)));
+        assert!(message.contains(&format!("config.json says {key} = {said}, and no layer has it")), "{message}");
+    }
+    assert!(refused(config("head_dim", json!(8))).contains("and no layer has it"));
+    assert_eq!(
+        refused(config("num_hidden_layers", json!(5))),
+        "the checkpoint holds `model.layers.5.input_layernorm.weight`, and config.json says num_hidden_layers = 5"
+    );
+    assert!(refused(config("partial_rotary_factor", json!(0.5))).contains("`partial_rotary_factor` = 0.5 is not supported"));
+}
+
+#[test]
 fn tokenizers_that_do_not_fit() {
     let path = "models/tiny/tokenizer.json";
     assert!(refused(|s| s.write(path, "{}")).starts_with("`models/tiny/tokenizer.json` is not a tokenizer: "));
@@ -136,6 +154,12 @@ fn tokenizers_that_do_not_fit() {
         s.write(path, tokenizer.to_string());
     });
     assert!(larger.starts_with("the tokenizer has ids up to ") && larger.contains("the model's vocabulary has "), "{larger}");
+    let around = refused(|s| {
+        let mut tokenizer = s.json(path);
+        tokenizer["post_processor"]["special_tokens"]["<s>"]["ids"] = json!([9999]);
+        s.write(path, tokenizer.to_string());
+    });
+    assert!(around.starts_with("the tokenizer has ids up to 9999, the model's vocabulary has "), "{around}");
     assert_eq!(
         refused(|s| std::fs::remove_file(s.path(path)).unwrap()),
         "`rows.jsonl` is text, and the model's folder has no tokenizer.json"
@@ -192,9 +216,40 @@ fn results_that_cannot_be_written() {
     let ran = sandbox.run(&["measure.toml"]);
     assert_eq!(ran.code, 2);
     assert!(ran.err.contains("the results folder `results` cannot be written"), "{}", ran.err);
+    std::fs::remove_file(sandbox.path("results")).unwrap();
+    std::fs::create_dir(sandbox.path("results")).unwrap();
+    sandbox.write("results/measure", "a file stands where this pipeline's results should");
+    let ran = sandbox.run(&["measure.toml", "--results", "results"]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("a file stands there") && ran.err.contains("[--results results:1:1]"), "{}", ran.err);
 }
 
-/// A limit on the size of files stands for a disk that is full: writes fail in the middle of a file.
+/// Where a table cannot be stored its variant has failed, by name; the others are tried.
+#[test]
+#[cfg(unix)]
+fn a_table_that_cannot_be_stored_fails_its_variant() {
+    let sandbox = sandbox();
+    sandbox.write(
+        "scores.toml",
+        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"dependencies\"\n[[stage]]\ntype = \"importance\"\nmethod = \"l1\"\n[sweep]\n\"importance.method\" = [\"l1\", \"l2\"]\n",
+    );
+    let output = limited(&sandbox, 20, "scores.toml");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    for method in ["l1", "l2"] {
+        let manifest = sandbox.json(&format!("{}/manifest.json", sandbox.variant("scores", method)));
+        assert!(manifest["error"].as_str().unwrap().contains("`importance` failed: its results cannot be stored"), "{manifest}");
+    }
+}
+
+/// Runs a pipeline where no file may be larger than so many KiB: writes fail in the middle of a file.
+#[cfg(unix)]
+fn limited(sandbox: &Sandbox, kib: usize, pipeline: &str) -> std::process::Output {
+    let script = format!("trap '' XFSZ; ulimit -f {kib}; exec '{}' {pipeline}", env!("CARGO_BIN_EXE_runner"));
+    std::process::Command::new("bash").args(["-c", &script]).current_dir(sandbox.path("")).output().unwrap()
+}
+
+/// A limit on the size of files stands for a disk that is full.
 #[test]
 #[cfg(unix)]
 fn a_full_disk_leaves_no_half_of_a_file() {
@@ -203,9 +258,7 @@ fn a_full_disk_leaves_no_half_of_a_file() {
         "export.toml",
         "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"evaluate\"\ncorpora = [\"rows.jsonl\"]\n[[stage]]\ntype = \"export\"\n",
     );
-    let program = env!("CARGO_BIN_EXE_runner");
-    let script = format!("trap '' XFSZ; ulimit -f 1000; exec '{program}' export.toml");
-    let output = std::process::Command::new("bash").args(["-c", &script]).current_dir(sandbox.path("")).output().unwrap();
+    let output = limited(&sandbox, 1000, "export.toml");
     let err = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{err}");
     assert!(err.contains("`export` failed: cannot write `") && err.contains("File too large"), "{err}");

@@ -13,3 +13,4 @@ mod inputs;
 mod model;
 mod pruning;
 mod recover;
+mod stages;

@@ -5,12 +5,11 @@ use std::path::Path;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use secateur::model::blocks::Lens;
+use secateur::model::blocks::Slots;
 use secateur::model::plan::{self, PruningPlan};
 use secateur::model::walk::{self, Sequence, Visitor};
 use secateur::model::wiring::{LLAMA, Part, Place, Space};
 use secateur::model::{Model, groups};
-use secateur::ops::Slot;
 use secateur::stages::{Context, export};
 use serde_json::Value;
 
@@ -20,14 +19,6 @@ use crate::support::{context, copy_folder, json, numbers, shared};
 #[derive(Default)]
 struct All {
     gradients: BTreeMap<Place, Vec<f32>>,
-}
-
-struct Slots(Vec<Slot>);
-
-impl Lens for Slots {
-    fn slot(&self, part: Part) -> Option<&Slot> {
-        Some(&self.0[part as usize])
-    }
 }
 
 impl All {
@@ -43,10 +34,10 @@ impl Visitor for All {
     type Lens = Slots;
     type Found = Vec<(Part, Vec<f32>)>;
     fn lens(&self, _: usize, _: usize) -> Slots {
-        Slots((0..9).map(|_| Slot::default()).collect())
+        Slots::of(Part::ALL)
     }
     fn found(lens: Slots) -> Self::Found {
-        Part::ALL.into_iter().zip(&lens.0).filter_map(|(part, slot)| Some((part, slot.take()?))).collect()
+        lens.gradients()
     }
     fn block(&mut self, layer: usize, _: usize, found: Self::Found) {
         found.into_iter().for_each(|(part, gradient)| self.add(Place::Block(layer, part), gradient));

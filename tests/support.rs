@@ -28,6 +28,7 @@ pub fn context() -> Context {
         seed: Seed::root(42),
         data: shared("data"),
         folder: std::env::temp_dir(),
+        occurrence: 0,
         progress: Progress::default(),
         stop: Arc::default(),
     }

@@ -58,6 +58,25 @@ pub struct Row {
     pub counts: Vec<bool>,
 }
 
+impl Row {
+    /// The tokens of a window alone.
+    pub fn window(&self, start: usize, length: usize) -> Self {
+        let window = start..start + length;
+        Self { ids: self.ids[window.clone()].to_vec(), counts: self.counts[window].to_vec() }
+    }
+
+    /// Whether any prediction counts.
+    pub fn predicts(&self) -> bool {
+        self.counts.iter().skip(1).any(|&counts| counts)
+    }
+
+    /// The starts of the windows of so many tokens in which a prediction counts.
+    pub fn starts(&self, length: usize) -> Vec<usize> {
+        let predicts = |start: &usize| self.counts[start + 1..start + length].contains(&true);
+        (0..(self.ids.len() + 1).saturating_sub(length)).filter(predicts).collect()
+    }
+}
+
 /// A document as it stands in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Document {
@@ -102,7 +121,7 @@ pub fn rows(source: &CorpusSource, tokenizer: Option<&Tokenizer>, vocab: usize) 
 }
 
 /// Windows drawn as LLM-Pruner draws its calibration samples: a random document longer than `length` tokens, a random
-/// start in it; no window twice.
+/// start in it; no window twice, and none in which no prediction counts.
 pub fn windows(
     source: &CorpusSource,
     tokenizer: Option<&Tokenizer>,
@@ -111,20 +130,21 @@ pub fn windows(
     length: usize,
     stream: &mut impl Rng,
 ) -> Result<Vec<Row>, CorpusError> {
-    let long: Vec<Row> = rows(source, tokenizer, vocab)?.into_iter().filter(|row| row.ids.len() > length).collect();
-    let found: usize = long.iter().map(|row| row.ids.len() - length + 1).sum();
+    let long = rows(source, tokenizer, vocab)?.into_iter().filter(|row| row.ids.len() > length);
+    let long: Vec<(Vec<usize>, Row)> =
+        long.map(|row| (row.starts(length), row)).filter(|(starts, _)| !starts.is_empty()).collect();
+    let found: usize = long.iter().map(|(starts, _)| starts.len()).sum();
     if found < samples {
         return Err(CorpusError::TooFew { path: source.path.clone(), found, asked: samples, length });
     }
     let mut taken = BTreeSet::new();
-    let mut windows = Vec::with_capacity(samples);
+    let mut windows = Vec::new();
     while windows.len() < samples {
         let document = stream.random_range(0..long.len());
-        let start = stream.random_range(0..=long[document].ids.len() - length);
+        let (starts, row) = &long[document];
+        let start = starts[stream.random_range(0..starts.len())];
         if taken.insert((document, start)) {
-            let row = &long[document];
-            windows
-                .push(Row { ids: row.ids[start..start + length].to_vec(), counts: row.counts[start..start + length].to_vec() });
+            windows.push(row.window(start, length));
         }
     }
     Ok(windows)

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use super::corpus::Row;
 use crate::random::Seed;
 
-/// Hands out the rows of a corpus, pass after pass.
+/// Hands out the rows of a corpus, pass after pass. Every row and window predicts something.
 pub struct Feed {
     rows: Vec<Row>,
     order: Vec<usize>,
@@ -19,7 +19,7 @@ pub struct Feed {
 impl Feed {
     /// Rows that predict nothing are left out; None if none is left. `random`: length of the windows, seed.
     pub fn new(mut rows: Vec<Row>, random: Option<(usize, Seed)>) -> Option<Self> {
-        rows.retain(|row| row.counts.iter().skip(1).any(|&counts| counts));
+        rows.retain(Row::predicts);
         let order: Vec<usize> = (0..rows.len()).collect();
         (!rows.is_empty()).then(|| Self {
             at: order.len(),
@@ -46,9 +46,13 @@ impl Feed {
         self.at += 1;
         match &mut self.random {
             Some((length, stream)) if row.ids.len() > *length => {
-                let start = stream.random_range(0..=row.ids.len() - *length);
-                let window = start..start + *length;
-                Row { ids: row.ids[window.clone()].to_vec(), counts: row.counts[window].to_vec() }
+                // a row that predicts has a window that does
+                loop {
+                    let window = row.window(stream.random_range(0..=row.ids.len() - *length), *length);
+                    if window.predicts() {
+                        break window;
+                    }
+                }
             }
             _ => row.clone(),
         }

@@ -1,5 +1,18 @@
 //! Data: corpora for calibration, training and perplexity, and tasks for evaluation.
 
+use std::path::PathBuf;
+
 pub mod corpus;
 pub mod feed;
 pub mod task;
+
+/// Something that a stage reads, known by its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    File(PathBuf),
+    /// Built into the program.
+    BuiltIn {
+        name: String,
+        content: &'static str,
+    },
+}

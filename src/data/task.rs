@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::Input;
+use crate::spelling::closest;
+
 mod format;
 
 use format::Format;
@@ -18,6 +21,8 @@ pub struct Task {
     pub metrics: Vec<Metric>,
     format: Format,
     rows: RowsAt,
+    /// The task file.
+    written: Input,
 }
 
 /// What is measured.
@@ -120,14 +125,16 @@ impl Task {
         };
         if local.exists() || local == Path::new(name) {
             let text = std::fs::read_to_string(&local).map_err(|source| TaskError::Read { path: local.clone(), source })?;
-            return Self::read(&text, &local, data, None);
+            return Self::read(&text, Input::File(local.clone()), &local, data, None);
         }
         match BUILT_IN.iter().find(|(built_in, ..)| *built_in == name) {
-            Some((built_in, text, rows)) => Self::read(text, Path::new(built_in), data, rows.map(|rows| (*built_in, rows))),
+            Some((name, text, rows)) => {
+                let written = Input::BuiltIn { name: format!("{name}.toml"), content: text };
+                Self::read(text, written, Path::new(name), data, rows.map(|rows| (*name, rows)))
+            }
             None => {
-                let near = |choice: &str| strsim::jaro_winkler(name, choice);
-                let close = BUILT_IN.iter().map(|t| t.0).filter(|t| near(t) > 0.75).max_by(|a, b| near(a).total_cmp(&near(b)));
-                Err(TaskError::Unknown { name: name.to_owned(), close: close.map(str::to_owned) })
+                let close = closest(name, Self::built_in()).map(str::to_owned);
+                Err(TaskError::Unknown { name: name.to_owned(), close })
             }
         }
     }
@@ -139,6 +146,7 @@ impl Task {
 
     fn read(
         text: &str,
+        written: Input,
         path: &Path,
         data: Option<&Path>,
         built_in: Option<(&'static str, &'static str)>,
@@ -151,7 +159,7 @@ impl Task {
             (WrittenRows::Published(rows), _, Some(data)) => RowsAt::File(data.join(rows)),
             (WrittenRows::Published(rows), _, None) => return Err(TaskError::NoData { name: file.name, rows }),
         };
-        Ok(Self { name: file.name, split: file.split, metrics: file.metrics, format: file.format, rows })
+        Ok(Self { name: file.name, split: file.split, metrics: file.metrics, format: file.format, rows, written })
     }
 
     /// The file that holds the rows; None if they are built into the program.
@@ -160,6 +168,15 @@ impl Task {
             RowsAt::File(path) => Some(path),
             RowsAt::BuiltIn(..) => None,
         }
+    }
+
+    /// What the task is made of: its file, and its rows.
+    pub fn inputs(&self) -> [Input; 2] {
+        let rows = match &self.rows {
+            RowsAt::File(path) => Input::File(path.clone()),
+            RowsAt::BuiltIn(name, rows) => Input::BuiltIn { name: format!("{name}.jsonl"), content: rows },
+        };
+        [self.written.clone(), rows]
     }
 
     /// The first `limit` documents.

@@ -43,6 +43,26 @@ pub struct Plain;
 
 impl Lens for Plain {}
 
+/// Gathers the gradients of some of a block's weights.
+pub struct Slots(Vec<(Part, Slot)>);
+
+impl Slots {
+    pub fn of(parts: impl IntoIterator<Item = Part>) -> Self {
+        Self(parts.into_iter().map(|part| (part, Slot::default())).collect())
+    }
+
+    /// What was gathered, row-major.
+    pub fn gradients(self) -> Vec<(Part, Vec<f32>)> {
+        self.0.into_iter().filter_map(|(part, slot)| Some((part, slot.take()?))).collect()
+    }
+}
+
+impl Lens for Slots {
+    fn slot(&self, part: Part) -> Option<&Slot> {
+        self.0.iter().find(|(at, _)| *at == part).map(|(_, slot)| slot)
+    }
+}
+
 /// What the blocks of one model share.
 pub struct BlockSettings<'a> {
     pub norm_epsilon: f32,

@@ -31,6 +31,8 @@ pub enum CheckpointError {
     MissingTensor(String),
     #[error("the tensor `{name}` has shape {found:?}; {expected}")]
     Shape { name: String, found: Vec<usize>, expected: String },
+    #[error("the checkpoint holds `{name}`, and config.json says num_hidden_layers = {layers}")]
+    Unused { name: String, layers: usize },
     #[error("the tensor `{name}` holds {found:?}; supported: F32, F16, BF16")]
     Dtype { name: String, found: Dtype },
     #[error("the tensor `{name}` holds a NaN or an infinity at element {at}")]
@@ -85,11 +87,6 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// The files of the weights, for their content hashes.
-    pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.files.iter().map(|file| file.path.as_path())
-    }
-
     /// Parameters, a tied head counted once.
     pub fn parameters(&self) -> u64 {
         self.places()
@@ -138,6 +135,13 @@ impl Checkpoint {
     /// Shapes against each other and the config. Heads and MLP widths are the weights' own and may differ by layer.
     fn check_shapes(&self) -> Result<(), CheckpointError> {
         let Config { hidden, head_dim, vocab, layers, .. } = self.config;
+        for place in self.places() {
+            let name = LLAMA.tensor(place);
+            let found = self.info(&name)?.1.dtype;
+            if !matches!(found, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+                return Err(CheckpointError::Dtype { name, found });
+            }
+        }
         let expect = |place: Place, fits: bool, expected: String| {
             let found = self.shape(place)?;
             if fits { Ok(()) } else { Err(CheckpointError::Shape { name: LLAMA.tensor(place), found: found.to_vec(), expected }) }
@@ -175,8 +179,32 @@ impl Checkpoint {
             exactly(at(Part::Up), &[width, hidden], "gate_proj beside it")?;
             exactly(at(Part::Down), &[hidden, width], "gate_proj beside it")?;
         }
+        self.check_widths()?;
         for name in self.holder.keys().filter(|name| !self.is_known(name)) {
+            if name.starts_with(LLAMA.block_prefix) {
+                return Err(CheckpointError::Unused { name: name.clone(), layers });
+            }
             tracing::warn!(tensor = name, "the checkpoint holds a tensor that this family does not have; it is not used");
+        }
+        Ok(())
+    }
+
+    /// Layers may have widths of their own, but a width that no layer has is a config of another model.
+    fn check_widths(&self) -> Result<(), CheckpointError> {
+        let Config { layers, head_dim, widths, .. } = self.config;
+        let said = [
+            ("num_attention_heads", Part::Q, widths.queries, head_dim),
+            ("num_key_value_heads", Part::K, widths.keys, head_dim),
+            ("intermediate_size", Part::Gate, widths.mlp, 1),
+        ];
+        for (key, part, said, channels) in said {
+            let found = (0..layers).map(|layer| self.shape(Place::Block(layer, part)).map(|shape| shape[0] / channels));
+            let found = found.collect::<Result<Vec<_>, _>>()?;
+            if let Some(said) = said.filter(|said| !found.contains(said)) {
+                let (name, found) = (LLAMA.tensor(Place::Block(0, part)), self.shape(Place::Block(0, part))?.to_vec());
+                let expected = format!("config.json says {key} = {said}, and no layer has it (heads of {head_dim} channels)");
+                return Err(CheckpointError::Shape { name, found, expected });
+            }
         }
         Ok(())
     }
@@ -200,6 +228,12 @@ impl Shard {
             .map_err(|e| CheckpointError::Safetensors { path: path.clone(), message: e.to_string() })?;
         Ok(Self { path, map, start: header + size_of::<u64>(), metadata })
     }
+}
+
+/// The files that make up a checkpoint, as far as they are there.
+pub fn files(folder: &Path) -> Vec<PathBuf> {
+    let described = ["config.json", "model.safetensors.index.json"].map(|name| folder.join(name));
+    described.into_iter().filter(|path| path.exists()).chain(weight_files(folder).unwrap_or_default()).collect()
 }
 
 /// The index's files, or `model.safetensors`, or the one safetensors file there is.

@@ -11,6 +11,8 @@ pub struct Config {
     pub layers: usize,
     /// Width of an attention head.
     pub head_dim: usize,
+    /// What it says of widths inside the blocks; what counts are the weights.
+    pub widths: Widths,
     /// Entries of the vocabulary.
     pub vocab: usize,
     /// Longest sequence the model was made for, in tokens.
@@ -22,6 +24,17 @@ pub struct Config {
     pub rope: Rope,
     /// Every key as it was read, for the export to hand on.
     pub raw: Map<String, Value>,
+}
+
+/// Widths inside the blocks, the largest where layers differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Widths {
+    /// Query heads.
+    pub queries: Option<usize>,
+    /// Key/value heads.
+    pub keys: Option<usize>,
+    /// Channels of the MLP.
+    pub mlp: Option<usize>,
 }
 
 /// Rotary position embedding.
@@ -86,6 +99,11 @@ impl Config {
         {
             return unsupported("hidden_act", act, "silu");
         }
+        if let Some(share) = number(&raw, "partial_rotary_factor")?
+            && share != 1.0
+        {
+            return unsupported("partial_rotary_factor", &share.to_string(), "1");
+        }
         let hidden = size(&raw, "hidden_size")?.ok_or(ConfigError::Missing("hidden_size"))?;
         let heads = size(&raw, "num_attention_heads")?.ok_or(ConfigError::Missing("num_attention_heads"))?;
         let max_positions = size(&raw, "max_position_embeddings")?.unwrap_or(2048);
@@ -106,6 +124,11 @@ impl Config {
             hidden,
             layers: size(&raw, "num_hidden_layers")?.ok_or(ConfigError::Missing("num_hidden_layers"))?,
             head_dim,
+            widths: Widths {
+                queries: Some(heads),
+                keys: Some(size(&raw, "num_key_value_heads")?.unwrap_or(heads)),
+                mlp: size(&raw, "intermediate_size")?,
+            },
             vocab: size(&raw, "vocab_size")?.ok_or(ConfigError::Missing("vocab_size"))?,
             max_positions,
             norm_epsilon: number(&raw, "rms_norm_eps")?.unwrap_or(1e-6) as f32,

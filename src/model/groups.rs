@@ -87,7 +87,7 @@ impl Group {
         }
     }
 
-    /// Channels that one unit owns in the root: a head's width, or 1.
+    /// Channels that one unit owns in the member with the fewest: a head's width, or 1.
     pub fn unit_width(&self, model: &Model) -> usize {
         self.members.iter().map(|member| self.channels_per_unit(model, member)).min().unwrap_or(1)
     }

@@ -88,7 +88,8 @@ impl PruningPlan {
         Ok(model)
     }
 
-    fn layer_of(&self, kind: Kind, now: usize) -> usize {
+    /// The layer by which a group of the model as it is now is known in the plan.
+    pub fn layer_of(&self, kind: Kind, now: usize) -> usize {
         match kind {
             Kind::Attention | Kind::Mlp => self.dense_layer(now),
             Kind::Hidden | Kind::Layer => 0,

@@ -19,6 +19,11 @@ const FILES: [&str; 6] = [
     "generation_config.json",
 ];
 
+/// The files of a folder's tokenizer, as far as they are there.
+pub fn files(folder: &Path) -> Vec<PathBuf> {
+    FILES.iter().map(|name| folder.join(name)).filter(|path| path.exists()).collect()
+}
+
 /// Begins every document; token 0 of a tokenizer trained here.
 const BOS: &str = "<s>";
 /// Ends a document; token 1 of a tokenizer trained here.
@@ -53,9 +58,9 @@ impl Tokenizer {
             return Ok(None);
         }
         let mut files = Vec::new();
-        for name in FILES.iter().filter(|name| folder.join(name).exists()) {
-            let path = folder.join(name);
-            files.push(((*name).to_owned(), std::fs::read(&path).map_err(|source| TokenizerError::Read { path, source })?));
+        for path in self::files(folder) {
+            let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+            files.push((name, std::fs::read(&path).map_err(|source| TokenizerError::Read { path, source })?));
         }
         let broken = |e: tokenizers::Error| TokenizerError::Broken { path: path.clone(), message: e.to_string() };
         let mut inner = tokenizers::Tokenizer::from_bytes(&files[0].1).map_err(broken)?;
@@ -115,9 +120,10 @@ impl Tokenizer {
     }
 
     /// # Errors
-    /// If an id lies outside a model's vocabulary.
+    /// If an id lies outside a model's vocabulary: of a token, or of what is put around every text.
     pub fn fits(&self, vocab: usize) -> Result<(), TokenizerError> {
-        let largest = self.vocabulary().saturating_sub(1);
+        let around = self.encode("", true)?.into_iter().max().unwrap_or(0) as usize;
+        let largest = self.vocabulary().saturating_sub(1).max(around);
         if largest >= vocab { Err(TokenizerError::TooLarge { largest, vocab }) } else { Ok(()) }
     }
 

@@ -51,8 +51,13 @@ pub trait Visitor: Threaded {
     fn wants(&self, _outside: Place) -> bool {
         false
     }
-    /// The gradient of a weight outside the blocks, from one sequence.
+    /// The gradient of a weight outside the blocks, from one sequence: the norm's and the head's before the blocks', the
+    /// embedding's after them.
     fn outside(&mut self, _at: Place, _sequence: usize, _gradient: Vec<f32>) {}
+    /// Whether to end the walk early: asked before each block.
+    fn is_done(&self) -> bool {
+        false
+    }
 }
 
 /// What a backward walk found out about the whole.
@@ -60,8 +65,6 @@ pub trait Visitor: Threaded {
 pub struct Loss {
     /// Mean cross entropy over all targets of all sequences, in nats.
     pub mean: f64,
-    /// Σ −log p of each sequence's targets.
-    pub sequence_sums: Vec<f64>,
     /// Number of targets.
     pub targets: usize,
 }
@@ -110,7 +113,7 @@ pub fn backward<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize
     });
 
     let mut upstream: Vec<Vec<f32>> = Vec::with_capacity(sequences.len());
-    let mut sequence_sums = Vec::with_capacity(sequences.len());
+    let mut nll = 0.0;
     let all: Vec<usize> = (0..sequences.len()).collect();
     let at_once = |weights: usize| sequences_at_once(weights * size_of::<f32>());
     for wave in all.chunks(at_once(model.weight(Place::Head).len())) {
@@ -119,7 +122,7 @@ pub fn backward<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize
             end.as_ref().map(|x| head_backward(model, x, &sequences[*s].targets, 1.0 / targets as f32, &*visitor))
         });
         for (&s, down) in wave.iter().zip(down).filter_map(|(s, down)| Some((s, down?))) {
-            sequence_sums.push(down.nll);
+            nll += down.nll;
             upstream.push(down.input);
             for (place, gradient) in down.outside {
                 visitor.outside(place, s, gradient);
@@ -128,6 +131,9 @@ pub fn backward<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize
     }
 
     for layer in (lowest..model.blocks.len()).rev() {
+        if visitor.is_done() {
+            break;
+        }
         let weights = Part::ALL.iter().map(|&part| model.blocks[layer][part].len()).sum();
         for wave in all.chunks(at_once(weights)) {
             let inputs: Vec<_> = wave.iter().map(|&s| (s, kept[s].pop(), std::mem::take(&mut upstream[s]))).collect();
@@ -147,12 +153,12 @@ pub fn backward<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize
         visitor.block_done(layer);
     }
 
-    if lowest == 0 && visitor.wants(Place::Embedding) {
+    if lowest == 0 && visitor.wants(Place::Embedding) && !visitor.is_done() {
         for (s, (sequence, upstream)) in sequences.iter().zip(&upstream).enumerate() {
             visitor.outside(Place::Embedding, s, embedding_gradient(model, &sequence.ids, upstream));
         }
     }
-    Loss { mean: sequence_sums.iter().sum::<f64>() / targets as f64, sequence_sums, targets }
+    Loss { mean: nll / targets as f64, targets }
 }
 
 struct HeadDown {

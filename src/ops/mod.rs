@@ -1,7 +1,7 @@
 //! Every tensor operation of the models, in the one place with two faces: fused on the CPU (`cpu`), composed of dfdx's
 //! operations on CUDA (`composed`, `cuda`). One test holds the faces against each other, gradients included.
 //!
-//! A weight's gradient is computed only where a [`Slot`] asks for it.
+//! On the CPU a weight's gradient is computed only where a [`Slot`] asks for it; on CUDA dfdx computes it in any case.
 
 use std::cell::RefCell;
 use std::rc::Rc;

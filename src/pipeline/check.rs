@@ -4,7 +4,7 @@
 //! stage needs must have been made and not be spent), world (files, headers, folders, device). Every stage that decodes
 //! goes through all of them. Only this module can build a Plan.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -15,11 +15,12 @@ use toml::de::{DeTable, DeValue};
 use super::file::{self, Decoded, Document, RawStage};
 use super::order;
 use super::plan::{self, Plan, Variant};
-use super::problem::{InvalidPipeline, Problem, Sources, closest};
+use super::problem::{InvalidPipeline, Problem, Sources};
 use super::settings::{self, RunSettings};
 use super::stage::{Entry, Listed, Stage, Step};
 use super::sweep::{self, Address, Setting, plain};
 use super::world;
+use crate::spelling::closest;
 use crate::stages::prune::Schedule;
 
 /// What the command line adds to a pipeline file.
@@ -61,21 +62,43 @@ pub fn check(path: &Path, overrides: &Overrides, world: bool) -> Result<Plan, In
         settings.run.results = results.clone();
         settings.provenance.insert("results".to_owned(), "--results".to_owned());
     }
-    let run_span = document.run.as_ref().map_or(0..0, Spanned::span);
-    values(&settings.run, &run_span, &sources, &mut problems);
+    let places = places(&document, &run_sets, overrides, &mut sources);
+    values(&settings.run, &places, &sources, &mut problems);
 
-    let mut variants = variants(&document, &sets, &settings.run, &sources, &mut problems);
-    variants = select(variants, &overrides.only, &sources, &mut problems);
+    let all = variants(&document, &sets, &settings.run, &sources, &mut problems);
+    let order: Vec<String> = all.iter().map(|variant| variant.id.clone()).collect();
+    let only: Vec<(&str, Range<usize>)> =
+        overrides.only.iter().map(|id| (id.as_str(), sources.add_whole(&format!("--only {id}")))).collect();
+    let (mut variants, others) = select(all, &only, &sources, &mut problems);
     let (mut nodes, roots) = plan::tree(&mut variants);
+    let name = path.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
     if world {
-        world::look(&variants, &mut nodes, &settings.run, &run_span, &sources, &mut problems);
+        world::look(&variants, &mut nodes, (&settings.run, &name), &places, &sources, &mut problems);
     }
     if problems.is_empty() {
-        let stem = path.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
-        Ok(Plan { name: stem, text, sources, settings, variants, nodes, roots })
+        Ok(Plan { name, text, sources, settings, variants, others, order, nodes, roots })
     } else {
         invalid(problems)
     }
+}
+
+/// Where each run setting is written; "" is `[run]` itself.
+pub type Places = BTreeMap<String, Range<usize>>;
+
+fn places(document: &Document<'_>, run_sets: &RunSets<'_>, overrides: &Overrides, sources: &mut Sources) -> Places {
+    let mut places = Places::from([(String::new(), document.run.as_ref().map_or(0..0, Spanned::span))]);
+    for table in document.run.iter().chain(run_sets.iter().map(|(_, table)| table)) {
+        places.extend(table.get_ref().iter().map(|(key, value)| (key.get_ref().to_string(), value.span())));
+    }
+    if let Some(results) = &overrides.results {
+        places.insert("results".to_owned(), sources.add_whole(&format!("--results {}", results.display())));
+    }
+    places
+}
+
+/// The place of a setting, or of `[run]` where it is not written.
+pub fn place_of(places: &Places, key: &str) -> Range<usize> {
+    places.get(key).or(places.get("")).cloned().unwrap_or(0..0)
 }
 
 /// A `--set` as TOML text that begins at its place among the sources, so that its values carry the right spans.
@@ -102,7 +125,8 @@ fn read_overrides<'t>(
         let mut refuse = |message: String| {
             problems.push(sources.problem(whole.clone(), message, "write --set type.key=value, or --set run.key=value"))
         };
-        let Some((key, value)) = DeTable::parse(text).ok().and_then(|table| table.into_inner().into_iter().next()) else {
+        let table = DeTable::parse(text).ok().map(Spanned::into_inner).filter(|table| table.len() == 1);
+        let Some((key, value)) = table.and_then(|table| table.into_iter().next()) else {
             refuse(format!("`{set}` is not `type.key=value`"));
             continue;
         };
@@ -112,7 +136,10 @@ fn read_overrides<'t>(
         }
         match Address::parse(key.get_ref()) {
             Err(message) => refuse(message),
-            Ok(address) if address.tag == "run" && address.path.len() == 1 => {
+            Ok(address) if address.tag == "run" && (address.index.is_some() || address.path.len() > 1) => {
+                refuse(format!("`{set}` is no run setting"));
+            }
+            Ok(address) if address.tag == "run" => {
                 let mut table = DeTable::new();
                 table.insert(Spanned::new(key.span(), address.path[0].clone().into()), value);
                 run.push((format!("--set {set}"), Spanned::new(whole, table)));
@@ -123,16 +150,20 @@ fn read_overrides<'t>(
     (run, stages)
 }
 
-fn values(run: &RunSettings, span: &Range<usize>, sources: &Sources, problems: &mut Vec<Problem>) {
-    let mut refuse = |message: &str, help: &str| problems.push(sources.problem(span.clone(), message, help));
-    if run.threads == Some(0) {
-        refuse("0 threads cannot work", "write threads = 1 or more, or leave the line out");
+fn values(run: &RunSettings, places: &Places, sources: &Sources, problems: &mut Vec<Problem>) {
+    let mut refuse = |key: &str, message: String, help: &str| {
+        problems.push(sources.problem(place_of(places, key), message, help));
+    };
+    if let Some(threads) = run.threads.filter(|threads| !(1..=4096).contains(threads)) {
+        let help = "write threads = 1 to 4096, or leave the line out";
+        refuse("threads", format!("{threads} threads cannot work"), help);
     }
     if i64::try_from(run.seed).is_err() {
-        refuse("the seed is larger than a whole number of TOML", "write a seed of at most 9223372036854775807");
+        let help = "write a seed of at most 9223372036854775807";
+        refuse("seed", "the seed is larger than a whole number of TOML".to_owned(), help);
     }
     if run.locked {
-        refuse("`locked` is reserved: there are no lock files yet", "remove the line");
+        refuse("locked", "`locked` is reserved: there are no lock files yet".to_owned(), "remove the line");
     }
 }
 
@@ -144,16 +175,13 @@ fn variants(
     sources: &Sources,
     problems: &mut Vec<Problem>,
 ) -> Vec<Variant> {
-    let mut stages = document.stages.clone();
-    for set in sets {
-        sweep::apply(&mut stages, set, sources, problems);
-    }
-    let set: BTreeSet<Address> = sets.iter().map(|setting| setting.address.clone()).collect();
-    let combinations = sweep::combinations(document.sweep.as_ref(), &set, sources, problems);
+    let counts = sweep::counts(&document.stages);
+    let combinations = sweep::combinations(document.sweep.as_ref(), sets, &counts, sources, problems);
     let mut variants = Vec::with_capacity(combinations.len());
     for combination in combinations {
-        let mut stages = stages.clone();
-        for setting in &combination {
+        let mut stages = document.stages.clone();
+        // What the command line says comes last, so it wins.
+        for setting in combination.iter().chain(sets) {
             sweep::apply(&mut stages, setting, sources, problems);
         }
         let (entries, list) = decode(&stages, sources, problems);
@@ -166,7 +194,7 @@ fn variants(
     }
     let mut seen = BTreeSet::new();
     if problems.is_empty()
-        && let Some(twice) = variants.iter().find(|v| !seen.insert(v.id.clone()))
+        && let Some(twice) = variants.iter().find(|v| !seen.insert(v.id.rsplit('-').next()))
     {
         let span = document.sweep.as_ref().map_or(0..0, Spanned::span);
         problems.push(sources.problem(
@@ -183,20 +211,20 @@ fn decode(stages: &[RawStage<'_>], sources: &Sources, problems: &mut Vec<Problem
     let (mut entries, mut list) = (Vec::new(), Vec::new());
     for raw in stages {
         match raw.decode(sources, problems) {
-            None => list.push(Listed::Unread(raw.tag.clone())),
             Some(Decoded::Stage(stage)) => {
                 push(&mut list, &stage, raw, None);
                 entries.push(Entry::Stage(stage));
             }
-            Some(Decoded::Repeat(options)) => {
+            None if raw.tag != "repeat" => list.push(Listed::Unread(raw.tag.clone())),
+            repeat => {
+                // A repeat that could not be read has stages all the same.
+                let times = if let Some(Decoded::Repeat(options)) = repeat { options.times.clamp(1, 1000) } else { 1 };
                 let inner: Vec<(Option<Decoded>, &RawStage<'_>)> =
                     raw.inner.iter().map(|raw| (raw.decode(sources, problems), raw)).collect();
-                for time in 1..=options.times.min(1000) {
+                for time in 1..=times {
                     for (decoded, raw) in &inner {
                         match decoded {
-                            Some(Decoded::Stage(stage)) => {
-                                push(&mut list, stage, raw, Some(Schedule { time, times: options.times }))
-                            }
+                            Some(Decoded::Stage(stage)) => push(&mut list, stage, raw, Some(Schedule { time, times })),
                             _ => list.push(Listed::Unread(raw.tag.clone())),
                         }
                     }
@@ -205,7 +233,7 @@ fn decode(stages: &[RawStage<'_>], sources: &Sources, problems: &mut Vec<Problem
                     Decoded::Stage(stage) => Some(stage),
                     Decoded::Repeat(_) => None,
                 });
-                entries.push(Entry::Repeat { times: options.times, stages: stages.collect() });
+                entries.push(Entry::Repeat { times, stages: stages.collect() });
             }
         }
     }
@@ -245,14 +273,20 @@ fn variant(combination: &[Setting<'_>], entries: Vec<Entry>, steps: Vec<Step>, r
     Variant { id, swept, entries, steps, path: Vec::new() }
 }
 
-fn select(variants: Vec<Variant>, only: &[String], sources: &Sources, problems: &mut Vec<Problem>) -> Vec<Variant> {
+/// The variants that are asked for, and the others.
+fn select(
+    variants: Vec<Variant>,
+    only: &[(&str, Range<usize>)],
+    sources: &Sources,
+    problems: &mut Vec<Problem>,
+) -> (Vec<Variant>, Vec<Variant>) {
     if only.is_empty() {
-        return variants;
+        return (variants, Vec::new());
     }
     let mut wanted = BTreeSet::new();
-    for name in only {
+    for (name, at) in only {
         let exact: Vec<usize> = (0..variants.len()).filter(|&v| variants[v].id == *name).collect();
-        let begin: Vec<usize> = (0..variants.len()).filter(|&v| variants[v].id.starts_with(name.as_str())).collect();
+        let begin: Vec<usize> = (0..variants.len()).filter(|&v| variants[v].id.starts_with(name)).collect();
         match if exact.is_empty() { &begin[..] } else { &exact[..] } {
             [one] => drop(wanted.insert(*one)),
             [] => {
@@ -261,17 +295,19 @@ fn select(variants: Vec<Variant>, only: &[String], sources: &Sources, problems: 
                     || format!("there are: {}", ids().collect::<Vec<_>>().join(", ")),
                     |close| format!("did you mean `{close}`?"),
                 );
-                problems.push(sources.problem(0..0, format!("no variant is called `{name}`"), help));
+                problems.push(sources.problem(at.clone(), format!("no variant is called `{name}`"), help));
             }
             several => {
                 let ids: Vec<&str> = several.iter().map(|&v| variants[v].id.as_str()).collect();
                 problems.push(sources.problem(
-                    0..0,
+                    at.clone(),
                     format!("several variants begin with `{name}`"),
                     format!("they are: {}", ids.join(", ")),
                 ));
             }
         }
     }
-    variants.into_iter().enumerate().filter(|(v, _)| wanted.contains(v)).map(|(_, variant)| variant).collect()
+    let (selected, others): (Vec<_>, Vec<_>) = variants.into_iter().enumerate().partition(|(v, _)| wanted.contains(v));
+    let without_numbers = |numbered: Vec<(usize, Variant)>| numbered.into_iter().map(|(_, variant)| variant).collect();
+    (without_numbers(selected), without_numbers(others))
 }

@@ -1,6 +1,6 @@
 //! Events: a line each on standard error (above the bars on a terminal), and `log.jsonl` of the variants at work.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -14,27 +14,30 @@ use tracing_subscriber::{Layer, fmt};
 use super::settings::LogFormat;
 use crate::progress::Progress;
 
-/// The `log.jsonl` files that events are written to at the moment. Clones are the same set.
+/// The `log.jsonl` files that events are written to at the moment. None stays open between two events: hundreds of
+/// variants may share a stage. Clones are the same set.
 #[derive(Clone, Debug, Default)]
 pub struct LogFiles {
-    open: Arc<Mutex<Vec<File>>>,
+    paths: Arc<Mutex<Vec<PathBuf>>>,
 }
 
 impl LogFiles {
-    /// From now on events go to these files, at their ends. One that cannot be opened is left out: a log is not worth a
+    /// From now on events go to these files, at their ends. One that cannot be written is left out: a log is not worth a
     /// run.
     pub fn set(&self, paths: impl IntoIterator<Item = PathBuf>) {
-        let files = paths.into_iter().filter_map(|path| OpenOptions::new().create(true).append(true).open(path).ok());
-        if let Ok(mut open) = self.open.lock() {
-            *open = files.collect();
+        if let Ok(mut held) = self.paths.lock() {
+            *held = paths.into_iter().collect();
         }
     }
 }
 
 impl Write for &LogFiles {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Ok(open) = self.open.lock() {
-            open.iter().for_each(|mut file| drop(file.write_all(bytes)));
+        if let Ok(paths) = self.paths.lock() {
+            for path in paths.iter() {
+                let file = OpenOptions::new().create(true).append(true).open(path);
+                drop(file.and_then(|mut file| file.write_all(bytes)));
+            }
         }
         Ok(bytes.len())
     }

@@ -36,10 +36,14 @@ pub fn check(list: &[Listed], sources: &Sources, problems: &mut Vec<Problem>) {
             let (what, maker) = need.described();
             let message = match states.get(&need) {
                 Some(State::Fresh) => continue,
-                Some(State::SpentBy(spender)) => (
-                    format!("`{tag}` needs {what}, and those of before no longer fit: `{spender}` changed the model"),
-                    format!("repeat the stage `{maker}` between the two"),
-                ),
+                Some(State::SpentBy(spender)) => {
+                    let changes = Stage::made_by(spender).contains(&Product::Model);
+                    let why = if changes { "changed the model" } else { "came after them" };
+                    (
+                        format!("`{tag}` needs {what}, and those of before no longer fit: `{spender}` {why}"),
+                        format!("repeat the stage `{maker}` between the two"),
+                    )
+                }
                 None => (
                     format!("`{tag}` needs {what}, which no stage before it makes"),
                     format!("put a stage of type `{maker}` before it"),

@@ -19,6 +19,10 @@ pub struct Plan {
     pub(super) sources: Sources,
     pub settings: Settings,
     pub variants: Vec<Variant>,
+    /// Variants of the sweep that were not asked for.
+    pub(super) others: Vec<Variant>,
+    /// The ids of all, in the order of the sweep.
+    pub(super) order: Vec<String>,
     pub(super) nodes: Vec<Node>,
     pub(super) roots: Vec<usize>,
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use miette::{Diagnostic, NamedSource, SourceSpan};
 use serde::Serialize;
 
+use crate::spelling::closest;
+
 /// The texts a pipeline is made of, laid one after another in one space of offsets: the file, then every `--set`. A
 /// span says by itself which text it lies in.
 #[derive(Clone, Debug)]
@@ -88,6 +90,12 @@ impl Sources {
         start
     }
 
+    /// Adds a text that is its own name, and returns its place.
+    pub fn add_whole(&mut self, text: &str) -> Range<usize> {
+        let start = self.add(text, text);
+        start..start + text.len()
+    }
+
     fn locate(&self, span: &Range<usize>) -> (NamedSource<Arc<str>>, SourceSpan) {
         let part = self.parts.iter().rev().find(|part| part.start <= span.start).unwrap_or(&self.parts[0]);
         let start = (span.start - part.start).min(part.text.len());
@@ -133,12 +141,6 @@ impl Problem {
             column: before[line_start..].chars().count() + 1,
         }
     }
-}
-
-/// "did you mean": the closest of the choices, if it is close.
-pub fn closest<'a>(wrong: &str, choices: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let near = |choice: &&str| strsim::jaro_winkler(wrong, choice);
-    choices.into_iter().filter(|choice| near(choice) > 0.75).max_by(|a, b| near(a).total_cmp(&near(b)))
 }
 
 /// What to write instead of `wrong`: the closest choice, then all of them.

@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use polars::prelude::*;
 use serde_json::Value;
 
+use super::plan::Variant;
 use super::results::Status;
+use super::stage::{Product, Stage, Step};
 use crate::files::{FileError, write_whole};
 
 mod text;
 
-/// What became of one variant.
+/// What became of one variant, and which steps of it measured what.
 #[derive(Clone, Debug)]
 pub struct VariantSummary {
     pub id: String,
@@ -21,12 +23,38 @@ pub struct VariantSummary {
     pub swept: Vec<(String, Value)>,
     pub status: Status,
     pub error: Option<String>,
-    /// The first `evaluate` before any pruning: the dense model.
-    pub dense_step: Option<u32>,
-    /// The first `evaluate` after the last pruning, where another follows: not yet recovered.
-    pub pruned_step: Option<u32>,
-    /// The last `evaluate`.
-    pub last_step: Option<u32>,
+    /// Every `evaluate` before any pruning: the dense model. The first that has a metric counts.
+    dense: Vec<u32>,
+    /// Every `evaluate` between the last pruning and what changes the model after it: not yet recovered.
+    pruned: Vec<u32>,
+    /// Every `evaluate` of the model as it is in the end. The last that has a metric counts.
+    last: Vec<u32>,
+}
+
+impl VariantSummary {
+    pub fn of(variant: &Variant, (status, error): (Status, Option<String>)) -> Self {
+        let steps = &variant.steps;
+        let changes = |step: &Step| step.stage.makes().contains(&Product::Model);
+        let evaluates = |steps: &[Step]| -> Vec<u32> {
+            steps.iter().filter(|step| matches!(step.stage, Stage::Evaluate(_))).map(|step| step.position).collect()
+        };
+        let is_prune = |step: &Step| matches!(step.stage, Stage::Prune(_));
+        let first_pruning = steps.iter().position(is_prune).unwrap_or(steps.len());
+        let last_change = steps.iter().rposition(changes).unwrap_or(0);
+        let pruned = steps.iter().rposition(is_prune).map(|pruning| {
+            let next = steps[pruning + 1..].iter().position(changes).map(|next| pruning + 1 + next);
+            next.map_or_else(Vec::new, |next| evaluates(&steps[pruning..next]))
+        });
+        Self {
+            id: variant.id.clone(),
+            swept: variant.swept.clone(),
+            status,
+            error,
+            dense: evaluates(&steps[..first_pruning]),
+            pruned: pruned.unwrap_or_default(),
+            last: evaluates(&steps[last_change..]),
+        }
+    }
 }
 
 /// A report could not be made.
@@ -104,13 +132,17 @@ fn variants_frame(folder: &Path, variants: &[VariantSummary]) -> Result<DataFram
         let tables = folder.join(&variant.id);
         let evaluate = tables.join("evaluate.parquet");
         let evaluate = if evaluate.exists() { Some(read(&evaluate)?) } else { None };
-        let at = |step: Option<u32>| match (&evaluate, step) {
-            (Some(frame), Some(step)) => measured(frame, step),
-            _ => Ok(Measured::new()),
+        // Later steps win.
+        let at = |steps: &mut dyn Iterator<Item = &u32>| match &evaluate {
+            Some(frame) => steps.map(|&step| measured(frame, step)).try_fold(Measured::new(), |mut all, one| {
+                all.extend(one?);
+                Ok::<_, ReportError>(all)
+            }),
+            None => Ok(Measured::new()),
         };
-        dense.push(at(variant.dense_step)?);
-        pruned.push(at(variant.pruned_step)?);
-        last.push(if variant.status == Status::Succeeded { at(variant.last_step)? } else { Measured::new() });
+        dense.push(at(&mut variant.dense.iter().rev())?);
+        pruned.push(at(&mut variant.pruned.iter())?);
+        last.push(if variant.status == Status::Succeeded { at(&mut variant.last.iter())? } else { Measured::new() });
         sizes.push(last_sizes(&tables.join("prune_sizes.parquet"))?);
     }
     let mut columns: Vec<Column> =

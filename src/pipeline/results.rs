@@ -5,15 +5,19 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::files::{self, FileError, PartialFolder};
 use crate::metrics::{self, MetricsError, Part, Table};
 
-/// `results/<pipeline>/`
-#[derive(Clone, Debug)]
+/// `results/<pipeline>/`, while a run is at work in it.
+#[derive(Debug)]
 pub struct Results {
     folder: PathBuf,
+    /// Held by every run in this folder, and let go by the system however the run ends.
+    _lock: fs::File,
+    /// No other run was at work when this one began.
+    alone: bool,
 }
 
 /// `results/<pipeline>/<variant>/`
@@ -21,6 +25,8 @@ pub struct Results {
 pub struct VariantFolder {
     pub id: String,
     folder: PathBuf,
+    /// Where it is built if an earlier, complete result stands in its place: that one stays until this one is complete.
+    staged: Option<PartialFolder>,
     /// What was measured so far.
     parts: Vec<Part>,
     manifest: Manifest,
@@ -50,7 +56,7 @@ pub struct Manifest {
 }
 
 /// How far a variant came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
     Running,
@@ -83,12 +89,20 @@ impl Status {
 }
 
 impl Results {
-    /// Opens the folder of a pipeline, and removes what a killed run left unfinished.
+    /// Opens the folder of a pipeline. A run that is alone in it removes what a killed one left unfinished.
     pub fn open(root: &Path, pipeline: &str) -> Result<Self, FileError> {
         let folder = root.join(pipeline);
         files::make_folder(&folder)?;
-        files::remove_leftovers(&folder)?;
-        Ok(Self { folder })
+        let path = folder.join(".lock");
+        let failed = |source| FileError { path: path.clone(), source };
+        let lock = fs::File::create(&path).map_err(failed)?;
+        let alone = lock.try_lock().is_ok();
+        if alone {
+            files::remove_leftovers(&folder)?;
+            lock.unlock().map_err(failed)?;
+        }
+        lock.lock_shared().map_err(failed)?;
+        Ok(Self { folder, _lock: lock, alone })
     }
 
     pub fn folder(&self) -> &Path {
@@ -100,28 +114,50 @@ impl Results {
         PartialFolder::new(&self.folder)
     }
 
-    /// Begins a variant: its pipeline and manifest are written before any work; what an earlier run left goes.
+    /// How an earlier run of a variant ended, and why; None if there was none.
+    pub fn earlier(&self, id: &str) -> Option<(Status, Option<String>)> {
+        #[derive(Deserialize)]
+        struct Ended {
+            status: Status,
+            error: Option<String>,
+        }
+        let text = fs::read_to_string(self.folder.join(id).join("manifest.json")).ok()?;
+        let Ended { status, error } = serde_json::from_str(&text).ok()?;
+        Some((status, error))
+    }
+
+    /// Begins a variant: its pipeline and manifest are written before any work. A complete result of an earlier run stays
+    /// until this one is complete; an incomplete one goes.
     pub fn variant(&self, id: &str, resolved: &str, manifest: Manifest) -> Result<VariantFolder, FileError> {
         let folder = self.folder.join(id);
-        if folder.exists() {
-            let old = PartialFolder::new(&self.folder)?;
-            fs::rename(&folder, old.path().join("old")).map_err(|source| FileError { path: folder.clone(), source })?;
+        let mut staged = None;
+        match self.earlier(id) {
+            Some((Status::Succeeded, _)) => staged = Some(PartialFolder::new(&self.folder)?),
+            Some((Status::Running, _)) if !self.alone => {
+                let busy = std::io::Error::other("another run is at work on this variant");
+                return Err(FileError { path: folder, source: busy });
+            }
+            _ if folder.exists() => files::remove(&folder)?,
+            _ => {}
         }
-        files::make_folder(&folder)?;
-        files::write_whole(&folder.join("pipeline.toml"), resolved.as_bytes())?;
-        let variant = VariantFolder { id: id.to_owned(), folder, parts: Vec::new(), manifest };
+        if staged.is_none() {
+            files::make_folder(&folder)?;
+        }
+        let variant = VariantFolder { id: id.to_owned(), folder, staged, parts: Vec::new(), manifest };
+        files::write_whole(&variant.work().join("pipeline.toml"), resolved.as_bytes())?;
         variant.write_manifest()?;
         Ok(variant)
     }
 }
 
 impl VariantFolder {
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    /// Where the variant is built.
+    fn work(&self) -> &Path {
+        self.staged.as_ref().map_or(&self.folder, PartialFolder::path)
     }
 
     pub fn log(&self) -> PathBuf {
-        self.folder.join("log.jsonl")
+        self.work().join("log.jsonl")
     }
 
     /// Takes what a stage measured, wrote and read. `written` is the stage's folder, which other variants may need too.
@@ -136,24 +172,31 @@ impl VariantFolder {
         self.parts.extend(tables.iter().map(|table| Part { step, stage: stage.clone(), table: table.clone() }));
         for table in tables {
             let parts: Vec<&Part> = self.parts.iter().filter(|part| part.table.name == table.name).collect();
-            metrics::write(&self.folder.join(format!("{}.parquet", table.name)), &self.id, &parts)?;
+            metrics::write(&self.work().join(format!("{}.parquet", table.name)), &self.id, &parts)?;
         }
-        let copy = PartialFolder::new(&self.folder)?;
+        let copy = PartialFolder::new(self.work())?;
         copy_tree(written, copy.path()).map_err(|source| FileError { path: self.folder.clone(), source })?;
-        copy.move_into(&self.folder)?;
+        copy.move_into(self.work())?;
         self.manifest.inputs.extend(inputs.iter().map(|(path, hash)| (path.clone(), hash.clone())));
         self.manifest.stages.push(record);
         Ok(self.write_manifest()?)
     }
 
-    /// Ends the variant.
+    /// Ends the variant: what was built takes its place, or, if it failed where a complete result stands, goes.
     pub fn finish(&mut self, status: Status, error: Option<String>) -> Result<(), FileError> {
         (self.manifest.status, self.manifest.error) = (status, error);
-        self.write_manifest()
+        self.write_manifest()?;
+        match self.staged.take() {
+            Some(staged) if status == Status::Succeeded => {
+                files::remove(&self.folder)?;
+                staged.become_folder(&self.folder)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn write_manifest(&self) -> Result<(), FileError> {
-        let path = self.folder.join("manifest.json");
+        let path = self.work().join("manifest.json");
         let text =
             serde_json::to_string_pretty(&self.manifest).map_err(|e| FileError { path: path.clone(), source: e.into() })?;
         files::write_whole(&path, (text + "\n").as_bytes())

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::log::LogFiles;
@@ -12,7 +12,7 @@ use super::problem::StageFailed;
 use super::report::{self, ReportError, VariantSummary};
 use super::results::{self, Manifest, Results, StageRecord, Status, VariantFolder};
 use super::stage::{Stage, Step};
-use crate::files::{FileError, PartialFolder};
+use crate::files::FileError;
 use crate::metrics::{MetricsError, Table};
 use crate::model::Model;
 use crate::model::groups::DependencyGraph;
@@ -20,7 +20,8 @@ use crate::model::plan::PruningPlan;
 use crate::progress::Progress;
 use crate::random::Seed;
 use crate::stages::products::{GroupScores, Scores};
-use crate::stages::{Context, aggregate, dependencies, evaluate, export, importance, load, pretrain, prune, recover};
+use crate::stages::prune::Baseline;
+use crate::stages::{Context, Input, aggregate, dependencies, evaluate, export, importance, load, pretrain, prune, recover};
 
 /// What surrounds a run.
 #[derive(Clone, Default)]
@@ -49,8 +50,6 @@ pub enum RunError {
     #[error(transparent)]
     File(#[from] FileError),
     #[error(transparent)]
-    Metrics(#[from] MetricsError),
-    #[error(transparent)]
     Report(#[from] ReportError),
     #[error("the variant's own pipeline cannot be written: {0}")]
     Resolve(#[from] toml::ser::Error),
@@ -65,7 +64,7 @@ struct Values {
     group_scores: Option<Arc<GroupScores>>,
     plan: Option<Arc<PruningPlan>>,
     /// Units of each group when the repeat at hand began.
-    initial: Option<Arc<Vec<usize>>>,
+    initial: Option<Arc<Baseline>>,
 }
 
 /// Runs every variant; one that fails does not stop the others.
@@ -77,9 +76,9 @@ pub fn run(plan: &Plan, surroundings: &Surroundings) -> Result<Outcome, RunError
         surroundings,
         results,
         folders: Vec::new(),
+        ended: vec![None; plan.variants.len()],
         failures: Vec::new(),
         hashes: HashMap::new(),
-        interrupted: false,
     };
     for variant in &plan.variants {
         let resolved = plan.resolved(variant)?;
@@ -87,7 +86,7 @@ pub fn run(plan: &Plan, surroundings: &Surroundings) -> Result<Outcome, RunError
         walk.folders.push(walk.results.variant(&variant.id, &resolved, manifest)?);
     }
     for &root in &plan.roots {
-        walk.node(root, Values::default())?;
+        walk.descend(root, Values::default());
     }
     walk.finish()
 }
@@ -98,50 +97,57 @@ struct Walk<'a> {
     results: Results,
     /// One for each variant of the plan.
     folders: Vec<VariantFolder>,
+    /// How each variant ended, and why.
+    ended: Vec<Option<(Status, Option<String>)>>,
     failures: Vec<StageFailed>,
     /// blake3 of files already read.
     hashes: HashMap<PathBuf, String>,
-    interrupted: bool,
 }
 
 impl Walk<'_> {
     /// Runs a node, then what comes after it in each of its branches.
-    fn node(&mut self, at: usize, mut values: Values) -> Result<(), RunError> {
-        if self.interrupted {
-            return Ok(());
+    fn descend(&mut self, mut at: usize, mut values: Values) {
+        while !self.surroundings.stop.load(Ordering::Relaxed) {
+            let node = &self.plan.nodes[at];
+            if let Err(failure) = self.stage(&node.step, &node.variants, &mut values) {
+                return self.fail(&node.variants, &node.step, &failure);
+            }
+            for &variant in node.variants.iter().filter(|&&v| self.plan.variants[v].path.last() == Some(&at)) {
+                if let Err(error) = self.end(variant, Status::Succeeded, None) {
+                    self.fail(&[variant], &node.step, &StageError::Store(error.into()));
+                }
+            }
+            let Some((&last, others)) = node.children.split_last() else { return };
+            others.iter().for_each(|&child| self.descend(child, values.clone()));
+            at = last;
         }
-        let node = &self.plan.nodes[at];
-        let (step, variants) = (&node.step, &node.variants);
+    }
+
+    /// Runs one stage, and writes what it measured and made to every variant that shares it.
+    fn stage(&mut self, step: &Step, variants: &[usize], values: &mut Values) -> Result<(), StageError> {
         self.surroundings.log.set(variants.iter().map(|&v| self.folders[v].log()));
-        let folder = self.results.stage_folder()?;
-        let context = self.context(step, folder.path());
         let whose = match variants[..] {
             [one] => self.plan.variants[one].id.clone(),
             _ => format!("{} variants", variants.len()),
         };
-        let span = tracing::info_span!("stage", step = step.position, r#for = whose).entered();
+        let _span = tracing::info_span!("stage", step = step.position, r#for = whose).entered();
         tracing::debug!("{} begins", step.stage.tag());
+        let folder = self.results.stage_folder().map_err(MetricsError::from)?;
+        let context = self.context(step, folder.path());
         results::reset_peak_memory();
         let began = Instant::now();
-        match execute(step, &context, &mut values) {
-            Ok(tables) => {
-                let record = StageRecord {
-                    step: step.position,
-                    stage: step.stage.tag(),
-                    wall_seconds: began.elapsed().as_secs_f64(),
-                    peak_memory: results::peak_memory(),
-                    shared_by: variants.len(),
-                };
-                tracing::debug!(seconds = record.wall_seconds, peak_memory = record.peak_memory, "{} is done", step.stage.tag());
-                self.keep(variants, &record, &tables, &folder)?;
-            }
-            Err(failure) => return self.fail(variants, step, &failure),
-        }
-        drop(span);
-        let children = &self.plan.nodes[at].children;
-        for (i, &child) in children.iter().enumerate() {
-            let last = i + 1 == children.len();
-            self.node(child, if last { std::mem::take(&mut values) } else { values.clone() })?;
+        let tables = execute(step, &context, values)?;
+        let record = StageRecord {
+            step: step.position,
+            stage: step.stage.tag(),
+            wall_seconds: began.elapsed().as_secs_f64(),
+            peak_memory: results::peak_memory(),
+            shared_by: variants.len(),
+        };
+        tracing::debug!(seconds = record.wall_seconds, peak_memory = record.peak_memory, "{} is done", step.stage.tag());
+        let inputs = self.inputs(step);
+        for &variant in variants {
+            self.folders[variant].stage_done(record.clone(), &tables, folder.path(), &inputs)?;
         }
         Ok(())
     }
@@ -152,41 +158,30 @@ impl Walk<'_> {
             seed,
             data: self.plan.settings.run.data.clone(),
             folder: folder.to_owned(),
+            occurrence: step.occurrence,
             progress: self.surroundings.progress.clone(),
             stop: self.surroundings.stop.clone(),
         }
     }
 
-    /// Writes what a stage measured and made to every variant that shares it.
-    fn keep(
-        &mut self,
-        variants: &[usize],
-        record: &StageRecord,
-        tables: &[Table],
-        folder: &PartialFolder,
-    ) -> Result<(), RunError> {
-        let inputs = self.inputs(variants, record.step);
-        for &variant in variants {
-            self.folders[variant].stage_done(record.clone(), tables, folder.path(), &inputs)?;
-        }
-        Ok(())
-    }
-
-    /// Content hashes of the files that a step reads.
-    fn inputs(&mut self, variants: &[usize], position: u32) -> BTreeMap<String, String> {
-        let step = variants.first().map(|&v| &self.plan.variants[v].steps[position as usize]);
-        let files = step.map(|step| step.stage.inputs(self.plan.settings.run.data.as_deref())).unwrap_or_default();
-        let mut hash = |path: PathBuf| {
-            let hash = self.hashes.entry(path.clone()).or_insert_with(|| file_hash(&path).unwrap_or_default());
-            (path.display().to_string(), hash.clone())
+    /// Content hashes of what a step reads.
+    fn inputs(&mut self, step: &Step) -> BTreeMap<String, String> {
+        let mut hash = |input: Input| match input {
+            Input::File(path) => {
+                let hash = self
+                    .hashes
+                    .entry(path.clone())
+                    .or_insert_with(|| file_hash(&path).unwrap_or_else(|error| format!("it cannot be read any more: {error}")));
+                (path.display().to_string(), hash.clone())
+            }
+            Input::BuiltIn { name, content } => (name, blake3::hash(content.as_bytes()).to_hex().to_string()),
         };
-        files.into_iter().map(&mut hash).collect()
+        step.stage.inputs(self.plan.settings.run.data.as_deref()).into_iter().map(&mut hash).collect()
     }
 
-    /// Records that the variants below a node cannot go on.
-    fn fail(&mut self, variants: &[usize], step: &Step, failure: &StageError) -> Result<(), RunError> {
+    /// Records that variants cannot go on.
+    fn fail(&mut self, variants: &[usize], step: &Step, failure: &StageError) {
         let interrupted = failure.is_interrupted();
-        self.interrupted |= interrupted;
         for &v in variants {
             let variant = &self.plan.variants[v];
             let failed = self.plan.sources.stage_failed(
@@ -199,10 +194,16 @@ impl Walk<'_> {
             );
             tracing::error!(variant = variant.id, "{} failed: {failure}", step.stage.tag());
             let status = if interrupted { Status::Interrupted } else { Status::Failed };
-            self.folders[v].finish(status, Some(failed.to_string()))?;
+            if let Err(error) = self.end(v, status, Some(failed.to_string())) {
+                tracing::error!(variant = variant.id, "its manifest cannot be written: {error}");
+            }
             self.failures.push(failed);
         }
-        Ok(())
+    }
+
+    fn end(&mut self, variant: usize, status: Status, error: Option<String>) -> Result<(), FileError> {
+        self.ended[variant] = Some((status, error.clone()));
+        self.folders[variant].finish(status, error)
     }
 
     fn manifest(&self, variant: &Variant, resolved: &str) -> Manifest {
@@ -223,38 +224,25 @@ impl Walk<'_> {
         }
     }
 
-    /// Ends every variant, and writes the table of the sweep.
+    /// Ends what has not ended, and writes the table of the sweep.
     fn finish(mut self) -> Result<Outcome, RunError> {
-        let mut variants = Vec::with_capacity(self.plan.variants.len());
-        for (variant, folder) in self.plan.variants.iter().zip(&mut self.folders) {
-            let failure = self.failures.iter().find(|failure| failure.variant == variant.id);
-            let status = match failure {
-                Some(failure) if failure.interrupted => Status::Interrupted,
-                Some(_) => Status::Failed,
-                None if self.interrupted => Status::Interrupted,
-                None => Status::Succeeded,
-            };
-            let error = failure.map(ToString::to_string);
-            folder.finish(status, error.clone())?;
-            let evaluates = |step: &&Step| matches!(step.stage, Stage::Evaluate(_));
-            let before_pruning = variant.steps.iter().take_while(|step| !matches!(step.stage, Stage::Prune(_)));
-            let last_step = variant.steps.iter().filter(evaluates).map(|step| step.position).next_back();
-            let last_pruning = variant.steps.iter().rposition(|step| matches!(step.stage, Stage::Prune(_)));
-            let after_pruning = last_pruning.and_then(|at| variant.steps[at..].iter().find(evaluates)).map(|step| step.position);
-            variants.push(VariantSummary {
-                id: variant.id.clone(),
-                swept: variant.swept.clone(),
-                status,
-                error,
-                dense_step: before_pruning.filter(evaluates).map(|step| step.position).next(),
-                pruned_step: after_pruning.filter(|step| Some(*step) != last_step),
-                last_step,
-            });
+        for variant in 0..self.plan.variants.len() {
+            if self.ended[variant].is_none() {
+                self.end(variant, Status::Interrupted, None)?;
+            }
         }
         self.surroundings.log.set([]);
+        let selected = self.plan.variants.iter().zip(&self.ended).filter_map(|(variant, ended)| Some((variant, ended.clone()?)));
+        let variants: Vec<VariantSummary> = selected.map(|(variant, ended)| VariantSummary::of(variant, ended)).collect();
+        // Variants of the sweep that this run was not asked for keep their rows.
+        let others =
+            self.plan.others.iter().filter_map(|other| Some(VariantSummary::of(other, self.results.earlier(&other.id)?)));
+        let mut rows: Vec<VariantSummary> = variants.iter().cloned().chain(others).collect();
+        rows.sort_by_key(|row| self.plan.order.iter().position(|id| *id == row.id));
         let folder = self.results.folder().to_owned();
-        let summary = report::write_variants(&folder, &variants)?;
-        Ok(Outcome { variants, failures: self.failures, interrupted: self.interrupted, summary, folder })
+        let summary = report::write_variants(&folder, &rows)?;
+        let interrupted = variants.iter().any(|variant| variant.status == Status::Interrupted);
+        Ok(Outcome { variants, failures: self.failures, interrupted, summary, folder })
     }
 }
 
@@ -279,6 +267,8 @@ enum StageError {
     Evaluate(#[from] evaluate::Error),
     #[error(transparent)]
     Export(#[from] export::Error),
+    #[error("its results cannot be stored: {0}")]
+    Store(#[from] MetricsError),
     #[error("the stage lacks {0}; this is a mistake of the check")]
     Lacks(&'static str),
 }
@@ -327,7 +317,7 @@ fn execute(step: &Step, context: &Context, values: &mut Values) -> Result<Vec<Ta
         }
         Stage::Prune(options) => {
             let scores = values.group_scores.as_deref().ok_or(StageError::Lacks("scores of units"))?;
-            let (before, initial) = (values.plan.as_deref(), values.initial.as_deref().map(Vec::as_slice));
+            let (before, initial) = (values.plan.as_deref(), values.initial.as_deref());
             let (pruned, tables) = prune::run(options, step.schedule, model()?, graph()?, scores, before, initial)?;
             *values = Values {
                 model: Some(Arc::new(pruned.model)),

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use figment::providers::{Env, Serialized};
-use figment::value::Dict;
+use figment::providers::Serialized;
+use figment::value::{Dict, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,17 +18,17 @@ use super::problem::{Problem, Sources};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunSettings {
-    /// Every random stream is derived from it. Default 42.
+    /// Every random stream is derived from it, 0 to 9223372036854775807. Default 42.
     pub seed: u64,
     /// The folder of results. Default `results`.
     pub results: PathBuf,
-    /// The folder of kept products. Default: `.cache` in the results folder.
+    /// The folder of kept products. Default: `.cache` in the results folder. Reserved: nothing is kept yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
     /// The folder of published data sets, laid out as `<task>/<split>.jsonl`. No default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
-    /// Threads, at least 1. Default: as many as the machine has. Results do not depend on it.
+    /// Threads, 1 to 4096. Default: as many as the machine has. Results do not depend on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
     /// Where tensors live. Default `auto`: what this program was built for.
@@ -75,6 +75,14 @@ impl Default for RunSettings {
 
 /// Every setting's name.
 pub const KEYS: [&str; 8] = ["seed", "results", "cache", "data", "threads", "device", "log", "locked"];
+
+/// Those that are paths, whatever they look like.
+const PATHS: [&str; 3] = ["results", "cache", "data"];
+
+/// The environment variable of a setting.
+fn variable(key: &str) -> String {
+    format!("RUNNER_{}", key.to_uppercase())
+}
 
 /// The settings and, for each, which layer it comes from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -125,7 +133,13 @@ pub fn layer(
         figment = figment.merge(layer);
     }
     // Only the settings' own names: CI systems have RUNNER_ variables of their own.
-    figment = figment.merge(Env::prefixed("RUNNER_").only(&KEYS));
+    for key in KEYS {
+        let variable = variable(key);
+        let Ok(text) = std::env::var(&variable) else { continue };
+        let Ok(read) = text.parse::<Value>();
+        let value = if PATHS.contains(&key) { Value::from(text) } else { read };
+        figment = figment.merge(Layer { name: variable, values: Dict::from([(key.to_owned(), value)]) });
+    }
     for layer in sets {
         figment = figment.merge(layer);
     }
@@ -134,7 +148,7 @@ pub fn layer(
         Err(errors) => {
             for error in errors {
                 let key = error.path.first().cloned().unwrap_or_default();
-                let variable = format!("RUNNER_{}", key.to_uppercase());
+                let variable = variable(&key);
                 let start = sources.add("environment", &format!("{variable}={}", std::env::var(&variable).unwrap_or_default()));
                 problems.push(sources.problem(
                     start..start + variable.len(),
@@ -151,11 +165,4 @@ pub fn layer(
         Some(((*key).to_owned(), name))
     });
     Settings { provenance: provenance.collect(), run }
-}
-
-impl RunSettings {
-    /// The folder of kept products.
-    pub fn cache_folder(&self) -> PathBuf {
-        self.cache.clone().unwrap_or_else(|| self.results.join(".cache"))
-    }
 }

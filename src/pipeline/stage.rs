@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use toml::de::Deserializer;
 
-use crate::stages::{Fault, World, aggregate, dependencies, evaluate, export, importance, load, pretrain, prune, recover};
+use crate::stages::{Fault, Input, World, aggregate, dependencies, evaluate, export, importance, load, pretrain, prune, recover};
 
 /// A value that one stage hands to a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,8 +64,8 @@ macro_rules! stages {
             pub fn spends(&self) -> &'static [Product] { match self { $( Stage::$variant(_) => &[$(Product::$spend),*] ),+ } }
             /// Mistakes in the options' values.
             pub fn faults(&self) -> Vec<Fault> { match self { $( Stage::$variant(options) => options.faults() ),+ } }
-            /// The files it reads; `data` is `run.data`.
-            pub fn inputs(&self, data: Option<&Path>) -> Vec<PathBuf> { match self { $( Stage::$variant(options) => options.inputs(data) ),+ } }
+            /// What it reads; `data` is `run.data`.
+            pub fn inputs(&self, data: Option<&Path>) -> Vec<Input> { match self { $( Stage::$variant(options) => options.inputs(data) ),+ } }
             /// Mistakes that show when files and earlier stages are looked at.
             pub fn world(&self, world: &mut World) -> Vec<Fault> { match self { $( Stage::$variant(options) => options.world(world) ),+ } }
             /// The options, every default filled in; one that is not given and has none is left out.

@@ -1,7 +1,7 @@
 //! `[sweep]` and `--set`: values for options, applied to the parsed tables before they are decoded. A value keeps the
 //! place where it is written, so a bad one is blamed there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use toml::Spanned;
@@ -32,7 +32,40 @@ pub struct Setting<'t> {
 /// Settings that change together, one entry for each value.
 type Axis<'t> = Vec<Vec<Setting<'t>>>;
 
+/// How many stages of each type there are, those inside a `repeat` included.
+pub type Counts = BTreeMap<String, usize>;
+
+/// Counts the stages.
+pub fn counts(stages: &[RawStage<'_>]) -> Counts {
+    let mut counts = Counts::new();
+    for stage in stages {
+        *counts.entry(stage.tag.clone()).or_default() += 1;
+        for (tag, count) in self::counts(&stage.inner) {
+            *counts.entry(tag).or_default() += count;
+        }
+    }
+    counts
+}
+
 impl Address {
+    /// The stage that is meant, None for all; the only one of its type is all of them.
+    fn stage(&self, counts: &Counts) -> Option<usize> {
+        self.index.filter(|index| !(*index == 1 && counts.get(&self.tag) == Some(&1)))
+    }
+
+    /// Whether a value here decides all that one there would.
+    fn covers(&self, other: &Self, counts: &Counts) -> bool {
+        let (own, others) = (self.stage(counts), other.stage(counts));
+        self.tag == other.tag && (own.is_none() || own == others) && other.path.starts_with(&self.path)
+    }
+
+    /// Whether values here and there decide a thing in common.
+    fn meets(&self, other: &Self, counts: &Counts) -> bool {
+        let (own, others) = (self.stage(counts), other.stage(counts));
+        let same_stage = own.is_none() || others.is_none() || own == others;
+        self.tag == other.tag && same_stage && (self.path.starts_with(&other.path) || other.path.starts_with(&self.path))
+    }
+
     /// Reads `type.key`, `type[2].key`, `type.key.sub`.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (stage, path) = text.split_once('.').ok_or_else(|| format!("`{text}` names no option; an option is `type.key`"))?;
@@ -108,10 +141,11 @@ fn insert<'t>(table: &mut DeTable<'t>, path: &[String], setting: &Setting<'t>) -
 }
 
 /// Every combination of the sweep that is not excluded, in the order of the file; one empty combination without a sweep.
-/// `set`: options that `--set` decides.
+/// `sets`: what `--set` decides, in place of what the sweep says of it.
 pub fn combinations<'t>(
     sweep: Option<&Spanned<DeTable<'t>>>,
-    set: &BTreeSet<Address>,
+    sets: &[Setting<'t>],
+    counts: &Counts,
     sources: &Sources,
     problems: &mut Vec<Problem>,
 ) -> Vec<Vec<Setting<'t>>> {
@@ -122,7 +156,7 @@ pub fn combinations<'t>(
     for (key, value) in sweep.get_ref() {
         match key.get_ref().as_ref() {
             "zip" => tables(value, "zip", sources, problems)
-                .for_each(|(span, table)| axes.extend(zip(span, table, set, sources, problems))),
+                .for_each(|(span, table)| axes.extend(zip(span, table, (sets, counts), sources, problems))),
             "exclude" => exclusions.extend(
                 tables(value, "exclude", sources, problems)
                     .map(|(span, table)| {
@@ -131,9 +165,10 @@ pub fn combinations<'t>(
                     })
                     .collect::<Vec<_>>(),
             ),
-            _ => axes.extend(axis(key, value, set, sources, problems)),
+            _ => axes.extend(axis(key, value, (sets, counts), sources, problems)),
         }
     }
+    overlaps(&axes, counts, sources, problems);
     if problems.len() > before {
         return vec![Vec::new()];
     }
@@ -152,11 +187,14 @@ pub fn combinations<'t>(
     }
     for (span, exclusion) in &exclusions {
         let excluded = |chosen: &Vec<Setting<'t>>| {
-            exclusion.iter().all(|e| chosen.iter().any(|c| c.address == e.address && plain(&c.value) == plain(&e.value)))
+            let says =
+                |e: &Setting<'t>, s: &Setting<'t>| s.address.covers(&e.address, counts) && plain(&s.value) == plain(&e.value);
+            exclusion.iter().all(|e| chosen.iter().chain(sets).any(|s| says(e, s)))
         };
         let found = all.len();
         all.retain(|chosen| !excluded(chosen));
-        if all.len() == found {
+        let is_set = exclusion.iter().any(|e| sets.iter().any(|s| s.address.covers(&e.address, counts)));
+        if all.len() == found && !is_set {
             problems.push(sources.problem(
                 span.clone(),
                 "this exclusion matches no variant",
@@ -173,11 +211,25 @@ pub fn combinations<'t>(
 /// A sweep larger than this is a mistake.
 const MOST_VARIANTS: usize = 100_000;
 
+/// No two axes may decide one option: which of them would count?
+fn overlaps(axes: &[Axis<'_>], counts: &Counts, sources: &Sources, problems: &mut Vec<Problem>) {
+    let options: Vec<&Setting<'_>> = axes.iter().filter_map(|axis| axis.first()).flatten().collect();
+    for (i, option) in options.iter().enumerate() {
+        if let Some(other) = options[..i].iter().find(|other| other.address.meets(&option.address, counts)) {
+            problems.push(sources.problem(
+                option.named.clone(),
+                format!("`{}` decides what `{}` decides already", option.key, other.key),
+                "sweep an option once",
+            ));
+        }
+    }
+}
+
 /// `"type.key" = [values]`
 fn axis<'t>(
     key: &Spanned<DeString<'t>>,
     value: &Spanned<DeValue<'t>>,
-    set: &BTreeSet<Address>,
+    (sets, counts): (&[Setting<'t>], &Counts),
     sources: &Sources,
     problems: &mut Vec<Problem>,
 ) -> Option<Axis<'t>> {
@@ -185,7 +237,13 @@ fn axis<'t>(
         problems.push(sources.problem(
             value.span(),
             format!("`{}` is swept over what is not a list", key.get_ref()),
-            "write a list: [0.25, 0.5]",
+            match value.get_ref() {
+                DeValue::Table(inner) if key.get_ref() != "zip" => {
+                    let option = inner.iter().next().map_or("key", |(option, _)| option.get_ref().as_ref());
+                    format!("put the name in quotes: \"{}.{option}\" = […]", key.get_ref())
+                }
+                _ => "write a list: [0.25, 0.5]".to_owned(),
+            },
         ));
         return None;
     };
@@ -200,18 +258,18 @@ fn axis<'t>(
     let entries: Axis<'t> =
         values.iter().map(|value| setting(key, value.clone(), sources, problems).into_iter().collect()).collect();
     let first = entries.first()?.first()?;
-    (!set.contains(&first.address)).then_some(entries)
+    (!sets.iter().any(|set| set.address.covers(&first.address, counts))).then_some(entries)
 }
 
 /// `{ "a.b" = [..], "c.d" = [..] }`: lists that advance together.
 fn zip<'t>(
     span: Range<usize>,
     table: &DeTable<'t>,
-    set: &BTreeSet<Address>,
+    decided: (&[Setting<'t>], &Counts),
     sources: &Sources,
     problems: &mut Vec<Problem>,
 ) -> Option<Axis<'t>> {
-    let axes: Vec<Axis<'t>> = table.iter().filter_map(|(key, value)| axis(key, value, set, sources, problems)).collect();
+    let axes: Vec<Axis<'t>> = table.iter().filter_map(|(key, value)| axis(key, value, decided, sources, problems)).collect();
     let lengths: BTreeSet<usize> = axes.iter().map(Vec::len).collect();
     if lengths.len() > 1 {
         let lengths: Vec<String> = axes.iter().map(|axis| axis.len().to_string()).collect();

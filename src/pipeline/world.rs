@@ -1,9 +1,9 @@
 //! The world pass of the check: files, headers, folders, device, and whether memory and disk are large enough.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
 
+use super::check::{Places, place_of};
 use super::plan::{Node, Variant, size};
 use super::problem::{Problem, Sources};
 use super::settings::{Device, RunSettings};
@@ -14,27 +14,39 @@ use crate::stages::{Estimate, Fault, World};
 pub fn look(
     variants: &[Variant],
     nodes: &mut [Node],
-    run: &RunSettings,
-    span: &Range<usize>,
+    (run, name): (&RunSettings, &str),
+    places: &Places,
     sources: &Sources,
     problems: &mut Vec<Problem>,
 ) {
-    let mut refuse = |message: String, help: &str| problems.push(sources.problem(span.clone(), message, help));
+    let mut refuse = |key: &str, message: String, help: &str| {
+        problems.push(sources.problem(place_of(places, key), message, help));
+    };
     match (run.device, cfg!(feature = "cuda")) {
-        (Device::Cuda, false) => {
-            refuse("this program was built for the CPU".into(), "build it with --features cuda, or write device = \"cpu\"")
-        }
-        (Device::Cpu, true) => {
-            refuse("this program was built for CUDA".into(), "build it without --features cuda, or write device = \"cuda\"")
-        }
+        (Device::Cuda, false) => refuse(
+            "device",
+            "this program was built for the CPU".into(),
+            "build it with --features cuda, or write device = \"cpu\"",
+        ),
+        (Device::Cpu, true) => refuse(
+            "device",
+            "this program was built for CUDA".into(),
+            "build it without --features cuda, or write device = \"cuda\"",
+        ),
         _ => {}
     }
     let folder = existing(&run.results);
     if let Err(error) = tempfile::Builder::new().prefix(".partial-").tempfile_in(folder) {
         refuse(
+            "results",
             format!("the results folder `{}` cannot be written: {error}", run.results.display()),
             "write another folder in [run] results, or --results",
         );
+    }
+    let own = run.results.join(name);
+    if own.exists() && !own.is_dir() {
+        let message = format!("the results go to `{}`, and a file stands there", own.display());
+        refuse("results", message, "move the file away, or write another folder in [run] results, or --results");
     }
     let mut after: BTreeMap<usize, World> = BTreeMap::new();
     let threads = run.threads.unwrap_or_else(rayon::current_num_threads);

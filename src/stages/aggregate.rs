@@ -1,12 +1,12 @@
 //! `aggregate`: scores of channels → one score per unit of each group (LLM-Pruner, section 3.2, "group importance").
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::products::{Compat, GroupScores, MemberScores, Scores};
-use super::{Fault, World};
+use super::{Fault, Input, World};
 use crate::metrics::{MetricsError, Table};
 use crate::model::Model;
 use crate::model::groups::{DependencyGraph, Group};
@@ -53,8 +53,8 @@ pub enum Level {
 }
 
 impl Options {
-    /// The files that the stage reads: none.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<PathBuf> {
+    /// What the stage reads: nothing.
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
         Vec::new()
     }
 
@@ -68,7 +68,7 @@ impl Options {
     }
 }
 
-/// One row of `aggregate.parquet`.
+/// One row of `aggregate.parquet`: layers and units of the model as it is at this place of the pipeline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     pub layer: u32,
@@ -131,7 +131,7 @@ fn units(
         Reduction::Sum => across(&folded, 0.0, |a, b| a + b),
         Reduction::Mean => across(&folded, 0.0, |a, b| a + b).into_iter().map(|sum| sum / folded.len() as f64).collect(),
         Reduction::Max => across(&folded, f64::NEG_INFINITY, f64::max),
-        Reduction::Product => across(&folded, 1.0, |a, b| a * b),
+        Reduction::Product => product(group, &folded),
         Reduction::First => pick(members, &folded, "first", 0)?,
         Reduction::Second => pick(members, &folded, "second", 1)?,
         Reduction::Last => {
@@ -163,6 +163,27 @@ fn fold(channels: &[f64], units: usize, width: usize, level: Level, scores: &Sco
             folded.into_iter().map(magnitude).collect()
         }
     }
+}
+
+/// Π over members. Where a product would leave the range of numbers, each member is divided by its mean first: one factor
+/// for the whole group, which changes no order inside it.
+fn product(group: &Group, members: &[Vec<f64>]) -> Vec<f64> {
+    let is_lost = |product: &f64| !product.is_normal();
+    let plain = across(members, 1.0, |a, b| a * b);
+    let lost = plain.iter().enumerate().filter(|(_, p)| is_lost(p)).any(|(i, _)| members.iter().all(|m| m[i] != 0.0));
+    if !lost {
+        return plain;
+    }
+    tracing::warn!(
+        layer = group.layer,
+        group = group.kind.name(),
+        "the product leaves the range of numbers: members are scaled to a mean of 1"
+    );
+    let scaled = |member: &Vec<f64>| {
+        let mean = member.iter().sum::<f64>() / member.len() as f64;
+        member.iter().map(|score| score / mean).collect()
+    };
+    across(&members.iter().map(scaled).collect::<Vec<Vec<f64>>>(), 1.0, |a, b| a * b)
 }
 
 /// Reduces over members, entry by entry.

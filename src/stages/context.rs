@@ -16,6 +16,8 @@ pub struct Context {
     pub data: Option<PathBuf>,
     /// A folder of this stage alone; what is left in it appears beside the variant's tables.
     pub folder: PathBuf,
+    /// How many stages of this type stand before it in the variant.
+    pub occurrence: u32,
     /// Where the stage says how far it is.
     pub progress: Progress,
     /// Raised by Ctrl-C and SIGTERM.
@@ -28,6 +30,12 @@ pub struct Context {
 pub struct Interrupted;
 
 impl Context {
+    /// Where to leave a product: `hf`, and `hf-2` in the second stage of this type, so that none overwrites another.
+    pub fn place(&self, name: &str, ending: &str) -> PathBuf {
+        let number = if self.occurrence == 0 { String::new() } else { format!("-{}", self.occurrence + 1) };
+        self.folder.join(format!("{name}{number}{ending}"))
+    }
+
     /// Called between steps of a long stage.
     ///
     /// # Errors

@@ -1,11 +1,11 @@
 //! `dependencies`: Model → the groups of coupled structures (LLM-Pruner, section 3.1, equations 1 and 2).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, World};
+use super::{Fault, Input, World};
 use crate::model::Model;
 use crate::model::groups::{self, DependencyGraph};
 use crate::model::wiring::Space;
@@ -36,8 +36,8 @@ pub enum Grouping {
 }
 
 impl Options {
-    /// The files that the stage reads: none.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<PathBuf> {
+    /// What the stage reads: nothing.
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
         Vec::new()
     }
 

@@ -1,11 +1,11 @@
 //! `evaluate`: Model → accuracies of multiple-choice tasks (lm-evaluation-harness, zero-shot) and perplexities of texts.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Fault, Interrupted, World};
+use super::{Context, Fault, Input, Interrupted, World};
 use crate::data::corpus::{CorpusError, CorpusSource};
 use crate::data::task::{Task, TaskError};
 use crate::metrics::{MetricsError, Table};
@@ -29,7 +29,7 @@ pub struct Options {
     pub protocol: Protocol,
     /// Texts, taken whole as they stand, or JSONL rows of token ids, whose perplexity is measured: paths.
     pub corpora: Vec<String>,
-    /// Tokens of a perplexity window, at least 2. Default 128.
+    /// Tokens of a perplexity window, 2 to the model's positions. Default 128, or the model's positions if they are fewer.
     pub window: Option<usize>,
 }
 
@@ -44,10 +44,11 @@ pub enum Protocol {
 }
 
 impl Options {
-    /// The files that the stage reads: rows of tasks, and corpora.
-    pub fn inputs(&self, data: Option<&Path>) -> Vec<PathBuf> {
+    /// What the stage reads: tasks, their rows, and corpora.
+    pub fn inputs(&self, data: Option<&Path>) -> Vec<Input> {
         let tasks = self.tasks.iter().filter_map(|name| Task::find(name, data).ok());
-        tasks.filter_map(|task| task.rows_file().map(Path::to_owned)).chain(self.corpora.iter().map(PathBuf::from)).collect()
+        let corpora = self.corpora.iter().map(|path| Input::File(path.into()));
+        tasks.flat_map(|task| task.inputs()).chain(corpora).collect()
     }
 
     pub fn faults(&self) -> Vec<Fault> {
@@ -64,6 +65,16 @@ impl Options {
                 "a request of 0 tokens holds no choice",
                 "write at least 1, or remove the line",
             ));
+        }
+        let names = |list: &[String], name: fn(&str) -> String| list.iter().map(|item| name(item)).collect::<Vec<_>>();
+        let twice = |names: &[String], i: usize| names[..i].contains(&names[i]);
+        let (tasks, corpora) = (names(&self.tasks, str::to_owned), names(&self.corpora, |path| perplexity::name(path.as_ref())));
+        for (key, names) in [("tasks", tasks), ("corpora", corpora)] {
+            let repeated = (0..names.len()).filter(|&i| twice(&names, i));
+            faults.extend(repeated.map(|i| {
+                let message = format!("`{}` is measured twice: a row of the table is known by its name", names[i]);
+                Fault::new(format!("{key}[{i}]"), message, "give each a name of its own")
+            }));
         }
         if self.window.is_some_and(|w| w < 2) {
             faults.push(Fault::new("window", "a window below 2 tokens predicts nothing", "the usual number is 128"));
@@ -84,22 +95,15 @@ impl Options {
         for (i, corpus) in self.corpora.iter().enumerate() {
             faults.extend(world.corpus(&format!("corpora[{i}]"), &CorpusSource::whole(corpus.as_ref())));
         }
-        if let Some(model) = &world.model {
-            if !model.has_tokenizer && !self.tasks.is_empty() {
-                faults.push(Fault::new(
-                    "tasks",
-                    "tasks are text, and the model's folder has no tokenizer.json",
-                    "put the tokenizer beside the model",
-                ));
-            }
-            if let Some(window) = self.window.filter(|&w| w > model.max_positions) {
-                faults.push(Fault::new(
-                    "window",
-                    format!("a window of {window} tokens is longer than the model's {} positions", model.max_positions),
-                    "",
-                ));
-            }
+        if world.model.as_ref().is_some_and(|model| !model.has_tokenizer) && !self.tasks.is_empty() {
+            faults.push(Fault::new(
+                "tasks",
+                "tasks are text, and the model's folder has no tokenizer.json",
+                "put the tokenizer beside the model",
+            ));
         }
+        faults.extend(self.window.and_then(|window| world.too_long("window", "window", window)));
+        faults.extend(self.max_length.and_then(|tokens| world.too_long("max_length", "request", tokens)));
         faults
     }
 }
@@ -158,6 +162,8 @@ pub enum Error {
         "{task}, document {doc}: a choice of {tokens} tokens is longer than the {limit} that a request may have; raise `max_length`, or set `limit`"
     )]
     TooLong { task: String, doc: u64, tokens: usize, limit: usize },
+    #[error("{task}, document {doc}: a {what} has no token: it is empty, and the tokenizer puts nothing in front of a text")]
+    NoToken { task: String, doc: u64, what: &'static str },
     #[error("{what}: the result is {value}, the model is broken")]
     NotFinite { what: String, value: f64 },
 }

@@ -1,12 +1,12 @@
 //! `export`: Model → a folder that other tools load, and the plan that rebuilds it from the dense checkpoint.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{Context, Fault, World};
+use super::{Context, Fault, Input, World};
 use crate::model::Model;
 use crate::model::config::RopeScaling;
 use crate::model::plan::PruningPlan;
@@ -17,7 +17,7 @@ use crate::model::wiring::{LLAMA, Part, Place};
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// What is written. Default `["hf"]`.
+    /// What is written; a second export of a variant writes `hf-2`, `plan-2.json`. Default `["hf"]`.
     pub formats: Vec<Format>,
 }
 
@@ -35,15 +35,15 @@ pub enum Format {
     Hf,
     /// `plan.json`: the kept units of every group; with the dense checkpoint it rebuilds the pruned model.
     Plan,
-    /// Reserved.
+    /// Reserved: refused by the check.
     Gguf,
-    /// Reserved.
+    /// Reserved: refused by the check.
     Peft,
 }
 
 impl Options {
-    /// The files that the stage reads: none.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<PathBuf> {
+    /// What the stage reads: nothing.
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
         Vec::new()
     }
 
@@ -84,8 +84,8 @@ pub enum Error {
 pub fn run(options: &Options, context: &Context, model: &Model, plan: Option<&PruningPlan>) -> Result<(), Error> {
     for format in &options.formats {
         match format {
-            Format::Hf => hugging_face(model, &context.folder.join("hf"))?,
-            Format::Plan => write_plan(plan.ok_or(Error::NoPlan)?, &context.folder.join("plan.json"))?,
+            Format::Hf => hugging_face(model, &context.place("hf", ""))?,
+            Format::Plan => write_plan(plan.ok_or(Error::NoPlan)?, &context.place("plan", ".json"))?,
             Format::Gguf | Format::Peft => {} // refused by the check
         }
     }

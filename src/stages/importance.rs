@@ -1,12 +1,12 @@
 //! `importance`: Model and groups → a score for every channel of every member (LLM-Pruner, section 3.2).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::products::{Compat, Scores};
-use super::{Context, Fault, Interrupted, World};
+use super::{Context, Fault, Input, Interrupted, World, size_faults};
 use crate::data::corpus::{self, CorpusError, CorpusSource, Sample};
 use crate::metrics::{MetricsError, Table};
 use crate::model::Model;
@@ -40,10 +40,10 @@ pub struct Options {
     /// Which part of the corpus is read. Default `random`.
     #[serde(default)]
     pub sample: Sample,
-    /// Number of calibration samples, at least 1. With `sample = "file"` the most that are read. Default 10.
+    /// Number of calibration samples, 1 to 1048576. With `sample = "file"` the most that are read. Default 10.
     #[serde(default = "ten")]
     pub samples: usize,
-    /// Tokens of a random sample, at least 2. Default 64.
+    /// Tokens of a random sample, 2 to the model's positions. Default 64.
     #[serde(default = "sixty_four")]
     pub length: usize,
     /// Whether the reference implementation's peculiarities are reproduced. Default `corrected`.
@@ -119,20 +119,18 @@ impl Options {
         matches!(self.method, Method::Taylor | Method::Wifv | Method::Wanda)
     }
 
-    /// The files that the stage reads.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<PathBuf> {
-        self.corpus.iter().map(PathBuf::from).collect()
+    /// What the stage reads.
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
+        let corpus = self.corpus.iter().filter(|_| self.needs_corpus());
+        corpus.map(|path| Input::File(path.into())).collect()
     }
 
     pub fn faults(&self) -> Vec<Fault> {
-        let mut faults = Vec::new();
+        let mut faults = size_faults([("samples", self.samples), ("length", self.length)]);
         if self.needs_corpus() && self.corpus.is_none() {
             faults.push(Fault::new("method", "this method needs calibration data", "add `corpus = \"…\"`, a text file or JSONL"));
         }
-        if self.samples == 0 {
-            faults.push(Fault::new("samples", "no samples, no scores", "write at least 1; the usual number is 10"));
-        }
-        if self.length < 2 {
+        if self.length == 1 {
             faults.push(Fault::new(
                 "length",
                 format!("a sample of {} tokens predicts nothing", self.length),
@@ -149,11 +147,15 @@ impl Options {
             Method::Wifv | Method::Wanda => world.walks(world.threads, self.length),
             Method::Random | Method::L1 | Method::L2 | Method::First => {}
         }
-        self.source().map(|source| world.corpus("corpus", &source)).unwrap_or_default()
+        let mut faults = self.source().map(|source| world.corpus("corpus", &source)).unwrap_or_default();
+        if self.needs_corpus() && self.sample == Sample::Random {
+            faults.extend(world.too_long("length", "sample", self.length));
+        }
+        faults
     }
 }
 
-/// One row of `importance.parquet`.
+/// One row of `importance.parquet`: layers and channels of the model as it is at this place of the pipeline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     pub layer: u32,

@@ -1,12 +1,12 @@
 //! `load`: a Hugging Face folder → the Model that the following stages work on.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, World};
-use crate::model::{CheckpointError, Model};
+use super::{Fault, Input, World};
+use crate::model::{CheckpointError, Model, checkpoint, tokenizer};
 
 /// Reads a checkpoint: `config.json`, one or several safetensors files, and `tokenizer.json` where there is one.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -26,17 +26,10 @@ pub enum Error {
 }
 
 impl Options {
-    /// The files that the stage reads: the folder's own.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<PathBuf> {
-        let mut files: Vec<PathBuf> = std::fs::read_dir(&self.model)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| path.is_file())
-            .collect();
-        files.sort();
-        files
+    /// What the stage reads.
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
+        let folder = Path::new(&self.model);
+        checkpoint::files(folder).into_iter().chain(tokenizer::files(folder)).map(Input::File).collect()
     }
 
     pub fn faults(&self) -> Vec<Fault> {

@@ -19,5 +19,6 @@ pub mod products;
 mod context;
 mod world;
 
+pub use crate::data::Input;
 pub use context::{Context, Interrupted};
-pub use world::{Estimate, Fault, World};
+pub use world::{Estimate, Fault, World, positive_faults, size_faults};

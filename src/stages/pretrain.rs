@@ -1,22 +1,22 @@
 //! `pretrain`: text → a small LLaMA trained from scratch, with a tokenizer of its own.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Fault, Interrupted, World};
-use crate::adam::{Moments, clip_factor, cosine_schedule, global_norm};
+use super::products::UpdateRow;
+use super::{Context, Fault, Input, Interrupted, World, positive_faults, size_faults};
+use crate::adam::{Moments, SHORT_MEMORY, clip_factor, cosine_schedule, global_norm};
 use crate::data::corpus::{self, CorpusError, CorpusSource, Row as Tokens};
 use crate::data::feed::Feed;
 use crate::metrics::{MetricsError, Table};
-use crate::model::blocks::Lens;
+use crate::model::blocks::Slots;
 use crate::model::tokenizer::{Tokenizer, TokenizerError};
 use crate::model::walk::{self, Sequence, Visitor};
 use crate::model::wiring::{Part, Place};
 use crate::model::{Model, ModelHeader};
-use crate::ops::Slot;
 
 mod initial;
 
@@ -33,13 +33,13 @@ pub struct Options {
     /// Entries of the byte-level BPE vocabulary that is learned from the corpus, at least 259. Default 512.
     #[serde(default = "vocabulary")]
     pub vocabulary: usize,
-    /// Width of the residual stream. Default 128.
+    /// Width of the residual stream, 1 to 1048576. Default 128.
     #[serde(default = "hidden")]
     pub hidden: usize,
-    /// Number of blocks. Default 6.
+    /// Number of blocks, 1 to 1048576. Default 6.
     #[serde(default = "blocks")]
     pub blocks: usize,
-    /// Query heads. Default 8.
+    /// Query heads, 1 to 1048576. Default 8.
     #[serde(default = "heads")]
     pub heads: usize,
     /// Key/value heads; divides `heads`. Default: as many as query heads.
@@ -49,25 +49,25 @@ pub struct Options {
     /// Base of the rotary frequencies, above 1. Short texts are read better with a small one. Default 10000.
     #[serde(default = "rope_theta")]
     pub rope_theta: f64,
-    /// Width of the MLP. Default 344.
+    /// Width of the MLP, 1 to 1048576. Default 344.
     #[serde(default = "mlp")]
     pub mlp: usize,
     /// Longest row in tokens, at least 2: a document is a row, a longer one is cut. Default 128.
-    #[serde(default = "hidden")]
+    #[serde(default = "length")]
     pub length: usize,
-    /// Rows per update. Default 32.
+    /// Rows per update, 1 to 1048576. Default 32.
     #[serde(default = "batch")]
     pub batch: usize,
-    /// Steps of the optimiser. Default 1000.
+    /// Steps of the optimiser, 1 to 1048576. Default 1000.
     #[serde(default = "updates")]
     pub updates: usize,
-    /// Peak learning rate. Default 2e-3.
+    /// Peak learning rate, above 0. Default 2e-3.
     #[serde(default = "learning_rate")]
     pub learning_rate: f64,
-    /// Updates of linear warm-up; after it the rate falls along a cosine to a tenth of the peak. Default 100.
+    /// Updates of linear warm-up, from 0; after it the rate falls along a cosine to a tenth of the peak. Default 100.
     #[serde(default = "warmup")]
     pub warmup: usize,
-    /// Decoupled weight decay of the matrices. Default 0.1.
+    /// Decoupled weight decay of the matrices, 0 to below 1. Default 0.1.
     #[serde(default = "weight_decay")]
     pub weight_decay: f64,
 }
@@ -89,6 +89,9 @@ fn rope_theta() -> f64 {
 }
 fn mlp() -> usize {
     344
+}
+fn length() -> usize {
+    128
 }
 fn batch() -> usize {
     32
@@ -112,9 +115,9 @@ impl Options {
         CorpusSource { path: (&self.corpus).into(), separator: self.separator.clone(), field: self.field.clone() }
     }
 
-    /// The files that the stage reads.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<PathBuf> {
-        vec![PathBuf::from(&self.corpus)]
+    /// What the stage reads.
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
+        vec![Input::File((&self.corpus).into())]
     }
 
     /// Longest sequence that the model is made for.
@@ -128,21 +131,19 @@ impl Options {
     }
 
     pub fn faults(&self) -> Vec<Fault> {
-        let mut faults = Vec::new();
-        let sizes = [
+        let mut faults = size_faults([
+            ("vocabulary", self.vocabulary),
             ("hidden", self.hidden),
             ("blocks", self.blocks),
             ("heads", self.heads),
+            ("kv_heads", self.kv_heads.unwrap_or(1)),
+            ("head_dim", self.head_dim.unwrap_or(1)),
             ("mlp", self.mlp),
+            ("length", self.length),
             ("batch", self.batch),
             ("updates", self.updates),
-            ("kv_heads", self.kv_heads.unwrap_or(1)),
-        ];
-        for (key, value) in sizes {
-            if value == 0 || value > 1 << 20 {
-                faults.push(Fault::new(key, format!("{value} is not a size"), "write a number from 1 to 1048576"));
-            }
-        }
+        ]);
+        faults.extend(positive_faults([("learning_rate", self.learning_rate)]));
         let (kv_heads, head_dim) = self.attention();
         if kv_heads > 0 && !self.heads.is_multiple_of(kv_heads) {
             faults.push(Fault::new(
@@ -168,9 +169,6 @@ impl Options {
         if self.length < 2 {
             faults.push(Fault::new("length", format!("a window of {} tokens predicts nothing", self.length), "write at least 2"));
         }
-        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
-            faults.push(Fault::new("learning_rate", format!("{} is not a positive number", self.learning_rate), ""));
-        }
         if !(self.rope_theta > 1.0 && self.rope_theta.is_finite()) {
             faults.push(Fault::new(
                 "rope_theta",
@@ -190,13 +188,13 @@ impl Options {
 
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
         let (kv_heads, head_dim) = self.attention();
-        let block = self.hidden * (2 * head_dim * (self.heads + kv_heads) + 3 * self.mlp + 2);
+        let block = self.hidden.saturating_mul(2 * head_dim * (self.heads + kv_heads) + 3 * self.mlp + 2);
         world.model = Some(ModelHeader {
             layers: self.blocks,
             hidden: self.hidden,
             vocab: self.vocabulary,
             max_positions: self.positions(),
-            parameters: (self.vocabulary * self.hidden + self.blocks * block + self.hidden) as u64,
+            parameters: (self.vocabulary * self.hidden + self.hidden).saturating_add(self.blocks.saturating_mul(block)) as u64,
             has_tokenizer: true,
         });
         // weights, gradients and two moments
@@ -204,21 +202,6 @@ impl Options {
         world.walks(self.batch, self.length);
         world.corpus("corpus", &self.source())
     }
-}
-
-/// One row of `pretrain.parquet`: one update of the optimiser.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Row {
-    /// Counted from 1.
-    pub update: u32,
-    /// Mean cross entropy of the update's windows before it, in nats.
-    pub loss: f64,
-    /// Global norm of the gradient before clipping.
-    pub grad_norm: f64,
-    /// Learning rate of this update.
-    pub lr: f64,
-    /// Predictions that counted.
-    pub tokens: u64,
 }
 
 /// Training failed.
@@ -258,9 +241,9 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
         .ok_or_else(|| CorpusError::NothingToPredict((&options.corpus).into()))?;
 
     let mut moments: BTreeMap<Place, Moments> =
-        model.places().into_iter().map(|place| (place, Moments::new(model.weight(place).len()))).collect();
+        model.places().into_iter().map(|place| (place, Moments::new(model.weight(place).len(), SHORT_MEMORY))).collect();
     let bar = context.progress.bar("pretrain", options.updates as u64);
-    let mut table = Vec::with_capacity(options.updates);
+    let mut table = Vec::new();
     for update in 0..options.updates {
         context.go_on()?;
         let batch: Vec<Sequence> =
@@ -281,7 +264,13 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
                 model.weight_mut(place).update(|w| moments.step(w, &gradient, update + 1, rate, decay));
             }
         }
-        table.push(Row { update: update as u32 + 1, loss: loss.mean, grad_norm: norm, lr: rate, tokens: loss.targets as u64 });
+        table.push(UpdateRow {
+            update: update as u32 + 1,
+            loss: loss.mean,
+            grad_norm: norm,
+            lr: rate,
+            tokens: loss.targets as u64,
+        });
         bar.note(format_args!("loss {:.4}", loss.mean));
         bar.step();
     }
@@ -293,16 +282,6 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
 #[derive(Default)]
 struct Gradients {
     sums: BTreeMap<Place, Vec<f32>>,
-}
-
-/// A slot for every part.
-#[derive(Default)]
-struct Slots([Slot; 9]);
-
-impl Lens for Slots {
-    fn slot(&self, part: Part) -> Option<&Slot> {
-        Some(&self.0[part as usize])
-    }
 }
 
 impl Gradients {
@@ -319,11 +298,11 @@ impl Visitor for Gradients {
     type Found = Vec<(Part, Vec<f32>)>;
 
     fn lens(&self, _: usize, _: usize) -> Slots {
-        Slots::default()
+        Slots::of(Part::ALL)
     }
 
     fn found(lens: Slots) -> Self::Found {
-        Part::ALL.into_iter().zip(&lens.0).filter_map(|(part, slot)| Some((part, slot.take()?))).collect()
+        lens.gradients()
     }
 
     fn block(&mut self, layer: usize, _: usize, found: Self::Found) {

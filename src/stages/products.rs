@@ -41,3 +41,18 @@ pub struct MemberScores {
 pub struct GroupScores {
     pub groups: Vec<Vec<f64>>,
 }
+
+/// One row of `pretrain.parquet` and `recover.parquet`: one update of the optimiser.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UpdateRow {
+    /// Counted from 1.
+    pub update: u32,
+    /// Mean cross entropy of the update's rows before it, in nats.
+    pub loss: f64,
+    /// Global norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of this update.
+    pub lr: f64,
+    /// Predictions that counted.
+    pub tokens: u64,
+}

@@ -1,12 +1,13 @@
 //! `prune`: scores of units → the plan of what stays, and the smaller Model (LLM-Pruner, section 3.3).
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::products::{Compat, GroupScores};
-use super::{Fault, World};
+use super::{Fault, Input, World, size_faults};
 use crate::metrics::{MetricsError, Table};
 use crate::model::Model;
 use crate::model::groups::{DependencyGraph, Group, Kind};
@@ -23,7 +24,8 @@ pub struct Options {
     /// Whether each group loses the same share, or the whole model is ranked at once. Default `local`.
     #[serde(default)]
     pub scope: Scope,
-    /// Keep a multiple of this many units in each group of MLP or hidden channels. Default 1: no rounding.
+    /// Keep a multiple of this many units in each group of MLP or hidden channels, 1 to 1048576; a group with fewer is left
+    /// alone. Default 1: no rounding.
     #[serde(default = "one")]
     pub round_to: usize,
     /// Which rule global ranking follows. Default `corrected`.
@@ -47,8 +49,8 @@ pub enum Scope {
 }
 
 impl Options {
-    /// The files that the stage reads: none.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<PathBuf> {
+    /// What the stage reads: nothing.
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
         Vec::new()
     }
 
@@ -61,9 +63,7 @@ impl Options {
                 "write a share strictly between 0 and 1, such as 0.25",
             ));
         }
-        if self.round_to == 0 {
-            faults.push(Fault::new("round_to", "widths cannot be rounded to a multiple of 0", "write 1 for no rounding"));
-        }
+        faults.extend(size_faults([("round_to", self.round_to)]));
         faults
     }
 
@@ -126,8 +126,11 @@ pub struct Pruned {
     /// Counted in the dense model, earlier prunings included.
     pub plan: PruningPlan,
     /// Units of each group before the first time of a repeat.
-    pub initial: Vec<usize>,
+    pub initial: Baseline,
 }
+
+/// Units of groups when a repeat began, by kind and dense layer.
+pub type Baseline = BTreeMap<(Kind, usize), usize>;
 
 /// How many tokens the MACs are counted for.
 const MACS_TOKENS: u64 = 64;
@@ -142,42 +145,48 @@ pub fn run(
     graph: &DependencyGraph,
     scores: &GroupScores,
     before: Option<&PruningPlan>,
-    initial: Option<&[usize]>,
+    initial: Option<&Baseline>,
 ) -> Result<(Pruned, Vec<Table>), Error> {
-    let initial: Vec<usize> = match (schedule, initial) {
-        (Some(Schedule { time: 2.., .. }), Some(initial)) => initial.to_vec(),
-        _ => graph.groups.iter().map(|group| group.units).collect(),
-    };
+    let mut plan = before.cloned().unwrap_or_default();
+    let mut baseline = initial.cloned().unwrap_or_default();
+    let initial: Vec<usize> = graph
+        .groups
+        .iter()
+        .map(|group| {
+            let units = baseline.entry((group.kind, plan.layer_of(group.kind, group.layer))).or_insert(group.units);
+            if schedule.is_none_or(|s| s.time == 1) {
+                *units = group.units;
+            }
+            *units
+        })
+        .collect();
     let share = decide::share(options.ratio, schedule);
-    let removed = match options.scope {
+    let decision = match options.scope {
         Scope::Local => decide::local(options, share, model, graph, scores, &initial),
         Scope::Global => decide::global(options, share, graph, scores, &initial),
     };
+    let removed = &decision.removed;
     if removed.iter().all(Vec::is_empty) {
         tracing::warn!(ratio = share, "no group loses a unit: one is more than this share");
     }
-    let mut plan = before.cloned().unwrap_or_default();
     let mut pruned = model.clone();
     let mut rows = Vec::new();
-    for ((group, scores), removed) in graph.groups.iter().zip(&scores.groups).zip(&removed) {
+    for (((group, scores), removed), near) in graph.groups.iter().zip(&scores.groups).zip(removed).zip(&decision.near) {
         let kept: Vec<usize> = (0..group.units).filter(|unit| removed.binary_search(unit).is_err()).collect();
-        rows.extend(table_rows(&plan, group, scores, removed));
+        rows.extend(table_rows(&plan, group, scores, removed, near));
         plan.keep(group, &kept);
         pruned = plan::keep(&pruned, group, &kept);
     }
-    let sizes = sizes(model, &pruned, graph, &removed);
+    let sizes = sizes(model, &pruned, graph, removed);
     tracing::info!(params = sizes.params_after, removed = format!("{:.1} %", 100.0 * sizes.param_ratio), "pruned");
     let tables = vec![Table::of("prune", &rows)?, Table::of("prune_sizes", &[sizes])?];
-    Ok((Pruned { model: pruned, plan, initial }, tables))
+    Ok((Pruned { model: pruned, plan, initial: baseline }, tables))
 }
 
 /// One row for each unit of the dense model's group.
-fn table_rows(before: &PruningPlan, group: &Group, scores: &[f64], removed: &[usize]) -> Vec<Row> {
+fn table_rows(before: &PruningPlan, group: &Group, scores: &[f64], removed: &[usize], near: &[bool]) -> Vec<Row> {
     let entry = before.find(group.kind, group.layer);
-    let layer = match group.kind {
-        Kind::Attention | Kind::Mlp => before.dense_layer(group.layer),
-        Kind::Hidden | Kind::Layer => 0,
-    };
+    let layer = before.layer_of(group.kind, group.layer);
     let row = |unit, kept, score, near_tie| Row {
         layer: layer as u32,
         group: group.kind.name().to_owned(),
@@ -188,7 +197,6 @@ fn table_rows(before: &PruningPlan, group: &Group, scores: &[f64], removed: &[us
     };
     let dense_units = entry.map_or(group.units, |e| e.units);
     let mut rows: Vec<Row> = (0..dense_units).map(|unit| row(unit as u32, false, None, false)).collect();
-    let near = decide::near_ties(scores, removed);
     for (now, &score) in scores.iter().enumerate() {
         let unit = entry.map_or(now, |e| e.kept[now]);
         rows[unit] = row(unit as u32, removed.binary_search(&now).is_err(), Some(score), near[now]);

@@ -1,13 +1,14 @@
 //! `recover`: Model and text → LoRA adapters (Hu et al. 2021; LLM-Pruner, equation 6), merged into the Model that follows.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Fault, Interrupted, World};
-use crate::adam::{Moments, clip_factor, global_norm, linear_schedule};
+use super::products::UpdateRow;
+use super::{Context, Fault, Input, Interrupted, World, positive_faults, size_faults};
+use crate::adam::{LONG_MEMORY, Moments, clip_factor, global_norm, linear_schedule};
 use crate::data::corpus::{self, CorpusError, CorpusSource, Sample};
 use crate::data::feed::Feed;
 use crate::metrics::{MetricsError, Table};
@@ -34,10 +35,10 @@ pub struct Options {
     /// Tokens of a window, at least 2; shorter documents are taken whole. Default 64.
     #[serde(default = "sixty_four")]
     pub length: usize,
-    /// Rank of the adapters, at least 1. Default 8.
+    /// Rank of the adapters, 1 to 1048576. Default 8.
     #[serde(default = "eight")]
     pub rank: usize,
-    /// The adapters' output is scaled by alpha / rank. Default 16.
+    /// The adapters' output is scaled by alpha / rank; above 0. Default 16.
     #[serde(default = "sixteen")]
     pub alpha: f64,
     /// Share of an adapter's inputs that is dropped in training, 0 to below 1. Default 0.05.
@@ -49,20 +50,21 @@ pub struct Options {
     /// Peak learning rate, above 0. Default 1e-4.
     #[serde(default = "learning_rate")]
     pub learning_rate: f64,
-    /// Updates of linear warm-up; after it the rate falls linearly to 0. Default 0.
+    /// Updates of linear warm-up, from 0; after it the rate falls linearly to 0. Default 0.
     #[serde(default)]
     pub warmup: usize,
-    /// Rows per update, at least 1. Default 64.
+    /// Rows per update, 1 to 1048576. Default 64.
     #[serde(default = "sixty_four")]
     pub batch: usize,
-    /// Rows whose activations are held at once: an update accumulates over batch / micro_batch of them. Default: batch.
+    /// Rows whose activations are held at once, at least 1: an update accumulates over batch / micro_batch of them. Default:
+    /// batch.
     pub micro_batch: Option<usize>,
-    /// How long: `{ updates = 60 }` or `{ epochs = 2 }`.
+    /// How long, required: `{ updates = 60 }` or `{ epochs = 2 }`.
     pub duration: Duration,
-    /// Gradients are scaled down to this global norm. Default 1.
+    /// Gradients are scaled down to this global norm, above 0. Default 1.
     #[serde(default = "one")]
     pub clip: f64,
-    /// Adapters to start from: safetensors in PEFT's layout. Default: A drawn uniformly (Kaiming, a = √5), B zero.
+    /// Adapters to start from: float32 safetensors in PEFT's layout, of this rank and these targets. Default: A drawn uniformly (Kaiming, a = √5), B zero.
     pub init: Option<String>,
 }
 
@@ -106,9 +108,9 @@ pub enum Target {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Duration {
-    /// Steps of the optimiser, at least 1.
+    /// Steps of the optimiser, 1 to 1048576.
     Updates(usize),
-    /// Passes over the corpus, at least 1.
+    /// Passes over the corpus, 1 to 1048576.
     Epochs(usize),
 }
 
@@ -118,33 +120,24 @@ impl Options {
         CorpusSource { path: (&self.corpus).into(), separator: self.separator.clone(), field: self.field.clone() }
     }
 
-    /// The files that the stage reads.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<PathBuf> {
-        [&self.corpus].into_iter().chain(&self.init).map(PathBuf::from).collect()
+    /// What the stage reads.
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
+        [&self.corpus].into_iter().chain(&self.init).map(|path| Input::File(path.into())).collect()
     }
 
     pub fn faults(&self) -> Vec<Fault> {
-        let mut faults = Vec::new();
-        let mut at_least_one = |key: &str, value: usize| {
-            if value == 0 {
-                faults.push(Fault::new(key, "this cannot be 0", "write at least 1"));
-            }
+        let duration = match self.duration {
+            Duration::Updates(updates) => ("duration.updates", updates),
+            Duration::Epochs(epochs) => ("duration.epochs", epochs),
         };
-        at_least_one("rank", self.rank);
-        at_least_one("batch", self.batch);
-        at_least_one("micro_batch", self.micro_batch.unwrap_or(1));
-        match self.duration {
-            Duration::Updates(n) => at_least_one("duration.updates", n),
-            Duration::Epochs(n) => at_least_one("duration.epochs", n),
-        }
-        let mut positive = |key: &str, value: f64| {
-            if !(value > 0.0 && value.is_finite()) {
-                faults.push(Fault::new(key, format!("{value} is not a positive number"), ""));
-            }
-        };
-        positive("alpha", self.alpha);
-        positive("learning_rate", self.learning_rate);
-        positive("clip", self.clip);
+        let mut faults = size_faults([
+            ("rank", self.rank),
+            ("length", self.length),
+            ("batch", self.batch),
+            ("micro_batch", self.micro_batch.unwrap_or(1)),
+            duration,
+        ]);
+        faults.extend(positive_faults([("alpha", self.alpha), ("learning_rate", self.learning_rate), ("clip", self.clip)]));
         if !(0.0..1.0).contains(&self.dropout) {
             faults.push(Fault::new(
                 "dropout",
@@ -169,6 +162,7 @@ impl Options {
         world.holds_weights(2);
         world.walks(self.micro_batch.unwrap_or(self.batch), self.length);
         let mut faults = world.corpus("corpus", &self.source());
+        faults.extend(world.too_long("length", "window", self.length));
         if let Some(init) = &self.init
             && let Err(message) = world.readable(init.as_ref())
         {
@@ -176,21 +170,6 @@ impl Options {
         }
         faults
     }
-}
-
-/// One row of `recover.parquet`: one update of the optimiser.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Row {
-    /// Counted from 1.
-    pub update: u32,
-    /// Mean cross entropy of the update's rows before it, in nats.
-    pub loss: f64,
-    /// Global norm of the adapters' gradient before clipping.
-    pub grad_norm: f64,
-    /// Learning rate of this update.
-    pub lr: f64,
-    /// Predictions that counted.
-    pub tokens: u64,
 }
 
 /// Recovery failed.
@@ -212,7 +191,7 @@ pub enum Error {
     StillZero { update: usize, rate: f64 },
 }
 
-/// Trains adapters, saves them as `adapter/` in PEFT's layout, and hands on the model with them merged.
+/// Trains adapters, saves them as `adapter/` (`adapter-2/` the second time) in PEFT's layout, and hands on the model with them merged.
 pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model, Adapter, Vec<Table>), Error> {
     let targets: Vec<Part> = options.targets.iter().map(|&target| target.into()).collect();
     let mut adapter = match &options.init {
@@ -224,12 +203,15 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model
     let mut feed = Feed::new(rows, random).ok_or_else(|| CorpusError::NothingToPredict((&options.corpus).into()))?;
     let updates = match options.duration {
         Duration::Updates(updates) => updates,
-        Duration::Epochs(epochs) => (feed.rows() * epochs).div_ceil(options.batch),
+        Duration::Epochs(epochs) => feed.rows().saturating_mul(epochs).div_ceil(options.batch),
     };
-    let mut moments: BTreeMap<(usize, Part), (Moments, Moments)> =
-        adapter.factors.iter().map(|(&at, f)| (at, (Moments::new(f.a.len()), Moments::new(f.b.len())))).collect();
+    let mut moments: BTreeMap<(usize, Part), (Moments, Moments)> = adapter
+        .factors
+        .iter()
+        .map(|(&at, f)| (at, (Moments::new(f.a.len(), LONG_MEMORY), Moments::new(f.b.len(), LONG_MEMORY))))
+        .collect();
     let bar = context.progress.bar("recover", updates as u64);
-    let mut table = Vec::with_capacity(updates);
+    let mut table = Vec::new();
     for update in 0..updates {
         context.go_on()?;
         let batch: Vec<Sequence> =
@@ -253,11 +235,11 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model
             return Err(Error::StillZero { update: update + 1, rate });
         }
         let tokens = batch.iter().map(|s| s.targets.len() as u64).sum();
-        table.push(Row { update: update as u32 + 1, loss, grad_norm: norm, lr: rate, tokens });
+        table.push(UpdateRow { update: update as u32 + 1, loss, grad_norm: norm, lr: rate, tokens });
         bar.note(format_args!("loss {loss:.4}"));
         bar.step();
     }
-    save(&adapter, &context.folder.join("adapter"))?;
+    save(&adapter, &context.place("adapter", ""))?;
     tracing::info!(updates, first = table.first().map(|r| r.loss), last = table.last().map(|r| r.loss), "recovered");
     let merged = adapter.merge(model);
     Ok((merged, adapter, vec![Table::of("recover", &table)?]))

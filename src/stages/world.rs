@@ -23,6 +23,18 @@ impl Fault {
     }
 }
 
+/// A fault where a number is not one that a size can be: 1 to 1048576.
+pub fn size_faults<'a>(sizes: impl IntoIterator<Item = (&'a str, usize)>) -> Vec<Fault> {
+    let wrong = sizes.into_iter().filter(|(_, value)| !(1..=1 << 20).contains(value));
+    wrong.map(|(key, value)| Fault::new(key, format!("{value} is not a size"), "write a number from 1 to 1048576")).collect()
+}
+
+/// A fault where a number is not above zero and finite.
+pub fn positive_faults<'a>(numbers: impl IntoIterator<Item = (&'a str, f64)>) -> Vec<Fault> {
+    let wrong = numbers.into_iter().filter(|(_, value)| !(*value > 0.0 && value.is_finite()));
+    wrong.map(|(key, value)| Fault::new(key, format!("{value} is not a positive number"), "")).collect()
+}
+
 /// The world pass of the check walks a variant's stages in order and hands each this value: where data lies, and what
 /// the stages before it will have made, as far as headers tell.
 #[derive(Clone, Debug, Default)]
@@ -93,10 +105,18 @@ impl World {
     pub fn walks(&mut self, sequences: usize, length: usize) {
         let Some(model) = &self.model else { return };
         let [sequences, length, hidden, layers, vocab, threads] =
-            [sequences, length, model.hidden, model.layers, model.vocab, self.threads].map(|n| n as u64);
-        let kept = sequences * length * hidden * (layers + 1);
-        let at_work = threads * (2 * model.parameters / layers + length * (vocab * 3 + hidden * 24));
-        self.estimate.memory += 4 * (kept + at_work);
+            [sequences, length, model.hidden, model.layers, model.vocab, self.threads].map(|n| n as f64);
+        let kept = sequences * length * hidden * (layers + 1.0);
+        let at_work = threads * (2.0 * model.parameters as f64 / layers.max(1.0) + length * (vocab * 3.0 + hidden * 24.0));
+        // a float that is too large becomes the largest integer
+        self.estimate.memory = self.estimate.memory.saturating_add((4.0 * (kept + at_work)) as u64);
+    }
+
+    /// A fault where a sequence is longer than the model was made for.
+    pub fn too_long(&self, key: &str, what: &str, tokens: usize) -> Option<Fault> {
+        let positions = self.model.as_ref()?.max_positions;
+        let message = format!("a {what} of {tokens} tokens is longer than the model's {positions} positions");
+        (tokens > positions).then(|| Fault::new(key, message, format!("write at most {positions}")))
     }
 
     /// The header of a model folder; the answer is remembered.

@@ -19,11 +19,12 @@ pub fn summary(frame: &DataFrame) -> Result<String, ReportError> {
     let names: Vec<String> = frame.get_column_names().iter().map(|name| name.to_string()).collect();
     let metrics: Vec<&String> = names.iter().filter(|name| names.contains(&format!("{name}.delta"))).collect();
     let swept: Vec<&String> = names.iter().skip(1).take_while(|name| *name != "status").collect();
-    let dense: Vec<Option<f64>> = metrics
-        .iter()
-        .map(|metric| Ok(number(frame, &format!("{metric}.dense"))?.into_iter().flatten().next()))
-        .collect::<Result<_, PolarsError>>()?;
-    let has_dense = dense.iter().any(Option::is_some);
+    let dense: Vec<Vec<Option<f64>>> =
+        metrics.iter().map(|metric| number(frame, &format!("{metric}.dense"))).collect::<Result<_, PolarsError>>()?;
+    let measured = || dense.iter().map(|values| values.iter().flatten().collect::<Vec<_>>());
+    let is_compared = measured().any(|values| !values.is_empty());
+    // Variants of several models have no dense line in common.
+    let has_dense = is_compared && measured().all(|values| values.windows(2).all(|pair| pair[0] == pair[1]));
 
     let mut columns = vec![shown("variant", has_dense.then(|| "dense".to_owned()), strings(frame, "variant")?, false)];
     for key in swept {
@@ -41,23 +42,26 @@ pub fn summary(frame: &DataFrame) -> Result<String, ReportError> {
         let lower_is_better = metric.ends_with(".perplexity");
         let best = values.iter().flatten().copied().reduce(|a, b| if (a < b) == lower_is_better { a } else { b });
         let show = |value: f64| if lower_is_better { format!("{value:.3}") } else { format!("{:.1} %", 100.0 * value) };
-        let difference = |value: f64| match dense {
-            Some(dense) if lower_is_better => format!(" ({:+.3})", value - dense),
-            Some(dense) => format!(" ({:+5.1})", 100.0 * (value - dense)),
+        let difference = |delta: Option<f64>| match delta {
+            Some(delta) if lower_is_better => format!(" ({delta:+.3})"),
+            Some(delta) => format!(" ({:+5.1})", 100.0 * delta),
             None => String::new(),
         };
+        let deltas = number(frame, &format!("{metric}.delta"))?;
         let pruned = number(frame, &format!("{metric}.pruned"))?;
         recovers |= pruned.iter().any(Option::is_some);
-        let cell = |(value, pruned): (&Option<f64>, &Option<f64>)| {
+        let cell = |((value, pruned), delta): ((&Option<f64>, &Option<f64>), &Option<f64>)| {
             let before = pruned.map_or_else(String::new, |v| show(v) + " → ");
-            let value = value.map(|v| format!("{}{}{}", if Some(v) == best { "* " } else { "" }, show(v), difference(v)));
+            let value = value.map(|v| format!("{}{}{}", if Some(v) == best { "* " } else { "" }, show(v), difference(*delta)));
             before + &value.unwrap_or_else(|| "–".to_owned())
         };
-        let first = has_dense.then(|| dense.map_or_else(String::new, |d| show(d) + &" ".repeat(difference(d).len())));
-        columns.push(shown(metric, first, values.iter().zip(&pruned).map(cell).collect(), true));
+        let dense = dense.into_iter().flatten().next();
+        let beside = deltas.iter().flatten().next().map_or(0, |delta| difference(Some(*delta)).len());
+        let first = has_dense.then(|| dense.map_or_else(String::new, |d| show(d) + &" ".repeat(beside)));
+        columns.push(shown(metric, first, values.iter().zip(&pruned).zip(&deltas).map(cell).collect(), true));
     }
     let mut text = lines(&columns) + "\n* the best of its column";
-    if has_dense {
+    if is_compared {
         text.push_str("; in brackets the difference to the dense model");
     }
     if recovers {

@@ -66,6 +66,10 @@ fn tokenize(task: &Task, document: &Document, request: &Request, tokenizer: &Tok
     let mut whole = tokenizer.encode(&format!("{}{}", request.context, request.continuation), true)?;
     let in_context = tokenizer.encode(context, true)?.len().min(whole.len());
     let continuation = whole.split_off(in_context);
+    if whole.is_empty() || continuation.is_empty() {
+        let what = if whole.is_empty() { "context" } else { "choice" };
+        return Err(Error::NoToken { task: task.name.clone(), doc: document.doc, what });
+    }
     if continuation.len() > limit {
         return Err(Error::TooLong { task: task.name.clone(), doc: document.doc, tokens: continuation.len(), limit });
     }

@@ -13,6 +13,11 @@ use crate::tensor::for_each_sequence;
 /// Windows between two looks at the clock and at a request to stop.
 const CHUNK: usize = 32;
 
+/// What a corpus is called in the table: its file's stem.
+pub fn name(path: &Path) -> String {
+    path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
+}
+
 /// The perplexity of one file. Rows of a JSONL file are sequences of their own; one that is shorter than the window is
 /// taken whole.
 pub fn measure(path: &Path, window: usize, context: &Context, model: &Model) -> Result<Row, Error> {
@@ -20,11 +25,11 @@ pub fn measure(path: &Path, window: usize, context: &Context, model: &Model) -> 
     let rows = corpus::rows(&source, model.tokenizer.as_deref(), model.config.vocab)?;
     let mut windows = Vec::new();
     for row in rows {
-        let length = window.min(model.config.max_positions).min(row.ids.len());
+        let length = window.min(model.config.max_positions).min(row.ids.len()).max(1);
         let cut = row.ids.chunks_exact(length).zip(row.counts.chunks_exact(length));
         windows.extend(cut.map(|(ids, counts)| Sequence::new(ids.to_vec(), counts)).filter(|s| !s.targets.is_empty()));
     }
-    let task = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+    let task = name(path);
     let bar = context.progress.bar(&task, windows.len() as u64);
     let (mut nll, mut n) = (0.0, 0);
     for chunk in windows.chunks(CHUNK) {

@@ -6,11 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Error, Fisher, Taylor, reduce};
 use crate::model::Model;
-use crate::model::blocks::Lens;
+use crate::model::blocks::Slots;
 use crate::model::groups::{DependencyGraph, Lie};
 use crate::model::walk::{self, Sequence, Visitor};
 use crate::model::wiring::{Part, Place};
-use crate::ops::Slot;
 use crate::progress::Bar;
 use crate::stages::Context;
 use crate::stages::products::MemberScores;
@@ -55,9 +54,11 @@ pub fn scores(
         shares: targets.iter().map(|&own| targets.iter().sum::<usize>() as f32 / own as f32).collect(),
         wanted,
         sums: BTreeMap::new(),
+        heads: BTreeMap::new(),
+        context,
     };
-    context.go_on()?;
     let loss = walk::backward(model, sequences, lowest, &mut reducer);
+    context.go_on()?;
     if !loss.mean.is_finite() {
         return Err(Error::NotFinite(loss.mean));
     }
@@ -86,6 +87,9 @@ struct Reducer<'a> {
     wanted: BTreeSet<Place>,
     /// Gradients of the block at hand, and of what lies outside the blocks.
     sums: BTreeMap<Place, Sums>,
+    /// The gradient of a tied head by sequence, until the embedding's arrives.
+    heads: BTreeMap<usize, Vec<f32>>,
+    context: &'a Context,
 }
 
 /// Gradients of one weight over the samples.
@@ -106,31 +110,16 @@ struct Reduction<'a> {
     reduced: BTreeMap<(usize, usize), Vec<f64>>,
 }
 
-/// Slots for the parts that are wanted.
-struct Slots(Vec<(Part, Slot)>);
-
-impl Lens for Slots {
-    fn slot(&self, part: Part) -> Option<&Slot> {
-        self.0.iter().find(|(at, _)| *at == part).map(|(_, slot)| slot)
-    }
-}
-
 impl Visitor for Reducer<'_> {
     type Lens = Slots;
     type Found = Vec<(Part, Vec<f32>)>;
 
     fn lens(&self, layer: usize, _: usize) -> Slots {
-        Slots(
-            Part::ALL
-                .into_iter()
-                .filter(|&part| self.wanted.contains(&Place::Block(layer, part)))
-                .map(|part| (part, Slot::default()))
-                .collect(),
-        )
+        Slots::of(Part::ALL.into_iter().filter(|&part| self.wanted.contains(&Place::Block(layer, part))))
     }
 
     fn found(lens: Slots) -> Self::Found {
-        lens.0.into_iter().filter_map(|(part, slot)| Some((part, slot.take()?))).collect()
+        lens.gradients()
     }
 
     fn block(&mut self, layer: usize, sequence: usize, found: Self::Found) {
@@ -153,8 +142,22 @@ impl Visitor for Reducer<'_> {
     }
 
     fn outside(&mut self, at: Place, sequence: usize, gradient: Vec<f32>) {
-        let tied = self.reduction.model.head.is_none() && at == Place::Head;
-        self.add(if tied { Place::Embedding } else { at }, sequence, gradient);
+        if self.reduction.model.head.is_some() || at == Place::FinalNorm {
+            return self.add(at, sequence, gradient);
+        }
+        // Both uses of a tied weight make one gradient, which second-order forms square whole: the head's comes first.
+        match (at, self.heads.remove(&sequence)) {
+            (Place::Head, _) => drop(self.heads.insert(sequence, gradient)),
+            (_, Some(head)) => {
+                let whole = head.iter().zip(&gradient).map(|(h, e)| h + e).collect();
+                self.add(Place::Embedding, sequence, whole);
+            }
+            (_, None) => self.add(Place::Embedding, sequence, gradient),
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.context.go_on().is_err()
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rand::{Rng, RngExt};
 
 use super::Options;
-use crate::model::config::{Config, Rope, RopeScaling};
+use crate::model::config::{Config, Rope, RopeScaling, Widths};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Block, Model};
 use crate::random::Seed;
@@ -45,6 +45,7 @@ pub fn model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Model {
         hidden,
         layers: options.blocks,
         head_dim,
+        widths: Widths::default(),
         vocab,
         max_positions: options.positions(),
         norm_epsilon: 1e-5,

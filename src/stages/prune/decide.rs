@@ -8,6 +8,12 @@ use crate::stages::products::GroupScores;
 /// Two scores closer than this share of the larger are a near-tie: float32 programs may order them either way.
 const NEAR: f64 = 3e-5;
 
+/// Which units go, and which lie so close to the border that float32 programs may decide otherwise; group by group.
+pub struct Decision {
+    pub removed: Vec<Vec<usize>>,
+    pub near: Vec<Vec<bool>>,
+}
+
 /// Every group for itself: the lowest-scored units, so many that `share` of the initial width is gone.
 pub fn local(
     options: &Options,
@@ -16,9 +22,9 @@ pub fn local(
     graph: &DependencyGraph,
     scores: &GroupScores,
     initial: &[usize],
-) -> Vec<Vec<usize>> {
+) -> Decision {
     let groups = graph.groups.iter().zip(&scores.groups).zip(initial);
-    groups
+    let removed: Vec<Vec<usize>> = groups
         .map(|((group, scores), &initial)| {
             let width = match group.kind {
                 Kind::Attention => group.unit_width(model),
@@ -27,7 +33,10 @@ pub fn local(
             let count = units_to_remove(group.units, initial, width, share);
             lowest(scores, limit(options, group, rounded(options, group, count)))
         })
-        .collect()
+        .collect();
+    let near = scores.groups.iter().zip(&removed);
+    let near = near.flat_map(|(scores, removed)| near_ties(&[scores], std::slice::from_ref(removed))).collect();
+    Decision { removed, near }
 }
 
 /// The share that is gone after this time, reached linearly.
@@ -47,6 +56,10 @@ fn rounded(options: &Options, group: &Group, count: usize) -> usize {
         return count;
     }
     let stay = (group.units - count.min(group.units)).next_multiple_of(options.round_to);
+    if stay > group.units {
+        let (layer, kind, units) = (group.layer, group.kind.name(), group.units);
+        tracing::warn!(layer, group = kind, units, "no smaller multiple of `round_to` is large enough; the group is left alone");
+    }
     group.units.saturating_sub(stay)
 }
 
@@ -73,30 +86,30 @@ fn lowest(scores: &[f64], count: usize) -> Vec<usize> {
 }
 
 /// All groups ranked together, a unit of a group against a unit of another.
-pub fn global(
-    options: &Options,
-    share: f64,
-    graph: &DependencyGraph,
-    scores: &GroupScores,
-    initial: &[usize],
-) -> Vec<Vec<usize>> {
+pub fn global(options: &Options, share: f64, graph: &DependencyGraph, scores: &GroupScores, initial: &[usize]) -> Decision {
     let now: usize = graph.groups.iter().map(|group| group.units).sum();
     let count = units_to_remove(now, initial.iter().sum(), 1, share);
-    let removed = match options.compat {
-        Compat::Reference => below_threshold(graph, scores, count),
-        Compat::Corrected => ranked(graph, scores, count),
+    let (comparable, removed) = match options.compat {
+        Compat::Reference => (scores.groups.clone(), below_threshold(graph, scores, count)),
+        Compat::Corrected => {
+            let comparable: Vec<Vec<f64>> = scores.groups.iter().map(|scores| of_mean_one(scores)).collect();
+            let removed = ranked(graph, &comparable, count);
+            (comparable, removed)
+        }
     };
+    let near = near_ties(&comparable, &removed);
     // Rounding gives back the best of those that were to go.
-    graph
-        .groups
-        .iter()
-        .zip(&scores.groups)
-        .zip(removed)
-        .map(|((group, scores), removed)| {
-            let count = rounded(options, group, removed.len());
-            if count == removed.len() { removed } else { lowest(scores, count) }
-        })
-        .collect()
+    let removed = graph.groups.iter().zip(&scores.groups).zip(removed).map(|((group, scores), removed)| {
+        let count = rounded(options, group, removed.len());
+        if count == removed.len() { removed } else { lowest(scores, count) }
+    });
+    Decision { removed: removed.collect(), near }
+}
+
+/// Scores divided by their mean, so that those of different groups can be compared.
+fn of_mean_one(scores: &[f64]) -> Vec<f64> {
+    let mean = scores.iter().sum::<f64>() / scores.len() as f64;
+    if mean > 0.0 { scores.iter().map(|score| score / mean).collect() } else { scores.to_vec() }
 }
 
 /// The reference: raw scores, everything at or below the count-th lowest, a group that would be emptied left alone.
@@ -123,12 +136,11 @@ fn below_threshold(graph: &DependencyGraph, scores: &GroupScores, count: usize) 
         .collect()
 }
 
-/// The corrected rule: scores divided by their group's mean, exactly `count` units, at least one left in every group.
-fn ranked(graph: &DependencyGraph, scores: &GroupScores, count: usize) -> Vec<Vec<usize>> {
+/// The corrected rule: comparable scores, exactly `count` units, at least one left in every group.
+fn ranked(graph: &DependencyGraph, comparable: &[Vec<f64>], count: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<(f64, usize, usize)> = Vec::new();
-    for (g, scores) in scores.groups.iter().enumerate() {
-        let mean = scores.iter().sum::<f64>() / scores.len() as f64;
-        order.extend(scores.iter().enumerate().map(|(unit, &score)| (if mean > 0.0 { score / mean } else { score }, g, unit)));
+    for (g, scores) in comparable.iter().enumerate() {
+        order.extend(scores.iter().enumerate().map(|(unit, &score)| (score, g, unit)));
     }
     order.sort_by(|a, b| a.0.total_cmp(&b.0).then((a.1, a.2).cmp(&(b.1, b.2))));
     let mut removed = vec![Vec::new(); graph.groups.len()];
@@ -143,13 +155,23 @@ fn ranked(graph: &DependencyGraph, scores: &GroupScores, count: usize) -> Vec<Ve
     removed
 }
 
-/// Which units lie so close to the border between kept and removed that rounding may decide.
-pub fn near_ties(scores: &[f64], removed: &[usize]) -> Vec<bool> {
-    let is_removed = |unit: &usize| removed.binary_search(unit).is_ok();
-    let of = |kept: bool| (0..scores.len()).filter(move |unit| is_removed(unit) != kept).map(|unit| scores[unit]);
-    let (highest_removed, lowest_kept) = (of(false).fold(f64::NEG_INFINITY, f64::max), of(true).fold(f64::INFINITY, f64::min));
+/// Which units lie so close to the border between kept and removed that rounding may decide. The groups given are ranked
+/// together.
+fn near_ties(scores: &[impl AsRef<[f64]>], removed: &[Vec<usize>]) -> Vec<Vec<bool>> {
+    let units = || {
+        scores.iter().zip(removed).flat_map(|(scores, removed)| {
+            scores.as_ref().iter().enumerate().map(|(unit, &score)| (removed.binary_search(&unit).is_ok(), score))
+        })
+    };
+    let highest_removed = units().filter(|(gone, _)| *gone).map(|(_, score)| score).fold(f64::NEG_INFINITY, f64::max);
+    let lowest_kept = units().filter(|(gone, _)| !gone).map(|(_, score)| score).fold(f64::INFINITY, f64::min);
     let near = |a: f64, b: f64| b.is_finite() && (a - b).abs() <= NEAR * a.abs().max(b.abs());
-    (0..scores.len()).map(|unit| near(scores[unit], if is_removed(&unit) { lowest_kept } else { highest_removed })).collect()
+    let of_group = |(scores, removed): (&_, &Vec<usize>)| {
+        let scores: &[f64] = AsRef::as_ref(scores);
+        let border = |unit: usize| if removed.binary_search(&unit).is_ok() { lowest_kept } else { highest_removed };
+        scores.iter().enumerate().map(|(unit, &score)| near(score, border(unit))).collect()
+    };
+    scores.iter().zip(removed).map(of_group).collect()
 }
 
 #[cfg(test)]
@@ -188,6 +210,8 @@ mod tests {
     #[test]
     fn ties_break_by_the_lower_index() {
         assert_eq!(lowest(&[1.0, 0.5, 0.5, 0.5, 2.0], 2), [1, 2]);
-        assert_eq!(near_ties(&[1.0, 0.5, 0.5, 3.0], &[1]), [false, true, true, false]);
+        assert_eq!(near_ties(&[[1.0, 0.5, 0.5, 3.0]], &[vec![1]]), [[false, true, true, false]]);
+        // ranked together, the border is one
+        assert_eq!(near_ties(&[vec![1.0, 2.0], vec![2.00001, 3.0]], &[vec![0, 1], vec![]]), [[false, true], [true, false]]);
     }
 }
