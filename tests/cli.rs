@@ -261,7 +261,14 @@ fn two_runs_at_once_leave_each_other_alone() {
     let sandbox = chain();
     sandbox.write("sweep.toml", format!("{CHAIN}\n[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n"));
     let children: Vec<_> = ["ratio0.25", "ratio0.5"]
-        .map(|only| sandbox.command(&["sweep.toml", "--only", only]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap())
+        .map(|only| {
+            sandbox
+                .command(&["sweep.toml", "--only", only])
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::null())
+                .spawn()
+                .unwrap()
+        })
         .into_iter()
         .map(|mut child| child.wait().unwrap().code())
         .collect();

@@ -1,6 +1,6 @@
 //! The one integration binary. Each module holds one kind of promise.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on has failed; it says what it saw")]
 
 mod support;
 

@@ -248,3 +248,33 @@ fn an_export_is_read_back_to_the_same_logits() {
         assert_eq!(std::fs::read(folder.path().join(file)).unwrap(), std::fs::read(again.path().join(file)).unwrap(), "{file}");
     }
 }
+
+/// Numbers that always run: transformers' and PyTorch's own for the model that comes with the project.
+#[test]
+fn the_embedded_model_equals_transformers() {
+    let golden = json(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny.json")));
+    let model = tiny();
+    let mut all_rows = Vec::new();
+    for text in golden["texts"].as_array().unwrap() {
+        let ids: Vec<u32> = numbers(&text["ids"]);
+        let encoded = model.tokenizer.as_ref().unwrap().encode(text["text"].as_str().unwrap(), true).unwrap();
+        assert_eq!(encoded, ids);
+        let logits = walk::logits(&model, &ids).as_vec();
+        let expected: Vec<f32> = numbers(&text["last_logits"]);
+        let last = &logits[logits.len() - expected.len()..];
+        let worst = last.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-4, "{}: {worst}", text["text"]);
+        all_rows.push(ids);
+    }
+    let mut all = All::default();
+    let loss = walk::backward(&model, &rows(all_rows), 0, &mut all);
+    assert!((loss.mean / golden["loss"].as_f64().unwrap() - 1.0).abs() < 1e-5, "{}", loss.mean);
+    let head = all.gradients.remove(&Place::Head).unwrap();
+    all.add(Place::Embedding, head);
+    for (place, gradient) in &all.gradients {
+        let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+        let expected = golden["gradient_norms"][LLAMA.tensor(*place)].as_f64().unwrap();
+        assert!((norm / expected - 1.0).abs() < 1e-4, "{place:?}: {norm} {expected}");
+    }
+    assert_eq!(all.gradients.len(), golden["gradient_norms"].as_object().unwrap().len());
+}
