@@ -55,10 +55,21 @@ impl PartialFolder {
         self.folder.path()
     }
 
-    /// Becomes the folder of this name, which must not be there.
-    pub fn become_folder(self, target: &Path) -> Result<(), FileError> {
-        publish_all_in(self.path()).map_err(FileError::at(target))?;
-        fs::rename(self.folder.keep(), target).map_err(FileError::at(target))
+    /// Takes the place of a folder: everything is on the disk before the old one moves aside, and the old one goes last.
+    pub fn replace(self, target: &Path) -> Result<(), FileError> {
+        let failed = FileError::at(target);
+        publish_all_in(self.path()).map_err(&failed)?;
+        let aside =
+            tempfile::Builder::new().prefix(PARTIAL).tempdir_in(target.parent().unwrap_or(Path::new("."))).map_err(&failed)?;
+        let old = aside.path().join("old");
+        fs::rename(target, &old).map_err(&failed)?;
+        if let Err(error) = fs::rename(self.path(), target) {
+            fs::rename(&old, target).map_err(&failed)?;
+            return Err(failed(error));
+        }
+        // it has another name now, so there is nothing to clean up
+        drop(self.folder.keep());
+        Ok(())
     }
 
     /// Moves every entry to `target`, in place of what had its name.

@@ -1,8 +1,6 @@
 //! `runner`: arguments, events, exit code. The only file that prints.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program talks")]
-
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -158,7 +156,7 @@ fn run_pipeline(common: &Common) -> ExitCode {
         // The second signal ends the program at once.
         let armed = signal_hook::flag::register_conditional_shutdown(signal, i32::from(INTERRUPTED), stop.clone());
         if let Err(error) = armed.and_then(|_| signal_hook::flag::register(signal, stop.clone())) {
-            eprintln!("signals cannot be caught ({error}); Ctrl-C will end the run at once");
+            warn(&format!("signals cannot be caught ({error}); Ctrl-C will end the run at once\n"));
         }
     }
     let log = LogFiles::default();
@@ -171,28 +169,26 @@ fn run_pipeline(common: &Common) -> ExitCode {
     let outcome = match run::run(&plan, &Surroundings { progress, log, stop }) {
         Ok(outcome) => outcome,
         Err(error) => {
-            eprintln!("the run ended: {error}");
+            warn(&format!("the run ended: {error}\n"));
             return ExitCode::FAILURE;
         }
     };
     for failure in outcome.failures.iter().filter(|failure| !failure.interrupted) {
-        eprint!("{}", rendered(failure));
+        warn(&rendered(failure));
     }
     match common.format {
         Format::Text => {
-            println!("\n{}\nresults: {}", outcome.summary, outcome.folder.display());
+            print(&format!("\n{}\nresults: {}\n", outcome.summary, outcome.folder.display()));
         }
         Format::Json => {
             let variant =
                 |v: &report::VariantSummary| serde_json::json!({ "variant": v.id, "status": v.status.name(), "error": v.error });
-            println!(
-                "{:#}",
-                serde_json::json!({ "results": outcome.folder, "variants": outcome.variants.iter().map(variant).collect::<Vec<_>>() })
-            );
+            let variants: Vec<_> = outcome.variants.iter().map(variant).collect();
+            print(&format!("{:#}\n", serde_json::json!({ "results": outcome.folder, "variants": variants })));
         }
     }
     if outcome.interrupted {
-        eprintln!("interrupted; variants that were complete are kept in {}", outcome.folder.display());
+        warn(&format!("interrupted; variants that were complete are kept in {}\n", outcome.folder.display()));
         return ExitCode::from(INTERRUPTED);
     }
     if outcome.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -200,10 +196,10 @@ fn run_pipeline(common: &Common) -> ExitCode {
 
 fn refuse(invalid: &InvalidPipeline, format: Format) -> ExitCode {
     match format {
-        Format::Text => eprint!("{}", rendered(invalid)),
+        Format::Text => warn(&rendered(invalid)),
         Format::Json => {
             let records: Vec<_> = invalid.problems.iter().map(|problem| problem.record()).collect();
-            println!("{:#}", serde_json::json!(records));
+            print(&format!("{:#}\n", serde_json::json!(records)));
         }
     }
     ExitCode::from(INVALID)
@@ -219,12 +215,18 @@ fn rendered(diagnostic: &dyn Diagnostic) -> String {
     }
 }
 
+/// Writes to standard output. Whoever closed it does not want to hear more, which changes no exit code.
 fn print(text: &str) -> ExitCode {
-    print!("{text}");
+    drop(io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()));
     ExitCode::SUCCESS
 }
 
+/// Writes to standard error, if anybody listens.
+fn warn(text: &str) {
+    drop(io::stderr().write_all(text.as_bytes()));
+}
+
 fn complain(error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("{error}");
+    warn(&format!("{error}\n"));
     ExitCode::from(INVALID)
 }

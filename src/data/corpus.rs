@@ -34,8 +34,9 @@ impl CorpusSource {
         !(self.is_jsonl() && lines.next().is_some_and(|line| line.contains("\"ids\"")))
     }
 
-    fn is_jsonl(&self) -> bool {
-        self.path.extension().is_some_and(|e| e == "jsonl")
+    /// Whether it is JSONL, by the file's ending; any other file is text.
+    pub fn is_jsonl(&self) -> bool {
+        self.path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl"))
     }
 }
 
@@ -99,6 +100,8 @@ pub enum CorpusError {
     NoTokenizer(PathBuf),
     #[error("`{}` holds token ids, and text is needed", .0.display())]
     NotText(PathBuf),
+    #[error("`{}`, document {row}: its {tokens} tokens are more than the model's {positions} positions; write sample = \"random\", or cut it", .path.display())]
+    TooLong { path: PathBuf, row: usize, tokens: usize, positions: usize },
     #[error("`{}` has nothing to predict: every row has one token, or none that counts", .0.display())]
     NothingToPredict(PathBuf),
     #[error(transparent)]
@@ -118,6 +121,18 @@ pub fn rows(source: &CorpusSource, tokenizer: Option<&Tokenizer>, vocab: usize) 
         }
     };
     read(source, vocab)?.into_iter().map(encode).collect()
+}
+
+/// # Errors
+/// If a row that is to be taken whole is longer than the model was made for.
+pub fn fit(source: &CorpusSource, rows: &[Row], positions: usize) -> Result<(), CorpusError> {
+    match rows.iter().position(|row| row.ids.len() > positions) {
+        Some(row) => {
+            let (path, tokens) = (source.path.clone(), rows[row].ids.len());
+            Err(CorpusError::TooLong { path, row: row + 1, tokens, positions })
+        }
+        None => Ok(()),
+    }
 }
 
 /// Windows drawn as LLM-Pruner draws its calibration samples: a random document longer than `length` tokens, a random
@@ -170,7 +185,12 @@ fn read(source: &CorpusSource, vocab: usize) -> Result<Vec<Document>, CorpusErro
         lines.map(parse).collect::<Result<_, _>>()?
     } else {
         let parts: Vec<&str> = match &source.separator {
-            Some(separator) if !separator.is_empty() => text.split(separator.as_str()).collect(),
+            Some(separator) if !separator.is_empty() => {
+                if !text.contains(separator.as_str()) {
+                    tracing::warn!(path = %source.path.display(), separator, "the separator does not occur: the file is one document");
+                }
+                text.split(separator.as_str()).collect()
+            }
             _ => vec![&text],
         };
         parts.into_iter().filter(|part| !part.trim().is_empty()).map(|part| Document::Text(part.to_owned())).collect()

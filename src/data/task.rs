@@ -153,6 +153,12 @@ impl Task {
     ) -> Result<Self, TaskError> {
         let file: TaskFile =
             toml::from_str(text).map_err(|e| TaskError::Broken { path: path.to_owned(), message: e.to_string() })?;
+        if file.metrics.is_empty() {
+            return Err(TaskError::Broken {
+                path: path.to_owned(),
+                message: "`metrics` is empty: nothing is measured".to_owned(),
+            });
+        }
         let rows = match (file.rows, built_in, data) {
             (WrittenRows::Beside(_), Some((name, rows)), _) => RowsAt::BuiltIn(name, rows),
             (WrittenRows::Beside(name), None, _) => RowsAt::File(path.parent().unwrap_or(Path::new(".")).join(name)),
@@ -198,6 +204,12 @@ impl Task {
     fn document(&self, doc: u64, line: &str) -> Result<Document, String> {
         let row: Map<String, Value> = serde_json::from_str(line).map_err(|e| format!("it is not a JSON object: {e}"))?;
         let (requests, gold) = self.format.requests(&row)?;
+        if requests.len() < 2 {
+            return Err(format!("there is nothing to choose from {} choice", requests.len()));
+        }
+        if let Some(empty) = requests.iter().position(|(_, choice)| choice.trim().is_empty()) {
+            return Err(format!("choice {empty} is empty"));
+        }
         if gold >= requests.len() {
             return Err(format!("the right choice is number {gold}, and there are {}", requests.len()));
         }

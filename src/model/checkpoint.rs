@@ -110,9 +110,9 @@ impl Checkpoint {
         })
     }
 
-    /// Whether the head is the embedding: said by the config, or by the head's absence.
+    /// Whether the head is the embedding.
     pub fn is_tied(&self) -> bool {
-        self.config.tied || !self.holder.contains_key(&LLAMA.tensor(Place::Head))
+        self.config.tied
     }
 
     /// Every weight that the model has.

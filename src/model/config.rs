@@ -90,11 +90,11 @@ impl Config {
             return unsupported("model_type", model_type, &model_types.join(", "));
         }
         for key in ["attention_bias", "mlp_bias"] {
-            if raw.get(key).and_then(Value::as_bool) == Some(true) {
+            if truth(&raw, key)? == Some(true) {
                 return unsupported(key, "true", "false");
             }
         }
-        if let Some(act) = raw.get("hidden_act").and_then(Value::as_str)
+        if let Some(act) = text_of(&raw, "hidden_act")?
             && act != "silu"
         {
             return unsupported("hidden_act", act, "silu");
@@ -107,8 +107,8 @@ impl Config {
         let hidden = size(&raw, "hidden_size")?.ok_or(ConfigError::Missing("hidden_size"))?;
         let heads = size(&raw, "num_attention_heads")?.ok_or(ConfigError::Missing("num_attention_heads"))?;
         let max_positions = size(&raw, "max_position_embeddings")?.unwrap_or(2048);
-        if let Some(window) = raw.get("sliding_window").and_then(Value::as_u64)
-            && window < max_positions as u64
+        if let Some(window) = size(&raw, "sliding_window")?
+            && window < max_positions
         {
             return unsupported("sliding_window", &window.to_string(), "null, or at least max_position_embeddings");
         }
@@ -132,7 +132,7 @@ impl Config {
             vocab: size(&raw, "vocab_size")?.ok_or(ConfigError::Missing("vocab_size"))?,
             max_positions,
             norm_epsilon: number(&raw, "rms_norm_eps")?.unwrap_or(1e-6) as f32,
-            tied: raw.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false),
+            tied: truth(&raw, "tie_word_embeddings")?.unwrap_or(false),
             rope: Rope::parse(&raw)?,
             raw,
         })
@@ -143,13 +143,21 @@ impl Rope {
     /// `rope_parameters` is the newer style, `rope_theta` with `rope_scaling` the older.
     fn parse(raw: &Map<String, Value>) -> Result<Self, ConfigError> {
         let empty = Map::new();
-        let table = |key| raw.get(key).and_then(Value::as_object);
-        let parameters = table("rope_parameters").or(table("rope_scaling")).unwrap_or(&empty);
+        let table = |key: &'static str| match raw.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Object(table)) => Ok(Some(table)),
+            Some(other) => Err(ConfigError::Wrong { key: key.to_owned(), found: other.to_string(), expected: "a table" }),
+        };
+        let parameters = table("rope_parameters")?.or(table("rope_scaling")?).unwrap_or(&empty);
         let theta = match number(parameters, "rope_theta")? {
             Some(theta) => theta,
             None => number(raw, "rope_theta")?.unwrap_or(10_000.0),
         };
-        let kind = parameters.get("rope_type").or(parameters.get("type")).and_then(Value::as_str).unwrap_or("default");
+        let kind = match text_of(parameters, "rope_type")?.or(text_of(parameters, "type")?) {
+            Some(kind) => kind,
+            None if parameters.contains_key("factor") => return Err(ConfigError::Missing("rope_type")),
+            None => "default",
+        };
         let need = |key: &'static str| number(parameters, key)?.ok_or(ConfigError::Missing(key));
         let scaling = match kind {
             "default" => RopeScaling::None,
@@ -214,8 +222,24 @@ fn number(raw: &Map<String, Value>, key: &'static str) -> Result<Option<f64>, Co
     match raw.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_f64() {
-            Some(x) if x.is_finite() && x > 0.0 => Ok(Some(x)),
+            Some(x) if (x as f32).is_finite() && x > 0.0 => Ok(Some(x)),
             _ => Err(ConfigError::Wrong { key: key.to_owned(), found: value.to_string(), expected: "a positive number" }),
         },
+    }
+}
+
+fn truth(raw: &Map<String, Value>, key: &'static str) -> Result<Option<bool>, ConfigError> {
+    match raw.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(truth)) => Ok(Some(*truth)),
+        Some(other) => Err(ConfigError::Wrong { key: key.to_owned(), found: other.to_string(), expected: "true or false" }),
+    }
+}
+
+fn text_of<'a>(raw: &'a Map<String, Value>, key: &'static str) -> Result<Option<&'a str>, ConfigError> {
+    match raw.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => Err(ConfigError::Wrong { key: key.to_owned(), found: other.to_string(), expected: "a text" }),
     }
 }

@@ -126,6 +126,11 @@ impl Model {
         self.places().into_iter().map(|place| self.weight(place).len() as u64).sum()
     }
 
+    /// Whether every weight is a number.
+    pub fn is_finite(&self) -> bool {
+        self.places().into_iter().all(|place| self.weight(place).values().iter().all(|w| w.is_finite()))
+    }
+
     /// Multiply-accumulates of one forward pass over `t` tokens, counted as LLM-Pruner counts them: rotary 2·2·t·heads·dim,
     /// scores heads·(2·t²·dim + t²), the seven matrices, SiLU t·mlp, norms 2·t·hidden, the head. The embedding costs none.
     pub fn macs(&self, t: u64) -> u64 {

@@ -1,6 +1,7 @@
 //! The tokenizer of a checkpoint, through the `tokenizers` crate: `tokenizer.json` in, ids out, and a byte-level BPE
 //! learned from text for models trained here.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -63,7 +64,7 @@ impl Tokenizer {
             files.push((name, std::fs::read(&path).map_err(|source| TokenizerError::Read { path, source })?));
         }
         let broken = |e: tokenizers::Error| TokenizerError::Broken { path: path.clone(), message: e.to_string() };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&files[0].1).map_err(broken)?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(without_dropout(&files[0].1)).map_err(broken)?;
         // What a training script left in the file must not cut or pad a text.
         inner.with_truncation(None).map_err(broken)?;
         inner.with_padding(None);
@@ -130,6 +131,17 @@ impl Tokenizer {
     /// Its files, by name, as they came.
     pub fn files(&self) -> &[(String, Vec<u8>)] {
         &self.files
+    }
+}
+
+/// BPE dropout is for training: here one text has one list of ids.
+fn without_dropout(bytes: &[u8]) -> Cow<'_, [u8]> {
+    match serde_json::from_slice::<serde_json::Value>(bytes) {
+        Ok(mut json) if !json["model"]["dropout"].is_null() => {
+            json["model"]["dropout"] = serde_json::Value::Null;
+            Cow::Owned(json.to_string().into_bytes())
+        }
+        _ => Cow::Borrowed(bytes),
     }
 }
 

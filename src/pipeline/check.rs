@@ -154,8 +154,8 @@ fn values(run: &RunSettings, places: &Places, sources: &Sources, problems: &mut 
     let mut refuse = |key: &str, message: String, help: &str| {
         problems.push(sources.problem(place_of(places, key), message, help));
     };
-    if let Some(threads) = run.threads.filter(|threads| !(1..=4096).contains(threads)) {
-        let help = "write threads = 1 to 4096, or leave the line out";
+    if let Some(threads) = run.threads.filter(|threads| !(1..=256).contains(threads)) {
+        let help = "write threads = 1 to 256, or leave the line out";
         refuse("threads", format!("{threads} threads cannot work"), help);
     }
     if i64::try_from(run.seed).is_err() {
@@ -264,12 +264,10 @@ fn variant(combination: &[Setting<'_>], entries: Vec<Entry>, steps: Vec<Step>, r
         _ => format!("{}{}", setting.address.path.last().map_or("", String::as_str), plain(&setting.value)),
     });
     let readable = words.collect::<Vec<_>>().join("-").to_lowercase().replace('+', "");
-    let mut readable: String =
+    let readable: String =
         readable.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).take(40).collect();
-    if readable.is_empty() {
-        readable = "base".to_owned();
-    }
-    let id = format!("{}-{}", readable.trim_matches(['-', '.']), &hash.to_hex()[..8]);
+    let readable = Some(readable.trim_matches(['-', '.'])).filter(|readable| !readable.is_empty());
+    let id = format!("{}-{}", readable.unwrap_or("base"), &hash.to_hex()[..8]);
     Variant { id, swept, entries, steps, path: Vec::new() }
 }
 

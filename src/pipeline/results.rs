@@ -187,10 +187,7 @@ impl VariantFolder {
         (self.manifest.status, self.manifest.error) = (status, error);
         self.write_manifest()?;
         match self.staged.take() {
-            Some(staged) if status == Status::Succeeded => {
-                files::remove(&self.folder)?;
-                staged.become_folder(&self.folder)
-            }
+            Some(staged) if status == Status::Succeeded => staged.replace(&self.folder),
             _ => Ok(()),
         }
     }

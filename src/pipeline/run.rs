@@ -109,10 +109,16 @@ impl Walk<'_> {
     fn descend(&mut self, mut at: usize, mut values: Values) {
         while !self.surroundings.stop.load(Ordering::Relaxed) {
             let node = &self.plan.nodes[at];
-            if let Err(failure) = self.stage(&node.step, &node.variants, &mut values) {
-                return self.fail(&node.variants, &node.step, &failure);
+            let open =
+                |walk: &Self| -> Vec<usize> { node.variants.iter().copied().filter(|&v| walk.ended[v].is_none()).collect() };
+            let variants = open(self);
+            if variants.is_empty() {
+                return;
             }
-            for &variant in node.variants.iter().filter(|&&v| self.plan.variants[v].path.last() == Some(&at)) {
+            if let Err(failure) = self.stage(&node.step, &variants, &mut values) {
+                return self.fail(&variants, &node.step, &failure);
+            }
+            for variant in open(self).into_iter().filter(|&v| self.plan.variants[v].path.last() == Some(&at)) {
                 if let Err(error) = self.end(variant, Status::Succeeded, None) {
                     self.fail(&[variant], &node.step, &StageError::Store(error.into()));
                 }
@@ -147,7 +153,10 @@ impl Walk<'_> {
         tracing::debug!(seconds = record.wall_seconds, peak_memory = record.peak_memory, "{} is done", step.stage.tag());
         let inputs = self.inputs(step);
         for &variant in variants {
-            self.folders[variant].stage_done(record.clone(), &tables, folder.path(), &inputs)?;
+            // One variant's folder is no reason for the others to fail.
+            if let Err(error) = self.folders[variant].stage_done(record.clone(), &tables, folder.path(), &inputs) {
+                self.fail(&[variant], step, &error.into());
+            }
         }
         Ok(())
     }

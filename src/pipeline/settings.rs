@@ -28,7 +28,7 @@ pub struct RunSettings {
     /// The folder of published data sets, laid out as `<task>/<split>.jsonl`. No default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
-    /// Threads, 1 to 4096. Default: as many as the machine has. Results do not depend on it.
+    /// Threads, 1 to 256. Default: as many as the machine has. Results do not depend on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
     /// Where tensors live. Default `auto`: what this program was built for.

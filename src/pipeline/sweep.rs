@@ -172,18 +172,18 @@ pub fn combinations<'t>(
     if problems.len() > before {
         return vec![Vec::new()];
     }
+    if axes.iter().fold(1usize, |all, axis| all.saturating_mul(axis.len())) > MOST_VARIANTS {
+        problems.push(sources.problem(
+            sweep.span(),
+            format!("the sweep has more than {MOST_VARIANTS} variants"),
+            "sweep fewer values, or split the file",
+        ));
+        return vec![Vec::new()];
+    }
     let mut all: Vec<Vec<Setting<'t>>> = vec![Vec::new()];
     for axis in &axes {
         all =
             all.iter().flat_map(|chosen| axis.iter().map(move |values| chosen.iter().chain(values).cloned().collect())).collect();
-        if all.len() > MOST_VARIANTS {
-            problems.push(sources.problem(
-                sweep.span(),
-                format!("the sweep has more than {MOST_VARIANTS} variants"),
-                "sweep fewer values, or split the file",
-            ));
-            return vec![Vec::new()];
-        }
     }
     for (span, exclusion) in &exclusions {
         let excluded = |chosen: &Vec<Setting<'t>>| {

@@ -1,5 +1,6 @@
 //! `evaluate`: Model → accuracies of multiple-choice tasks (lm-evaluation-harness, zero-shot) and perplexities of texts.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use schemars::JsonSchema;
@@ -87,8 +88,13 @@ impl Options {
         world.holds_weights(1);
         world.walks(0, self.window.unwrap_or(DEFAULT_WINDOW));
         let mut faults = Vec::new();
+        let mut names = BTreeSet::new();
         for (i, name) in self.tasks.iter().enumerate() {
             let found = Task::find(name, world.data.as_deref()).map_err(|e| e.to_string());
+            let found = found.and_then(|task| match names.insert(task.name.clone()) {
+                true => Ok(task),
+                false => Err(format!("`{}` is measured twice: a row of the table is known by its name", task.name)),
+            });
             let readable = found.and_then(|task| task.rows_file().map_or(Ok(()), |rows| world.readable(rows)));
             let help = || format!("tasks: {}; or the path of a task file", Task::built_in().collect::<Vec<_>>().join(", "));
             faults.extend(readable.err().map(|message| Fault::new(format!("tasks[{i}]"), message, help())));

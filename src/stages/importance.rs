@@ -221,7 +221,11 @@ fn calibration(options: &Options, context: &Context, model: &Model) -> Result<Ve
             options.length,
             &mut context.seed.derive("windows").stream(),
         )?,
-        Sample::File => corpus::rows(&source, tokenizer, vocab)?.into_iter().take(options.samples).collect(),
+        Sample::File => {
+            let rows: Vec<_> = corpus::rows(&source, tokenizer, vocab)?.into_iter().take(options.samples).collect();
+            corpus::fit(&source, &rows, model.config.max_positions)?;
+            rows
+        }
     };
     let sequences = rows.into_iter().map(|row| Sequence::new(row.ids, &row.counts));
     let sequences: Vec<Sequence> = sequences.filter(|sequence| !sequence.targets.is_empty()).collect();

@@ -215,6 +215,8 @@ pub enum Error {
     Metrics(#[from] MetricsError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
+    #[error("a weight is no number after the last update: training has diverged; lower `learning_rate`, or lengthen `warmup`")]
+    Diverged,
     #[error("the loss of update {update} is {loss}: training has diverged; lower `learning_rate`, or lengthen `warmup`")]
     NotFinite { update: usize, loss: f64 },
 }
@@ -273,6 +275,9 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
         });
         bar.note(format_args!("loss {:.4}", loss.mean));
         bar.step();
+    }
+    if !model.is_finite() {
+        return Err(Error::Diverged);
     }
     tracing::info!(parameters = model.parameters(), loss = table.last().map(|row| row.loss), "pretrained");
     Ok((model, vec![Table::of("pretrain", &table)?]))

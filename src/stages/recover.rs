@@ -163,6 +163,10 @@ impl Options {
         world.walks(self.micro_batch.unwrap_or(self.batch), self.length);
         let mut faults = world.corpus("corpus", &self.source());
         faults.extend(world.too_long("length", "window", self.length));
+        if let Some(hidden) = world.model.as_ref().map(|model| model.hidden).filter(|hidden| self.rank > *hidden) {
+            let message = format!("a rank of {} is more than the model's width of {hidden}", self.rank);
+            faults.push(Fault::new("rank", message, "the usual numbers are 8 to 64"));
+        }
         if let Some(init) = &self.init
             && let Err(message) = world.readable(init.as_ref())
         {
@@ -187,6 +191,8 @@ pub enum Error {
     Write(String),
     #[error("the loss of update {update} is {loss}: training has diverged; lower `learning_rate`, or lengthen `warmup`")]
     NotFinite { update: usize, loss: f64 },
+    #[error("a weight is no number after the last update: training has diverged; lower `learning_rate`, or lengthen `warmup`")]
+    Diverged,
     #[error("the adapter is still zero after update {update} with a learning rate of {rate}: it would change nothing")]
     StillZero { update: usize, rate: f64 },
 }
@@ -199,6 +205,9 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model
         None => Adapter::new(model, &targets, options.rank, options.alpha, context.seed.derive("adapter")),
     };
     let rows = corpus::rows(&options.source(), model.tokenizer.as_deref(), model.config.vocab)?;
+    if options.sample == Sample::File {
+        corpus::fit(&options.source(), &rows, model.config.max_positions)?;
+    }
     let random = (options.sample == Sample::Random).then(|| (options.length, context.seed.derive("rows")));
     let mut feed = Feed::new(rows, random).ok_or_else(|| CorpusError::NothingToPredict((&options.corpus).into()))?;
     let updates = match options.duration {
@@ -239,9 +248,12 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model
         bar.note(format_args!("loss {loss:.4}"));
         bar.step();
     }
+    let merged = adapter.merge(model);
+    if !merged.is_finite() {
+        return Err(Error::Diverged);
+    }
     save(&adapter, &context.place("adapter", ""))?;
     tracing::info!(updates, first = table.first().map(|r| r.loss), last = table.last().map(|r| r.loss), "recovered");
-    let merged = adapter.merge(model);
     Ok((merged, adapter, vec![Table::of("recover", &table)?]))
 }
 

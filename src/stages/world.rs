@@ -87,6 +87,21 @@ impl World {
         if let Err(message) = self.readable(&source.path) {
             return vec![Fault::new(key, message, "paths are relative to the working directory")];
         }
+        let misplaced = match (&source.separator, &source.field) {
+            (Some(separator), _) if separator.is_empty() => {
+                Some(("separator", "an empty text separates nothing", "write what stands between documents, or remove the line"))
+            }
+            (Some(_), _) if source.is_jsonl() => {
+                Some(("separator", "a row of JSONL is a document: there is nothing to separate", "remove the line"))
+            }
+            (_, Some(_)) if !source.is_jsonl() => {
+                Some(("field", "a text has no fields", "remove the line, or give a file that ends in .jsonl"))
+            }
+            _ => None,
+        };
+        if let Some((key, message, help)) = misplaced {
+            return vec![Fault::new(key, message, help)];
+        }
         let no_tokenizer = self.model.as_ref().is_some_and(|model| !model.has_tokenizer);
         if no_tokenizer && source.needs_tokenizer() {
             let message = format!("`{}` is text, and the model's folder has no tokenizer.json", source.path.display());
