@@ -272,3 +272,72 @@ fn a_full_disk_leaves_no_half_of_a_file() {
         .collect();
     assert!(names.iter().all(|name| !name.starts_with(".partial-")), "{names:?}");
 }
+
+#[test]
+fn what_a_hunt_found() {
+    let message = |key, value| refused(config(key, value));
+    assert!(message("tie_word_embeddings", json!(false)).ends_with("the tensor `lm_head.weight` is missing"));
+    assert!(
+        message("tie_word_embeddings", json!("true")).contains("`tie_word_embeddings` is \"true\", which is not true or false")
+    );
+    assert!(message("rope_scaling", json!("linear")).contains("`rope_scaling` is \"linear\", which is not a table"));
+    assert!(message("rope_scaling", json!({ "factor": 4.0 })).contains("the key `rope_type` is missing"));
+    assert!(message("hidden_act", json!(5)).contains("`hidden_act` is 5, which is not a text"));
+    assert!(message("rms_norm_eps", json!(1e300)).contains("`rms_norm_eps` is 1e+300, which is not a positive number"));
+
+    // a tokenizer that was saved in training gives one text one list of ids
+    let sandbox = sandbox();
+    let perplexity = || {
+        let ran = sandbox.run(&["measure.toml", "--format", "json"]);
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        sandbox.read(&format!("{}/evaluate.parquet", sandbox.variant("measure", "base-")))
+    };
+    let before = perplexity();
+    let mut tokenizer = sandbox.json("models/tiny/tokenizer.json");
+    tokenizer["model"]["dropout"] = json!(0.9);
+    sandbox.write("models/tiny/tokenizer.json", tokenizer.to_string());
+    assert_eq!(perplexity(), before);
+
+    // two tasks of one name, by name and by path
+    sandbox.write(
+        "twice.toml",
+        MEASURE.replace("corpora = [\"rows.jsonl\"]", "tasks = [\"tiny_piqa\", \"datasets/tiny_piqa.toml\"]"),
+    );
+    let ran = sandbox.run(&["check", "twice.toml"]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("`tiny_piqa` is measured twice"), "{}", ran.err);
+
+    // training that ends in weights that are no numbers
+    sandbox.write("text.txt", "Anna is in the garden.\n\nTom is in the barn.");
+    let train = |options: &str| {
+        format!(
+            "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"recover\"\ncorpus = \"text.txt\"\n{options}"
+        )
+    };
+    sandbox.write("diverges.toml", train("batch = 1\nlearning_rate = 1e38\nduration = { updates = 1 }\n"));
+    let ran = sandbox.run(&["diverges.toml"]);
+    assert_eq!(ran.code, 1, "{}", ran.err);
+    assert!(ran.err.contains("a weight is no number after the last update"), "{}", ran.err);
+
+    // a row that is longer than the model, and a separator that separates nothing
+    sandbox.write("text.txt", "Anna is in the garden. ".repeat(300));
+    sandbox.write("long.toml", train("sample = \"file\"\nbatch = 1\nduration = { updates = 1 }\n"));
+    let ran = sandbox.run(&["long.toml"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("document 1: its ") && ran.err.contains("more than the model's 512 positions"), "{}", ran.err);
+    let ran = sandbox.run(&["check", "long.toml", "--set", "recover.separator="]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("an empty text separates nothing"), "{}", ran.err);
+}
+
+/// Whoever closes standard output does not want to hear more; that is no failure.
+#[test]
+#[cfg(unix)]
+fn a_closed_output_changes_no_exit_code() {
+    let sandbox = sandbox();
+    for (arguments, code) in [("check measure.toml", 0), ("schema", 0), ("check nowhere.toml", 2)] {
+        let script = format!("'{}' {arguments} >/dev/full 2>/dev/full", env!("CARGO_BIN_EXE_runner"));
+        let status = std::process::Command::new("bash").args(["-c", &script]).current_dir(sandbox.path("")).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{arguments}");
+    }
+}
