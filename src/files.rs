@@ -59,8 +59,7 @@ impl PartialFolder {
     pub fn replace(self, target: &Path) -> Result<(), FileError> {
         let failed = FileError::at(target);
         publish_all_in(self.path()).map_err(&failed)?;
-        let aside =
-            tempfile::Builder::new().prefix(PARTIAL).tempdir_in(target.parent().unwrap_or(Path::new("."))).map_err(&failed)?;
+        let aside = Self::new(target.parent().unwrap_or(Path::new(".")))?;
         let old = aside.path().join("old");
         fs::rename(target, &old).map_err(&failed)?;
         if let Err(error) = fs::rename(self.path(), target) {
@@ -89,8 +88,7 @@ impl PartialFolder {
 
 /// Removes a folder: it is gone under its name at once, however long its content takes.
 pub fn remove(folder: &Path) -> Result<(), FileError> {
-    let parent = folder.parent().unwrap_or(Path::new("."));
-    let old = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(parent).map_err(FileError::at(parent))?;
+    let old = PartialFolder::new(folder.parent().unwrap_or(Path::new(".")))?;
     fs::rename(folder, old.path().join("old")).map_err(FileError::at(folder))
 }
 

@@ -110,15 +110,10 @@ impl Checkpoint {
         })
     }
 
-    /// Whether the head is the embedding.
-    pub fn is_tied(&self) -> bool {
-        self.config.tied
-    }
-
     /// Every weight that the model has.
     fn places(&self) -> impl Iterator<Item = Place> {
         let blocks = (0..self.config.layers).flat_map(|i| Part::ALL.map(|part| Place::Block(i, part)));
-        let head = (!self.is_tied()).then_some(Place::Head);
+        let head = (!self.config.tied).then_some(Place::Head);
         [Place::Embedding].into_iter().chain(blocks).chain([Place::FinalNorm]).chain(head)
     }
 
@@ -151,7 +146,7 @@ impl Checkpoint {
         };
         exactly(Place::Embedding, &[vocab, hidden], "config.json (vocab_size, hidden_size)")?;
         exactly(Place::FinalNorm, &[hidden], "config.json (hidden_size)")?;
-        if !self.is_tied() {
+        if !self.config.tied {
             exactly(Place::Head, &[vocab, hidden], "config.json (vocab_size, hidden_size)")?;
         }
         for layer in 0..layers {

@@ -88,7 +88,7 @@ impl Model {
             embedding: checkpoint.weight(Place::Embedding)?,
             blocks: (0..checkpoint.config.layers).map(block).collect::<Result<_, _>>()?,
             norm: checkpoint.weight(Place::FinalNorm)?,
-            head: if checkpoint.is_tied() { None } else { Some(checkpoint.weight(Place::Head)?) },
+            head: if checkpoint.config.tied { None } else { Some(checkpoint.weight(Place::Head)?) },
             tokenizer,
             config: checkpoint.config,
         })

@@ -1,14 +1,13 @@
 //! The tokenizer of a checkpoint, through the `tokenizers` crate: `tokenizer.json` in, ids out, and a byte-level BPE
 //! learned from text for models trained here.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, TokenizerBuilder};
+use tokenizers::{AddedToken, ModelWrapper, TokenizerBuilder};
 
 /// Files that make up a tokenizer, beside `tokenizer.json`; an export hands them on as they came.
 const FILES: [&str; 6] = [
@@ -64,10 +63,17 @@ impl Tokenizer {
             files.push((name, std::fs::read(&path).map_err(|source| TokenizerError::Read { path, source })?));
         }
         let broken = |e: tokenizers::Error| TokenizerError::Broken { path: path.clone(), message: e.to_string() };
-        let mut inner = tokenizers::Tokenizer::from_bytes(without_dropout(&files[0].1)).map_err(broken)?;
-        // What a training script left in the file must not cut or pad a text.
+        let mut inner = tokenizers::Tokenizer::from_bytes(&files[0].1).map_err(broken)?;
+        // What a training script left in the file must not cut or pad a text, or split it at random.
         inner.with_truncation(None).map_err(broken)?;
         inner.with_padding(None);
+        if let ModelWrapper::BPE(bpe) = inner.get_model()
+            && bpe.dropout.is_some()
+        {
+            let mut bpe = bpe.clone();
+            bpe.dropout = None;
+            inner.with_model(bpe);
+        }
         Ok(Some(Self { inner, files }))
     }
 
@@ -131,17 +137,6 @@ impl Tokenizer {
     /// Its files, by name, as they came.
     pub fn files(&self) -> &[(String, Vec<u8>)] {
         &self.files
-    }
-}
-
-/// BPE dropout is for training: here one text has one list of ids.
-fn without_dropout(bytes: &[u8]) -> Cow<'_, [u8]> {
-    match serde_json::from_slice::<serde_json::Value>(bytes) {
-        Ok(mut json) if !json["model"]["dropout"].is_null() => {
-            json["model"]["dropout"] = serde_json::Value::Null;
-            Cow::Owned(json.to_string().into_bytes())
-        }
-        _ => Cow::Borrowed(bytes),
     }
 }
 

@@ -1,6 +1,5 @@
 //! `evaluate`: Model → accuracies of multiple-choice tasks (lm-evaluation-harness, zero-shot) and perplexities of texts.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use schemars::JsonSchema;
@@ -68,16 +67,9 @@ impl Options {
                 "write at least 1, or remove the line",
             ));
         }
-        let names = |list: &[String], name: fn(&str) -> String| list.iter().map(|item| name(item)).collect::<Vec<_>>();
-        let twice = |names: &[String], i: usize| names[..i].contains(&names[i]);
-        let (tasks, corpora) = (names(&self.tasks, str::to_owned), names(&self.corpora, |path| perplexity::name(path.as_ref())));
-        for (key, names) in [("tasks", tasks), ("corpora", corpora)] {
-            let repeated = (0..names.len()).filter(|&i| twice(&names, i));
-            faults.extend(repeated.map(|i| {
-                let message = format!("`{}` is measured twice: a row of the table is known by its name", names[i]);
-                Fault::new(format!("{key}[{i}]"), message, "give each a name of its own")
-            }));
-        }
+        let corpora: Vec<String> = self.corpora.iter().map(|path| perplexity::name(path.as_ref())).collect();
+        faults.extend(repeated("tasks", &self.tasks));
+        faults.extend(repeated("corpora", &corpora));
         if self.window.is_some_and(|w| w < 2) {
             faults.push(Fault::new("window", "a window below 2 tokens predicts nothing", "the usual number is 128"));
         }
@@ -88,17 +80,17 @@ impl Options {
         world.holds_weights(1);
         world.walks(0, self.window.unwrap_or(DEFAULT_WINDOW));
         let mut faults = Vec::new();
-        let mut names = BTreeSet::new();
+        let mut names = self.tasks.clone();
         for (i, name) in self.tasks.iter().enumerate() {
             let found = Task::find(name, world.data.as_deref()).map_err(|e| e.to_string());
-            let found = found.and_then(|task| match names.insert(task.name.clone()) {
-                true => Ok(task),
-                false => Err(format!("`{}` is measured twice: a row of the table is known by its name", task.name)),
+            let readable = found.and_then(|task| {
+                names[i].clone_from(&task.name);
+                task.rows_file().map_or(Ok(()), |rows| world.readable(rows))
             });
-            let readable = found.and_then(|task| task.rows_file().map_or(Ok(()), |rows| world.readable(rows)));
             let help = || format!("tasks: {}; or the path of a task file", Task::built_in().collect::<Vec<_>>().join(", "));
             faults.extend(readable.err().map(|message| Fault::new(format!("tasks[{i}]"), message, help())));
         }
+        faults.extend(repeated("tasks", &names));
         for (i, corpus) in self.corpora.iter().enumerate() {
             faults.extend(world.corpus(&format!("corpora[{i}]"), &CorpusSource::whole(corpus.as_ref())));
         }
@@ -112,6 +104,16 @@ impl Options {
         faults.extend(self.window.and_then(|window| world.too_long("window", "window", window)));
         faults
     }
+}
+
+/// Rows of the table are known by their names, so each may be measured once.
+fn repeated(key: &str, names: &[String]) -> Vec<Fault> {
+    let again = names.iter().enumerate().filter(|(i, name)| names[..*i].contains(name));
+    let fault = |(i, name): (usize, &String)| {
+        let message = format!("`{name}` is measured twice: a row of the table is known by its name");
+        Fault::new(format!("{key}[{i}]"), message, "give each a name of its own")
+    };
+    again.map(fault).collect()
 }
 
 /// One row of `evaluate.parquet`.
