@@ -1,6 +1,8 @@
 //! AdamW over runtime shapes (Kingma and Ba 2015; Loshchilov and Hutter 2019), and the global norm that clips it.
 //! Weights and gradients are plain slices, so one parameter is one loop.
 
+use serde::{Deserialize, Serialize};
+
 /// The first moment's decay rate and ε, as PyTorch's defaults.
 const BETA1: f32 = 0.9;
 const EPSILON: f32 = 1e-8;
@@ -11,7 +13,7 @@ pub const LONG_MEMORY: f32 = 0.999;
 pub const SHORT_MEMORY: f32 = 0.95;
 
 /// The running moments of one parameter.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Moments {
     first: Vec<f32>,
     second: Vec<f32>,

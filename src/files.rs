@@ -4,6 +4,8 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 /// Begins the name of whatever is not whole yet.
 const PARTIAL: &str = ".partial-";
 
@@ -21,19 +23,90 @@ impl FileError {
     }
 }
 
+/// What a file holds, as it was when it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    pub bytes: u64,
+    /// In hexadecimal.
+    pub blake3: String,
+}
+
+impl Fingerprint {
+    /// Of a file that is there, on all threads.
+    pub fn of(path: &Path) -> std::io::Result<Self> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_mmap_rayon(path)?;
+        Ok(Self { bytes: hasher.count(), blake3: hasher.finalize().to_hex().to_string() })
+    }
+
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.len() as u64, blake3: blake3::hash(bytes).to_hex().to_string() }
+    }
+
+    /// Whether a file has this length; the look is quick.
+    pub fn has_length(&self, path: &Path) -> bool {
+        fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == self.bytes)
+    }
+
+    /// Whether a file holds exactly this.
+    pub fn matches(&self, path: &Path) -> bool {
+        self.has_length(path) && Self::of(path).is_ok_and(|found| found == *self)
+    }
+}
+
+/// The files in a folder and those below it, relative to it, in order.
+pub fn files_in(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    fn gather(folder: &Path, below: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+        for entry in fs::read_dir(folder.join(below))? {
+            let entry = entry?;
+            let path = below.join(entry.file_name());
+            if entry.file_type()?.is_dir() { gather(folder, &path, found)? } else { found.push(path) }
+        }
+        Ok(())
+    }
+    let mut found = Vec::new();
+    gather(folder, Path::new(""), &mut found)?;
+    found.sort();
+    Ok(found)
+}
+
+/// Copies what lies in a folder; files are linked where the file system allows, for nobody writes to them again.
+pub fn link_tree(from: &Path, to: &Path) -> Result<(), FileError> {
+    for file in files_in(from).map_err(FileError::at(from))? {
+        let target = to.join(&file);
+        make_folder(target.parent().unwrap_or(to))?;
+        let source = from.join(&file);
+        if fs::hard_link(&source, &target).is_err() {
+            fs::copy(&source, &target).map_err(FileError::at(&target))?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes a file whole: after a crash, a full disk or a kill there is the old one, or none, or the new one.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     write_with(path, |file| file.write_all(bytes))
 }
 
-/// As [`write_whole`], the content coming from `write`.
-pub fn write_with(path: &Path, write: impl FnOnce(&mut fs::File) -> std::io::Result<()>) -> Result<(), FileError> {
+/// As [`write_whole`]; whether it is on the disk is left to the system. For what is checked when it is used.
+pub fn write_quickly(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    write(path, |file| file.write_all(bytes), false)
+}
+
+/// As [`write_whole`], the content coming from `content`.
+pub fn write_with(path: &Path, content: impl FnOnce(&mut fs::File) -> std::io::Result<()>) -> Result<(), FileError> {
+    write(path, content, true)
+}
+
+fn write(path: &Path, content: impl FnOnce(&mut fs::File) -> std::io::Result<()>, sync: bool) -> Result<(), FileError> {
     let failed = FileError::at(path);
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut partial = tempfile::Builder::new().prefix(PARTIAL).tempfile_in(folder).map_err(&failed)?;
-    write(partial.as_file_mut()).map_err(&failed)?;
+    content(partial.as_file_mut()).map_err(&failed)?;
     readable_by_all(partial.path()).map_err(&failed)?;
-    partial.as_file().sync_all().map_err(&failed)?;
+    if sync {
+        partial.as_file().sync_all().map_err(&failed)?;
+    }
     partial.persist(path).map_err(|e| failed(e.error))?;
     Ok(())
 }
@@ -55,20 +128,24 @@ impl PartialFolder {
         self.folder.path()
     }
 
-    /// Takes the place of a folder: everything is on the disk before the old one moves aside, and the old one goes last.
+    /// Puts everything on the disk, then takes the place of `target`, which goes, or where nothing stood.
     pub fn replace(self, target: &Path) -> Result<(), FileError> {
         let failed = FileError::at(target);
         publish_all_in(self.path()).map_err(&failed)?;
-        let aside = Self::new(target.parent().unwrap_or(Path::new(".")))?;
-        let old = aside.path().join("old");
-        fs::rename(target, &old).map_err(&failed)?;
-        if let Err(error) = fs::rename(self.path(), target) {
-            fs::rename(&old, target).map_err(&failed)?;
-            return Err(failed(error));
+        self.replace_quickly(target)
+    }
+
+    /// As [`PartialFolder::replace`]; whether it is on the disk is left to the system. For what is checked when it is used.
+    pub fn replace_quickly(self, target: &Path) -> Result<(), FileError> {
+        let failed = FileError::at(target);
+        readable_by_all(self.path()).map_err(&failed)?;
+        if !target.exists() {
+            fs::rename(self.path(), target).map_err(&failed)?;
+            // it has another name now, so there is nothing to clean up
+            drop(self.folder.keep());
+            return Ok(());
         }
-        // it has another name now, so there is nothing to clean up
-        drop(self.folder.keep());
-        Ok(())
+        exchange(self.path(), target).map_err(failed)
     }
 
     /// Moves every entry to `target`, in place of what had its name.
@@ -84,6 +161,33 @@ impl PartialFolder {
         }
         Ok(())
     }
+}
+
+/// Two folders trade places at once; the old one is then under the other's name.
+#[cfg(target_os = "linux")]
+fn exchange(new: &Path, target: &Path) -> std::io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE) {
+        // a file system that cannot
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => exchange_in_steps(new, target),
+        other => other.map_err(Into::into),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(new: &Path, target: &Path) -> std::io::Result<()> {
+    exchange_in_steps(new, target)
+}
+
+/// The same in three renames, where the system has no better way.
+fn exchange_in_steps(new: &Path, target: &Path) -> std::io::Result<()> {
+    let aside = new.with_extension("old");
+    fs::rename(target, &aside)?;
+    if let Err(error) = fs::rename(new, target) {
+        fs::rename(&aside, target)?;
+        return Err(error);
+    }
+    fs::rename(&aside, new)
 }
 
 /// Removes a folder: it is gone under its name at once, however long its content takes.
@@ -113,7 +217,7 @@ pub fn make_folder(path: &Path) -> Result<(), FileError> {
 }
 
 /// Puts every file on the disk, and lets others read it.
-fn publish_all_in(path: &Path) -> std::io::Result<()> {
+pub fn publish_all_in(path: &Path) -> std::io::Result<()> {
     readable_by_all(path)?;
     if path.is_dir() {
         fs::read_dir(path)?.try_for_each(|entry| publish_all_in(&entry?.path()))
@@ -162,6 +266,38 @@ mod tests {
         remove_leftovers(folder.path()).expect("removed");
         let left: Vec<_> = fs::read_dir(&variant).expect("a folder").flatten().map(|e| e.file_name()).collect();
         assert_eq!(left, ["prune.parquet"]);
+    }
+
+    #[test]
+    fn a_folder_takes_the_place_of_another() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let target = folder.path().join("a");
+        for (i, content) in ["one", "two", "three"].into_iter().enumerate() {
+            let partial = PartialFolder::new(folder.path()).expect("made");
+            fs::write(partial.path().join("x"), content).expect("written");
+            if i == 2 {
+                exchange_in_steps(partial.path(), &target).expect("exchanged");
+                drop(partial);
+            } else {
+                partial.replace(&target).expect("replaced");
+            }
+            assert_eq!(fs::read_to_string(target.join("x")).expect("there"), content);
+            assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1, "the old one is gone");
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_tells_a_changed_byte() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("weights");
+        fs::write(&path, vec![7; 300_000]).expect("written");
+        let fingerprint = Fingerprint::of(&path).expect("read");
+        assert_eq!(fingerprint, Fingerprint::of_bytes(&[7; 300_000]));
+        assert!(fingerprint.matches(&path));
+        let mut changed = vec![7; 300_000];
+        changed[299_999] = 8;
+        fs::write(&path, changed).expect("written");
+        assert!(fingerprint.has_length(&path) && !fingerprint.matches(&path));
     }
 
     #[test]

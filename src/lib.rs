@@ -23,6 +23,7 @@ pub mod model;
 
 pub mod adam;
 pub mod files;
+pub mod locks;
 pub mod metrics;
 pub mod ops;
 pub mod progress;

@@ -1,99 +1,27 @@
 //! `runner`: arguments, events, exit code. The only file that prints.
 
+mod cli;
+
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::Parser;
+use cli::{CacheAction, Cli, Command, Common, Format};
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
+use secateur::pipeline::cache::{self, Cache};
 use secateur::pipeline::check::{Overrides, check};
 use secateur::pipeline::log::{self, LogFiles};
 use secateur::pipeline::plan::Plan;
-use secateur::pipeline::problem::InvalidPipeline;
+use secateur::pipeline::problem::{InvalidPipeline, Sources};
+use secateur::pipeline::recipe::Recipes;
 use secateur::pipeline::run::{self, Surroundings};
-use secateur::pipeline::{report, schema};
+use secateur::pipeline::select::Selection;
+use secateur::pipeline::survey::{Survey, survey};
+use secateur::pipeline::{lockfile, merge, report, schema, settings};
 use secateur::progress::Progress;
-
-/// Prunes language models structurally, and shows what it cost.
-///
-/// `runner PIPELINE` checks a TOML pipeline and runs every variant of it.
-#[derive(Parser)]
-#[command(name = "runner", version, args_conflicts_with_subcommands = true, after_help = EXIT_CODES)]
-struct Cli {
-    #[command(subcommand)]
-    command: Option<Command>,
-    #[command(flatten)]
-    run: Option<Common>,
-}
-
-const EXIT_CODES: &str = "Exit codes:
-  0    every variant succeeded
-  1    a stage failed; the other variants still ran
-  2    the command line or the pipeline is wrong; no work was started
-  130  interrupted by Ctrl-C or SIGTERM; what was complete is kept
-
-Environment:
-  RUNNER_SEED, RUNNER_RESULTS, RUNNER_CACHE, RUNNER_DATA, RUNNER_THREADS, RUNNER_DEVICE, RUNNER_LOG
-               run settings, over those of the file and under --set
-  SECATEUR_LOG which events are shown, in tracing's notation: warn, secateur=debug, …";
-
-#[derive(Subcommand)]
-enum Command {
-    /// Check a pipeline, every variant of it, and run nothing.
-    Check {
-        #[command(flatten)]
-        common: Common,
-        /// Leave out what needs files, folders or the device.
-        #[arg(long)]
-        no_world: bool,
-    },
-    /// Print the tree of variants and stages, and where each run setting comes from.
-    Plan {
-        #[command(flatten)]
-        common: Common,
-    },
-    /// Summarise results: the folder of a pipeline, or a folder of several.
-    Report {
-        /// `results`, or `results/<pipeline>`.
-        #[arg(required = true)]
-        results: Vec<PathBuf>,
-        /// How the summary is printed.
-        #[arg(long, value_enum, default_value_t)]
-        format: Format,
-    },
-    /// Print the JSON Schema of a pipeline, for editors.
-    Schema,
-}
-
-#[derive(Args)]
-struct Common {
-    /// The pipeline: a TOML file.
-    pipeline: PathBuf,
-    /// Decide an option: `prune.ratio=0.3`, `evaluate[2].limit=20`, `run.seed=7`. May be repeated.
-    #[arg(long, value_name = "TYPE.KEY=VALUE")]
-    set: Vec<String>,
-    /// Only this variant, by its id or the beginning of it. May be repeated.
-    #[arg(long, value_name = "VARIANT")]
-    only: Vec<String>,
-    /// The folder of results, in place of `results`.
-    #[arg(long, value_name = "DIR")]
-    results: Option<PathBuf>,
-    /// Run every stage, whatever is kept from earlier runs. Nothing is kept yet, so every stage runs in any case.
-    #[arg(long)]
-    force: bool,
-    /// How the outcome is printed; `json` prints JSON alone on standard output.
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, ValueEnum)]
-enum Format {
-    #[default]
-    Text,
-    Json,
-}
 
 /// The exit code of a wrong command line or pipeline.
 const INVALID: u8 = 2;
@@ -109,20 +37,52 @@ fn main() -> ExitCode {
             Ok(text) => print(&text),
             Err(error) => complain(&error),
         },
+        (Some(Command::Merge { results, into }), _) => join(&results, into.as_deref()),
+        (Some(Command::Cache { action, cache, results, format }), _) => look_after(action, cache, results, format),
         (Some(Command::Schema), _) => print(&format!("{:#}\n", schema::schema())),
-        (None, Some(common)) => run_pipeline(&common),
+        (None, Some(common)) => run_pipeline(&common, cli.fail_fast),
         (None, None) => complain(&"give a pipeline, or a command; see --help"),
     }
 }
 
+/// What is known before a run.
+struct Prepared {
+    plan: Plan,
+    recipes: Recipes,
+    survey: Survey,
+}
+
 impl Common {
     fn check(&self, world: bool) -> Result<Plan, InvalidPipeline> {
-        check(&self.pipeline, &Overrides { set: self.set.clone(), results: self.results.clone(), only: self.only.clone() }, world)
+        let overrides = Overrides {
+            set: self.set.clone(),
+            results: self.results.clone(),
+            selection: Selection { only: self.only.clone(), shard: self.shard },
+            force: self.force,
+            from: self.from.clone(),
+            locked: self.locked,
+        };
+        check(&self.pipeline, &overrides, world)
+    }
+
+    /// Checks the pipeline, and its lock file if it must hold, and looks at what is kept.
+    fn prepare(&self) -> Result<Prepared, ExitCode> {
+        let refuse = |invalid: InvalidPipeline| refuse(&invalid, self.format);
+        let plan = self.check(true).map_err(refuse)?;
+        let recipes = Recipes::of(&plan).map_err(|error| complain(&error))?;
+        lockfile::verify(&plan, &recipes).map_err(refuse)?;
+        let survey = survey(&plan, &recipes);
+        Ok(Prepared { plan, recipes, survey })
     }
 }
 
 fn check_only(common: &Common, world: bool) -> ExitCode {
-    match (common.check(world), common.format) {
+    let checked = match world {
+        // the lock file is of the world
+        true => common.prepare().map(|prepared| prepared.plan),
+        false => common.check(false).map_err(|invalid| refuse(&invalid, common.format)),
+    };
+    match (checked, common.format) {
         (Ok(plan), Format::Text) => {
             let (runs, alone) = plan.stage_runs();
             print(&format!(
@@ -132,22 +92,75 @@ fn check_only(common: &Common, world: bool) -> ExitCode {
             ))
         }
         (Ok(_), Format::Json) => print("[]\n"),
-        (Err(invalid), format) => refuse(&invalid, format),
+        (Err(code), _) => code,
     }
 }
 
 fn show_plan(common: &Common) -> ExitCode {
-    match (common.check(true), common.format) {
-        (Ok(plan), Format::Text) => print(&plan.text()),
-        (Ok(plan), Format::Json) => print(&format!("{:#}\n", plan.json())),
-        (Err(invalid), format) => refuse(&invalid, format),
+    match (common.prepare(), common.format) {
+        (Ok(Prepared { plan, survey, .. }), Format::Text) => print(&plan.text(&survey)),
+        (Ok(Prepared { plan, recipes, survey }), Format::Json) => print(&format!("{:#}\n", plan.json(&recipes, &survey))),
+        (Err(code), _) => code,
     }
 }
 
-fn run_pipeline(common: &Common) -> ExitCode {
-    let plan = match common.check(true) {
-        Ok(plan) => plan,
-        Err(invalid) => return refuse(&invalid, common.format),
+fn join(results: &[PathBuf], into: Option<&Path>) -> ExitCode {
+    let merged = match merge::merge(results, into) {
+        Ok(merged) => merged,
+        Err(error @ merge::MergeError::NoResults(_)) => return complain(&error),
+        Err(error) => {
+            warn(&format!("{error}\n"));
+            return ExitCode::FAILURE;
+        }
+    };
+    for one in &merged {
+        print(&format!("{}\n\n{}", one.folder.display(), one.summary));
+        one.holes.iter().for_each(|(id, why)| warn(&format!("missing: {id}: {why}\n")));
+    }
+    if merged.iter().all(|one| one.holes.is_empty()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn look_after(action: Option<CacheAction>, folder: Option<PathBuf>, results: Option<PathBuf>, format: Format) -> ExitCode {
+    let mut problems = Vec::new();
+    let mut settings = settings::layer(None, &[], &mut Sources::new("environment", ""), &mut problems).run;
+    if !problems.is_empty() {
+        return refuse(&InvalidPipeline { name: "environment".to_owned(), problems }, format);
+    }
+    if let Some(results) = results {
+        settings.results = results;
+    }
+    let folder = folder.unwrap_or_else(|| settings.cache());
+    if !folder.is_dir() {
+        return complain(&format!("nothing is kept in `{}`", folder.display()));
+    }
+    let opened = || Cache::open(&folder, settings.cache_limit.as_u64());
+    match (action.unwrap_or(CacheAction::List), format) {
+        (CacheAction::List, Format::Text) => print(&format!("{}\n\n{}", folder.display(), cache::text(&cache::list(&folder)))),
+        (CacheAction::List, Format::Json) => print(&format!("{:#}\n", serde_json::json!(cache::list(&folder)))),
+        (CacheAction::Verify, _) => match opened() {
+            Ok(cache) => {
+                let (damaged, whole) = (cache.verify(), cache.list().len());
+                print(&format!("{damaged} damaged products were removed, {whole} are whole\n"))
+            }
+            Err(error) => complain(&error),
+        },
+        (CacheAction::Clean { limit }, _) => match opened() {
+            Ok(cache) => {
+                let (removed, bytes) = cache.trim_to(limit.map_or(0, |limit| limit.as_u64()));
+                if limit.is_none() {
+                    cache.remove_states();
+                }
+                print(&format!("{removed} products were removed, {}\n", indicatif::HumanBytes(bytes)))
+            }
+            Err(error) => complain(&error),
+        },
+    }
+}
+
+fn run_pipeline(common: &Common, fail_fast: bool) -> ExitCode {
+    let Prepared { plan, recipes, survey } = match common.prepare() {
+        Ok(prepared) => prepared,
+        Err(code) => return code,
     };
     let terminal = std::io::stderr().is_terminal();
     let progress = if terminal { Progress::terminal() } else { Progress::lines() };
@@ -166,7 +179,8 @@ fn run_pipeline(common: &Common) -> ExitCode {
     {
         return complain(&error);
     }
-    let outcome = match run::run(&plan, &Surroundings { progress, log, stop }) {
+    lockfile::update(&plan, &recipes);
+    let outcome = match run::run(&plan, &recipes, &survey, &Surroundings { progress, log, stop, fail_fast }) {
         Ok(outcome) => outcome,
         Err(error) => {
             warn(&format!("the run ended: {error}\n"));
@@ -181,14 +195,13 @@ fn run_pipeline(common: &Common) -> ExitCode {
             print(&format!("\n{}\nresults: {}\n", outcome.summary, outcome.folder.display()));
         }
         Format::Json => {
-            let variant =
-                |v: &report::VariantSummary| serde_json::json!({ "variant": v.id, "status": v.status.name(), "error": v.error });
+            let variant = |v: &report::VariantSummary| serde_json::json!({ "variant": v.shape.id, "status": v.status.name(), "error": v.error });
             let variants: Vec<_> = outcome.variants.iter().map(variant).collect();
             print(&format!("{:#}\n", serde_json::json!({ "results": outcome.folder, "variants": variants })));
         }
     }
     if outcome.interrupted {
-        warn(&format!("interrupted; variants that were complete are kept in {}\n", outcome.folder.display()));
+        warn("interrupted; what was made is kept: run it again to go on\n");
         return ExitCode::from(INTERRUPTED);
     }
     if outcome.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -1,5 +1,6 @@
 //! Tables: plain structs → arrow → Parquet, whole files only. NaN and infinities are refused, by table and column.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use arrow::error::ArrowError;
 use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
@@ -15,13 +17,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_arrow::schema::{SchemaLike, TracingOptions};
 
-use crate::files::{FileError, write_whole};
+use crate::files::{FileError, Fingerprint, write_quickly};
 
 /// The rows that a stage measured, without the columns `variant`, `step`, `stage`, which the spine adds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
     /// The file's stem: `evaluate`, `evaluate_samples`, `prune`, `prune_sizes`, …
-    pub name: &'static str,
+    pub name: String,
     pub rows: RecordBatch,
 }
 
@@ -38,23 +40,40 @@ pub struct Part {
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
     #[error("the table `{table}` would hold a NaN or an infinity in column `{column}`, row {row}")]
-    NotFinite { table: &'static str, column: String, row: usize },
+    NotFinite { table: String, column: String, row: usize },
     #[error("the table `{table}` cannot be made: {message}")]
-    Arrow { table: &'static str, message: String },
+    Arrow { table: String, message: String },
+    #[error("the table `{table}` cannot be read: {message}")]
+    Read { table: String, message: String },
     #[error(transparent)]
     File(#[from] FileError),
 }
 
 impl Table {
     /// A table of plain structs: one column per field, in the order of the fields.
-    pub fn of<R: Serialize + DeserializeOwned>(name: &'static str, rows: &[R]) -> Result<Self, MetricsError> {
-        let failed = |e: serde_arrow::Error| MetricsError::Arrow { table: name, message: e.to_string() };
+    pub fn of<R: Serialize + DeserializeOwned>(name: &str, rows: &[R]) -> Result<Self, MetricsError> {
+        let failed = |e: serde_arrow::Error| MetricsError::Arrow { table: name.to_owned(), message: e.to_string() };
         let options = TracingOptions::default().strings_as_large_utf8(false);
         let fields = Vec::<FieldRef>::from_type::<R>(options).map_err(failed)?;
         let rows = serde_arrow::to_record_batch(&fields, &rows).map_err(failed)?;
-        let table = Self { name, rows };
+        let table = Self { name: name.to_owned(), rows };
         table.check_finite()?;
         Ok(table)
+    }
+
+    /// Writes the rows alone; [`Table::read`] gives them back.
+    pub fn save(&self, path: &Path) -> Result<(), MetricsError> {
+        Ok(write_quickly(path, &encoded(&self.name, &self.rows)?)?)
+    }
+
+    /// What [`Table::save`] wrote.
+    pub fn read(name: &str, path: &Path) -> Result<Self, MetricsError> {
+        let failed = |e: &dyn std::fmt::Display| MetricsError::Read { table: name.to_owned(), message: e.to_string() };
+        let file = File::open(path).map_err(|e| failed(&e))?;
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| failed(&e))?;
+        let schema = reader.schema().clone();
+        let batches = reader.build().map_err(|e| failed(&e))?.collect::<Result<Vec<_>, _>>().map_err(|e| failed(&e))?;
+        Ok(Self { name: name.to_owned(), rows: concat_batches(&schema, &batches).map_err(|e| failed(&e))? })
     }
 
     fn check_finite(&self) -> Result<(), MetricsError> {
@@ -62,27 +81,34 @@ impl Table {
             let Some(values) = column.as_any().downcast_ref::<Float64Array>() else { continue };
             let bad = (0..values.len()).find(|&row| values.is_valid(row) && !values.value(row).is_finite());
             if let Some(row) = bad {
-                return Err(MetricsError::NotFinite { table: self.name, column: field.name().clone(), row });
+                return Err(MetricsError::NotFinite { table: self.name.clone(), column: field.name().clone(), row });
             }
         }
         Ok(())
     }
 }
 
-/// Writes the parts of one table of a variant as Parquet; the same parts give the same bytes.
-pub fn write(path: &Path, variant: &str, parts: &[&Part]) -> Result<(), MetricsError> {
-    let Some(name) = parts.first().map(|part| part.table.name) else { return Ok(()) };
-    let arrow = |e: ArrowError| MetricsError::Arrow { table: name, message: e.to_string() };
-    let parquet = |e: ParquetError| MetricsError::Arrow { table: name, message: e.to_string() };
+/// Writes the parts of the table `name` of a variant as Parquet; the same parts give the same bytes, and there is at least
+/// one.
+pub fn write(path: &Path, name: &str, variant: &str, parts: &[&Part]) -> Result<Fingerprint, MetricsError> {
+    let arrow = |e: ArrowError| MetricsError::Arrow { table: name.to_owned(), message: e.to_string() };
     let batches = parts.iter().map(|part| placed(variant, part)).collect::<Result<Vec<_>, _>>().map_err(arrow)?;
     let whole = concat_batches(&batches[0].schema(), &batches).map_err(arrow)?;
+    let bytes = encoded(name, &whole)?;
+    write_quickly(path, &bytes)?;
+    Ok(Fingerprint::of_bytes(&bytes))
+}
+
+/// Rows as a Parquet file.
+fn encoded(name: &str, rows: &RecordBatch) -> Result<Vec<u8>, MetricsError> {
+    let parquet = |e: ParquetError| MetricsError::Arrow { table: name.to_owned(), message: e.to_string() };
     let properties =
         WriterProperties::builder().set_compression(Compression::SNAPPY).set_created_by("secateur".to_owned()).build();
     let mut bytes = Vec::new();
-    let mut writer = ArrowWriter::try_new(&mut bytes, whole.schema(), Some(properties)).map_err(parquet)?;
-    writer.write(&whole).map_err(parquet)?;
+    let mut writer = ArrowWriter::try_new(&mut bytes, rows.schema(), Some(properties)).map_err(parquet)?;
+    writer.write(rows).map_err(parquet)?;
     writer.close().map_err(parquet)?;
-    Ok(write_whole(path, &bytes)?)
+    Ok(bytes)
 }
 
 /// The rows with `variant`, `step`, `stage` in front.
@@ -144,11 +170,23 @@ mod tests {
             ]
         );
         let bytes = ["a.parquet", "b.parquet"].map(|name| {
-            write(&folder.path().join(name), "v", &[&part, &part]).expect("written");
+            write(&folder.path().join(name), "evaluate", "v", &[&part, &part]).expect("written");
             std::fs::read(folder.path().join(name)).expect("there")
         });
         assert_eq!(bytes[0], bytes[1]);
         Table::of::<Row>("empty", &[]).expect("a table may be empty");
+    }
+
+    #[test]
+    fn rows_come_back_from_disk_as_they_were() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("rows.parquet");
+        let many: Vec<Row> = (0..5000).map(|i| row(1.0 / f64::from(i + 1))).collect();
+        for rows in [&many[..], &[]] {
+            let table = Table::of("evaluate", rows).expect("finite");
+            table.save(&path).expect("written");
+            assert_eq!(Table::read("evaluate", &path).expect("read"), table);
+        }
     }
 
     #[test]

@@ -32,6 +32,12 @@ pub struct Bar {
     lines: Option<Arc<Mutex<(Instant, String)>>>,
 }
 
+/// A line above the bars; nothing without a terminal. Dropping it ends it.
+#[derive(Debug)]
+pub struct Headline {
+    line: Option<ProgressBar>,
+}
+
 impl Progress {
     /// Bars on a terminal.
     pub fn terminal() -> Self {
@@ -56,11 +62,40 @@ impl Progress {
         Bar { bar, label: label.to_owned(), lines }
     }
 
+    /// The line above all bars, for what is larger than one stage.
+    pub fn headline(&self) -> Headline {
+        let line = match &self.place {
+            Place::Terminal(all) => {
+                let line = all.insert(0, ProgressBar::new_spinner());
+                line.set_style(ProgressStyle::with_template("  {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+                Some(line)
+            }
+            Place::Lines | Place::Nowhere => None,
+        };
+        Headline { line }
+    }
+
     /// Writes above the bars.
     pub fn above<R>(&self, write: impl FnOnce() -> R) -> R {
         match &self.place {
             Place::Terminal(all) => all.suspend(write),
             Place::Lines | Place::Nowhere => write(),
+        }
+    }
+}
+
+impl Headline {
+    pub fn say(&self, text: String) {
+        if let Some(line) = &self.line {
+            line.set_message(text);
+        }
+    }
+}
+
+impl Drop for Headline {
+    fn drop(&mut self) {
+        if let Some(line) = &self.line {
+            line.finish_and_clear();
         }
     }
 }
@@ -77,6 +112,12 @@ impl Bar {
             let (done, of, left) = (self.bar.position(), self.bar.length().unwrap_or(0), self.bar.eta().as_secs());
             tracing::info!(done, of, seconds_left = left, note = last.1, "{}", self.label);
         }
+    }
+
+    /// So many steps were done before.
+    pub fn skip(&self, steps: u64) {
+        self.bar.inc(steps);
+        self.bar.reset_eta();
     }
 
     /// What is said beside the bar: a loss, a score.

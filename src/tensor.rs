@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use dfdx::prelude::*;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The device of this build: the processor, or one NVIDIA GPU with the feature `cuda`.
 #[cfg(not(feature = "cuda"))]
@@ -161,6 +162,23 @@ impl Weight {
         let values = self.values();
         let kept = values.chunks_exact(self.cols).flat_map(|row| keep.iter().map(|&c| row[c])).collect();
         Self::new(kept, self.rows, keep.len())
+    }
+}
+
+/// Shape and values.
+impl Serialize for Weight {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (self.rows, self.cols, &self.values()[..]).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Weight {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (rows, cols, values) = <(usize, usize, Vec<f32>)>::deserialize(deserializer)?;
+        if rows.checked_mul(cols) != Some(values.len()) {
+            return Err(serde::de::Error::custom(format!("{} values for a weight of {rows} × {cols}", values.len())));
+        }
+        Ok(Self::new(values, rows, cols))
     }
 }
 

@@ -3,85 +3,7 @@
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Float64Type, UInt64Type};
 
-use crate::support::{Sandbox, columns, table};
-
-/// The whole chain, small.
-const CHAIN: &str = r#"
-[[stage]]
-type = "load"
-model = "models/tiny"
-
-[[stage]]
-type = "evaluate"
-tasks = ["tiny_boolq", "tiny_piqa"]
-limit = 6
-corpora = ["heldout.jsonl"]
-
-[[stage]]
-type = "dependencies"
-mlp_layers = [1, 5]
-
-[[stage]]
-type = "importance"
-method = "taylor"
-corpus = "datasets/tiny_world.txt"
-separator = "\n<|endoftext|>\n"
-samples = 6
-length = 24
-
-[[stage]]
-type = "aggregate"
-
-[[stage]]
-type = "prune"
-ratio = 0.25
-
-[[stage]]
-type = "evaluate"
-tasks = ["tiny_boolq"]
-limit = 6
-
-[[stage]]
-type = "recover"
-corpus = "datasets/tiny_world.txt"
-separator = "\n<|endoftext|>\n"
-rank = 2
-batch = 5
-learning_rate = 1e-3
-duration = { updates = 3 }
-
-[[stage]]
-type = "evaluate"
-tasks = ["tiny_boolq", "tiny_piqa"]
-limit = 6
-corpora = ["heldout.jsonl"]
-
-[[stage]]
-type = "export"
-formats = ["hf", "plan"]
-"#;
-
-fn chain() -> Sandbox {
-    let sandbox = Sandbox::new();
-    let heldout = String::from_utf8(sandbox.read("datasets/tiny_world_heldout.jsonl")).unwrap();
-    let few: Vec<&str> = heldout.lines().take(8).collect();
-    sandbox.write("heldout.jsonl", few.join("\n"));
-    sandbox.write("chain.toml", CHAIN);
-    sandbox
-}
-
-/// Everything that may not differ between two runs of a variant: tables, plan, adapter and weights.
-fn outcome(sandbox: &Sandbox, variant: &str) -> Vec<(String, Vec<u8>)> {
-    let mut files: Vec<String> = std::fs::read_dir(sandbox.path(variant))
-        .unwrap()
-        .flatten()
-        .map(|entry| entry.file_name().into_string().unwrap())
-        .filter(|name| name.ends_with(".parquet") || name == "pipeline.toml" || name == "plan.json")
-        .collect();
-    files.extend(["hf/model.safetensors", "hf/config.json", "adapter/adapter_model.safetensors"].map(str::to_owned));
-    files.sort();
-    files.into_iter().map(|file| (file.clone(), sandbox.read(&format!("{variant}/{file}")))).collect()
-}
+use crate::support::{CHAIN, Sandbox, chain, columns, outcome, table};
 
 #[test]
 fn a_run_writes_what_the_contract_names() {
@@ -160,14 +82,16 @@ fn the_same_bytes_again_alone_resolved_and_on_one_thread() {
             assert!(name == other && (renamed || before == after), "{folder}: {name} differs");
         }
     };
-    same(sandbox.run(&["sweep.toml"]), &variant);
-    same(sandbox.run(&["sweep.toml", "--only", id, "--set", "run.threads=1"]), &variant);
+    same(sandbox.run(&["sweep.toml", "--force"]), &variant);
+    same(sandbox.run(&["sweep.toml", "--force", "--only", id, "--set", "run.threads=1"]), &variant);
     same(sandbox.run(&["sweep.toml", "--only", id, "--results", "elsewhere"]), &variant.replace("results/", "elsewhere/"));
     let resolved = format!("{variant}/pipeline.toml");
-    let ran = sandbox.run(&[&resolved]);
-    let alone = sandbox.variant("pipeline", "base-");
-    assert_eq!(alone.rsplit('-').next(), variant.rsplit('-').next(), "the hash of options and seed");
-    same(ran, &alone);
+    for kept in [&[][..], &["--force"]] {
+        let ran = sandbox.run(&[&[&resolved[..]], kept].concat());
+        let alone = sandbox.variant("pipeline", "base-");
+        assert_eq!(alone.rsplit('-').next(), variant.rsplit('-').next(), "the hash of options and seed");
+        same(ran, &alone);
+    }
 }
 
 #[test]

@@ -153,7 +153,7 @@ fn scores_and_selections_equal_the_references() {
             let cancels = taylor == Some(Taylor::Vector);
             let options: prune::Options =
                 serde_json::from_value(json!({ "ratio": if channelwise { 0.25 } else { 0.5 }, "compat": "reference" })).unwrap();
-            let plan = prune::run(&options, None, &model, &graph, &units, None, None).unwrap().0.plan;
+            let plan = prune::run(&options, None, &model, &graph, &units, None).unwrap().1.plan;
             for (g, group) in graph.groups.iter().enumerate() {
                 let (scores, members, root, width) = match group.kind {
                     Kind::Hidden => ("channel_importance", "members", "pruned_ratio_0.25", 1),

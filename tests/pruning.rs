@@ -291,7 +291,7 @@ fn pruned(golden: &Golden, entry: &Value) -> (Model, PruningPlan) {
     let options: prune::Options =
         serde_json::from_value(json!({ "ratio": entry["ratio"], "scope": scope, "compat": "reference" })).unwrap();
     let times = entry["iterative_steps"].as_u64().unwrap() as u32;
-    let (mut model, mut plan, mut initial) = (golden.model.clone(), None::<PruningPlan>, None::<prune::Baseline>);
+    let (mut model, mut before) = (golden.model.clone(), None::<prune::Pruning>);
     for time in 1..=times {
         let graph = golden.graph(&model, grouping);
         let field = if grouping == "channel" { "channel_scores" } else { "scores" };
@@ -304,10 +304,10 @@ fn pruned(golden: &Golden, entry: &Value) -> (Model, PruningPlan) {
             }
         };
         let schedule = (times > 1).then_some(Schedule { time, times });
-        let (done, _) = prune::run(&options, schedule, &model, &graph, &scores, plan.as_ref(), initial.as_ref()).unwrap();
-        (model, plan, initial) = (done.model, Some(done.plan), Some(done.initial));
+        let (pruned, pruning, _) = prune::run(&options, schedule, &model, &graph, &scores, before.as_ref()).unwrap();
+        (model, before) = (pruned, Some(pruning));
     }
-    (model, plan.unwrap())
+    (model, before.unwrap().plan)
 }
 
 /// What an entry says was removed, by kind and layer.

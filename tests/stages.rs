@@ -165,6 +165,6 @@ fn a_range_beyond_a_model_that_lost_layers_is_an_error_by_name() {
         importance::run(&serde_json::from_value(json!({ "method": "first" })).unwrap(), &context(), &model, &graph).unwrap().0;
     let units = aggregate::run(&Default::default(), &model, &graph, &scores).unwrap().0;
     let options: prune::Options = serde_json::from_value(json!({ "ratio": 0.5 })).unwrap();
-    let pruned = prune::run(&options, None, &model, &graph, &units, None, None).unwrap().0;
+    let pruned = prune::run(&options, None, &model, &graph, &units, None).unwrap().1;
     assert_eq!(pruned.plan.groups[0].kept, [0, 1, 2], "`first` keeps the first layers");
 }

@@ -7,7 +7,7 @@ use secateur::model::Model;
 use secateur::model::walk::{self, Sequence};
 use secateur::progress::Progress;
 use secateur::random::Seed;
-use secateur::stages::Context;
+use secateur::stages::{Context, State};
 use secateur::tensor::for_each_sequence;
 
 /// A file or folder of the shared reference material: beside the project, or where `SECATEUR_SHARED` says.
@@ -29,6 +29,7 @@ pub fn context() -> Context {
         data: shared("data"),
         folder: std::env::temp_dir(),
         occurrence: 0,
+        state: State::default(),
         progress: Progress::default(),
         stop: Arc::default(),
     }
@@ -137,4 +138,82 @@ pub fn table(path: &Path) -> arrow::array::RecordBatch {
 /// The names and kinds of a table's columns.
 pub fn columns(path: &Path) -> Vec<String> {
     table(path).schema().fields().iter().map(|field| format!("{}: {}", field.name(), field.data_type())).collect()
+}
+
+/// The whole chain, small.
+pub const CHAIN: &str = r#"
+[[stage]]
+type = "load"
+model = "models/tiny"
+
+[[stage]]
+type = "evaluate"
+tasks = ["tiny_boolq", "tiny_piqa"]
+limit = 6
+corpora = ["heldout.jsonl"]
+
+[[stage]]
+type = "dependencies"
+mlp_layers = [1, 5]
+
+[[stage]]
+type = "importance"
+method = "taylor"
+corpus = "datasets/tiny_world.txt"
+separator = "\n<|endoftext|>\n"
+samples = 6
+length = 24
+
+[[stage]]
+type = "aggregate"
+
+[[stage]]
+type = "prune"
+ratio = 0.25
+
+[[stage]]
+type = "evaluate"
+tasks = ["tiny_boolq"]
+limit = 6
+
+[[stage]]
+type = "recover"
+corpus = "datasets/tiny_world.txt"
+separator = "\n<|endoftext|>\n"
+rank = 2
+batch = 5
+learning_rate = 1e-3
+duration = { updates = 3 }
+
+[[stage]]
+type = "evaluate"
+tasks = ["tiny_boolq", "tiny_piqa"]
+limit = 6
+corpora = ["heldout.jsonl"]
+
+[[stage]]
+type = "export"
+formats = ["hf", "plan"]
+"#;
+
+pub fn chain() -> Sandbox {
+    let sandbox = Sandbox::new();
+    let heldout = String::from_utf8(sandbox.read("datasets/tiny_world_heldout.jsonl")).unwrap();
+    let few: Vec<&str> = heldout.lines().take(8).collect();
+    sandbox.write("heldout.jsonl", few.join("\n"));
+    sandbox.write("chain.toml", CHAIN);
+    sandbox
+}
+
+/// Everything that may not differ between two runs of a variant: tables, plan, adapter and weights.
+pub fn outcome(sandbox: &Sandbox, variant: &str) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<String> = std::fs::read_dir(sandbox.path(variant))
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".parquet") || name == "pipeline.toml" || name == "plan.json")
+        .collect();
+    files.extend(["hf/model.safetensors", "hf/config.json", "adapter/adapter_model.safetensors"].map(str::to_owned));
+    files.sort();
+    files.into_iter().map(|file| (file.clone(), sandbox.read(&format!("{variant}/{file}")))).collect()
 }

@@ -34,6 +34,11 @@ impl Feed {
         self.rows.len()
     }
 
+    /// Passes over rows, as if they had been drawn.
+    pub fn skip(&mut self, rows: usize) {
+        (0..rows).for_each(|_| drop(self.draw()));
+    }
+
     /// The next row.
     pub fn draw(&mut self) -> Row {
         if self.at == self.order.len() {

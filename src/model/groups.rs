@@ -28,7 +28,7 @@ pub enum Kind {
 }
 
 /// How the units lie in a member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Lie {
     /// Unit u owns an equal, contiguous share of this axis.
     Along(Axis),
@@ -37,7 +37,7 @@ pub enum Lie {
 }
 
 /// One weight of a group.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// For a group of layers: the weight in layer 0, standing for all.
     pub place: Place,
@@ -49,7 +49,7 @@ pub struct Member {
 }
 
 /// Weights that lose a unit together. Plain data.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
     /// 0 for groups that span the model.
     pub layer: usize,
@@ -60,7 +60,7 @@ pub struct Group {
 }
 
 /// The groups of a model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DependencyGraph {
     pub groups: Vec<Group>,
 }

@@ -8,6 +8,7 @@ use dfdx::prelude::HasShape;
 use rand::{Rng, RngExt};
 use safetensors::tensor::Dtype;
 use safetensors::{SafeTensorError, SafeTensors};
+use serde::{Deserialize, Serialize};
 
 use super::Model;
 use super::blocks::Lens;
@@ -18,7 +19,7 @@ use crate::random::Seed;
 use crate::tensor::{AnyTape, Hidden, Weight, hidden};
 
 /// The two factors beside one matrix.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Factors {
     /// (rank, inputs)
     pub a: Weight,
@@ -27,7 +28,7 @@ pub struct Factors {
 }
 
 /// Adapters beside the matrices of a model.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Adapter {
     pub rank: usize,
     pub alpha: f64,

@@ -10,6 +10,7 @@ pub mod config;
 pub mod groups;
 pub mod lora;
 pub mod plan;
+mod save;
 pub mod stored;
 pub mod tokenizer;
 pub mod walk;

@@ -1,8 +1,10 @@
 //! A family as a table: every weight, and which space it reads and writes. Two weights that name the same space are
 //! coupled; the groups of structural pruning follow from that alone (after mergekit's architecture tables).
 
+use serde::{Deserialize, Serialize};
+
 /// A weight of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Part {
     InputNorm,
     Q,
@@ -23,7 +25,7 @@ impl Part {
 }
 
 /// Where a weight stands in the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Place {
     Embedding,
     Block(usize, Part),
@@ -46,7 +48,7 @@ pub enum Space {
 }
 
 /// The axis of a weight that lies in a space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Axis {
     Rows,
     Cols,

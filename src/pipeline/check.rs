@@ -16,11 +16,11 @@ use super::file::{self, Decoded, Document, RawStage};
 use super::order;
 use super::plan::{self, Plan, Variant};
 use super::problem::{InvalidPipeline, Problem, Sources};
+use super::select::{self, Selection};
 use super::settings::{self, RunSettings};
 use super::stage::{Entry, Listed, Stage, Step};
 use super::sweep::{self, Address, Setting, plain};
 use super::world;
-use crate::spelling::closest;
 use crate::stages::prune::Schedule;
 
 /// What the command line adds to a pipeline file.
@@ -30,8 +30,13 @@ pub struct Overrides {
     pub set: Vec<String>,
     /// The folder of results.
     pub results: Option<PathBuf>,
-    /// Only these variants, by id or by a beginning of it that is theirs alone.
-    pub only: Vec<String>,
+    pub selection: Selection,
+    /// Every stage runs, whatever is kept.
+    pub force: bool,
+    /// Stages of these types run, and all that follow them.
+    pub from: Vec<String>,
+    /// Whether the lock file beside the pipeline must hold.
+    pub locked: bool,
 }
 
 /// Checks a pipeline. `world`: whether to look at files, folders and the device.
@@ -62,21 +67,25 @@ pub fn check(path: &Path, overrides: &Overrides, world: bool) -> Result<Plan, In
         settings.run.results = results.clone();
         settings.provenance.insert("results".to_owned(), "--results".to_owned());
     }
+    if overrides.locked {
+        settings.run.locked = true;
+        settings.provenance.insert("locked".to_owned(), "--locked".to_owned());
+    }
     let places = places(&document, &run_sets, overrides, &mut sources);
     values(&settings.run, &places, &sources, &mut problems);
 
     let all = variants(&document, &sets, &settings.run, &sources, &mut problems);
     let order: Vec<String> = all.iter().map(|variant| variant.id.clone()).collect();
-    let only: Vec<(&str, Range<usize>)> =
-        overrides.only.iter().map(|id| (id.as_str(), sources.add_whole(&format!("--only {id}")))).collect();
-    let (mut variants, others) = select(all, &only, &sources, &mut problems);
+    let (mut variants, others) = overrides.selection.apply(all, &mut sources, &mut problems);
     let (mut nodes, roots) = plan::tree(&mut variants);
+    select::force(&mut nodes, overrides.force, &overrides.from, &mut sources, &mut problems);
     let name = path.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
     if world {
         world::look(&variants, &mut nodes, (&settings.run, &name), &places, &sources, &mut problems);
     }
     if problems.is_empty() {
-        Ok(Plan { name, text, sources, settings, variants, others, order, nodes, roots })
+        let locked = place_of(&places, "locked");
+        Ok(Plan { name, file: path.to_owned(), text, sources, settings, locked, variants, others, order, nodes, roots })
     } else {
         invalid(problems)
     }
@@ -92,6 +101,9 @@ fn places(document: &Document<'_>, run_sets: &RunSets<'_>, overrides: &Overrides
     }
     if let Some(results) = &overrides.results {
         places.insert("results".to_owned(), sources.add_whole(&format!("--results {}", results.display())));
+    }
+    if overrides.locked {
+        places.insert("locked".to_owned(), sources.add_whole("--locked"));
     }
     places
 }
@@ -162,9 +174,6 @@ fn values(run: &RunSettings, places: &Places, sources: &Sources, problems: &mut 
         let help = "write a seed of at most 9223372036854775807";
         refuse("seed", "the seed is larger than a whole number of TOML".to_owned(), help);
     }
-    if run.locked {
-        refuse("locked", "`locked` is reserved: there are no lock files yet".to_owned(), "remove the line");
-    }
 }
 
 /// Every variant of the sweep, decoded and in order.
@@ -194,7 +203,7 @@ fn variants(
     }
     let mut seen = BTreeSet::new();
     if problems.is_empty()
-        && let Some(twice) = variants.iter().find(|v| !seen.insert(v.id.rsplit('-').next()))
+        && let Some(twice) = variants.iter().find(|variant| !seen.insert(variant.hash))
     {
         let span = document.sweep.as_ref().map_or(0..0, Spanned::span);
         problems.push(sources.problem(
@@ -202,6 +211,12 @@ fn variants(
             format!("two variants of the sweep are the same: {}", twice.id),
             "remove a value that is written twice",
         ));
+    }
+    // Eight digits tell thousands apart; where two have the same, more do.
+    let mut ids = BTreeMap::new();
+    variants.iter().for_each(|variant| *ids.entry(variant.id.clone()).or_insert(0) += 1);
+    for variant in variants.iter_mut().filter(|variant| ids[&variant.id] > 1) {
+        variant.id.push_str(&blake3::Hash::from(variant.hash).to_hex()[8..32]);
     }
     variants
 }
@@ -268,44 +283,5 @@ fn variant(combination: &[Setting<'_>], entries: Vec<Entry>, steps: Vec<Step>, r
         readable.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).take(40).collect();
     let readable = Some(readable.trim_matches(['-', '.'])).filter(|readable| !readable.is_empty());
     let id = format!("{}-{}", readable.unwrap_or("base"), &hash.to_hex()[..8]);
-    Variant { id, swept, entries, steps, path: Vec::new() }
-}
-
-/// The variants that are asked for, and the others.
-fn select(
-    variants: Vec<Variant>,
-    only: &[(&str, Range<usize>)],
-    sources: &Sources,
-    problems: &mut Vec<Problem>,
-) -> (Vec<Variant>, Vec<Variant>) {
-    if only.is_empty() {
-        return (variants, Vec::new());
-    }
-    let mut wanted = BTreeSet::new();
-    for (name, at) in only {
-        let exact: Vec<usize> = (0..variants.len()).filter(|&v| variants[v].id == *name).collect();
-        let begin: Vec<usize> = (0..variants.len()).filter(|&v| variants[v].id.starts_with(name)).collect();
-        match if exact.is_empty() { &begin[..] } else { &exact[..] } {
-            [one] => drop(wanted.insert(*one)),
-            [] => {
-                let ids = || variants.iter().map(|v| v.id.as_str());
-                let help = closest(name, ids()).map_or_else(
-                    || format!("there are: {}", ids().collect::<Vec<_>>().join(", ")),
-                    |close| format!("did you mean `{close}`?"),
-                );
-                problems.push(sources.problem(at.clone(), format!("no variant is called `{name}`"), help));
-            }
-            several => {
-                let ids: Vec<&str> = several.iter().map(|&v| variants[v].id.as_str()).collect();
-                problems.push(sources.problem(
-                    at.clone(),
-                    format!("several variants begin with `{name}`"),
-                    format!("they are: {}", ids.join(", ")),
-                ));
-            }
-        }
-    }
-    let (selected, others): (Vec<_>, Vec<_>) = variants.into_iter().enumerate().partition(|(v, _)| wanted.contains(v));
-    let without_numbers = |numbered: Vec<(usize, Variant)>| numbered.into_iter().map(|(_, variant)| variant).collect();
-    (without_numbers(selected), without_numbers(others))
+    Variant { id, hash: *hash.as_bytes(), swept, entries, steps, path: Vec::new() }
 }

@@ -1,12 +1,17 @@
 //! What will run: variants, and the tree of the stages they share.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
 use super::problem::Sources;
+use super::recipe::Recipes;
 use super::settings::Settings;
-use super::stage::{Entry, Stage, Step};
+use super::stage::{Entry, Step, told};
+use super::status::clock;
+use super::survey::{State, Survey};
 use crate::stages::Estimate;
 
 /// A checked pipeline. Only `check` makes one.
@@ -14,10 +19,14 @@ use crate::stages::Estimate;
 pub struct Plan {
     /// The file's stem; results lie under it.
     pub name: String,
+    /// The pipeline's path.
+    pub(super) file: PathBuf,
     /// The pipeline's text.
     pub(super) text: String,
     pub(super) sources: Sources,
     pub settings: Settings,
+    /// Where it is written that the lock file must hold.
+    pub(super) locked: Range<usize>,
     pub variants: Vec<Variant>,
     /// Variants of the sweep that were not asked for.
     pub(super) others: Vec<Variant>,
@@ -31,6 +40,8 @@ pub struct Plan {
 #[derive(Clone, Debug)]
 pub struct Variant {
     pub id: String,
+    /// Of its stages' options and the seed.
+    pub(super) hash: [u8; 32],
     /// The options that the sweep decides, and their values.
     pub swept: Vec<(String, Value)>,
     /// The stages as written, every value filled in.
@@ -45,13 +56,13 @@ pub struct Variant {
 #[derive(Clone, Debug)]
 pub struct Node {
     pub step: Step,
-    /// Hash of this step and all before it.
-    pub key: String,
     pub children: Vec<usize>,
     /// The variants it is a part of.
     pub variants: Vec<usize>,
     /// What it will need; None where the world was not looked at.
     pub estimate: Option<Estimate>,
+    /// Why it must run whatever is kept: the option of the command line that says so.
+    pub forced: Option<String>,
 }
 
 /// Variants with equal beginnings share the nodes of a tree. Returns the nodes and those without a parent.
@@ -68,13 +79,7 @@ pub(super) fn tree(variants: &mut [Variant]) -> (Vec<Node>, Vec<usize>) {
                     Some(parent) => nodes[parent].children.push(at),
                     None => roots.push(at),
                 }
-                nodes.push(Node {
-                    step: step.clone(),
-                    key: key.clone(),
-                    children: Vec::new(),
-                    variants: Vec::new(),
-                    estimate: None,
-                });
+                nodes.push(Node { step: step.clone(), children: Vec::new(), variants: Vec::new(), estimate: None, forced: None });
                 at
             });
             nodes[at].variants.push(v);
@@ -106,17 +111,24 @@ impl Plan {
         Ok(format!("# The variant {} of {}, every option filled in.\n\n{body}", variant.id, self.name))
     }
 
-    /// What `runner plan` prints.
-    pub fn text(&self) -> String {
+    /// What `runner plan` prints; the survey is this plan's.
+    pub fn text(&self, survey: &Survey) -> String {
         let (runs, alone) = self.stage_runs();
         let mut lines = vec![
-            format!("{}: {} of {} stages ({} without sharing)", self.name, variants_text(self.variants.len()), runs, alone),
+            format!("{}: {} of {} stages ({} without sharing)", self.name, count(self.variants.len(), "variant"), runs, alone),
             String::new(),
         ];
         for &root in &self.roots {
-            self.draw(root, "", "", &mut lines);
+            self.draw(root, survey, "", "", &mut lines);
         }
         lines.push(String::new());
+        let must_run = survey.nodes.iter().filter(|state| matches!(state, State::MustRun(_))).count();
+        let complete = survey.complete.iter().filter(|complete| **complete).count();
+        lines.push(format!(
+            "{must_run} of {} must run; {complete} of {} are complete",
+            count(runs, "stage"),
+            count(self.variants.len(), "variant")
+        ));
         let estimates = || self.nodes.iter().filter_map(|node| node.estimate);
         let whole =
             Estimate { memory: estimates().map(|e| e.memory).max().unwrap_or(0), disk: estimates().map(|e| e.disk).sum() };
@@ -132,44 +144,54 @@ impl Plan {
         lines.join("\n") + "\n"
     }
 
-    fn draw(&self, at: usize, lead: &str, below: &str, lines: &mut Vec<String>) {
+    fn draw(&self, at: usize, survey: &Survey, lead: &str, below: &str, lines: &mut Vec<String>) {
         let node = &self.nodes[at];
         let schedule = node.step.schedule.map_or_else(String::new, |s| format!(" {}/{}", s.time, s.times));
-        let needs = node.estimate.map_or_else(String::new, |estimate| format!(", about {}", estimate_text(estimate)));
-        let mut line =
-            format!("{lead}{}{schedule}{}  must run: nothing is kept{needs}", node.step.stage.tag(), shown(&node.step.stage));
+        let state = match &survey.nodes[at] {
+            State::Complete => "kept".to_owned(),
+            State::Kept(cost) => format!("kept ({})", clock(cost.wall_seconds)),
+            State::MustRun(why) => {
+                let needs = node.estimate.map_or_else(String::new, |estimate| format!(", about {}", estimate_text(estimate)));
+                format!("must run: {why}{needs}")
+            }
+        };
+        let mut line = format!("{lead}{}{schedule}{}  {state}", node.step.stage.tag(), told(&node.step.stage.options()));
         if let ([], [variant]) = (&node.children[..], &node.variants[..]) {
             line.push_str(&format!("  → {}", self.variants[*variant].id));
         }
         lines.push(line);
         // A single stage goes on in the same column; branches are drawn.
         match &node.children[..] {
-            [only] => self.draw(*only, below, below, lines),
+            [only] => self.draw(*only, survey, below, below, lines),
             children => {
                 for (i, &child) in children.iter().enumerate() {
                     let (branch, under) = if i + 1 == children.len() { ("└─ ", "   ") } else { ("├─ ", "│  ") };
-                    self.draw(child, &format!("{below}{branch}"), &format!("{below}{under}"), lines);
+                    self.draw(child, survey, &format!("{below}{branch}"), &format!("{below}{under}"), lines);
                 }
             }
         }
     }
 
     /// What `runner plan --format json` prints.
-    pub fn json(&self) -> Value {
+    pub fn json(&self, recipes: &Recipes, survey: &Survey) -> Value {
         let (runs, alone) = self.stage_runs();
-        let node = |node: &Node| {
+        let node = |(at, node): (usize, &Node)| {
+            let (state, reason) = match &survey.nodes[at] {
+                State::Complete | State::Kept(_) => ("kept", None),
+                State::MustRun(why) => ("must run", Some(why)),
+            };
             let variants: Vec<&str> = node.variants.iter().map(|&v| self.variants[v].id.as_str()).collect();
             json!({
                 "step": node.step.position, "stage": node.step.stage.tag(), "options": node.step.stage.options(),
-                "key": node.key, "children": node.children, "variants": variants, "state": "must run", "reason": "nothing is kept",
+                "key": recipes.get(at).key, "children": node.children, "variants": variants, "state": state, "reason": reason,
                 "memory_bytes": node.estimate.map(|e| e.memory), "disk_bytes": node.estimate.map(|e| e.disk),
             })
         };
-        let variant = |v: &Variant| json!({ "id": v.id, "swept": Map::from_iter(v.swept.iter().cloned()), "nodes": v.path });
+        let variant = |(v, complete): (&Variant, &bool)| json!({ "id": v.id, "swept": Map::from_iter(v.swept.iter().cloned()), "nodes": v.path, "complete": complete });
         json!({
             "pipeline": self.name, "stage_runs": runs, "stage_runs_without_sharing": alone,
-            "variants": self.variants.iter().map(variant).collect::<Vec<_>>(),
-            "nodes": self.nodes.iter().map(node).collect::<Vec<_>>(), "roots": self.roots,
+            "variants": self.variants.iter().zip(&survey.complete).map(variant).collect::<Vec<_>>(),
+            "nodes": self.nodes.iter().enumerate().map(node).collect::<Vec<_>>(), "roots": self.roots,
             "settings": self.settings.run, "provenance": self.settings.provenance,
         })
     }
@@ -187,24 +209,6 @@ pub(super) fn size(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
 }
 
-fn variants_text(n: usize) -> String {
-    if n == 1 { "1 variant".to_owned() } else { format!("{n} variants") }
-}
-
-/// The options that say what a stage does, in few words.
-fn shown(stage: &Stage) -> String {
-    let telling: BTreeSet<&str> = [
-        "model", "grouping", "method", "taylor", "with", "level", "ratio", "scope", "rank", "duration", "tasks", "corpora",
-        "formats", "updates",
-    ]
-    .into();
-    let options = stage.options();
-    let has_form = options.get("method").is_some_and(|method| method == "taylor");
-    let tells = |key: &str| telling.contains(key) && (key != "taylor" || has_form);
-    let words = options.into_iter().filter(|(key, value)| tells(key) && *value != json!([]));
-    words
-        .map(|(key, value)| {
-            format!(" {key}={}", value.as_str().map_or_else(|| value.to_string().replace('"', ""), str::to_owned))
-        })
-        .collect()
+fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }

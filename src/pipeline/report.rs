@@ -8,52 +8,34 @@ use std::path::{Path, PathBuf};
 use polars::prelude::*;
 use serde_json::Value;
 
-use super::plan::Variant;
-use super::results::Status;
-use super::stage::{Product, Stage, Step};
+use super::results::{self, Status};
+use super::shape::Shape;
 use crate::files::{FileError, write_whole};
 
 mod text;
 
-/// What became of one variant, and which steps of it measured what.
+/// The file of the table, in the folder of a pipeline.
+pub const TABLE: &str = "variants.parquet";
+
+/// What became of one variant.
 #[derive(Clone, Debug)]
 pub struct VariantSummary {
-    pub id: String,
-    /// The options that the sweep decides, and their values.
-    pub swept: Vec<(String, Value)>,
+    pub shape: Shape,
     pub status: Status,
     pub error: Option<String>,
-    /// Every `evaluate` before any pruning: the dense model. The first that has a metric counts.
-    dense: Vec<u32>,
-    /// Every `evaluate` between the last pruning and what changes the model after it: not yet recovered.
-    pruned: Vec<u32>,
-    /// Every `evaluate` of the model as it is in the end. The last that has a metric counts.
-    last: Vec<u32>,
+    /// The folder of its tables.
+    tables: PathBuf,
 }
 
 impl VariantSummary {
-    pub fn of(variant: &Variant, (status, error): (Status, Option<String>)) -> Self {
-        let steps = &variant.steps;
-        let changes = |step: &Step| step.stage.makes().contains(&Product::Model);
-        let evaluates = |steps: &[Step]| -> Vec<u32> {
-            steps.iter().filter(|step| matches!(step.stage, Stage::Evaluate(_))).map(|step| step.position).collect()
-        };
-        let is_prune = |step: &Step| matches!(step.stage, Stage::Prune(_));
-        let first_pruning = steps.iter().position(is_prune).unwrap_or(steps.len());
-        let last_change = steps.iter().rposition(changes).unwrap_or(0);
-        let pruned = steps.iter().rposition(is_prune).map(|pruning| {
-            let next = steps[pruning + 1..].iter().position(changes).map(|next| pruning + 1 + next);
-            next.map_or_else(Vec::new, |next| evaluates(&steps[pruning..next]))
-        });
-        Self {
-            id: variant.id.clone(),
-            swept: variant.swept.clone(),
-            status,
-            error,
-            dense: evaluates(&steps[..first_pruning]),
-            pruned: pruned.unwrap_or_default(),
-            last: evaluates(&steps[last_change..]),
-        }
+    pub fn new(shape: Shape, status: Status, error: Option<String>, tables: PathBuf) -> Self {
+        Self { shape, status, error, tables }
+    }
+
+    /// As its folder in the pipeline's tells; None if it has none.
+    pub fn of_folder(shape: Shape, folder: &Path) -> Option<Self> {
+        let (tables, manifest) = results::outcome(&folder.join(&shape.id))?;
+        Some(Self { shape, status: manifest.status, error: manifest.error, tables })
     }
 }
 
@@ -79,10 +61,10 @@ const SIZES: [&str; 8] =
 
 /// Writes `variants.parquet` from the variants' own tables, and returns the summary.
 pub fn write_variants(folder: &Path, variants: &[VariantSummary]) -> Result<String, ReportError> {
-    let mut frame = variants_frame(folder, variants)?;
+    let mut frame = variants_frame(variants)?;
     let mut bytes = Vec::new();
     ParquetWriter::new(&mut bytes).with_compression(ParquetCompression::Snappy).finish(&mut frame)?;
-    let path = folder.join("variants.parquet");
+    let path = folder.join(TABLE);
     write_whole(&path, &bytes)?;
     text::summary(&frame)
 }
@@ -93,7 +75,7 @@ pub fn report(paths: &[PathBuf], json: bool) -> Result<String, ReportError> {
     let mut records = Vec::new();
     for path in paths {
         for folder in result_folders(path)? {
-            let frame = read(&folder.join("variants.parquet"))?;
+            let frame = read(&folder.join(TABLE))?;
             if json {
                 records.push(serde_json::json!({ "results": folder, "variants": text::records(&frame) }));
             } else {
@@ -106,7 +88,7 @@ pub fn report(paths: &[PathBuf], json: bool) -> Result<String, ReportError> {
 
 /// The folder itself, or the folders in it that hold results.
 fn result_folders(path: &Path) -> Result<Vec<PathBuf>, ReportError> {
-    let has_results = |folder: &Path| folder.join("variants.parquet").exists();
+    let has_results = |folder: &Path| folder.join(TABLE).exists();
     if has_results(path) {
         return Ok(vec![path.to_owned()]);
     }
@@ -122,15 +104,18 @@ fn read(path: &Path) -> Result<DataFrame, ReportError> {
     ParquetReader::new(file).finish().map_err(|e| broken(e.to_string()))
 }
 
-/// One row for each variant: swept options, status, sizes, metrics, and their differences to the dense model.
-fn variants_frame(folder: &Path, variants: &[VariantSummary]) -> Result<DataFrame, ReportError> {
-    let mut dense: Vec<Measured> = Vec::new();
-    let mut pruned: Vec<Measured> = Vec::new();
-    let mut last: Vec<Measured> = Vec::new();
-    let mut sizes: Vec<BTreeMap<&str, AnyValue<'static>>> = Vec::new();
-    for variant in variants {
-        let tables = folder.join(&variant.id);
-        let evaluate = tables.join("evaluate.parquet");
+/// What a variant's tables hold for its row.
+#[derive(Default)]
+struct Numbers {
+    dense: Measured,
+    pruned: Measured,
+    last: Measured,
+    sizes: BTreeMap<&'static str, AnyValue<'static>>,
+}
+
+impl Numbers {
+    fn read(variant: &VariantSummary) -> Result<Self, ReportError> {
+        let evaluate = variant.tables.join("evaluate.parquet");
         let evaluate = if evaluate.exists() { Some(read(&evaluate)?) } else { None };
         // Later steps win.
         let at = |steps: &mut dyn Iterator<Item = &u32>| match &evaluate {
@@ -140,34 +125,52 @@ fn variants_frame(folder: &Path, variants: &[VariantSummary]) -> Result<DataFram
             }),
             None => Ok(Measured::new()),
         };
-        dense.push(at(&mut variant.dense.iter().rev())?);
-        pruned.push(at(&mut variant.pruned.iter())?);
-        last.push(if variant.status == Status::Succeeded { at(&mut variant.last.iter())? } else { Measured::new() });
-        sizes.push(last_sizes(&tables.join("prune_sizes.parquet"))?);
+        let Shape { dense, pruned, last, .. } = &variant.shape;
+        Ok(Self {
+            dense: at(&mut dense.iter().rev())?,
+            pruned: at(&mut pruned.iter())?,
+            last: if variant.status == Status::Succeeded { at(&mut last.iter())? } else { Measured::new() },
+            sizes: last_sizes(&variant.tables.join("prune_sizes.parquet"))?,
+        })
     }
+}
+
+/// One row for each variant: swept options, status, sizes, metrics, and their differences to the dense model.
+fn variants_frame(variants: &[VariantSummary]) -> Result<DataFrame, ReportError> {
+    let mut variants = variants.to_vec();
+    let mut numbers: Vec<Numbers> = Vec::with_capacity(variants.len());
+    for variant in &mut variants {
+        // One variant's broken table is no reason to lose the others' rows.
+        numbers.push(Numbers::read(variant).unwrap_or_else(|error| {
+            (variant.status, variant.error) = (Status::Failed, Some(format!("{error}; run it again")));
+            Numbers::default()
+        }));
+    }
+    let variants = &variants[..];
     let mut columns: Vec<Column> =
-        vec![Column::new("variant".into(), variants.iter().map(|v| v.id.as_str()).collect::<Vec<_>>())];
+        vec![Column::new("variant".into(), variants.iter().map(|v| v.shape.id.as_str()).collect::<Vec<_>>())];
     for key in swept_keys(variants) {
         columns.push(swept_column(&key, variants));
     }
     columns.push(Column::new("status".into(), variants.iter().map(|v| v.status.name()).collect::<Vec<_>>()));
     columns.push(Column::new("error".into(), variants.iter().map(|v| v.error.as_deref()).collect::<Vec<_>>()));
     for name in SIZES {
-        let values: Vec<AnyValue<'_>> = sizes.iter().map(|row| row.get(name).cloned().unwrap_or(AnyValue::Null)).collect();
+        let values: Vec<AnyValue<'_>> =
+            numbers.iter().map(|row| row.sizes.get(name).cloned().unwrap_or(AnyValue::Null)).collect();
         let kind = if name.ends_with("_ratio") { DataType::Float64 } else { DataType::UInt64 };
         columns.push(Series::from_any_values_and_dtype(name.into(), &values, &kind, false)?.into_column());
     }
-    let metrics: BTreeSet<&String> = last.iter().chain(&dense).flat_map(BTreeMap::keys).collect();
+    let metrics: BTreeSet<&String> = numbers.iter().flat_map(|row| row.last.keys().chain(row.dense.keys())).collect();
     for metric in metrics {
-        let value = |of: &[Measured], i: usize| of[i].get(metric).map(|m| m.0);
-        let column = |name: String, value: &dyn Fn(usize) -> Option<f64>| {
-            Column::new(name.into(), (0..variants.len()).map(value).collect::<Vec<Option<f64>>>())
+        let mut column = |name: String, value: &dyn Fn(&Numbers) -> Option<f64>| {
+            columns.push(Column::new(name.into(), numbers.iter().map(value).collect::<Vec<Option<f64>>>()));
         };
-        columns.push(column(metric.clone(), &|i| value(&last, i)));
-        columns.push(column(format!("{metric}.stderr"), &|i| last[i].get(metric).and_then(|m| m.1)));
-        columns.push(column(format!("{metric}.dense"), &|i| value(&dense, i)));
-        columns.push(column(format!("{metric}.pruned"), &|i| value(&pruned, i)));
-        columns.push(column(format!("{metric}.delta"), &|i| Some(value(&last, i)? - value(&dense, i)?)));
+        let value = |of: &Measured| of.get(metric).map(|m| m.0);
+        column(metric.clone(), &|row| value(&row.last));
+        column(format!("{metric}.stderr"), &|row| row.last.get(metric).and_then(|m| m.1));
+        column(format!("{metric}.dense"), &|row| value(&row.dense));
+        column(format!("{metric}.pruned"), &|row| value(&row.pruned));
+        column(format!("{metric}.delta"), &|row| Some(value(&row.last)? - value(&row.dense)?));
     }
     Ok(DataFrame::new(variants.len(), columns)?)
 }
@@ -211,7 +214,7 @@ fn last_sizes(path: &Path) -> Result<BTreeMap<&'static str, AnyValue<'static>>, 
 
 fn swept_keys(variants: &[VariantSummary]) -> Vec<String> {
     let mut keys: Vec<String> = Vec::new();
-    for (key, _) in variants.iter().flat_map(|v| &v.swept) {
+    for (key, _) in variants.iter().flat_map(|v| &v.shape.swept) {
         if !keys.contains(key) {
             keys.push(key.clone());
         }
@@ -222,7 +225,7 @@ fn swept_keys(variants: &[VariantSummary]) -> Vec<String> {
 /// A swept option as a column: numbers as numbers, everything else as text.
 fn swept_column(key: &str, variants: &[VariantSummary]) -> Column {
     let values: Vec<Option<&Value>> =
-        variants.iter().map(|v| v.swept.iter().find(|(k, _)| k == key).map(|(_, value)| value)).collect();
+        variants.iter().map(|v| v.shape.swept.iter().find(|(k, _)| k == key).map(|(_, value)| value)).collect();
     let all = |is: fn(&Value) -> bool| values.iter().flatten().all(|value| is(value));
     let name: PlSmallStr = key.into();
     if all(Value::is_i64) {

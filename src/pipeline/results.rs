@@ -7,33 +7,32 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::{self, FileError, PartialFolder};
+use super::cache::{Cost, Kept};
+use crate::files::{self, FileError, Fingerprint, PartialFolder};
+use crate::locks::{Claim, SharedFolder};
 use crate::metrics::{self, MetricsError, Part, Table};
 
 /// `results/<pipeline>/`, while a run is at work in it.
 #[derive(Debug)]
 pub struct Results {
-    folder: PathBuf,
-    /// Held by every run in this folder, and let go by the system however the run ends.
-    _lock: fs::File,
-    /// No other run was at work when this one began.
-    alone: bool,
+    folder: SharedFolder,
 }
 
-/// `results/<pipeline>/<variant>/`
+/// `results/<pipeline>/<variant>/`, while it is built. No other run works on it.
 #[derive(Debug)]
 pub struct VariantFolder {
-    pub id: String,
+    id: String,
     folder: PathBuf,
     /// Where it is built if an earlier, complete result stands in its place: that one stays until this one is complete.
     staged: Option<PartialFolder>,
     /// What was measured so far.
     parts: Vec<Part>,
     manifest: Manifest,
+    _claim: Claim,
 }
 
 /// What a run was made of: `manifest.json`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Manifest {
     /// The program and its version.
     pub program: String,
@@ -43,16 +42,20 @@ pub struct Manifest {
     pub pipeline: String,
     pub variant: String,
     pub seed: u64,
-    /// `cpu` or `cuda`, with the processor's name: bits may differ between kinds of processors.
+    /// `cpu` or `cuda`.
     pub device: String,
     pub processor: String,
     pub threads: usize,
-    pub dtype: &'static str,
+    pub dtype: String,
+    /// What may differ where the same is run elsewhere.
+    pub may_differ: String,
     /// blake3 of every file that a stage read.
     pub inputs: BTreeMap<String, String>,
     pub status: Status,
     pub error: Option<String>,
     pub stages: Vec<StageRecord>,
+    /// Every file of the result but this one and the log. Empty until it is complete.
+    pub outputs: BTreeMap<String, Fingerprint>,
 }
 
 /// How far a variant came.
@@ -65,16 +68,34 @@ pub enum Status {
     Interrupted,
 }
 
-/// What a stage cost.
-#[derive(Clone, Debug, Serialize)]
+/// One stage of a variant.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StageRecord {
     pub step: u32,
-    pub stage: &'static str,
-    pub wall_seconds: f64,
-    /// The process's largest memory during the stage, in bytes; null where the system does not say.
-    pub peak_memory: Option<u64>,
+    pub stage: String,
+    /// The hash of all that its outcome depends on.
+    pub key: String,
+    /// The version of its code.
+    pub code: String,
+    /// Whether it was kept from an earlier run; then the cost is what it was at that time.
+    pub kept: bool,
+    #[serde(flatten)]
+    pub cost: Cost,
     /// Variants that shared this one run of the stage.
     pub shared_by: usize,
+}
+
+/// What stands in a variant's place.
+#[derive(Debug)]
+pub enum Standing {
+    /// Nothing that could be used.
+    Nothing,
+    /// A complete result of other inputs, code or options.
+    Other,
+    /// The result itself.
+    Complete,
+    /// The result, but for this file.
+    Damaged(String),
 }
 
 impl Status {
@@ -88,64 +109,106 @@ impl Status {
     }
 }
 
+impl Manifest {
+    pub fn read(folder: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(folder.join("manifest.json")).ok()?).ok()
+    }
+
+    /// Whether it stands for these stages.
+    pub fn is_of(&self, keys: &[&str]) -> bool {
+        self.stages.iter().map(|record| record.key.as_str()).eq(keys.iter().copied())
+    }
+
+    fn write(&self, folder: &Path) -> Result<(), FileError> {
+        let path = folder.join("manifest.json");
+        let text = serde_json::to_string_pretty(self).map_err(|e| FileError { path: path.clone(), source: e.into() })?;
+        files::write_whole(&path, (text + "\n").as_bytes())
+    }
+}
+
+/// What became of a variant as its folder tells, and where its tables lie: the last attempt, if it did not succeed.
+pub fn outcome(folder: &Path) -> Option<(PathBuf, Manifest)> {
+    let places = [folder.join(ATTEMPT), folder.to_owned()];
+    places.into_iter().find_map(|folder| Manifest::read(&folder).map(|manifest| (folder, manifest)))
+}
+
+/// Where an attempt that did not succeed lies, in the folder of the complete result that it would have replaced.
+const ATTEMPT: &str = "attempt";
+
+/// What stands in a variant's folder. `whole`: read every file, in place of a look at its length.
+pub fn standing(folder: &Path, keys: &[&str], whole: bool) -> Standing {
+    let Some(manifest) = Manifest::read(folder).filter(|manifest| manifest.status == Status::Succeeded) else {
+        return Standing::Nothing;
+    };
+    if !manifest.is_of(keys) {
+        return Standing::Other;
+    }
+    let has_length = |(name, file): (&String, &Fingerprint)| file.has_length(&folder.join(name));
+    let damaged = match whole {
+        true => damaged(folder, &manifest),
+        false => manifest.outputs.iter().find(|output| !has_length(*output)).map(|(name, _)| name.clone()),
+    };
+    damaged.map_or(Standing::Complete, Standing::Damaged)
+}
+
+/// A file of a complete result that is not what was written.
+pub fn damaged(folder: &Path, manifest: &Manifest) -> Option<String> {
+    manifest.outputs.iter().find(|(name, file)| !file.matches(&folder.join(name))).map(|(name, _)| name.clone())
+}
+
 impl Results {
-    /// Opens the folder of a pipeline. A run that is alone in it removes what a killed one left unfinished.
+    /// Opens the folder of a pipeline.
     pub fn open(root: &Path, pipeline: &str) -> Result<Self, FileError> {
-        let folder = root.join(pipeline);
-        files::make_folder(&folder)?;
-        let path = folder.join(".lock");
-        let failed = |source| FileError { path: path.clone(), source };
-        let lock = fs::File::create(&path).map_err(failed)?;
-        let alone = lock.try_lock().is_ok();
-        if alone {
-            files::remove_leftovers(&folder)?;
-            lock.unlock().map_err(failed)?;
-        }
-        lock.lock_shared().map_err(failed)?;
-        Ok(Self { folder, _lock: lock, alone })
+        Ok(Self { folder: SharedFolder::enter(&root.join(pipeline))? })
     }
 
     pub fn folder(&self) -> &Path {
-        &self.folder
+        self.folder.path()
     }
 
-    /// A place for a stage to write in.
-    pub fn stage_folder(&self) -> Result<PartialFolder, FileError> {
-        PartialFolder::new(&self.folder)
+    /// Claims a variant; None while another run works on it.
+    pub fn claim(&self, id: &str) -> Result<Option<Claim>, FileError> {
+        self.folder.claim(id)
     }
 
-    /// How an earlier run of a variant ended, and why; None if there was none.
-    pub fn earlier(&self, id: &str) -> Option<(Status, Option<String>)> {
-        #[derive(Deserialize)]
-        struct Ended {
-            status: Status,
-            error: Option<String>,
+    /// Whether a variant's result is there. An attempt at another one goes; a damaged result is told.
+    pub fn is_complete(&self, id: &str, keys: &[&str]) -> bool {
+        let folder = self.folder().join(id);
+        match standing(&folder, keys, true) {
+            Standing::Complete => {
+                drop(fs::remove_dir_all(folder.join(ATTEMPT)));
+                true
+            }
+            Standing::Damaged(file) => {
+                tracing::warn!(variant = id, file, "a result is damaged: it is put together again");
+                false
+            }
+            Standing::Nothing | Standing::Other => false,
         }
-        let text = fs::read_to_string(self.folder.join(id).join("manifest.json")).ok()?;
-        let Ended { status, error } = serde_json::from_str(&text).ok()?;
-        Some((status, error))
     }
 
     /// Begins a variant: its pipeline and manifest are written before any work. A complete result of an earlier run stays
     /// until this one is complete; an incomplete one goes.
-    pub fn variant(&self, id: &str, resolved: &str, manifest: Manifest) -> Result<VariantFolder, FileError> {
-        let folder = self.folder.join(id);
+    pub fn begin(&self, claim: Claim, resolved: &str, manifest: Manifest) -> Result<VariantFolder, FileError> {
+        let id = manifest.variant.clone();
+        let folder = self.folder().join(&id);
         let mut staged = None;
-        match self.earlier(id) {
-            Some((Status::Succeeded, _)) => staged = Some(PartialFolder::new(&self.folder)?),
-            Some((Status::Running, _)) if !self.alone => {
-                let busy = std::io::Error::other("another run is at work on this variant");
-                return Err(FileError { path: folder, source: busy });
+        match Manifest::read(&folder) {
+            Some(earlier) if earlier.status == Status::Succeeded => staged = Some(PartialFolder::new(self.folder())?),
+            _ if folder.is_dir() => files::remove(&folder)?,
+            _ if folder.exists() => {
+                let taken = std::io::Error::other("a file stands where the variant's folder goes; move it away");
+                return Err(FileError { path: folder, source: taken });
             }
-            _ if folder.exists() => files::remove(&folder)?,
             _ => {}
         }
         if staged.is_none() {
             files::make_folder(&folder)?;
         }
-        let variant = VariantFolder { id: id.to_owned(), folder, staged, parts: Vec::new(), manifest };
-        files::write_whole(&variant.work().join("pipeline.toml"), resolved.as_bytes())?;
-        variant.write_manifest()?;
+        let mut variant = VariantFolder { id, folder, staged, parts: Vec::new(), manifest, _claim: claim };
+        files::write_quickly(&variant.work().join("pipeline.toml"), resolved.as_bytes())?;
+        variant.manifest.write(variant.work())?;
+        variant.manifest.outputs.insert("pipeline.toml".to_owned(), Fingerprint::of_bytes(resolved.as_bytes()));
         Ok(variant)
     }
 }
@@ -160,67 +223,53 @@ impl VariantFolder {
         self.work().join("log.jsonl")
     }
 
-    /// Takes what a stage measured, wrote and read. `written` is the stage's folder, which other variants may need too.
+    /// Takes what a stage measured, wrote and read.
     pub fn stage_done(
         &mut self,
         record: StageRecord,
         tables: &[Table],
-        written: &Path,
+        kept: &Kept,
         inputs: &BTreeMap<String, String>,
     ) -> Result<(), MetricsError> {
-        let (step, stage) = (record.step, record.stage.to_owned());
+        let (step, stage) = (record.step, record.stage.clone());
         self.parts.extend(tables.iter().map(|table| Part { step, stage: stage.clone(), table: table.clone() }));
-        for table in tables {
-            let parts: Vec<&Part> = self.parts.iter().filter(|part| part.table.name == table.name).collect();
-            metrics::write(&self.work().join(format!("{}.parquet", table.name)), &self.id, &parts)?;
+        for Table { name, .. } in tables {
+            let parts: Vec<&Part> = self.parts.iter().filter(|part| part.table.name == *name).collect();
+            let file = format!("{name}.parquet");
+            let written = metrics::write(&self.work().join(&file), name, &self.id, &parts)?;
+            self.manifest.outputs.insert(file, written);
         }
-        let copy = PartialFolder::new(self.work())?;
-        copy_tree(written, copy.path()).map_err(|source| FileError { path: self.folder.clone(), source })?;
-        copy.move_into(self.work())?;
+        let written = kept.written_files();
+        if !written.is_empty() {
+            let copy = PartialFolder::new(self.work())?;
+            files::link_tree(&kept.written(), copy.path())?;
+            copy.move_into(self.work())?;
+        }
+        self.manifest.outputs.extend(written);
         self.manifest.inputs.extend(inputs.iter().map(|(path, hash)| (path.clone(), hash.clone())));
         self.manifest.stages.push(record);
-        Ok(self.write_manifest()?)
+        Ok(())
     }
 
-    /// Ends the variant: what was built takes its place, or, if it failed where a complete result stands, goes.
-    pub fn finish(&mut self, status: Status, error: Option<String>) -> Result<(), FileError> {
+    /// Ends the variant: what was built takes its place, or, if it failed where a complete result stands, a place in it.
+    /// Returns where its tables lie.
+    pub fn end(mut self, status: Status, error: Option<String>) -> Result<PathBuf, FileError> {
         (self.manifest.status, self.manifest.error) = (status, error);
-        self.write_manifest()?;
-        match self.staged.take() {
-            Some(staged) if status == Status::Succeeded => staged.replace(&self.folder),
-            _ => Ok(()),
+        let place = match (&self.staged, status) {
+            (Some(_), Status::Succeeded) | (None, _) => self.folder.clone(),
+            (Some(_), _) => self.folder.join(ATTEMPT),
+        };
+        if status == Status::Succeeded {
+            files::publish_all_in(self.work()).map_err(|source| FileError { path: self.folder.clone(), source })?;
+        } else {
+            self.manifest.outputs.clear();
         }
-    }
-
-    fn write_manifest(&self) -> Result<(), FileError> {
-        let path = self.work().join("manifest.json");
-        let text =
-            serde_json::to_string_pretty(&self.manifest).map_err(|e| FileError { path: path.clone(), source: e.into() })?;
-        files::write_whole(&path, (text + "\n").as_bytes())
-    }
-}
-
-/// Copies what lies in a folder; files are linked where the file system allows, for nobody writes to them again.
-fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            fs::create_dir_all(&target)?;
-            copy_tree(&entry.path(), &target)?;
-        } else if fs::hard_link(entry.path(), &target).is_err() {
-            fs::copy(entry.path(), &target)?;
+        self.manifest.write(self.work())?;
+        if let Some(staged) = self.staged.take() {
+            staged.replace(&place)?;
         }
+        Ok(place)
     }
-    Ok(())
-}
-
-/// The processor's name, as far as the system tells.
-pub fn processor() -> String {
-    let cpu = sysinfo::RefreshKind::nothing().with_cpu(sysinfo::CpuRefreshKind::nothing());
-    let system = sysinfo::System::new_with_specifics(cpu);
-    let name = system.cpus().first().map(|cpu| cpu.brand().trim().to_owned()).filter(|name| !name.is_empty());
-    name.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
 /// Forgets the largest memory so far, so that the next reading is of what follows. Only Linux has it.

@@ -1,27 +1,28 @@
 //! The spine: walks the tree of variants, the only code that hands values from stage to stage.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::Duration;
 
+use super::cache::Cache;
+use super::execute::StageError;
 use super::log::LogFiles;
+use super::make::Maker;
 use super::plan::{Plan, Variant};
 use super::problem::StageFailed;
+use super::recipe::{self, Recipes};
 use super::report::{self, ReportError, VariantSummary};
-use super::results::{self, Manifest, Results, StageRecord, Status, VariantFolder};
-use super::stage::{Stage, Step};
+use super::results::{Manifest, Results, StageRecord, Status, VariantFolder};
+use super::shape::Sweep;
+use super::stage::Step;
+use super::status::{Now, RunState, Teller};
+use super::survey::{State, Survey};
+use super::values::{Made, Values};
 use crate::files::FileError;
-use crate::metrics::{MetricsError, Table};
-use crate::model::Model;
-use crate::model::groups::DependencyGraph;
-use crate::model::plan::PruningPlan;
 use crate::progress::Progress;
-use crate::random::Seed;
-use crate::stages::products::{GroupScores, Scores};
-use crate::stages::prune::Baseline;
-use crate::stages::{Context, Input, aggregate, dependencies, evaluate, export, importance, load, pretrain, prune, recover};
 
 /// What surrounds a run.
 #[derive(Clone, Default)]
@@ -30,6 +31,8 @@ pub struct Surroundings {
     pub log: LogFiles,
     /// Raised by Ctrl-C and SIGTERM.
     pub stop: Arc<AtomicBool>,
+    /// Whether the first failure ends the run.
+    pub fail_fast: bool,
 }
 
 /// What became of the variants.
@@ -55,72 +58,137 @@ pub enum RunError {
     Resolve(#[from] toml::ser::Error),
 }
 
-/// The values on their way. Clones share them; each is dropped with the last branch that uses it.
-#[derive(Clone, Default)]
-struct Values {
-    model: Option<Arc<Model>>,
-    graph: Option<Arc<DependencyGraph>>,
-    scores: Option<Arc<Scores>>,
-    group_scores: Option<Arc<GroupScores>>,
-    plan: Option<Arc<PruningPlan>>,
-    /// Units of each group when the repeat at hand began.
-    initial: Option<Arc<Baseline>>,
-}
+/// Between two looks at a variant that another run works on.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
-/// Runs every variant; one that fails does not stop the others.
-pub fn run(plan: &Plan, surroundings: &Surroundings) -> Result<Outcome, RunError> {
+/// Runs every variant that is not complete; one that fails does not stop the others.
+pub fn run(plan: &Plan, recipes: &Recipes, survey: &Survey, surroundings: &Surroundings) -> Result<Outcome, RunError> {
     let settings = &plan.settings.run;
     let results = Results::open(&settings.results, &plan.name)?;
+    let cache = Cache::open(&settings.cache(), settings.cache_limit.as_u64())?;
+    Sweep::of(plan).write(results.folder())?;
+    let teller = Teller::new(results.folder(), &plan.name, plan.variants.len(), &surroundings.progress);
     let mut walk = Walk {
         plan,
+        recipes,
+        survey,
         surroundings,
+        maker: Maker { plan, recipes, cache, progress: surroundings.progress.clone(), stop: surroundings.stop.clone() },
         results,
-        folders: Vec::new(),
+        teller,
+        folders: plan.variants.iter().map(|_| None).collect(),
         ended: vec![None; plan.variants.len()],
+        done: vec![false; plan.nodes.len()],
+        costs: BTreeMap::new(),
         failures: Vec::new(),
-        hashes: HashMap::new(),
     };
-    for variant in &plan.variants {
-        let resolved = plan.resolved(variant)?;
-        let manifest = walk.manifest(variant, &resolved);
-        walk.folders.push(walk.results.variant(&variant.id, &resolved, manifest)?);
+    let mut waiting: Vec<usize> = (0..plan.variants.len()).collect();
+    loop {
+        waiting = walk.begin(&waiting)?;
+        for &root in &plan.roots {
+            walk.descend(root, Values::default());
+        }
+        if waiting.is_empty() || walk.is_over() {
+            return walk.finish();
+        }
+        walk.wait_for(&waiting)?;
     }
-    for &root in &plan.roots {
-        walk.descend(root, Values::default());
-    }
-    walk.finish()
 }
 
 struct Walk<'a> {
     plan: &'a Plan,
+    recipes: &'a Recipes,
+    survey: &'a Survey,
     surroundings: &'a Surroundings,
+    maker: Maker<'a>,
     results: Results,
-    /// One for each variant of the plan.
-    folders: Vec<VariantFolder>,
-    /// How each variant ended, and why.
-    ended: Vec<Option<(Status, Option<String>)>>,
+    teller: Teller,
+    /// Variants that are being built.
+    folders: Vec<Option<VariantFolder>>,
+    /// Those that have ended.
+    ended: Vec<Option<Ended>>,
+    /// Nodes that were run, or taken from what is kept.
+    done: Vec<bool>,
+    /// Seconds and number of the stages of each type that ran.
+    costs: BTreeMap<&'static str, (f64, u32)>,
     failures: Vec<StageFailed>,
-    /// blake3 of files already read.
-    hashes: HashMap<PathBuf, String>,
 }
 
+/// How a variant ended, why, and where its tables lie.
+type Ended = (Status, Option<String>, PathBuf);
+
 impl Walk<'_> {
+    /// Begins the variants that are not complete. Returns those that another run works on.
+    fn begin(&mut self, variants: &[usize]) -> Result<Vec<usize>, RunError> {
+        let mut busy = Vec::new();
+        for &v in variants {
+            let variant = &self.plan.variants[v];
+            let Some(claim) = self.results.claim(&variant.id)? else {
+                busy.push(v);
+                continue;
+            };
+            let is_forced = variant.path.iter().any(|&node| self.plan.nodes[node].forced.is_some());
+            let folder = self.results.folder().join(&variant.id);
+            if !is_forced && self.results.is_complete(&variant.id, &self.recipes.keys(variant)) {
+                self.ended[v] = Some((Status::Succeeded, None, folder));
+                continue;
+            }
+            let resolved = self.plan.resolved(variant)?;
+            match self.results.begin(claim, &resolved, self.manifest(variant, &resolved)) {
+                Ok(begun) => self.folders[v] = Some(begun),
+                // One variant's folder is no reason for the others to fail.
+                Err(error) => self.fail(&[v], &variant.steps[0], &error.into()),
+            }
+        }
+        let complete = self.ended.iter().filter(|ended| matches!(ended, Some((Status::Succeeded, ..)))).count();
+        if complete > 0 {
+            tracing::info!("{complete} of {} variants are complete", self.plan.variants.len());
+        }
+        if !busy.is_empty() {
+            tracing::info!("{} variants are left to another run that works on them", busy.len());
+        }
+        self.tell(None);
+        Ok(busy)
+    }
+
+    /// Until another run lets go of one of its variants.
+    fn wait_for(&self, variants: &[usize]) -> Result<(), RunError> {
+        while !self.is_over() {
+            for &v in variants {
+                if self.results.claim(&self.plan.variants[v].id)?.is_some() {
+                    return Ok(());
+                }
+            }
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+        Ok(())
+    }
+
+    /// Whether no further stage may begin.
+    fn is_over(&self) -> bool {
+        self.surroundings.stop.load(Ordering::Relaxed) || (self.surroundings.fail_fast && !self.failures.is_empty())
+    }
+
+    /// The variants of a node that are being built.
+    fn open(&self, at: usize) -> Vec<usize> {
+        self.plan.nodes[at].variants.iter().copied().filter(|&v| self.folders[v].is_some()).collect()
+    }
+
     /// Runs a node, then what comes after it in each of its branches.
     fn descend(&mut self, mut at: usize, mut values: Values) {
-        while !self.surroundings.stop.load(Ordering::Relaxed) {
+        while !self.is_over() {
             let node = &self.plan.nodes[at];
-            let open =
-                |walk: &Self| -> Vec<usize> { node.variants.iter().copied().filter(|&v| walk.ended[v].is_none()).collect() };
-            let variants = open(self);
+            let variants = self.open(at);
             if variants.is_empty() {
                 return;
             }
-            if let Err(failure) = self.stage(&node.step, &variants, &mut values) {
-                return self.fail(&variants, &node.step, &failure);
+            match self.stage(at, &variants, &values) {
+                Ok(made) => values.advance(&node.step.stage, &made),
+                Err(failure) => return self.fail(&variants, &node.step, &failure),
             }
-            for variant in open(self).into_iter().filter(|&v| self.plan.variants[v].path.last() == Some(&at)) {
+            for variant in self.open(at).into_iter().filter(|&v| self.plan.variants[v].path.last() == Some(&at)) {
                 if let Err(error) = self.end(variant, Status::Succeeded, None) {
-                    self.fail(&[variant], &node.step, &StageError::Store(error.into()));
+                    self.fail(&[variant], &node.step, &error.into());
                 }
             }
             let Some((&last, others)) = node.children.split_last() else { return };
@@ -129,63 +197,50 @@ impl Walk<'_> {
         }
     }
 
-    /// Runs one stage, and writes what it measured and made to every variant that shares it.
-    fn stage(&mut self, step: &Step, variants: &[usize], values: &mut Values) -> Result<(), StageError> {
-        self.surroundings.log.set(variants.iter().map(|&v| self.folders[v].log()));
+    /// Runs one stage, or takes what is kept of it, and gives what it measured and wrote to every variant that shares it.
+    fn stage(&mut self, at: usize, variants: &[usize], values: &Values) -> Result<Rc<Made>, StageError> {
+        let step = &self.plan.nodes[at].step;
+        self.surroundings.log.set(variants.iter().filter_map(|&v| self.folders[v].as_ref().map(VariantFolder::log)));
+        self.tell(Some((step, variants)));
         let whose = match variants[..] {
             [one] => self.plan.variants[one].id.clone(),
             _ => format!("{} variants", variants.len()),
         };
-        let _span = tracing::info_span!("stage", step = step.position, r#for = whose).entered();
+        let left = self.teller.status.seconds_left.map(super::status::clock);
+        let _span =
+            tracing::info_span!("stage", step = step.position, r#for = whose, variant = self.teller.variant(), left).entered();
         tracing::debug!("{} begins", step.stage.tag());
-        let folder = self.results.stage_folder().map_err(MetricsError::from)?;
-        let context = self.context(step, folder.path());
-        results::reset_peak_memory();
-        let began = Instant::now();
-        let tables = execute(step, &context, values)?;
+        let ran = self.maker.outcome(at, values)?;
+        let cost = ran.kept.entry.cost;
+        if !ran.reused {
+            let (seconds, n) = self.costs.entry(step.stage.tag()).or_default();
+            (*seconds, *n) = (*seconds + cost.wall_seconds, *n + 1);
+        }
+        tracing::debug!(seconds = cost.wall_seconds, kept = ran.reused, "{} is done", step.stage.tag());
+        let recipe = self.recipes.get(at);
         let record = StageRecord {
             step: step.position,
-            stage: step.stage.tag(),
-            wall_seconds: began.elapsed().as_secs_f64(),
-            peak_memory: results::peak_memory(),
+            stage: step.stage.tag().to_owned(),
+            key: recipe.key.clone(),
+            code: recipe::code(step.stage.tag()).to_owned(),
+            kept: ran.reused,
+            cost,
             shared_by: variants.len(),
         };
-        tracing::debug!(seconds = record.wall_seconds, peak_memory = record.peak_memory, "{} is done", step.stage.tag());
-        let inputs = self.inputs(step);
-        for &variant in variants {
+        for &v in variants {
+            let Some(folder) = &mut self.folders[v] else { continue };
             // One variant's folder is no reason for the others to fail.
-            if let Err(error) = self.folders[variant].stage_done(record.clone(), &tables, folder.path(), &inputs) {
-                self.fail(&[variant], step, &error.into());
+            if let Err(error) = folder.stage_done(record.clone(), &ran.tables, &ran.kept, &recipe.inputs) {
+                self.fail(&[v], step, &error.into());
             }
         }
-        Ok(())
-    }
-
-    fn context(&self, step: &Step, folder: &Path) -> Context {
-        let seed = Seed::root(self.plan.settings.run.seed).derive(&format!("{} {}", step.stage.tag(), step.occurrence));
-        Context {
-            seed,
-            data: self.plan.settings.run.data.clone(),
-            folder: folder.to_owned(),
-            occurrence: step.occurrence,
-            progress: self.surroundings.progress.clone(),
-            stop: self.surroundings.stop.clone(),
-        }
-    }
-
-    /// Content hashes of what a step reads.
-    fn inputs(&mut self, step: &Step) -> BTreeMap<String, String> {
-        let mut hash = |input: Input| match input {
-            Input::File(path) => {
-                let hash = self
-                    .hashes
-                    .entry(path.clone())
-                    .or_insert_with(|| file_hash(&path).unwrap_or_else(|error| format!("it cannot be read any more: {error}")));
-                (path.display().to_string(), hash.clone())
-            }
-            Input::BuiltIn { name, content } => (name, blake3::hash(content.as_bytes()).to_hex().to_string()),
-        };
-        step.stage.inputs(self.plan.settings.run.data.as_deref()).into_iter().map(&mut hash).collect()
+        self.done[at] = true;
+        let counted = if ran.reused { &mut self.teller.status.stages.kept } else { &mut self.teller.status.stages.run };
+        *counted += 1;
+        let made = ran.made.clone();
+        drop(ran);
+        self.maker.cache.trim();
+        Ok(made)
     }
 
     /// Records that variants cannot go on.
@@ -201,158 +256,132 @@ impl Walk<'_> {
                 failure.to_string(),
                 interrupted,
             );
-            tracing::error!(variant = variant.id, "{} failed: {failure}", step.stage.tag());
+            if !interrupted {
+                tracing::error!(variant = variant.id, "{} failed: {failure}", step.stage.tag());
+            }
             let status = if interrupted { Status::Interrupted } else { Status::Failed };
-            if let Err(error) = self.end(v, status, Some(failed.to_string())) {
+            let why = format!("step {}, {}: {failure}", step.position, step.stage.tag());
+            if let Err(error) = self.end(v, status, Some(why)) {
                 tracing::error!(variant = variant.id, "its manifest cannot be written: {error}");
             }
             self.failures.push(failed);
         }
     }
 
-    fn end(&mut self, variant: usize, status: Status, error: Option<String>) -> Result<(), FileError> {
-        self.ended[variant] = Some((status, error.clone()));
-        self.folders[variant].finish(status, error)
+    /// Ends a variant. Nobody may take it for complete before it is, so what is written last says so.
+    fn end(&mut self, v: usize, status: Status, error: Option<String>) -> Result<(), FileError> {
+        let id = &self.plan.variants[v].id;
+        let mut place = self.results.folder().join(id);
+        self.ended[v] = Some((status, error.clone(), place.clone()));
+        if let Some(folder) = self.folders[v].take() {
+            place = folder.end(status, error.clone())?;
+        }
+        self.ended[v] = Some((status, error, place));
+        if status == Status::Succeeded {
+            tracing::info!("{id} is complete");
+        }
+        Ok(())
+    }
+
+    /// Says where the run is: which stage begins, for which variants.
+    fn tell(&mut self, begins: Option<(&Step, &[usize])>) {
+        let count = |status| self.ended.iter().flatten().filter(|ended| ended.0 == status).count();
+        let (succeeded, failed) = (count(Status::Succeeded), count(Status::Failed));
+        let (left, seconds_left) = self.left();
+        let now = begins.map(|(step, variants)| Now {
+            step: step.position,
+            stage: step.stage.tag(),
+            variants: variants.iter().map(|&v| self.plan.variants[v].id.clone()).collect(),
+            since: super::status::now(),
+        });
+        self.teller.tell(|status| {
+            (status.variants.succeeded, status.variants.failed) = (succeeded, failed);
+            (status.stages.left, status.seconds_left) = (left, seconds_left);
+            status.now = now;
+        });
+    }
+
+    /// How many stages are left to run, and how long they will take: as long as those of their type that ran, or, before
+    /// one did, as those that are kept took. None where neither is known.
+    fn left(&self) -> (usize, Option<f64>) {
+        let nodes = || self.plan.nodes.iter().enumerate();
+        let is_open = |at: usize| self.plan.nodes[at].variants.iter().any(|&v| self.folders[v].is_some());
+        let is_left = |at: usize| matches!(self.survey.nodes[at], State::MustRun(_)) && !self.done[at] && is_open(at);
+        let left: Vec<&'static str> = nodes().filter(|(at, _)| is_left(*at)).map(|(_, node)| node.step.stage.tag()).collect();
+        let kept = |tag: &str| {
+            let costs: Vec<f64> = nodes()
+                .filter(|(_, node)| node.step.stage.tag() == tag)
+                .filter_map(|(at, _)| if let State::Kept(cost) = self.survey.nodes[at] { Some(cost.wall_seconds) } else { None })
+                .collect();
+            (!costs.is_empty()).then(|| costs.iter().sum::<f64>() / costs.len() as f64)
+        };
+        let mean = |tag: &&'static str| self.costs.get(tag).map(|(sum, n)| sum / f64::from(*n)).or_else(|| kept(tag));
+        let seconds: Option<f64> = left.iter().map(mean).sum();
+        // the sum of nothing is -0
+        (left.len(), seconds.map(|seconds| seconds + 0.0))
     }
 
     fn manifest(&self, variant: &Variant, resolved: &str) -> Manifest {
         Manifest {
-            program: format!("{} {}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")),
+            program: recipe::PROGRAM.to_owned(),
             source: blake3::hash(self.plan.text.as_bytes()).to_hex().to_string(),
             pipeline: blake3::hash(resolved.as_bytes()).to_hex().to_string(),
             variant: variant.id.clone(),
             seed: self.plan.settings.run.seed,
             device: if cfg!(feature = "cuda") { "cuda" } else { "cpu" }.to_owned(),
-            processor: results::processor(),
+            processor: recipe::processor(),
             threads: rayon::current_num_threads(),
-            dtype: "float32",
+            dtype: "float32".to_owned(),
+            may_differ: MAY_DIFFER.to_owned(),
             inputs: BTreeMap::new(),
             status: Status::Running,
             error: None,
             stages: Vec::new(),
+            outputs: BTreeMap::new(),
         }
     }
 
     /// Ends what has not ended, and writes the table of the sweep.
     fn finish(mut self) -> Result<Outcome, RunError> {
+        let stopped = self.surroundings.stop.load(Ordering::Relaxed);
+        let first = self.failures.iter().find(|failure| !failure.interrupted).map(|failure| failure.variant.clone());
+        let why = first.filter(|_| !stopped).map(|first| format!("not run: {first} failed, and --fail-fast was given"));
         for variant in 0..self.plan.variants.len() {
             if self.ended[variant].is_none() {
-                self.end(variant, Status::Interrupted, None)?;
+                self.end(variant, Status::Interrupted, why.clone())?;
             }
         }
         self.surroundings.log.set([]);
-        let selected = self.plan.variants.iter().zip(&self.ended).filter_map(|(variant, ended)| Some((variant, ended.clone()?)));
-        let variants: Vec<VariantSummary> = selected.map(|(variant, ended)| VariantSummary::of(variant, ended)).collect();
-        // Variants of the sweep that this run was not asked for keep their rows.
-        let others =
-            self.plan.others.iter().filter_map(|other| Some(VariantSummary::of(other, self.results.earlier(&other.id)?)));
-        let mut rows: Vec<VariantSummary> = variants.iter().cloned().chain(others).collect();
-        rows.sort_by_key(|row| self.plan.order.iter().position(|id| *id == row.id));
+        self.tell(None);
+        // Whoever writes the table last has seen all that was there before.
+        let _claim = loop {
+            match self.results.claim(report::TABLE)? {
+                Some(claim) => break claim,
+                None => std::thread::sleep(BETWEEN_LOOKS),
+            }
+        };
         let folder = self.results.folder().to_owned();
+        let selected = self.plan.variants.iter().zip(&self.ended).filter_map(|(variant, ended)| Some((variant, ended.clone()?)));
+        let variants: Vec<VariantSummary> = selected
+            .map(|(variant, (status, error, tables))| VariantSummary::new(variant.into(), status, error, tables))
+            .collect();
+        // Variants of the sweep that this run was not asked for have the rows that their folders tell.
+        let others = self.plan.others.iter().filter_map(|other| VariantSummary::of_folder(other.into(), &folder));
+        let mut rows: Vec<VariantSummary> = variants.iter().cloned().chain(others).collect();
+        rows.sort_by_key(|row| self.plan.order.iter().position(|id| *id == row.shape.id));
         let summary = report::write_variants(&folder, &rows)?;
-        let interrupted = variants.iter().any(|variant| variant.status == Status::Interrupted);
-        Ok(Outcome { variants, failures: self.failures, interrupted, summary, folder })
-    }
-}
-
-/// Why a stage failed.
-#[derive(Debug, thiserror::Error)]
-enum StageError {
-    #[error(transparent)]
-    Load(#[from] load::Error),
-    #[error(transparent)]
-    Pretrain(#[from] pretrain::Error),
-    #[error(transparent)]
-    Dependencies(#[from] dependencies::Error),
-    #[error(transparent)]
-    Importance(#[from] importance::Error),
-    #[error(transparent)]
-    Aggregate(#[from] aggregate::Error),
-    #[error(transparent)]
-    Prune(#[from] prune::Error),
-    #[error(transparent)]
-    Recover(#[from] recover::Error),
-    #[error(transparent)]
-    Evaluate(#[from] evaluate::Error),
-    #[error(transparent)]
-    Export(#[from] export::Error),
-    #[error("its results cannot be stored: {0}")]
-    Store(#[from] MetricsError),
-    #[error("the stage lacks {0}; this is a mistake of the check")]
-    Lacks(&'static str),
-}
-
-impl StageError {
-    fn is_interrupted(&self) -> bool {
-        matches!(
-            self,
-            Self::Pretrain(pretrain::Error::Interrupted(_))
-                | Self::Importance(importance::Error::Interrupted(_))
-                | Self::Recover(recover::Error::Interrupted(_))
-                | Self::Evaluate(evaluate::Error::Interrupted(_))
-        )
-    }
-}
-
-/// Runs one stage: takes its inputs from the values, puts its outputs among them.
-fn execute(step: &Step, context: &Context, values: &mut Values) -> Result<Vec<Table>, StageError> {
-    let model = || values.model.as_deref().ok_or(StageError::Lacks("a model"));
-    let graph = || values.graph.as_deref().ok_or(StageError::Lacks("groups"));
-    let tables = match &step.stage {
-        Stage::Load(options) => {
-            *values = Values { model: Some(Arc::new(load::run(options)?)), ..Values::default() };
-            Vec::new()
-        }
-        Stage::Pretrain(options) => {
-            let (model, tables) = pretrain::run(options, context)?;
-            *values = Values { model: Some(Arc::new(model)), ..Values::default() };
-            tables
-        }
-        Stage::Dependencies(options) => {
-            let graph = dependencies::run(options, model()?)?;
-            *values = Values { graph: Some(Arc::new(graph)), scores: None, group_scores: None, ..std::mem::take(values) };
-            Vec::new()
-        }
-        Stage::Importance(options) => {
-            let (scores, tables) = importance::run(options, context, model()?, graph()?)?;
-            values.scores = Some(Arc::new(scores));
-            tables
-        }
-        Stage::Aggregate(options) => {
-            let scores = values.scores.as_deref().ok_or(StageError::Lacks("scores"))?;
-            let (group_scores, tables) = aggregate::run(options, model()?, graph()?, scores)?;
-            values.group_scores = Some(Arc::new(group_scores));
-            tables
-        }
-        Stage::Prune(options) => {
-            let scores = values.group_scores.as_deref().ok_or(StageError::Lacks("scores of units"))?;
-            let (before, initial) = (values.plan.as_deref(), values.initial.as_deref());
-            let (pruned, tables) = prune::run(options, step.schedule, model()?, graph()?, scores, before, initial)?;
-            *values = Values {
-                model: Some(Arc::new(pruned.model)),
-                plan: Some(Arc::new(pruned.plan)),
-                initial: Some(Arc::new(pruned.initial)),
-                ..Values::default()
+        let failed = variants.iter().any(|variant| variant.status == Status::Failed);
+        self.teller.tell(|status| {
+            status.state = match (stopped, failed) {
+                (true, _) => RunState::Interrupted,
+                (false, true) => RunState::Failed,
+                (false, false) => RunState::Succeeded,
             };
-            tables
-        }
-        Stage::Recover(options) => {
-            // The adapter itself lies in the stage's folder.
-            let (model, _, tables) = recover::run(options, context, model()?)?;
-            *values = Values { model: Some(Arc::new(model)), scores: None, group_scores: None, ..std::mem::take(values) };
-            tables
-        }
-        Stage::Evaluate(options) => evaluate::run(options, context, model()?)?,
-        Stage::Export(options) => {
-            export::run(options, context, model()?, values.plan.as_deref())?;
-            Vec::new()
-        }
-    };
-    Ok(tables)
+        });
+        Ok(Outcome { variants, failures: self.failures, interrupted: stopped, summary, folder })
+    }
 }
 
-fn file_hash(path: &Path) -> std::io::Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    std::io::copy(&mut std::fs::File::open(path)?, &mut hasher)?;
-    Ok(hasher.finalize().to_hex().to_string())
-}
+/// What the manifest says of other machines.
+const MAY_DIFFER: &str = "On processors of another name, and on GPUs, the last bits of sums may differ, and with them the last \
+     digits of every measured number and weight. Threads, folders, other variants and kept products change no bit.";

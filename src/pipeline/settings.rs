@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use bytesize::ByteSize;
 use figment::providers::Serialized;
 use figment::value::{Dict, Value};
 use figment::{Figment, Metadata, Profile, Provider};
@@ -22,9 +23,12 @@ pub struct RunSettings {
     pub seed: u64,
     /// The folder of results. Default `results`.
     pub results: PathBuf,
-    /// The folder of kept products. Default: `.cache` in the results folder. Reserved: nothing is kept yet.
+    /// The folder of kept products. Default: `.cache` in the results folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
+    /// The most that kept products may take, in bytes or as "20 GB"; beyond it the least recently used go. Default 50 GB.
+    #[schemars(with = "String")]
+    pub cache_limit: ByteSize,
     /// The folder of published data sets, laid out as `<task>/<split>.jsonl`. No default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
@@ -35,7 +39,8 @@ pub struct RunSettings {
     pub device: Device,
     /// How events are written to standard error. Default `text`.
     pub log: LogFormat,
-    /// Refuse to run when a lock file is violated. Reserved: `true` is refused until lock files exist.
+    /// Refuse to run if a file that a stage reads, or the program, is not what `secateur.lock` beside the pipeline says.
+    /// Default false.
     pub locked: bool,
 }
 
@@ -64,6 +69,7 @@ impl Default for RunSettings {
             seed: 42,
             results: "results".into(),
             cache: None,
+            cache_limit: ByteSize::gb(50),
             data: None,
             threads: None,
             device: Device::Auto,
@@ -73,8 +79,15 @@ impl Default for RunSettings {
     }
 }
 
+impl RunSettings {
+    /// The folder of kept products.
+    pub fn cache(&self) -> PathBuf {
+        self.cache.clone().unwrap_or_else(|| self.results.join(".cache"))
+    }
+}
+
 /// Every setting's name.
-pub const KEYS: [&str; 8] = ["seed", "results", "cache", "data", "threads", "device", "log", "locked"];
+pub const KEYS: [&str; 9] = ["seed", "results", "cache", "cache_limit", "data", "threads", "device", "log", "locked"];
 
 /// Those that are paths, whatever they look like.
 const PATHS: [&str; 3] = ["results", "cache", "data"];

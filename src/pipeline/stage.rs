@@ -12,7 +12,7 @@ use toml::de::Deserializer;
 use crate::stages::{Fault, Input, World, aggregate, dependencies, evaluate, export, importance, load, pretrain, prune, recover};
 
 /// A value that one stage hands to a later one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Product {
     Model,
     Graph,
@@ -25,6 +25,18 @@ pub enum Product {
 impl Product {
     pub const ALL: &[Product] =
         &[Product::Model, Product::Graph, Product::Scores, Product::GroupScores, Product::Plan, Product::Adapter];
+
+    /// In few words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Product::Model => "model",
+            Product::Graph => "set of groups",
+            Product::Scores => "set of scores",
+            Product::GroupScores => "set of scores of units",
+            Product::Plan => "pruning plan",
+            Product::Adapter => "adapter",
+        }
+    }
 
     /// As a message says it, and the stage that makes it.
     pub fn described(self) -> (&'static str, &'static str) {
@@ -83,16 +95,44 @@ macro_rules! stages {
     };
 }
 
+impl Stage {
+    /// What it takes of what was made: all that it needs, and earlier prunings where it goes on from them.
+    pub fn takes(&self) -> impl Iterator<Item = Product> {
+        let goes_on = matches!(self, Stage::Prune(_) | Stage::Export(_));
+        self.needs().iter().copied().chain(goes_on.then_some(Product::Plan))
+    }
+
+    /// Whether its outcome depends on the seed.
+    pub fn draws(&self) -> bool {
+        matches!(self, Stage::Pretrain(_) | Stage::Importance(_) | Stage::Recover(_))
+    }
+}
+
 stages! {
     "load"         => Load(load::Options)                 needs []                        makes [Model]         spends [Graph Scores GroupScores Plan Adapter];
     "pretrain"     => Pretrain(pretrain::Options)         needs []                        makes [Model]         spends [Graph Scores GroupScores Plan Adapter];
     "dependencies" => Dependencies(dependencies::Options) needs [Model]                   makes [Graph]         spends [Scores GroupScores];
     "importance"   => Importance(importance::Options)     needs [Model Graph]             makes [Scores]        spends [GroupScores];
-    "aggregate"    => Aggregate(aggregate::Options)       needs [Graph Scores]            makes [GroupScores]   spends [];
+    "aggregate"    => Aggregate(aggregate::Options)       needs [Model Graph Scores]      makes [GroupScores]   spends [];
     "prune"        => Prune(prune::Options)               needs [Model Graph GroupScores] makes [Model Plan]    spends [Graph Scores GroupScores Adapter];
     "recover"      => Recover(recover::Options)           needs [Model]                   makes [Model Adapter] spends [Scores GroupScores];
     "evaluate"     => Evaluate(evaluate::Options)         needs [Model]                   makes []              spends [];
     "export"       => Export(export::Options)             needs [Model]                   makes []              spends [];
+}
+
+/// The options that say what a stage does, in few words.
+pub fn told(options: &Map<String, Value>) -> String {
+    const TELLING: [&str; 14] = [
+        "model", "grouping", "method", "taylor", "with", "level", "ratio", "scope", "rank", "duration", "tasks", "corpora",
+        "formats", "updates",
+    ];
+    let has_form = options.get("method").is_some_and(|method| method == "taylor");
+    let tells = |key: &str| TELLING.contains(&key) && (key != "taylor" || has_form);
+    let words = options.iter().filter(|(key, value)| tells(key) && value.as_array().is_none_or(|list| !list.is_empty()));
+    let word = |(key, value): (&String, &Value)| {
+        format!(" {key}={}", value.as_str().map_or_else(|| value.to_string().replace('"', ""), str::to_owned))
+    };
+    words.map(word).collect()
 }
 
 /// A stage of the unrolled list.

@@ -36,12 +36,14 @@ pub fn look(
         _ => {}
     }
     let folder = existing(&run.results);
-    if let Err(error) = tempfile::Builder::new().prefix(".partial-").tempfile_in(folder) {
-        refuse(
-            "results",
-            format!("the results folder `{}` cannot be written: {error}", run.results.display()),
-            "write another folder in [run] results, or --results",
-        );
+    let cache = run.cache();
+    for (key, what, folder) in
+        [("results", "results folder", run.results.as_path()), ("cache", "folder of kept products", &cache)]
+    {
+        if let Err(error) = tempfile::Builder::new().prefix(".partial-").tempfile_in(existing(folder)) {
+            let message = format!("the {what} `{}` cannot be written: {error}", folder.display());
+            refuse(key, message, &format!("write another folder in [run] {key}"));
+        }
     }
     let own = run.results.join(name);
     if own.exists() && !own.is_dir() {

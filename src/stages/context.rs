@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::Serialize;
+
+use super::State;
 use crate::progress::Progress;
 use crate::random::Seed;
 
@@ -18,6 +21,8 @@ pub struct Context {
     pub folder: PathBuf,
     /// How many stages of this type stand before it in the variant.
     pub occurrence: u32,
+    /// How far an interrupted run of this very stage came.
+    pub state: State,
     /// Where the stage says how far it is.
     pub progress: Progress,
     /// Raised by Ctrl-C and SIGTERM.
@@ -42,5 +47,18 @@ impl Context {
     /// [`Interrupted`] once the run was asked to stop.
     pub fn go_on(&self) -> Result<(), Interrupted> {
         if self.stop.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }
+    }
+
+    /// As [`Context::go_on`], for a stage that can go on where it stopped: now and then, and before it gives up, the
+    /// state is left on disk, where `state.read()` finds it in the next run.
+    ///
+    /// # Errors
+    /// [`Interrupted`] once the run was asked to stop.
+    pub fn go_on_or_keep<S: Serialize>(&self, state: impl FnOnce() -> S) -> Result<(), Interrupted> {
+        let go_on = self.go_on();
+        if go_on.is_err() || self.state.is_due() {
+            self.state.write(&state());
+        }
+        go_on
     }
 }

@@ -176,18 +176,33 @@ pub enum Error {
     NotFinite { what: String, value: f64 },
 }
 
+/// What was measured so far; left on disk when the run is interrupted.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Measured {
+    /// Tasks, then corpora, that are done.
+    done: usize,
+    rows: Vec<Row>,
+    /// Of the tasks that are done, and of the one at work.
+    samples: Vec<SampleRow>,
+}
+
 /// Measures tasks, then corpora.
 pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Table>, Error> {
-    let (mut rows, mut samples) = (Vec::new(), Vec::new());
-    for name in &options.tasks {
+    let mut measured: Measured = context.state.read().unwrap_or_default();
+    for name in options.tasks.iter().skip(measured.done) {
         let task = Task::find(name, context.data.as_deref())?;
-        let scored = choices::score(&task, options, context, model)?;
-        rows.extend(choices::metrics(&task, &scored));
-        samples.extend(scored);
+        choices::score(&task, options, context, model, &mut measured)?;
+        let own: Vec<&SampleRow> = measured.samples.iter().filter(|sample| sample.task == task.name).collect();
+        measured.rows.extend(choices::metrics(&task, &own));
+        measured.done += 1;
     }
-    for corpus in &options.corpora {
-        rows.push(perplexity::measure(Path::new(corpus), options.window.unwrap_or(DEFAULT_WINDOW), context, model)?);
+    for corpus in options.corpora.iter().skip(measured.done - options.tasks.len()) {
+        context.go_on_or_keep(|| &measured)?;
+        let window = options.window.unwrap_or(DEFAULT_WINDOW);
+        measured.rows.push(perplexity::measure(Path::new(corpus), window, context, model)?);
+        measured.done += 1;
     }
+    let Measured { rows, samples, .. } = measured;
     let values: Vec<String> = rows.iter().map(|row| format!("{} {} {:.4}", row.task, row.metric, row.value)).collect();
     tracing::info!("evaluated: {}", values.join(", "));
     let mut tables = vec![Table::of("evaluate", &rows)?];

@@ -17,8 +17,10 @@ pub mod repeat;
 pub mod products;
 
 mod context;
+mod state;
 mod world;
 
 pub use crate::data::Input;
 pub use context::{Context, Interrupted};
+pub use state::State;
 pub use world::{Estimate, Fault, World, positive_faults, size_faults};

@@ -17,6 +17,7 @@ use crate::model::tokenizer::{Tokenizer, TokenizerError};
 use crate::model::walk::{self, Sequence, Visitor};
 use crate::model::wiring::{Part, Place};
 use crate::model::{Model, ModelHeader};
+use crate::tensor::Weight;
 
 mod initial;
 
@@ -244,10 +245,19 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
 
     let mut moments: BTreeMap<Place, Moments> =
         model.places().into_iter().map(|place| (place, Moments::new(model.weight(place).len(), SHORT_MEMORY))).collect();
+    let mut table: Vec<UpdateRow> = Vec::new();
+    if let Some(left) = context.state.read::<(Vec<Weight>, _, _)>() {
+        let weights;
+        (weights, moments, table) = left;
+        model.places().into_iter().zip(weights).for_each(|(place, weight)| *model.weight_mut(place) = weight);
+        feed.skip(table.len() * options.batch);
+        tracing::info!(updates = table.len(), "training goes on where it was interrupted");
+    }
     let bar = context.progress.bar("pretrain", options.updates as u64);
-    let mut table = Vec::new();
-    for update in 0..options.updates {
-        context.go_on()?;
+    bar.skip(table.len() as u64);
+    for update in table.len()..options.updates {
+        let weights = || -> Vec<&Weight> { model.places().into_iter().map(|place| model.weight(place)).collect() };
+        context.go_on_or_keep(|| (weights(), &moments, &table))?;
         let batch: Vec<Sequence> =
             (0..options.batch).map(|_| feed.draw()).map(|row| Sequence::new(row.ids, &row.counts)).collect();
         let mut gradients = Gradients::default();

@@ -18,7 +18,7 @@ pub enum Compat {
 }
 
 /// What `importance` hands on: for each group of the graph, in its order, the scores of its members.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
     pub groups: Vec<Vec<MemberScores>>,
     /// Whether sums of scores are what counts, and their magnitude is taken last (the `vector` forms).
@@ -29,7 +29,7 @@ pub struct Scores {
 }
 
 /// One score per channel of a member.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemberScores {
     /// Index into the group's members.
     pub member: usize,
@@ -37,7 +37,7 @@ pub struct MemberScores {
 }
 
 /// What `aggregate` hands on: for each group of the graph, in its order, one score per unit.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupScores {
     pub groups: Vec<Vec<f64>>,
 }

@@ -120,10 +120,12 @@ pub enum Error {
     Metrics(#[from] MetricsError),
 }
 
-/// What pruning hands on.
-pub struct Pruned {
-    pub model: Model,
-    /// Counted in the dense model, earlier prunings included.
+/// What pruning decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pruning {
+    /// The units that stay of each group of the graph, counted in the model that was pruned; [`cut`] leaves them alone.
+    pub kept: Vec<Vec<usize>>,
+    /// The same counted in the dense model, earlier prunings included.
     pub plan: PruningPlan,
     /// Units of each group before the first time of a repeat.
     pub initial: Baseline,
@@ -137,18 +139,16 @@ const MACS_TOKENS: u64 = 64;
 
 /// Removes the least important units of every group.
 ///
-/// `before`: what earlier prunings left; `initial`: units of each group when the repeat began.
+/// `before`: what the pruning before this one decided.
 pub fn run(
     options: &Options,
     schedule: Option<Schedule>,
     model: &Model,
     graph: &DependencyGraph,
     scores: &GroupScores,
-    before: Option<&PruningPlan>,
-    initial: Option<&Baseline>,
-) -> Result<(Pruned, Vec<Table>), Error> {
-    let mut plan = before.cloned().unwrap_or_default();
-    let mut baseline = initial.cloned().unwrap_or_default();
+    before: Option<&Pruning>,
+) -> Result<(Model, Pruning, Vec<Table>), Error> {
+    let (mut plan, mut baseline) = before.map(|before| (before.plan.clone(), before.initial.clone())).unwrap_or_default();
     let initial: Vec<usize> = graph
         .groups
         .iter()
@@ -169,18 +169,23 @@ pub fn run(
     if removed.iter().all(Vec::is_empty) {
         tracing::warn!(ratio = share, "no group loses a unit: one is more than this share");
     }
-    let mut pruned = model.clone();
-    let mut rows = Vec::new();
+    let (mut rows, mut kept) = (Vec::new(), Vec::new());
     for (((group, scores), removed), near) in graph.groups.iter().zip(&scores.groups).zip(removed).zip(&decision.near) {
-        let kept: Vec<usize> = (0..group.units).filter(|unit| removed.binary_search(unit).is_err()).collect();
+        let own: Vec<usize> = (0..group.units).filter(|unit| removed.binary_search(unit).is_err()).collect();
         rows.extend(table_rows(&plan, group, scores, removed, near));
-        plan.keep(group, &kept);
-        pruned = plan::keep(&pruned, group, &kept);
+        plan.keep(group, &own);
+        kept.push(own);
     }
+    let pruned = cut(model, graph, &kept);
     let sizes = sizes(model, &pruned, graph, removed);
     tracing::info!(params = sizes.params_after, removed = format!("{:.1} %", 100.0 * sizes.param_ratio), "pruned");
     let tables = vec![Table::of("prune", &rows)?, Table::of("prune_sizes", &[sizes])?];
-    Ok((Pruned { model: pruned, plan, initial: baseline }, tables))
+    Ok((pruned, Pruning { kept, plan, initial: baseline }, tables))
+}
+
+/// The model with only these units of each group.
+pub fn cut(model: &Model, graph: &DependencyGraph, kept: &[Vec<usize>]) -> Model {
+    graph.groups.iter().zip(kept).fold(model.clone(), |model, (group, kept)| plan::keep(&model, group, kept))
 }
 
 /// One row for each unit of the dense model's group.

@@ -13,7 +13,7 @@ use crate::data::corpus::{self, CorpusError, CorpusSource, Sample};
 use crate::data::feed::Feed;
 use crate::metrics::{MetricsError, Table};
 use crate::model::Model;
-use crate::model::lora::{Adapted, Adapter, AdapterError, FactorGradients};
+use crate::model::lora::{Adapted, Adapter, AdapterError, FactorGradients, Factors};
 use crate::model::walk::{self, Sequence, Visitor};
 use crate::model::wiring::Part;
 use crate::random::Seed;
@@ -214,15 +214,18 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model
         Duration::Updates(updates) => updates,
         Duration::Epochs(epochs) => feed.rows().saturating_mul(epochs).div_ceil(options.batch),
     };
-    let mut moments: BTreeMap<(usize, Part), (Moments, Moments)> = adapter
-        .factors
-        .iter()
-        .map(|(&at, f)| (at, (Moments::new(f.a.len(), LONG_MEMORY), Moments::new(f.b.len(), LONG_MEMORY))))
-        .collect();
+    let moments = |f: &Factors| (Moments::new(f.a.len(), LONG_MEMORY), Moments::new(f.b.len(), LONG_MEMORY));
+    let mut moments: Both<Moments> = adapter.factors.iter().map(|(&at, f)| (at, moments(f))).collect();
+    let mut table: Vec<UpdateRow> = Vec::new();
+    if let Some(left) = context.state.read() {
+        (adapter, moments, table) = left;
+        feed.skip(table.len() * options.batch);
+        tracing::info!(updates = table.len(), "recovery goes on where it was interrupted");
+    }
     let bar = context.progress.bar("recover", updates as u64);
-    let mut table = Vec::new();
-    for update in 0..updates {
-        context.go_on()?;
+    bar.skip(table.len() as u64);
+    for update in table.len()..updates {
+        context.go_on_or_keep(|| (&adapter, &moments, &table))?;
         let batch: Vec<Sequence> =
             (0..options.batch).map(|_| feed.draw()).map(|row| Sequence::new(row.ids, &row.counts)).collect();
         let dropout = (options.dropout, context.seed.derive("dropout").derive(&update.to_string()));
@@ -257,8 +260,11 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model
     Ok((merged, adapter, vec![Table::of("recover", &table)?]))
 }
 
-/// The gradients of A and of B beside each matrix.
-type Gradients = BTreeMap<(usize, Part), (Vec<f32>, Vec<f32>)>;
+/// Something of A and of B beside each matrix.
+type Both<T> = BTreeMap<(usize, Part), (T, T)>;
+
+/// Gradients of the factors.
+type Gradients = Both<Vec<f32>>;
 
 /// The mean loss of a batch and the gradients of every factor, a micro-batch at a time.
 fn gradients(model: &Model, adapter: &Adapter, batch: &[Sequence], micro: usize, dropout: (f64, Seed)) -> (f64, Gradients) {

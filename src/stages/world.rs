@@ -75,6 +75,7 @@ impl World {
             .entry(path.to_path_buf())
             .or_insert_with(|| match std::fs::metadata(path) {
                 Ok(found) if found.is_dir() => Err(format!("`{}` is a folder, not a file", path.display())),
+                Ok(found) if !found.is_file() => Err(format!("`{}` is neither a file nor a folder", path.display())),
                 Ok(found) if found.len() == 0 => Err(format!("`{}` is empty", path.display())),
                 Ok(_) => std::fs::File::open(path).map(drop).map_err(|e| format!("cannot read `{}`: {e}", path.display())),
                 Err(e) => Err(format!("cannot read `{}`: {e}", path.display())),

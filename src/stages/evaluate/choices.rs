@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Error, Options, Row, SampleRow};
+use super::{Error, Measured, Options, Row, SampleRow};
 use crate::data::task::{Document, Metric, Request, Task};
 use crate::model::Model;
 use crate::model::tokenizer::Tokenizer;
@@ -22,15 +22,19 @@ struct Tokens {
     continuation: Vec<u32>,
 }
 
-/// Scores every choice of every document.
-pub fn score(task: &Task, options: &Options, context: &Context, model: &Model) -> Result<Vec<SampleRow>, Error> {
+/// Scores every choice of every document that was not scored yet.
+pub fn score(task: &Task, options: &Options, context: &Context, model: &Model, measured: &mut Measured) -> Result<(), Error> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
-    let documents = task.documents(options.limit)?;
+    let mut documents = task.documents(options.limit)?;
     let max_length = options.max_length.unwrap_or(model.config.max_positions);
     let bar = context.progress.bar(&task.name, documents.len() as u64);
-    let mut samples = Vec::new();
+    if let Some(last) = measured.samples.iter().rev().find(|sample| sample.task == task.name).map(|sample| sample.doc) {
+        let done = documents.iter().position(|document| document.doc == last).map_or(0, |at| at + 1);
+        bar.skip(documents.drain(..done).count() as u64);
+        tracing::info!(task = task.name, documents = done, "scoring goes on where it was interrupted");
+    }
     for chunk in documents.chunks(CHUNK) {
-        context.go_on()?;
+        context.go_on_or_keep(|| &*measured)?;
         let requests: Vec<(&Document, usize, &Request)> =
             chunk.iter().flat_map(|d| d.requests.iter().enumerate().map(move |(i, r)| (d, i, r))).collect();
         let tokens = requests
@@ -43,7 +47,7 @@ pub fn score(task: &Task, options: &Options, context: &Context, model: &Model) -
             if !loglikelihood.is_finite() {
                 return Err(Error::NotFinite { what: format!("{}, document {}", task.name, document.doc), value: loglikelihood });
             }
-            samples.push(SampleRow {
+            measured.samples.push(SampleRow {
                 task: task.name.clone(),
                 doc: document.doc,
                 choice: choice as u32,
@@ -56,7 +60,7 @@ pub fn score(task: &Task, options: &Options, context: &Context, model: &Model) -
         }
         chunk.iter().for_each(|_| bar.step());
     }
-    Ok(samples)
+    Ok(())
 }
 
 /// Context and continuation are encoded together, the context alone; the continuation's tokens are those of the whole
@@ -112,7 +116,7 @@ fn likelihoods(model: &Model, requests: &[Tokens]) -> Vec<(f64, bool)> {
 }
 
 /// The task's metrics with their standard errors.
-pub fn metrics(task: &Task, samples: &[SampleRow]) -> Vec<Row> {
+pub fn metrics(task: &Task, samples: &[&SampleRow]) -> Vec<Row> {
     task.metrics
         .iter()
         .map(|metric| {
@@ -124,7 +128,7 @@ pub fn metrics(task: &Task, samples: &[SampleRow]) -> Vec<Row> {
                 .chunk_by(|a, b| a.doc == b.doc)
                 .map(|choices| {
                     // the first of equals
-                    let best = choices.iter().fold(&choices[0], |best, s| if score(s) > score(best) { s } else { best });
+                    let best = choices.iter().fold(choices[0], |best, &s| if score(s) > score(best) { s } else { best });
                     f64::from(u8::from(best.gold))
                 })
                 .collect();

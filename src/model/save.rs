@@ -1,0 +1,101 @@
+//! A Hugging Face folder out: one safetensors file, `config.json`, and the tokenizer's files as they came.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::Model;
+use super::config::RopeScaling;
+use super::stored::{self, Stored};
+use super::wiring::{LLAMA, Part, Place};
+use crate::files::FileError;
+
+impl Model {
+    /// Writes the model as transformers does; what [`Model::load`] reads back has the same bits.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<(), FileError> {
+        let failed = |path: &Path, source| FileError { path: path.to_owned(), source };
+        std::fs::create_dir_all(folder).map_err(|e| failed(folder, e))?;
+        let tensors = self.places().into_iter().map(|place| {
+            let weight = self.weight(place);
+            let vector = matches!(place, Place::FinalNorm | Place::Block(_, Part::InputNorm | Part::PostAttentionNorm));
+            (LLAMA.tensor(place), if vector { Stored::vector(weight) } else { Stored::matrix(weight) })
+        });
+        let weights = folder.join("model.safetensors");
+        stored::write(&weights, tensors.collect()).map_err(|e| failed(&weights, std::io::Error::other(e)))?;
+        let path = folder.join("config.json");
+        let config = serde_json::to_string_pretty(&config_json(self)).map_err(|e| failed(&path, e.into()))?;
+        std::fs::write(&path, config + "\n").map_err(|e| failed(&path, e))?;
+        for (name, bytes) in self.tokenizer.iter().flat_map(|t| t.files()) {
+            let path = folder.join(name);
+            std::fs::write(&path, bytes).map_err(|e| failed(&path, e))?;
+        }
+        Ok(())
+    }
+}
+
+/// The config that came, with the sizes of the model as it is. Where layers differ, `per_layer_config` says how, as
+/// transformers' heterogeneous configurations write it.
+fn config_json(model: &Model) -> Map<String, Value> {
+    let config = &model.config;
+    let widths: Vec<(usize, usize, usize)> = model
+        .blocks
+        .iter()
+        .map(|block| {
+            let heads = block.heads(config.head_dim);
+            (heads.queries, heads.keys, block[Part::Gate].rows())
+        })
+        .collect();
+    let widest = |width: fn(&(usize, usize, usize)) -> usize| widths.iter().map(width).max().unwrap_or(0);
+    let common = (widest(|w| w.0), widest(|w| w.1), widest(|w| w.2));
+    let uniform = widths.iter().all(|w| *w == common);
+    // LlamaConfig wants the width to be a multiple of the heads; Mistral, the same without a sliding window, does not.
+    let is_llama = config.hidden.is_multiple_of(common.0);
+    let rope = match config.rope.scaling {
+        RopeScaling::None => Value::Null,
+        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+        RopeScaling::Llama3 { factor, low, high, original } => json!({
+            "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
+            "original_max_position_embeddings": original,
+        }),
+    };
+    let mut out = config.raw.clone();
+    for stale in ["rope_parameters", "dtype", "per_layer_config", "quantization_config"] {
+        out.remove(stale);
+    }
+    let said = json!({
+        "architectures": [if is_llama { "LlamaForCausalLM" } else { "MistralForCausalLM" }],
+        "model_type": if is_llama { "llama" } else { "mistral" },
+        "hidden_size": config.hidden,
+        "intermediate_size": common.2,
+        "num_hidden_layers": model.blocks.len(),
+        "num_attention_heads": common.0,
+        "num_key_value_heads": common.1,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_epsilon.to_string().parse::<f64>().unwrap_or(1e-6),
+        "rope_theta": config.rope.theta,
+        "rope_scaling": rope,
+        "hidden_act": "silu",
+        "attention_bias": false,
+        "mlp_bias": false,
+        "tie_word_embeddings": model.head.is_none(),
+        "torch_dtype": "float32",
+    });
+    if let Value::Object(said) = said {
+        out.extend(said);
+    }
+    if !is_llama {
+        out.insert("sliding_window".to_owned(), Value::Null);
+    }
+    if !uniform {
+        let layers = widths.iter().enumerate().filter(|(_, w)| **w != common).map(|(layer, w)| {
+            (layer.to_string(), json!({ "num_attention_heads": w.0, "num_key_value_heads": w.1, "intermediate_size": w.2 }))
+        });
+        out.insert("per_layer_config".to_owned(), Value::Object(layers.collect()));
+    }
+    out
+}

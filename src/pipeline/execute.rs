@@ -1,0 +1,220 @@
+//! One stage: run from its inputs, kept on disk, or brought back from there. A stage's outcome is a set of products;
+//! what is made faster from the rest than read is not stored: a checkpoint is read again, a pruned model is cut again,
+//! an adapter is merged again.
+
+use std::sync::Arc;
+
+use super::cache::{Kept, Room};
+use super::stage::{Product, Stage, Step};
+use crate::files::{self, FileError};
+use crate::metrics::{MetricsError, Table};
+use crate::model::Model;
+use crate::model::groups::DependencyGraph;
+use crate::model::lora::Adapter;
+use crate::stages::products::{GroupScores, Scores};
+use crate::stages::prune::{self, Pruning};
+use crate::stages::{Context, aggregate, dependencies, evaluate, export, importance, load, pretrain, recover};
+
+/// Values that stages hand on. Clones share them.
+#[derive(Clone, Default)]
+pub struct Products {
+    model: Option<Arc<Model>>,
+    graph: Option<Arc<DependencyGraph>>,
+    scores: Option<Arc<Scores>>,
+    group_scores: Option<Arc<GroupScores>>,
+    pruning: Option<Arc<Pruning>>,
+    adapter: Option<Arc<Adapter>>,
+}
+
+/// Why a stage failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    #[error(transparent)]
+    Load(#[from] load::Error),
+    #[error(transparent)]
+    Pretrain(#[from] pretrain::Error),
+    #[error(transparent)]
+    Dependencies(#[from] dependencies::Error),
+    #[error(transparent)]
+    Importance(#[from] importance::Error),
+    #[error(transparent)]
+    Aggregate(#[from] aggregate::Error),
+    #[error(transparent)]
+    Prune(#[from] prune::Error),
+    #[error(transparent)]
+    Recover(#[from] recover::Error),
+    #[error(transparent)]
+    Evaluate(#[from] evaluate::Error),
+    #[error(transparent)]
+    Export(#[from] export::Error),
+    #[error("its results cannot be stored: {0}")]
+    Store(#[from] MetricsError),
+    #[error("`{0}` was changed while the run was at work; run it again")]
+    Changed(String),
+    #[error("interrupted")]
+    Interrupted,
+    #[error("the stage lacks {0}; this is a mistake of the check")]
+    Lacks(&'static str),
+}
+
+impl From<FileError> for StageError {
+    fn from(error: FileError) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl StageError {
+    pub fn is_interrupted(&self) -> bool {
+        matches!(
+            self,
+            Self::Interrupted
+                | Self::Pretrain(pretrain::Error::Interrupted(_))
+                | Self::Importance(importance::Error::Interrupted(_))
+                | Self::Recover(recover::Error::Interrupted(_))
+                | Self::Evaluate(evaluate::Error::Interrupted(_))
+        )
+    }
+}
+
+impl Products {
+    /// Takes one product from others.
+    pub fn add(&mut self, product: Product, from: &Self) {
+        match product {
+            Product::Model => self.model.clone_from(&from.model),
+            Product::Graph => self.graph.clone_from(&from.graph),
+            Product::Scores => self.scores.clone_from(&from.scores),
+            Product::GroupScores => self.group_scores.clone_from(&from.group_scores),
+            Product::Plan => self.pruning.clone_from(&from.pruning),
+            Product::Adapter => self.adapter.clone_from(&from.adapter),
+        }
+    }
+
+    fn of_model(model: Model) -> Self {
+        Self { model: Some(Arc::new(model)), ..Self::default() }
+    }
+
+    fn model(&self) -> Result<&Model, StageError> {
+        there(&self.model, Product::Model)
+    }
+
+    fn graph(&self) -> Result<&DependencyGraph, StageError> {
+        there(&self.graph, Product::Graph)
+    }
+}
+
+fn there<T>(value: &Option<Arc<T>>, product: Product) -> Result<&T, StageError> {
+    value.as_deref().ok_or(StageError::Lacks(product.described().0))
+}
+
+/// Runs one stage. Returns what it hands on and what it measured.
+pub fn execute(step: &Step, context: &Context, inputs: &Products) -> Result<(Products, Vec<Table>), StageError> {
+    Ok(match &step.stage {
+        Stage::Load(options) => (Products::of_model(load::run(options)?), Vec::new()),
+        Stage::Pretrain(options) => {
+            let (model, tables) = pretrain::run(options, context)?;
+            (Products::of_model(model), tables)
+        }
+        Stage::Dependencies(options) => {
+            let graph = dependencies::run(options, inputs.model()?)?;
+            (Products { graph: Some(Arc::new(graph)), ..Products::default() }, Vec::new())
+        }
+        Stage::Importance(options) => {
+            let (scores, tables) = importance::run(options, context, inputs.model()?, inputs.graph()?)?;
+            (Products { scores: Some(Arc::new(scores)), ..Products::default() }, tables)
+        }
+        Stage::Aggregate(options) => {
+            let scores = there(&inputs.scores, Product::Scores)?;
+            let (units, tables) = aggregate::run(options, inputs.model()?, inputs.graph()?, scores)?;
+            (Products { group_scores: Some(Arc::new(units)), ..Products::default() }, tables)
+        }
+        Stage::Prune(options) => {
+            let scores = there(&inputs.group_scores, Product::GroupScores)?;
+            let (model, graph, before) = (inputs.model()?, inputs.graph()?, inputs.pruning.as_deref());
+            let (model, pruning, tables) = prune::run(options, step.schedule, model, graph, scores, before)?;
+            (Products { pruning: Some(Arc::new(pruning)), ..Products::of_model(model) }, tables)
+        }
+        Stage::Recover(options) => {
+            let (model, adapter, tables) = recover::run(options, context, inputs.model()?)?;
+            (Products { adapter: Some(Arc::new(adapter)), ..Products::of_model(model) }, tables)
+        }
+        Stage::Evaluate(options) => (Products::default(), evaluate::run(options, context, inputs.model()?)?),
+        Stage::Export(options) => {
+            export::run(options, context, inputs.model()?, inputs.pruning.as_deref().map(|pruning| &pruning.plan))?;
+            (Products::default(), Vec::new())
+        }
+    })
+}
+
+/// Puts what a stage hands on into its room, as far as [`restore`] reads it.
+pub fn store(step: &Step, products: &Products, room: &Room) -> Result<(), StageError> {
+    let encoded = match &step.stage {
+        Stage::Pretrain(_) => return Ok(products.model()?.save(&room.path().join("model"))?),
+        Stage::Dependencies(_) => postcard::to_stdvec(products.graph()?),
+        Stage::Importance(_) => postcard::to_stdvec(there(&products.scores, Product::Scores)?),
+        Stage::Aggregate(_) => postcard::to_stdvec(there(&products.group_scores, Product::GroupScores)?),
+        Stage::Prune(_) => postcard::to_stdvec(there(&products.pruning, Product::Plan)?),
+        Stage::Recover(_) => postcard::to_stdvec(there(&products.adapter, Product::Adapter)?),
+        Stage::Load(_) | Stage::Evaluate(_) | Stage::Export(_) => return Ok(()),
+    };
+    let path = room.path().join(PRODUCT);
+    let bytes = encoded.map_err(|e| FileError { path: path.clone(), source: std::io::Error::other(e) })?;
+    Ok(files::write_quickly(&path, &bytes)?)
+}
+
+/// The file of a product that is one.
+const PRODUCT: &str = "product";
+
+/// What [`restore`] needs besides the kept product.
+pub fn restored_from(stage: &Stage) -> &'static [Product] {
+    match stage {
+        Stage::Prune(_) => &[Product::Model, Product::Graph],
+        Stage::Recover(_) => &[Product::Model],
+        _ => &[],
+    }
+}
+
+/// A kept product could not be used.
+#[derive(Debug)]
+pub enum Unusable {
+    /// This file is not what was written.
+    Damaged(String),
+    /// The stage failed.
+    Failed(StageError),
+}
+
+impl From<StageError> for Unusable {
+    fn from(error: StageError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Brings back what a stage handed on.
+pub fn restore(step: &Step, kept: &Kept, inputs: &Products) -> Result<Products, Unusable> {
+    Ok(match &step.stage {
+        Stage::Load(options) => Products::of_model(load::run(options).map_err(StageError::from)?),
+        Stage::Pretrain(_) => {
+            let folder = kept.folder("model").map_err(Unusable::Damaged)?;
+            Products::of_model(Model::load(&folder).map_err(|e| StageError::from(load::Error::from(e)))?)
+        }
+        Stage::Dependencies(_) => Products { graph: Some(decoded(kept)?), ..Products::default() },
+        Stage::Importance(_) => Products { scores: Some(decoded(kept)?), ..Products::default() },
+        Stage::Aggregate(_) => Products { group_scores: Some(decoded(kept)?), ..Products::default() },
+        Stage::Prune(_) => {
+            let pruning: Arc<Pruning> = decoded(kept)?;
+            let model = prune::cut(inputs.model()?, inputs.graph()?, &pruning.kept);
+            Products { pruning: Some(pruning), ..Products::of_model(model) }
+        }
+        Stage::Recover(_) => {
+            let adapter: Arc<Adapter> = decoded(kept)?;
+            let model = adapter.merge(inputs.model()?);
+            Products { adapter: Some(adapter), ..Products::of_model(model) }
+        }
+        Stage::Evaluate(_) | Stage::Export(_) => Products::default(),
+    })
+}
+
+fn decoded<T: serde::de::DeserializeOwned>(kept: &Kept) -> Result<Arc<T>, Unusable> {
+    let damaged = || Unusable::Damaged(PRODUCT.to_owned());
+    let bytes = std::fs::read(kept.file(PRODUCT).map_err(Unusable::Damaged)?).map_err(|_| damaged())?;
+    postcard::from_bytes::<T>(&bytes).map(Arc::new).map_err(|_| damaged())
+}

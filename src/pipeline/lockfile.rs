@@ -1,0 +1,105 @@
+//! `secateur.lock` beside the pipeline: what its runs read, and which program ran them. A run brings it up to date, and
+//! with `--locked` refuses to read anything else.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::Plan;
+use super::problem::{InvalidPipeline, Problem};
+use super::recipe::{PROGRAM, Recipes};
+use crate::files::{FileError, write_whole};
+
+/// The file's name.
+const NAME: &str = "secateur.lock";
+
+/// What stands above all.
+const HEAD: &str = "# What the pipelines of this folder read. Written by runner; with --locked it reads nothing else.\n\n";
+
+/// The pipelines of a folder, by their stem.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Lock {
+    pipelines: BTreeMap<String, Locked>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Locked {
+    /// The program and its version.
+    program: String,
+    /// blake3 of every file of models, tokenizers, tasks and data.
+    files: BTreeMap<String, String>,
+}
+
+/// The lock file of a pipeline.
+fn path(plan: &Plan) -> PathBuf {
+    plan.file.parent().unwrap_or(Path::new("")).join(NAME)
+}
+
+/// A lock file that is not there has no pipelines.
+fn read(path: &Path) -> Result<Lock, String> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => toml::from_str(&text).map_err(|e| format!("it is no lock file: {}", e.message())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Lock::default()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// What is not as the lock file says, in a sentence each.
+fn drift(lock: &Lock, plan: &Plan, inputs: &BTreeMap<String, String>) -> Vec<String> {
+    let Some(locked) = lock.pipelines.get(&plan.name) else {
+        return vec![format!("it has no entry for `{}`", plan.name)];
+    };
+    let program = (locked.program != PROGRAM).then(|| format!("it was written by {}, this is {PROGRAM}", locked.program));
+    let files = inputs.iter().filter_map(|(file, hash)| match locked.files.get(file) {
+        None => Some(format!("`{file}` is not in it")),
+        Some(before) if before != hash => Some(format!("`{file}` has changed")),
+        Some(_) => None,
+    });
+    program.into_iter().chain(files).collect()
+}
+
+/// Refuses a plan that is to be locked and has drifted.
+pub fn verify(plan: &Plan, recipes: &Recipes) -> Result<(), InvalidPipeline> {
+    if !plan.settings.run.locked {
+        return Ok(());
+    }
+    let path = path(plan);
+    let messages = match read(&path) {
+        Ok(_) if !path.exists() => vec!["it is not there".to_owned()],
+        Ok(lock) => drift(&lock, plan, &recipes.inputs()),
+        Err(message) => vec![message],
+    };
+    let help = "run without --locked to bring the lock file up to date";
+    let problem = |message: &String| plan.sources.problem(plan.locked.clone(), format!("`{}`: {message}", path.display()), help);
+    let problems: Vec<Problem> = messages.iter().map(problem).collect();
+    if problems.is_empty() { Ok(()) } else { Err(InvalidPipeline { name: plan.file.display().to_string(), problems }) }
+}
+
+/// Brings the lock file up to date. What it says of files that this run does not read stays.
+pub fn update(plan: &Plan, recipes: &Recipes) {
+    let path = path(plan);
+    let updated = read(&path).and_then(|mut lock| {
+        let before = lock.pipelines.get(&plan.name).cloned();
+        let inputs = recipes.inputs();
+        for (file, _) in
+            before.iter().flat_map(|locked| &locked.files).filter(|(f, hash)| inputs.get(*f).is_some_and(|h| h != *hash))
+        {
+            tracing::warn!("`{file}` is not what it was when `{}` was written", path.display());
+        }
+        let mut files = before.clone().unwrap_or_default().files;
+        files.extend(inputs);
+        let now = Locked { program: PROGRAM.to_owned(), files };
+        if before.as_ref() == Some(&now) {
+            return Ok(());
+        }
+        lock.pipelines.insert(plan.name.clone(), now);
+        let text = HEAD.to_owned() + &toml::to_string(&lock).map_err(|e| e.to_string())?;
+        write_whole(&path, text.as_bytes()).map_err(|e: FileError| e.source.to_string())
+    });
+    if let Err(message) = updated {
+        tracing::warn!("`{}` is not brought up to date: {message}", path.display());
+    }
+}

@@ -1,0 +1,200 @@
+//! What a stage's outcome depends on, and the key that follows: the hash of its options, its code, the files it reads,
+//! its random streams, the arithmetic of the machine, and the keys of the stages whose values it takes.
+//!
+//! Options that only earlier stages of no concern have are not in it: another `limit` of the dense evaluation leaves the
+//! importance as it was.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use super::plan::{Plan, Variant};
+use super::stage::{Product, Step};
+use crate::data::Input;
+use crate::files::Fingerprint;
+
+/// Raised whenever a kept product would be read differently, or a stage's surroundings change what it makes.
+const FORMAT: u32 = 1;
+
+/// The version of each stage's code: its name, and a hash of its sources (`build.rs`).
+const CODE: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/code_versions.rs"));
+
+/// The program, by name and version.
+pub const PROGRAM: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
+
+/// The version of a stage's code.
+pub fn code(tag: &str) -> &'static str {
+    CODE.iter().find(|(name, _)| *name == tag).map_or("", |(_, version)| version)
+}
+
+/// The recipe of one stage.
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    pub key: String,
+    /// The files that it reads, and their hashes; what is built in has a name instead of a path.
+    pub inputs: BTreeMap<String, String>,
+    /// The products that it takes, each with the node that makes it.
+    pub takes: Vec<(Product, usize)>,
+}
+
+/// The recipes of a plan, by node.
+#[derive(Clone, Debug)]
+pub struct Recipes {
+    nodes: Vec<Recipe>,
+    files: Files,
+}
+
+/// Files already read, and how they looked then.
+#[derive(Clone, Debug, Default)]
+struct Files {
+    known: HashMap<PathBuf, (Fingerprint, Look)>,
+}
+
+/// What changes when a file is written.
+type Look = (u64, Option<SystemTime>);
+
+/// A file that a stage reads is gone.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read `{}`: {source}", .path.display())]
+pub struct InputError {
+    pub path: PathBuf,
+    pub source: std::io::Error,
+}
+
+impl Recipes {
+    /// Reads every file that a stage of the plan reads, and hashes what follows.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn of(plan: &Plan) -> Result<Self, InputError> {
+        let arithmetic = arithmetic();
+        let mut files = Files::default();
+        let mut nodes: Vec<Option<Recipe>> = vec![None; plan.nodes.len()];
+        for variant in &plan.variants {
+            let mut makers: BTreeMap<Product, usize> = BTreeMap::new();
+            for (&node, step) in variant.path.iter().zip(&variant.steps) {
+                if nodes[node].is_none() {
+                    let takes: Vec<(Product, usize)> =
+                        step.stage.takes().filter_map(|product| Some((product, *makers.get(&product)?))).collect();
+                    let from = takes.iter().map(|&(product, maker)| {
+                        let key = nodes[maker].as_ref().map_or("", |recipe| &recipe.key);
+                        json!([product.described().0, key])
+                    });
+                    let from: Vec<Value> = from.collect();
+                    nodes[node] = Some(recipe(step, plan, from, takes, &arithmetic, &mut files)?);
+                }
+                makers.retain(|product, _| !step.stage.spends().contains(product));
+                makers.extend(step.stage.makes().iter().map(|&product| (product, node)));
+            }
+        }
+        Ok(Self { nodes: nodes.into_iter().flatten().collect(), files })
+    }
+
+    pub fn get(&self, node: usize) -> &Recipe {
+        &self.nodes[node]
+    }
+
+    /// The keys of a variant's stages, in their order.
+    pub fn keys(&self, variant: &Variant) -> Vec<&str> {
+        variant.path.iter().map(|&node| self.nodes[node].key.as_str()).collect()
+    }
+
+    /// Every file that is read, and its hash.
+    pub fn inputs(&self) -> BTreeMap<String, String> {
+        self.nodes.iter().flat_map(|recipe| recipe.inputs.clone()).collect()
+    }
+
+    /// A file that a node reads and that was written since it was hashed.
+    pub fn changed(&self, node: usize) -> Option<&str> {
+        let is_changed = |path: &str| {
+            let known = self.files.known.get(Path::new(path));
+            known.is_some_and(|(_, then)| look(Path::new(path)) != Some(*then))
+        };
+        self.nodes[node].inputs.keys().map(String::as_str).find(|path| is_changed(path))
+    }
+}
+
+fn recipe(
+    step: &Step,
+    plan: &Plan,
+    from: Vec<Value>,
+    takes: Vec<(Product, usize)>,
+    arithmetic: &str,
+    files: &mut Files,
+) -> Result<Recipe, InputError> {
+    let (mut inputs, mut contents) = (BTreeMap::new(), Vec::new());
+    for input in step.stage.inputs(plan.settings.run.data.as_deref()) {
+        let (shown, name, hash) = match input {
+            Input::File(path) => {
+                let hash = files.hash(&path)?;
+                let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+                (path.display().to_string(), name, hash)
+            }
+            Input::BuiltIn { name, content } => (name.clone(), name, blake3::hash(content.as_bytes()).to_hex().to_string()),
+        };
+        contents.push(json!([name, hash]));
+        inputs.insert(shown, hash);
+    }
+    let tag = step.stage.tag();
+    let all = json!({
+        "format": FORMAT, "code": code(tag), "arithmetic": arithmetic, "step": step.identity(),
+        "seed": step.stage.draws().then_some(plan.settings.run.seed), "files": contents, "from": from,
+    });
+    Ok(Recipe { key: blake3::hash(all.to_string().as_bytes()).to_hex()[..32].to_owned(), inputs, takes })
+}
+
+impl Files {
+    fn hash(&mut self, path: &Path) -> Result<String, InputError> {
+        if let Some((found, _)) = self.known.get(path) {
+            return Ok(found.blake3.clone());
+        }
+        let failed = |source| InputError { path: path.to_owned(), source };
+        let before = look(path).unwrap_or_default();
+        let found = Fingerprint::of(path).map_err(failed)?;
+        let hash = found.blake3.clone();
+        self.known.insert(path.to_owned(), (found, before));
+        Ok(hash)
+    }
+}
+
+fn look(path: &Path) -> Option<Look> {
+    let found = std::fs::metadata(path).ok()?;
+    Some((found.len(), found.modified().ok()))
+}
+
+/// What sums may depend on in their last bits: the element, the device, and the processor, whose vector units and caches
+/// decide how a product of matrices is cut into parts.
+pub fn arithmetic() -> String {
+    let device = if cfg!(feature = "cuda") { "cuda" } else { "cpu" };
+    format!("float32, {device}, {}, {}", std::env::consts::ARCH, processor())
+}
+
+/// The processor's name, as far as the system tells, and the vector instructions that it has.
+pub fn processor() -> String {
+    let cpu = sysinfo::RefreshKind::nothing().with_cpu(sysinfo::CpuRefreshKind::nothing());
+    let system = sysinfo::System::new_with_specifics(cpu);
+    let name = system.cpus().first().map(|cpu| cpu.brand().trim().to_owned()).filter(|name| !name.is_empty());
+    let name = name.unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    match vectors() {
+        Some(vectors) => format!("{name} ({vectors})"),
+        None => name,
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn vectors() -> Option<&'static str> {
+    if is_x86_feature_detected!("avx512f") {
+        Some("AVX-512")
+    } else if is_x86_feature_detected!("fma") {
+        Some("AVX2, FMA")
+    } else {
+        None
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn vectors() -> Option<&'static str> {
+    None
+}

@@ -1,0 +1,77 @@
+//! A variant as the table of its sweep sees it: the options that were swept, and which steps measured which model.
+//! `results/<pipeline>/sweep.json` lists those of the whole sweep, so that shards can be joined and holes be seen.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::plan::{Plan, Variant};
+use super::stage::{Product, Stage, Step};
+use crate::files::{FileError, write_quickly};
+
+/// What a variant is, whatever became of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Shape {
+    pub id: String,
+    /// The options that the sweep decides, and their values.
+    pub swept: Vec<(String, Value)>,
+    /// Every `evaluate` before any pruning: the dense model. The first that has a metric counts.
+    pub dense: Vec<u32>,
+    /// Every `evaluate` between the last pruning and what changes the model after it: not yet recovered.
+    pub pruned: Vec<u32>,
+    /// Every `evaluate` of the model as it is in the end. The last that has a metric counts.
+    pub last: Vec<u32>,
+}
+
+/// The variants of a sweep, in its order: `sweep.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sweep {
+    pub variants: Vec<Shape>,
+}
+
+impl From<&Variant> for Shape {
+    fn from(variant: &Variant) -> Self {
+        let steps = &variant.steps;
+        let changes = |step: &Step| step.stage.makes().contains(&Product::Model);
+        let evaluates = |steps: &[Step]| -> Vec<u32> {
+            steps.iter().filter(|step| matches!(step.stage, Stage::Evaluate(_))).map(|step| step.position).collect()
+        };
+        let is_prune = |step: &Step| matches!(step.stage, Stage::Prune(_));
+        let first_pruning = steps.iter().position(is_prune).unwrap_or(steps.len());
+        let last_change = steps.iter().rposition(changes).unwrap_or(0);
+        let pruned = steps.iter().rposition(is_prune).map(|pruning| {
+            let next = steps[pruning + 1..].iter().position(changes).map(|next| pruning + 1 + next);
+            next.map_or_else(Vec::new, |next| evaluates(&steps[pruning..next]))
+        });
+        Self {
+            id: variant.id.clone(),
+            swept: variant.swept.clone(),
+            dense: evaluates(&steps[..first_pruning]),
+            pruned: pruned.unwrap_or_default(),
+            last: evaluates(&steps[last_change..]),
+        }
+    }
+}
+
+impl Sweep {
+    /// Every variant of a plan, those that were not asked for included.
+    pub fn of(plan: &Plan) -> Self {
+        let mut variants: Vec<Shape> = plan.variants.iter().chain(&plan.others).map(Shape::from).collect();
+        variants.sort_by_key(|shape| plan.order.iter().position(|id| *id == shape.id));
+        Self { variants }
+    }
+
+    /// What lies in a folder of results.
+    pub fn read(folder: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(folder.join(FILE)).ok()?).ok()
+    }
+
+    pub fn write(&self, folder: &Path) -> Result<(), FileError> {
+        let path = folder.join(FILE);
+        let text = serde_json::to_vec_pretty(self).map_err(|e| FileError { path: path.clone(), source: e.into() })?;
+        write_quickly(&path, &text)
+    }
+}
+
+const FILE: &str = "sweep.json";

@@ -1,0 +1,134 @@
+//! How far a run is: a line above the bars for people, `status.json` for machines.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use crate::files;
+use crate::progress::{Headline, Progress};
+
+/// `results/<pipeline>/status.json`, written at every event. Of several runs in one folder it tells of the last that
+/// did something.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    pub pipeline: String,
+    pub state: RunState,
+    pub process: u32,
+    /// Seconds since 1970.
+    pub started: u64,
+    /// Seconds since 1970.
+    pub updated: u64,
+    pub variants: Variants,
+    /// Stages of the tree; each counts once, however many variants share it.
+    pub stages: Stages,
+    /// What is being done.
+    pub now: Option<Now>,
+    pub seconds_elapsed: f64,
+    /// For all that is left, from what such stages took so far; null until each kind was seen once.
+    pub seconds_left: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    Running,
+    /// Every variant succeeded.
+    Succeeded,
+    /// Some variant failed.
+    Failed,
+    Interrupted,
+}
+
+/// Of the variants that this run was asked for.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Variants {
+    pub total: usize,
+    pub succeeded: usize,
+    pub failed: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Stages {
+    /// That ran.
+    pub run: usize,
+    /// That were kept from an earlier run.
+    pub kept: usize,
+    /// That will run.
+    pub left: usize,
+}
+
+/// The stage at work.
+#[derive(Clone, Debug, Serialize)]
+pub struct Now {
+    pub step: u32,
+    pub stage: &'static str,
+    /// The variants that share it.
+    pub variants: Vec<String>,
+    /// Seconds since 1970.
+    pub since: u64,
+}
+
+/// Tells people and machines.
+#[derive(Debug)]
+pub struct Teller {
+    pub status: Status,
+    path: PathBuf,
+    began: Instant,
+    headline: Headline,
+}
+
+impl Teller {
+    pub fn new(folder: &Path, pipeline: &str, variants: usize, progress: &Progress) -> Self {
+        let status = Status {
+            pipeline: pipeline.to_owned(),
+            state: RunState::Running,
+            process: std::process::id(),
+            started: now(),
+            updated: now(),
+            variants: Variants { total: variants, ..Variants::default() },
+            stages: Stages::default(),
+            now: None,
+            seconds_elapsed: 0.0,
+            seconds_left: None,
+        };
+        Self { status, path: folder.join("status.json"), began: Instant::now(), headline: progress.headline() }
+    }
+
+    /// Says where the run is. That it cannot be written is no reason to stop work.
+    pub fn tell(&mut self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.status);
+        self.status.updated = now();
+        self.status.seconds_elapsed = self.began.elapsed().as_secs_f64();
+        self.headline.say(self.line());
+        if let Ok(text) = serde_json::to_vec_pretty(&self.status) {
+            drop(files::write_quickly(&self.path, &text));
+        }
+    }
+
+    /// `variant 3 of 24 · importance · 00:40 left`
+    pub fn line(&self) -> String {
+        let Status { now, seconds_left, .. } = &self.status;
+        let stage = now.as_ref().map_or_else(String::new, |now| format!(" · {}", now.stage));
+        let left = seconds_left.map_or_else(String::new, |left| format!(" · {} left", clock(left)));
+        format!("variant {}{stage}{left}", self.variant())
+    }
+
+    /// `3 of 24`: the variant at work.
+    pub fn variant(&self) -> String {
+        let Variants { total, succeeded, failed } = self.status.variants;
+        format!("{} of {total}", (succeeded + failed + 1).min(total))
+    }
+}
+
+/// `1:02:03`, or `02:03`.
+pub fn clock(seconds: f64) -> String {
+    let seconds = Duration::from_secs_f64(seconds.clamp(0.0, 1e9)).as_secs();
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes:02}:{seconds:02}") }
+}
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

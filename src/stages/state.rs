@@ -1,0 +1,91 @@
+//! How far a long stage came: left on disk while it works, so that an interrupted run goes on where it stopped.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::files;
+
+/// At least so long between two writes.
+const BETWEEN_WRITES: Duration = Duration::from_secs(5);
+
+/// Between two writes passes so many times what a write takes: at most two percent of the time go into writing.
+const WRITES_APART: u32 = 50;
+
+/// The place of one stage's state. Clones are the same place. The default keeps nothing.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    file: Option<PathBuf>,
+    next: Arc<Mutex<Option<Instant>>>,
+}
+
+impl State {
+    /// State in a file, which may be there from an earlier run.
+    pub fn at(file: PathBuf) -> Self {
+        Self { file: Some(file), next: Arc::new(Mutex::new(Some(Instant::now() + BETWEEN_WRITES))) }
+    }
+
+    /// What an earlier run left. A file that is not whole counts as none.
+    pub fn read<S: DeserializeOwned>(&self) -> Option<S> {
+        let bytes = std::fs::read(self.file.as_ref()?).ok()?;
+        let (hash, state) = bytes.split_at_checked(blake3::OUT_LEN)?;
+        let whole = (blake3::hash(state).as_bytes() == hash).then(|| postcard::from_bytes(state).ok()).flatten();
+        if whole.is_none() {
+            tracing::warn!("what an interrupted run left is damaged; the stage begins anew");
+        }
+        whole
+    }
+
+    /// Drops what an earlier run left.
+    pub fn forget(&self) {
+        if let Some(file) = &self.file {
+            drop(std::fs::remove_file(file));
+        }
+    }
+
+    /// Whether it is time for a write.
+    pub fn is_due(&self) -> bool {
+        self.next.lock().is_ok_and(|next| next.is_some_and(|next| next <= Instant::now()))
+    }
+
+    /// Leaves the state. That it cannot be written is no reason to stop work.
+    pub fn write<S: Serialize>(&self, state: &S) {
+        let Some(file) = &self.file else { return };
+        let began = Instant::now();
+        let written = postcard::to_stdvec(state).map_err(|e| e.to_string()).and_then(|state| {
+            let bytes = [&blake3::hash(&state).as_bytes()[..], &state].concat();
+            files::write_whole(file, &bytes).map_err(|e| e.to_string())
+        });
+        if let Err(error) = written {
+            tracing::warn!("how far the stage is cannot be kept: {error}");
+        }
+        if let Ok(mut next) = self.next.lock() {
+            *next = Some(Instant::now() + BETWEEN_WRITES.max(began.elapsed() * WRITES_APART));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_comes_back_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("a.state");
+        let state = State::at(file.clone());
+        assert_eq!(state.read::<Vec<f32>>(), None);
+        let values = vec![0.1f32, f32::MIN_POSITIVE, -3.0e38];
+        state.write(&values);
+        assert_eq!(State::at(file.clone()).read::<Vec<f32>>(), Some(values));
+        let mut bytes = std::fs::read(&file).expect("there");
+        *bytes.last_mut().expect("some") ^= 1;
+        std::fs::write(&file, &bytes).expect("written");
+        assert_eq!(state.read::<Vec<f32>>(), None);
+        std::fs::write(&file, &bytes[..10]).expect("written");
+        assert_eq!(state.read::<Vec<f32>>(), None);
+    }
+}

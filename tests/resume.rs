@@ -1,0 +1,246 @@
+//! Runs that are cut off: killed at any moment, asked to stop, several at once. What follows ends in the bytes of a run
+//! that nobody disturbed.
+
+#![cfg(unix)]
+
+use std::collections::BTreeMap;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::support::{CHAIN, Sandbox, chain, outcome};
+
+/// A run that is left to itself.
+fn spawn(sandbox: &Sandbox, arguments: &[&str]) -> Child {
+    sandbox.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// What `status.json` says of a process: the stage at work.
+fn stage_at_work(sandbox: &Sandbox, pipeline: &str, process: u32) -> Option<String> {
+    let text = std::fs::read(sandbox.path(&format!("results/{pipeline}/status.json"))).ok()?;
+    let status: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    if status["process"].as_u64() != Some(u64::from(process)) {
+        return None;
+    }
+    status["now"]["stage"].as_str().map(str::to_owned)
+}
+
+/// Waits until a stage of this type is at work, then so much longer. False if the run ended before.
+fn wait_for_stage(sandbox: &Sandbox, pipeline: &str, child: &mut Child, stage: &str, longer: Duration) -> bool {
+    loop {
+        if stage_at_work(sandbox, pipeline, child.id()).as_deref() == Some(stage) {
+            std::thread::sleep(longer);
+            return child.try_wait().unwrap().is_none();
+        }
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    let sent = std::process::Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+/// Seconds that each stage type takes, from the manifest of a run.
+fn seconds(sandbox: &Sandbox, variant: &str) -> BTreeMap<String, f64> {
+    let manifest = sandbox.json(&format!("{variant}/manifest.json"));
+    let records = manifest["stages"].as_array().unwrap().iter();
+    records.map(|record| (record["stage"].as_str().unwrap().to_owned(), record["wall_seconds"].as_f64().unwrap())).collect()
+}
+
+/// No half-made file or folder is left anywhere.
+fn assert_tidy(sandbox: &Sandbox) {
+    let left = walk(&sandbox.path("results")).into_iter().find(|path| path.contains(".partial-"));
+    assert_eq!(left, None, "a killed run's leftovers are there after the next");
+}
+
+fn walk(folder: &std::path::Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let inside = |entry: std::fs::DirEntry| {
+        let path = entry.path();
+        let mut all = vec![path.display().to_string()];
+        if path.is_dir() {
+            all.extend(walk(&path));
+        }
+        all
+    };
+    entries.flat_map(inside).collect()
+}
+
+#[test]
+fn killed_at_any_moment_it_goes_on_to_the_same_bytes() {
+    const STAGES: [&str; 8] = ["load", "evaluate", "dependencies", "importance", "aggregate", "prune", "recover", "export"];
+    let undisturbed = chain();
+    assert_eq!(undisturbed.run(&["chain.toml"]).code, 0);
+    let variant = undisturbed.variant("chain", "base-");
+    let expected = outcome(&undisturbed, &variant);
+    let table = undisturbed.read("results/chain/variants.parquet");
+    let seconds = seconds(&undisturbed, &variant);
+
+    let sandbox = chain();
+    let mut random = ChaCha8Rng::seed_from_u64(4);
+    let mut kills: BTreeMap<&str, u32> = BTreeMap::new();
+    let same = |sandbox: &Sandbox| {
+        let ran = sandbox.run(&["chain.toml"]);
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        assert!(!ran.err.contains("damaged"), "{}", ran.err);
+        for ((name, before), (other, after)) in expected.iter().zip(outcome(sandbox, &variant)) {
+            assert!(*name == other && *before == after, "{name} differs after {kills:?}", kills = &name);
+        }
+        assert!(sandbox.read("results/chain/variants.parquet") == table, "variants.parquet differs");
+        assert_tidy(sandbox);
+    };
+    // In every stage: those before it are kept, and it is made to run.
+    for round in 0..6 {
+        for stage in STAGES {
+            for attempt in 0.. {
+                assert!(attempt < 20, "{stage} cannot be met");
+                let arguments: &[&str] = if round == 0 { &["chain.toml"] } else { &["chain.toml", "--from", stage] };
+                let mut child = spawn(&sandbox, arguments);
+                // beyond the stage's own time lies the writing of its results
+                let longer = Duration::from_secs_f64(seconds[stage] * random.random_range(0.0..1.2));
+                let met = wait_for_stage(&sandbox, "chain", &mut child, stage, longer);
+                child.kill().unwrap();
+                let killed = child.wait().unwrap().code().is_none();
+                if met && killed {
+                    *kills.entry(stage).or_default() += 1;
+                    break;
+                }
+                // The first round goes down a run that has nothing: what is kept is not met again.
+                if round == 0 {
+                    break;
+                }
+            }
+            if round % 2 == 1 {
+                same(&sandbox);
+            }
+        }
+    }
+    same(&sandbox);
+    // At any time of a run that has nothing.
+    let whole = Duration::from_secs_f64(seconds.values().sum::<f64>() + 0.2);
+    for _ in 0..12 {
+        std::fs::remove_dir_all(sandbox.path("results")).unwrap();
+        for _ in 0..3 {
+            let mut child = spawn(&sandbox, &["chain.toml"]);
+            std::thread::sleep(whole.mul_f64(random.random_range(0.0..1.0)));
+            child.kill().unwrap();
+            if child.wait().unwrap().code().is_none() {
+                *kills.entry("any").or_default() += 1;
+            }
+        }
+        same(&sandbox);
+    }
+    eprintln!("killed: {kills:?}");
+    assert!(STAGES.iter().all(|stage| kills.get(stage).is_some_and(|n| *n >= 5)), "{kills:?}");
+    assert!(kills.values().sum::<u32>() >= 50, "{kills:?}");
+}
+
+/// Trains, so that there is something to go on from.
+const LONG: &str = r#"
+[[stage]]
+type = "pretrain"
+corpus = "datasets/tiny_world.txt"
+separator = "\n<|endoftext|>\n"
+vocabulary = 300
+hidden = 16
+blocks = 1
+heads = 2
+mlp = 16
+length = 16
+batch = 2
+updates = UPDATES
+
+[[stage]]
+type = "recover"
+corpus = "datasets/tiny_world.txt"
+separator = "\n<|endoftext|>\n"
+rank = 2
+batch = 2
+dropout = 0.1
+duration = { updates = UPDATES }
+
+[[stage]]
+type = "export"
+"#;
+
+#[test]
+fn a_stage_that_is_asked_to_stop_goes_on_where_it_stopped() {
+    let sandbox = Sandbox::new();
+    sandbox.write("long.toml", LONG.replace("UPDATES", "400"));
+    let undisturbed = sandbox.run(&["long.toml", "--results", "undisturbed"]);
+    assert_eq!(undisturbed.code, 0, "{}", undisturbed.err);
+    let mut resumed = Vec::new();
+    for (stage, name) in [("pretrain", "INT"), ("recover", "TERM")] {
+        let mut child = spawn(&sandbox, &["long.toml"]);
+        assert!(wait_for_stage(&sandbox, "long", &mut child, stage, Duration::from_millis(100)), "{stage}");
+        signal(&child, name);
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{stage}");
+        let plan: serde_json::Value = serde_json::from_str(&sandbox.run(&["plan", "long.toml", "--format", "json"]).out).unwrap();
+        let nodes = plan["nodes"].as_array().unwrap();
+        let node = nodes.iter().find(|node| node["stage"] == stage).unwrap();
+        assert_eq!(node["reason"], "it was interrupted, and goes on from there", "{stage}");
+        let status = sandbox.json("results/long/status.json");
+        assert_eq!(status["state"], "interrupted");
+    }
+    let ran = sandbox.run(&["long.toml"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    resumed.push(ran.err);
+    assert!(resumed[0].contains("recovery goes on where it was interrupted"), "{resumed:?}");
+    let variant = sandbox.variant("long", "base-");
+    let log = String::from_utf8(sandbox.read(&format!("{variant}/log.jsonl"))).unwrap();
+    assert!(log.contains("goes on where it was interrupted"), "{log}");
+    let elsewhere = variant.replace("results/", "undisturbed/");
+    for file in ["pretrain.parquet", "recover.parquet", "hf/model.safetensors", "hf/config.json", "hf/tokenizer.json"] {
+        let (one, other) = (sandbox.read(&format!("{variant}/{file}")), sandbox.read(&format!("{elsewhere}/{file}")));
+        assert!(one == other, "{file} differs");
+    }
+    // no state is left of what is complete
+    let left = walk(&sandbox.path("results/.cache")).into_iter().find(|path| path.ends_with(".state"));
+    assert_eq!(left, None);
+}
+
+#[test]
+fn several_runs_in_one_folder_share_the_work() {
+    let sandbox = chain();
+    sandbox.write("sweep.toml", format!("{CHAIN}\n[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n"));
+    let alone = sandbox.run(&["sweep.toml", "--results", "alone"]);
+    assert_eq!(alone.code, 0, "{}", alone.err);
+    let mut children: Vec<Child> = (0..3).map(|_| spawn(&sandbox, &["sweep.toml"])).collect();
+    for child in &mut children {
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+    }
+    assert!(sandbox.read("results/sweep/variants.parquet") == sandbox.read("alone/sweep/variants.parquet"));
+    for ratio in ["ratio0.25", "ratio0.5"] {
+        let variant = sandbox.variant("sweep", ratio);
+        let others = outcome(&sandbox, &variant.replace("results/", "alone/"));
+        assert!(outcome(&sandbox, &variant) == others, "{ratio}");
+    }
+    assert_tidy(&sandbox);
+}
+
+#[test]
+fn a_run_takes_over_what_a_killed_one_had_begun() {
+    let sandbox = chain();
+    sandbox.write("slow.toml", CHAIN.replace("updates = 3", "updates = 100000"));
+    let mut first = spawn(&sandbox, &["slow.toml"]);
+    assert!(wait_for_stage(&sandbox, "slow", &mut first, "recover", Duration::ZERO));
+    // The same variant: it waits until the first is gone, then goes on itself.
+    let mut second = spawn(&sandbox, &["slow.toml"]);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(second.try_wait().unwrap().is_none(), "it waits");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let began = Instant::now();
+    while stage_at_work(&sandbox, "slow", second.id()).as_deref() != Some("recover") {
+        assert!(began.elapsed() < Duration::from_secs(60) && second.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    signal(&second, "TERM");
+    assert_eq!(second.wait().unwrap().code(), Some(130));
+}
