@@ -92,7 +92,7 @@ pub enum CacheAction {
     Verify,
     /// Remove the least recently used products until the others fit; without a limit, all of them.
     Clean {
-        /// What may stay, in bytes or as "20 GB".
+        /// What may stay, in bytes or as "20 GiB".
         #[arg(long, value_name = "SIZE")]
         limit: Option<ByteSize>,
     },

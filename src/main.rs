@@ -69,6 +69,9 @@ impl Common {
     fn prepare(&self) -> Result<Prepared, ExitCode> {
         let refuse = |invalid: InvalidPipeline| refuse(&invalid, self.format);
         let plan = self.check(true).map_err(refuse)?;
+        if let Some(threads) = plan.settings.run.threads {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|error| complain(&error))?;
+        }
         let recipes = Recipes::of(&plan).map_err(|error| complain(&error))?;
         lockfile::verify(&plan, &recipes).map_err(refuse)?;
         let survey = survey(&plan, &recipes);
@@ -174,11 +177,6 @@ fn run_pipeline(common: &Common, fail_fast: bool) -> ExitCode {
     }
     let log = LogFiles::default();
     log::start(plan.settings.run.log, terminal, &progress, &log);
-    if let Some(threads) = plan.settings.run.threads
-        && let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()
-    {
-        return complain(&error);
-    }
     lockfile::update(&plan, &recipes);
     let outcome = match run::run(&plan, &recipes, &survey, &Surroundings { progress, log, stop, fail_fast }) {
         Ok(outcome) => outcome,

@@ -73,7 +73,10 @@ fn nothing_runs_twice() {
     sandbox.write("renamed.toml", CHAIN);
     ok(&sandbox, &["renamed.toml", "--set", "run.cache=elsewhere"]);
     assert_eq!(stages(&sandbox, "renamed"), (0, 10));
-    assert!(outcome(&sandbox, &sandbox.variant("renamed", "base-")) == first);
+    let renamed = outcome(&sandbox, &sandbox.variant("renamed", "base-"));
+    // the head of `pipeline.toml` names the pipeline that it is of
+    let same = |(one, other): (&(String, Vec<u8>), &(String, Vec<u8>))| one == other || one.0 == "pipeline.toml";
+    assert!(renamed.iter().zip(&first).all(same));
 }
 
 #[test]
@@ -224,7 +227,7 @@ fn shards_are_joined_into_one_table() {
     let short = ["--set", "recover.duration.updates=1", "--set", "evaluate.limit=2"];
     let run = |more: &[&str]| sandbox.run(&[&["sweep.toml"], &short[..], more].concat());
     assert_eq!(run(&["--results", "whole"]).code, 0);
-    let shards = ["1/3", "2/3", "3/3"];
+    let shards = ["1/2", "2/2"];
     let of = |shard: &str| format!("shard-{}", &shard[..1]);
     let mut all = 0;
     for shard in shards {
@@ -235,10 +238,10 @@ fn shards_are_joined_into_one_table() {
     }
     assert_eq!(all, 6, "every variant falls to one shard");
     // a hole is named, and what is there is joined
-    let holes = sandbox.run(&["merge", "shard-1", "shard-3/sweep", "--into", "joined"]);
+    let holes = sandbox.run(&["merge", "shard-2/sweep", "--into", "joined"]);
     assert_eq!(holes.code, 1);
     assert!(holes.err.contains("missing: ") && holes.err.contains("no folder has it"), "{}", holes.err);
-    let merge = ["merge", "shard-1", "shard-2", "shard-3", "--into", "joined"];
+    let merge = ["merge", "shard-1", "shard-2", "--into", "joined"];
     ok(&sandbox, &merge);
     let whole = sandbox.read("whole/sweep/variants.parquet");
     assert!(sandbox.read("joined/sweep/variants.parquet") == whole);
@@ -255,6 +258,10 @@ fn shards_are_joined_into_one_table() {
     let table = sandbox.read(&format!("shard-1/sweep/{id}/evaluate.parquet"));
     let hash = |bytes: &[u8]| blake3::hash(bytes).to_hex().to_string();
     let altered = [&table[..], b" "].concat();
+    // other files: those that were joined may be the same ones
+    for file in [&manifest, &format!("shard-1/sweep/{id}/evaluate.parquet")] {
+        std::fs::remove_file(sandbox.path(file)).unwrap();
+    }
     sandbox.write(&format!("shard-1/sweep/{id}/evaluate.parquet"), &altered);
     let damaged = sandbox.run(&["merge", "shard-1", "--into", "alone"]);
     assert!(damaged.code == 1 && damaged.err.contains("evaluate.parquet` is damaged"), "{}", damaged.err);
@@ -268,7 +275,7 @@ fn shards_are_joined_into_one_table() {
     // a shard keeps its variants when others are added
     let ids = |values: &str| {
         sandbox.write("more.toml", sweep.replace("[0.25, 0.5]", values));
-        let ran = sandbox.run(&["plan", "more.toml", "--shard", "2/3", "--format", "json"]);
+        let ran = sandbox.run(&["plan", "more.toml", "--shard", "2/2", "--format", "json"]);
         let plan: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
         plan["variants"].as_array().unwrap().iter().map(|v| v["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };

@@ -137,7 +137,7 @@ impl Plan {
         lines.push("settings".to_owned());
         if let Ok(Value::Object(run)) = serde_json::to_value(&self.settings.run) {
             let line = |(key, value): (&String, &Value)| {
-                format!("  {key:8} {value:24} {}", self.settings.provenance.get(key).map_or("", String::as_str))
+                format!("  {key:11} {value:24} {}", self.settings.provenance.get(key).map_or("", String::as_str))
             };
             lines.extend(run.iter().map(line));
         }

@@ -19,7 +19,7 @@ use super::results::{Manifest, Results, StageRecord, Status, VariantFolder};
 use super::shape::Sweep;
 use super::stage::Step;
 use super::status::{Now, RunState, Teller};
-use super::survey::{State, Survey};
+use super::survey::{Costs, Survey};
 use super::values::{Made, Values};
 use crate::files::FileError;
 use crate::progress::Progress;
@@ -79,7 +79,7 @@ pub fn run(plan: &Plan, recipes: &Recipes, survey: &Survey, surroundings: &Surro
         folders: plan.variants.iter().map(|_| None).collect(),
         ended: vec![None; plan.variants.len()],
         done: vec![false; plan.nodes.len()],
-        costs: BTreeMap::new(),
+        costs: Costs::new(),
         failures: Vec::new(),
     };
     let mut waiting: Vec<usize> = (0..plan.variants.len()).collect();
@@ -109,8 +109,8 @@ struct Walk<'a> {
     ended: Vec<Option<Ended>>,
     /// Nodes that were run, or taken from what is kept.
     done: Vec<bool>,
-    /// Seconds and number of the stages of each type that ran.
-    costs: BTreeMap<&'static str, (f64, u32)>,
+    /// What the stages of each type took that ran.
+    costs: Costs,
     failures: Vec<StageFailed>,
 }
 
@@ -213,8 +213,7 @@ impl Walk<'_> {
         let ran = self.maker.outcome(at, values)?;
         let cost = ran.kept.entry.cost;
         if !ran.reused {
-            let (seconds, n) = self.costs.entry(step.stage.tag()).or_default();
-            (*seconds, *n) = (*seconds + cost.wall_seconds, *n + 1);
+            self.costs.entry(step.stage.tag()).or_default().push(cost.wall_seconds);
         }
         tracing::debug!(seconds = cost.wall_seconds, kept = ran.reused, "{} is done", step.stage.tag());
         let recipe = self.recipes.get(at);
@@ -260,7 +259,7 @@ impl Walk<'_> {
                 tracing::error!(variant = variant.id, "{} failed: {failure}", step.stage.tag());
             }
             let status = if interrupted { Status::Interrupted } else { Status::Failed };
-            let why = format!("step {}, {}: {failure}", step.position, step.stage.tag());
+            let why = format!("step {}: `{}` failed: {failure}", step.position, step.stage.tag());
             if let Err(error) = self.end(v, status, Some(why)) {
                 tracing::error!(variant = variant.id, "its manifest cannot be written: {error}");
             }
@@ -287,7 +286,8 @@ impl Walk<'_> {
     fn tell(&mut self, begins: Option<(&Step, &[usize])>) {
         let count = |status| self.ended.iter().flatten().filter(|ended| ended.0 == status).count();
         let (succeeded, failed) = (count(Status::Succeeded), count(Status::Failed));
-        let (left, seconds_left) = self.left();
+        let is_left = |at: usize| !self.done[at] && !self.open(at).is_empty();
+        let (left, seconds_left) = self.survey.left(self.plan, is_left, &self.costs);
         let now = begins.map(|(step, variants)| Now {
             step: step.position,
             stage: step.stage.tag(),
@@ -299,26 +299,6 @@ impl Walk<'_> {
             (status.stages.left, status.seconds_left) = (left, seconds_left);
             status.now = now;
         });
-    }
-
-    /// How many stages are left to run, and how long they will take: as long as those of their type that ran, or, before
-    /// one did, as those that are kept took. None where neither is known.
-    fn left(&self) -> (usize, Option<f64>) {
-        let nodes = || self.plan.nodes.iter().enumerate();
-        let is_open = |at: usize| self.plan.nodes[at].variants.iter().any(|&v| self.folders[v].is_some());
-        let is_left = |at: usize| matches!(self.survey.nodes[at], State::MustRun(_)) && !self.done[at] && is_open(at);
-        let left: Vec<&'static str> = nodes().filter(|(at, _)| is_left(*at)).map(|(_, node)| node.step.stage.tag()).collect();
-        let kept = |tag: &str| {
-            let costs: Vec<f64> = nodes()
-                .filter(|(_, node)| node.step.stage.tag() == tag)
-                .filter_map(|(at, _)| if let State::Kept(cost) = self.survey.nodes[at] { Some(cost.wall_seconds) } else { None })
-                .collect();
-            (!costs.is_empty()).then(|| costs.iter().sum::<f64>() / costs.len() as f64)
-        };
-        let mean = |tag: &&'static str| self.costs.get(tag).map(|(sum, n)| sum / f64::from(*n)).or_else(|| kept(tag));
-        let seconds: Option<f64> = left.iter().map(mean).sum();
-        // the sum of nothing is -0
-        (left.len(), seconds.map(|seconds| seconds + 0.0))
     }
 
     fn manifest(&self, variant: &Variant, resolved: &str) -> Manifest {

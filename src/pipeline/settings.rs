@@ -26,7 +26,7 @@ pub struct RunSettings {
     /// The folder of kept products. Default: `.cache` in the results folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
-    /// The most that kept products may take, in bytes or as "20 GB"; beyond it the least recently used go. Default 50 GB.
+    /// The most that kept products may take, in bytes or as "20 GiB"; beyond it the least recently used go. Default 50 GiB.
     #[schemars(with = "String")]
     pub cache_limit: ByteSize,
     /// The folder of published data sets, laid out as `<task>/<split>.jsonl`. No default.
@@ -69,7 +69,7 @@ impl Default for RunSettings {
             seed: 42,
             results: "results".into(),
             cache: None,
-            cache_limit: ByteSize::gb(50),
+            cache_limit: ByteSize::gib(50),
             data: None,
             threads: None,
             device: Device::Auto,

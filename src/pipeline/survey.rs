@@ -1,5 +1,7 @@
 //! What a run will find: which variants are complete, which stages are kept, and why the others must run.
 
+use std::collections::BTreeMap;
+
 use super::cache::{self, Cost};
 use super::plan::{Node, Plan};
 use super::recipe::{self, Recipes};
@@ -21,6 +23,33 @@ pub enum State {
 pub struct Survey {
     pub nodes: Vec<State>,
     pub complete: Vec<bool>,
+}
+
+/// Seconds that stages of each type took.
+pub type Costs = BTreeMap<&'static str, Vec<f64>>;
+
+impl Survey {
+    /// How many stages are left to run, and how long they will take: as long as those of their type that ran, or, before
+    /// one did, as those that are kept took. None where neither is known.
+    pub fn left(&self, plan: &Plan, is_left: impl Fn(usize) -> bool, ran: &Costs) -> (usize, Option<f64>) {
+        let nodes = || plan.nodes.iter().zip(&self.nodes).enumerate();
+        let must_run = |at: usize, state: &State| matches!(state, State::MustRun(_)) && is_left(at);
+        let left = nodes().filter(|(at, (_, state))| must_run(*at, state)).map(|(_, (node, _))| node.step.stage.tag());
+        let left: Vec<&str> = left.collect();
+        let mut kept = Costs::new();
+        for (_, (node, state)) in nodes() {
+            if let State::Kept(cost) = state {
+                kept.entry(node.step.stage.tag()).or_default().push(cost.wall_seconds);
+            }
+        }
+        let mean = |tag: &&str| {
+            let seconds = ran.get(tag).or_else(|| kept.get(tag))?;
+            Some(seconds.iter().sum::<f64>() / seconds.len() as f64)
+        };
+        let seconds: Option<f64> = left.iter().map(mean).sum();
+        // the sum of nothing is -0
+        (left.len(), seconds.map(|seconds| seconds + 0.0))
+    }
 }
 
 /// Looks at the results and at what is kept.
