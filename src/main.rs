@@ -20,7 +20,7 @@ use secateur::pipeline::recipe::Recipes;
 use secateur::pipeline::run::{self, Surroundings};
 use secateur::pipeline::select::Selection;
 use secateur::pipeline::survey::{Survey, survey};
-use secateur::pipeline::{lockfile, merge, report, schema, settings};
+use secateur::pipeline::{lockfile, merge, report, schema, settings, world};
 use secateur::progress::Progress;
 
 /// The exit code of a wrong command line or pipeline.
@@ -75,15 +75,22 @@ impl Common {
         let recipes = Recipes::of(&plan).map_err(|error| complain(&error))?;
         lockfile::verify(&plan, &recipes).map_err(refuse)?;
         let survey = survey(&plan, &recipes);
+        world::room(&plan, Some(&survey)).map_err(refuse)?;
         Ok(Prepared { plan, recipes, survey })
     }
 }
 
 fn check_only(common: &Common, world: bool) -> ExitCode {
-    let checked = match world {
-        // the lock file is of the world
-        true => common.prepare().map(|prepared| prepared.plan),
-        false => common.check(false).map_err(|invalid| refuse(&invalid, common.format)),
+    // Files are read whole only for a lock file; otherwise nothing is taken for kept.
+    let checked = common.check(world).and_then(|plan| {
+        if world && !plan.settings.run.locked {
+            world::room(&plan, None)?;
+        }
+        Ok(plan)
+    });
+    let checked = match checked.map_err(|invalid| refuse(&invalid, common.format)) {
+        Ok(plan) if world && plan.settings.run.locked => common.prepare().map(|prepared| prepared.plan),
+        other => other,
     };
     match (checked, common.format) {
         (Ok(plan), Format::Text) => {
@@ -185,7 +192,7 @@ fn run_pipeline(common: &Common, fail_fast: bool) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    for failure in outcome.failures.iter().filter(|failure| !failure.interrupted) {
+    for failure in &outcome.failures {
         warn(&rendered(failure));
     }
     match common.format {

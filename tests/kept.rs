@@ -262,6 +262,7 @@ fn shards_are_joined_into_one_table() {
     for file in [&manifest, &format!("shard-1/sweep/{id}/evaluate.parquet")] {
         std::fs::remove_file(sandbox.path(file)).unwrap();
     }
+    sandbox.write(&manifest, &other);
     sandbox.write(&format!("shard-1/sweep/{id}/evaluate.parquet"), &altered);
     let damaged = sandbox.run(&["merge", "shard-1", "--into", "alone"]);
     assert!(damaged.code == 1 && damaged.err.contains("evaluate.parquet` is damaged"), "{}", damaged.err);

@@ -200,9 +200,42 @@ fn a_stage_that_is_asked_to_stop_goes_on_where_it_stopped() {
         let (one, other) = (sandbox.read(&format!("{variant}/{file}")), sandbox.read(&format!("{elsewhere}/{file}")));
         assert!(one == other, "{file} differs");
     }
+    // An evaluation: what was scored is not scored again.
+    sandbox.write(
+        "score.toml",
+        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"evaluate\"\ntasks = [\"tiny_boolq\", \"tiny_piqa\"]\n",
+    );
+    assert_eq!(sandbox.run(&["score.toml", "--results", "undisturbed"]).code, 0);
+    let mut child = spawn(&sandbox, &["score.toml"]);
+    assert!(wait_for_stage(&sandbox, "score", &mut child, "evaluate", Duration::from_millis(100)));
+    signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let ran = sandbox.run(&["score.toml"]);
+    assert!(ran.code == 0 && ran.err.contains("scoring goes on where it was interrupted"), "{}", ran.err);
+    let variant = sandbox.variant("score", "base-");
+    let elsewhere = variant.replace("results/", "undisturbed/");
+    for file in ["evaluate.parquet", "evaluate_samples.parquet"] {
+        assert!(sandbox.read(&format!("{variant}/{file}")) == sandbox.read(&format!("{elsewhere}/{file}")), "{file} differs");
+    }
     // no state is left of what is complete
     let left = walk(&sandbox.path("results/.cache")).into_iter().find(|path| path.ends_with(".state"));
     assert_eq!(left, None);
+}
+
+#[test]
+fn a_file_that_changes_under_a_run_is_told() {
+    let sandbox = Sandbox::new();
+    sandbox.write("long.toml", LONG.replace("UPDATES", "400"));
+    let mut command = sandbox.command(&["long.toml"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    assert!(wait_for_stage(&sandbox, "long", &mut child, "pretrain", Duration::from_millis(50)));
+    let text = sandbox.read("datasets/tiny_world.txt");
+    sandbox.write("datasets/tiny_world.txt", [&text[..], b" "].concat());
+    let output = child.wait_with_output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.contains("`datasets/tiny_world.txt` was changed while the run was at work"), "{err}");
+    assert_eq!(sandbox.run(&["long.toml"]).code, 0);
 }
 
 #[test]

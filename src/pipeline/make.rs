@@ -98,9 +98,7 @@ impl Maker<'_> {
         let began = Instant::now();
         let (products, tables) = execute::execute(step, &context, inputs)?;
         let cost = Cost { wall_seconds: began.elapsed().as_secs_f64(), peak_memory: results::peak_memory() };
-        if let Some(path) = self.recipes.changed(at) {
-            return Err(StageError::Changed(path.to_owned()));
-        }
+        self.check_unchanged(at)?;
         execute::store(step, &products, &room)?;
         let entry = Entry {
             stage: step.stage.tag().to_owned(),
@@ -110,6 +108,11 @@ impl Maker<'_> {
             files: BTreeMap::new(),
         };
         Ok((self.cache.keep(key, room, entry, &tables)?, tables, products))
+    }
+
+    /// What a stage read must be what its key says.
+    fn check_unchanged(&self, at: usize) -> Result<(), StageError> {
+        self.recipes.changed(at).map_or(Ok(()), |path| Err(StageError::Changed(path.to_owned())))
     }
 
     /// The values that a stage takes.
@@ -132,7 +135,7 @@ impl Maker<'_> {
             let _claim = self.claim(at)?;
             if let Some(kept) = self.cache.take(key) {
                 match execute::restore(step, &kept, &inputs) {
-                    Ok(products) => return Ok(products),
+                    Ok(products) => return self.check_unchanged(at).map(|()| products),
                     Err(Unusable::Damaged(file)) => self.cache.discard(key, &file),
                     Err(Unusable::Failed(error)) => return Err(error),
                 }

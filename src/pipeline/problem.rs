@@ -46,7 +46,7 @@ pub struct InvalidPipeline {
     pub problems: Vec<Problem>,
 }
 
-/// A stage of a variant failed.
+/// A stage failed, for one variant or several.
 #[derive(Clone, Debug, thiserror::Error, Diagnostic)]
 #[error("{variant}, step {step}: `{stage}` failed: {reason}")]
 pub struct StageFailed {
@@ -54,8 +54,6 @@ pub struct StageFailed {
     pub step: u32,
     pub stage: &'static str,
     pub reason: String,
-    /// The run was asked to stop; nothing is wrong.
-    pub interrupted: bool,
     #[source_code]
     source_text: NamedSource<Arc<str>>,
     #[label("this stage")]
@@ -111,14 +109,13 @@ impl Sources {
     pub fn stage_failed(
         &self,
         span: &Range<usize>,
-        variant: &str,
+        variant: String,
         step: u32,
         stage: &'static str,
         reason: String,
-        interrupted: bool,
     ) -> StageFailed {
         let (source_text, at) = self.locate(span);
-        StageFailed { variant: variant.to_owned(), step, stage, reason, interrupted, source_text, at }
+        StageFailed { variant, step, stage, reason, source_text, at }
     }
 }
 

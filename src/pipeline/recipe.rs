@@ -109,8 +109,9 @@ impl Recipes {
     /// A file that a node reads and that was written since it was hashed.
     pub fn changed(&self, node: usize) -> Option<&str> {
         let is_changed = |path: &str| {
-            let known = self.files.known.get(Path::new(path));
-            known.is_some_and(|(_, then)| look(Path::new(path)) != Some(*then))
+            let Some((before, then)) = self.files.known.get(Path::new(path)) else { return false };
+            // touched is not changed
+            look(Path::new(path)) != Some(*then) && !before.matches(Path::new(path))
         };
         self.nodes[node].inputs.keys().map(String::as_str).find(|path| is_changed(path))
     }

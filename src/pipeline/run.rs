@@ -202,10 +202,7 @@ impl Walk<'_> {
         let step = &self.plan.nodes[at].step;
         self.surroundings.log.set(variants.iter().filter_map(|&v| self.folders[v].as_ref().map(VariantFolder::log)));
         self.tell(Some((step, variants)));
-        let whose = match variants[..] {
-            [one] => self.plan.variants[one].id.clone(),
-            _ => format!("{} variants", variants.len()),
-        };
+        let whose = self.whose(variants);
         let left = self.teller.status.seconds_left.map(super::status::clock);
         let _span =
             tracing::info_span!("stage", step = step.position, r#for = whose, variant = self.teller.variant(), left).entered();
@@ -242,28 +239,32 @@ impl Walk<'_> {
         Ok(made)
     }
 
-    /// Records that variants cannot go on.
+    /// Records that variants cannot go on, and says so once.
     fn fail(&mut self, variants: &[usize], step: &Step, failure: &StageError) {
         let interrupted = failure.is_interrupted();
+        let whose = self.whose(variants);
+        if !interrupted {
+            tracing::error!(r#for = whose, "{} failed: {failure}", step.stage.tag());
+        }
+        let status = if interrupted { Status::Interrupted } else { Status::Failed };
         for &v in variants {
-            let variant = &self.plan.variants[v];
-            let failed = self.plan.sources.stage_failed(
-                &step.span,
-                &variant.id,
-                step.position,
-                step.stage.tag(),
-                failure.to_string(),
-                interrupted,
-            );
-            if !interrupted {
-                tracing::error!(variant = variant.id, "{} failed: {failure}", step.stage.tag());
-            }
-            let status = if interrupted { Status::Interrupted } else { Status::Failed };
             let why = format!("step {}: `{}` failed: {failure}", step.position, step.stage.tag());
-            if let Err(error) = self.end(v, status, Some(why)) {
-                tracing::error!(variant = variant.id, "its manifest cannot be written: {error}");
+            if let Err(error) = self.end(v, status, (!interrupted).then_some(why)) {
+                tracing::error!(variant = self.plan.variants[v].id, "its manifest cannot be written: {error}");
             }
-            self.failures.push(failed);
+        }
+        if !interrupted {
+            let sources = &self.plan.sources;
+            let reason = failure.to_string();
+            self.failures.push(sources.stage_failed(&step.span, whose, step.position, step.stage.tag(), reason));
+        }
+    }
+
+    /// A variant by its name, several by their number.
+    fn whose(&self, variants: &[usize]) -> String {
+        match variants {
+            [one] => self.plan.variants[*one].id.clone(),
+            _ => format!("{} variants", variants.len()),
         }
     }
 
@@ -324,8 +325,8 @@ impl Walk<'_> {
     /// Ends what has not ended, and writes the table of the sweep.
     fn finish(mut self) -> Result<Outcome, RunError> {
         let stopped = self.surroundings.stop.load(Ordering::Relaxed);
-        let first = self.failures.iter().find(|failure| !failure.interrupted).map(|failure| failure.variant.clone());
-        let why = first.filter(|_| !stopped).map(|first| format!("not run: {first} failed, and --fail-fast was given"));
+        let first = self.failures.first().filter(|_| !stopped);
+        let why = first.map(|first| format!("not run: {} failed, and --fail-fast was given", first.variant));
         for variant in 0..self.plan.variants.len() {
             if self.ended[variant].is_none() {
                 self.end(variant, Status::Interrupted, why.clone())?;

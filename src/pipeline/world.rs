@@ -1,13 +1,14 @@
-//! The world pass of the check: files, headers, folders, device, and whether memory and disk are large enough.
+//! The world pass of the check: files, headers, folders, device; and whether memory and disk are large enough.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::check::{Places, place_of};
-use super::plan::{Node, Variant, size};
-use super::problem::{Problem, Sources};
+use super::plan::{Node, Plan, Variant, size};
+use super::problem::{InvalidPipeline, Problem, Sources};
 use super::settings::{Device, RunSettings};
 use super::stage::Step;
+use super::survey::{State, Survey};
 use crate::stages::{Estimate, Fault, World};
 
 /// Looks once at every beginning that variants share, and leaves each node's estimate.
@@ -35,7 +36,6 @@ pub fn look(
         ),
         _ => {}
     }
-    let folder = existing(&run.results);
     let cache = run.cache();
     for (key, what, folder) in
         [("results", "results folder", run.results.as_path()), ("cache", "folder of kept products", &cache)]
@@ -72,32 +72,33 @@ pub fn look(
             after.insert(node, world);
         }
     }
-    room(nodes, folder, sources, problems);
 }
 
-/// Whether what will be needed is there.
-fn room(nodes: &[Node], results: &Path, sources: &Sources, problems: &mut Vec<Problem>) {
-    let estimated = || nodes.iter().filter_map(|node| Some((node, node.estimate?)));
+/// Refuses a plan that needs more memory or disk than there is. `survey`: what is kept needs none; None: nothing is.
+pub fn room(plan: &Plan, survey: Option<&Survey>) -> Result<(), InvalidPipeline> {
+    let must_run = |at: &usize| survey.is_none_or(|survey| matches!(survey.nodes[*at], State::MustRun(_)));
+    let nodes = || (0..plan.nodes.len()).filter(must_run).map(|at| &plan.nodes[at]);
+    let estimated = || nodes().filter_map(|node| Some((node, node.estimate?)));
     let mut system = sysinfo::System::new();
     system.refresh_memory();
     let memory = system.cgroup_limits().map_or(system.total_memory(), |limits| limits.total_memory);
+    let mut problems = Vec::new();
+    let mut refuse =
+        |node: &Node, message: String, help: &str| problems.push(plan.sources.problem(node.step.span.clone(), message, help));
     // A machine that does not tell is not held against anybody.
     if let Some((node, needed)) = estimated().find(|(_, estimate)| memory > 0 && estimate.memory > memory) {
         let message = format!("this needs about {} of memory, the machine has {}", size(needed.memory), size(memory));
-        problems.push(sources.problem(node.step.span.clone(), message, "take a smaller model, fewer samples, or shorter ones"));
+        refuse(node, message, "take a smaller model, fewer samples, or shorter ones");
     }
     let disk: u64 = estimated().map(|(_, estimate)| estimate.disk).sum();
-    if let Ok(free) = fs4::available_space(results)
+    if let Ok(free) = fs4::available_space(existing(&plan.settings.run.results))
         && disk > free
         && let Some((node, _)) = estimated().find(|(_, estimate)| estimate.disk > 0)
     {
         let message = format!("all exports take about {}, and the results folder has room for {}", size(disk), size(free));
-        problems.push(sources.problem(
-            node.step.span.clone(),
-            message,
-            "write results to a larger disk, or export fewer variants",
-        ));
+        refuse(node, message, "write results to a larger disk, or export fewer variants");
     }
+    if problems.is_empty() { Ok(()) } else { Err(InvalidPipeline { name: plan.file.display().to_string(), problems }) }
 }
 
 /// A fault of a decoded step: at the value of its key, else at the stage.

@@ -69,8 +69,15 @@ pub fn summary(frame: &DataFrame) -> Result<String, ReportError> {
     }
     text.push('\n');
     let (ids, errors) = (frame.column("variant")?.str()?, frame.column("error")?.str()?);
+    let mut failed: Vec<(&str, Vec<&str>)> = Vec::new();
     for (id, error) in ids.iter().zip(errors.iter()).filter_map(|(id, error)| Some((id?, error?))) {
-        text.push_str(&format!("\nfailed: {id}: {error}\n"));
+        match failed.iter_mut().find(|(known, _)| *known == error) {
+            Some((_, ids)) => ids.push(id),
+            None => failed.push((error, vec![id])),
+        }
+    }
+    for (error, ids) in failed {
+        text.push_str(&format!("\nfailed: {}: {error}\n", ids.join(", ")));
     }
     Ok(text)
 }
