@@ -75,8 +75,7 @@ fn nothing_runs_twice() {
     assert_eq!(stages(&sandbox, "renamed"), (0, 10));
     let renamed = outcome(&sandbox, &sandbox.variant("renamed", "base-"));
     // the head of `pipeline.toml` names the pipeline that it is of
-    let same = |(one, other): (&(String, Vec<u8>), &(String, Vec<u8>))| one == other || one.0 == "pipeline.toml";
-    assert!(renamed.iter().zip(&first).all(same));
+    assert!(renamed.iter().zip(&first).all(|(one, other)| one == other || one.0 == "pipeline.toml"));
 }
 
 #[test]

@@ -128,7 +128,8 @@ enum Found {
 
 /// The first complete result, which all others must equal; else the first that is not complete.
 fn find(shape: &Shape, folders: &[PathBuf], conflicts: &mut Vec<String>) -> Found {
-    let (mut complete, mut incomplete): (Option<(PathBuf, Manifest)>, Option<(PathBuf, String)>) = (None, None);
+    let mut complete: Option<(PathBuf, Manifest)> = None;
+    let mut incomplete: Option<(PathBuf, String)> = None;
     for place in folders.iter().map(|folder| folder.join(&shape.id)) {
         let Some(manifest) = Manifest::read(&place) else { continue };
         if manifest.status != Status::Succeeded {
