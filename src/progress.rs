@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
 /// Without a terminal, so long between two lines.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
@@ -36,6 +36,8 @@ pub struct Bar {
 #[derive(Debug)]
 pub struct Headline {
     line: Option<ProgressBar>,
+    /// When all will be done, as far as is known.
+    end: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Progress {
@@ -64,15 +66,24 @@ impl Progress {
 
     /// The line above all bars, for what is larger than one stage.
     pub fn headline(&self) -> Headline {
+        let end: Arc<Mutex<Option<Instant>>> = Arc::default();
         let line = match &self.place {
             Place::Terminal(all) => {
-                let line = all.insert(0, ProgressBar::new_spinner());
-                line.set_style(ProgressStyle::with_template("  {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+                let until = end.clone();
+                let left = move |_: &ProgressState, text: &mut dyn std::fmt::Write| {
+                    if let Some(end) = until.lock().ok().and_then(|end| *end) {
+                        let left = end.saturating_duration_since(Instant::now());
+                        text.write_str(&format!(" · {} left", clock(left.as_secs_f64()))).unwrap_or_default();
+                    }
+                };
+                let style = ProgressStyle::with_template("  {msg}{left}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+                let line = all.insert(0, ProgressBar::new_spinner().with_style(style.with_key("left", left)));
+                line.enable_steady_tick(Duration::from_secs(1));
                 Some(line)
             }
             Place::Lines | Place::Nowhere => None,
         };
-        Headline { line }
+        Headline { line, end }
     }
 
     /// Writes above the bars.
@@ -85,7 +96,11 @@ impl Progress {
 }
 
 impl Headline {
-    pub fn say(&self, text: String) {
+    /// Says what is being done, and that it will take so many seconds from now.
+    pub fn say(&self, text: String, seconds_left: Option<f64>) {
+        if let Ok(mut end) = self.end.lock() {
+            *end = seconds_left.map(|left| Instant::now() + span(left));
+        }
         if let Some(line) = &self.line {
             line.set_message(text);
         }
@@ -131,6 +146,18 @@ impl Bar {
             }
         }
     }
+}
+
+/// `1:02:03`, or `02:03`.
+pub fn clock(seconds: f64) -> String {
+    let seconds = span(seconds).as_secs();
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes:02}:{seconds:02}") }
+}
+
+/// Seconds, none of them wild.
+fn span(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds.clamp(0.0, 1e9))
 }
 
 impl Drop for Bar {

@@ -19,10 +19,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::stage::told;
-use super::status::clock;
 use crate::files::{self, FileError, Fingerprint, PartialFolder};
 use crate::locks::{Claim, SharedFolder};
 use crate::metrics::{MetricsError, Table};
+use crate::progress::clock;
 
 /// Between two looks at a key that another run has claimed.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);

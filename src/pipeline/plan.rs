@@ -10,8 +10,8 @@ use super::problem::Sources;
 use super::recipe::Recipes;
 use super::settings::Settings;
 use super::stage::{Entry, Step, told};
-use super::status::clock;
 use super::survey::{State, Survey};
+use crate::progress::clock;
 use crate::stages::Estimate;
 
 /// A checked pipeline. Only `check` makes one.

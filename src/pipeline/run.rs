@@ -22,7 +22,7 @@ use super::status::{Now, RunState, Teller};
 use super::survey::{Costs, Survey};
 use super::values::{Made, Values};
 use crate::files::FileError;
-use crate::progress::Progress;
+use crate::progress::{Progress, clock};
 
 /// What surrounds a run.
 #[derive(Clone, Default)]
@@ -203,7 +203,7 @@ impl Walk<'_> {
         self.surroundings.log.set(variants.iter().filter_map(|&v| self.folders[v].as_ref().map(VariantFolder::log)));
         self.tell(Some((step, variants)));
         let whose = self.whose(variants);
-        let left = self.teller.status.seconds_left.map(super::status::clock);
+        let left = self.teller.status.seconds_left.map(clock);
         let _span =
             tracing::info_span!("stage", step = step.position, r#for = whose, variant = self.teller.variant(), left).entered();
         tracing::debug!("{} begins", step.stage.tag());

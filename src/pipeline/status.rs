@@ -1,7 +1,7 @@
 //! How far a run is: a line above the bars for people, `status.json` for machines.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -100,18 +100,16 @@ impl Teller {
         change(&mut self.status);
         self.status.updated = now();
         self.status.seconds_elapsed = self.began.elapsed().as_secs_f64();
-        self.headline.say(self.line());
+        self.headline.say(self.line(), self.status.seconds_left);
         if let Ok(text) = serde_json::to_vec_pretty(&self.status) {
             drop(files::write_quickly(&self.path, &text));
         }
     }
 
-    /// `variant 3 of 24 · importance · 00:40 left`
-    pub fn line(&self) -> String {
-        let Status { now, seconds_left, .. } = &self.status;
-        let stage = now.as_ref().map_or_else(String::new, |now| format!(" · {}", now.stage));
-        let left = seconds_left.map_or_else(String::new, |left| format!(" · {} left", clock(left)));
-        format!("variant {}{stage}{left}", self.variant())
+    /// `variant 3 of 24 · importance`
+    fn line(&self) -> String {
+        let stage = self.status.now.as_ref().map_or_else(String::new, |now| format!(" · {}", now.stage));
+        format!("variant {}{stage}", self.variant())
     }
 
     /// `3 of 24`: the variant at work.
@@ -119,13 +117,6 @@ impl Teller {
         let Variants { total, succeeded, failed } = self.status.variants;
         format!("{} of {total}", (succeeded + failed + 1).min(total))
     }
-}
-
-/// `1:02:03`, or `02:03`.
-pub fn clock(seconds: f64) -> String {
-    let seconds = Duration::from_secs_f64(seconds.clamp(0.0, 1e9)).as_secs();
-    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes:02}:{seconds:02}") }
 }
 
 /// Seconds since 1970.
