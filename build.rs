@@ -1,18 +1,36 @@
-//! Gives each stage the version of its code: a hash of all source files that its outcome depends on, and of the locked
-//! dependencies. A product that was kept by other code is not taken for the same.
+//! Gives each stage the version of its code: a hash of all source files that its outcome depends on, of the locked
+//! dependencies, and of the compiler. A product that was kept by other code is not taken for the same.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// What every stage's outcome depends on, besides its own file and folder.
-const SHARED: [&str; 8] =
-    ["Cargo.lock", "src/adam.rs", "src/data", "src/model", "src/ops", "src/random.rs", "src/tensor.rs", "src/stages/products.rs"];
+const SHARED: [&str; 14] = [
+    "Cargo.lock",
+    "Cargo.toml",
+    "src/adam.rs",
+    "src/data",
+    "src/metrics.rs",
+    "src/model",
+    "src/ops",
+    "src/random.rs",
+    "src/tensor.rs",
+    "src/pipeline/execute.rs",
+    "src/pipeline/make.rs",
+    "src/stages/context.rs",
+    "src/stages/mod.rs",
+    "src/stages/products.rs",
+];
 
 fn main() {
     println!("cargo::rerun-if-changed=Cargo.lock");
+    println!("cargo::rerun-if-changed=Cargo.toml");
     println!("cargo::rerun-if-changed=src");
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let compiler = Command::new(rustc).arg("-V").output().map(|output| output.stdout).unwrap_or_default();
     let shared: BTreeMap<PathBuf, Vec<u8>> = SHARED.iter().flat_map(|path| content(Path::new(path))).collect();
     let stages = fs::read_dir("src/stages").into_iter().flatten().flatten().map(|entry| entry.path());
     let mut stages: Vec<PathBuf> = stages.filter(|path| path.extension().is_some_and(|ending| ending == "rs")).collect();
@@ -22,7 +40,7 @@ fn main() {
         all.extend(content(file));
         all.extend(content(&file.with_extension("")));
         let mut hasher = DefaultHasher::new();
-        all.hash(&mut hasher);
+        (&all, &compiler).hash(&mut hasher);
         let name = file.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
         format!("(\"{name}\", \"{:016x}\"),\n", hasher.finish())
     });

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 /// Begins the name of whatever is not whole yet.
 const PARTIAL: &str = ".partial-";
 
+/// Begins the name of what stands aside until something new is in its place.
+const ASIDE: &str = ".replaced-";
+
 /// A file or folder could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write `{}`: {source}", .path.display())]
@@ -70,12 +73,18 @@ pub fn files_in(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Copies what lies in a folder; files are linked where the file system allows, for nobody writes to them again.
+/// Copies what lies in a folder; files are linked where the file system allows.
 pub fn link_tree(from: &Path, to: &Path) -> Result<(), FileError> {
-    for file in files_in(from).map_err(FileError::at(from))? {
-        let target = to.join(&file);
+    let files = files_in(from).map_err(FileError::at(from))?;
+    link_files(from, files.iter().map(PathBuf::as_path), to)
+}
+
+/// Copies files of a folder, named relative to it, into another; they are linked where the file system allows.
+pub fn link_files<'a>(from: &Path, files: impl IntoIterator<Item = &'a Path>, to: &Path) -> Result<(), FileError> {
+    for file in files {
+        let target = to.join(file);
         make_folder(target.parent().unwrap_or(to))?;
-        let source = from.join(&file);
+        let source = from.join(file);
         if fs::hard_link(&source, &target).is_err() {
             fs::copy(&source, &target).map_err(FileError::at(&target))?;
         }
@@ -139,7 +148,7 @@ impl PartialFolder {
     pub fn replace_quickly(self, target: &Path) -> Result<(), FileError> {
         let failed = FileError::at(target);
         readable_by_all(self.path()).map_err(&failed)?;
-        if !target.exists() {
+        if target.symlink_metadata().is_err() {
             fs::rename(self.path(), target).map_err(&failed)?;
             // it has another name now, so there is nothing to clean up
             drop(self.folder.keep());
@@ -179,9 +188,11 @@ fn exchange(new: &Path, target: &Path) -> std::io::Result<()> {
     exchange_in_steps(new, target)
 }
 
-/// The same in three renames, where the system has no better way.
+/// The same in three renames, where the system has no better way. The old one's name says where it belongs until the new one
+/// stands there.
 fn exchange_in_steps(new: &Path, target: &Path) -> std::io::Result<()> {
-    let aside = new.with_extension("old");
+    let name = target.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let aside = target.with_file_name(format!("{ASIDE}{name}"));
     fs::rename(target, &aside)?;
     if let Err(error) = fs::rename(new, target) {
         fs::rename(&aside, target)?;
@@ -196,19 +207,26 @@ pub fn remove(folder: &Path) -> Result<(), FileError> {
     fs::rename(folder, old.path().join("old")).map_err(FileError::at(folder))
 }
 
-/// Removes what an earlier run that was killed left unfinished in `folder` and the folders in it.
-pub fn remove_leftovers(folder: &Path) -> Result<(), FileError> {
-    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
-    for entry in entries.flatten() {
-        let path = entry.path();
+/// Removes what an earlier run that was killed left unfinished in `folder` and the folders in it, and puts back what it had
+/// moved aside. Folders in which others may be at work, those with a lock of their own, stay as they are. What cannot be removed
+/// is no reason not to work.
+pub fn remove_leftovers(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
         let is_folder = entry.file_type().is_ok_and(|t| t.is_dir());
-        if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
-            if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }.map_err(FileError::at(&path))?;
-        } else if is_folder {
-            remove_leftovers(&path)?;
+        if let Some(target) = name.strip_prefix(ASIDE).map(|name| folder.join(name)).filter(|target| !target.exists()) {
+            drop(fs::rename(&path, target));
+        } else if name.starts_with(PARTIAL) || name.starts_with(ASIDE) {
+            let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            if let Err(error) = removed
+                && path.exists()
+            {
+                tracing::warn!("`{}`, left by a run that was killed, cannot be removed: {error}", path.display());
+            }
+        } else if is_folder && !path.join(".lock").exists() {
+            remove_leftovers(&path);
         }
     }
-    Ok(())
 }
 
 /// Makes a folder and those above it.
@@ -231,7 +249,11 @@ pub fn publish_all_in(path: &Path) -> std::io::Result<()> {
 fn readable_by_all(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let mode = if path.is_dir() { 0o755 } else { 0o644 };
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    match fs::set_permissions(path, fs::Permissions::from_mode(mode)) {
+        // a link to what another user's run made: it is as readable as that run left it
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
+        other => other,
+    }
 }
 
 #[cfg(not(unix))]
@@ -263,7 +285,11 @@ mod tests {
         fs::create_dir_all(variant.join(".partial-x/hf")).expect("made");
         fs::write(variant.join(".partial-y"), "half").expect("written");
         fs::write(variant.join("prune.parquet"), "whole").expect("written");
-        remove_leftovers(folder.path()).expect("removed");
+        fs::create_dir(folder.path().join(".replaced-b")).expect("made");
+        fs::create_dir(folder.path().join(".replaced-a")).expect("made");
+        remove_leftovers(folder.path());
+        assert!(folder.path().join("b").exists(), "what had been moved aside is back");
+        assert!(variant.exists() && !folder.path().join(".replaced-a").exists());
         let left: Vec<_> = fs::read_dir(&variant).expect("a folder").flatten().map(|e| e.file_name()).collect();
         assert_eq!(left, ["prune.parquet"]);
     }

@@ -31,9 +31,9 @@ impl SharedFolder {
         files::make_folder(path)?;
         let lock_path = path.join(".lock");
         let failed = |source| FileError { path: lock_path.clone(), source };
-        let lock = File::create(&lock_path).map_err(failed)?;
+        let lock = open(&lock_path).map_err(failed)?;
         if lock.try_lock().is_ok() {
-            files::remove_leftovers(path)?;
+            files::remove_leftovers(path);
             drop(fs::remove_dir_all(path.join(CLAIMS)));
             lock.unlock().map_err(failed)?;
         }
@@ -54,12 +54,20 @@ impl SharedFolder {
         files::make_folder(&folder)?;
         let path = folder.join(name);
         let failed = |source| FileError { path: path.clone(), source };
-        let lock = File::create(&path).map_err(failed)?;
+        let lock = open(&path).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => Ok(Some(Claim { _lock: lock })),
             Err(fs::TryLockError::WouldBlock) => Ok(None),
             Err(fs::TryLockError::Error(source)) => Err(failed(source)),
         }
+    }
+}
+
+/// A lock file, made if need be. Another user's is good enough to be locked.
+fn open(path: &Path) -> std::io::Result<File> {
+    match File::options().read(true).append(true).create(true).open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => File::open(path),
+        other => other,
     }
 }
 

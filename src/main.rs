@@ -140,8 +140,8 @@ fn look_after(action: Option<CacheAction>, folder: Option<PathBuf>, results: Opt
         settings.results = results;
     }
     let folder = folder.unwrap_or_else(|| settings.cache());
-    if !folder.is_dir() {
-        return complain(&format!("nothing is kept in `{}`", folder.display()));
+    if !cache::is_cache(&folder) {
+        return complain(&format!("`{}` is no folder of kept products", folder.display()));
     }
     let opened = || Cache::open(&folder, settings.cache_limit.as_u64());
     match (action.unwrap_or(CacheAction::List), format) {
@@ -157,9 +157,6 @@ fn look_after(action: Option<CacheAction>, folder: Option<PathBuf>, results: Opt
         (CacheAction::Clean { limit }, _) => match opened() {
             Ok(cache) => {
                 let (removed, bytes) = cache.trim_to(limit.map_or(0, |limit| limit.as_u64()));
-                if limit.is_none() {
-                    cache.remove_states();
-                }
                 print(&format!("{removed} products were removed, {}\n", indicatif::HumanBytes(bytes)))
             }
             Err(error) => complain(&error),
@@ -168,12 +165,6 @@ fn look_after(action: Option<CacheAction>, folder: Option<PathBuf>, results: Opt
 }
 
 fn run_pipeline(common: &Common, fail_fast: bool) -> ExitCode {
-    let Prepared { plan, recipes, survey } = match common.prepare() {
-        Ok(prepared) => prepared,
-        Err(code) => return code,
-    };
-    let terminal = std::io::stderr().is_terminal();
-    let progress = if terminal { Progress::terminal() } else { Progress::lines() };
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         // The second signal ends the program at once.
@@ -182,9 +173,19 @@ fn run_pipeline(common: &Common, fail_fast: bool) -> ExitCode {
             warn(&format!("signals cannot be caught ({error}); Ctrl-C will end the run at once\n"));
         }
     }
+    let Prepared { plan, recipes, survey } = match common.prepare() {
+        Ok(prepared) => prepared,
+        Err(code) => return code,
+    };
+    let terminal = io::stderr().is_terminal();
+    let progress = if terminal { Progress::terminal() } else { Progress::lines() };
     let log = LogFiles::default();
     log::start(plan.settings.run.log, terminal, &progress, &log);
     lockfile::update(&plan, &recipes);
+    // A variant that is being built holds a file; the usual limit is for interactive programs.
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::debug!("the limit of open files stays: {error}");
+    }
     let outcome = match run::run(&plan, &recipes, &survey, &Surroundings { progress, log, stop, fail_fast }) {
         Ok(outcome) => outcome,
         Err(error) => {
@@ -206,7 +207,8 @@ fn run_pipeline(common: &Common, fail_fast: bool) -> ExitCode {
         }
     }
     if outcome.interrupted {
-        warn("interrupted; what was made is kept: run it again to go on\n");
+        let again = if common.force || !common.from.is_empty() { " without --force and --from" } else { "" };
+        warn(&format!("interrupted; what was made is kept: run it again{again} to go on\n"));
         return ExitCode::from(INTERRUPTED);
     }
     if outcome.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

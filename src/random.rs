@@ -14,6 +14,11 @@ impl Seed {
         Self(*blake3::hash(&seed.to_le_bytes()).as_bytes())
     }
 
+    /// The seed of one stage of a run: the how-manieth of its type, from 0.
+    pub fn of_stage(run: u64, tag: &str, occurrence: u32) -> Self {
+        Self::root(run).derive(&format!("{tag} {occurrence}"))
+    }
+
     /// The seed of a part: a stage (`importance 0`), a purpose (`windows`), a step.
     pub fn derive(&self, name: &str) -> Self {
         Self(*blake3::keyed_hash(&self.0, name.as_bytes()).as_bytes())

@@ -210,6 +210,15 @@ fn models_of_a_hub_are_reserved() {
 }
 
 #[test]
+fn folders_without_a_name() {
+    let sandbox = sandbox();
+    for key in ["results", "cache", "data"] {
+        let ran = sandbox.run(&["measure.toml", "--set", &format!("run.{key}=")]);
+        assert!(ran.code == 2 && ran.err.contains(&format!("`{key}` is empty")), "{}", ran.err);
+    }
+}
+
+#[test]
 fn results_that_cannot_be_written() {
     let sandbox = sandbox();
     sandbox.write("results", "a file stands where the folder should");

@@ -150,11 +150,26 @@ fn what_is_damaged_is_made_again() {
     let said = ok(&sandbox, &["chain.toml", "--from", "export"]);
     assert!(said.contains("damaged"), "{said}");
     assert!(outcome(&sandbox, &variant) == first);
-    // a result
+    // a product of which nothing can be read
+    let entry = std::fs::read_dir(sandbox.path("results/.cache")).unwrap().flatten();
+    let entry = entry.map(|entry| entry.path().join("entry.json")).find(|path| path.exists()).unwrap();
+    std::fs::write(entry, "").unwrap();
+    assert!(ok(&sandbox, &["cache"]).contains("(damaged)"));
+    assert!(ok(&sandbox, &["cache", "verify"]).contains("1 damaged products were removed"));
+    // a result, into which somebody put a file of their own
+    sandbox.write(&format!("{variant}/hf/model.gguf"), "mine");
     sandbox.write(&format!("{variant}/evaluate.parquet"), "no table");
     let said = ok(&sandbox, &["chain.toml"]);
     assert!(said.contains("a result is damaged: it is put together again") && said.contains("evaluate.parquet"), "{said}");
     assert!(outcome(&sandbox, &variant) == first);
+    assert_eq!(sandbox.read(&format!("{variant}/hf/model.gguf")), b"mine");
+    // what no run left
+    std::fs::remove_dir_all(sandbox.path(&variant)).unwrap();
+    std::fs::create_dir(sandbox.path(&variant)).unwrap();
+    sandbox.write(&format!("{variant}/notes.md"), "mine");
+    let refused = sandbox.run(&["chain.toml"]);
+    assert!(refused.code == 1 && refused.err.contains("what no run left stands"), "{}", refused.err);
+    assert_eq!(sandbox.read(&format!("{variant}/notes.md")), b"mine");
 }
 
 #[test]
@@ -178,6 +193,12 @@ fn what_is_kept_stays_below_its_limit() {
     assert!(outcome(&sandbox, &sandbox.variant("chain", "base-")) == first);
     ok(&sandbox, &["chain.toml", "--force", "--set", "run.cache_limit=\"1 GB\""]);
     assert!(ok(&sandbox, &["cache", "clean"]).contains("10 products were removed"));
+    // what is no folder of kept products is left alone
+    std::fs::create_dir_all(sandbox.path("mine/.locks")).unwrap();
+    sandbox.write("mine/train.state", "mine");
+    let refused = sandbox.run(&["cache", "clean", "--cache", "mine"]);
+    assert!(refused.code == 2 && refused.err.contains("`mine` is no folder of kept products"), "{}", refused.err);
+    assert!(sandbox.path("mine/.locks").exists() && !sandbox.path("mine/.lock").exists());
     let wrong = sandbox.run(&["chain.toml", "--set", "run.cache_limit=\"much\""]);
     assert!(wrong.code == 2 && wrong.err.contains("cache_limit"), "{}", wrong.err);
     assert_eq!(sandbox.run(&["cache", "--cache", "nowhere"]).code, 2);
@@ -210,6 +231,11 @@ fn a_lock_file_holds_a_run_to_its_inputs() {
     let said = ok(&sandbox, &["chain.toml"]);
     assert!(said.contains("`heldout.jsonl` is not what it was when"), "{said}");
     ok(&sandbox, &["chain.toml", "--locked"]);
+    // a model without one of its files is another model
+    std::fs::rename(sandbox.path("models/tiny/tokenizer_config.json"), sandbox.path("aside")).unwrap();
+    let gone = sandbox.run(&["chain.toml", "--locked"]);
+    assert!(gone.code == 2 && gone.err.contains("tokenizer_config.json` is gone"), "{}", gone.err);
+    std::fs::rename(sandbox.path("aside"), sandbox.path("models/tiny/tokenizer_config.json")).unwrap();
     sandbox.write("other.toml", CHAIN);
     let missing = sandbox.run(&["other.toml", "--locked"]);
     assert!(missing.code == 2 && missing.err.contains("it has no entry for `other`"), "{}", missing.err);
@@ -272,6 +298,12 @@ fn shards_are_joined_into_one_table() {
     assert!(conflict.err.contains(&id) && conflict.err.contains("evaluate.parquet` differ"), "{}", conflict.err);
     assert!(sandbox.read("joined/sweep/variants.parquet") == whole, "nothing was written");
     assert_eq!(sandbox.run(&["merge", "nowhere"]).code, 2);
+    // shards of other data
+    sandbox.write("heldout.jsonl", "{\"text\": \"Another text, and long enough for a window.\"}");
+    assert_eq!(run(&["--shard", "1/2", "--results", "other-data"]).code, 0);
+    let mixed = sandbox.run(&["merge", "shard-2", "other-data", "--into", "mixed"]);
+    assert!(mixed.code == 1 && mixed.err.contains("another `heldout.jsonl` than"), "{}", mixed.err);
+    assert!(!sandbox.path("mixed").exists(), "nothing was written");
     // a shard keeps its variants when others are added
     let ids = |values: &str| {
         sandbox.write("more.toml", sweep.replace("[0.25, 0.5]", values));
@@ -339,12 +371,27 @@ type = "pretrain"
 corpus = "datasets/tiny_world.txt"
 separator = "\n<|endoftext|>\n"
 vocabulary = 300
-hidden = 16
+hidden = 20
 blocks = 1
-heads = 2
+heads = 3
+head_dim = 4
 mlp = 16
 length = 16
 updates = 2
+
+[[stage]]
+type = "dependencies"
+
+[[stage]]
+type = "importance"
+method = "l2"
+
+[[stage]]
+type = "aggregate"
+
+[[stage]]
+type = "prune"
+ratio = 0.4
 
 [[stage]]
 type = "export"
@@ -356,6 +403,6 @@ type = "export"
     let read = || files.map(|file| sandbox.read(&format!("{variant}/{file}")));
     let first = read();
     ok(&sandbox, &["train.toml", "--from", "export"]);
-    assert_eq!(stages(&sandbox, "train"), (1, 1));
+    assert_eq!(stages(&sandbox, "train"), (1, 5));
     assert!(read() == first);
 }

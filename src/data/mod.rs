@@ -16,3 +16,13 @@ pub enum Input {
         content: &'static str,
     },
 }
+
+impl Input {
+    /// The file's path as it was given, or the name of what is built in.
+    pub fn name(&self) -> String {
+        match self {
+            Self::File(path) => path.display().to_string(),
+            Self::BuiltIn { name, .. } => name.clone(),
+        }
+    }
+}

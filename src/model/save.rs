@@ -62,8 +62,8 @@ fn config_json(model: &Model) -> Map<String, Value> {
         }),
     };
     let mut out = config.raw.clone();
-    for stale in ["rope_parameters", "dtype", "per_layer_config", "quantization_config"] {
-        out.remove(stale);
+    for stale in ["rope_parameters", "dtype", "per_layer_config", "quantization_config", "sliding_window"] {
+        out.shift_remove(stale);
     }
     let said = json!({
         "architectures": [if is_llama { "LlamaForCausalLM" } else { "MistralForCausalLM" }],

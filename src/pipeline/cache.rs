@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::recipe;
 use super::stage::told;
 use crate::files::{self, FileError, Fingerprint, PartialFolder};
 use crate::locks::{Claim, SharedFolder};
@@ -26,6 +27,15 @@ use crate::progress::clock;
 
 /// Between two looks at a key that another run has claimed.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+
+/// The file that tells programs, backups among them, what the folder is (bford.info/cachedir).
+const TAG: &str = "CACHEDIR.TAG";
+const TAG_TEXT: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# Products kept by secateur's runner.\n";
+
+/// Whether a folder holds kept products.
+pub fn is_cache(folder: &Path) -> bool {
+    fs::read_to_string(folder.join(TAG)).is_ok_and(|text| text == TAG_TEXT)
+}
 
 /// A folder of kept products. Several runs may use it at once.
 #[derive(Debug)]
@@ -59,6 +69,9 @@ pub struct Cost {
     pub peak_memory: Option<u64>,
 }
 
+/// Ends the name of the file that says how far an interrupted stage came.
+pub const STATE: &str = ".state";
+
 /// A kept product whose tables and written files were looked at and are whole.
 #[derive(Debug)]
 pub struct Kept {
@@ -91,6 +104,9 @@ impl Cache {
     /// Opens the folder, which is made if need be.
     pub fn open(folder: &Path, limit: u64) -> Result<Self, FileError> {
         let shared = SharedFolder::enter(folder)?;
+        if !is_cache(folder) {
+            files::write_quickly(&folder.join(TAG), TAG_TEXT.as_bytes())?;
+        }
         let held = list(folder).iter().map(|listed| listed.bytes).sum::<u64>().into();
         Ok(Self { folder: shared, limit, held })
     }
@@ -101,7 +117,7 @@ impl Cache {
 
     /// Where a stage keeps how far it is.
     pub fn state(&self, key: &str) -> PathBuf {
-        self.folder.path().join(format!("{key}.state"))
+        self.folder.path().join(format!("{key}{STATE}"))
     }
 
     /// Waits until no other run makes or reads this product; None if the run is to stop meanwhile.
@@ -122,7 +138,7 @@ impl Cache {
         }
     }
 
-    /// The product of a key, its tables and written files checked. One that is not whole is removed, with a warning.
+    /// The product of a key, all its files but a model's checked. One that is not whole is removed, with a warning.
     pub fn take(&self, key: &str) -> Option<Kept> {
         let folder = self.place(key);
         if !folder.exists() {
@@ -130,13 +146,15 @@ impl Cache {
         }
         let entry = Entry::read(&folder);
         let damaged = match &entry {
-            Some(entry) => damage(&folder, entry, |name| !name.starts_with("product") && !name.starts_with("model/")),
+            Some(entry) => damage(&folder, entry, |name| !name.starts_with("model/")),
             None => Some("entry.json".to_owned()),
         };
         if let Some(file) = damaged {
             self.discard(key, &file);
             return None;
         }
+        // What a run left that was killed between keeping the product and this.
+        drop(fs::remove_file(self.state(key)));
         // A use; that it cannot be noted only lets the product look older.
         drop(fs::File::open(folder.join("entry.json")).and_then(|file| file.set_modified(SystemTime::now())));
         Some(Kept { folder, entry: entry? })
@@ -172,10 +190,17 @@ impl Cache {
         }
         let text = serde_json::to_vec_pretty(&entry).map_err(|e| failed(e.into()))?;
         files::write_quickly(&folder.join("entry.json"), &text)?;
-        let target = self.place(key);
-        room.folder.replace_quickly(&target)?;
+        let (target, state) = (self.place(key), self.state(key));
+        let before = Entry::read(&target).map_or(0, |entry| entry.bytes());
+        // Hours of work may lie in a state; it goes only when what came of it is on the disk.
+        if state.exists() {
+            room.folder.replace(&target)?
+        } else {
+            room.folder.replace_quickly(&target)?
+        }
+        drop(fs::remove_file(state));
         self.held.fetch_add(entry.bytes(), Ordering::Relaxed);
-        drop(fs::remove_file(self.state(key)));
+        self.held.fetch_sub(before.min(self.held.load(Ordering::Relaxed)), Ordering::Relaxed);
         Ok(Kept { folder: target, entry })
     }
 
@@ -205,7 +230,7 @@ impl Cache {
                 break;
             }
             // What another run has claimed is in use.
-            let Ok(Some(_claim)) = self.folder.claim(&listed.key) else { continue };
+            let Ok(Some(_claim)) = self.folder.claim(listed.key.trim_end_matches(STATE)) else { continue };
             if files::remove(&self.place(&listed.key)).is_ok() {
                 tracing::debug!(key = listed.key, stage = listed.stage, "a kept product makes room");
                 total -= listed.bytes;
@@ -216,18 +241,16 @@ impl Cache {
         removed
     }
 
-    /// Removes what interrupted stages left.
-    pub fn remove_states(&self) {
-        let entries = fs::read_dir(self.folder.path()).into_iter().flatten().flatten();
-        let states = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "state"));
-        states.for_each(|state| drop(fs::remove_file(state)));
-    }
-
     /// Checks every file of every product against its hash, and removes what is damaged. Returns how many were.
     pub fn verify(&self) -> usize {
         let is_damaged = |listed: &Listed| {
+            // What another run has claimed is looked at by that run.
+            let Ok(Some(_claim)) = self.folder.claim(&listed.key) else { return false };
             let folder = self.place(&listed.key);
-            let found = Entry::read(&folder).and_then(|entry| damage(&folder, &entry, |_| true));
+            let found = match Entry::read(&folder) {
+                Some(entry) => damage(&folder, &entry, |_| true),
+                None => (!listed.key.ends_with(STATE)).then(|| "entry.json".to_owned()),
+            };
             found.map(|file| self.discard(&listed.key, &file)).is_some()
         };
         self.list().iter().filter(|listed| is_damaged(listed)).count()
@@ -313,25 +336,31 @@ pub fn look(folder: &Path, key: &str) -> Option<Entry> {
 pub fn list(folder: &Path) -> Vec<Listed> {
     let now = SystemTime::now();
     let listed = |entry: fs::DirEntry| {
-        let used = fs::metadata(entry.path().join("entry.json")).ok()?.modified().ok()?;
-        let found = Entry::read(&entry.path())?;
-        let bytes = found.bytes();
-        let Entry { stage, options, cost, .. } = found;
-        let key = entry.file_name().into_string().ok().filter(|key| !key.starts_with('.'))?;
-        let seconds_since_use = now.duration_since(used).unwrap_or_default();
-        Some((
-            seconds_since_use,
-            Listed {
-                key,
-                stage,
-                options,
-                bytes,
-                seconds_since_use: seconds_since_use.as_secs(),
-                wall_seconds: cost.wall_seconds,
-            },
-        ))
+        let (path, key) = (entry.path(), entry.file_name().into_string().ok()?);
+        let is_key = |name: &str| name.len() == recipe::KEY_DIGITS && name.bytes().all(|b| b.is_ascii_hexdigit());
+        let kind = match key.strip_suffix(STATE) {
+            Some(stage) if is_key(stage) => Some("(interrupted)"),
+            None if is_key(&key) => None,
+            _ => return None,
+        };
+        let found = Entry::read(&path);
+        let bytes = found.as_ref().map_or_else(|| size(&path), Entry::bytes);
+        let used = fs::metadata(path.join("entry.json")).or_else(|_| fs::metadata(&path)).ok()?.modified().ok()?;
+        let since = now.duration_since(used).unwrap_or_default();
+        let (stage, options, wall_seconds) = match found {
+            Some(found) => (found.stage, found.options, found.cost.wall_seconds),
+            None => (kind.unwrap_or("(damaged)").to_owned(), Map::new(), 0.0),
+        };
+        Some((since, Listed { key, stage, options, bytes, seconds_since_use: since.as_secs(), wall_seconds }))
     };
     let mut all: Vec<_> = fs::read_dir(folder).into_iter().flatten().flatten().filter_map(listed).collect();
     all.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.key.cmp(&b.1.key)));
     all.into_iter().map(|(_, listed)| listed).collect()
+}
+
+/// The bytes of a file, or of all files in a folder.
+fn size(path: &Path) -> u64 {
+    let files = files::files_in(path).unwrap_or_default();
+    let all = files.iter().map(|file| path.join(file)).chain([path.to_owned()]);
+    all.filter_map(|path| fs::metadata(path).ok()).filter(fs::Metadata::is_file).map(|found| found.len()).sum()
 }

@@ -166,6 +166,10 @@ fn values(run: &RunSettings, places: &Places, sources: &Sources, problems: &mut 
     let mut refuse = |key: &str, message: String, help: &str| {
         problems.push(sources.problem(place_of(places, key), message, help));
     };
+    let paths = [("results", Some(&run.results)), ("cache", run.cache.as_ref()), ("data", run.data.as_ref())];
+    for (key, _) in paths.into_iter().filter(|(_, path)| path.is_some_and(|path| path.as_os_str().is_empty())) {
+        refuse(key, format!("`{key}` is empty"), "write a folder, or leave the line out");
+    }
     if let Some(threads) = run.threads.filter(|threads| !(1..=256).contains(threads)) {
         let help = "write threads = 1 to 256, or leave the line out";
         refuse("threads", format!("{threads} threads cannot work"), help);

@@ -53,6 +53,8 @@ pub enum StageError {
     Changed(String),
     #[error("interrupted")]
     Interrupted,
+    #[error("it broke off inside a library, which is a defect of this program or a file that it does not understand: {0}")]
+    Panicked(String),
     #[error("the stage lacks {0}; this is a mistake of the check")]
     Lacks(&'static str),
 }
@@ -87,6 +89,25 @@ impl Products {
             Product::Plan => self.pruning.clone_from(&from.pruning),
             Product::Adapter => self.adapter.clone_from(&from.adapter),
         }
+    }
+
+    /// Whether it holds this product.
+    pub fn has(&self, product: Product) -> bool {
+        match product {
+            Product::Model => self.model.is_some(),
+            Product::Graph => self.graph.is_some(),
+            Product::Scores => self.scores.is_some(),
+            Product::GroupScores => self.group_scores.is_some(),
+            Product::Plan => self.pruning.is_some(),
+            Product::Adapter => self.adapter.is_some(),
+        }
+    }
+
+    /// This product alone.
+    pub fn only(&self, product: Product) -> Self {
+        let mut one = Self::default();
+        one.add(product, self);
+        one
     }
 
     fn of_model(model: Model) -> Self {
@@ -145,7 +166,7 @@ pub fn execute(step: &Step, context: &Context, inputs: &Products) -> Result<(Pro
     })
 }
 
-/// Puts what a stage hands on into its room, as far as [`restore`] reads it.
+/// Puts what a stage hands on into its room, as far as [`model`] and [`rest`] read it.
 pub fn store(step: &Step, products: &Products, room: &Room) -> Result<(), StageError> {
     let encoded = match &step.stage {
         Stage::Pretrain(_) => return Ok(products.model()?.save(&room.path().join("model"))?),
@@ -164,53 +185,55 @@ pub fn store(step: &Step, products: &Products, room: &Room) -> Result<(), StageE
 /// The file of a product that is one.
 const PRODUCT: &str = "product";
 
-/// What [`restore`] needs besides the kept product.
-pub fn restored_from(stage: &Stage) -> &'static [Product] {
+/// What [`model`] needs besides what is kept.
+pub fn model_takes(stage: &Stage) -> &'static [Product] {
     match stage {
         Stage::Prune(_) => &[Product::Model, Product::Graph],
         Stage::Recover(_) => &[Product::Model],
-        _ => &[],
+        Stage::Load(_) | Stage::Pretrain(_) | Stage::Dependencies(_) | Stage::Importance(_) => &[],
+        Stage::Aggregate(_) | Stage::Evaluate(_) | Stage::Export(_) => &[],
     }
 }
 
 /// A kept product could not be used.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum Unusable {
     /// This file is not what was written.
+    #[error("{0}")]
     Damaged(String),
-    /// The stage failed.
-    Failed(StageError),
+    #[error(transparent)]
+    Failed(#[from] StageError),
 }
 
-impl From<StageError> for Unusable {
-    fn from(error: StageError) -> Self {
-        Self::Failed(error)
-    }
-}
-
-/// Brings back what a stage handed on.
-pub fn restore(step: &Step, kept: &Kept, inputs: &Products) -> Result<Products, Unusable> {
-    Ok(match &step.stage {
-        Stage::Load(options) => Products::of_model(load::run(options).map_err(StageError::from)?),
+/// Brings back the model that a stage handed on.
+pub fn model(step: &Step, kept: &Kept, inputs: &Products) -> Result<Products, Unusable> {
+    let model = match &step.stage {
+        Stage::Load(options) => load::run(options).map_err(StageError::from)?,
         Stage::Pretrain(_) => {
             let folder = kept.folder("model").map_err(Unusable::Damaged)?;
-            Products::of_model(Model::load(&folder).map_err(|e| StageError::from(load::Error::from(e)))?)
+            Model::load(&folder).map_err(|e| StageError::from(load::Error::from(e)))?
         }
-        Stage::Dependencies(_) => Products { graph: Some(decoded(kept)?), ..Products::default() },
-        Stage::Importance(_) => Products { scores: Some(decoded(kept)?), ..Products::default() },
-        Stage::Aggregate(_) => Products { group_scores: Some(decoded(kept)?), ..Products::default() },
-        Stage::Prune(_) => {
-            let pruning: Arc<Pruning> = decoded(kept)?;
-            let model = prune::cut(inputs.model()?, inputs.graph()?, &pruning.kept);
-            Products { pruning: Some(pruning), ..Products::of_model(model) }
+        Stage::Prune(_) => prune::cut(inputs.model()?, inputs.graph()?, &decoded::<Pruning>(kept)?.kept),
+        Stage::Recover(_) => decoded::<Adapter>(kept)?.merge(inputs.model()?),
+        Stage::Dependencies(_) | Stage::Importance(_) | Stage::Aggregate(_) | Stage::Evaluate(_) | Stage::Export(_) => {
+            return Ok(Products::default());
         }
-        Stage::Recover(_) => {
-            let adapter: Arc<Adapter> = decoded(kept)?;
-            let model = adapter.merge(inputs.model()?);
-            Products { adapter: Some(adapter), ..Products::of_model(model) }
-        }
-        Stage::Evaluate(_) | Stage::Export(_) => Products::default(),
-    })
+    };
+    Ok(Products::of_model(model))
+}
+
+/// Brings back all that a stage handed on but the model: it is small.
+pub fn rest(step: &Step, kept: &Kept) -> Result<Products, Unusable> {
+    let mut products = Products::default();
+    match &step.stage {
+        Stage::Dependencies(_) => products.graph = Some(decoded(kept)?),
+        Stage::Importance(_) => products.scores = Some(decoded(kept)?),
+        Stage::Aggregate(_) => products.group_scores = Some(decoded(kept)?),
+        Stage::Prune(_) => products.pruning = Some(decoded(kept)?),
+        Stage::Recover(_) => products.adapter = Some(decoded(kept)?),
+        Stage::Load(_) | Stage::Pretrain(_) | Stage::Evaluate(_) | Stage::Export(_) => {}
+    }
+    Ok(products)
 }
 
 fn decoded<T: serde::de::DeserializeOwned>(kept: &Kept) -> Result<Arc<T>, Unusable> {

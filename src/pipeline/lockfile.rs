@@ -58,7 +58,10 @@ fn drift(lock: &Lock, plan: &Plan, inputs: &BTreeMap<String, String>) -> Vec<Str
         Some(before) if before != hash => Some(format!("`{file}` has changed")),
         Some(_) => None,
     });
-    program.into_iter().chain(files).collect()
+    // a model without a file that it had is another model
+    let beside = |file: &&String| inputs.keys().any(|input| Path::new(input).parent() == Path::new(*file).parent());
+    let gone = locked.files.keys().filter(|file| !inputs.contains_key(*file) && !Path::new(file).exists()).filter(beside);
+    program.into_iter().chain(files).chain(gone.map(|file| format!("`{file}` is gone"))).collect()
 }
 
 /// Refuses a plan that is to be locked and has drifted.
@@ -81,6 +84,9 @@ pub fn verify(plan: &Plan, recipes: &Recipes) -> Result<(), InvalidPipeline> {
 /// Brings the lock file up to date. What it says of files that this run does not read stays.
 pub fn update(plan: &Plan, recipes: &Recipes) {
     let path = path(plan);
+    // Another pipeline of the folder may have begun at the same time; where a folder cannot be locked, the last one counts.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let _held = std::fs::File::open(folder).and_then(|folder| folder.lock().map(|()| folder));
     let updated = read(&path).and_then(|mut lock| {
         let before = lock.pipelines.get(&plan.name).cloned();
         let inputs = recipes.inputs();
@@ -90,6 +96,7 @@ pub fn update(plan: &Plan, recipes: &Recipes) {
             tracing::warn!("`{file}` is not what it was when `{}` was written", path.display());
         }
         let mut files = before.clone().unwrap_or_default().files;
+        files.retain(|file, _| Path::new(file).exists() || inputs.contains_key(file));
         files.extend(inputs);
         let now = Locked { program: PROGRAM.to_owned(), files };
         if before.as_ref() == Some(&now) {

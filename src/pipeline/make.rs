@@ -2,18 +2,18 @@
 //! they are asked for.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use super::cache::{Cache, Cost, Entry, Kept};
 use super::execute::{self, Products, StageError, Unusable};
+use super::memory;
 use super::plan::Plan;
 use super::recipe::{self, Recipes};
-use super::results;
-use super::stage::{Product, Step};
+use super::stage::{Product, Stage, Step};
 use super::values::{Made, Values};
 use crate::locks::Claim;
 use crate::metrics::Table;
@@ -35,34 +35,40 @@ pub struct Maker<'a> {
 pub struct Ran {
     pub kept: Kept,
     pub tables: Vec<Table>,
-    pub made: Rc<Made>,
+    pub made: Made,
     /// Whether an earlier run, or another one, made it.
     pub reused: bool,
     /// Nobody removes the product while it is handed to the variants.
     _claim: Claim,
 }
 
+impl Ran {
+    /// What goes on down the tree; others may have the product now.
+    pub fn handed_over(self) -> Made {
+        self.made
+    }
+}
+
 impl Maker<'_> {
-    /// What is kept of a stage; else what it makes now.
-    pub fn outcome(&self, at: usize, values: &Values) -> Result<Ran, StageError> {
-        let node = &self.plan.nodes[at];
+    /// What is kept of a stage; else, or if it is forced, what it makes now.
+    pub fn outcome(&self, at: usize, forced: bool, values: &Values) -> Result<Ran, StageError> {
         let mut inputs = None;
         loop {
             let claim = self.claim(at)?;
-            if node.forced.is_none()
-                && let Some((kept, tables)) = self.kept(at)
-            {
-                return Ok(Ran { kept, tables, made: Made::absent(at, values.clone()), reused: true, _claim: claim });
+            if !forced && let Some((kept, tables, products)) = self.kept(at) {
+                let made = Made { products, before: values.clone() };
+                return Ok(Ran { kept, tables, made, reused: true, _claim: claim });
             }
             match &inputs {
                 // Inputs may have claims of their own: one at a time.
                 None => {
                     drop(claim);
-                    inputs = Some(self.gather(node.step.stage.takes(), values)?);
+                    inputs = Some(self.gather(self.plan.nodes[at].step.stage.takes(), values)?);
                 }
                 Some(inputs) => {
-                    let (kept, tables, products) = self.compute(at, inputs)?;
-                    return Ok(Ran { kept, tables, made: Made::there(at, products), reused: false, _claim: claim });
+                    let (kept, tables, products) = self.compute(at, forced, inputs)?;
+                    let made = Made { products, before: Values::default() };
+                    return Ok(Ran { kept, tables, made, reused: false, _claim: claim });
                 }
             }
         }
@@ -72,33 +78,43 @@ impl Maker<'_> {
         self.cache.claim(&self.recipes.get(at).key, &self.stop)?.ok_or(StageError::Interrupted)
     }
 
-    /// What is kept of a stage, if it is whole.
-    fn kept(&self, at: usize) -> Option<(Kept, Vec<Table>)> {
+    /// What is kept of a stage, if it is whole: all but the model.
+    fn kept(&self, at: usize) -> Option<(Kept, Vec<Table>, Products)> {
         let key = &self.recipes.get(at).key;
         let kept = self.cache.take(key)?;
-        match kept.tables() {
-            Ok(tables) => Some((kept, tables)),
-            Err(error) => {
-                self.cache.discard(key, &error.to_string());
+        let read = kept.tables().map_err(|error| error.to_string()).and_then(|tables| {
+            let rest = execute::rest(&self.plan.nodes[at].step, &kept);
+            rest.map(|products| (tables, products)).map_err(|error| error.to_string())
+        });
+        match read {
+            Ok((tables, products)) => Some((kept, tables, products)),
+            Err(why) => {
+                self.cache.discard(key, &why);
                 None
             }
         }
     }
 
     /// Runs one stage and keeps what it makes.
-    fn compute(&self, at: usize, inputs: &Products) -> Result<(Kept, Vec<Table>, Products), StageError> {
-        let node = &self.plan.nodes[at];
-        let (step, key) = (&node.step, &self.recipes.get(at).key);
+    fn compute(&self, at: usize, forced: bool, inputs: &Products) -> Result<(Kept, Vec<Table>, Products), StageError> {
+        let step = &self.plan.nodes[at].step;
+        let key = &self.recipes.get(at).key;
         let room = self.cache.room()?;
         let context = self.context(step, key, &room.written());
-        if node.forced.is_some() {
+        if forced {
             context.state.forget();
         }
-        results::reset_peak_memory();
-        let began = Instant::now();
-        let (products, tables) = execute::execute(step, &context, inputs)?;
-        let cost = Cost { wall_seconds: began.elapsed().as_secs_f64(), peak_memory: results::peak_memory() };
         self.check_unchanged(at)?;
+        memory::reset_peak();
+        let began = Instant::now();
+        let executed = caught(|| execute::execute(step, &context, inputs));
+        let cost = Cost { wall_seconds: began.elapsed().as_secs_f64(), peak_memory: memory::peak() };
+        if let Err(changed) = self.check_unchanged(at) {
+            // what it was made of has another key
+            context.state.forget();
+            return Err(changed);
+        }
+        let (products, tables) = executed?;
         execute::store(step, &products, &room)?;
         let entry = Entry {
             stage: step.stage.tag().to_owned(),
@@ -110,47 +126,53 @@ impl Maker<'_> {
         Ok((self.cache.keep(key, room, entry, &tables)?, tables, products))
     }
 
-    /// What a stage read must be what its key says.
+    /// What a stage reads must be what its key says.
     fn check_unchanged(&self, at: usize) -> Result<(), StageError> {
-        self.recipes.changed(at).map_or(Ok(()), |path| Err(StageError::Changed(path.to_owned())))
+        self.recipes.changed(self.plan, at).map_or(Ok(()), |path| Err(StageError::Changed(path)))
     }
 
     /// The values that a stage takes.
     fn gather(&self, takes: impl Iterator<Item = Product>, values: &Values) -> Result<Products, StageError> {
         let mut inputs = Products::default();
         for product in takes {
-            if let Some(made) = values.get(product) {
-                inputs.add(product, &made.products(|before| self.bring(made.node, before))?);
+            if let Some(promise) = values.get(product) {
+                inputs.add(product, &promise.keep(|before| self.bring(promise.node, before))?);
             }
         }
         Ok(inputs)
     }
 
-    /// What a stage handed on that was not needed so far: brought back from disk, or, if it is not whole there, made again.
+    /// A model that was not needed so far: brought back from disk, or, if it is not whole there, made again.
     fn bring(&self, at: usize, before: &Values) -> Result<Products, StageError> {
         let step = &self.plan.nodes[at].step;
         let key = &self.recipes.get(at).key;
-        let inputs = self.gather(execute::restored_from(&step.stage).iter().copied(), before)?;
-        {
-            let _claim = self.claim(at)?;
+        let mut inputs = self.gather(execute::model_takes(&step.stage).iter().copied(), before)?;
+        let mut has_all = false;
+        loop {
+            let claim = self.claim(at)?;
             if let Some(kept) = self.cache.take(key) {
-                match execute::restore(step, &kept, &inputs) {
-                    Ok(products) => return self.check_unchanged(at).map(|()| products),
+                match execute::model(step, &kept, &inputs) {
+                    // a checkpoint is kept by the names of its files
+                    Ok(products) if matches!(step.stage, Stage::Load(_)) => {
+                        return self.check_unchanged(at).map(|()| products);
+                    }
+                    Ok(products) => return Ok(products),
                     Err(Unusable::Damaged(file)) => self.cache.discard(key, &file),
                     Err(Unusable::Failed(error)) => return Err(error),
                 }
             }
+            if has_all {
+                tracing::debug!("{} runs again: what it hands on is needed", step.stage.tag());
+                return self.compute(at, false, &inputs).map(|(.., products)| products);
+            }
+            drop(claim);
+            (inputs, has_all) = (self.gather(step.stage.takes(), before)?, true);
         }
-        let inputs = self.gather(step.stage.takes(), before)?;
-        let _claim = self.claim(at)?;
-        tracing::debug!("{} runs again: what it hands on is needed", step.stage.tag());
-        self.compute(at, &inputs).map(|(.., products)| products)
     }
 
     fn context(&self, step: &Step, key: &str, folder: &Path) -> Context {
-        let seed = Seed::root(self.plan.settings.run.seed).derive(&format!("{} {}", step.stage.tag(), step.occurrence));
         Context {
-            seed,
+            seed: Seed::of_stage(self.plan.settings.run.seed, step.stage.tag(), step.occurrence),
             data: self.plan.settings.run.data.clone(),
             folder: folder.to_owned(),
             occurrence: step.occurrence,
@@ -159,4 +181,13 @@ impl Maker<'_> {
             stop: self.stop.clone(),
         }
     }
+}
+
+/// A panic inside a stage is that stage's failure, not the run's.
+fn caught<T>(work: impl FnOnce() -> Result<T, StageError>) -> Result<T, StageError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        Err(StageError::Panicked(text.unwrap_or_else(|| "no reason was given".to_owned())))
+    })
 }

@@ -1,4 +1,5 @@
-//! Shards joined: results folders of the same pipeline, from several machines, become one.
+//! Shards joined: results folders of the same pipelines, from several machines, become one. All are looked at before anything
+//! is written.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ pub struct Merged {
     pub holes: Vec<(String, String)>,
 }
 
-/// Folders could not be joined; nothing was written.
+/// Folders could not be joined. Where they contradict each other nothing was written.
 #[derive(Debug, thiserror::Error)]
 pub enum MergeError {
     #[error("`{}` holds no results: it has no sweep.json", .0.display())]
@@ -33,23 +34,41 @@ pub enum MergeError {
     Report(#[from] ReportError),
 }
 
-/// Joins results folders, `results/<pipeline>` or folders of several, into `into`, or into the first where none is given.
-/// Doing it again changes nothing.
+/// One pipeline's results in several folders.
+struct Pipeline {
+    target: PathBuf,
+    shapes: Vec<Shape>,
+    /// What the folders have of each.
+    found: Vec<Found>,
+}
+
+/// What the folders have of a variant.
+enum Found {
+    Complete(PathBuf),
+    /// It failed, or was interrupted.
+    Incomplete(PathBuf, String),
+    /// Nothing that could be used, and why.
+    Nothing(String),
+}
+
+/// Joins results folders, `results/<pipeline>` or folders of several, into `into`; where none is given, into the first. Doing
+/// it again changes nothing.
 pub fn merge(sources: &[PathBuf], into: Option<&Path>) -> Result<Vec<Merged>, MergeError> {
     let mut pipelines: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    let mut root = into.map(Path::to_owned);
     for source in sources {
         for folder in folders(source)? {
-            pipelines.entry(name(&folder)).or_default().push(folder);
+            let folder = folder.canonicalize().unwrap_or(folder);
+            root.get_or_insert_with(|| folder.parent().unwrap_or(Path::new("")).to_owned());
+            let name = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+            pipelines.entry(name).or_default().push(folder);
         }
     }
-    let merged = pipelines.into_iter().map(|(pipeline, mut folders)| {
-        let target = into.map_or_else(|| folders[0].clone(), |into| into.join(&pipeline));
-        if target.is_dir() && !folders.contains(&target) && Sweep::read(&target).is_some() {
-            folders.insert(0, target.clone());
-        }
-        merge_pipeline(&folders, &target)
-    });
-    merged.collect()
+    let root = root.unwrap_or_default();
+    let mut conflicts = Vec::new();
+    let looked = pipelines.into_iter().map(|(name, folders)| look(root.join(name), folders, &mut conflicts));
+    let looked: Vec<Pipeline> = looked.collect();
+    if conflicts.is_empty() { looked.into_iter().map(join).collect() } else { Err(MergeError::Conflicts(conflicts)) }
 }
 
 /// The folder itself, or those in it that hold results.
@@ -63,43 +82,16 @@ fn folders(path: &Path) -> Result<Vec<PathBuf>, MergeError> {
     if found.is_empty() { Err(MergeError::NoResults(path.to_owned())) } else { Ok(found) }
 }
 
-fn name(folder: &Path) -> String {
-    let named = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
-    named.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-}
-
-fn merge_pipeline(folders: &[PathBuf], target: &Path) -> Result<Merged, MergeError> {
-    let mut conflicts = Vec::new();
-    let shapes = shapes(folders, &mut conflicts);
-    let found: Vec<(&Shape, Found)> = shapes.iter().map(|shape| (shape, find(shape, folders, &mut conflicts))).collect();
-    if !conflicts.is_empty() {
-        return Err(MergeError::Conflicts(conflicts));
+/// What the folders of a pipeline have, those of the target included, and where they contradict each other.
+fn look(target: PathBuf, mut folders: Vec<PathBuf>, conflicts: &mut Vec<String>) -> Pipeline {
+    let is_target = |folder: &PathBuf| target.canonicalize().is_ok_and(|target| target == *folder);
+    if !folders.iter().any(is_target) && Sweep::read(&target).is_some() {
+        folders.insert(0, target.clone());
     }
-    let results = Results::open(target.parent().unwrap_or(Path::new("")), &name_of(target))?;
-    let _claim = results.claim(report::TABLE)?.ok_or_else(|| MergeError::Busy(target.to_owned()))?;
-    let mut holes = Vec::new();
-    for (shape, found) in &found {
-        let from = match found {
-            Found::Complete(folder) => folder,
-            Found::Incomplete(folder, why) => {
-                holes.push((shape.id.clone(), why.clone()));
-                folder
-            }
-            Found::Nothing => {
-                holes.push((shape.id.clone(), "no folder has it".to_owned()));
-                continue;
-            }
-        };
-        bring(from, &results, &shape.id)?;
-    }
-    Sweep { variants: shapes.clone() }.write(target)?;
-    let rows: Vec<VariantSummary> = shapes.into_iter().filter_map(|shape| VariantSummary::of_folder(shape, target)).collect();
-    let summary = report::write_variants(target, &rows)?;
-    Ok(Merged { folder: target.to_owned(), summary, holes })
-}
-
-fn name_of(target: &Path) -> String {
-    target.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    let shapes = shapes(&folders, conflicts);
+    let found: Vec<Found> = shapes.iter().map(|shape| find(shape, &folders, conflicts)).collect();
+    compare_origins(&shapes, &found, conflicts);
+    Pipeline { target, shapes, found }
 }
 
 /// Every variant that any folder's sweep has, in the order of the first that has it.
@@ -119,25 +111,19 @@ fn shapes(folders: &[PathBuf], conflicts: &mut Vec<String>) -> Vec<Shape> {
     shapes
 }
 
-/// What the folders have of a variant.
-enum Found {
-    Complete(PathBuf),
-    Incomplete(PathBuf, String),
-    Nothing,
-}
-
 /// The first complete result, which all others must equal; else the first that is not complete.
 fn find(shape: &Shape, folders: &[PathBuf], conflicts: &mut Vec<String>) -> Found {
     let mut complete: Option<(PathBuf, Manifest)> = None;
-    let mut incomplete: Option<(PathBuf, String)> = None;
+    let mut other = Found::Nothing("no folder has it".to_owned());
     for place in folders.iter().map(|folder| folder.join(&shape.id)) {
-        let Some(manifest) = Manifest::read(&place) else { continue };
+        let Some((_, manifest)) = results::outcome(&place) else { continue };
         if manifest.status != Status::Succeeded {
             let why = manifest.error.clone().unwrap_or_else(|| manifest.status.name().to_owned());
-            incomplete.get_or_insert((place, why));
+            other = Found::Incomplete(place, why);
         } else if let Some(file) = results::damaged(&place, &manifest) {
-            let why = format!("`{}` is damaged", place.join(file).display());
-            incomplete.get_or_insert((place, why));
+            if matches!(other, Found::Nothing(_)) {
+                other = Found::Nothing(format!("`{}` is damaged", place.join(file).display()));
+            }
         } else if let Some((first, known)) = &complete {
             if let Some(file) = difference(known, &manifest) {
                 let (first, place) = (first.join(&file), place.join(&file));
@@ -147,26 +133,59 @@ fn find(shape: &Shape, folders: &[PathBuf], conflicts: &mut Vec<String>) -> Foun
             complete = Some((place, manifest));
         }
     }
-    match (complete, incomplete) {
-        (Some((place, _)), _) => Found::Complete(place),
-        (None, Some((place, why))) => Found::Incomplete(place, why),
-        (None, None) => Found::Nothing,
-    }
+    complete.map_or(other, |(place, _)| Found::Complete(place))
 }
 
 /// A file that two complete results do not have in common.
 fn difference(one: &Manifest, other: &Manifest) -> Option<String> {
-    let names = one.outputs.keys().chain(other.outputs.keys());
-    names.into_iter().find(|name| one.outputs.get(*name) != other.outputs.get(*name)).cloned()
+    let mut names = one.outputs.keys().chain(other.outputs.keys());
+    names.find(|name| one.outputs.get(*name) != other.outputs.get(*name)).cloned()
+}
+
+/// Variants of one table are made by one program from one set of files.
+fn compare_origins(shapes: &[Shape], found: &[Found], conflicts: &mut Vec<String>) {
+    let mut origins: BTreeMap<String, (String, &str)> = BTreeMap::new();
+    for (shape, found) in shapes.iter().zip(found) {
+        let Found::Complete(place) = found else { continue };
+        let Some(manifest) = Manifest::read(place) else { continue };
+        let files = manifest.inputs.into_iter().map(|(path, hash)| (format!("`{path}`"), hash));
+        let code = manifest.stages.into_iter().map(|record| (format!("code of `{}`", record.stage), record.code));
+        for (what, version) in files.chain(code) {
+            let (known, of) = origins.entry(what.clone()).or_insert_with(|| (version.clone(), &shape.id));
+            if *known != version {
+                conflicts.push(format!("{}: it was made with another {what} than {of}", shape.id));
+            }
+        }
+    }
+}
+
+/// Brings everything into the target, and writes its table.
+fn join(Pipeline { target, shapes, found }: Pipeline) -> Result<Merged, MergeError> {
+    let results = Results::open(&target)?;
+    let _claim = results.claim(report::TABLE)?.ok_or_else(|| MergeError::Busy(target.clone()))?;
+    let (mut holes, mut rows) = (Vec::new(), Vec::new());
+    for (shape, found) in shapes.iter().zip(&found) {
+        if let Found::Incomplete(_, why) | Found::Nothing(why) = found {
+            holes.push((shape.id.clone(), why.clone()));
+        }
+        if let Found::Complete(from) | Found::Incomplete(from, _) = found {
+            bring(from, &results, &shape.id)?;
+            rows.extend(VariantSummary::of_folder(shape.clone(), &target));
+        }
+    }
+    Sweep { variants: shapes }.write(&target)?;
+    let summary = report::write_variants(&target, &rows)?;
+    Ok(Merged { folder: target, summary, holes })
 }
 
 /// Puts a variant's folder into its place, whole.
 fn bring(from: &Path, results: &Results, id: &str) -> Result<(), MergeError> {
     let target = results.folder().join(id);
     let is_same = |a: &Path, b: &Path| a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));
-    let has_it = Manifest::read(&target)
-        .is_some_and(|manifest| manifest.status == Status::Succeeded && results::damaged(&target, &manifest).is_none());
-    if is_same(from, &target) || has_it {
+    let has_it = |(_, manifest): (PathBuf, Manifest)| {
+        manifest.status == Status::Succeeded && results::damaged(&target, &manifest).is_none()
+    };
+    if is_same(from, &target) || results::outcome(&target).is_some_and(has_it) {
         return Ok(());
     }
     let _claim = results.claim(id)?.ok_or_else(|| MergeError::Busy(target.clone()))?;

@@ -7,6 +7,7 @@ pub mod file;
 pub mod lockfile;
 pub mod log;
 pub mod make;
+pub mod memory;
 pub mod merge;
 pub mod order;
 pub mod plan;

@@ -96,6 +96,11 @@ impl Plan {
         (self.nodes.len(), self.variants.iter().map(|variant| variant.steps.len()).sum())
     }
 
+    /// Whether a stage of the variant must run, whatever is kept.
+    pub(super) fn is_forced(&self, variant: &Variant) -> bool {
+        variant.path.iter().any(|&node| self.nodes[node].forced.is_some())
+    }
+
     /// The pipeline of one variant, which runs by itself: its stages with every option, the seed, the data folder.
     ///
     /// # Errors

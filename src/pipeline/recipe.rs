@@ -4,7 +4,7 @@
 //! Options that only earlier stages of no concern have are not in it: another `limit` of the dense evaluation leaves the
 //! importance as it was.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -17,6 +17,9 @@ use crate::files::Fingerprint;
 
 /// Raised whenever a kept product would be read differently, or a stage's surroundings change what it makes.
 const FORMAT: u32 = 1;
+
+/// Hexadecimal digits of a key.
+pub const KEY_DIGITS: usize = 32;
 
 /// The version of each stage's code: its name, and a hash of its sources (`build.rs`).
 const CODE: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/code_versions.rs"));
@@ -106,14 +109,18 @@ impl Recipes {
         self.nodes.iter().flat_map(|recipe| recipe.inputs.clone()).collect()
     }
 
-    /// A file that a node reads and that was written since it was hashed.
-    pub fn changed(&self, node: usize) -> Option<&str> {
+    /// A file of those that a node reads that is not what was hashed, was not there, or is gone.
+    pub fn changed(&self, plan: &Plan, node: usize) -> Option<String> {
         let is_changed = |path: &str| {
             let Some((before, then)) = self.files.known.get(Path::new(path)) else { return false };
             // touched is not changed
             look(Path::new(path)) != Some(*then) && !before.matches(Path::new(path))
         };
-        self.nodes[node].inputs.keys().map(String::as_str).find(|path| is_changed(path))
+        let known = &self.nodes[node].inputs;
+        let now = plan.nodes[node].step.stage.inputs(plan.settings.run.data.as_deref());
+        let now: BTreeSet<String> = now.into_iter().map(|input| input.name()).collect();
+        let other = now.iter().find(|name| !known.contains_key(*name)).or_else(|| known.keys().find(|name| !now.contains(*name)));
+        other.or_else(|| known.keys().find(|path| is_changed(path))).cloned()
     }
 }
 
@@ -127,23 +134,22 @@ fn recipe(
 ) -> Result<Recipe, InputError> {
     let (mut inputs, mut contents) = (BTreeMap::new(), Vec::new());
     for input in step.stage.inputs(plan.settings.run.data.as_deref()) {
-        let (shown, name, hash) = match input {
+        let (name, hash) = match &input {
             Input::File(path) => {
-                let hash = files.hash(&path)?;
                 let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-                (path.display().to_string(), name, hash)
+                (name, files.hash(path)?)
             }
-            Input::BuiltIn { name, content } => (name.clone(), name, blake3::hash(content.as_bytes()).to_hex().to_string()),
+            Input::BuiltIn { name, content } => (name.clone(), blake3::hash(content.as_bytes()).to_hex().to_string()),
         };
         contents.push(json!([name, hash]));
-        inputs.insert(shown, hash);
+        inputs.insert(input.name(), hash);
     }
     let tag = step.stage.tag();
     let all = json!({
         "format": FORMAT, "code": code(tag), "arithmetic": arithmetic, "step": step.identity(),
         "seed": step.stage.draws().then_some(plan.settings.run.seed), "files": contents, "from": from,
     });
-    Ok(Recipe { key: blake3::hash(all.to_string().as_bytes()).to_hex()[..32].to_owned(), inputs, takes })
+    Ok(Recipe { key: blake3::hash(all.to_string().as_bytes()).to_hex()[..KEY_DIGITS].to_owned(), inputs, takes })
 }
 
 impl Files {
@@ -168,8 +174,25 @@ fn look(path: &Path) -> Option<Look> {
 /// What sums may depend on in their last bits: the element, the device, and the processor, whose vector units and caches
 /// decide how a product of matrices is cut into parts.
 pub fn arithmetic() -> String {
-    let device = if cfg!(feature = "cuda") { "cuda" } else { "cpu" };
-    format!("float32, {device}, {}, {}", std::env::consts::ARCH, processor())
+    format!("float32, {}, {}, {}", device(), std::env::consts::ARCH, processor())
+}
+
+/// `cpu`; or `cuda`, with the GPUs of the machine and the version of their driver, as far as the system tells.
+pub fn device() -> String {
+    if cfg!(not(feature = "cuda")) {
+        return "cpu".to_owned();
+    }
+    let line = |text: String, name: &str| {
+        let found = text.lines().find_map(|line| line.strip_prefix(name)).map(|found| found.trim().to_owned());
+        found.unwrap_or_default()
+    };
+    let driver = std::path::Path::new("/proc/driver/nvidia");
+    let gpus = std::fs::read_dir(driver.join("gpus")).into_iter().flatten().flatten();
+    let names = gpus.filter_map(|gpu| std::fs::read_to_string(gpu.path().join("information")).ok());
+    let mut names: Vec<String> = names.map(|text| line(text, "Model:")).collect();
+    names.sort();
+    let version = std::fs::read_to_string(driver.join("version")).map(|text| line(text, "NVRM version:")).unwrap_or_default();
+    format!("cuda ({}; {version})", names.join(", "))
 }
 
 /// The processor's name, as far as the system tells, and the vector instructions that it has.

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use polars::prelude::*;
 use serde_json::Value;
 
-use super::results::{self, Status};
+use super::plan::Plan;
+use super::results::{self, Manifest, Status};
 use super::shape::Shape;
 use crate::files::{FileError, write_whole};
 
@@ -37,6 +38,12 @@ impl VariantSummary {
         let (tables, manifest) = results::outcome(&folder.join(&shape.id))?;
         Some(Self { shape, status: manifest.status, error: manifest.error, tables })
     }
+
+    /// A file that it was made from and that is another one now.
+    fn of_another(&self, now: &BTreeMap<String, String>) -> Option<String> {
+        let manifest = Manifest::read(&self.tables)?;
+        manifest.inputs.into_iter().find(|(path, hash)| now.get(path).is_some_and(|now| now != hash)).map(|(path, _)| path)
+    }
 }
 
 /// A report could not be made.
@@ -58,6 +65,17 @@ type Measured = BTreeMap<String, (f64, Option<f64>)>;
 /// The columns of `prune_sizes` that the table repeats.
 const SIZES: [&str; 8] =
     ["params_before", "params_after", "macs_before", "macs_after", "bytes_before", "bytes_after", "group_ratio", "param_ratio"];
+
+/// Variants of the sweep that a run was not asked for, as their folders tell; `inputs`: what the run read.
+pub fn others(plan: &Plan, folder: &Path, inputs: &BTreeMap<String, String>) -> Vec<VariantSummary> {
+    let others = plan.others.iter().filter_map(|other| VariantSummary::of_folder(other.into(), folder));
+    let told = |other: &VariantSummary| {
+        if let Some(changed) = other.of_another(inputs) {
+            tracing::warn!(variant = other.shape.id, "its row is of another `{changed}`: run it again");
+        }
+    };
+    others.inspect(told).collect()
+}
 
 /// Writes `variants.parquet` from the variants' own tables, and returns the summary.
 pub fn write_variants(folder: &Path, variants: &[VariantSummary]) -> Result<String, ReportError> {

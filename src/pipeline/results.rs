@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::cache::{Cost, Kept};
+use super::plan::{Plan, Variant};
+use super::recipe;
 use crate::files::{self, FileError, Fingerprint, PartialFolder};
 use crate::locks::{Claim, SharedFolder};
 use crate::metrics::{self, MetricsError, Part, Table};
@@ -42,7 +44,7 @@ pub struct Manifest {
     pub pipeline: String,
     pub variant: String,
     pub seed: u64,
-    /// `cpu` or `cuda`.
+    /// `cpu`, or `cuda` with its GPUs.
     pub device: String,
     pub processor: String,
     pub threads: usize,
@@ -109,7 +111,32 @@ impl Status {
     }
 }
 
+/// What the manifest says of other machines.
+const MAY_DIFFER: &str = "On processors of another name, and on GPUs, the last bits of sums may differ, and with them the last \
+     digits of every measured number and weight. Threads, folders, other variants and kept products change no bit.";
+
 impl Manifest {
+    /// Of a variant that begins; `resolved`: its own pipeline.
+    pub fn new(plan: &Plan, variant: &Variant, resolved: &str) -> Self {
+        Self {
+            program: recipe::PROGRAM.to_owned(),
+            source: blake3::hash(plan.text.as_bytes()).to_hex().to_string(),
+            pipeline: blake3::hash(resolved.as_bytes()).to_hex().to_string(),
+            variant: variant.id.clone(),
+            seed: plan.settings.run.seed,
+            device: recipe::device(),
+            processor: recipe::processor(),
+            threads: rayon::current_num_threads(),
+            dtype: "float32".to_owned(),
+            may_differ: MAY_DIFFER.to_owned(),
+            inputs: BTreeMap::new(),
+            status: Status::Running,
+            error: None,
+            stages: Vec::new(),
+            outputs: BTreeMap::new(),
+        }
+    }
+
     pub fn read(folder: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(folder.join("manifest.json")).ok()?).ok()
     }
@@ -158,8 +185,8 @@ pub fn damaged(folder: &Path, manifest: &Manifest) -> Option<String> {
 
 impl Results {
     /// Opens the folder of a pipeline.
-    pub fn open(root: &Path, pipeline: &str) -> Result<Self, FileError> {
-        Ok(Self { folder: SharedFolder::enter(&root.join(pipeline))? })
+    pub fn open(folder: &Path) -> Result<Self, FileError> {
+        Ok(Self { folder: SharedFolder::enter(folder)? })
     }
 
     pub fn folder(&self) -> &Path {
@@ -195,12 +222,14 @@ impl Results {
         let mut staged = None;
         match Manifest::read(&folder) {
             Some(earlier) if earlier.status == Status::Succeeded => staged = Some(PartialFolder::new(self.folder())?),
-            _ if folder.is_dir() => files::remove(&folder)?,
-            _ if folder.exists() => {
-                let taken = std::io::Error::other("a file stands where the variant's folder goes; move it away");
-                return Err(FileError { path: folder, source: taken });
+            Some(_) => files::remove(&folder)?,
+            // An empty folder, or one that holds what no run left.
+            None if folder.is_dir() && fs::remove_dir(&folder).is_ok() => {}
+            None if folder.symlink_metadata().is_ok() => {
+                let taken = "what no run left stands where the variant's folder goes; move it away";
+                return Err(FileError { path: folder, source: std::io::Error::other(taken) });
             }
-            _ => {}
+            None => {}
         }
         if staged.is_none() {
             files::make_folder(&folder)?;
@@ -242,7 +271,7 @@ impl VariantFolder {
         let written = kept.written_files();
         if !written.is_empty() {
             let copy = PartialFolder::new(self.work())?;
-            files::link_tree(&kept.written(), copy.path())?;
+            files::link_files(&kept.written(), written.keys().map(Path::new), copy.path())?;
             copy.move_into(self.work())?;
         }
         self.manifest.outputs.extend(written);
@@ -266,20 +295,27 @@ impl VariantFolder {
         }
         self.manifest.write(self.work())?;
         if let Some(staged) = self.staged.take() {
+            if place == self.folder {
+                hand_on_others_files(&place, staged.path());
+            }
             staged.replace(&place)?;
         }
         Ok(place)
     }
 }
 
-/// Forgets the largest memory so far, so that the next reading is of what follows. Only Linux has it.
-pub fn reset_peak_memory() {
-    drop(fs::write("/proc/self/clear_refs", "5"));
-}
-
-/// The process's largest memory since the last reset, in bytes.
-pub fn peak_memory() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+/// What others put into a result stays there when a new one takes its place.
+fn hand_on_others_files(old: &Path, new: &Path) {
+    let Some(manifest) = Manifest::read(old) else { return };
+    for file in files::files_in(old).unwrap_or_default() {
+        let is_ours = manifest.outputs.contains_key(&*file.to_string_lossy())
+            || file.starts_with(ATTEMPT)
+            || [Path::new("manifest.json"), Path::new("log.jsonl")].contains(&&*file);
+        if !is_ours
+            && !new.join(&file).exists()
+            && let Err(error) = files::link_files(old, [&*file], new)
+        {
+            tracing::warn!("`{}` is not handed on to the new result: {error}", old.join(&file).display());
+        }
+    }
 }

@@ -1,8 +1,7 @@
-//! The spine: walks the tree of variants, the only code that hands values from stage to stage.
+//! The spine: walks the tree of variants and gives what each stage made to those that share it. Values go from stage to stage
+//! here and nowhere else; `make.rs` makes them.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -64,7 +63,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 /// Runs every variant that is not complete; one that fails does not stop the others.
 pub fn run(plan: &Plan, recipes: &Recipes, survey: &Survey, surroundings: &Surroundings) -> Result<Outcome, RunError> {
     let settings = &plan.settings.run;
-    let results = Results::open(&settings.results, &plan.name)?;
+    let results = Results::open(&settings.results.join(&plan.name))?;
     let cache = Cache::open(&settings.cache(), settings.cache_limit.as_u64())?;
     Sweep::of(plan).write(results.folder())?;
     let teller = Teller::new(results.folder(), &plan.name, plan.variants.len(), &surroundings.progress);
@@ -82,17 +81,11 @@ pub fn run(plan: &Plan, recipes: &Recipes, survey: &Survey, surroundings: &Surro
         costs: Costs::new(),
         failures: Vec::new(),
     };
-    let mut waiting: Vec<usize> = (0..plan.variants.len()).collect();
-    loop {
-        waiting = walk.begin(&waiting)?;
-        for &root in &plan.roots {
-            walk.descend(root, Values::default());
-        }
-        if waiting.is_empty() || walk.is_over() {
-            return walk.finish();
-        }
-        walk.wait_for(&waiting)?;
+    let outcome = walk.go();
+    if outcome.is_err() {
+        walk.teller.tell(|status| (status.state, status.now) = (RunState::Failed, None));
     }
+    outcome
 }
 
 struct Walk<'a> {
@@ -118,33 +111,54 @@ struct Walk<'a> {
 type Ended = (Status, Option<String>, PathBuf);
 
 impl Walk<'_> {
+    /// Rounds down the tree: the first for all variants, further ones for those that another run had begun.
+    fn go(&mut self) -> Result<Outcome, RunError> {
+        let mut waiting: Vec<usize> = (0..self.plan.variants.len()).collect();
+        loop {
+            waiting = self.begin(&waiting)?;
+            for &root in &self.plan.roots {
+                self.descend(root, Values::default());
+            }
+            if waiting.is_empty() || self.is_over() {
+                return self.finish();
+            }
+            self.wait_for(&waiting)?;
+        }
+    }
+
     /// Begins the variants that are not complete. Returns those that another run works on.
     fn begin(&mut self, variants: &[usize]) -> Result<Vec<usize>, RunError> {
         let mut busy = Vec::new();
         for &v in variants {
             let variant = &self.plan.variants[v];
-            let Some(claim) = self.results.claim(&variant.id)? else {
-                busy.push(v);
-                continue;
+            let claim = match self.results.claim(&variant.id) {
+                Ok(Some(claim)) => claim,
+                Ok(None) => {
+                    busy.push(v);
+                    continue;
+                }
+                Err(error) => {
+                    self.fail(&[v], &variant.steps[0], &error.into());
+                    continue;
+                }
             };
-            let is_forced = variant.path.iter().any(|&node| self.plan.nodes[node].forced.is_some());
             let folder = self.results.folder().join(&variant.id);
-            if !is_forced && self.results.is_complete(&variant.id, &self.recipes.keys(variant)) {
+            if !self.plan.is_forced(variant) && self.results.is_complete(&variant.id, &self.recipes.keys(variant)) {
                 self.ended[v] = Some((Status::Succeeded, None, folder));
                 continue;
             }
             let resolved = self.plan.resolved(variant)?;
-            match self.results.begin(claim, &resolved, self.manifest(variant, &resolved)) {
+            match self.results.begin(claim, &resolved, Manifest::new(self.plan, variant, &resolved)) {
                 Ok(begun) => self.folders[v] = Some(begun),
                 // One variant's folder is no reason for the others to fail.
                 Err(error) => self.fail(&[v], &variant.steps[0], &error.into()),
             }
         }
-        let complete = self.ended.iter().filter(|ended| matches!(ended, Some((Status::Succeeded, ..)))).count();
+        let complete = variants.iter().filter(|&&v| self.ended[v].is_some()).count();
         if complete > 0 {
             tracing::info!("{complete} of {} variants are complete", self.plan.variants.len());
         }
-        if !busy.is_empty() {
+        if !busy.is_empty() && variants.len() == self.plan.variants.len() {
             tracing::info!("{} variants are left to another run that works on them", busy.len());
         }
         self.tell(None);
@@ -183,7 +197,7 @@ impl Walk<'_> {
                 return;
             }
             match self.stage(at, &variants, &values) {
-                Ok(made) => values.advance(&node.step.stage, &made),
+                Ok(made) => values.advance(at, &node.step.stage, &made),
                 Err(failure) => return self.fail(&variants, &node.step, &failure),
             }
             for variant in self.open(at).into_iter().filter(|&v| self.plan.variants[v].path.last() == Some(&at)) {
@@ -198,7 +212,7 @@ impl Walk<'_> {
     }
 
     /// Runs one stage, or takes what is kept of it, and gives what it measured and wrote to every variant that shares it.
-    fn stage(&mut self, at: usize, variants: &[usize], values: &Values) -> Result<Rc<Made>, StageError> {
+    fn stage(&mut self, at: usize, variants: &[usize], values: &Values) -> Result<Made, StageError> {
         let step = &self.plan.nodes[at].step;
         self.surroundings.log.set(variants.iter().filter_map(|&v| self.folders[v].as_ref().map(VariantFolder::log)));
         self.tell(Some((step, variants)));
@@ -207,7 +221,10 @@ impl Walk<'_> {
         let _span =
             tracing::info_span!("stage", step = step.position, r#for = whose, variant = self.teller.variant(), left).entered();
         tracing::debug!("{} begins", step.stage.tag());
-        let ran = self.maker.outcome(at, values)?;
+        // Forced once: a second round is for variants that another run let go of.
+        let first = !std::mem::replace(&mut self.done[at], true);
+        let forced = first && self.plan.nodes[at].forced.is_some();
+        let ran = self.maker.outcome(at, forced, values)?;
         let cost = ran.kept.entry.cost;
         if !ran.reused {
             self.costs.entry(step.stage.tag()).or_default().push(cost.wall_seconds);
@@ -230,11 +247,13 @@ impl Walk<'_> {
                 self.fail(&[v], step, &error.into());
             }
         }
-        self.done[at] = true;
-        let counted = if ran.reused { &mut self.teller.status.stages.kept } else { &mut self.teller.status.stages.run };
-        *counted += 1;
-        let made = ran.made.clone();
-        drop(ran);
+        let stages = &mut self.teller.status.stages;
+        match (first, ran.reused) {
+            (true, true) => stages.kept += 1,
+            (true, false) => stages.run += 1,
+            (false, _) => {}
+        }
+        let made = ran.handed_over();
         self.maker.cache.trim();
         Ok(made)
     }
@@ -302,34 +321,16 @@ impl Walk<'_> {
         });
     }
 
-    fn manifest(&self, variant: &Variant, resolved: &str) -> Manifest {
-        Manifest {
-            program: recipe::PROGRAM.to_owned(),
-            source: blake3::hash(self.plan.text.as_bytes()).to_hex().to_string(),
-            pipeline: blake3::hash(resolved.as_bytes()).to_hex().to_string(),
-            variant: variant.id.clone(),
-            seed: self.plan.settings.run.seed,
-            device: if cfg!(feature = "cuda") { "cuda" } else { "cpu" }.to_owned(),
-            processor: recipe::processor(),
-            threads: rayon::current_num_threads(),
-            dtype: "float32".to_owned(),
-            may_differ: MAY_DIFFER.to_owned(),
-            inputs: BTreeMap::new(),
-            status: Status::Running,
-            error: None,
-            stages: Vec::new(),
-            outputs: BTreeMap::new(),
-        }
-    }
-
     /// Ends what has not ended, and writes the table of the sweep.
-    fn finish(mut self) -> Result<Outcome, RunError> {
+    fn finish(&mut self) -> Result<Outcome, RunError> {
         let stopped = self.surroundings.stop.load(Ordering::Relaxed);
         let first = self.failures.first().filter(|_| !stopped);
         let why = first.map(|first| format!("not run: {} failed, and --fail-fast was given", first.variant));
-        for variant in 0..self.plan.variants.len() {
-            if self.ended[variant].is_none() {
-                self.end(variant, Status::Interrupted, why.clone())?;
+        for v in 0..self.plan.variants.len() {
+            if self.folders[v].is_some()
+                && let Err(error) = self.end(v, Status::Interrupted, why.clone())
+            {
+                tracing::error!(variant = self.plan.variants[v].id, "its manifest cannot be written: {error}");
             }
         }
         self.surroundings.log.set([]);
@@ -342,27 +343,26 @@ impl Walk<'_> {
             }
         };
         let folder = self.results.folder().to_owned();
-        let selected = self.plan.variants.iter().zip(&self.ended).filter_map(|(variant, ended)| Some((variant, ended.clone()?)));
-        let variants: Vec<VariantSummary> = selected
-            .map(|(variant, (status, error, tables))| VariantSummary::new(variant.into(), status, error, tables))
-            .collect();
-        // Variants of the sweep that this run was not asked for have the rows that their folders tell.
-        let others = self.plan.others.iter().filter_map(|other| VariantSummary::of_folder(other.into(), &folder));
+        let summary = |(variant, ended): (&Variant, &Option<Ended>)| match ended.clone() {
+            Some((status, error, tables)) => VariantSummary::new(variant.into(), status, error, tables),
+            // another run had it to the end
+            None => VariantSummary::of_folder(variant.into(), &folder)
+                .unwrap_or_else(|| VariantSummary::new(variant.into(), Status::Interrupted, None, folder.join(&variant.id))),
+        };
+        let variants: Vec<VariantSummary> = self.plan.variants.iter().zip(&self.ended).map(summary).collect();
+        let others = report::others(self.plan, &folder, &self.recipes.inputs());
         let mut rows: Vec<VariantSummary> = variants.iter().cloned().chain(others).collect();
         rows.sort_by_key(|row| self.plan.order.iter().position(|id| *id == row.shape.id));
         let summary = report::write_variants(&folder, &rows)?;
-        let failed = variants.iter().any(|variant| variant.status == Status::Failed);
+        let is_any = |status| variants.iter().any(|variant| variant.status == status);
+        let (failed, interrupted) = (is_any(Status::Failed), stopped && variants.iter().any(|v| v.status != Status::Succeeded));
         self.teller.tell(|status| {
-            status.state = match (stopped, failed) {
+            status.state = match (interrupted, failed) {
                 (true, _) => RunState::Interrupted,
                 (false, true) => RunState::Failed,
                 (false, false) => RunState::Succeeded,
             };
         });
-        Ok(Outcome { variants, failures: self.failures, interrupted: stopped, summary, folder })
+        Ok(Outcome { variants, failures: std::mem::take(&mut self.failures), interrupted, summary, folder })
     }
 }
-
-/// What the manifest says of other machines.
-const MAY_DIFFER: &str = "On processors of another name, and on GPUs, the last bits of sums may differ, and with them the last \
-     digits of every measured number and weight. Threads, folders, other variants and kept products change no bit.";

@@ -149,6 +149,9 @@ pub fn layer(
     for key in KEYS {
         let variable = variable(key);
         let Ok(text) = std::env::var(&variable) else { continue };
+        if text.is_empty() {
+            continue;
+        }
         let Ok(read) = text.parse::<Value>();
         let value = if PATHS.contains(&key) { Value::from(text) } else { read };
         figment = figment.merge(Layer { name: variable, values: Dict::from([(key.to_owned(), value)]) });

@@ -52,7 +52,7 @@ impl Product {
 }
 
 macro_rules! stages {
-    ($( $tag:literal => $variant:ident($options:ty) needs [$($need:ident)*] makes [$($make:ident)*] spends [$($spend:ident)*]; )+) => {
+    ($( $tag:literal => $variant:ident($options:ty) needs [$($need:ident)*] uses [$($use:ident)*] makes [$($make:ident)*] spends [$($spend:ident)*] draws $draws:literal; )+) => {
         /// A stage with its options.
         #[derive(Clone, Debug)]
         pub enum Stage { $( $variant($options) ),+ }
@@ -70,6 +70,13 @@ macro_rules! stages {
             pub fn made_by(tag: &str) -> &'static [Product] { match tag { $( $tag => &[$(Product::$make),*], )+ _ => Product::ALL } }
             /// What earlier stages must have made.
             pub fn needs(&self) -> &'static [Product] { match self { $( Stage::$variant(_) => &[$(Product::$need),*] ),+ } }
+            /// What it takes of what was made: all that it needs, and what it uses where it is there.
+            pub fn takes(&self) -> impl Iterator<Item = Product> {
+                let uses: &[Product] = match self { $( Stage::$variant(_) => &[$(Product::$use),*] ),+ };
+                self.needs().iter().chain(uses).copied()
+            }
+            /// Whether its outcome depends on the seed.
+            pub fn draws(&self) -> bool { match self { $( Stage::$variant(_) => $draws ),+ } }
             /// What later stages can use.
             pub fn makes(&self) -> &'static [Product] { match self { $( Stage::$variant(_) => &[$(Product::$make),*] ),+ } }
             /// What no longer fits the model afterwards.
@@ -95,29 +102,16 @@ macro_rules! stages {
     };
 }
 
-impl Stage {
-    /// What it takes of what was made: all that it needs, and earlier prunings where it goes on from them.
-    pub fn takes(&self) -> impl Iterator<Item = Product> {
-        let goes_on = matches!(self, Stage::Prune(_) | Stage::Export(_));
-        self.needs().iter().copied().chain(goes_on.then_some(Product::Plan))
-    }
-
-    /// Whether its outcome depends on the seed.
-    pub fn draws(&self) -> bool {
-        matches!(self, Stage::Pretrain(_) | Stage::Importance(_) | Stage::Recover(_))
-    }
-}
-
 stages! {
-    "load"         => Load(load::Options)                 needs []                        makes [Model]         spends [Graph Scores GroupScores Plan Adapter];
-    "pretrain"     => Pretrain(pretrain::Options)         needs []                        makes [Model]         spends [Graph Scores GroupScores Plan Adapter];
-    "dependencies" => Dependencies(dependencies::Options) needs [Model]                   makes [Graph]         spends [Scores GroupScores];
-    "importance"   => Importance(importance::Options)     needs [Model Graph]             makes [Scores]        spends [GroupScores];
-    "aggregate"    => Aggregate(aggregate::Options)       needs [Model Graph Scores]      makes [GroupScores]   spends [];
-    "prune"        => Prune(prune::Options)               needs [Model Graph GroupScores] makes [Model Plan]    spends [Graph Scores GroupScores Adapter];
-    "recover"      => Recover(recover::Options)           needs [Model]                   makes [Model Adapter] spends [Scores GroupScores];
-    "evaluate"     => Evaluate(evaluate::Options)         needs [Model]                   makes []              spends [];
-    "export"       => Export(export::Options)             needs [Model]                   makes []              spends [];
+    "load"         => Load(load::Options)                 needs []                        uses []     makes [Model]         spends [Graph Scores GroupScores Plan Adapter] draws false;
+    "pretrain"     => Pretrain(pretrain::Options)         needs []                        uses []     makes [Model]         spends [Graph Scores GroupScores Plan Adapter] draws true;
+    "dependencies" => Dependencies(dependencies::Options) needs [Model]                   uses []     makes [Graph]         spends [Scores GroupScores] draws false;
+    "importance"   => Importance(importance::Options)     needs [Model Graph]             uses []     makes [Scores]        spends [GroupScores] draws true;
+    "aggregate"    => Aggregate(aggregate::Options)       needs [Model Graph Scores]      uses []     makes [GroupScores]   spends [] draws false;
+    "prune"        => Prune(prune::Options)               needs [Model Graph GroupScores] uses [Plan] makes [Model Plan]    spends [Graph Scores GroupScores Adapter] draws false;
+    "recover"      => Recover(recover::Options)           needs [Model]                   uses []     makes [Model Adapter] spends [Scores GroupScores] draws true;
+    "evaluate"     => Evaluate(evaluate::Options)         needs [Model]                   uses []     makes []              spends [] draws false;
+    "export"       => Export(export::Options)             needs [Model]                   uses [Plan] makes []              spends [] draws false;
 }
 
 /// The options that say what a stage does, in few words.

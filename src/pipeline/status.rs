@@ -11,7 +11,7 @@ use crate::progress::{Headline, Progress};
 /// `results/<pipeline>/status.json`, written at every event. Of several runs in one folder it tells of the last that
 /// did something.
 #[derive(Clone, Debug, Serialize)]
-pub struct Status {
+pub struct RunStatus {
     pub pipeline: String,
     pub state: RunState,
     pub process: u32,
@@ -72,7 +72,7 @@ pub struct Now {
 /// Tells people and machines.
 #[derive(Debug)]
 pub struct Teller {
-    pub status: Status,
+    pub status: RunStatus,
     path: PathBuf,
     began: Instant,
     headline: Headline,
@@ -80,7 +80,7 @@ pub struct Teller {
 
 impl Teller {
     pub fn new(folder: &Path, pipeline: &str, variants: usize, progress: &Progress) -> Self {
-        let status = Status {
+        let status = RunStatus {
             pipeline: pipeline.to_owned(),
             state: RunState::Running,
             process: std::process::id(),
@@ -96,7 +96,7 @@ impl Teller {
     }
 
     /// Says where the run is. That it cannot be written is no reason to stop work.
-    pub fn tell(&mut self, change: impl FnOnce(&mut Status)) {
+    pub fn tell(&mut self, change: impl FnOnce(&mut RunStatus)) {
         change(&mut self.status);
         self.status.updated = now();
         self.status.seconds_elapsed = self.began.elapsed().as_secs_f64();

@@ -59,9 +59,8 @@ pub fn survey(plan: &Plan, recipes: &Recipes) -> Survey {
         .variants
         .iter()
         .map(|variant| {
-            let is_forced = variant.path.iter().any(|&node| plan.nodes[node].forced.is_some());
             let standing = || results::standing(&folder.join(&variant.id), &recipes.keys(variant), false);
-            !is_forced && matches!(standing(), Standing::Complete)
+            !plan.is_forced(variant) && matches!(standing(), Standing::Complete)
         })
         .collect();
     let cache = plan.settings.run.cache();
@@ -75,7 +74,7 @@ pub fn survey(plan: &Plan, recipes: &Recipes) -> Survey {
         let key = &recipes.get(at).key;
         match cache::look(&cache, key) {
             Some(entry) => State::Kept(entry.cost),
-            None if cache.join(format!("{key}.state")).exists() => {
+            None if cache.join(format!("{key}{}", cache::STATE)).exists() => {
                 State::MustRun("it was interrupted, and goes on from there".to_owned())
             }
             None => {
@@ -103,6 +102,9 @@ fn reason(plan: &Plan, recipes: &Recipes, at: usize, earlier: &Manifest) -> Stri
     let changed = |(path, hash): &(&String, &String)| earlier.inputs.get(*path).is_some_and(|before| before != *hash);
     if let Some((path, _)) = recipe.inputs.iter().find(changed) {
         return format!("`{path}` has changed");
+    }
+    if let Some(path) = recipe.inputs.keys().find(|path| !earlier.inputs.contains_key(*path)) {
+        return format!("`{path}` is new");
     }
     let is_another = |maker: usize| {
         let before = earlier.stages.get(plan.nodes[maker].step.position as usize);

@@ -1,5 +1,5 @@
-//! Values on their way down the tree. What a stage hands on is made, or brought back from disk, when a later stage asks for
-//! it; branches share it, and it is dropped with the last branch that may still ask.
+//! Values on their way down the tree. Each is a promise: the model of a stage that was kept is brought back when a later
+//! stage asks for it. Branches share a value, and it is dropped with the last branch that may still ask.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,52 +11,57 @@ use super::stage::{Product, Stage};
 /// What can be asked for at a place of the tree. Clones share it.
 #[derive(Clone, Default)]
 pub struct Values {
-    made: BTreeMap<Product, Rc<Made>>,
+    promises: BTreeMap<Product, Rc<Promise>>,
 }
 
-/// What one stage hands on.
-pub struct Made {
+/// One product of one stage.
+pub struct Promise {
     /// The stage's node.
     pub node: usize,
-    state: RefCell<Being>,
+    pub product: Product,
+    state: RefCell<State>,
 }
 
-enum Being {
+enum State {
     /// On disk, or to be made from these.
     Absent(Values),
     There(Products),
 }
 
-impl Made {
-    pub fn there(node: usize, products: Products) -> Rc<Self> {
-        Rc::new(Self { node, state: RefCell::new(Being::There(products)) })
-    }
+/// What a stage left behind.
+pub struct Made {
+    pub products: Products,
+    /// Where they lack the model: the values that it is made from.
+    pub before: Values,
+}
 
-    /// Not needed yet; `before`: the values that it is made from.
-    pub fn absent(node: usize, before: Values) -> Rc<Self> {
-        Rc::new(Self { node, state: RefCell::new(Being::Absent(before)) })
-    }
-
-    /// The products, which `bring` makes from the values before the stage if nobody has asked so far.
-    pub fn products<E>(&self, bring: impl FnOnce(&Values) -> Result<Products, E>) -> Result<Products, E> {
+impl Promise {
+    /// The product, which `bring` makes from the values before the stage if nobody has asked so far.
+    pub fn keep<E>(&self, bring: impl FnOnce(&Values) -> Result<Products, E>) -> Result<Products, E> {
         let before = match &*self.state.borrow() {
-            Being::There(products) => return Ok(products.clone()),
-            Being::Absent(before) => before.clone(),
+            State::There(product) => return Ok(product.clone()),
+            State::Absent(before) => before.clone(),
         };
-        let products = bring(&before)?;
-        *self.state.borrow_mut() = Being::There(products.clone());
-        Ok(products)
+        let product = bring(&before)?.only(self.product);
+        *self.state.borrow_mut() = State::There(product.clone());
+        Ok(product)
     }
 }
 
 impl Values {
-    pub fn get(&self, product: Product) -> Option<&Rc<Made>> {
-        self.made.get(&product)
+    pub fn get(&self, product: Product) -> Option<&Rc<Promise>> {
+        self.promises.get(&product)
     }
 
-    /// After a stage: what it spends is gone, what it makes is there.
-    pub fn advance(&mut self, stage: &Stage, made: &Rc<Made>) {
-        stage.spends().iter().for_each(|product| drop(self.made.remove(product)));
-        self.made.extend(stage.makes().iter().map(|&product| (product, made.clone())));
+    /// After a stage: what it spends is gone, what it makes is promised.
+    pub fn advance(&mut self, node: usize, stage: &Stage, made: &Made) {
+        self.promises.retain(|product, _| !stage.spends().contains(product));
+        for &product in stage.makes() {
+            let state = match made.products.has(product) {
+                true => State::There(made.products.only(product)),
+                false => State::Absent(made.before.clone()),
+            };
+            self.promises.insert(product, Rc::new(Promise { node, product, state: RefCell::new(state) }));
+        }
     }
 }

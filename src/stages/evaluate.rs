@@ -199,7 +199,11 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Ta
     for corpus in options.corpora.iter().skip(measured.done - options.tasks.len()) {
         context.go_on_or_keep(|| &measured)?;
         let window = options.window.unwrap_or(DEFAULT_WINDOW);
-        measured.rows.push(perplexity::measure(Path::new(corpus), window, context, model)?);
+        let row = perplexity::measure(Path::new(corpus), window, context, model);
+        if matches!(row, Err(Error::Interrupted(_))) {
+            context.state.write(&measured);
+        }
+        measured.rows.push(row?);
         measured.done += 1;
     }
     let Measured { rows, samples, .. } = measured;

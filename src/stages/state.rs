@@ -1,5 +1,6 @@
 //! How far a long stage came: left on disk while it works, so that an interrupted run goes on where it stopped.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ impl State {
     /// What an earlier run left. A file that is not whole counts as none.
     pub fn read<S: DeserializeOwned>(&self) -> Option<S> {
         let bytes = std::fs::read(self.file.as_ref()?).ok()?;
-        let (hash, state) = bytes.split_at_checked(blake3::OUT_LEN)?;
+        let (state, hash) = bytes.split_at_checked(bytes.len().checked_sub(blake3::OUT_LEN)?)?;
         let whole = (blake3::hash(state).as_bytes() == hash).then(|| postcard::from_bytes(state).ok()).flatten();
         if whole.is_none() {
             tracing::warn!("what an interrupted run left is damaged; the stage begins anew");
@@ -55,9 +56,11 @@ impl State {
     pub fn write<S: Serialize>(&self, state: &S) {
         let Some(file) = &self.file else { return };
         let began = Instant::now();
-        let written = postcard::to_stdvec(state).map_err(|e| e.to_string()).and_then(|state| {
-            let bytes = [&blake3::hash(&state).as_bytes()[..], &state].concat();
-            files::write_whole(file, &bytes).map_err(|e| e.to_string())
+        let written = files::write_with(file, |file| {
+            let hashing = Hashing { inner: std::io::BufWriter::new(file), hasher: blake3::Hasher::new() };
+            let mut hashing = postcard::to_io(state, hashing).map_err(std::io::Error::other)?;
+            hashing.inner.write_all(hashing.hasher.finalize().as_bytes())?;
+            hashing.inner.flush()
         });
         if let Err(error) = written {
             tracing::warn!("how far the stage is cannot be kept: {error}");
@@ -65,6 +68,23 @@ impl State {
         if let Ok(mut next) = self.next.lock() {
             *next = Some(Instant::now() + BETWEEN_WRITES.max(began.elapsed() * WRITES_APART));
         }
+    }
+}
+
+/// Hashes what goes through it.
+struct Hashing<W> {
+    inner: W,
+    hasher: blake3::Hasher,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        Ok(written)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
     }
 }
 

@@ -69,15 +69,16 @@ pub fn summary(frame: &DataFrame) -> Result<String, ReportError> {
     }
     text.push('\n');
     let (ids, errors) = (frame.column("variant")?.str()?, frame.column("error")?.str()?);
-    let mut failed: Vec<(&str, Vec<&str>)> = Vec::new();
-    for (id, error) in ids.iter().zip(errors.iter()).filter_map(|(id, error)| Some((id?, error?))) {
-        match failed.iter_mut().find(|(known, _)| *known == error) {
+    let mut failed: Vec<((String, &str), Vec<&str>)> = Vec::new();
+    for ((id, error), status) in ids.iter().zip(errors.iter()).zip(strings(frame, "status")?) {
+        let (Some(id), Some(error)) = (id, error) else { continue };
+        match failed.iter_mut().find(|(known, _)| *known == (status.clone(), error)) {
             Some((_, ids)) => ids.push(id),
-            None => failed.push((error, vec![id])),
+            None => failed.push(((status, error), vec![id])),
         }
     }
-    for (error, ids) in failed {
-        text.push_str(&format!("\nfailed: {}: {error}\n", ids.join(", ")));
+    for ((status, error), ids) in failed {
+        text.push_str(&format!("\n{status}: {}: {error}\n", ids.join(", ")));
     }
     Ok(text)
 }
