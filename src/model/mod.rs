@@ -11,6 +11,7 @@ pub mod groups;
 pub mod lora;
 pub mod plan;
 mod save;
+pub mod sizes;
 pub mod stored;
 pub mod tokenizer;
 pub mod walk;
@@ -130,23 +131,6 @@ impl Model {
     /// Whether every weight is a number.
     pub fn is_finite(&self) -> bool {
         self.places().into_iter().all(|place| self.weight(place).values().iter().all(|w| w.is_finite()))
-    }
-
-    /// Multiply-accumulates of one forward pass over `t` tokens, counted as LLM-Pruner counts them: rotary 2·2·t·heads·dim,
-    /// scores heads·(2·t²·dim + t²), the seven matrices, SiLU t·mlp, norms 2·t·hidden, the head. The embedding costs none.
-    pub fn macs(&self, t: u64) -> u64 {
-        let (hidden, dim) = (self.config.hidden as u64, self.config.head_dim as u64);
-        let blocks: u64 = self
-            .blocks
-            .iter()
-            .map(|block| {
-                let matrices: u64 = Part::MATRICES.iter().map(|&part| t * block[part].len() as u64).sum();
-                let heads = block.heads(self.config.head_dim).queries as u64;
-                let mlp = block[Part::Gate].rows() as u64;
-                4 * t * heads * dim + heads * (2 * t * t * dim + t * t) + matrices + t * mlp + 2 * 2 * t * hidden
-            })
-            .sum();
-        blocks + 2 * t * hidden + t * hidden * self.config.vocab as u64
     }
 
     /// The rotary tables for sequences of up to `positions` tokens.

@@ -12,6 +12,7 @@ use crate::metrics::{MetricsError, Table};
 use crate::model::Model;
 use crate::model::groups::{DependencyGraph, Group, Kind};
 use crate::model::plan::{self, PruningPlan};
+use crate::model::sizes::Shape;
 
 mod decide;
 
@@ -183,6 +184,11 @@ pub fn run(
     Ok((pruned, Pruning { kept, plan, initial: baseline }, tables))
 }
 
+/// Units of a group that stay where this share of them goes, `width` channels to a unit: the reference's rule of counting.
+pub fn units_that_stay(units: usize, width: usize, ratio: f64) -> usize {
+    units - decide::units_to_remove(units, units, width, ratio)
+}
+
 /// The model with only these units of each group.
 pub fn cut(model: &Model, graph: &DependencyGraph, kept: &[Vec<usize>]) -> Model {
     graph.groups.iter().zip(kept).fold(model.clone(), |model, (group, kept)| plan::keep(&model, group, kept))
@@ -215,8 +221,8 @@ fn sizes(before: &Model, after: &Model, graph: &DependencyGraph, removed: &[Vec<
     SizesRow {
         params_before,
         params_after,
-        macs_before: before.macs(MACS_TOKENS),
-        macs_after: after.macs(MACS_TOKENS),
+        macs_before: Shape::of(before).macs(MACS_TOKENS),
+        macs_after: Shape::of(after).macs(MACS_TOKENS),
         bytes_before: params_before * size_of::<f32>() as u64,
         bytes_after: params_after * size_of::<f32>() as u64,
         group_ratio: removed.iter().map(Vec::len).sum::<usize>() as f64 / units as f64,

@@ -45,7 +45,7 @@ pub fn share(ratio: f64, schedule: Option<Schedule>) -> f64 {
 }
 
 /// n = current − int(initial · (1 − share)) channels, of which whole units of `width` channels go.
-fn units_to_remove(units: usize, initial: usize, width: usize, share: f64) -> usize {
+pub fn units_to_remove(units: usize, initial: usize, width: usize, share: f64) -> usize {
     let stay = ((initial * width) as f64 * (1.0 - share)) as usize;
     (units * width).saturating_sub(stay) / width
 }

@@ -1,0 +1,280 @@
+//! Properties that hold for every model, ratio and grouping: random shapes, weights and cuts.
+
+use proptest::prelude::*;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use secateur::model::config::{Config, Rope, RopeScaling, Widths};
+use secateur::model::groups::{DependencyGraph, Group, Kind};
+use secateur::model::plan::PruningPlan;
+use secateur::model::sizes::Shape;
+use secateur::model::walk;
+use secateur::model::wiring::Part;
+use secateur::model::{Block, Model};
+use secateur::ops::Target;
+use secateur::stages::products::GroupScores;
+use secateur::stages::{aggregate, dependencies, importance, prune};
+use secateur::tensor::Weight;
+use serde_json::json;
+
+use crate::support::context;
+
+/// A random LLaMA.
+#[derive(Clone, Debug)]
+struct Random {
+    seed: u64,
+    layers: usize,
+    keys: usize,
+    shared: usize,
+    half_dim: usize,
+    hidden: usize,
+    mlp: usize,
+    tied: bool,
+}
+
+fn random() -> impl Strategy<Value = Random> {
+    let widths = (1..4usize, 1..4usize, 1..3usize, 1..4usize);
+    (any::<u64>(), widths, 2..20usize, 2..24usize, any::<bool>()).prop_map(
+        |(seed, (layers, keys, shared, half_dim), hidden, mlp, tied)| Random {
+            seed,
+            layers,
+            keys,
+            shared,
+            half_dim,
+            hidden,
+            mlp,
+            tied,
+        },
+    )
+}
+
+const VOCAB: usize = 23;
+
+impl Random {
+    fn model(&self) -> Model {
+        let mut stream = ChaCha8Rng::seed_from_u64(self.seed);
+        let mut weight = |rows: usize, cols: usize, around: f32| {
+            let scale = if rows == 1 { 0.2 } else { 1.5 / (cols as f32).sqrt() };
+            let values = (0..rows * cols).map(|_| around + scale * stream.random_range(-1.0..1.0f32)).collect();
+            Weight::new(values, rows, cols)
+        };
+        let Self { hidden, mlp, .. } = *self;
+        let dim = 2 * self.half_dim;
+        let (queries, keys) = (self.keys * self.shared * dim, self.keys * dim);
+        let embedding = weight(VOCAB, hidden, 0.0);
+        let blocks = (0..self.layers).map(|_| {
+            Block::new([
+                weight(1, hidden, 1.0),
+                weight(queries, hidden, 0.0),
+                weight(keys, hidden, 0.0),
+                weight(keys, hidden, 0.0),
+                weight(hidden, queries, 0.0),
+                weight(1, hidden, 1.0),
+                weight(mlp, hidden, 0.0),
+                weight(mlp, hidden, 0.0),
+                weight(hidden, mlp, 0.0),
+            ])
+        });
+        let blocks = blocks.collect();
+        let norm = weight(1, hidden, 1.0);
+        let head = (!self.tied).then(|| weight(VOCAB, hidden, 0.0));
+        let config = Config {
+            hidden,
+            layers: self.layers,
+            head_dim: dim,
+            widths: Widths::default(),
+            vocab: VOCAB,
+            max_positions: 64,
+            norm_epsilon: 1e-5,
+            tied: self.tied,
+            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+            raw: serde_json::Map::new(),
+        };
+        Model { config, embedding, blocks, norm, head, tokenizer: None }
+    }
+
+    /// Token ids to look at.
+    fn ids(&self) -> Vec<u32> {
+        let mut stream = ChaCha8Rng::seed_from_u64(self.seed ^ 1);
+        (0..9).map(|_| stream.random_range(0..VOCAB as u32)).collect()
+    }
+}
+
+/// The log probability of every token at every position: logits up to a constant of each position.
+fn outputs(model: &Model, ids: &[u32]) -> Vec<f64> {
+    let targets: Vec<Target> =
+        (0..ids.len()).flat_map(|position| (0..VOCAB as u32).map(move |id| Target { position, id })).collect();
+    walk::token_scores(model, ids, &targets).iter().map(|score| score.log_probability).collect()
+}
+
+fn graph(model: &Model, grouping: &str) -> DependencyGraph {
+    dependencies::run(&serde_json::from_value(json!({ "grouping": grouping })).unwrap(), model).unwrap()
+}
+
+/// Prunes by random scores.
+fn cut(model: &Model, graph: &DependencyGraph, seed: u64, options: serde_json::Value) -> (Model, prune::Pruning) {
+    let mut stream = ChaCha8Rng::seed_from_u64(seed ^ 2);
+    let groups = graph.groups.iter().map(|group| (0..group.units).map(|_| stream.random::<f64>()).collect()).collect();
+    let options: prune::Options = serde_json::from_value(options).unwrap();
+    let (pruned, pruning, _) = prune::run(&options, None, model, graph, &GroupScores { groups }, None).unwrap();
+    (pruned, pruning)
+}
+
+/// The channels of a member that belong to units that are gone.
+fn gone(group: &Group, kept: &[usize], width: usize) -> Vec<usize> {
+    (0..group.units).filter(|unit| !kept.contains(unit)).flat_map(|unit| unit * width..(unit + 1) * width).collect()
+}
+
+/// The model with what the removed units write set to zero, all widths as they were.
+fn masked(model: &Model, graph: &DependencyGraph, kept: &[Vec<usize>]) -> Model {
+    let mut masked = model.clone();
+    let zero_columns = |weight: &mut Weight, columns: &[usize]| {
+        let cols = weight.cols();
+        weight.update(|w| w.chunks_exact_mut(cols).for_each(|row| columns.iter().for_each(|&c| row[c] = 0.0)));
+    };
+    for (group, kept) in graph.groups.iter().zip(kept) {
+        match group.kind {
+            Kind::Attention | Kind::Mlp => {
+                let part = if group.kind == Kind::Attention { Part::O } else { Part::Down };
+                let weight = &mut masked.blocks[group.layer][part];
+                let width = weight.cols() / group.units;
+                zero_columns(weight, &gone(group, kept, width));
+            }
+            Kind::Hidden => {
+                let gone = gone(group, kept, 1);
+                let share = kept.len() as f32 / group.units as f32;
+                zero_columns(&mut masked.embedding, &gone);
+                for block in &mut masked.blocks {
+                    for part in [Part::O, Part::Down] {
+                        let cols = block[part].cols();
+                        block[part].update(|w| gone.iter().for_each(|r| w[r * cols..(r + 1) * cols].fill(0.0)));
+                    }
+                }
+                // A norm that divides by the kept width: x / √(Σx² / kept + ε) · w is, over the whole width,
+                // x / √(Σx² / all + ε · kept / all) · w · √(kept / all).
+                masked.config.norm_epsilon *= share;
+                let scale = |w: &mut [f32]| w.iter_mut().for_each(|w| *w *= share.sqrt());
+                masked.norm.update(scale);
+                for block in &mut masked.blocks {
+                    block[Part::InputNorm].update(scale);
+                    block[Part::PostAttentionNorm].update(scale);
+                }
+            }
+            Kind::Layer => {
+                for layer in (0..group.units).filter(|layer| !kept.contains(layer)) {
+                    for part in [Part::O, Part::Down] {
+                        masked.blocks[layer][part].update(|w| w.fill(0.0));
+                    }
+                }
+            }
+        }
+    }
+    masked
+}
+
+fn weights(model: &Model) -> Vec<Weight> {
+    model.places().into_iter().map(|place| model.weight(place).clone()).collect()
+}
+
+fn groupings() -> impl Strategy<Value = &'static str> {
+    prop_oneof![Just("block"), Just("channel"), Just("layer")]
+}
+
+fn scopes() -> impl Strategy<Value = &'static str> {
+    prop_oneof![Just("local"), Just("global")]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_mask_and_a_cut_are_the_same(random in random(), grouping in groupings(), scope in scopes(), ratio in 0.05..0.95f64) {
+        let model = random.model();
+        let graph = graph(&model, grouping);
+        let (pruned, pruning) = cut(&model, &graph, random.seed, json!({ "ratio": ratio, "scope": scope }));
+        let (cut, mask) = (outputs(&pruned, &random.ids()), outputs(&masked(&model, &graph, &pruning.kept), &random.ids()));
+        let largest = cut.iter().fold(0f64, |most, x| most.max(x.abs()));
+        let worst = cut.iter().zip(&mask).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        prop_assert!(worst <= 1e-5 * largest, "{worst:.1e} of {largest}");
+        // never an empty group, never a layer without width
+        let shape = Shape::of(&pruned);
+        prop_assert!(pruning.kept.iter().all(|kept| !kept.is_empty()));
+        prop_assert!(shape.hidden > 0 && !shape.blocks.is_empty() && shape.blocks.iter().all(|b| b.queries > 0 && b.mlp > 0));
+        prop_assert_eq!(shape.parameters(), pruned.parameters());
+    }
+
+    #[test]
+    fn a_plan_rebuilds_the_model(random in random(), grouping in groupings(), ratio in 0.05..0.95f64, round_to in 1..4usize) {
+        let model = random.model();
+        let graph = graph(&model, grouping);
+        let (pruned, pruning) = cut(&model, &graph, random.seed, json!({ "ratio": ratio, "round_to": round_to }));
+        let saved = serde_json::to_string(&pruning.plan).unwrap();
+        let read: PruningPlan = serde_json::from_str(&saved).unwrap();
+        let rebuilt = read.apply(&model).unwrap();
+        prop_assert!(weights(&rebuilt) == weights(&pruned));
+        prop_assert_eq!(serde_json::to_string(&read).unwrap(), saved);
+        // and again from what it left
+        let graph = self::graph(&pruned, "block");
+        let options: prune::Options = serde_json::from_value(json!({ "ratio": 0.5 })).unwrap();
+        let scores = GroupScores { groups: graph.groups.iter().map(|g| (0..g.units).map(|u| u as f64).collect()).collect() };
+        let (twice, pruning, _) = prune::run(&options, None, &pruned, &graph, &scores, Some(&pruning)).unwrap();
+        prop_assert!(weights(&pruning.plan.apply(&model).unwrap()) == weights(&twice));
+    }
+
+    #[test]
+    fn an_empty_plan_changes_nothing(random in random()) {
+        let model = random.model();
+        let same = PruningPlan::default().apply(&model).unwrap();
+        prop_assert!(weights(&same) == weights(&model));
+        let graph = graph(&model, "block");
+        let kept: Vec<Vec<usize>> = graph.groups.iter().map(|group| (0..group.units).collect()).collect();
+        let same = prune::cut(&model, &graph, &kept);
+        prop_assert!(weights(&same) == weights(&model));
+    }
+
+    #[test]
+    fn a_prediction_does_not_look_ahead(random in random(), at in 1..8usize) {
+        let (model, mut ids) = (random.model(), random.ids());
+        let before = outputs(&model, &ids);
+        ids[at] = (ids[at] + 1) % VOCAB as u32;
+        let after = outputs(&model, &ids);
+        prop_assert!(before[..at * VOCAB] == after[..at * VOCAB]);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Neither the number of threads nor how many sequences are worked on at once moves a bit; the whole of a batch is the
+    /// sum of its parts only up to rounding, so the batch is the same.
+    #[test]
+    fn scores_do_not_depend_on_threads(
+        random in random(),
+        form in prop_oneof![Just("vector"), Just("element-first"), Just("element-second"), Just("element-mixed")],
+        method in prop_oneof![Just("taylor"), Just("wifv"), Just("wanda")],
+    ) {
+        let model = random.model();
+        let graph = graph(&model, "block");
+        let folder = tempfile::tempdir().unwrap();
+        let corpus = folder.path().join("rows.jsonl");
+        let mut stream = ChaCha8Rng::seed_from_u64(random.seed ^ 3);
+        let rows: Vec<String> = (0..7)
+            .map(|_| {
+                let ids: Vec<usize> = (0..stream.random_range(2..12)).map(|_| stream.random_range(0..VOCAB)).collect();
+                format!("{{\"ids\": {ids:?}}}")
+            })
+            .collect();
+        std::fs::write(&corpus, rows.join("\n")).unwrap();
+        let options = json!({ "method": method, "taylor": form, "corpus": corpus, "sample": "file" });
+        let options: importance::Options = serde_json::from_value(options).unwrap();
+        let score = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let scores = importance::run(&options, &context(), &model, &graph).unwrap().0;
+                let with: aggregate::Options = serde_json::from_value(json!({ "with": "last" })).unwrap();
+                aggregate::run(&with, &model, &graph, &scores).unwrap().0
+            })
+        };
+        let one = score(1);
+        prop_assert!(score(2) == one && score(5) == one);
+    }
+}
