@@ -12,6 +12,7 @@ mod formula;
 mod inputs;
 mod kept;
 mod model;
+mod parity;
 mod properties;
 mod pruning;
 mod recover;

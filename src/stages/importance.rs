@@ -10,7 +10,7 @@ use super::{Context, Fault, Input, Interrupted, World, size_faults};
 use crate::data::corpus::{self, CorpusError, CorpusSource, Sample};
 use crate::metrics::{MetricsError, Table};
 use crate::model::Model;
-use crate::model::groups::{DependencyGraph, Lie};
+use crate::model::groups::{DependencyGraph, Kind, Lie};
 use crate::model::walk::Sequence;
 use crate::model::wiring::Axis;
 
@@ -203,6 +203,17 @@ pub fn run(options: &Options, context: &Context, model: &Model, graph: &Dependen
         magnitudes: matches!(options.method, Method::L1 | Method::L2),
         compat: options.compat,
     };
+    if options.compat == Compat::Reference && graph.groups.iter().any(|group| group.kind == Kind::Hidden) {
+        match (options.method, options.taylor) {
+            (Method::Taylor, Taylor::ElementSecond | Taylor::ElementMixed | Taylor::VectorMixed) => {
+                tracing::warn!("the reference keeps no squared gradients for channels and raises; they are scored as blocks are");
+            }
+            (Method::L1 | Method::L2, _) if model.head.is_none() => {
+                tracing::warn!("the reference cannot take the magnitudes of a tied head and raises; it is left out");
+            }
+            _ => {}
+        }
+    }
     let table = Table::of("importance", &rows(graph, &scores))?;
     tracing::info!(method = ?options.method, channels = table.rows.num_rows(), "scored");
     Ok((scores, vec![table]))

@@ -13,6 +13,7 @@ use crate::model::Model;
 use crate::model::groups::{DependencyGraph, Group, Kind};
 use crate::model::plan::{self, PruningPlan};
 use crate::model::sizes::Shape;
+use crate::model::wiring::Part;
 
 mod decide;
 
@@ -167,6 +168,11 @@ pub fn run(
         Scope::Global => decide::global(options, share, graph, scores, &initial),
     };
     let removed = &decision.removed;
+    let shares_keys = model.blocks.iter().any(|block| block[Part::Q].rows() != block[Part::K].rows());
+    let is_later = schedule.is_some_and(|schedule| schedule.time > 1);
+    if options.compat == Compat::Reference && is_later && shares_keys && graph.groups.iter().any(|g| g.kind == Kind::Attention) {
+        tracing::warn!("the reference's second step tears grouped queries from their keys; here they go together");
+    }
     if removed.iter().all(Vec::is_empty) {
         tracing::warn!(ratio = share, "no group loses a unit: one is more than this share");
     }

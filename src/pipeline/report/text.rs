@@ -31,11 +31,19 @@ pub fn summary(frame: &DataFrame) -> Result<String, ReportError> {
         let title = key.split_once('.').map_or(key.as_str(), |(_, option)| option);
         columns.push(shown(title, has_dense.then(String::new), strings(frame, key)?, false));
     }
-    let removed = number(frame, "param_ratio")?;
-    let percent = |share: Option<f64>| share.map_or_else(|| "–".to_owned(), |share| format!("-{:.1} %", 100.0 * share));
-    if removed.iter().any(Option::is_some) {
-        columns.push(shown("params", has_dense.then(String::new), removed.into_iter().map(percent).collect(), true));
-    }
+    let percent = |share: f64| format!("-{:.1} %", 100.0 * share);
+    let bytes = |bytes: f64| indicatif::HumanBytes(bytes as u64).to_string();
+    let mut size = |title: &str, column: &str, dense: Option<f64>, show: &dyn Fn(f64) -> String| {
+        let values = number(frame, column)?;
+        if values.iter().any(Option::is_some) {
+            let cells = values.into_iter().map(|value| value.map_or_else(|| "–".to_owned(), show)).collect();
+            columns.push(shown(title, has_dense.then(|| dense.map_or_else(String::new, show)), cells, true));
+        }
+        Ok::<_, PolarsError>(())
+    };
+    size("units", "group_ratio", None, &percent)?;
+    size("params", "param_ratio", None, &percent)?;
+    size("size", "bytes_after", number(frame, "bytes_before")?.into_iter().flatten().next(), &bytes)?;
     let mut recovers = false;
     for (metric, dense) in metrics.into_iter().zip(dense) {
         let values = number(frame, metric)?;

@@ -24,6 +24,7 @@ pub fn local(
     initial: &[usize],
 ) -> Decision {
     let groups = graph.groups.iter().zip(&scores.groups).zip(initial);
+    let mut untouched = Vec::new();
     let removed: Vec<Vec<usize>> = groups
         .map(|((group, scores), &initial)| {
             let width = match group.kind {
@@ -31,9 +32,16 @@ pub fn local(
                 Kind::Mlp | Kind::Hidden | Kind::Layer => 1,
             };
             let count = units_to_remove(group.units, initial, width, share);
+            if count == 0 && units_to_remove(group.units * width, initial * width, 1, share) > 0 {
+                untouched.push(group.layer);
+            }
             lowest(scores, limit(options, group, rounded(options, group, count)))
         })
         .collect();
+    if !untouched.is_empty() {
+        // the reference raises an error here
+        tracing::warn!(share, layers = ?untouched, "less than one head would go: the heads of these layers stay");
+    }
     let near = scores.groups.iter().zip(&removed);
     let near = near.flat_map(|(scores, removed)| near_ties(&[scores], std::slice::from_ref(removed))).collect();
     Decision { removed, near }
