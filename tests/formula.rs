@@ -79,6 +79,7 @@ fn model(config: &Value) -> Model {
             max_positions: 64,
             norm_epsilon: 1e-6,
             tied: false,
+            biases: Default::default(),
             rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
             raw: serde_json::Map::new(),
         },
@@ -141,6 +142,7 @@ fn scores_and_selections_equal_the_references() {
                     signed: taylor == Taylor::Vector,
                     magnitudes: false,
                     compat: Compat::Reference,
+                    means: Vec::new(),
                 },
                 None => {
                     let options = json!({ "method": result["pruner"], "compat": "reference" });
@@ -160,7 +162,7 @@ fn scores_and_selections_equal_the_references() {
                     Kind::Mlp => ("mlp_channel_importance", "mlp_members", "gate_proj", 1),
                     _ => ("attn_unit_importance", "attn_members", case["root"].as_str().unwrap(), group.unit_width(&model)),
                 };
-                let GroupScores { groups } = &units;
+                let GroupScores { groups, .. } = &units;
                 let difference = worst(&groups[g], &numbers::<f64>(&result[scores]), cancels);
                 assert!(difference < 6e-6, "{here} {scores}: {difference:.1e}");
                 (compared, largest) = (compared + 1, largest.max(difference));

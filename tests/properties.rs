@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use secateur::model::blocks::Lens;
 use secateur::model::config::{Config, Rope, RopeScaling, Widths};
 use secateur::model::groups::{DependencyGraph, Group, Kind};
 use secateur::model::plan::PruningPlan;
@@ -10,13 +11,13 @@ use secateur::model::sizes::Shape;
 use secateur::model::walk;
 use secateur::model::wiring::Part;
 use secateur::model::{Block, Model};
-use secateur::ops::Target;
+use secateur::ops::{self, Target};
 use secateur::stages::products::GroupScores;
 use secateur::stages::{aggregate, dependencies, importance, prune};
-use secateur::tensor::Weight;
+use secateur::tensor::{AnyTape, Hidden, Weight};
 use serde_json::json;
 
-use crate::support::context;
+use crate::support::{self, context};
 
 /// A random LLaMA.
 #[derive(Clone, Debug)]
@@ -86,6 +87,7 @@ impl Random {
             max_positions: 64,
             norm_epsilon: 1e-5,
             tied: self.tied,
+            biases: Default::default(),
             rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
             raw: serde_json::Map::new(),
         };
@@ -97,6 +99,25 @@ impl Random {
         let mut stream = ChaCha8Rng::seed_from_u64(self.seed ^ 1);
         (0..9).map(|_| stream.random_range(0..VOCAB as u32)).collect()
     }
+}
+
+/// The mean over the tokens of what a matrix of the first block hands back, its bias included.
+fn handed_back(model: &Model, part: Part, ids: &[u32]) -> Vec<f32> {
+    struct Watch(Part, usize, std::rc::Rc<std::cell::RefCell<Vec<f32>>>);
+    impl Lens for Watch {
+        fn linear<T: AnyTape>(&self, part: Part, weight: &Weight, x: Hidden<T>) -> Hidden<T> {
+            let y = ops::linear(x, weight, None);
+            if (part, self.1) == (self.0, 0) {
+                *self.2.borrow_mut() = y.as_vec();
+            }
+            y
+        }
+    }
+    let seen = std::rc::Rc::<std::cell::RefCell<Vec<f32>>>::default();
+    walk::forward(model, ids, &model.rotary(ids.len()), |layer| Watch(part, layer, seen.clone()));
+    let (values, width) = (seen.take(), model.config.hidden);
+    let bias = model.blocks[0].bias(part).map_or_else(|| vec![0.0; width], |bias| bias.values().into_owned());
+    (0..width).map(|c| values.iter().skip(c).step_by(width).sum::<f32>() / ids.len() as f32 + bias[c]).collect()
 }
 
 /// The log probability of every token at every position: logits up to a constant of each position.
@@ -115,7 +136,8 @@ fn cut(model: &Model, graph: &DependencyGraph, seed: u64, options: serde_json::V
     let mut stream = ChaCha8Rng::seed_from_u64(seed ^ 2);
     let groups = graph.groups.iter().map(|group| (0..group.units).map(|_| stream.random::<f64>()).collect()).collect();
     let options: prune::Options = serde_json::from_value(options).unwrap();
-    let (pruned, pruning, _) = prune::run(&options, None, model, graph, &GroupScores { groups }, None).unwrap();
+    let (pruned, pruning, _) =
+        prune::run(&options, None, model, graph, &GroupScores { groups, means: Vec::new() }, None).unwrap();
     (pruned, pruning)
 }
 
@@ -215,7 +237,7 @@ proptest! {
         // and again from what it left
         let graph = self::graph(&pruned, "block");
         let options: prune::Options = serde_json::from_value(json!({ "ratio": 0.5 })).unwrap();
-        let scores = GroupScores { groups: graph.groups.iter().map(|g| (0..g.units).map(|u| u as f64).collect()).collect() };
+        let scores = GroupScores { groups: graph.groups.iter().map(|g| (0..g.units).map(|u| u as f64).collect()).collect(), means: Vec::new() };
         let (twice, pruning, _) = prune::run(&options, None, &pruned, &graph, &scores, Some(&pruning)).unwrap();
         prop_assert!(weights(&pruning.plan.apply(&model).unwrap()) == weights(&twice));
     }
@@ -226,9 +248,57 @@ proptest! {
         let same = PruningPlan::default().apply(&model).unwrap();
         prop_assert!(weights(&same) == weights(&model));
         let graph = graph(&model, "block");
-        let kept: Vec<Vec<usize>> = graph.groups.iter().map(|group| (0..group.units).collect()).collect();
-        let same = prune::cut(&model, &graph, &kept);
+        let kept = graph.groups.iter().map(|group| (0..group.units).collect()).collect();
+        let nothing = prune::Pruning { kept, plan: PruningPlan::default(), initial: Default::default(), biases: Vec::new() };
+        let same = prune::cut(&model, &graph, &nothing);
         prop_assert!(weights(&same) == weights(&model));
+    }
+
+    /// FLAP's bias keeps the mean of what the first attention and the first MLP hand back to the residual stream.
+    #[test]
+    fn a_bias_keeps_the_mean_of_what_is_handed_back(random in random(), ratio in 0.2..0.8f64, attention in any::<bool>()) {
+        let model = random.model();
+        // one group alone: what comes after it sees the same inputs up to it
+        let ranges = if attention { json!([[0, 1], [0, 0]]) } else { json!([[0, 0], [0, 1]]) };
+        let options = json!({ "attention_layers": ranges[0], "mlp_layers": ranges[1] });
+        let graph = dependencies::run(&serde_json::from_value(options).unwrap(), &model).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let corpus = folder.path().join("rows.jsonl");
+        let ids = random.ids();
+        std::fs::write(&corpus, format!("{{\"ids\": {ids:?}}}")).unwrap();
+        let options = json!({ "method": "wifv", "corpus": corpus, "sample": "file" });
+        let scores = importance::run(&serde_json::from_value(options).unwrap(), &context(), &model, &graph).unwrap().0;
+        let with = serde_json::from_value(json!({ "with": "last" })).unwrap();
+        let units = aggregate::run(&with, &model, &graph, &scores).unwrap().0;
+        let prune = |compensation: &str| {
+            let options = serde_json::from_value(json!({ "ratio": ratio, "compensation": compensation })).unwrap();
+            prune::run(&options, None, &model, &graph, &units, None).unwrap().0
+        };
+        let part = if attention { Part::O } else { Part::Down };
+        let dense = handed_back(&model, part, &ids);
+        let (with, without) = (prune("bias"), prune("none"));
+        let largest = dense.iter().fold(0f32, |most, x| most.max(x.abs())).max(1e-3);
+        let worst = |model: &Model| {
+            let found = handed_back(model, part, &ids);
+            dense.iter().zip(found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest
+        };
+        prop_assert!(worst(&with) < 1e-4, "{}", worst(&with));
+        if with.blocks[0][part] != model.blocks[0][part] {
+            prop_assert!(worst(&without) > worst(&with));
+            prop_assert_eq!(with.parameters() - without.parameters(), model.config.hidden as u64);
+            // written and read again, and pruned further with its channels
+            with.save(&folder.path().join("hf")).unwrap();
+            let read = Model::load(&folder.path().join("hf")).unwrap();
+            prop_assert!(outputs(&read, &ids) == outputs(&with, &ids));
+            let config = support::json(&folder.path().join("hf/config.json"));
+            let divides = with.config.hidden.is_multiple_of(config["num_attention_heads"].as_u64().unwrap() as usize);
+            let class = if divides { "LlamaForCausalLM" } else { "GraniteForCausalLM" };
+            prop_assert_eq!(&config["architectures"][0], class, "Mistral has no biases");
+            let hidden = self::graph(&with, "channel");
+            let narrow = cut(&with, &hidden, random.seed, json!({ "ratio": 0.4 })).0;
+            let bias = narrow.blocks[0].bias(part).map(|bias| bias.len());
+            prop_assert_eq!(bias, Some(narrow.config.hidden));
+        }
     }
 
     #[test]

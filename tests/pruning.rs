@@ -104,7 +104,13 @@ impl Golden {
     fn stored(&self, graph: &DependencyGraph, form: Form, compat: Compat) -> Scores {
         // the stored squares are a mean already
         let groups = taylor::of_gradients(form, &self.model, graph, 1, &self.gradients);
-        Scores { groups, signed: matches!(form.taylor, Taylor::Vector | Taylor::VectorMixed), magnitudes: false, compat }
+        Scores {
+            groups,
+            signed: matches!(form.taylor, Taylor::Vector | Taylor::VectorMixed),
+            magnitudes: false,
+            compat,
+            means: Vec::new(),
+        }
     }
 
     /// Scores from gradients of our own.
@@ -296,7 +302,7 @@ fn pruned(golden: &Golden, entry: &Value) -> (Model, PruningPlan) {
         let graph = golden.graph(&model, grouping);
         let field = if grouping == "channel" { "channel_scores" } else { "scores" };
         let scores = match key.method {
-            "random" => GroupScores { groups: expected(&graph, &golden.json[field]["random"]) },
+            "random" => GroupScores { groups: expected(&graph, &golden.json[field]["random"]), means: Vec::new() },
             _ => {
                 let sample = if time == 1 { "A" } else { "B" };
                 let scores = golden.own(&model, &graph, key.method, key.taylor(), compat, sample);

@@ -1,6 +1,8 @@
 //! The forward pass of one LLaMA block (Touvron et al. 2023; names as in transformers' `modeling_llama.py`). Widths are
 //! read off the weights, so every layer may have its own.
 
+use std::collections::BTreeMap;
+
 use super::wiring::Part;
 use crate::ops::{self, Heads, Rotary, Slot};
 use crate::tensor::{AnyTape, Hidden, Weight};
@@ -10,6 +12,8 @@ use crate::tensor::{AnyTape, Hidden, Weight};
 pub struct Block {
     /// In the order of [`Part::ALL`].
     weights: [Weight; 9],
+    /// Of the matrices that have one; most families have none.
+    biases: BTreeMap<Part, Weight>,
 }
 
 impl std::ops::Index<Part> for Block {
@@ -73,7 +77,32 @@ pub struct BlockSettings<'a> {
 impl Block {
     /// Weights in the order of [`Part::ALL`].
     pub fn new(weights: [Weight; 9]) -> Self {
-        Self { weights }
+        Self { weights, biases: BTreeMap::new() }
+    }
+
+    /// What is added to a matrix's outputs.
+    pub fn bias(&self, part: Part) -> Option<&Weight> {
+        self.biases.get(&part)
+    }
+
+    /// The biases that there are.
+    pub fn biases(&self) -> impl Iterator<Item = (Part, &Weight)> {
+        self.biases.iter().map(|(&part, bias)| (part, bias))
+    }
+
+    /// Gives a matrix a bias, one number for each of its outputs.
+    pub fn set_bias(&mut self, part: Part, bias: Weight) {
+        debug_assert_eq!(bias.len(), self[part].rows());
+        self.biases.insert(part, bias);
+    }
+
+    /// A matrix through its lens, then its bias.
+    fn apply<T: AnyTape>(&self, part: Part, x: Hidden<T>, lens: &impl Lens) -> Hidden<T> {
+        let y = lens.linear(part, &self[part], x);
+        match self.bias(part) {
+            Some(bias) => ops::add_bias(y, bias),
+            None => y,
+        }
     }
 
     /// How the attention's heads are laid out.
@@ -90,18 +119,18 @@ impl Block {
             let (b, c) = fork(b);
             (a, b, c)
         };
-        let q = lens.linear(Part::Q, &self[Part::Q], x); // (positions, queries · head_dim)
-        let k = lens.linear(Part::K, &self[Part::K], x_k); // (positions, keys · head_dim)
-        let v = lens.linear(Part::V, &self[Part::V], x_v); // (positions, keys · head_dim)
+        let q = self.apply(Part::Q, x, lens); // (positions, queries · head_dim)
+        let k = self.apply(Part::K, x_k, lens); // (positions, keys · head_dim)
+        let v = self.apply(Part::V, x_v, lens); // (positions, keys · head_dim)
         let x = ops::attention(q, k, v, self.heads(settings.head_dim), settings.rotary);
-        let x = lens.linear(Part::O, &self[Part::O], x) + residual;
+        let x = self.apply(Part::O, x, lens) + residual;
 
         let (residual, x) = fork(x);
         let x = ops::rms_norm(x, &self[Part::PostAttentionNorm], settings.norm_epsilon, lens.slot(Part::PostAttentionNorm));
         let (x, x_up) = fork(x);
-        let gate = lens.linear(Part::Gate, &self[Part::Gate], x); // (positions, mlp)
-        let up = lens.linear(Part::Up, &self[Part::Up], x_up); // (positions, mlp)
-        lens.linear(Part::Down, &self[Part::Down], ops::swiglu(gate, up)) + residual
+        let gate = self.apply(Part::Gate, x, lens); // (positions, mlp)
+        let up = self.apply(Part::Up, x_up, lens); // (positions, mlp)
+        self.apply(Part::Down, ops::swiglu(gate, up), lens) + residual
     }
 }
 

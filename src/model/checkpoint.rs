@@ -89,15 +89,22 @@ impl Checkpoint {
 
     /// Parameters, a tied head counted once.
     pub fn parameters(&self) -> u64 {
-        self.places()
-            .filter_map(|place| self.shape(place).ok())
-            .map(|shape| shape.iter().map(|&n| n as u64).product::<u64>())
-            .sum()
+        let weights = self.places().map(|place| LLAMA.tensor(place));
+        let shapes = weights.chain(self.biases()).filter_map(|name| Some(&self.info(&name).ok()?.1.shape));
+        shapes.map(|shape| shape.iter().map(|&n| n as u64).product::<u64>()).sum()
     }
 
     /// Reads one weight, widened to f32.
     pub fn weight(&self, place: Place) -> Result<Weight, CheckpointError> {
-        let name = LLAMA.tensor(place);
+        self.read(LLAMA.tensor(place))
+    }
+
+    /// Reads the bias beside a block's matrix, widened to f32.
+    pub fn bias(&self, layer: usize, part: Part) -> Result<Weight, CheckpointError> {
+        self.read(LLAMA.bias(layer, part))
+    }
+
+    fn read(&self, name: String) -> Result<Weight, CheckpointError> {
         let (file, info) = self.info(&name)?;
         let bytes = &file.map[file.start + info.data_offsets.0..file.start + info.data_offsets.1];
         let values = widen(bytes, info.dtype).ok_or(CheckpointError::Dtype { name: name.clone(), found: info.dtype })?;
@@ -117,6 +124,11 @@ impl Checkpoint {
         [Place::Embedding].into_iter().chain(blocks).chain([Place::FinalNorm]).chain(head)
     }
 
+    /// The names of the biases that the config speaks of.
+    fn biases(&self) -> impl Iterator<Item = String> {
+        (0..self.config.layers).flat_map(|layer| self.config.biased().map(move |part| LLAMA.bias(layer, part)))
+    }
+
     fn info(&self, name: &str) -> Result<(&Shard, &TensorInfo), CheckpointError> {
         let file = &self.files[*self.holder.get(name).ok_or_else(|| CheckpointError::MissingTensor(name.to_owned()))?];
         let info = file.metadata.info(name).ok_or_else(|| CheckpointError::MissingTensor(name.to_owned()))?;
@@ -130,8 +142,7 @@ impl Checkpoint {
     /// Shapes against each other and the config. Heads and MLP widths are the weights' own and may differ by layer.
     fn check_shapes(&self) -> Result<(), CheckpointError> {
         let Config { hidden, head_dim, vocab, layers, .. } = self.config;
-        for place in self.places() {
-            let name = LLAMA.tensor(place);
+        for name in self.places().map(|place| LLAMA.tensor(place)).chain(self.biases()) {
             let found = self.info(&name)?.1.dtype;
             if !matches!(found, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
                 return Err(CheckpointError::Dtype { name, found });
@@ -173,6 +184,17 @@ impl Checkpoint {
             exactly(at(Part::O), &[hidden, q], "q_proj beside it")?;
             exactly(at(Part::Up), &[width, hidden], "gate_proj beside it")?;
             exactly(at(Part::Down), &[hidden, width], "gate_proj beside it")?;
+            for part in self.config.biased() {
+                let (name, rows) = (LLAMA.bias(layer, part), self.shape(at(part))?[0]);
+                let found = self.info(&name)?.1.shape.clone();
+                if found != [rows] {
+                    return Err(CheckpointError::Shape {
+                        name,
+                        found,
+                        expected: format!("the matrix beside it asks for [{rows}]"),
+                    });
+                }
+            }
         }
         self.check_widths()?;
         for name in self.holder.keys().filter(|name| !self.is_known(name)) {
@@ -209,6 +231,7 @@ impl Checkpoint {
         name.ends_with("rotary_emb.inv_freq")
             || name == LLAMA.tensor(Place::Head)
             || self.places().any(|place| LLAMA.tensor(place) == name)
+            || self.biases().any(|bias| bias == name)
     }
 }
 

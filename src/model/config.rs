@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use super::wiring::Part;
+
 /// What a model's `config.json` says that its weights do not.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -21,6 +23,8 @@ pub struct Config {
     pub norm_epsilon: f32,
     /// Whether the output head is the embedding.
     pub tied: bool,
+    /// Whether the matrices of the attention have biases, and those of the MLP.
+    pub biases: Biases,
     pub rope: Rope,
     /// Every key as it was read, for the export to hand on.
     pub raw: Map<String, Value>,
@@ -35,6 +39,13 @@ pub struct Widths {
     pub keys: Option<usize>,
     /// Channels of the MLP.
     pub mlp: Option<usize>,
+}
+
+/// Which matrices have biases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Biases {
+    pub attention: bool,
+    pub mlp: bool,
 }
 
 /// Rotary position embedding.
@@ -75,10 +86,19 @@ pub enum ConfigError {
     Unsupported { key: &'static str, found: String, supported: String },
 }
 
+/// What Granite multiplies by and LLaMA does not.
+pub const GRANITE_AT_REST: [&str; 3] = ["embedding_multiplier", "residual_multiplier", "logits_scaling"];
+
 /// More than any model has; a size beyond it is a mistake, and products of sizes below it do not overflow.
 const LARGEST: u64 = 1 << 24;
 
 impl Config {
+    /// The matrices that have biases.
+    pub fn biased(&self) -> impl Iterator<Item = Part> {
+        let attention = self.biases.attention.then_some(Part::ATTENTION).into_iter().flatten();
+        attention.chain(self.biases.mlp.then_some(Part::MLP).into_iter().flatten())
+    }
+
     /// Reads the text of a `config.json`.
     pub fn parse(text: &str, model_types: &[&str]) -> Result<Self, ConfigError> {
         let raw: Map<String, Value> = serde_json::from_str(text).map_err(|e| ConfigError::Json(e.to_string()))?;
@@ -88,11 +108,6 @@ impl Config {
         };
         if !model_types.contains(&model_type) {
             return unsupported("model_type", model_type, &model_types.join(", "));
-        }
-        for key in ["attention_bias", "mlp_bias"] {
-            if truth(&raw, key)? == Some(true) {
-                return unsupported(key, "true", "false");
-            }
         }
         if let Some(act) = text_of(&raw, "hidden_act")?
             && act != "silu"
@@ -120,6 +135,17 @@ impl Config {
                 expected: "an even number above 0",
             });
         }
+        if model_type == "granite" {
+            let rest = (head_dim as f64).powf(-0.5);
+            let multipliers = GRANITE_AT_REST.map(|key| (key, 1.0)).into_iter().chain([("attention_multiplier", rest)]);
+            for (key, rest) in multipliers {
+                // transformers' default of all four is 1
+                let found = number(&raw, key)?.unwrap_or(1.0);
+                if (found - rest).abs() > 1e-9 {
+                    return unsupported(key, &found.to_string(), &format!("{rest}, as LLaMA"));
+                }
+            }
+        }
         Ok(Self {
             hidden,
             layers: size(&raw, "num_hidden_layers")?.ok_or(ConfigError::Missing("num_hidden_layers"))?,
@@ -133,6 +159,10 @@ impl Config {
             max_positions,
             norm_epsilon: number(&raw, "rms_norm_eps")?.unwrap_or(1e-6) as f32,
             tied: truth(&raw, "tie_word_embeddings")?.unwrap_or(false),
+            biases: Biases {
+                attention: truth(&raw, "attention_bias")?.unwrap_or(false),
+                mlp: truth(&raw, "mlp_bias")?.unwrap_or(false),
+            },
             rope: Rope::parse(&raw)?,
             raw,
         })

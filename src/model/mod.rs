@@ -84,7 +84,11 @@ impl Model {
         let block = |i| {
             let weights =
                 Part::ALL.iter().map(|&part| checkpoint.weight(Place::Block(i, part))).collect::<Result<Vec<_>, _>>()?;
-            Ok::<_, CheckpointError>(Block::new(weights.try_into().unwrap_or_else(|_| unreachable!("nine parts, nine weights"))))
+            let mut block = Block::new(weights.try_into().unwrap_or_else(|_| unreachable!("nine parts, nine weights")));
+            for part in checkpoint.config.biased() {
+                block.set_bias(part, checkpoint.bias(i, part)?);
+            }
+            Ok::<_, CheckpointError>(block)
         };
         Ok(Self {
             embedding: checkpoint.weight(Place::Embedding)?,
@@ -125,12 +129,15 @@ impl Model {
 
     /// Parameters, a tied head counted once.
     pub fn parameters(&self) -> u64 {
-        self.places().into_iter().map(|place| self.weight(place).len() as u64).sum()
+        let biases = self.blocks.iter().flat_map(Block::biases).map(|(_, bias)| bias);
+        self.places().into_iter().map(|place| self.weight(place)).chain(biases).map(|weight| weight.len() as u64).sum()
     }
 
     /// Whether every weight is a number.
     pub fn is_finite(&self) -> bool {
-        self.places().into_iter().all(|place| self.weight(place).values().iter().all(|w| w.is_finite()))
+        let biases = self.blocks.iter().flat_map(Block::biases).map(|(_, bias)| bias);
+        let mut all = self.places().into_iter().map(|place| self.weight(place)).chain(biases);
+        all.all(|weight| weight.values().iter().all(|w| w.is_finite()))
     }
 
     /// The rotary tables for sequences of up to `positions` tokens.

@@ -112,6 +112,11 @@ pub fn keep(model: &Model, group: &Group, kept: &[usize]) -> Model {
             Axis::Rows => weight.keep_rows(&channels),
             Axis::Cols => weight.keep_cols(&channels),
         };
+        if let (Place::Block(layer, part), Axis::Rows) = (member.place, axis)
+            && let Some(bias) = model.blocks[layer].bias(part)
+        {
+            pruned.blocks[layer].set_bias(part, bias.keep_cols(&channels));
+        }
     }
     match group.kind {
         Kind::Hidden => pruned.config.hidden = kept.len(),

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::Model;
-use super::config::RopeScaling;
+use super::config::{Biases, GRANITE_AT_REST, RopeScaling};
 use super::stored::{self, Stored};
 use super::wiring::{LLAMA, Part, Place};
+use super::{Block, Model};
 use crate::files::FileError;
 
 impl Model {
@@ -23,6 +23,18 @@ impl Model {
             let vector = matches!(place, Place::FinalNorm | Place::Block(_, Part::InputNorm | Part::PostAttentionNorm));
             (LLAMA.tensor(place), if vector { Stored::vector(weight) } else { Stored::matrix(weight) })
         });
+        // Where one matrix has a bias, transformers gives one to all of its kind.
+        let biases = self.biases();
+        let kinds = [(biases.attention, &Part::ATTENTION[..]), (biases.mlp, &Part::MLP[..])];
+        let parts: Vec<Part> = kinds.into_iter().filter(|(has, _)| *has).flat_map(|(_, parts)| parts).copied().collect();
+        let beside = |layer: usize| {
+            let block = &self.blocks[layer];
+            parts.iter().map(move |&part| {
+                let stored = block.bias(part).map_or_else(|| Stored::zeros(block[part].rows()), Stored::vector);
+                (LLAMA.bias(layer, part), stored)
+            })
+        };
+        let tensors = tensors.chain((0..self.blocks.len()).flat_map(beside));
         let weights = folder.join("model.safetensors");
         stored::write(&weights, tensors.collect()).map_err(|e| failed(&weights, std::io::Error::other(e)))?;
         let path = folder.join("config.json");
@@ -36,10 +48,18 @@ impl Model {
     }
 }
 
+impl Model {
+    /// Which kinds of matrices have biases.
+    fn biases(&self) -> Biases {
+        let has = |parts: &[Part]| self.blocks.iter().flat_map(Block::biases).any(|(part, _)| parts.contains(&part));
+        Biases { attention: has(&Part::ATTENTION), mlp: has(&Part::MLP) }
+    }
+}
+
 /// The config that came, with the sizes of the model as it is. Where layers differ, `per_layer_config` says how, as
 /// transformers' heterogeneous configurations write it.
 fn config_json(model: &Model) -> Map<String, Value> {
-    let config = &model.config;
+    let (config, biases) = (&model.config, model.biases());
     let widths: Vec<(usize, usize, usize)> = model
         .blocks
         .iter()
@@ -51,8 +71,13 @@ fn config_json(model: &Model) -> Map<String, Value> {
     let widest = |width: fn(&(usize, usize, usize)) -> usize| widths.iter().map(width).max().unwrap_or(0);
     let common = (widest(|w| w.0), widest(|w| w.1), widest(|w| w.2));
     let uniform = widths.iter().all(|w| *w == common);
-    // LlamaConfig wants the width to be a multiple of the heads; Mistral, the same without a sliding window, does not.
-    let is_llama = config.hidden.is_multiple_of(common.0);
+    // LlamaConfig wants the width to be a multiple of the heads. Mistral, the same without a sliding window, does not, but
+    // has no biases; Granite, the same with all its multipliers at rest, has.
+    let (class, kind) = match (config.hidden.is_multiple_of(common.0), biases.attention || biases.mlp) {
+        (true, _) => ("LlamaForCausalLM", "llama"),
+        (false, false) => ("MistralForCausalLM", "mistral"),
+        (false, true) => ("GraniteForCausalLM", "granite"),
+    };
     let rope = match config.rope.scaling {
         RopeScaling::None => Value::Null,
         RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
@@ -62,12 +87,13 @@ fn config_json(model: &Model) -> Map<String, Value> {
         }),
     };
     let mut out = config.raw.clone();
-    for stale in ["rope_parameters", "dtype", "per_layer_config", "quantization_config", "sliding_window"] {
-        out.shift_remove(stale);
+    let stale = ["rope_parameters", "dtype", "per_layer_config", "quantization_config", "sliding_window", "attention_multiplier"];
+    for key in stale.into_iter().chain(GRANITE_AT_REST) {
+        out.shift_remove(key);
     }
     let said = json!({
-        "architectures": [if is_llama { "LlamaForCausalLM" } else { "MistralForCausalLM" }],
-        "model_type": if is_llama { "llama" } else { "mistral" },
+        "architectures": [class],
+        "model_type": kind,
         "hidden_size": config.hidden,
         "intermediate_size": common.2,
         "num_hidden_layers": model.blocks.len(),
@@ -80,16 +106,21 @@ fn config_json(model: &Model) -> Map<String, Value> {
         "rope_theta": config.rope.theta,
         "rope_scaling": rope,
         "hidden_act": "silu",
-        "attention_bias": false,
-        "mlp_bias": false,
+        "attention_bias": biases.attention,
+        "mlp_bias": biases.mlp,
         "tie_word_embeddings": model.head.is_none(),
         "torch_dtype": "float32",
     });
     if let Value::Object(said) = said {
         out.extend(said);
     }
-    if !is_llama {
-        out.insert("sliding_window".to_owned(), Value::Null);
+    match kind {
+        "mistral" => drop(out.insert("sliding_window".to_owned(), Value::Null)),
+        "granite" => {
+            out.extend(GRANITE_AT_REST.map(|key| (key.to_owned(), json!(1.0))));
+            out.insert("attention_multiplier".to_owned(), json!((config.head_dim as f64).powf(-0.5)));
+        }
+        _ => {}
     }
     if !uniform {
         let layers = widths.iter().enumerate().filter(|(_, w)| **w != common).map(|(layer, w)| {

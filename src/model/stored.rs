@@ -19,6 +19,11 @@ impl<'a> Stored<'a> {
         Self { values: weight.values(), shape: vec![weight.rows(), weight.cols()] }
     }
 
+    /// A vector of so many zeros.
+    pub fn zeros(len: usize) -> Self {
+        Self { values: Cow::Owned(vec![0.0; len]), shape: vec![len] }
+    }
+
     pub fn vector(weight: &'a Weight) -> Self {
         Self { values: weight.values(), shape: vec![weight.len()] }
     }

@@ -22,6 +22,9 @@ impl Part {
         [Part::InputNorm, Part::Q, Part::K, Part::V, Part::O, Part::PostAttentionNorm, Part::Gate, Part::Up, Part::Down];
     /// The matrices, which LoRA can adapt.
     pub const MATRICES: [Part; 7] = [Part::Q, Part::K, Part::V, Part::O, Part::Gate, Part::Up, Part::Down];
+    /// Those of the attention, and those of the MLP.
+    pub const ATTENTION: [Part; 4] = [Part::Q, Part::K, Part::V, Part::O];
+    pub const MLP: [Part; 3] = [Part::Gate, Part::Up, Part::Down];
 }
 
 /// Where a weight stands in the model.
@@ -88,9 +91,9 @@ const fn scale<P: Copy>(at: P, name: &'static str, space: Space) -> Wire<P> {
     Wire { at, name, reads: (space, Axis::Cols), writes: None }
 }
 
-/// LLaMA, and Mistral without a sliding window: RMSNorm, rotary positions, SwiGLU, grouped-query attention.
+/// LLaMA, Mistral without a sliding window, and Granite with its multipliers at rest: RMSNorm, rotary positions, SwiGLU, grouped-query attention.
 pub static LLAMA: Family = Family {
-    model_types: &["llama", "mistral"],
+    model_types: &["llama", "mistral", "granite"],
     outside: &[
         Wire {
             at: Place::Embedding,
@@ -116,6 +119,11 @@ pub static LLAMA: Family = Family {
 };
 
 impl Family {
+    /// The name of the bias beside a block's matrix.
+    pub fn bias(&self, layer: usize, part: Part) -> String {
+        self.tensor(Place::Block(layer, part)).replace(".weight", ".bias")
+    }
+
     /// The tensor's name in a checkpoint.
     pub fn tensor(&self, place: Place) -> String {
         match place {

@@ -6,6 +6,9 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+mod bias;
+pub use bias::add_bias;
+
 mod scores;
 pub use scores::{Scored, Target, TokenScore, cross_entropy, token_scores};
 

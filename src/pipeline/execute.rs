@@ -213,7 +213,7 @@ pub fn model(step: &Step, kept: &Kept, inputs: &Products) -> Result<Products, Un
             let folder = kept.folder("model").map_err(Unusable::Damaged)?;
             Model::load(&folder).map_err(|e| StageError::from(load::Error::from(e)))?
         }
-        Stage::Prune(_) => prune::cut(inputs.model()?, inputs.graph()?, &decoded::<Pruning>(kept)?.kept),
+        Stage::Prune(_) => prune::cut(inputs.model()?, inputs.graph()?, &*decoded::<Pruning>(kept)?),
         Stage::Recover(_) => decoded::<Adapter>(kept)?.merge(inputs.model()?),
         Stage::Dependencies(_) | Stage::Importance(_) | Stage::Aggregate(_) | Stage::Evaluate(_) | Stage::Export(_) => {
             return Ok(Products::default());

@@ -113,7 +113,7 @@ pub fn run(
         })
     });
     let table = Table::of("aggregate", &rows.collect::<Vec<_>>())?;
-    Ok((GroupScores { groups }, vec![table]))
+    Ok((GroupScores { groups, means: scores.means.clone() }, vec![table]))
 }
 
 /// The scores of one group's units. `width`: channels of a unit in the member with the fewest.

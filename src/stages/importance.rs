@@ -5,7 +5,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::products::{Compat, Scores};
+use super::products::{Compat, Means, Scores};
 use super::{Context, Fault, Input, Interrupted, World, size_faults};
 use crate::data::corpus::{self, CorpusError, CorpusSource, Sample};
 use crate::metrics::{MetricsError, Table};
@@ -142,6 +142,7 @@ impl Options {
 
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
         world.holds_weights(1);
+        world.has_means = self.method == Method::Wifv;
         match self.method {
             Method::Taylor => world.walks(self.samples, self.length),
             Method::Wifv | Method::Wanda => world.walks(world.threads, self.length),
@@ -184,6 +185,7 @@ pub enum Error {
 
 /// Scores every channel of every member of every group.
 pub fn run(options: &Options, context: &Context, model: &Model, graph: &DependencyGraph) -> Result<(Scores, Vec<Table>), Error> {
+    let mut means = Means::new();
     let groups = match options.method {
         Method::Random => magnitude::random(model, graph, context.seed.derive("random")),
         Method::First => magnitude::first(model, graph),
@@ -194,7 +196,10 @@ pub fn run(options: &Options, context: &Context, model: &Model, graph: &Dependen
             taylor::scores(form, context, model, graph, &calibration(options, context, model)?)?
         }
         Method::Wanda | Method::Wifv => {
-            activation::scores(options.method, context, model, graph, &calibration(options, context, model)?)?
+            let (groups, seen) =
+                activation::scores(options.method, context, model, graph, &calibration(options, context, model)?)?;
+            means = seen;
+            groups
         }
     };
     let scores = Scores {
@@ -202,6 +207,7 @@ pub fn run(options: &Options, context: &Context, model: &Model, graph: &Dependen
         signed: matches!((options.method, options.taylor), (Method::Taylor, Taylor::Vector | Taylor::VectorMixed)),
         magnitudes: matches!(options.method, Method::L1 | Method::L2),
         compat: options.compat,
+        means,
     };
     if options.compat == Compat::Reference && graph.groups.iter().any(|group| group.kind == Kind::Hidden) {
         match (options.method, options.taylor) {

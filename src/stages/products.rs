@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::model::wiring::Part;
+
 /// Where the reference implementation differs from the paper or has a defect worth reproducing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -26,7 +28,13 @@ pub struct Scores {
     /// Whether these are magnitudes of weights, which the reference always reduces by mean.
     pub magnitudes: bool,
     pub compat: Compat,
+    /// What `wifv` sees besides; empty for the other methods.
+    pub means: Means,
 }
+
+/// Means of what goes into the matrices that write back to the residual stream, over the calibration tokens: layer, part
+/// (`o_proj` or `down_proj`), and one mean per input channel.
+pub type Means = Vec<(usize, Part, Vec<f64>)>;
 
 /// One score per channel of a member.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,6 +48,8 @@ pub struct MemberScores {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupScores {
     pub groups: Vec<Vec<f64>>,
+    /// As the importance saw them.
+    pub means: Means,
 }
 
 /// One row of `pretrain.parquet` and `recover.parquet`: one update of the optimiser.

@@ -6,14 +6,15 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::products::{Compat, GroupScores};
+use super::products::{Compat, GroupScores, Means};
 use super::{Fault, Input, World, size_faults};
 use crate::metrics::{MetricsError, Table};
 use crate::model::Model;
 use crate::model::groups::{DependencyGraph, Group, Kind};
 use crate::model::plan::{self, PruningPlan};
 use crate::model::sizes::Shape;
-use crate::model::wiring::Part;
+use crate::model::wiring::{Part, Place};
+use crate::tensor::Weight;
 
 mod decide;
 
@@ -30,6 +31,10 @@ pub struct Options {
     /// alone. Default 1: no rounding.
     #[serde(default = "one")]
     pub round_to: usize,
+    /// What makes up for what the removed units gave on average. Default `none`.
+    // Younger than the others: variants without it keep their ids.
+    #[serde(default, skip_serializing_if = "Compensation::is_none")]
+    pub compensation: Compensation,
     /// Which rule global ranking follows. Default `corrected`.
     #[serde(default)]
     pub compat: Compat,
@@ -37,6 +42,23 @@ pub struct Options {
 
 fn one() -> usize {
     1
+}
+
+/// How the mean of what is lost is made up for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compensation {
+    #[default]
+    None,
+    /// A bias on `o_proj` and `down_proj`: Σ over the removed input channels of the weight's column times the channel's mean over
+    /// the calibration tokens (FLAP, AAAI 2024). Needs the means that `wifv` sees.
+    Bias,
+}
+
+impl Compensation {
+    fn is_none(&self) -> bool {
+        *self == Self::None
+    }
 }
 
 /// What is ranked together.
@@ -71,6 +93,10 @@ impl Options {
 
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
         world.holds_weights(2);
+        if self.compensation == Compensation::Bias && !world.has_means {
+            let message = "a bias is made of the means of activations, and this importance does not see them";
+            return vec![Fault::new("compensation", message, "write method = \"wifv\" in the importance, or remove the line")];
+        }
         Vec::new()
     }
 }
@@ -120,10 +146,12 @@ pub struct Schedule {
 pub enum Error {
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    #[error("a bias is made of the means of activations, and this importance does not see them; write method = \"wifv\"")]
+    NoMeans,
 }
 
 /// What pruning decided.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pruning {
     /// The units that stay of each group of the graph, counted in the model that was pruned; [`cut`] leaves them alone.
     pub kept: Vec<Vec<usize>>,
@@ -131,6 +159,8 @@ pub struct Pruning {
     pub plan: PruningPlan,
     /// Units of each group before the first time of a repeat.
     pub initial: Baseline,
+    /// What is added to the outputs of matrices: layer of the model that was pruned, matrix, one number per output.
+    pub biases: Vec<(usize, Part, Vec<f32>)>,
 }
 
 /// Units of groups when a repeat began, by kind and dense layer.
@@ -183,11 +213,16 @@ pub fn run(
         plan.keep(group, &own);
         kept.push(own);
     }
-    let pruned = cut(model, graph, &kept);
+    let biases = match options.compensation {
+        Compensation::None => Vec::new(),
+        Compensation::Bias => lost_means(model, graph, &kept, &scores.means)?,
+    };
+    let pruning = Pruning { kept, plan, initial: baseline, biases };
+    let pruned = cut(model, graph, &pruning);
     let sizes = sizes(model, &pruned, graph, removed);
     tracing::info!(params = sizes.params_after, removed = format!("{:.1} %", 100.0 * sizes.param_ratio), "pruned");
     let tables = vec![Table::of("prune", &rows)?, Table::of("prune_sizes", &[sizes])?];
-    Ok((pruned, Pruning { kept, plan, initial: baseline }, tables))
+    Ok((pruned, pruning, tables))
 }
 
 /// Units of a group that stay where this share of them goes, `width` channels to a unit: the reference's rule of counting.
@@ -195,9 +230,38 @@ pub fn units_that_stay(units: usize, width: usize, ratio: f64) -> usize {
     units - decide::units_to_remove(units, units, width, ratio)
 }
 
-/// The model with only these units of each group.
-pub fn cut(model: &Model, graph: &DependencyGraph, kept: &[Vec<usize>]) -> Model {
-    graph.groups.iter().zip(kept).fold(model.clone(), |model, (group, kept)| plan::keep(&model, group, kept))
+/// The model with only the units of each group that stay, and what makes up for the others.
+pub fn cut(model: &Model, graph: &DependencyGraph, pruning: &Pruning) -> Model {
+    let mut compensated = model.clone();
+    for (layer, part, bias) in &pruning.biases {
+        let block = &mut compensated.blocks[*layer];
+        let before = block.bias(*part).map(|before| before.values().into_owned());
+        let sum = before.map_or_else(|| bias.clone(), |before| before.iter().zip(bias).map(|(a, b)| a + b).collect());
+        block.set_bias(*part, Weight::new(sum, 1, bias.len()));
+    }
+    graph.groups.iter().zip(&pruning.kept).fold(compensated, |model, (group, kept)| plan::keep(&model, group, kept))
+}
+
+/// W[:, removed] · mean(x[removed]) for each matrix that loses inputs.
+fn lost_means(
+    model: &Model,
+    graph: &DependencyGraph,
+    kept: &[Vec<usize>],
+    means: &Means,
+) -> Result<Vec<(usize, Part, Vec<f32>)>, Error> {
+    let mut biases = Vec::new();
+    for (group, kept) in graph.groups.iter().zip(kept).filter(|(group, kept)| kept.len() < group.units) {
+        let Some(member) = group.members.iter().find(|member| member.last) else { continue };
+        let Place::Block(layer, part) = member.place else { continue };
+        let seen = means.iter().find(|(at, of, _)| (*at, *of) == (layer, part)).ok_or(Error::NoMeans)?;
+        let (weight, width) = (model.weight(member.place), group.channels_per_unit(model, member));
+        let lost: Vec<usize> = (0..weight.cols()).filter(|channel| kept.binary_search(&(channel / width)).is_err()).collect();
+        let rows = weight.values();
+        let rows = rows.chunks_exact(weight.cols());
+        let bias = rows.map(|row| lost.iter().map(|&c| f64::from(row[c]) * seen.2[c]).sum::<f64>() as f32);
+        biases.push((layer, part, bias.collect()));
+    }
+    Ok(biases)
 }
 
 /// One row for each unit of the dense model's group.

@@ -43,6 +43,8 @@ pub struct World {
     pub data: Option<PathBuf>,
     /// The model that the stages so far will hand on, read from its headers alone. None: not known yet.
     pub model: Option<ModelHeader>,
+    /// Whether the importance at hand has seen the means of activations.
+    pub has_means: bool,
     /// Sequences that are worked on at once.
     pub threads: usize,
     /// What the stage at hand will need; the stage says it.

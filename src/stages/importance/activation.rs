@@ -17,7 +17,7 @@ use crate::model::walk::{self, Sequence};
 use crate::model::wiring::{Part, Place};
 use crate::ops;
 use crate::stages::Context;
-use crate::stages::products::MemberScores;
+use crate::stages::products::{Means, MemberScores};
 use crate::tensor::{AnyTape, Hidden, Weight, for_each_sequence, sequences_at_once};
 
 /// Σx and Σx² of each input channel of a matrix.
@@ -58,7 +58,7 @@ pub fn scores(
     model: &Model,
     graph: &DependencyGraph,
     sequences: &[Sequence],
-) -> Result<Vec<Vec<MemberScores>>, Error> {
+) -> Result<(Vec<Vec<MemberScores>>, Means), Error> {
     let name = if method == Method::Wanda { "wanda" } else { "wifv" };
     if graph.groups.iter().any(|group| !matches!(group.kind, Kind::Attention | Kind::Mlp)) {
         return Err(Error::BlocksOnly { method: name });
@@ -80,7 +80,9 @@ pub fn scores(
         let scored = group.members.iter().enumerate().filter(|(_, member)| method == Method::Wanda || member.last);
         scored.map(|(member, at)| MemberScores { member, channels: score(at.place, at.lie) }).collect()
     });
-    Ok(groups.collect())
+    let means = seen.iter().filter(|((_, part), _)| method == Method::Wifv && matches!(part, Part::O | Part::Down));
+    let means = means.map(|(&(layer, part), moments)| (layer, part, moments.sums.iter().map(|sum| sum / tokens).collect()));
+    Ok((groups.collect(), means.collect()))
 }
 
 /// The moments of every matrix's inputs over all sequences, added in their order, and the number of tokens.

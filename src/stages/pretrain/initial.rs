@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rand::{Rng, RngExt};
 
 use super::Options;
-use crate::model::config::{Config, Rope, RopeScaling, Widths};
+use crate::model::config::{Biases, Config, Rope, RopeScaling, Widths};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Block, Model};
 use crate::random::Seed;
@@ -50,6 +50,7 @@ pub fn model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Model {
         max_positions: options.positions(),
         norm_epsilon: 1e-5,
         tied: true,
+        biases: Biases::default(),
         rope: Rope { theta: options.rope_theta, scaling: RopeScaling::None },
         raw: serde_json::Map::new(),
     };
