@@ -14,7 +14,7 @@ use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 use secateur::pipeline::cache::{self, Cache};
 use secateur::pipeline::check::{Overrides, check};
 use secateur::pipeline::log::{self, LogFiles};
-use secateur::pipeline::plan::Plan;
+use secateur::pipeline::plan::{self, Plan};
 use secateur::pipeline::problem::{InvalidPipeline, Sources};
 use secateur::pipeline::recipe::Recipes;
 use secateur::pipeline::run::{self, Surroundings};
@@ -96,9 +96,9 @@ fn check_only(common: &Common, world: bool) -> ExitCode {
         (Ok(plan), Format::Text) => {
             let (runs, alone) = plan.stage_runs();
             print(&format!(
-                "{} is in order: {} variants, {runs} stages ({alone} without sharing)\n",
+                "{} is in order: {}, {runs} stages ({alone} without sharing)\n",
                 common.pipeline.display(),
-                plan.variants.len()
+                plan::count(plan.variants.len(), "variant")
             ))
         }
         (Ok(_), Format::Json) => print("[]\n"),

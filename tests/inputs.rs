@@ -113,10 +113,7 @@ fn configs_that_do_not_fit() {
         fit("model_type", json!("gpt2")),
         "`models/tiny/config.json`: `model_type` = gpt2 is not supported; supported: llama, mistral, granite"
     );
-    assert_eq!(
-        fit("attention_bias", json!(true)),
-        "the tensor `model.layers.0.self_attn.q_proj.bias` is missing"
-    );
+    assert_eq!(fit("attention_bias", json!(true)), "the tensor `model.layers.0.self_attn.q_proj.bias` is missing");
     assert_eq!(fit("num_hidden_layers", json!(7)), "the tensor `model.layers.6.input_layernorm.weight` is missing");
     assert_eq!(fit("head_dim", json!(7)), "`models/tiny/config.json`: `head_dim` is 7, which is not an even number above 0");
     assert!(fit("rope_scaling", json!({ "rope_type": "yarn" })).contains("`rope_type` = yarn is not supported"));

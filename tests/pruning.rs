@@ -226,6 +226,41 @@ fn scores_from_our_gradients_equal_the_references() {
     }
 }
 
+#[test]
+fn members_scores_equal_the_references() {
+    for golden in both() {
+        let bytes = std::fs::read(shared(&format!("golden/prune_{}_members.safetensors", golden.name)).unwrap()).unwrap();
+        let stored = SafeTensors::deserialize(&bytes).unwrap();
+        let graph = golden.graph(&golden.model, "block");
+        let (mut largest, mut compared) = (0f64, 0);
+        for mode in ["l1", "l2", "vectorize", "param_first", "param_second", "param_mix"] {
+            let key = Key { method: mode, form: Some(mode).filter(|mode| !mode.starts_with('l')), with: "sum" };
+            let scores = match key.taylor() {
+                Some(taylor) => golden.stored(&graph, Form { taylor, fisher: Fisher::Mean }, Compat::Reference),
+                None => golden.own(&golden.model, &graph, mode, None, Compat::Reference, "A"),
+            };
+            for (group, members) in graph.groups.iter().zip(&scores.groups) {
+                for scored in members {
+                    let member = &group.members[scored.member];
+                    let side = if member.last { "in" } else { "out" };
+                    let part = member.name.trim_end_matches(".weight").rsplit('.').next().unwrap();
+                    let kind = if group.kind == Kind::Attention { "attn" } else { "mlp" };
+                    let name = format!("{mode}.layer{}.{kind}.{part}.{side}", group.layer);
+                    let tensor = stored.tensor(&name).unwrap();
+                    let expected: Vec<f64> =
+                        tensor.data().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect();
+                    let found: Vec<f64> = scored.channels.iter().map(|score| score.abs()).collect();
+                    let difference = worst(&[found], &[expected], mode == "vectorize");
+                    assert!(difference <= 1e-6, "{} {name}: {difference:.1e}", golden.name);
+                    (largest, compared) = (largest.max(difference), compared + 1);
+                }
+            }
+        }
+        assert_eq!(compared, stored.names().len(), "every stored member was looked at");
+        eprintln!("{}: {compared} members' scores, largest difference {largest:.1e}", golden.name);
+    }
+}
+
 /// The form, the Fisher diagonal and the reduction behind one of the paper's tables.
 fn equation(name: &str) -> (Taylor, Fisher) {
     match name {

@@ -214,6 +214,7 @@ pub(super) fn size(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
 }
 
-fn count(n: usize, what: &str) -> String {
+/// `1 variant`, `2 variants`.
+pub fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
