@@ -40,7 +40,7 @@ pub fn look(
     for (key, what, folder) in
         [("results", "results folder", run.results.as_path()), ("cache", "folder of kept products", &cache)]
     {
-        if let Err(error) = tempfile::Builder::new().prefix(".probe-").tempfile_in(existing(folder)) {
+        if let Err(error) = tempfile::tempfile_in(existing(folder)) {
             let message = format!("the {what} `{}` cannot be written: {error}", folder.display());
             refuse(key, message, &format!("write another folder in [run] {key}"));
         }
