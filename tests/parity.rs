@@ -22,38 +22,87 @@ fn sandbox(name: &str) -> Option<(Sandbox, Value)> {
     Some((sandbox, golden))
 }
 
-/// The options of one entry: importance.method, .taylor, .compat, aggregate.with, prune.ratio, .scope, .compat.
-fn options(entry: &Value) -> Option<[Value; 7]> {
+/// What a variant decides, in the order of [`KEYS`].
+type Decided = [Value; 9];
+
+const KEYS: [&str; 9] = [
+    "importance.method",
+    "importance.taylor",
+    "importance.fisher",
+    "importance.compat",
+    "aggregate.with",
+    "aggregate.level",
+    "prune.ratio",
+    "prune.scope",
+    "prune.compat",
+];
+
+/// The method and the form that the golden files mean.
+fn method(name: &str) -> (&str, &'static str) {
+    match name {
+        "vectorize" => ("taylor", "vector"),
+        "param_first" => ("taylor", "element-first"),
+        "param_second" => ("taylor", "element-second"),
+        "param_mix" => ("taylor", "element-mixed"),
+        magnitude => (magnitude, "element-first"),
+    }
+}
+
+/// An entry of the reference's prunings; None for `random`, which are its own draws.
+fn of_reference(entry: &Value) -> Option<Decided> {
     let parts: Vec<&str> = entry["scores"].as_str()?.split('/').collect();
-    let (method, form, with) = match parts[..] {
-        ["taylor", form, with] => ("taylor", form, with),
-        [method, with] => (method, "param_first", with),
-        _ => return None, // `random`: the reference's own draws
-    };
-    let form = match form {
-        "vectorize" => "vector",
-        "param_first" => "element-first",
-        "param_second" => "element-second",
-        _ => "element-mixed",
+    let (name, with) = match parts[..] {
+        ["taylor", form, with] => (form, with),
+        [method, with] => (method, with),
+        _ => return None,
     };
     let compat = if entry["variant"] == "div" { "corrected" } else { "reference" };
     if compat == "corrected" && with == "second" {
         return None; // only under `compat = "reference"`
     }
     let scope = if entry["global"] == true { "global" } else { "local" };
-    let with = with.replace("prod", "product");
-    Some([json!(method), json!(form), json!(compat), json!(with), entry["ratio"].clone(), json!(scope), json!("reference")])
+    let ((method, form), with) = (method(name), with.replace("prod", "product"));
+    Some([
+        json!(method),
+        json!(form),
+        json!("mean"),
+        json!(compat),
+        json!(with),
+        json!("channel"),
+        entry["ratio"].clone(),
+        json!(scope),
+        json!("reference"),
+    ])
 }
 
-const KEYS: [&str; 7] = [
-    "importance.method",
-    "importance.taylor",
-    "importance.compat",
-    "aggregate.with",
-    "prune.ratio",
-    "prune.scope",
-    "prune.compat",
-];
+/// An entry of the paper's prunings.
+fn of_paper(entry: &Value) -> Option<Decided> {
+    let parts: Vec<&str> = entry["scores"].as_str()?.split('/').collect();
+    let (method, form, fisher, compat, with, level) = match parts[..] {
+        ["last_only", name] => (method(name).0, method(name).1, "mean", "corrected", "last", "channel"),
+        ["last_only", name, fold] => {
+            (method(name).0, method(name).1, "mean", if fold == "mod" { "reference" } else { "corrected" }, "last", "channel")
+        }
+        [table, equation, group] => {
+            let form = if equation == "eq3" { "vector-mixed" } else { "element-mixed" };
+            let fisher = if equation == "eq5_no_mean" { "sum" } else { "mean" };
+            let with = if group == "group_prod" { "product" } else { group.trim_start_matches("group_") };
+            ("taylor", form, fisher, "corrected", with, if table == "structures" { "unit" } else { "channel" })
+        }
+        _ => return None,
+    };
+    Some([
+        json!(method),
+        json!(form),
+        json!(fisher),
+        json!(compat),
+        json!(with),
+        json!(level),
+        entry["ratio"].clone(),
+        json!("local"),
+        json!("reference"),
+    ])
+}
 
 /// The smallest gap between what went and what stayed, where it is positive.
 fn margin(entry: &Value) -> f64 {
@@ -132,56 +181,73 @@ type = "prune"
 ratio = 0.5
 "#;
 
+/// Runs all entries as one sweep, and compares what is gone, how many parameters are left, and the perplexity.
+fn compare(sandbox: &Sandbox, golden: &Value, stem: &str, grouping: &str, entries: &[(&Value, Decided)]) {
+    let settings = &golden["settings"];
+    let layers = match grouping {
+        "block" => format!("attention_layers = {}\nmlp_layers = {}", settings["attention_layers"], settings["mlp_layers"]),
+        _ => String::new(),
+    };
+    let axis = |k: usize| {
+        let values: Vec<String> = entries.iter().map(|(_, decided)| decided[k].to_string()).collect();
+        format!("\"{}\" = [{}]", KEYS[k], values.join(", "))
+    };
+    let sweep: Vec<String> = (0..KEYS.len()).map(axis).collect();
+    let dependencies = format!("grouping = \"{grouping}\"\n{layers}");
+    let body = format!("{}\n[sweep]\nzip = [{{ {} }}]\n", pipeline(&dependencies, SCORED), sweep.join(", "));
+    sandbox.write(&format!("{stem}.toml"), body);
+    let ran = sandbox.run(&[&format!("{stem}.toml")]);
+    assert_eq!(ran.code, 0, "{}", ran.err.chars().take(3000).collect::<String>());
+    let rows = table(&sandbox.path(&format!("results/{stem}/variants.parquet")));
+    assert_eq!(rows.num_rows(), entries.len());
+    let (ids, perplexity) = (text(&rows["variant"]), rows["stream.perplexity"].as_primitive::<Float64Type>());
+    let dense = rows["stream.perplexity.dense"].as_primitive::<Float64Type>().value(0);
+    let mut largest = (dense / golden["dense"]["ppl"].as_f64().unwrap() - 1.0).abs();
+    for (row, (entry, decided)) in entries.iter().enumerate() {
+        assert_eq!(gone(sandbox, &format!("results/{stem}/{}", ids[row])), expected_gone(entry), "{stem} {decided:?}");
+        let difference = (perplexity.value(row) / entry["ppl"].as_f64().unwrap() - 1.0).abs();
+        assert!(difference < 1e-5, "{stem} {decided:?}: {difference:.1e}");
+        largest = largest.max(difference);
+        // The reference unties a tied head channel-wise and counts it twice.
+        if grouping == "block" {
+            let params = rows["params_after"].as_primitive::<UInt64Type>().value(row);
+            assert_eq!(Some(params), entry["params"].as_u64(), "{stem} {decided:?}");
+        }
+    }
+    eprintln!("{stem}: {} variants equal, largest relative difference of a perplexity {largest:.1e}", entries.len());
+}
+
+/// The entries that float32 decides, each setting once.
+fn entries(
+    all: &Value,
+    is_meant: impl Fn(&Value) -> bool,
+    decided: impl Fn(&Value) -> Option<Decided>,
+) -> Vec<(&Value, Decided)> {
+    let mut seen = BTreeSet::new();
+    let clear = |entry: &&Value| entry["comparable"] != false && margin(entry) >= 3e-5 && is_meant(entry);
+    let entries = all.as_array().unwrap().iter().filter(clear).filter_map(|entry| Some((entry, decided(entry)?)));
+    entries.filter(|(_, decided)| seen.insert(format!("{decided:?}"))).collect()
+}
+
 #[test]
 fn the_references_prunings_end_to_end() {
     for name in ["stories260K", "mha_tiny"] {
         let Some((sandbox, golden)) = sandbox(name) else { continue };
         for grouping in ["block", "channel"] {
-            let mut seen = BTreeSet::new();
-            let entries: Vec<(&Value, [Value; 7])> = golden["prunings"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .filter(|entry| entry["granularity"] == grouping && entry["iterative_steps"] == 1)
-                .filter(|entry| entry["comparable"] != false && margin(entry) >= 3e-5)
-                .filter_map(|entry| Some((entry, options(entry)?)))
-                .filter(|(_, options)| seen.insert(format!("{options:?}")))
-                .collect();
-            let settings = &golden["settings"];
-            let layers = match grouping {
-                "block" => {
-                    format!("attention_layers = {}\nmlp_layers = {}", settings["attention_layers"], settings["mlp_layers"])
-                }
-                _ => String::new(),
-            };
-            let axis = |k: usize| {
-                let values: Vec<String> = entries.iter().map(|(_, options)| options[k].to_string()).collect();
-                format!("\"{}\" = [{}]", KEYS[k], values.join(", "))
-            };
-            let sweep: Vec<String> = (0..KEYS.len()).map(axis).collect();
-            let stem = format!("{name}_{grouping}");
-            let dependencies = format!("grouping = \"{grouping}\"\n{layers}");
-            let body = format!("{}\n[sweep]\nzip = [{{ {} }}]\n", pipeline(&dependencies, SCORED), sweep.join(", "));
-            sandbox.write(&format!("{stem}.toml"), body);
-            let ran = sandbox.run(&[&format!("{stem}.toml")]);
-            assert_eq!(ran.code, 0, "{}", ran.err.chars().take(3000).collect::<String>());
-            let rows = table(&sandbox.path(&format!("results/{stem}/variants.parquet")));
-            assert_eq!(rows.num_rows(), entries.len());
-            let (ids, perplexity) = (text(&rows["variant"]), rows["stream.perplexity"].as_primitive::<Float64Type>());
-            let dense = rows["stream.perplexity.dense"].as_primitive::<Float64Type>().value(0);
-            let mut largest = (dense / golden["dense"]["ppl"].as_f64().unwrap() - 1.0).abs();
-            for (row, (entry, options)) in entries.iter().enumerate() {
-                assert_eq!(gone(&sandbox, &format!("results/{stem}/{}", ids[row])), expected_gone(entry), "{stem} {options:?}");
-                let difference = (perplexity.value(row) / entry["ppl"].as_f64().unwrap() - 1.0).abs();
-                assert!(difference < 1e-5, "{stem} {options:?}: {difference:.1e}");
-                largest = largest.max(difference);
-                if grouping == "block" {
-                    let params = rows["params_after"].as_primitive::<UInt64Type>().value(row);
-                    assert_eq!(Some(params), entry["params"].as_u64(), "{stem} {options:?}");
-                }
-            }
-            eprintln!("{stem}: {} variants equal, largest relative difference of a perplexity {largest:.1e}", entries.len());
+            let is_meant = |entry: &Value| entry["granularity"] == grouping && entry["iterative_steps"] == 1;
+            let entries = entries(&golden["prunings"], is_meant, of_reference);
+            compare(&sandbox, &golden, &format!("{name}_{grouping}"), grouping, &entries);
         }
+    }
+}
+
+#[test]
+fn the_papers_prunings_end_to_end() {
+    for name in ["stories260K", "mha_tiny"] {
+        let Some((sandbox, golden)) = sandbox(name) else { continue };
+        let paper = support::json(&shared(&format!("golden/paper_{name}.json")).unwrap());
+        let entries = entries(&paper["prunings"], |_| true, of_paper);
+        compare(&sandbox, &golden, &format!("{name}_paper"), "block", &entries);
     }
 }
 
