@@ -72,7 +72,7 @@ pub struct Cost {
 /// Ends the name of the file that says how far an interrupted stage came.
 pub const STATE: &str = ".state";
 
-/// A kept product whose tables and written files were looked at and are whole.
+/// A kept product that was looked at and is whole; a model in it is looked at when it is asked for.
 #[derive(Debug)]
 pub struct Kept {
     folder: PathBuf,
@@ -204,11 +204,6 @@ impl Cache {
         Ok(Kept { folder: target, entry })
     }
 
-    /// Whether a product is there and its files have their lengths; a quick look.
-    pub fn find(&self, key: &str) -> Option<Entry> {
-        look(self.folder.path(), key)
-    }
-
     /// Every product, the least recently used first.
     pub fn list(&self) -> Vec<Listed> {
         list(self.folder.path())
@@ -325,7 +320,7 @@ fn damage(folder: &Path, entry: &Entry, of: impl Fn(&str) -> bool) -> Option<Str
     entry.files.iter().find(|(name, file)| of(name) && !file.matches(&folder.join(name))).map(|(name, _)| name.clone())
 }
 
-/// As [`Cache::find`], in a folder that is not opened.
+/// Whether a product is there and its files have their lengths: a quick look, into a folder that is not opened.
 pub fn look(folder: &Path, key: &str) -> Option<Entry> {
     let folder = folder.join(key);
     let entry = Entry::read(&folder)?;
