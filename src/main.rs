@@ -67,8 +67,12 @@ impl Common {
 
     /// Checks the pipeline, and its lock file if it must hold, and looks at what is kept.
     fn prepare(&self) -> Result<Prepared, ExitCode> {
+        self.prepare_checked(self.check(true).map_err(|invalid| refuse(&invalid, self.format))?)
+    }
+
+    /// As [`Common::prepare`], of a pipeline that has been checked.
+    fn prepare_checked(&self, plan: Plan) -> Result<Prepared, ExitCode> {
         let refuse = |invalid: InvalidPipeline| refuse(&invalid, self.format);
-        let plan = self.check(true).map_err(refuse)?;
         if let Some(threads) = plan.settings.run.threads {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|error| complain(&error))?;
         }
@@ -81,17 +85,13 @@ impl Common {
 }
 
 fn check_only(common: &Common, world: bool) -> ExitCode {
+    let refuse = |invalid| refuse(&invalid, common.format);
     // Files are read whole only for a lock file; otherwise nothing is taken for kept.
-    let checked = common.check(world).and_then(|plan| {
-        if world && !plan.settings.run.locked {
-            world::room(&plan, None)?;
-        }
-        Ok(plan)
+    let checked = common.check(world).map_err(refuse).and_then(|plan| match (world, plan.settings.run.locked) {
+        (false, _) => Ok(plan),
+        (true, true) => common.prepare_checked(plan).map(|prepared| prepared.plan),
+        (true, false) => world::room(&plan, None).map(|()| plan).map_err(refuse),
     });
-    let checked = match checked.map_err(|invalid| refuse(&invalid, common.format)) {
-        Ok(plan) if world && plan.settings.run.locked => common.prepare().map(|prepared| prepared.plan),
-        other => other,
-    };
     match (checked, common.format) {
         (Ok(plan), Format::Text) => {
             let (runs, alone) = plan.stage_runs();

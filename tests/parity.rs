@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::array::AsArray;
-use arrow::datatypes::{DataType, Float64Type, UInt32Type, UInt64Type};
+use arrow::datatypes::{Float64Type, UInt32Type, UInt64Type};
 use serde_json::{Value, json};
 
-use crate::support::{self, Sandbox, shared, table};
+use crate::support::{self, Sandbox, shared, table, text};
 
 /// A model, its calibration rows and its text to measure, in a working directory.
 fn sandbox(name: &str) -> Option<(Sandbox, Value)> {
@@ -108,11 +108,6 @@ fn of_paper(entry: &Value) -> Option<Decided> {
 fn margin(entry: &Value) -> f64 {
     let margins = entry["margin"].as_object().into_iter().flatten().filter_map(|(_, margin)| margin.as_f64());
     margins.filter(|margin| *margin >= 0.0).fold(1.0, f64::min)
-}
-
-fn text(column: &arrow::array::ArrayRef) -> Vec<String> {
-    let column = arrow::compute::cast(column, &DataType::Utf8).unwrap();
-    column.as_string::<i32>().iter().map(|text| text.unwrap_or_default().to_owned()).collect()
 }
 
 /// What a variant's `prune.parquet` says is gone, by group and layer.

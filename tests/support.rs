@@ -135,6 +135,12 @@ pub fn table(path: &Path) -> arrow::array::RecordBatch {
     arrow::compute::concat_batches(&schema, &batches).unwrap()
 }
 
+/// A column as text; null is empty.
+pub fn text(column: &arrow::array::ArrayRef) -> Vec<String> {
+    let column = arrow::compute::cast(column, &arrow::datatypes::DataType::Utf8).unwrap();
+    arrow::array::AsArray::as_string::<i32>(&column).iter().map(|text| text.unwrap_or_default().to_owned()).collect()
+}
+
 /// The names and kinds of a table's columns.
 pub fn columns(path: &Path) -> Vec<String> {
     table(path).schema().fields().iter().map(|field| format!("{}: {}", field.name(), field.data_type())).collect()

@@ -23,7 +23,7 @@ pub struct Config {
     pub norm_epsilon: f32,
     /// Whether the output head is the embedding.
     pub tied: bool,
-    /// Whether the matrices of the attention have biases, and those of the MLP.
+    /// What it says of biases; what counts are those that the blocks have.
     pub biases: Biases,
     pub rope: Rope,
     /// Every key as it was read, for the export to hand on.

@@ -287,11 +287,9 @@ impl Kept {
         self.entry.files.iter().filter_map(written).collect()
     }
 
-    /// A file of the product that is what was written; else its name.
-    pub fn file(&self, name: &str) -> Result<PathBuf, String> {
-        let path = self.folder.join(name);
-        let whole = self.entry.files.get(name).is_some_and(|file| file.matches(&path));
-        if whole { Ok(path) } else { Err(name.to_owned()) }
+    /// A file of the product; those that are not a model's were checked when it was taken.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
     }
 
     /// A folder of the product whose files are what was written; else the name of one that is not.

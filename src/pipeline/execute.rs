@@ -238,6 +238,6 @@ pub fn rest(step: &Step, kept: &Kept) -> Result<Products, Unusable> {
 
 fn decoded<T: serde::de::DeserializeOwned>(kept: &Kept) -> Result<Arc<T>, Unusable> {
     let damaged = || Unusable::Damaged(PRODUCT.to_owned());
-    let bytes = std::fs::read(kept.file(PRODUCT).map_err(Unusable::Damaged)?).map_err(|_| damaged())?;
+    let bytes = std::fs::read(kept.path(PRODUCT)).map_err(|_| damaged())?;
     postcard::from_bytes::<T>(&bytes).map(Arc::new).map_err(|_| damaged())
 }

@@ -125,7 +125,7 @@ impl Manifest {
             variant: variant.id.clone(),
             seed: plan.settings.run.seed,
             device: recipe::device(),
-            processor: recipe::processor(),
+            processor: recipe::processor().to_owned(),
             threads: rayon::current_num_threads(),
             dtype: "float32".to_owned(),
             may_differ: MAY_DIFFER.to_owned(),
@@ -288,10 +288,13 @@ impl VariantFolder {
             (Some(_), Status::Succeeded) | (None, _) => self.folder.clone(),
             (Some(_), _) => self.folder.join(ATTEMPT),
         };
-        if status == Status::Succeeded {
-            files::publish_all_in(self.work()).map_err(|source| FileError { path: self.folder.clone(), source })?;
-        } else {
-            self.manifest.outputs.clear();
+        match (status, &self.staged) {
+            // what is staged is put on the disk as a whole before it takes its place
+            (Status::Succeeded, Some(_)) => {}
+            (Status::Succeeded, None) => {
+                files::publish_all_in(&self.folder).map_err(|source| FileError { path: self.folder.clone(), source })?;
+            }
+            _ => self.manifest.outputs.clear(),
         }
         self.manifest.write(self.work())?;
         if let Some(staged) = self.staged.take() {
