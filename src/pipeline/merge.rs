@@ -57,7 +57,11 @@ pub fn merge(sources: &[PathBuf], into: Option<&Path>) -> Result<Vec<Merged>, Me
     let mut pipelines: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
     let mut root = into.map(Path::to_owned);
     for source in sources {
-        for folder in folders(source)? {
+        let folders = report::result_folders(source, |folder| Sweep::read(folder).is_some());
+        if folders.is_empty() {
+            return Err(MergeError::NoResults(source.clone()));
+        }
+        for folder in folders {
             let folder = folder.canonicalize().unwrap_or(folder);
             root.get_or_insert_with(|| folder.parent().unwrap_or(Path::new("")).to_owned());
             let name = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
@@ -69,17 +73,6 @@ pub fn merge(sources: &[PathBuf], into: Option<&Path>) -> Result<Vec<Merged>, Me
     let looked = pipelines.into_iter().map(|(name, folders)| look(root.join(name), folders, &mut conflicts));
     let looked: Vec<Pipeline> = looked.collect();
     if conflicts.is_empty() { looked.into_iter().map(join).collect() } else { Err(MergeError::Conflicts(conflicts)) }
-}
-
-/// The folder itself, or those in it that hold results.
-fn folders(path: &Path) -> Result<Vec<PathBuf>, MergeError> {
-    if Sweep::read(path).is_some() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let inside = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut found: Vec<PathBuf> = inside.filter(|folder| Sweep::read(folder).is_some()).collect();
-    found.sort();
-    if found.is_empty() { Err(MergeError::NoResults(path.to_owned())) } else { Ok(found) }
 }
 
 /// What the folders of a pipeline have, those of the target included, and where they contradict each other.

@@ -92,7 +92,11 @@ pub fn report(paths: &[PathBuf], json: bool) -> Result<String, ReportError> {
     let mut texts = Vec::new();
     let mut records = Vec::new();
     for path in paths {
-        for folder in result_folders(path)? {
+        let folders = result_folders(path, |folder| folder.join(TABLE).exists());
+        if folders.is_empty() {
+            return Err(ReportError::NoResults(path.clone()));
+        }
+        for folder in folders {
             let frame = read(&folder.join(TABLE))?;
             if json {
                 records.push(serde_json::json!({ "results": folder, "variants": text::records(&frame) }));
@@ -104,16 +108,15 @@ pub fn report(paths: &[PathBuf], json: bool) -> Result<String, ReportError> {
     Ok(if json { format!("{:#}\n", Value::Array(records)) } else { texts.join("\n") })
 }
 
-/// The folder itself, or the folders in it that hold results.
-fn result_folders(path: &Path) -> Result<Vec<PathBuf>, ReportError> {
-    let has_results = |folder: &Path| folder.join(TABLE).exists();
+/// The folder itself if it holds results, or the folders in it that do, in order.
+pub fn result_folders(path: &Path, has_results: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
     if has_results(path) {
-        return Ok(vec![path.to_owned()]);
+        return vec![path.to_owned()];
     }
     let inside = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut found: Vec<PathBuf> = inside.filter(|folder| has_results(folder)).collect();
     found.sort();
-    if found.is_empty() { Err(ReportError::NoResults(path.to_owned())) } else { Ok(found) }
+    found
 }
 
 fn read(path: &Path) -> Result<DataFrame, ReportError> {
