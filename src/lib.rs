@@ -24,6 +24,7 @@ pub mod model;
 pub mod adam;
 pub mod files;
 pub mod locks;
+pub mod memory;
 pub mod metrics;
 pub mod ops;
 pub mod progress;

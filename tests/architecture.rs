@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 5] = [
     &["stages"],
     &["data", "model"],
     &["ops", "tensor"],
-    &["adam", "files", "locks", "metrics", "progress", "random", "spelling"],
+    &["adam", "files", "locks", "memory", "metrics", "progress", "random", "spelling"],
 ];
 
 fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {

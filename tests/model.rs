@@ -7,7 +7,8 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use secateur::model::blocks::Slots;
 use secateur::model::plan::{self, PruningPlan};
-use secateur::model::walk::{self, Sequence, Visitor};
+use secateur::model::walk::{self, Pack, Sequence, Visitor};
+use secateur::ops::{Answer, Ask};
 use secateur::model::wiring::{LLAMA, Part, Place, Space};
 use secateur::model::{Model, groups};
 use secateur::stages::{Context, export};
@@ -19,10 +20,18 @@ use crate::support::{context, copy_folder, json, numbers, shared};
 #[derive(Default)]
 struct All {
     gradients: BTreeMap<Place, Vec<f32>>,
+    memory: Option<u64>,
 }
 
 impl All {
-    fn add(&mut self, place: Place, gradient: Vec<f32>) {
+    /// The head's gradient is the embedding's.
+    fn tie(&mut self) {
+        let gradient = self.gradients.remove(&Place::Head).unwrap();
+        self.add(Place::Embedding, Answer::Gradient { gradient, squares: Vec::new() });
+    }
+
+    fn add(&mut self, place: Place, answer: Answer) {
+        let Answer::Gradient { gradient, .. } = answer else { panic!("a gradient was asked for") };
         match self.gradients.get_mut(&place) {
             Some(sum) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
             None => drop(self.gradients.insert(place, gradient)),
@@ -32,21 +41,20 @@ impl All {
 
 impl Visitor for All {
     type Lens = Slots;
-    type Found = Vec<(Part, Vec<f32>)>;
-    fn lens(&self, _: usize, _: usize) -> Slots {
-        Slots::of(Part::ALL)
+    fn lens(&self, _: usize, _: &Pack) -> Slots {
+        Slots::of(Part::ALL.map(|part| (part, Ask::Gradient)))
     }
-    fn found(lens: Slots) -> Self::Found {
-        lens.gradients()
+    fn block(&mut self, layer: usize, _: &Pack, lens: Slots) {
+        lens.answers().for_each(|(part, answer)| self.add(Place::Block(layer, part), answer));
     }
-    fn block(&mut self, layer: usize, _: usize, found: Self::Found) {
-        found.into_iter().for_each(|(part, gradient)| self.add(Place::Block(layer, part), gradient));
+    fn asks(&self, _: Place, _: &Pack) -> Option<Ask> {
+        Some(Ask::Gradient)
     }
-    fn wants(&self, _: Place) -> bool {
-        true
+    fn outside(&mut self, at: Place, _: &Pack, answer: Answer) {
+        self.add(at, answer);
     }
-    fn outside(&mut self, at: Place, _: usize, gradient: Vec<f32>) {
-        self.add(at, gradient);
+    fn memory(&self) -> Option<u64> {
+        self.memory
     }
 }
 
@@ -90,8 +98,7 @@ fn gradients_equal_llm_pruner() {
         let expected = golden["calibration"]["A_batch_mean_loss"].as_f64().unwrap();
         assert!((loss.mean / expected - 1.0).abs() < 1e-6, "{} {expected}", loss.mean);
         if model.head.is_none() {
-            let head = all.gradients.remove(&Place::Head).unwrap();
-            all.add(Place::Embedding, head);
+            all.tie();
         }
         let bytes = std::fs::read(stored).unwrap();
         let stored = SafeTensors::deserialize(&bytes).unwrap();
@@ -124,8 +131,7 @@ fn gradients_equal_differences() {
     let sequences = some_rows(&model);
     let mut all = All::default();
     walk::backward(&model, &sequences, 0, &mut all);
-    let head = all.gradients.remove(&Place::Head).unwrap();
-    all.add(Place::Embedding, head);
+    all.tie();
     let last = model.blocks.len() - 1;
     let places = [0, last].into_iter().flat_map(|layer| Part::ALL.map(|part| Place::Block(layer, part)));
     for place in places.chain([Place::Embedding, Place::FinalNorm]) {
@@ -269,12 +275,25 @@ fn the_embedded_model_equals_transformers() {
     let mut all = All::default();
     let loss = walk::backward(&model, &rows(all_rows), 0, &mut all);
     assert!((loss.mean / golden["loss"].as_f64().unwrap() - 1.0).abs() < 1e-5, "{}", loss.mean);
-    let head = all.gradients.remove(&Place::Head).unwrap();
-    all.add(Place::Embedding, head);
+    all.tie();
     for (place, gradient) in &all.gradients {
         let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
         let expected = golden["gradient_norms"][LLAMA.tensor(*place)].as_f64().unwrap();
         assert!((norm / expected - 1.0).abs() < 1e-4, "{place:?}: {norm} {expected}");
     }
     assert_eq!(all.gradients.len(), golden["gradient_norms"].as_object().unwrap().len());
+}
+
+/// Tapes that are kept and blocks that are recomputed give the same bits.
+#[test]
+fn gradients_do_not_depend_on_memory() {
+    let model = tiny();
+    let sequences = some_rows(&model);
+    let with = |memory: Option<u64>| {
+        let mut all = All { memory, ..All::default() };
+        let loss = walk::backward(&model, &sequences, 0, &mut all);
+        (loss, all.gradients)
+    };
+    let kept = with(None);
+    assert!(kept == with(Some(0)) && kept == with(Some(u64::MAX)));
 }

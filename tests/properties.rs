@@ -8,7 +8,7 @@ use secateur::model::config::{Config, Rope, RopeScaling, Widths};
 use secateur::model::groups::{DependencyGraph, Group, Kind};
 use secateur::model::plan::PruningPlan;
 use secateur::model::sizes::Shape;
-use secateur::model::walk;
+use secateur::model::walk::{self, Sequence};
 use secateur::model::wiring::Part;
 use secateur::model::{Block, Model};
 use secateur::ops::{self, Target};
@@ -114,7 +114,8 @@ fn handed_back(model: &Model, part: Part, ids: &[u32]) -> Vec<f32> {
         }
     }
     let seen = std::rc::Rc::<std::cell::RefCell<Vec<f32>>>::default();
-    walk::forward(model, ids, &model.rotary(ids.len()), |layer| Watch(part, layer, seen.clone()));
+    let sequence = Sequence { ids: ids.to_vec(), targets: Vec::new() };
+    walk::forward(model, &[sequence], |layer, _| Watch(part, layer, seen.clone()));
     let (values, width) = (seen.take(), model.config.hidden);
     let bias = model.blocks[0].bias(part).map_or_else(|| vec![0.0; width], |bias| bias.values().into_owned());
     (0..width).map(|c| values.iter().skip(c).step_by(width).sum::<f32>() / ids.len() as f32 + bias[c]).collect()
@@ -124,7 +125,8 @@ fn handed_back(model: &Model, part: Part, ids: &[u32]) -> Vec<f32> {
 fn outputs(model: &Model, ids: &[u32]) -> Vec<f64> {
     let targets: Vec<Target> =
         (0..ids.len()).flat_map(|position| (0..VOCAB as u32).map(move |id| Target { position, id })).collect();
-    walk::token_scores(model, ids, &targets).iter().map(|score| score.log_probability).collect()
+    let scores = walk::token_scores(model, &[Sequence { ids: ids.to_vec(), targets }]);
+    scores[0].iter().map(|score| score.log_probability).collect()
 }
 
 fn graph(model: &Model, grouping: &str) -> DependencyGraph {

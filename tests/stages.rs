@@ -2,8 +2,9 @@
 
 use secateur::model::Model;
 use secateur::model::blocks::Slots;
-use secateur::model::walk::{self, Sequence, Visitor};
-use secateur::model::wiring::{Part, Place};
+use secateur::model::walk::{self, Pack, Sequence, Visitor};
+use secateur::model::wiring::Place;
+use secateur::ops::{Answer, Ask};
 use secateur::stages::{aggregate, dependencies, importance, prune};
 use serde_json::json;
 
@@ -19,18 +20,15 @@ struct Tied(Vec<f32>);
 
 impl Visitor for Tied {
     type Lens = Slots;
-    type Found = Vec<(Part, Vec<f32>)>;
-    fn lens(&self, _: usize, _: usize) -> Slots {
+    fn lens(&self, _: usize, _: &Pack) -> Slots {
         Slots::of([])
     }
-    fn found(lens: Slots) -> Self::Found {
-        lens.gradients()
+    fn block(&mut self, _: usize, _: &Pack, _: Slots) {}
+    fn asks(&self, place: Place, _: &Pack) -> Option<Ask> {
+        matches!(place, Place::Head | Place::Embedding).then_some(Ask::Gradient)
     }
-    fn block(&mut self, _: usize, _: usize, _: Self::Found) {}
-    fn wants(&self, place: Place) -> bool {
-        matches!(place, Place::Head | Place::Embedding)
-    }
-    fn outside(&mut self, _: Place, _: usize, gradient: Vec<f32>) {
+    fn outside(&mut self, _: Place, _: &Pack, answer: Answer) {
+        let Answer::Gradient { gradient, .. } = answer else { panic!("a gradient was asked for") };
         self.0.resize(gradient.len(), 0.0);
         self.0.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
     }

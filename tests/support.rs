@@ -7,8 +7,7 @@ use secateur::model::Model;
 use secateur::model::walk::{self, Sequence};
 use secateur::progress::Progress;
 use secateur::random::Seed;
-use secateur::stages::{Context, State};
-use secateur::tensor::for_each_sequence;
+use secateur::stages::{Budget, Context, State};
 
 /// A file or folder of the shared reference material: beside the project, or where `SECATEUR_SHARED` says.
 pub fn shared(path: &str) -> Option<PathBuf> {
@@ -28,6 +27,7 @@ pub fn context() -> Context {
         seed: Seed::root(42),
         data: shared("data"),
         folder: std::env::temp_dir(),
+        budget: Budget { bytes: u64::MAX, stream: None },
         occurrence: 0,
         state: State::default(),
         progress: Progress::default(),
@@ -57,10 +57,8 @@ pub fn copy_folder(from: &Path, to: &Path) {
 /// The perplexity of a stream of ids in windows of 128, as LLM-Pruner measures it.
 pub fn stream_perplexity(model: &Model, ids: &[u32]) -> f64 {
     let windows: Vec<Sequence> = ids.chunks_exact(128).map(|ids| Sequence::new(ids.to_vec(), &[true; 128])).collect();
-    let log_probabilities = for_each_sequence(&windows, |_, window| {
-        walk::token_scores(model, &window.ids, &window.targets).iter().map(|s| s.log_probability).sum::<f64>()
-    });
-    (-log_probabilities.iter().sum::<f64>() / (windows.len() * 127) as f64).exp()
+    let scores = walk::token_scores(model, &windows);
+    (-scores.iter().flatten().map(|s| s.log_probability).sum::<f64>() / (windows.len() * 127) as f64).exp()
 }
 
 /// A working directory of its own, with the model and the data that the project ships.

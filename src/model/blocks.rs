@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::wiring::Part;
-use crate::ops::{self, Heads, Rotary, Slot};
+use crate::ops::{self, Answer, Ask, Heads, Layout, Slot};
 use crate::tensor::{AnyTape, Hidden, Weight};
 
 /// The weights of one block. Clones share memory.
@@ -47,17 +47,17 @@ pub struct Plain;
 
 impl Lens for Plain {}
 
-/// Gathers the gradients of some of a block's weights.
+/// Asks about the gradients of some of a block's weights.
 pub struct Slots(Vec<(Part, Slot)>);
 
 impl Slots {
-    pub fn of(parts: impl IntoIterator<Item = Part>) -> Self {
-        Self(parts.into_iter().map(|part| (part, Slot::default())).collect())
+    pub fn of(asks: impl IntoIterator<Item = (Part, Ask)>) -> Self {
+        Self(asks.into_iter().map(|(part, ask)| (part, Slot::new(ask))).collect())
     }
 
-    /// What was gathered, row-major.
-    pub fn gradients(self) -> Vec<(Part, Vec<f32>)> {
-        self.0.into_iter().filter_map(|(part, slot)| Some((part, slot.take()?))).collect()
+    /// The answers, once the tape has run.
+    pub fn answers(self) -> impl Iterator<Item = (Part, Answer)> {
+        self.0.into_iter().filter_map(|(part, slot)| Some((part, slot.take()?)))
     }
 }
 
@@ -71,7 +71,7 @@ impl Lens for Slots {
 pub struct BlockSettings<'a> {
     pub norm_epsilon: f32,
     pub head_dim: usize,
-    pub rotary: &'a Rotary,
+    pub layout: &'a Layout,
 }
 
 impl Block {
@@ -105,6 +105,23 @@ impl Block {
         }
     }
 
+    /// The block with all its weights in memory.
+    pub fn resident(&self) -> Self {
+        Self { weights: self.weights.each_ref().map(Weight::resident), biases: self.biases.clone() }
+    }
+
+    /// Whether its matrices stay on disk.
+    pub fn is_on_disk(&self) -> bool {
+        self.weights.iter().any(Weight::is_on_disk)
+    }
+
+    /// Numbers that a tape of this block keeps for each position, at most: what goes into the norms and what comes out of
+    /// them, queries, keys and values, the attention's output, gate, up, and what goes into the last matrix.
+    pub fn tape_width(&self, head_dim: usize) -> usize {
+        let Heads { queries, keys, dim } = self.heads(head_dim);
+        4 * self[Part::Q].cols() + 2 * (queries + keys) * dim + queries + 3 * self[Part::Gate].rows()
+    }
+
     /// How the attention's heads are laid out.
     pub fn heads(&self, head_dim: usize) -> Heads {
         Heads { queries: self[Part::Q].rows() / head_dim, keys: self[Part::K].rows() / head_dim, dim: head_dim }
@@ -122,15 +139,15 @@ impl Block {
         let q = self.apply(Part::Q, x, lens); // (positions, queries · head_dim)
         let k = self.apply(Part::K, x_k, lens); // (positions, keys · head_dim)
         let v = self.apply(Part::V, x_v, lens); // (positions, keys · head_dim)
-        let x = ops::attention(q, k, v, self.heads(settings.head_dim), settings.rotary);
-        let x = self.apply(Part::O, x, lens) + residual;
+        let x = ops::attention(q, k, v, self.heads(settings.head_dim), settings.layout);
+        let x = ops::add(self.apply(Part::O, x, lens), residual);
 
         let (residual, x) = fork(x);
         let x = ops::rms_norm(x, &self[Part::PostAttentionNorm], settings.norm_epsilon, lens.slot(Part::PostAttentionNorm));
         let (x, x_up) = fork(x);
         let gate = self.apply(Part::Gate, x, lens); // (positions, mlp)
         let up = self.apply(Part::Up, x_up, lens); // (positions, mlp)
-        self.apply(Part::Down, ops::swiglu(gate, up), lens) + residual
+        ops::add(self.apply(Part::Down, ops::swiglu(gate, up), lens), residual)
     }
 }
 

@@ -1,18 +1,19 @@
 //! A Hugging Face folder in: `config.json`, one or several safetensors files (with their index), f32, f16 or bf16.
 //! Everything is checked before a weight is read: headers, offsets, shapes against each other and against the config.
-//! The files are mapped into memory (one of the two places with unsafe code) and widened to f32 as they are read.
+//! Weights are widened to f32 as they are read: at once, or whenever an operation asks for one that stays on disk.
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use memmap2::Mmap;
-use safetensors::SafeTensors;
+use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::config::{Config, ConfigError};
 use super::wiring::{LLAMA, Part, Place};
-use crate::tensor::Weight;
+use crate::tensor::{Unreadable, Weight, WeightFile};
 
 /// A checkpoint could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,8 @@ pub enum CheckpointError {
     #[error("the tensor `{name}` holds a NaN or an infinity at element {at}")]
     NotFinite { name: String, at: usize },
     #[error(transparent)]
+    Unreadable(#[from] Unreadable),
+    #[error(transparent)]
     Tokenizer(#[from] super::tokenizer::TokenizerError),
 }
 
@@ -51,7 +54,7 @@ pub struct Checkpoint {
 
 struct Shard {
     path: PathBuf,
-    map: Mmap,
+    file: Arc<File>,
     /// Where the tensors' bytes begin.
     start: usize,
     metadata: Metadata,
@@ -99,22 +102,35 @@ impl Checkpoint {
         self.read(LLAMA.tensor(place))
     }
 
+    /// A weight that stays on disk. It is read once, to see whether it is whole.
+    pub fn weight_on_disk(&self, place: Place) -> Result<Weight, CheckpointError> {
+        let (rows, cols) = { let weight = self.weight(place)?; (weight.rows(), weight.cols()) };
+        Ok(Weight::on_disk(Arc::new(self.tensor(&LLAMA.tensor(place))?), rows, cols))
+    }
+
+    fn tensor(&self, name: &str) -> Result<StoredTensor, CheckpointError> {
+        let (shard, info) = self.info(name)?;
+        let (rows, cols) = match info.shape[..] {
+            [rows, cols] => (rows, cols),
+            _ => (1, info.shape.iter().product()),
+        };
+        let (file, path) = (shard.file.clone(), shard.path.clone());
+        let offset = (shard.start + info.data_offsets.0) as u64;
+        Ok(StoredTensor { file, path, name: name.to_owned(), dtype: info.dtype, offset, rows, cols })
+    }
+
     /// Reads the bias beside a block's matrix, widened to f32.
     pub fn bias(&self, layer: usize, part: Part) -> Result<Weight, CheckpointError> {
         self.read(LLAMA.bias(layer, part))
     }
 
     fn read(&self, name: String) -> Result<Weight, CheckpointError> {
-        let (file, info) = self.info(&name)?;
-        let bytes = &file.map[file.start + info.data_offsets.0..file.start + info.data_offsets.1];
-        let values = widen(bytes, info.dtype).ok_or(CheckpointError::Dtype { name: name.clone(), found: info.dtype })?;
-        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+        let tensor = self.tensor(&name)?;
+        let values = tensor.read()?;
+        if let Some(at) = values.par_iter().position_first(|v| !v.is_finite()) {
             return Err(CheckpointError::NotFinite { name, at });
         }
-        Ok(match info.shape[..] {
-            [rows, cols] => Weight::new(values, rows, cols),
-            _ => Weight::new(values, 1, info.shape.iter().product()),
-        })
+        Ok(Weight::new(values, tensor.rows, tensor.cols))
     }
 
     /// Every weight that the model has.
@@ -236,15 +252,89 @@ impl Checkpoint {
 }
 
 impl Shard {
+    /// Reads the header, which must not lie: its tensors neither overlap nor leave holes, and end with the file.
     fn open(path: PathBuf) -> Result<Self, CheckpointError> {
         let read = |source| CheckpointError::Read { path: path.clone(), source };
+        let broken = |message: String| CheckpointError::Safetensors { path: path.clone(), message };
         let file = File::open(&path).map_err(read)?;
-        #[expect(unsafe_code, reason = "a mapped file must not be cut short while it is read; checkpoints are not written to")]
-        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
-        // `read_metadata` refuses headers whose offsets lie, overlap, leave holes, or do not end with the file.
-        let (header, metadata) = SafeTensors::read_metadata(&map)
-            .map_err(|e| CheckpointError::Safetensors { path: path.clone(), message: e.to_string() })?;
-        Ok(Self { path, map, start: header + size_of::<u64>(), metadata })
+        let length = file.metadata().map_err(read)?.len();
+        let mut size = [0; size_of::<u64>()];
+        let first = size.len() as u64;
+        if length < first {
+            return Err(broken("it is too short for a header".to_owned()));
+        }
+        file.read_exact_at(&mut size, 0).map_err(read)?;
+        let header = u64::from_le_bytes(size);
+        if header > length - first {
+            return Err(broken(format!("its header should take {header} bytes, and the file has {length}")));
+        }
+        let mut text = vec![0; header as usize];
+        file.read_exact_at(&mut text, first).map_err(read)?;
+        let metadata: Metadata = serde_json::from_slice(&text).map_err(|e| broken(format!("its header is broken: {e}")))?;
+        let expected = first + header + metadata.data_len() as u64;
+        if expected != length {
+            return Err(broken(format!("its header speaks of {expected} bytes, and the file has {length}")));
+        }
+        Ok(Self { path, file: Arc::new(file), start: (first + header) as usize, metadata })
+    }
+}
+
+/// A tensor of an opened checkpoint.
+#[derive(Debug)]
+struct StoredTensor {
+    file: Arc<File>,
+    path: PathBuf,
+    name: String,
+    dtype: Dtype,
+    /// Where its bytes begin.
+    offset: u64,
+    rows: usize,
+    cols: usize,
+}
+
+impl StoredTensor {
+    /// Fills `to` with the numbers from element `first` on.
+    fn fill(&self, to: &mut [f32], first: usize) -> Result<(), Unreadable> {
+        let width = self.dtype.bitsize() / 8;
+        let at = self.offset + (first * width) as u64;
+        let read = |bytes: &mut [u8]| {
+            self.file.read_exact_at(bytes, at).map_err(|e| Unreadable {
+                tensor: self.name.clone(),
+                path: self.path.display().to_string(),
+                message: e.to_string(),
+            })
+        };
+        let mut bytes = vec![0; to.len() * width];
+        read(&mut bytes)?;
+        match self.dtype {
+            Dtype::F16 => bytes.chunks_exact(2).zip(to).for_each(|(b, v)| *v = half::f16::from_le_bytes([b[0], b[1]]).to_f32()),
+            Dtype::BF16 => bytes.chunks_exact(2).zip(to).for_each(|(b, v)| *v = half::bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+            _ => bytes.chunks_exact(4).zip(to).for_each(|(b, v)| *v = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+        }
+        Ok(())
+    }
+}
+
+impl WeightFile for StoredTensor {
+    fn read(&self) -> Result<Vec<f32>, Unreadable> {
+        /// Numbers that are read and widened at a time.
+        const TOGETHER: usize = 1 << 18;
+        let mut values = vec![0.0; self.rows * self.cols];
+        values.par_chunks_mut(TOGETHER).enumerate().try_for_each(|(i, to)| self.fill(to, i * TOGETHER))?;
+        Ok(values)
+    }
+
+    fn read_rows(&self, rows: &[usize]) -> Result<Vec<f32>, Unreadable> {
+        let mut values = vec![0.0; rows.len() * self.cols];
+        let each = values.chunks_exact_mut(self.cols).zip(rows);
+        for (to, row) in each {
+            self.fill(to, row * self.cols)?;
+        }
+        Ok(values)
+    }
+
+    fn cols(&self) -> usize {
+        self.cols
     }
 }
 
@@ -285,15 +375,5 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     Err(CheckpointError::NoModel {
         folder: folder.to_owned(),
         message: "it has neither model.safetensors nor model.safetensors.index.json".to_owned(),
-    })
-}
-
-/// Little-endian bytes → f32. None: a type that is not supported.
-fn widen(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
-    Some(match dtype {
-        Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Dtype::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-        Dtype::BF16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-        _ => return None,
     })
 }

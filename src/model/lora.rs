@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use dfdx::prelude::HasShape;
 use rand::{Rng, RngExt};
+use rayon::prelude::*;
 use safetensors::tensor::Dtype;
 use safetensors::{SafeTensorError, SafeTensors};
 use serde::{Deserialize, Serialize};
@@ -14,9 +14,9 @@ use super::Model;
 use super::blocks::Lens;
 use super::stored::{self, Stored};
 use super::wiring::{LLAMA, Part, Place};
-use crate::ops::{self, Slot};
+use crate::ops::{self, Beside, Slot};
 use crate::random::Seed;
-use crate::tensor::{AnyTape, Hidden, Weight, hidden};
+use crate::tensor::{AnyTape, Hidden, LowRank, Weight};
 
 /// The two factors beside one matrix.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -129,14 +129,8 @@ impl Adapter {
     pub fn merge(&self, model: &Model) -> Model {
         let mut merged = model.clone();
         for (&(layer, part), Factors { a, b }) in &self.factors {
-            let (a_values, b_values, scale, inputs) = (a.values(), b.values(), self.scale(), a.cols());
-            merged.blocks[layer][part].update(|w| {
-                for (row, b) in w.chunks_exact_mut(inputs).zip(b_values.chunks_exact(self.rank)) {
-                    for (factor, a) in b.iter().zip(a_values.chunks_exact(inputs)) {
-                        row.iter_mut().zip(a).for_each(|(w, a)| *w += scale * factor * a);
-                    }
-                }
-            });
+            let low_rank = LowRank { a: a.clone(), b: b.clone(), scale: self.scale() };
+            merged.blocks[layer][part] = model.blocks[layer][part].plus(low_rank);
         }
         merged
     }
@@ -145,38 +139,51 @@ impl Adapter {
 /// The gradients of the factors of one block: A's, then B's.
 pub type FactorGradients = Vec<(Part, Vec<f32>, Vec<f32>)>;
 
+/// What is dropped of the adapters' inputs in one pack.
+#[derive(Clone, Debug)]
+pub struct Dropout {
+    /// 0 to below 1.
+    pub share: f64,
+    /// For each sequence its seed and its tokens. Which inputs are dropped follows from the seed and the matrix alone, so that
+    /// a recomputed block drops the same.
+    pub sequences: Vec<(Seed, usize)>,
+}
+
 /// A block seen with its adapters beside it, in training.
 pub struct Adapted<'a> {
-    pub adapter: &'a Adapter,
-    pub layer: usize,
-    /// Share of the adapters' inputs that is dropped.
-    pub dropout: f64,
-    /// Which inputs are dropped follows from this seed and the matrix alone, so that a recomputed block drops the same.
-    pub seed: Seed,
+    adapter: &'a Adapter,
+    layer: usize,
+    dropout: Dropout,
     slots: BTreeMap<Part, (Slot, Slot)>,
 }
 
 impl<'a> Adapted<'a> {
-    pub fn new(adapter: &'a Adapter, layer: usize, dropout: f64, seed: Seed) -> Self {
+    pub fn new(adapter: &'a Adapter, layer: usize, dropout: Dropout) -> Self {
         let parts = adapter.factors.keys().filter(|(at, _)| *at == layer);
-        Self { adapter, layer, dropout, seed, slots: parts.map(|&(_, part)| (part, Default::default())).collect() }
+        let slots = parts.map(|&(_, part)| (part, (Slot::gradient(), Slot::gradient())));
+        Self { adapter, layer, dropout, slots: slots.collect() }
     }
 
     /// What a tape left in the slots.
     pub fn gradients(self) -> FactorGradients {
-        self.slots.into_iter().filter_map(|(part, (a, b))| Some((part, a.take()?, b.take()?))).collect()
+        self.slots.into_iter().filter_map(|(part, (a, b))| Some((part, a.take_gradient()?, b.take_gradient()?))).collect()
     }
 
-    /// x with a share of its entries set to 0 and the others scaled up.
-    fn drop_out<T: AnyTape>(&self, part: Part, x: Hidden<T>) -> Hidden<T> {
-        if self.dropout == 0.0 {
-            return x;
+    /// What the inputs of a matrix are multiplied by: a share of them by 0, the others scaled up. Every sequence has a stream
+    /// of its own, so what it loses does not depend on the pack that it lies in.
+    fn mask(&self, part: Part, inputs: usize) -> Option<Vec<f32>> {
+        if self.dropout.share == 0.0 {
+            return None;
         }
-        let (rows, cols) = *x.shape();
-        let mut stream = self.seed.derive(&LLAMA.tensor(Place::Block(self.layer, part))).stream();
-        let (threshold, kept) = ((self.dropout * f64::from(u32::MAX)) as u32, 1.0 / (1.0 - self.dropout) as f32);
-        let mask = (0..rows * cols).map(|_| if stream.next_u32() < threshold { 0.0 } else { kept }).collect();
-        x * hidden(mask, rows, cols)
+        let (threshold, kept) =
+            ((self.dropout.share * f64::from(u32::MAX)) as u32, 1.0 / (1.0 - self.dropout.share) as f32);
+        let name = LLAMA.tensor(Place::Block(self.layer, part));
+        let mut masks: Vec<Vec<f32>> = self.dropout.sequences.iter().map(|(_, len)| vec![0.0; len * inputs]).collect();
+        masks.par_iter_mut().zip(&self.dropout.sequences).for_each(|(mask, (seed, _))| {
+            let mut stream = seed.derive(&name).stream();
+            mask.iter_mut().for_each(|m| *m = if stream.next_u32() < threshold { 0.0 } else { kept });
+        });
+        Some(masks.concat())
     }
 }
 
@@ -185,14 +192,9 @@ impl Lens for Adapted<'_> {
         let Some(Factors { a, b }) = self.adapter.factors.get(&(self.layer, part)) else {
             return ops::linear(x, weight, None);
         };
-        let (slot_a, slot_b) = match self.slots.get(&part) {
-            Some((a, b)) => (Some(a), Some(b)),
-            None => (None, None),
-        };
-        let beside = x.retaped::<T>();
-        let plain = ops::linear(x, weight, None);
-        let low = ops::linear(self.drop_out(part, beside), a, slot_a); // (positions, rank)
-        plain + ops::linear(low, b, slot_b) * self.adapter.scale()
+        let slots = self.slots.get(&part).map(|(a, b)| (a, b));
+        let mask = self.mask(part, x.shape().1);
+        ops::adapted(x, weight, Beside { a, b, scale: self.adapter.scale(), mask, slots })
     }
 }
 

@@ -76,6 +76,24 @@ impl Model {
     /// # Errors
     /// Whatever is missing, broken or does not fit, by file and tensor.
     pub fn load(folder: &Path) -> Result<Self, CheckpointError> {
+        Self::read(folder, Checkpoint::weight)
+    }
+
+    /// Opens a Hugging Face folder whose matrices stay on disk and are read whenever they are used.
+    ///
+    /// # Errors
+    /// As [`Model::load`]; every weight is looked at once.
+    pub fn stream(folder: &Path) -> Result<Self, CheckpointError> {
+        Self::read(folder, |checkpoint, place| match place {
+            Place::FinalNorm => checkpoint.weight(place),
+            _ => checkpoint.weight_on_disk(place),
+        })
+    }
+
+    fn read(
+        folder: &Path,
+        weight: impl Fn(&Checkpoint, Place) -> Result<Weight, CheckpointError>,
+    ) -> Result<Self, CheckpointError> {
         let checkpoint = Checkpoint::open(folder)?;
         let tokenizer = Tokenizer::load(folder)?.map(Arc::new);
         if let Some(tokenizer) = &tokenizer {
@@ -83,7 +101,7 @@ impl Model {
         }
         let block = |i| {
             let weights =
-                Part::ALL.iter().map(|&part| checkpoint.weight(Place::Block(i, part))).collect::<Result<Vec<_>, _>>()?;
+                Part::ALL.iter().map(|&part| weight(&checkpoint, Place::Block(i, part))).collect::<Result<Vec<_>, _>>()?;
             let mut block = Block::new(weights.try_into().unwrap_or_else(|_| unreachable!("nine parts, nine weights")));
             for part in checkpoint.config.biased() {
                 block.set_bias(part, checkpoint.bias(i, part)?);
@@ -91,10 +109,10 @@ impl Model {
             Ok::<_, CheckpointError>(block)
         };
         Ok(Self {
-            embedding: checkpoint.weight(Place::Embedding)?,
+            embedding: weight(&checkpoint, Place::Embedding)?,
             blocks: (0..checkpoint.config.layers).map(block).collect::<Result<_, _>>()?,
-            norm: checkpoint.weight(Place::FinalNorm)?,
-            head: if checkpoint.config.tied { None } else { Some(checkpoint.weight(Place::Head)?) },
+            norm: weight(&checkpoint, Place::FinalNorm)?,
+            head: if checkpoint.config.tied { None } else { Some(weight(&checkpoint, Place::Head)?) },
             tokenizer,
             config: checkpoint.config,
         })

@@ -1,59 +1,56 @@
 //! The walk through a model, one block at a time.
 //!
-//! Forward carries hidden states through the blocks. Backward goes from the head down: recompute a block with a
-//! gradient tape from its kept input, start the tape from the gradient that came from above, hand what was gathered to
-//! a [`Visitor`], drop it, pass the input's gradient on. At most one block's gradients are alive (activation
-//! checkpointing: Chen et al. 2016; gradients consumed as they appear: Lv et al. 2023, "LOMO").
+//! Forward carries the hidden states of all packs through the blocks. Backward goes from the head down: run the tape of a
+//! block, kept if memory allows, else made again from the block's kept input; start it from the gradient that came from
+//! above, hand what was gathered to a [`Visitor`], drop it, pass the input's gradient on. At most one block's gradients are
+//! alive (activation checkpointing: Chen et al. 2016; gradients consumed as they appear: Lv et al. 2023, "LOMO").
 
-use dfdx::prelude::{HasShape, Trace};
+use std::ops::ControlFlow;
 
-use super::Model;
+mod pack;
+mod source;
+
+pub use pack::{Pack, Sequence};
+
+use pack::packs;
+use source::each_block;
+
 use super::blocks::{BlockSettings, Lens, Plain};
 use super::wiring::{Part, Place};
-use crate::ops::{self, Rotary, Slot, Target, TokenScore};
-use crate::tensor::{Hidden, Threaded, for_each_sequence, hidden, sequences_at_once};
+use super::{Block, Model};
+use crate::memory;
+use crate::ops::{self, Answer, Ask, SideSums, Slot, TokenScore};
+use crate::tensor::{Hidden, Recording, Threaded, Weight, on_all_cores};
 
-/// A sequence and which of its predictions count.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sequence {
-    pub ids: Vec<u32>,
-    /// The logits at `position` are asked for `id`; no two share a position.
-    pub targets: Vec<Target>,
-}
-
-impl Sequence {
-    /// `counts[i]`: whether the prediction of `ids[i]` from what stands before it counts; the first is never predicted.
-    pub fn new(ids: Vec<u32>, counts: &[bool]) -> Self {
-        let targets = (1..ids.len()).filter(|&i| counts[i]).map(|i| Target { position: i - 1, id: ids[i] }).collect();
-        Self { ids, targets }
-    }
-}
-
-/// Whoever wants gradients. Sequences are worked on in parallel, but what is found arrives in their order, so sums have
-/// the same bits on any number of threads.
+/// Whoever wants gradients. What is found arrives pack by pack in their order, so sums have the same bits on any number of
+/// threads.
 pub trait Visitor: Threaded {
-    /// Looks on while one sequence passes through one block, in the thread that does the work.
+    /// Looks on while a pack passes through one block.
     type Lens: Lens;
-    /// What a lens brings back.
-    type Found: Threaded;
 
-    /// A lens for a block and a sequence; asked for twice, on the way up and on the way down, it must do the same.
-    fn lens(&self, layer: usize, sequence: usize) -> Self::Lens;
-    /// What the lens gathered on the way down.
-    fn found(lens: Self::Lens) -> Self::Found;
-    /// One sequence has passed down through one block.
-    fn block(&mut self, layer: usize, sequence: usize, found: Self::Found);
-    /// All sequences have.
-    fn block_done(&mut self, _layer: usize) {}
+    /// A lens for a block and a pack; asked for twice where the block is recomputed, it must do the same.
+    fn lens(&self, layer: usize, pack: &Pack) -> Self::Lens;
+    /// One pack has passed down through one block: what the lens gathered.
+    fn block(&mut self, layer: usize, pack: &Pack, lens: Self::Lens);
+    /// All packs have.
+    fn block_done(&mut self, _layer: usize, _block: &Block) {}
 
-    /// Whether the gradient of the embedding, the final norm or the head is wanted. The embedding's share of a tied
-    /// head comes as the head.
-    fn wants(&self, _outside: Place) -> bool {
+    /// What is asked about the embedding, the final norm or the head. The embedding's share of a tied head comes as the head.
+    fn asks(&self, _outside: Place, _pack: &Pack) -> Option<Ask> {
+        None
+    }
+    /// The answer for one pack: the norm's and the head's before the blocks', the embedding's after them.
+    fn outside(&mut self, _at: Place, _pack: &Pack, _answer: Answer) {}
+    /// Whether each sequence must be a pack of its own.
+    fn alone(&self) -> bool {
         false
     }
-    /// The gradient of a weight outside the blocks, from one sequence: the norm's and the head's before the blocks', the
-    /// embedding's after them.
-    fn outside(&mut self, _at: Place, _sequence: usize, _gradient: Vec<f32>) {}
+    /// Into how many packs the walk has cut the sequences.
+    fn begin(&mut self, _packs: usize) {}
+    /// Bytes that the process may take: as many tapes are kept as fit, the others made again. None: all are kept.
+    fn memory(&self) -> Option<u64> {
+        None
+    }
     /// Whether to end the walk early: asked before each block.
     fn is_done(&self) -> bool {
         false
@@ -69,132 +66,218 @@ pub struct Loss {
     pub targets: usize,
 }
 
-/// The final hidden states of one sequence, (positions, hidden), before the last norm.
-pub fn forward<L: Lens>(model: &Model, ids: &[u32], rotary: &Rotary, lens: impl Fn(usize) -> L) -> Hidden {
-    let settings = settings(model, rotary);
-    let start = ops::embed(&model.embedding, ids);
-    model.blocks.iter().enumerate().fold(start, |x, (i, block)| block.forward(x, &settings, &lens(i)))
+/// The final hidden states, before the last norm, pack by pack: (positions, hidden).
+pub fn forward<L: Lens>(model: &Model, sequences: &[Sequence], lens: impl Fn(usize, &Pack) -> L) -> Vec<(Pack, Hidden)> {
+    let packs = packs(model, sequences, false);
+    let mut states: Vec<Hidden> = packs.iter().map(|pack| ops::embed(&model.embedding, &pack.ids)).collect();
+    each_block(model, 0..model.blocks.len(), |layer, block| {
+        for (pack, x) in packs.iter().zip(&mut states) {
+            *x = block.forward(x.clone(), &settings(model, pack), &lens(layer, pack));
+        }
+        ControlFlow::Continue(())
+    });
+    packs.into_iter().zip(states).collect()
 }
 
 /// The logits of one sequence at every position, (positions, vocabulary).
 pub fn logits(model: &Model, ids: &[u32]) -> Hidden {
-    head(model, forward(model, ids, &model.rotary(ids.len()), |_| Plain))
+    let whole = Sequence { ids: ids.to_vec(), targets: Vec::new() };
+    let mut states = forward(model, &[whole], |_, _| Plain);
+    let x = states.pop().map_or_else(|| ops::embed(&model.embedding, &[]), |(_, x)| x);
+    ops::linear(ops::rms_norm(x, &model.norm, model.config.norm_epsilon, None), model.weight(Place::Head), None)
 }
 
-/// Rates tokens that follow `input`: one forward pass, and logits only at the positions that are asked about.
-pub fn token_scores(model: &Model, input: &[u32], targets: &[Target]) -> Vec<TokenScore> {
-    let x = forward(model, input, &model.rotary(input.len()), |_| Plain);
-    let (width, values) = (x.shape().1, x.as_vec());
-    let asked = targets.iter().flat_map(|t| &values[t.position * width..(t.position + 1) * width]).copied().collect();
-    let logits = head(model, hidden(asked, targets.len(), width));
-    let rows: Vec<Target> = targets.iter().enumerate().map(|(row, t)| Target { position: row, id: t.id }).collect();
-    ops::token_scores(&logits, &rows)
+/// Rates the targets of each sequence: one forward pass, and logits only at the positions that are asked about.
+pub fn token_scores(model: &Model, sequences: &[Sequence]) -> Vec<Vec<TokenScore>> {
+    on_all_cores(|| {
+        let states = forward(model, sequences, |_, _| Plain);
+        let head = model.weight(Place::Head).resident();
+        let rate = |(pack, x): (Pack, Hidden)| {
+            let x = ops::rms_norm(x, &model.norm, model.config.norm_epsilon, None);
+            pack.by_sequence(ops::token_scores(&x, &head, &pack.targets)).collect::<Vec<_>>()
+        };
+        states.into_iter().flat_map(rate).collect()
+    })
 }
 
-/// Walks all sequences forward, then backward down to the block `lowest`, and lets the visitor see every gradient of
-/// the mean loss over all their targets.
+/// Walks all sequences forward, then backward down to the block `lowest`, and lets the visitor see what it asks of the
+/// gradients of the mean loss over all their targets.
 pub fn backward<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize, visitor: &mut V) -> Loss {
-    let targets = sequences.iter().map(|s| s.targets.len()).sum::<usize>();
-    let rotary = model.rotary(sequences.iter().map(|s| s.ids.len()).max().unwrap_or(0));
-    let settings = settings(model, &rotary);
+    on_all_cores(|| walk_back(model, sequences, lowest, visitor))
+}
 
-    // The inputs of the blocks from `lowest` up, and what the last one makes, per sequence.
-    let mut kept: Vec<Vec<Hidden>> = for_each_sequence(sequences, |s, sequence| {
-        let mut x = ops::embed(&model.embedding, &sequence.ids);
-        let mut kept = Vec::with_capacity(model.blocks.len() + 1 - lowest);
-        for (layer, block) in model.blocks.iter().enumerate() {
-            if layer >= lowest {
-                kept.push(x.clone());
+/// How a block is gone through again on the way down.
+enum Kept<L> {
+    /// From its input, with a new tape.
+    Input(Hidden),
+    /// By the tape that it left.
+    Tape { input: Hidden, output: Hidden<Recording>, lens: L },
+}
+
+fn walk_back<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize, visitor: &mut V) -> Loss {
+    let targets = sequences.iter().map(|s| s.targets.len()).sum::<usize>();
+    let packs = packs(model, sequences, visitor.alone());
+    visitor.begin(packs.len());
+    let taped = taped_from(model, &packs, lowest, visitor.memory());
+
+    // What the way down needs of every block from `lowest` up, pack by pack.
+    let mut kept: Vec<Vec<Kept<V::Lens>>> = packs.iter().map(|_| Vec::new()).collect();
+    let mut states: Vec<Hidden> = packs.iter().map(|pack| ops::embed(&model.embedding, &pack.ids)).collect();
+    each_block(model, 0..model.blocks.len(), |layer, block| {
+        for ((pack, x), kept) in packs.iter().zip(&mut states).zip(&mut kept) {
+            let (lens, settings) = (visitor.lens(layer, pack), settings(model, pack));
+            if layer < lowest || layer < taped {
+                let y = block.forward(x.clone(), &settings, &lens);
+                let x = std::mem::replace(x, y);
+                if layer >= lowest {
+                    kept.push(Kept::Input(x));
+                }
+            } else {
+                let output = block.forward(x.leaky_trace(), &settings, &lens);
+                let input = std::mem::replace(x, output.retaped());
+                kept.push(Kept::Tape { input, output, lens });
             }
-            x = block.forward(x, &settings, &visitor.lens(layer, s));
         }
-        kept.push(x);
-        kept
+        if visitor.is_done() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
 
-    let mut upstream: Vec<Vec<f32>> = Vec::with_capacity(sequences.len());
     let mut nll = 0.0;
-    let all: Vec<usize> = (0..sequences.len()).collect();
-    let at_once = |weights: usize| sequences_at_once(weights * size_of::<f32>());
-    for wave in all.chunks(at_once(model.weight(Place::Head).len())) {
-        let ends: Vec<_> = wave.iter().map(|&s| (s, kept[s].pop())).collect();
-        let down = for_each_sequence(&ends, |_, (s, end)| {
-            end.as_ref().map(|x| head_backward(model, x, &sequences[*s].targets, 1.0 / targets as f32, &*visitor))
-        });
-        for (&s, down) in wave.iter().zip(down).filter_map(|(s, down)| Some((s, down?))) {
-            nll += down.nll;
-            upstream.push(down.input);
-            for (place, gradient) in down.outside {
-                visitor.outside(place, s, gradient);
-            }
-        }
+    let mut upstream: Vec<Vec<f32>> = Vec::with_capacity(packs.len());
+    let head = model.weight(Place::Head).resident();
+    for (pack, x) in packs.iter().zip(states) {
+        let down = head_backward(model, &head, x, pack, 1.0 / targets as f32, visitor);
+        nll += down.0;
+        upstream.push(down.1);
     }
+    drop(head);
 
-    for layer in (lowest..model.blocks.len()).rev() {
+    each_block(model, (lowest..model.blocks.len()).rev(), |layer, block| {
         if visitor.is_done() {
-            break;
+            return ControlFlow::Break(());
         }
-        let weights = Part::ALL.iter().map(|&part| model.blocks[layer][part].len()).sum();
-        for wave in all.chunks(at_once(weights)) {
-            let inputs: Vec<_> = wave.iter().map(|&s| (s, kept[s].pop(), std::mem::take(&mut upstream[s]))).collect();
-            let found = for_each_sequence(&inputs, |_, (s, input, upstream)| {
-                input.as_ref().map(|x| {
-                    let lens = visitor.lens(layer, *s);
-                    let y = model.blocks[layer].forward(x.leaky_trace(), &settings, &lens);
-                    let gradients = ops::backward(y, upstream.clone());
-                    (gradients.get(x).as_vec(), V::found(lens))
-                })
-            });
-            for (&s, (input, found)) in wave.iter().zip(found).filter_map(|(s, found)| Some((s, found?))) {
-                upstream[s] = input;
-                visitor.block(layer, s, found);
-            }
+        for ((pack, upstream), kept) in packs.iter().zip(&mut upstream).zip(&mut kept) {
+            let (input, output, lens) = match kept.pop() {
+                Some(Kept::Tape { input, output, lens }) => (input, output, lens),
+                Some(Kept::Input(input)) => {
+                    let lens = visitor.lens(layer, pack);
+                    let output = block.forward(input.leaky_trace(), &settings(model, pack), &lens);
+                    (input, output, lens)
+                }
+                None => continue,
+            };
+            *upstream = ops::backward(output, std::mem::take(upstream), &input);
+            visitor.block(layer, pack, lens);
         }
-        visitor.block_done(layer);
-    }
+        visitor.block_done(layer, block);
+        ControlFlow::Continue(())
+    });
 
-    if lowest == 0 && visitor.wants(Place::Embedding) && !visitor.is_done() {
-        for (s, (sequence, upstream)) in sequences.iter().zip(&upstream).enumerate() {
-            visitor.outside(Place::Embedding, s, embedding_gradient(model, &sequence.ids, upstream));
+    if lowest == 0 && !visitor.is_done() {
+        for (pack, upstream) in packs.iter().zip(&upstream) {
+            if let Some(ask) = visitor.asks(Place::Embedding, pack) {
+                visitor.outside(Place::Embedding, pack, embedding_answer(&model.embedding, &ask, &pack.ids, upstream));
+            }
         }
     }
     Loss { mean: nll / targets as f64, targets }
 }
 
-struct HeadDown {
-    nll: f64,
-    input: Vec<f32>,
-    outside: Vec<(Place, Vec<f32>)>,
+/// The lowest block whose tape is kept. A block on disk is not, but for the last: its tape would hold its weights.
+fn taped_from(model: &Model, packs: &[Pack], lowest: usize, memory: Option<u64>) -> usize {
+    let layers = model.blocks.len();
+    let Some(memory) = memory else { return lowest };
+    if model.blocks.iter().any(Block::is_on_disk) {
+        return layers.saturating_sub(1).max(lowest);
+    }
+    let bytes = size_of::<f32>() as u64;
+    let (hidden, head_dim) = (model.config.hidden as u64, model.config.head_dim);
+    let tokens: u64 = packs.iter().map(|pack| pack.ids.len() as u64).sum();
+    let largest = packs.iter().map(|pack| pack.ids.len() as u64).max().unwrap_or(0);
+    let tape = |layer: usize| bytes * model.blocks[layer].tape_width(head_dim) as u64;
+    let weights = |block: &Block| Part::ALL.iter().map(|&part| block[part].len() as u64).sum::<u64>() * bytes;
+    let widest = (lowest..layers).map(tape).max().unwrap_or(0);
+    let gradients = model.blocks.iter().map(weights).max().unwrap_or(0);
+    // One block at work with its gradients; whole gradients where there are several packs; a tile of logits.
+    let at_work = largest * 3 * widest + if packs.len() > 1 { 2 * gradients } else { gradients / 8 };
+    let tile = bytes * (1 << 24).min(largest * model.config.vocab as u64);
+    let inputs = bytes * tokens * hidden * (layers - lowest.min(layers) + 3) as u64;
+    let room = memory.saturating_sub(memory::resident() + at_work + tile + inputs);
+    let mut left = room - room / 8; // what the allocator keeps to itself
+    (lowest..layers)
+        .rev()
+        .take_while(|&layer| {
+            let needs = tokens * tape(layer);
+            let fits = needs <= left || layer + 1 == layers;
+            left = left.saturating_sub(needs);
+            fits
+        })
+        .last()
+        .unwrap_or(layers)
 }
 
-/// The final norm, the head and the loss of one sequence, and back.
-fn head_backward(model: &Model, x: &Hidden, targets: &[Target], scale: f32, visitor: &impl Visitor) -> HeadDown {
-    let slots: Vec<(Place, Slot)> =
-        [Place::FinalNorm, Place::Head].into_iter().filter(|&p| visitor.wants(p)).map(|p| (p, Slot::default())).collect();
-    let slot = |place| slots.iter().find(|(p, _)| *p == place).map(|(_, slot)| slot);
-    let y = ops::rms_norm(x.leaky_trace(), &model.norm, model.config.norm_epsilon, slot(Place::FinalNorm));
-    let logits = ops::linear(y, model.weight(Place::Head), slot(Place::Head));
-    let scored = ops::cross_entropy(&logits.retaped(), targets, scale);
-    let gradients = ops::backward(logits, scored.gradient);
-    let outside = slots.into_iter().filter_map(|(place, slot)| Some((place, slot.take()?))).collect();
-    HeadDown { nll: scored.nll, input: gradients.get(x).as_vec(), outside }
+/// The final norm, the head and the loss of one pack, and back: Σ −log p, and the gradient of the last block's output.
+fn head_backward(
+    model: &Model,
+    head: &Weight,
+    x: Hidden,
+    pack: &Pack,
+    scale: f32,
+    visitor: &mut impl Visitor,
+) -> (f64, Vec<f32>) {
+    let slot = |place| visitor.asks(place, pack).map(Slot::new);
+    let (norm_slot, head_slot) = (slot(Place::FinalNorm), slot(Place::Head));
+    let y = ops::rms_norm(x.leaky_trace(), &model.norm, model.config.norm_epsilon, norm_slot.as_ref());
+    let scored = ops::cross_entropy(&y.retaped(), head, &pack.targets, scale, head_slot.as_ref());
+    let down = ops::backward(y, scored.gradient, &x);
+    for (place, slot) in [(Place::FinalNorm, norm_slot), (Place::Head, head_slot)] {
+        if let Some(answer) = slot.and_then(|slot| slot.take()) {
+            visitor.outside(place, pack, answer);
+        }
+    }
+    (scored.nll, down)
 }
 
 /// Row id of the embedding's gradient is the sum of the gradients at the positions that hold id.
-fn embedding_gradient(model: &Model, ids: &[u32], upstream: &[f32]) -> Vec<f32> {
-    let width = model.embedding.cols();
-    let mut gradient = vec![0.0; model.embedding.len()];
-    for (&id, from) in ids.iter().zip(upstream.chunks_exact(width)) {
-        let row = &mut gradient[id as usize * width..(id as usize + 1) * width];
-        row.iter_mut().zip(from).for_each(|(g, u)| *g += u);
+fn embedding_answer(embedding: &Weight, ask: &Ask, ids: &[u32], upstream: &[f32]) -> Answer {
+    let width = embedding.cols();
+    if let Ask::Products(sides) = ask
+        && !sides.rows
+    {
+        // Σ over the rows of W∘G = Σ over the positions of what was embedded, times its gradient
+        let rows: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
+        let mut cols = vec![0.0; width];
+        for (x, up) in embedding.gather(&rows).chunks_exact(width).zip(upstream.chunks_exact(width)) {
+            cols.iter_mut().zip(x).zip(up).for_each(|((sum, x), up)| *sum += f64::from(*x) * f64::from(*up));
+        }
+        return Answer::Sums(SideSums { rows: Vec::new(), cols });
     }
-    gradient
+    let scatter = |gradient: &mut [f32], positions: std::ops::Range<usize>| {
+        for t in positions {
+            let row = &mut gradient[ids[t] as usize * width..(ids[t] as usize + 1) * width];
+            row.iter_mut().zip(&upstream[t * width..(t + 1) * width]).for_each(|(g, u)| *g += u);
+        }
+    };
+    let mut gradient = vec![0.0; embedding.len()];
+    let mut squares = Vec::new();
+    match ask.samples() {
+        None => scatter(&mut gradient, 0..ids.len()),
+        Some(samples) => {
+            squares = vec![0.0; embedding.len()];
+            for sample in samples.iter() {
+                let mut own = vec![0.0; embedding.len()];
+                scatter(&mut own, sample.positions.clone());
+                for ((g, s), own) in gradient.iter_mut().zip(&mut squares).zip(own) {
+                    *g += own;
+                    *s += (own * sample.share) * (own * sample.share);
+                }
+            }
+        }
+    }
+    let slot = Slot::new(ask.clone());
+    slot.put_whole(&embedding.values(), width, gradient, squares);
+    slot.take().unwrap_or(Answer::Sums(SideSums::default()))
 }
 
-fn head(model: &Model, x: Hidden) -> Hidden {
-    ops::linear(ops::rms_norm(x, &model.norm, model.config.norm_epsilon, None), model.weight(Place::Head), None)
-}
-
-fn settings<'a>(model: &Model, rotary: &'a Rotary) -> BlockSettings<'a> {
-    BlockSettings { norm_epsilon: model.config.norm_epsilon, head_dim: model.config.head_dim, rotary }
+fn settings<'a>(model: &Model, pack: &'a Pack) -> BlockSettings<'a> {
+    BlockSettings { norm_epsilon: model.config.norm_epsilon, head_dim: model.config.head_dim, layout: &pack.layout }
 }

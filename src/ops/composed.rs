@@ -3,18 +3,30 @@
 
 use dfdx::prelude::*;
 
-use super::{Heads, Rotary};
-use crate::tensor::{AnyTape, Device, Hidden};
+use super::{Heads, Rotary, Scored, Target, TokenScore};
+use crate::tensor::{AnyTape, Device};
 
-type Matrix = Tensor<(usize, usize), f32, Device>;
+/// Activations of one sequence, or a weight.
+pub type Matrix<T = NoneTape> = Tensor<(usize, usize), f32, Device, T>;
 
 /// See `linear` of the other face. The weight's gradient is recorded on x's tape.
-pub fn linear<T: AnyTape>(x: Hidden<T>, weight: &Matrix) -> Hidden<T> {
+pub fn linear<T: AnyTape>(x: Matrix<T>, weight: &Matrix) -> Matrix<T> {
     x.matmul(weight.retaped::<T>().permute::<(usize, usize), Axes2<1, 0>>())
 }
 
+/// See `adapted` of the other face.
+pub fn adapted<T: AnyTape>(x: Matrix<T>, weight: &Matrix, (a, b): (&Matrix, &Matrix), scale: f32, mask: Option<Matrix>) -> Matrix<T> {
+    let beside = x.retaped::<T>();
+    let plain = linear(x, weight);
+    let dropped = match mask {
+        Some(mask) => beside * mask,
+        None => beside,
+    };
+    plain + linear(linear(dropped, a), b) * scale
+}
+
 /// See `rms_norm` of the other face. The weight is (1, width).
-pub fn rms_norm<T: AnyTape>(x: Hidden<T>, weight: &Matrix, epsilon: f32) -> Hidden<T> {
+pub fn rms_norm<T: AnyTape>(x: Matrix<T>, weight: &Matrix, epsilon: f32) -> Matrix<T> {
     let (n, width) = *x.shape();
     let (again, x) = (x.retaped::<T>(), x);
     let square = x.square();
@@ -27,16 +39,22 @@ pub fn rms_norm<T: AnyTape>(x: Hidden<T>, weight: &Matrix, epsilon: f32) -> Hidd
 }
 
 /// See `swiglu` of the other face.
-pub fn swiglu<T: AnyTape>(gate: Hidden<T>, up: Hidden<T>) -> Hidden<T> {
+pub fn swiglu<T: AnyTape>(gate: Matrix<T>, up: Matrix<T>) -> Matrix<T> {
     let (again, gate) = (gate.retaped::<T>(), gate);
     gate.sigmoid() * again * up
 }
 
-/// See `attention` of the other face.
-pub fn attention<T: AnyTape>(q: Hidden<T>, k: Hidden<T>, v: Hidden<T>, heads: Heads, rotary: &Rotary) -> Hidden<T> {
+/// See `add` of the other face.
+#[cfg(feature = "cuda")]
+pub fn add<T: AnyTape>(x: Matrix<T>, y: Matrix<T>) -> Matrix<T> {
+    x + y
+}
+
+/// See `attention` of the other face; of one sequence.
+pub fn attention<T: AnyTape>(q: Matrix<T>, k: Matrix<T>, v: Matrix<T>, heads: Heads, rotary: &Rotary) -> Matrix<T> {
     let (n, Heads { queries, keys, dim }) = (q.shape().0, heads);
     let by_head =
-        |x: Hidden<T>, count: usize| x.reshape_like(&(n, count, dim)).permute::<(usize, usize, usize), Axes3<1, 0, 2>>();
+        |x: Matrix<T>, count: usize| x.reshape_like(&(n, count, dim)).permute::<(usize, usize, usize), Axes3<1, 0, 2>>();
     let group = queries / keys;
     let q = rotate(by_head(q, queries), rotary, queries, n, dim).reshape_like(&(keys, group * n, dim));
     let k = rotate(by_head(k, keys), rotary, keys, n, dim).permute::<(usize, usize, usize), Axes3<0, 2, 1>>();
@@ -46,6 +64,38 @@ pub fn attention<T: AnyTape>(q: Hidden<T>, k: Hidden<T>, v: Hidden<T>, heads: He
     let p = masked.softmax::<Axis<2>>().reshape_like(&(keys, group * n, n));
     let out = p.matmul(by_head(v, keys)).reshape_like(&(queries, n, dim));
     out.permute::<(usize, usize, usize), Axes3<1, 0, 2>>().reshape_like(&(n, queries * dim))
+}
+
+/// Rates the targets; logits are (positions, vocabulary), row-major.
+pub fn token_scores(logits: &[f32], vocabulary: usize, targets: &[Target]) -> Vec<TokenScore> {
+    let rate = |target: &Target| {
+        let row = &logits[target.position * vocabulary..(target.position + 1) * vocabulary];
+        let (best, _) =
+            row.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &l)| if l > best.1 { (i, l) } else { best });
+        let log_probability = f64::from(row[target.id as usize]) - log_sum_exp(row);
+        TokenScore { log_probability, greedy: best == target.id as usize }
+    };
+    targets.iter().map(rate).collect()
+}
+
+/// The summed cross entropy of the targets, and the gradient of `scale` times it with respect to the logits.
+pub fn cross_entropy(logits: &[f32], vocabulary: usize, targets: &[Target], scale: f32) -> Scored {
+    let mut gradient = vec![0.0; logits.len()];
+    let mut nll = 0.0;
+    for target in targets {
+        let at = target.position * vocabulary..(target.position + 1) * vocabulary;
+        let (row, out) = (&logits[at.clone()], &mut gradient[at]);
+        let total = log_sum_exp(row);
+        nll += total - f64::from(row[target.id as usize]);
+        out.iter_mut().zip(row).for_each(|(g, &l)| *g = scale * (f64::from(l) - total).exp() as f32);
+        out[target.id as usize] -= scale;
+    }
+    Scored { nll, gradient }
+}
+
+fn log_sum_exp(row: &[f32]) -> f64 {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    f64::from(largest) + row.iter().map(|&l| f64::from(l - largest).exp()).sum::<f64>().ln()
 }
 
 /// x ⊙ cos + (x · R) ⊙ sin, where x · R is (−second half, first half).

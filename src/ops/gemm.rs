@@ -1,7 +1,7 @@
-//! The matrix product on the CPU: the `gemm` crate behind a safe face. One of the two places with unsafe code.
+//! The matrix product on the CPU: the `gemm` crate behind a safe face. The one place with unsafe code.
 //!
 //! Its bits depend neither on the number of threads nor, from five rows on, on the rows beside a row; callers with
-//! fewer rows pad them (see `cpu::linear`), so a batch cannot change a sample.
+//! fewer rows pad them (see `linear`), so a batch cannot change a sample.
 
 /// A matrix in memory: element (r, c) lies at `r * row + c * col`.
 #[derive(Clone, Copy)]
@@ -12,7 +12,7 @@ pub struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// Row-major with `cols` columns.
+    /// Row-major with `cols` columns, or with rows that lie so far apart.
     pub fn rows(data: &'a [f32], cols: usize) -> Self {
         Self { data, row: cols, col: 1 }
     }
@@ -23,17 +23,58 @@ impl<'a> View<'a> {
     }
 }
 
+/// Who computes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Cores {
+    All,
+    /// This one: for products that are shared out themselves.
+    One,
+}
+
+/// Where a product goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Into {
+    /// c = factor · a · b
+    Fresh,
+    /// c += factor · a · b
+    Sum,
+}
+
 /// `c = a · b`, or `c += a · b`: a is (m, k), b is (k, n), c is (m, n) with rows `stride` apart.
 ///
 /// # Panics
 /// If a matrix does not hold its shape.
-pub fn product((m, n, k): (usize, usize, usize), c: &mut [f32], stride: usize, add: bool, a: View<'_>, b: View<'_>) {
+pub fn product(shape: (usize, usize, usize), c: &mut [f32], stride: usize, into: Into, a: View<'_>, b: View<'_>) {
+    scaled_product(Cores::All, 1.0, shape, c, stride, into, a, b);
+}
+
+/// [`product`] on this core alone.
+pub fn product_here(shape: (usize, usize, usize), c: &mut [f32], stride: usize, into: Into, a: View<'_>, b: View<'_>) {
+    scaled_product(Cores::One, 1.0, shape, c, stride, into, a, b);
+}
+
+/// [`product`], times a factor.
+#[expect(clippy::too_many_arguments, reason = "the arguments of BLAS's gemm")]
+pub fn scaled_product(
+    cores: Cores,
+    factor: f32,
+    (m, n, k): (usize, usize, usize),
+    c: &mut [f32],
+    stride: usize,
+    into: Into,
+    a: View<'_>,
+    b: View<'_>,
+) {
     if m == 0 || n == 0 {
         return;
     }
     assert!(n <= stride && (m - 1) * stride + n <= c.len());
     assert!(k == 0 || (m - 1) * a.row + (k - 1) * a.col < a.data.len());
     assert!(k == 0 || (k - 1) * b.row + (n - 1) * b.col < b.data.len());
+    let parallelism = match cores {
+        Cores::All => gemm::Parallelism::Rayon(0),
+        Cores::One => gemm::Parallelism::None,
+    };
     #[expect(unsafe_code, reason = "gemm takes pointers and strides; the assertions above keep them in bounds")]
     unsafe {
         gemm::gemm(
@@ -43,7 +84,7 @@ pub fn product((m, n, k): (usize, usize, usize), c: &mut [f32], stride: usize, a
             c.as_mut_ptr(),
             1,
             stride as isize,
-            add,
+            into == Into::Sum,
             a.data.as_ptr(),
             a.col as isize,
             a.row as isize,
@@ -51,11 +92,11 @@ pub fn product((m, n, k): (usize, usize, usize), c: &mut [f32], stride: usize, a
             b.col as isize,
             b.row as isize,
             1.0,
-            1.0,
+            factor,
             false,
             false,
             false,
-            gemm::Parallelism::Rayon(0),
+            parallelism,
         );
     }
 }

@@ -1,55 +1,92 @@
-//! Every tensor operation of the models, in the one place with two faces: fused on the CPU (`cpu`), composed of dfdx's
+//! Every tensor operation of the models, in the one place with two faces: fused on the CPU (a file each), composed of dfdx's
 //! operations on CUDA (`composed`, `cuda`). One test holds the faces against each other, gradients included.
 //!
-//! On the CPU a weight's gradient is computed only where a [`Slot`] asks for it; on CUDA dfdx computes it in any case.
+//! On the CPU only those gradients of weights are made that a [`Slot`] asks for, and only as much of them at a time as its
+//! question needs; on CUDA dfdx makes them in any case.
 
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::ops::Range;
+use std::sync::Arc;
 
-mod bias;
-pub use bias::add_bias;
-
-mod scores;
-pub use scores::{Scored, Target, TokenScore, cross_entropy, token_scores};
+use crate::tensor::Weight;
 
 #[cfg(any(test, feature = "cuda"))]
 mod composed;
+mod slot;
+pub use slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot, Worth, side_sums};
+mod simd;
 
 #[cfg(not(feature = "cuda"))]
-mod gemm;
-
+mod adapter;
 #[cfg(not(feature = "cuda"))]
 mod attention;
 #[cfg(not(feature = "cuda"))]
-mod cpu;
+mod elementwise;
 #[cfg(not(feature = "cuda"))]
-pub use attention::attention;
+mod gemm;
 #[cfg(not(feature = "cuda"))]
-pub use cpu::{backward, embed, linear, rms_norm, swiglu};
+mod gradient;
+#[cfg(not(feature = "cuda"))]
+mod linear;
+#[cfg(not(feature = "cuda"))]
+mod loss;
+#[cfg(not(feature = "cuda"))]
+mod norm;
+#[cfg(not(feature = "cuda"))]
+mod tape;
+#[cfg(not(feature = "cuda"))]
+pub use self::{
+    adapter::adapted,
+    attention::attention,
+    elementwise::{add, add_bias, swiglu},
+    linear::linear,
+    loss::{cross_entropy, token_scores},
+    norm::rms_norm,
+    tape::{backward, embed},
+};
 
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cuda")]
-pub use cuda::{attention, backward, embed, linear, rms_norm, swiglu};
+pub use cuda::{
+    adapted, add, add_bias, attention, backward, cross_entropy, embed, linear, rms_norm, swiglu, token_scores,
+};
 
-/// Where the gradient of one weight goes when a tape runs backward: row-major, of the weight's shape.
-#[derive(Clone, Debug, Default)]
-pub struct Slot(Rc<RefCell<Option<Vec<f32>>>>);
+/// An adapter beside a weight: scale · (mask ⊙ x) · Aᵀ · Bᵀ.
+pub struct Beside<'a> {
+    /// (rank, inputs)
+    pub a: &'a Weight,
+    /// (outputs, rank)
+    pub b: &'a Weight,
+    pub scale: f32,
+    /// What its inputs are multiplied by, (positions, inputs): dropout. None: nothing is dropped.
+    pub mask: Option<Vec<f32>>,
+    /// Where the gradients of A and B go.
+    pub slots: Option<(&'a Slot, &'a Slot)>,
+}
 
-impl Slot {
-    /// The gradient, once the tape has run; None if the weight took no part.
-    pub fn take(&self) -> Option<Vec<f32>> {
-        self.0.borrow_mut().take()
-    }
+/// A prediction that counts: the logits at `position` are asked for `id`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub position: usize,
+    pub id: u32,
+}
 
-    /// Adds to the gradient.
-    fn add(&self, gradient: Vec<f32>) {
-        let mut held = self.0.borrow_mut();
-        match held.as_mut() {
-            Some(sum) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
-            None => *held = Some(gradient),
-        }
-    }
+/// How a model rates one token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenScore {
+    /// Natural logarithm of the token's probability.
+    pub log_probability: f64,
+    /// Whether no other token has a larger logit (the first of equals counts).
+    pub greedy: bool,
+}
+
+/// A loss and where to go from it.
+#[derive(Clone, Debug)]
+pub struct Scored {
+    /// Σ −log p over the targets, in nats.
+    pub nll: f64,
+    /// The gradient of `scale · nll` with respect to the final hidden states: (positions, hidden).
+    pub gradient: Vec<f32>,
 }
 
 /// How the heads of one attention are laid out; widths are read off the weights.
@@ -61,6 +98,13 @@ pub struct Heads {
     pub keys: usize,
     /// Width of a head, even.
     pub dim: usize,
+}
+
+/// How sequences lie in a pack, one after another without a gap, each from position 0 on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layout {
+    pub sequences: Arc<[Range<usize>]>,
+    pub rotary: Arc<Rotary>,
 }
 
 /// Rotary position embedding (Su et al. 2021), the half-split form: dimension i is paired with i + dim/2.

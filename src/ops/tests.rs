@@ -1,11 +1,19 @@
-//! The two faces against each other, values and gradients, and the fused operations against differences.
+//! The two faces against each other, values and gradients; the fused operations against differences; what a slot is told
+//! against what follows from the whole gradient; and the promise that neither threads nor neighbours change a bit.
+
+use std::ops::Range;
+use std::sync::Arc;
 
 use dfdx::prelude::*;
 use rand::{Rng, RngExt};
 
-use super::{Heads, Rotary, Slot, composed, cpu};
+use super::composed::{self, Matrix};
+use super::{
+    Answer, Ask, Beside, Heads, Layout, Rotary, SampleAt, Scored, SideSums, Sides, Slot, Target, Worth, adapted, add, add_bias,
+    attention, backward, cross_entropy, linear, rms_norm, side_sums, swiglu, token_scores,
+};
 use crate::random::Seed;
-use crate::tensor::{Hidden, Weight, hidden};
+use crate::tensor::{Device, Hidden, Weight, device, hidden};
 
 fn numbers(stream: &mut impl Rng, n: usize) -> Vec<f32> {
     (0..n).map(|_| stream.random_range(-1.0..1.0)).collect()
@@ -14,56 +22,227 @@ fn numbers(stream: &mut impl Rng, n: usize) -> Vec<f32> {
 fn close(a: &[f32], b: &[f32], what: &str) {
     let largest = b.iter().fold(0f32, |m, x| m.max(x.abs()));
     let worst = a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0f32, f32::max);
-    assert!(a.len() == b.len() && worst <= 1e-5 * largest.max(1e-3), "{what}: {worst} of {largest}");
+    assert!(a.len() == b.len() && worst <= 1e-5 * largest.max(1e-2), "{what}: {worst} of {largest}");
 }
 
-fn tensor(weight: &Weight) -> Hidden {
-    hidden(weight.values().into_owned(), weight.rows(), weight.cols())
+/// The same values for the other face.
+fn matrix(of: &Hidden) -> Matrix {
+    device().tensor_from_vec(of.as_vec(), *of.shape())
+}
+
+fn tensor(weight: &Weight) -> Matrix {
+    device().tensor_from_vec(weight.values().into_owned(), (weight.rows(), weight.cols()))
+}
+
+/// Runs a tape of dfdx's operations.
+fn run(y: Matrix<OwnedTape<f32, Device>>, upstream: &[f32]) -> Gradients<f32, Device> {
+    let upstream: Matrix = device().tensor_from_vec(upstream.to_vec(), *y.shape());
+    (y * upstream).sum::<Rank0, _>().backward()
+}
+
+/// The gradients of several inputs: the tape is made anew for each.
+fn gradient(make: impl Fn() -> Hidden<OwnedTape<f32, Device>>, upstream: &[f32], of: &Hidden) -> Vec<f32> {
+    backward(make(), upstream.to_vec(), of)
+}
+
+fn layout(lengths: &[usize], frequencies: &[f32]) -> Layout {
+    let ends: Vec<usize> = lengths.iter().scan(0, |at, n| { *at += n; Some(*at) }).collect();
+    let sequences: Vec<Range<usize>> = ends.iter().zip(lengths).map(|(end, n)| end - n..*end).collect();
+    let longest = lengths.iter().max().copied().unwrap_or(0);
+    Layout { sequences: sequences.into(), rotary: Arc::new(Rotary::new(frequencies, longest)) }
 }
 
 #[test]
 fn linear_and_norm_are_the_same_on_both_faces() {
     let mut stream = Seed::root(1).stream();
-    for n in [1, 3, 7, 16] {
+    for n in [1, 3, 7, 16, 70] {
         let x = hidden(numbers(&mut stream, n * 24), n, 24);
         let w = Weight::new(numbers(&mut stream, 10 * 24), 10, 24);
         let norm = Weight::new(numbers(&mut stream, 24), 1, 24);
         let upstream = numbers(&mut stream, n * 10);
-        let (slot_w, slot_n) = (Slot::default(), Slot::default());
-        let fused = cpu::linear(cpu::rms_norm(x.leaky_trace(), &norm, 1e-5, Some(&slot_n)), &w, Some(&slot_w));
-        let (tensor_w, tensor_n) = (tensor(&w), tensor(&norm));
-        let plain = composed::linear(composed::rms_norm(x.leaky_trace(), &tensor_n, 1e-5), &tensor_w);
-        close(&fused.as_vec(), &plain.as_vec(), "values");
-        let (f, p) = (cpu::backward(fused, upstream.clone()), cpu::backward(plain, upstream));
-        close(&f.get(&x).as_vec(), &p.get(&x).as_vec(), "x");
-        close(&slot_w.take().expect("asked for"), &p.get(&tensor_w).as_vec(), "weight");
-        close(&slot_n.take().expect("asked for"), &p.get(&tensor_n).as_vec(), "norm");
+        let (slot_w, slot_n) = (Slot::gradient(), Slot::gradient());
+        let fused = linear(rms_norm(x.leaky_trace(), &norm, 1e-5, Some(&slot_n)), &w, Some(&slot_w));
+        let (x_other, w_other, n_other) = (matrix(&x), tensor(&w), tensor(&norm));
+        let plain = composed::linear(composed::rms_norm(x_other.leaky_trace(), &n_other, 1e-5), &w_other);
+        close(fused.values(), &plain.as_vec(), "values");
+        let dx = backward(fused, upstream.clone(), &x);
+        let other = run(plain, &upstream);
+        close(&dx, &other.get(&x_other).as_vec(), "x");
+        close(&slot_w.take_gradient().expect("asked for"), &other.get(&w_other).as_vec(), "weight");
+        close(&slot_n.take_gradient().expect("asked for"), &other.get(&n_other).as_vec(), "norm");
     }
 }
 
 #[test]
-fn attention_and_mlp_are_the_same_on_both_faces() {
+fn an_adapter_is_the_same_on_both_faces() {
+    let mut stream = Seed::root(4).stream();
+    for (n, drops) in [(5, false), (40, true)] {
+        let x = hidden(numbers(&mut stream, n * 24), n, 24);
+        let make = |rows: usize, cols: usize, stream: &mut _| Weight::new(numbers(stream, rows * cols), rows, cols);
+        let (w, a, b) = (make(10, 24, &mut stream), make(3, 24, &mut stream), make(10, 3, &mut stream));
+        let mask: Option<Vec<f32>> = drops.then(|| (0..n * 24).map(|i| if i % 3 == 0 { 0.0 } else { 1.5 }).collect());
+        let upstream = numbers(&mut stream, n * 10);
+        let (slot_a, slot_b) = (Slot::gradient(), Slot::gradient());
+        let beside = Beside { a: &a, b: &b, scale: 2.0, mask: mask.clone(), slots: Some((&slot_a, &slot_b)) };
+        let fused = adapted(x.leaky_trace(), &w, beside);
+        let (x_other, a_other, b_other) = (matrix(&x), tensor(&a), tensor(&b));
+        let mask = mask.map(|mask| device().tensor_from_vec(mask, (n, 24)));
+        let plain = composed::adapted(x_other.leaky_trace(), &tensor(&w), (&a_other, &b_other), 2.0, mask);
+        close(fused.values(), &plain.as_vec(), "values");
+        let dx = backward(fused, upstream.clone(), &x);
+        let other = run(plain, &upstream);
+        close(&dx, &other.get(&x_other).as_vec(), "x");
+        close(&slot_a.take_gradient().expect("asked for"), &other.get(&a_other).as_vec(), "A");
+        close(&slot_b.take_gradient().expect("asked for"), &other.get(&b_other).as_vec(), "B");
+    }
+}
+
+#[test]
+fn attention_is_the_same_on_both_faces_and_for_packed_sequences() {
     let mut stream = Seed::root(2).stream();
-    for (n, queries, keys) in [(1, 2, 2), (9, 4, 4), (13, 6, 2)] {
-        let (dim, heads) = (8, Heads { queries, keys, dim: 8 });
-        let rotary = Rotary::new(&[1.0, 0.3, 0.1, 0.01], 16);
+    let frequencies = [1.0, 0.3, 0.1, 0.01];
+    for (lengths, queries, keys) in [(&[1][..], 2, 2), (&[9], 4, 4), (&[13], 6, 2), (&[150], 2, 1), (&[9, 1, 70, 128, 3], 4, 2)] {
+        let (dim, n, heads) = (8, lengths.iter().sum::<usize>(), Heads { queries, keys, dim: 8 });
         let make = |count: usize, stream: &mut _| hidden(numbers(stream, n * count * dim), n, count * dim);
         let (q, k, v) = (make(queries, &mut stream), make(keys, &mut stream), make(keys, &mut stream));
         let upstream = numbers(&mut stream, n * queries * dim);
-        let fused = super::attention(q.leaky_trace(), k.retaped(), v.retaped(), heads, &rotary);
-        let plain = composed::attention(q.leaky_trace(), k.retaped(), v.retaped(), heads, &rotary);
-        close(&fused.as_vec(), &plain.as_vec(), "attention");
-        let (f, p) = (cpu::backward(fused, upstream.clone()), cpu::backward(plain, upstream));
-        for (x, name) in [(&q, "q"), (&k, "k"), (&v, "v")] {
-            close(&f.get(x).as_vec(), &p.get(x).as_vec(), name);
+        let packed = layout(lengths, &frequencies);
+        let make = || attention(q.leaky_trace(), k.retaped(), v.retaped(), heads, &packed);
+        let (out, dq, dk, dv) = (make(), gradient(make, &upstream, &q), gradient(make, &upstream, &k), gradient(make, &upstream, &v));
+        for at in packed.sequences.iter() {
+            // each sequence for itself on the other face
+            let part = |x: &[f32], width: usize| x[at.start * width..at.end * width].to_vec();
+            let other = |x: &Hidden| -> Matrix { device().tensor_from_vec(part(x.values(), x.shape().1), (at.len(), x.shape().1)) };
+            let (q, k, v) = (other(&q), other(&k), other(&v));
+            let plain = composed::attention(q.leaky_trace(), k.retaped(), v.retaped(), heads, &packed.rotary);
+            close(&part(out.values(), queries * dim), &plain.as_vec(), "attention");
+            let gradients = run(plain, &part(&upstream, queries * dim));
+            close(&part(&dq, queries * dim), &gradients.get(&q).as_vec(), "q");
+            close(&part(&dk, keys * dim), &gradients.get(&k).as_vec(), "k");
+            close(&part(&dv, keys * dim), &gradients.get(&v).as_vec(), "v");
         }
-        let (gate, up) = (make(queries, &mut stream), make(queries, &mut stream));
-        let upstream = numbers(&mut stream, n * queries * dim);
-        let (fused, plain) = (cpu::swiglu(gate.leaky_trace(), up.retaped()), composed::swiglu(gate.leaky_trace(), up.retaped()));
-        close(&fused.as_vec(), &plain.as_vec(), "swiglu");
-        let (f, p) = (cpu::backward(fused, upstream.clone()), cpu::backward(plain, upstream));
-        close(&f.get(&gate).as_vec(), &p.get(&gate).as_vec(), "gate");
-        close(&f.get(&up).as_vec(), &p.get(&up).as_vec(), "up");
+    }
+}
+
+#[test]
+fn swiglu_sums_and_biases_are_the_same_on_both_faces() {
+    let mut stream = Seed::root(5).stream();
+    let (n, width) = (33, 20);
+    let (gate, up) = (hidden(numbers(&mut stream, n * width), n, width), hidden(numbers(&mut stream, n * width), n, width));
+    let upstream = numbers(&mut stream, n * width);
+    let bias = Weight::new(numbers(&mut stream, width), 1, width);
+    let make = || add_bias(add(swiglu(gate.leaky_trace(), up.retaped()), gate.retaped()), &bias);
+    let (gate_other, up_other) = (matrix(&gate), matrix(&up));
+    let row = tensor(&bias).reshape_like(&(width,));
+    let plain = composed::swiglu(gate_other.leaky_trace(), up_other.retaped()) + gate_other.retaped::<OwnedTape<f32, Device>>();
+    let plain = plain + row.broadcast_like::<_, Axis<0>>(&(n, width)).retaped::<OwnedTape<f32, Device>>();
+    close(make().values(), &plain.as_vec(), "values");
+    let other = run(plain, &upstream);
+    close(&gradient(make, &upstream, &gate), &other.get(&gate_other).as_vec(), "gate");
+    close(&gradient(make, &upstream, &up), &other.get(&up_other).as_vec(), "up");
+}
+
+#[test]
+fn the_loss_is_the_same_on_both_faces() {
+    let mut stream = Seed::root(6).stream();
+    let (n, width, vocabulary) = (90, 12, 50);
+    let x = hidden(numbers(&mut stream, n * width), n, width);
+    let head = Weight::new(numbers(&mut stream, vocabulary * width), vocabulary, width);
+    let targets: Vec<Target> = (0..n).filter(|i| i % 4 != 3).map(|i| Target { position: i, id: (i * 7 % vocabulary) as u32 }).collect();
+    let slot = Slot::gradient();
+    let Scored { nll, gradient } = cross_entropy(&x, &head, &targets, 0.5, Some(&slot));
+    let (x_other, head_other) = (matrix(&x), tensor(&head));
+    let logits = composed::linear(x_other.leaky_trace(), &head_other);
+    let plain = composed::cross_entropy(&logits.as_vec(), vocabulary, &targets, 0.5);
+    let scores = composed::token_scores(&logits.as_vec(), vocabulary, &targets);
+    let gradients = run(logits, &plain.gradient);
+    assert!((nll - plain.nll).abs() <= 1e-6 * plain.nll, "{nll} {}", plain.nll);
+    close(&gradient, &gradients.get(&x_other).as_vec(), "x");
+    close(&slot.take_gradient().expect("asked for"), &gradients.get(&head_other).as_vec(), "head");
+    for (ours, other) in token_scores(&x, &head, &targets).iter().zip(&scores) {
+        assert!((ours.log_probability - other.log_probability).abs() < 1e-5 && ours.greedy == other.greedy);
+    }
+}
+
+/// A slot's answers to every question, from one pack of two samples.
+#[test]
+fn what_a_slot_is_told_follows_from_the_gradient() {
+    let mut stream = Seed::root(7).stream();
+    let (n, outputs, inputs) = (40, 70, 24);
+    let x = hidden(numbers(&mut stream, n * inputs), n, inputs);
+    let w = Weight::new(numbers(&mut stream, outputs * inputs), outputs, inputs);
+    let upstream = numbers(&mut stream, n * outputs);
+    let answer = |ask: Ask| {
+        let slot = Slot::new(ask);
+        backward(linear(x.leaky_trace(), &w, Some(&slot)), upstream.clone(), &x);
+        slot.take().expect("asked for")
+    };
+    let Answer::Gradient { gradient, .. } = answer(Ask::Gradient) else { panic!("a gradient") };
+    let samples: Arc<[SampleAt]> =
+        [SampleAt { positions: 0..15, share: 1.5 }, SampleAt { positions: 15..n, share: 0.5 }].into();
+    let Answer::Gradient { gradient: again, squares } = answer(Ask::Squares(samples.clone())) else { panic!("a gradient") };
+    close(&again, &gradient, "sum of samples");
+    let of = |positions: Range<usize>, share: f32| {
+        let part = hidden(x.values()[positions.start * inputs..positions.end * inputs].to_vec(), positions.len(), inputs);
+        let slot = Slot::gradient();
+        let upstream = upstream[positions.start * outputs..positions.end * outputs].to_vec();
+        backward(linear(part.leaky_trace(), &w, Some(&slot)), upstream, &part);
+        slot.take_gradient().expect("asked for").into_iter().map(|g| (g * share) * (g * share)).collect::<Vec<_>>()
+    };
+    let sum: Vec<f32> = of(0..15, 1.5).iter().zip(of(15..n, 0.5)).map(|(a, b)| a + b).collect();
+    close(&squares, &sum, "squares");
+
+    let sides = Sides { rows: true, cols: true };
+    let worth: Worth = Arc::new(|w, g, s, out| {
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = f64::from(w[i] * g[i]).abs() + f64::from(s.get(i).copied().unwrap_or(0.0));
+        }
+    });
+    let same = |told: Answer, expected: SideSums| {
+        let Answer::Sums(told) = told else { panic!("sums") };
+        for (a, b) in [(told.rows, expected.rows), (told.cols, expected.cols)] {
+            let largest = b.iter().fold(0f64, |m, x| m.max(x.abs()));
+            assert!(a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 1e-5 * largest));
+        }
+    };
+    let from_whole = |squares: &[f32], worth: &Worth| side_sums(&w.values(), &gradient, squares, inputs, sides, worth);
+    same(answer(Ask::Elements { samples: None, sides, worth: worth.clone() }), from_whole(&[], &worth));
+    same(answer(Ask::Elements { samples: Some(samples), sides, worth: worth.clone() }), from_whole(&squares, &worth));
+    let products: Worth = Arc::new(|w, g, _, out| out.iter_mut().zip(w).zip(g).for_each(|((o, w), g)| *o = f64::from(w * g)));
+    same(answer(Ask::Products(sides)), from_whole(&[], &products));
+}
+
+/// Every input's gradient against central differences of a sum of the outputs.
+#[test]
+fn fused_operations_agree_with_finite_differences() {
+    let mut stream = Seed::root(8).stream();
+    let (n, heads) = (11, Heads { queries: 2, keys: 1, dim: 4 });
+    let packed = layout(&[7, 4], &[1.0, 0.2]);
+    let x = hidden(numbers(&mut stream, n * 8), n, 8);
+    let norm = Weight::new(numbers(&mut stream, 8), 1, 8);
+    let make = |rows: usize, stream: &mut _| Weight::new(numbers(stream, rows * 8), rows, 8);
+    let (wq, wk, wv, gate, up) =
+        (make(8, &mut stream), make(4, &mut stream), make(4, &mut stream), make(8, &mut stream), make(8, &mut stream));
+    let upstream = numbers(&mut stream, n * 8);
+    let block = |x: &Hidden| {
+        let y = rms_norm(x.leaky_trace(), &norm, 1e-5, None);
+        let q = linear(y.retaped(), &wq, None);
+        let o = attention(q, linear(y.retaped(), &wk, None), linear(y.retaped(), &wv, None), heads, &packed);
+        let (o_again, y) = (o.retaped(), add(o, y));
+        let mlp = swiglu(linear(y, &gate, None), linear(o_again, &up, None));
+        add(mlp, x.retaped())
+    };
+    let analytic = backward(block(&x), upstream.clone(), &x);
+    let value = |at: usize, step: f32| {
+        let mut moved = x.as_vec();
+        moved[at] += step;
+        let y = block(&hidden(moved, n, 8));
+        y.values().iter().zip(&upstream).map(|(y, u)| f64::from(*y) * f64::from(*u)).sum::<f64>()
+    };
+    let largest = analytic.iter().fold(0f32, |m, g| m.max(g.abs()));
+    for at in 0..n * 8 {
+        let numeric = ((value(at, 5e-3) - value(at, -5e-3)) / 1e-2) as f32;
+        assert!((numeric - analytic[at]).abs() <= 2e-3 * largest, "{at}: {numeric}, not {}", analytic[at]);
     }
 }
 
@@ -72,9 +251,53 @@ fn a_row_does_not_depend_on_the_rows_beside_it() {
     let mut stream = Seed::root(3).stream();
     let w = Weight::new(numbers(&mut stream, 33 * 40), 33, 40);
     let all = numbers(&mut stream, 20 * 40);
-    let together = cpu::linear(hidden(all.clone(), 20, 40), &w, None).as_vec();
+    let together = linear(hidden(all.clone(), 20, 40), &w, None).as_vec();
     for row in 0..20 {
-        let alone = cpu::linear(hidden(all[row * 40..(row + 1) * 40].to_vec(), 1, 40), &w, None).as_vec();
+        let alone = linear(hidden(all[row * 40..(row + 1) * 40].to_vec(), 1, 40), &w, None).as_vec();
         assert_eq!(alone, together[row * 33..(row + 1) * 33]);
     }
+}
+
+/// Shapes that are shared out among threads: the same bits on 1, 2 and 5.
+#[test]
+fn bits_do_not_depend_on_the_number_of_threads() {
+    let mut stream = Seed::root(9).stream();
+    let (n, width, heads) = (300, 192, Heads { queries: 6, keys: 2, dim: 32 });
+    let packed = layout(&[130, 170], &[0.1; 16]);
+    let x = numbers(&mut stream, n * width);
+    let make = |rows: usize, cols: usize, stream: &mut _| Weight::new(numbers(stream, rows * cols), rows, cols);
+    let (norm, wq, wk, wv) =
+        (make(1, width, &mut stream), make(192, width, &mut stream), make(64, width, &mut stream), make(64, width, &mut stream));
+    let head = make(500, width, &mut stream);
+    let targets: Vec<Target> = (0..n).map(|position| Target { position, id: position as u32 }).collect();
+    let samples: Arc<[SampleAt]> =
+        [SampleAt { positions: 0..130, share: 1.0 }, SampleAt { positions: 130..n, share: 2.0 }].into();
+    let worth: Worth = Arc::new(|w, g, s, out| {
+        out.iter_mut().enumerate().for_each(|(i, o)| *o = f64::from(w[i] * g[i]).abs() + f64::from(s[i]));
+    });
+    let all = || {
+        let x = hidden(x.clone(), n, width);
+        let sides = Sides { rows: true, cols: true };
+        let slots = [
+            Slot::new(Ask::Elements { samples: Some(samples.clone()), sides, worth: worth.clone() }),
+            Slot::gradient(),
+            Slot::new(Ask::Products(sides)),
+        ];
+        let y = rms_norm(x.leaky_trace(), &norm, 1e-5, None);
+        let (q, k, v) = (
+            linear(y.retaped(), &wq, Some(&slots[0])),
+            linear(y.retaped(), &wk, Some(&slots[1])),
+            linear(y.retaped(), &wv, Some(&slots[2])),
+        );
+        let out = add(attention(q, k, v, heads, &packed), y);
+        let scored = cross_entropy(&out.retaped(), &head, &targets, 1.0, None);
+        let dx = backward(out, scored.gradient, &x);
+        (scored.nll.to_bits(), dx, slots.map(|slot| slot.take()))
+    };
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        pool.scope(|_| all())
+    };
+    let one = on(1);
+    assert!(one == on(2) && one == on(5));
 }

@@ -12,8 +12,9 @@ use crate::model::Model;
 use crate::model::groups::DependencyGraph;
 use crate::model::lora::Adapter;
 use crate::stages::products::{GroupScores, Scores};
+use crate::tensor::Unreadable;
 use crate::stages::prune::{self, Pruning};
-use crate::stages::{Context, aggregate, dependencies, evaluate, export, importance, load, pretrain, recover};
+use crate::stages::{Budget, Context, aggregate, dependencies, evaluate, export, importance, load, pretrain, recover};
 
 /// Values that stages hand on. Clones share them.
 #[derive(Clone, Default)]
@@ -51,6 +52,8 @@ pub enum StageError {
     Store(#[from] MetricsError),
     #[error("`{0}` was changed while the run was at work; run it again")]
     Changed(String),
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
     #[error("interrupted")]
     Interrupted,
     #[error("it broke off inside a library, which is a defect of this program or a file that it does not understand: {0}")]
@@ -130,7 +133,7 @@ fn there<T>(value: &Option<Arc<T>>, product: Product) -> Result<&T, StageError> 
 /// Runs one stage. Returns what it hands on and what it measured.
 pub fn execute(step: &Step, context: &Context, inputs: &Products) -> Result<(Products, Vec<Table>), StageError> {
     Ok(match &step.stage {
-        Stage::Load(options) => (Products::of_model(load::run(options)?), Vec::new()),
+        Stage::Load(options) => (Products::of_model(load::run(options, context.budget)?), Vec::new()),
         Stage::Pretrain(options) => {
             let (model, tables) = pretrain::run(options, context)?;
             (Products::of_model(model), tables)
@@ -206,9 +209,9 @@ pub enum Unusable {
 }
 
 /// Brings back the model that a stage handed on.
-pub fn model(step: &Step, kept: &Kept, inputs: &Products) -> Result<Products, Unusable> {
+pub fn model(step: &Step, kept: &Kept, inputs: &Products, budget: Budget) -> Result<Products, Unusable> {
     let model = match &step.stage {
-        Stage::Load(options) => load::run(options).map_err(StageError::from)?,
+        Stage::Load(options) => load::run(options, budget).map_err(StageError::from)?,
         Stage::Pretrain(_) => {
             let folder = kept.folder("model").map_err(Unusable::Damaged)?;
             Model::load(&folder).map_err(|e| StageError::from(load::Error::from(e)))?

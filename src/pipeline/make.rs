@@ -10,16 +10,17 @@ use std::time::Instant;
 
 use super::cache::{Cache, Cost, Entry, Kept};
 use super::execute::{self, Products, StageError, Unusable};
-use super::memory;
 use super::plan::Plan;
 use super::recipe::{self, Recipes};
 use super::stage::{Product, Stage, Step};
 use super::values::{Made, Values};
 use crate::locks::Claim;
+use crate::memory;
 use crate::metrics::Table;
 use crate::progress::Progress;
 use crate::random::Seed;
-use crate::stages::{Context, State};
+use crate::tensor::Unreadable;
+use crate::stages::{Budget, Context, State};
 
 /// Makes what nodes of a plan make, or takes what is kept.
 pub struct Maker<'a> {
@@ -151,7 +152,7 @@ impl Maker<'_> {
         loop {
             let claim = self.claim(at)?;
             if let Some(kept) = self.cache.take(key) {
-                match execute::model(step, &kept, &inputs) {
+                match execute::model(step, &kept, &inputs, self.budget()) {
                     // a checkpoint is kept by the names of its files
                     Ok(products) if matches!(step.stage, Stage::Load(_)) => {
                         return self.check_unchanged(at).map(|()| products);
@@ -170,11 +171,17 @@ impl Maker<'_> {
         }
     }
 
+    fn budget(&self) -> Budget {
+        let run = &self.plan.settings.run;
+        Budget { bytes: run.memory.bytes(), stream: run.stream }
+    }
+
     fn context(&self, step: &Step, key: &str, folder: &Path) -> Context {
         Context {
             seed: Seed::of_stage(self.plan.settings.run.seed, step.stage.tag(), step.occurrence),
             data: self.plan.settings.run.data.clone(),
             folder: folder.to_owned(),
+            budget: self.budget(),
             occurrence: step.occurrence,
             state: State::at(self.cache.state(key)),
             progress: self.progress.clone(),
@@ -186,6 +193,9 @@ impl Maker<'_> {
 /// A panic inside a stage is that stage's failure, not the run's.
 fn caught<T>(work: impl FnOnce() -> Result<T, StageError>) -> Result<T, StageError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        if let Some(unreadable) = panic.downcast_ref::<Unreadable>() {
+            return Err(StageError::Unreadable(unreadable.clone()));
+        }
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
         Err(StageError::Panicked(text.unwrap_or_else(|| "no reason was given".to_owned())))

@@ -7,7 +7,6 @@ pub mod file;
 pub mod lockfile;
 pub mod log;
 pub mod make;
-pub mod memory;
 pub mod merge;
 pub mod order;
 pub mod plan;

@@ -8,12 +8,14 @@ use figment::providers::Serialized;
 use figment::value::{Dict, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Unexpected;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::Spanned;
-use toml::de::{DeTable, Deserializer};
+use toml::de::{self, DeTable};
 
 use super::file::decode_problem;
 use super::problem::{Problem, Sources};
+use crate::memory;
 
 /// Where and how a run takes place. None of it but the seed changes a variant's numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -35,6 +37,14 @@ pub struct RunSettings {
     /// Threads, 1 to 256. Default: as many as the machine has. Results do not depend on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// How much memory the program may take, in bytes or as "4 GiB": more of it saves arithmetic, and a model that does not fit
+    /// is read block by block. Default `auto`: four fifths of what is free. Results do not depend on it.
+    #[schemars(with = "String")]
+    pub memory: Memory,
+    /// Whether blocks stay on disk and are read one at a time. Default: where the model does not fit. Results do not depend
+    /// on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream: Option<bool>,
     /// Where tensors live. Default `auto`: what this program was built for.
     pub device: Device,
     /// How events are written to standard error. Default `text`.
@@ -42,6 +52,59 @@ pub struct RunSettings {
     /// Refuse to run if a file that a stage reads, or the program, is not what `secateur.lock` beside the pipeline says.
     /// Default false.
     pub locked: bool,
+}
+
+/// How much memory a program may take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Memory {
+    #[default]
+    Auto,
+    Bytes(ByteSize),
+}
+
+impl Memory {
+    /// In bytes.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.as_u64(),
+            Self::Auto => memory::resident() + memory::free() / 5 * 4,
+        }
+    }
+}
+
+impl Serialize for Memory {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Bytes(bytes) => bytes.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Memory {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl serde::de::Visitor<'_> for Reader {
+            type Value = Memory;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("`auto`, a number of bytes, or a size such as \"4 GiB\"")
+            }
+            fn visit_u64<E: serde::de::Error>(self, bytes: u64) -> Result<Memory, E> {
+                Ok(Memory::Bytes(ByteSize(bytes)))
+            }
+            fn visit_i64<E: serde::de::Error>(self, bytes: i64) -> Result<Memory, E> {
+                let unsigned = u64::try_from(bytes);
+                unsigned.map_err(|_| E::invalid_value(Unexpected::Signed(bytes), &self)).and_then(|bytes| self.visit_u64(bytes))
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Memory, E> {
+                match text {
+                    "auto" => Ok(Memory::Auto),
+                    size => size.parse().map(Memory::Bytes).map_err(|_| E::invalid_value(Unexpected::Str(text), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
 }
 
 /// A device.
@@ -72,6 +135,8 @@ impl Default for RunSettings {
             cache_limit: ByteSize::gib(50),
             data: None,
             threads: None,
+            memory: Memory::Auto,
+            stream: None,
             device: Device::Auto,
             log: LogFormat::Text,
             locked: false,
@@ -87,7 +152,8 @@ impl RunSettings {
 }
 
 /// Every setting's name.
-pub const KEYS: [&str; 9] = ["seed", "results", "cache", "cache_limit", "data", "threads", "device", "log", "locked"];
+pub const KEYS: [&str; 11] =
+    ["seed", "results", "cache", "cache_limit", "data", "threads", "memory", "stream", "device", "log", "locked"];
 
 /// Those that are paths, whatever they look like.
 const PATHS: [&str; 3] = ["results", "cache", "data"];
@@ -133,7 +199,7 @@ pub fn layer(
         .chain(sets.iter().map(|(name, table)| (name.clone(), table)));
     let mut layers = Vec::new();
     for (name, table) in tables {
-        let deserializer = || Deserializer::from(table.clone());
+        let deserializer = || de::Deserializer::from(table.clone());
         // First with the places of the values, then for the layer.
         if let Err(error) = RunSettings::deserialize(deserializer()) {
             problems.push(decode_problem(sources, error.span().unwrap_or(table.span()), error.message(), "`[run]`"));

@@ -9,6 +9,7 @@ use super::problem::{InvalidPipeline, Problem, Sources};
 use super::settings::{Device, RunSettings};
 use super::stage::Step;
 use super::survey::{State, Survey};
+use crate::memory;
 use crate::stages::{Estimate, Fault, World};
 
 /// Looks once at every beginning that variants share, and leaves each node's estimate.
@@ -79,9 +80,7 @@ pub fn room(plan: &Plan, survey: Option<&Survey>) -> Result<(), InvalidPipeline>
     let must_run = |at: &usize| survey.is_none_or(|survey| matches!(survey.nodes[*at], State::MustRun(_)));
     let nodes = || (0..plan.nodes.len()).filter(must_run).map(|at| &plan.nodes[at]);
     let estimated = || nodes().filter_map(|node| Some((node, node.estimate?)));
-    let mut system = sysinfo::System::new();
-    system.refresh_memory();
-    let memory = system.cgroup_limits().map_or(system.total_memory(), |limits| limits.total_memory);
+    let memory = memory::total();
     let mut problems = Vec::new();
     let mut refuse =
         |node: &Node, message: String, help: &str| problems.push(plan.sources.problem(node.step.span.clone(), message, help));

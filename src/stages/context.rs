@@ -19,6 +19,7 @@ pub struct Context {
     pub data: Option<PathBuf>,
     /// A folder of this stage alone; what is left in it appears beside the variant's tables.
     pub folder: PathBuf,
+    pub budget: Budget,
     /// How many stages of this type stand before it in the variant.
     pub occurrence: u32,
     /// How far an interrupted run of this very stage came.
@@ -27,6 +28,15 @@ pub struct Context {
     pub progress: Progress,
     /// Raised by Ctrl-C and SIGTERM.
     pub stop: Arc<AtomicBool>,
+}
+
+/// How much memory a stage has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Bytes that the process may take.
+    pub bytes: u64,
+    /// Whether the blocks of a model stay on disk; None: where it does not fit.
+    pub stream: Option<bool>,
 }
 
 /// The run was asked to stop; the stage gave up between two steps.

@@ -5,8 +5,9 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, Input, World};
-use crate::model::{CheckpointError, Model, checkpoint, tokenizer};
+use super::{Budget, Fault, Input, World};
+use crate::memory;
+use crate::model::{CheckpointError, Model, ModelHeader, checkpoint, tokenizer};
 
 /// Reads a checkpoint: `config.json`, one or several safetensors files, and `tokenizer.json` where there is one.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -65,11 +66,18 @@ impl Options {
 }
 
 /// Loads the model.
-pub fn run(options: &Options) -> Result<Model, Error> {
+pub fn run(options: &Options, budget: Budget) -> Result<Model, Error> {
     if options.model.starts_with("hf://") {
         return Err(Error::Hub);
     }
-    let model = Model::load(Path::new(&options.model))?;
-    tracing::info!(model = options.model, parameters = model.parameters(), layers = model.blocks.len(), "loaded");
+    let folder = Path::new(&options.model);
+    let needed = ModelHeader::read(folder)?.parameters * size_of::<f32>() as u64;
+    let room = budget.bytes.saturating_sub(memory::resident());
+    let model = match budget.stream.unwrap_or(needed > room / 10 * 9) {
+        true => Model::stream(folder)?,
+        false => Model::load(folder)?,
+    };
+    let streamed = model.embedding.is_on_disk();
+    tracing::info!(model = options.model, parameters = model.parameters(), layers = model.blocks.len(), streamed, "loaded");
     Ok(model)
 }

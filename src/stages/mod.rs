@@ -21,6 +21,6 @@ mod state;
 mod world;
 
 pub use crate::data::Input;
-pub use context::{Context, Interrupted};
+pub use context::{Budget, Context, Interrupted};
 pub use state::State;
 pub use world::{Estimate, Fault, World, positive_faults, size_faults};

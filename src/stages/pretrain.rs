@@ -14,8 +14,9 @@ use crate::data::feed::Feed;
 use crate::metrics::{MetricsError, Table};
 use crate::model::blocks::Slots;
 use crate::model::tokenizer::{Tokenizer, TokenizerError};
-use crate::model::walk::{self, Sequence, Visitor};
+use crate::model::walk::{self, Pack, Sequence, Visitor};
 use crate::model::wiring::{Part, Place};
+use crate::ops::{Answer, Ask};
 use crate::model::{Model, ModelHeader};
 use crate::tensor::Weight;
 
@@ -260,7 +261,7 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
         context.go_on_or_keep(|| (weights(), &moments, &table))?;
         let batch: Vec<Sequence> =
             (0..options.batch).map(|_| feed.draw()).map(|row| Sequence::new(row.ids, &row.counts)).collect();
-        let mut gradients = Gradients::default();
+        let mut gradients = Gradients { memory: context.budget.bytes, sums: BTreeMap::new() };
         let loss = walk::backward(&model, &batch, 0, &mut gradients);
         let norm = global_norm(gradients.sums.values().map(|g| &g[..]));
         if !loss.mean.is_finite() || !norm.is_finite() {
@@ -294,13 +295,14 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
 }
 
 /// Adds up the gradient of every weight; a tied head's goes to the embedding.
-#[derive(Default)]
 struct Gradients {
+    memory: u64,
     sums: BTreeMap<Place, Vec<f32>>,
 }
 
 impl Gradients {
-    fn add(&mut self, place: Place, gradient: Vec<f32>) {
+    fn add(&mut self, place: Place, answer: Answer) {
+        let Answer::Gradient { gradient, .. } = answer else { return };
         match self.sums.get_mut(&place) {
             Some(sum) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
             None => drop(self.sums.insert(place, gradient)),
@@ -310,25 +312,24 @@ impl Gradients {
 
 impl Visitor for Gradients {
     type Lens = Slots;
-    type Found = Vec<(Part, Vec<f32>)>;
 
-    fn lens(&self, _: usize, _: usize) -> Slots {
-        Slots::of(Part::ALL)
+    fn lens(&self, _: usize, _: &Pack) -> Slots {
+        Slots::of(Part::ALL.map(|part| (part, Ask::Gradient)))
     }
 
-    fn found(lens: Slots) -> Self::Found {
-        lens.gradients()
+    fn block(&mut self, layer: usize, _: &Pack, lens: Slots) {
+        lens.answers().for_each(|(part, answer)| self.add(Place::Block(layer, part), answer));
     }
 
-    fn block(&mut self, layer: usize, _: usize, found: Self::Found) {
-        found.into_iter().for_each(|(part, gradient)| self.add(Place::Block(layer, part), gradient));
+    fn asks(&self, _: Place, _: &Pack) -> Option<Ask> {
+        Some(Ask::Gradient)
     }
 
-    fn wants(&self, _: Place) -> bool {
-        true
+    fn outside(&mut self, at: Place, _: &Pack, answer: Answer) {
+        self.add(if at == Place::Head { Place::Embedding } else { at }, answer);
     }
 
-    fn outside(&mut self, at: Place, _: usize, gradient: Vec<f32>) {
-        self.add(if at == Place::Head { Place::Embedding } else { at }, gradient);
+    fn memory(&self) -> Option<u64> {
+        Some(self.memory)
     }
 }

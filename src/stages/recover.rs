@@ -13,8 +13,8 @@ use crate::data::corpus::{self, CorpusError, CorpusSource, Sample};
 use crate::data::feed::Feed;
 use crate::metrics::{MetricsError, Table};
 use crate::model::Model;
-use crate::model::lora::{Adapted, Adapter, AdapterError, FactorGradients, Factors};
-use crate::model::walk::{self, Sequence, Visitor};
+use crate::model::lora::{Adapted, Adapter, AdapterError, Dropout, Factors};
+use crate::model::walk::{self, Pack, Sequence, Visitor};
 use crate::model::wiring::Part;
 use crate::random::Seed;
 
@@ -228,8 +228,7 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model
         context.go_on_or_keep(|| (&adapter, &moments, &table))?;
         let batch: Vec<Sequence> =
             (0..options.batch).map(|_| feed.draw()).map(|row| Sequence::new(row.ids, &row.counts)).collect();
-        let dropout = (options.dropout, context.seed.derive("dropout").derive(&update.to_string()));
-        let (loss, mut gradients) = gradients(model, &adapter, &batch, options.micro_batch.unwrap_or(options.batch), dropout);
+        let (loss, mut gradients) = gradients(options, context, model, &adapter, &batch, update);
         let norm = global_norm(gradients.values().flat_map(|(a, b)| [&a[..], &b[..]]));
         if !loss.is_finite() || !norm.is_finite() {
             return Err(Error::NotFinite { update: update + 1, loss });
@@ -267,10 +266,12 @@ type Both<T> = BTreeMap<(usize, Part), (T, T)>;
 type Gradients = Both<Vec<f32>>;
 
 /// The mean loss of a batch and the gradients of every factor, a micro-batch at a time.
-fn gradients(model: &Model, adapter: &Adapter, batch: &[Sequence], micro: usize, dropout: (f64, Seed)) -> (f64, Gradients) {
+fn gradients(options: &Options, context: &Context, model: &Model, adapter: &Adapter, batch: &[Sequence], update: usize) -> (f64, Gradients) {
     let total: usize = batch.iter().map(|s| s.targets.len()).sum();
     let lowest = adapter.factors.keys().map(|(layer, _)| *layer).min().unwrap_or(0);
-    let mut sums = Sums { adapter, dropout, first: 0, share: 1.0, sums: BTreeMap::new() };
+    let dropout = (options.dropout, context.seed.derive("dropout").derive(&update.to_string()));
+    let mut sums = Sums { adapter, dropout, first: 0, share: 1.0, memory: context.budget.bytes, sums: BTreeMap::new() };
+    let micro = options.micro_batch.unwrap_or(options.batch);
     let mut loss = 0.0;
     for (i, micro_batch) in batch.chunks(micro).enumerate() {
         let own: usize = micro_batch.iter().map(|s| s.targets.len()).sum();
@@ -290,32 +291,33 @@ struct Sums<'a> {
     /// Number, in the update, of the micro-batch's first sequence, and the micro-batch's share of all targets.
     first: usize,
     share: f32,
+    memory: u64,
     sums: Gradients,
 }
 
 impl<'a> Visitor for Sums<'a> {
     type Lens = Adapted<'a>;
-    type Found = FactorGradients;
 
-    fn lens(&self, layer: usize, sequence: usize) -> Adapted<'a> {
-        let seed = self.dropout.1.derive(&(self.first + sequence).to_string());
-        Adapted::new(self.adapter, layer, self.dropout.0, seed)
+    fn lens(&self, layer: usize, pack: &Pack) -> Adapted<'a> {
+        let numbers = pack.sequences.clone().map(|i| self.dropout.1.derive(&(self.first + i).to_string()));
+        let sequences = numbers.zip(pack.layout.sequences.iter().map(ExactSizeIterator::len)).collect();
+        Adapted::new(self.adapter, layer, Dropout { share: self.dropout.0, sequences })
     }
 
-    fn found(lens: Adapted<'a>) -> FactorGradients {
-        lens.gradients()
-    }
-
-    fn block(&mut self, layer: usize, _: usize, found: FactorGradients) {
+    fn block(&mut self, layer: usize, _: &Pack, lens: Adapted<'a>) {
         let add = |sum: &mut Vec<f32>, gradient: Vec<f32>, share: f32| {
             sum.resize(gradient.len(), 0.0);
             sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g * share);
         };
-        for (part, a, b) in found {
+        for (part, a, b) in lens.gradients() {
             let (sum_a, sum_b) = self.sums.entry((layer, part)).or_default();
             add(sum_a, a, self.share);
             add(sum_b, b, self.share);
         }
+    }
+
+    fn memory(&self) -> Option<u64> {
+        Some(self.memory)
     }
 }
 

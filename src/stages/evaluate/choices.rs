@@ -6,10 +6,9 @@ use super::{Error, Measured, Options, Row, SampleRow};
 use crate::data::task::{Document, Metric, Request, Task};
 use crate::model::Model;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::walk;
+use crate::model::walk::{self, Sequence};
 use crate::ops::Target;
 use crate::stages::Context;
-use crate::tensor::for_each_sequence;
 
 /// Documents between two looks at the clock and at a request to stop.
 const CHUNK: usize = 32;
@@ -91,26 +90,23 @@ fn likelihoods(model: &Model, requests: &[Tokens]) -> Vec<(f64, bool)> {
     for (i, request) in requests.iter().enumerate() {
         inputs.entry(&request.input).or_default().push(i);
     }
-    let inputs: Vec<(&[u32], Vec<usize>)> = inputs.into_iter().collect();
-    let scored = for_each_sequence(&inputs, |_, (input, sharing)| {
-        let targets: Vec<Target> = sharing
-            .iter()
-            .flat_map(|&i| {
-                let continuation = &requests[i].continuation;
-                let first = input.len() - continuation.len();
-                continuation.iter().enumerate().map(move |(at, &id)| Target { position: first + at, id })
-            })
-            .collect();
-        let mut scores = walk::token_scores(model, input, &targets).into_iter();
-        let of = |i: &usize| {
-            let own: Vec<_> = scores.by_ref().take(requests[*i].continuation.len()).collect();
-            (*i, own.iter().map(|s| s.log_probability).sum::<f64>(), own.iter().all(|s| s.greedy))
+    let sharing: Vec<Vec<usize>> = inputs.values().cloned().collect();
+    let asked = |(input, sharing): (&[u32], Vec<usize>)| {
+        let of = |i: usize| {
+            let continuation = &requests[i].continuation;
+            let first = input.len() - continuation.len();
+            continuation.iter().enumerate().map(move |(at, &id)| Target { position: first + at, id })
         };
-        sharing.iter().map(of).collect::<Vec<_>>()
-    });
+        Sequence { ids: input.to_vec(), targets: sharing.into_iter().flat_map(of).collect() }
+    };
+    let sequences: Vec<Sequence> = inputs.into_iter().map(asked).collect();
     let mut all = vec![(0.0, false); requests.len()];
-    for (i, sum, greedy) in scored.into_iter().flatten() {
-        all[i] = (sum, greedy);
+    for (scores, sharing) in walk::token_scores(model, &sequences).into_iter().zip(sharing) {
+        let mut scores = scores.into_iter();
+        for i in sharing {
+            let own: Vec<_> = scores.by_ref().take(requests[i].continuation.len()).collect();
+            all[i] = (own.iter().map(|s| s.log_probability).sum::<f64>(), own.iter().all(|s| s.greedy));
+        }
     }
     all
 }

@@ -8,7 +8,6 @@ use crate::data::corpus::{self, CorpusError, CorpusSource};
 use crate::model::Model;
 use crate::model::walk::{self, Sequence};
 use crate::stages::Context;
-use crate::tensor::for_each_sequence;
 
 /// Windows between two looks at the clock and at a request to stop.
 const CHUNK: usize = 32;
@@ -34,10 +33,8 @@ pub fn measure(path: &Path, window: usize, context: &Context, model: &Model) -> 
     let (mut nll, mut n) = (0.0, 0);
     for chunk in windows.chunks(CHUNK) {
         context.go_on()?;
-        let sums = for_each_sequence(chunk, |_, window| {
-            -walk::token_scores(model, &window.ids, &window.targets).iter().map(|s| s.log_probability).sum::<f64>()
-        });
-        nll += sums.iter().sum::<f64>();
+        let scores = walk::token_scores(model, chunk);
+        nll -= scores.iter().map(|of| of.iter().map(|s| s.log_probability).sum::<f64>()).sum::<f64>();
         n += chunk.iter().map(|window| window.targets.len()).sum::<usize>();
         chunk.iter().for_each(|_| bar.step());
     }

@@ -4,10 +4,9 @@
 //! WIFV (FLAP, An et al., AAAI 2024): the fluctuation of the input channel, its variance over the calibration tokens,
 //! times the squared norm of the weight's column; defined for the matrix that reads the units, `o_proj`, `down_proj`.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-
-use dfdx::prelude::HasShape;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Error, Method, reduce};
 use crate::model::Model;
@@ -18,7 +17,7 @@ use crate::model::wiring::{Part, Place};
 use crate::ops;
 use crate::stages::Context;
 use crate::stages::products::{Means, MemberScores};
-use crate::tensor::{AnyTape, Hidden, Weight, for_each_sequence, sequences_at_once};
+use crate::tensor::{AnyTape, Hidden, Weight, on_all_cores};
 
 /// Σx and Σx² of each input channel of a matrix.
 #[derive(Clone, Debug, Default)]
@@ -33,20 +32,22 @@ type Seen = BTreeMap<(usize, Part), Moments>;
 /// Looks at what goes into each matrix of a block.
 struct Watching<'a> {
     layer: usize,
-    seen: &'a RefCell<Seen>,
+    seen: &'a Mutex<Seen>,
 }
 
 impl Lens for Watching<'_> {
     fn linear<T: AnyTape>(&self, part: Part, weight: &Weight, x: Hidden<T>) -> Hidden<T> {
         let width = x.shape().1;
-        let mut moments = Moments { sums: vec![0.0; width], squares: vec![0.0; width] };
-        for row in x.as_vec().chunks_exact(width) {
-            for ((x, sum), square) in row.iter().zip(&mut moments.sums).zip(&mut moments.squares) {
-                *sum += f64::from(*x);
-                *square += f64::from(*x) * f64::from(*x);
+        if let Ok(mut seen) = self.seen.lock() {
+            let none = || Moments { sums: vec![0.0; width], squares: vec![0.0; width] };
+            let moments = seen.entry((self.layer, part)).or_insert_with(none);
+            for row in x.as_vec().chunks_exact(width) {
+                for ((x, sum), square) in row.iter().zip(&mut moments.sums).zip(&mut moments.squares) {
+                    *sum += f64::from(*x);
+                    *square += f64::from(*x) * f64::from(*x);
+                }
             }
         }
-        self.seen.borrow_mut().insert((self.layer, part), moments);
         ops::linear(x, weight, None)
     }
 }
@@ -85,28 +86,19 @@ pub fn scores(
     Ok((groups.collect(), means.collect()))
 }
 
-/// The moments of every matrix's inputs over all sequences, added in their order, and the number of tokens.
+/// The moments of every matrix's inputs over all sequences, added pack by pack, and the number of tokens.
 fn watch(context: &Context, model: &Model, sequences: &[Sequence]) -> Result<(Seen, f64), Error> {
-    let mut all = Seen::new();
-    let rotary = model.rotary(sequences.iter().map(|s| s.ids.len()).max().unwrap_or(0));
-    let bar = context.progress.bar("importance", sequences.len() as u64);
-    for wave in sequences.chunks(sequences_at_once(0)) {
-        context.go_on()?;
-        let seen = for_each_sequence(wave, |_, sequence| {
-            let seen = RefCell::new(BTreeMap::new());
-            walk::forward(model, &sequence.ids, &rotary, |layer| Watching { layer, seen: &seen });
-            seen.into_inner()
-        });
-        for (at, moments) in seen.into_iter().flatten() {
-            match all.get_mut(&at) {
-                Some(sum) => {
-                    sum.sums.iter_mut().zip(moments.sums).for_each(|(a, b)| *a += b);
-                    sum.squares.iter_mut().zip(moments.squares).for_each(|(a, b)| *a += b);
-                }
-                None => drop(all.insert(at, moments)),
+    let seen = Mutex::new(Seen::new());
+    let bar = context.progress.bar("importance", model.blocks.len() as u64);
+    let at = AtomicUsize::new(0);
+    on_all_cores(|| {
+        walk::forward(model, sequences, |layer, _| {
+            if at.swap(layer, Ordering::Relaxed) < layer {
+                bar.step();
             }
-        }
-        wave.iter().for_each(|_| bar.step());
-    }
-    Ok((all, sequences.iter().map(|s| s.ids.len()).sum::<usize>() as f64))
+            Watching { layer, seen: &seen }
+        });
+    });
+    context.go_on()?;
+    Ok((seen.into_inner().unwrap_or_default(), sequences.iter().map(|s| s.ids.len()).sum::<usize>() as f64))
 }

@@ -2,17 +2,21 @@
 //! size of the model is ever kept. w is a weight, g the gradient of the batch's mean loss, g_j that of sample j's own
 //! mean loss, F the Fisher diagonal made of the g_j.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use super::{Error, Fisher, Taylor, reduce};
-use crate::model::Model;
-use crate::model::blocks::Slots;
+use super::{Error, Fisher, Taylor};
+use crate::model::blocks::{Block, Slots};
 use crate::model::groups::{DependencyGraph, Lie};
-use crate::model::walk::{self, Sequence, Visitor};
-use crate::model::wiring::{Part, Place};
+use crate::model::walk::{self, Pack, Sequence, Visitor};
+use crate::model::wiring::{Axis, Part, Place};
+use crate::model::Model;
+use crate::ops::{Answer, Ask, SideSums, Sides, Worth, side_sums};
 use crate::progress::Bar;
 use crate::stages::Context;
 use crate::stages::products::MemberScores;
+use crate::tensor::Weight;
 
 /// Which criterion.
 #[derive(Clone, Copy, Debug)]
@@ -48,12 +52,14 @@ pub fn scores(
     let lowest = lowest.min().unwrap_or(model.blocks.len());
     let targets: Vec<usize> = sequences.iter().map(|s| s.targets.len()).collect();
     let mut reducer = Reducer {
-        reduction: Reduction { form, samples: sequences.len(), model, graph, reduced: BTreeMap::new() },
+        reduction: Reduction { form, samples: sequences.len(), graph, tied: model.head.is_none(), reduced: BTreeMap::new() },
+        model,
         bar: context.progress.bar("importance", (model.blocks.len() - lowest) as u64),
         // g_j = (gradient's share of sample j) · all targets / its own
         shares: targets.iter().map(|&own| targets.iter().sum::<usize>() as f32 / own as f32).collect(),
         wanted,
-        sums: BTreeMap::new(),
+        packs: 0,
+        answers: BTreeMap::new(),
         heads: BTreeMap::new(),
         context,
     };
@@ -66,32 +72,6 @@ pub fn scores(
     Ok(reducer.finish())
 }
 
-/// The same from gradients that are there already; `samples`: how many made the squares.
-pub fn of_gradients(
-    form: Form,
-    model: &Model,
-    graph: &DependencyGraph,
-    samples: usize,
-    gradients: &BTreeMap<Place, Sums>,
-) -> Vec<Vec<MemberScores>> {
-    let mut reduction = Reduction { form, samples, model, graph, reduced: BTreeMap::new() };
-    gradients.iter().rev().for_each(|(&place, sums)| reduction.add(place, sums));
-    reduction.finish()
-}
-
-/// Gathers the gradients of one block, then reduces them to scores and drops them.
-struct Reducer<'a> {
-    reduction: Reduction<'a>,
-    bar: Bar,
-    shares: Vec<f32>,
-    wanted: BTreeSet<Place>,
-    /// Gradients of the block at hand, and of what lies outside the blocks.
-    sums: BTreeMap<Place, Sums>,
-    /// The gradient of a tied head by sequence, until the embedding's arrives.
-    heads: BTreeMap<usize, Vec<f32>>,
-    context: &'a Context,
-}
-
 /// Gradients of one weight over the samples.
 pub struct Sums {
     /// g
@@ -100,60 +80,111 @@ pub struct Sums {
     pub squares: Vec<f32>,
 }
 
-/// Turns gradients into scores, a weight at a time.
+/// The same from gradients that are there already; `samples`: how many made the squares.
+pub fn of_gradients(
+    form: Form,
+    model: &Model,
+    graph: &DependencyGraph,
+    samples: usize,
+    gradients: &BTreeMap<Place, Sums>,
+) -> Vec<Vec<MemberScores>> {
+    let mut reduction = Reduction { form, samples, graph, tied: model.head.is_none(), reduced: BTreeMap::new() };
+    for (&place, Sums { gradient, squares }) in gradients.iter().rev() {
+        let sums = reduction.sums(place, model.weight(place), gradient, squares);
+        reduction.add(place, &sums);
+    }
+    reduction.finish()
+}
+
+/// Asks about the gradients of one block after another, and turns the answers into scores.
+struct Reducer<'a> {
+    reduction: Reduction<'a>,
+    model: &'a Model,
+    bar: Bar,
+    shares: Vec<f32>,
+    wanted: BTreeSet<Place>,
+    packs: usize,
+    /// Of the block at hand, and of what lies outside the blocks, over the packs so far.
+    answers: BTreeMap<Place, Answer>,
+    /// The gradient of a tied head by sequence, until the embedding's arrives.
+    heads: BTreeMap<usize, Vec<f32>>,
+    context: &'a Context,
+}
+
+/// Turns sums over rows and columns into scores, a weight at a time.
 struct Reduction<'a> {
     form: Form,
     samples: usize,
-    model: &'a Model,
     graph: &'a DependencyGraph,
+    tied: bool,
     /// Channel scores by group and member.
     reduced: BTreeMap<(usize, usize), Vec<f64>>,
 }
 
 impl Visitor for Reducer<'_> {
     type Lens = Slots;
-    type Found = Vec<(Part, Vec<f32>)>;
 
-    fn lens(&self, layer: usize, _: usize) -> Slots {
-        Slots::of(Part::ALL.into_iter().filter(|&part| self.wanted.contains(&Place::Block(layer, part))))
+    fn lens(&self, layer: usize, pack: &Pack) -> Slots {
+        let wanted = Part::ALL.into_iter().filter(|&part| self.wanted.contains(&Place::Block(layer, part)));
+        Slots::of(wanted.map(|part| (part, self.ask(Place::Block(layer, part), pack))))
     }
 
-    fn found(lens: Slots) -> Self::Found {
-        lens.gradients()
+    fn block(&mut self, layer: usize, _: &Pack, lens: Slots) {
+        lens.answers().for_each(|(part, answer)| self.add(Place::Block(layer, part), answer));
     }
 
-    fn block(&mut self, layer: usize, sequence: usize, found: Self::Found) {
-        for (part, gradient) in found {
-            self.add(Place::Block(layer, part), sequence, gradient);
+    fn block_done(&mut self, layer: usize, block: &Block) {
+        for part in Part::ALL {
+            self.reduce(Place::Block(layer, part), &block[part]);
         }
-    }
-
-    fn block_done(&mut self, layer: usize) {
-        let done: Vec<Place> =
-            self.sums.keys().copied().filter(|place| matches!(place, Place::Block(at, _) if *at == layer)).collect();
-        done.into_iter().for_each(|place| self.reduce(place));
         self.bar.step();
     }
 
-    fn wants(&self, outside: Place) -> bool {
+    fn asks(&self, outside: Place, pack: &Pack) -> Option<Ask> {
         // A tied head's gradient is the embedding's too.
-        self.wanted.contains(&outside)
-            || (outside == Place::Head && self.reduction.model.head.is_none() && self.wanted.contains(&Place::Embedding))
+        let is_wanted = self.wanted.contains(&outside) || (self.is_tied_head(outside) && self.wanted.contains(&Place::Embedding));
+        // Both uses of a tied weight make one gradient.
+        let is_half = self.reduction.tied && outside != Place::FinalNorm && self.reduction.form.taylor != Taylor::Vector;
+        is_wanted.then(|| if is_half { Ask::Gradient } else { self.ask(outside, pack) })
     }
 
-    fn outside(&mut self, at: Place, sequence: usize, gradient: Vec<f32>) {
-        if self.reduction.model.head.is_some() || at == Place::FinalNorm {
-            return self.add(at, sequence, gradient);
+    fn outside(&mut self, at: Place, pack: &Pack, answer: Answer) {
+        if !self.reduction.tied || at == Place::FinalNorm {
+            return self.add(at, answer);
         }
-        // Both uses of a tied weight make one gradient, which second-order forms square whole: the head's comes first.
-        match (at, self.heads.remove(&sequence)) {
-            (Place::Head, _) => drop(self.heads.insert(sequence, gradient)),
-            (_, Some(head)) => {
-                let whole = head.iter().zip(&gradient).map(|(h, e)| h + e).collect();
-                self.add(Place::Embedding, sequence, whole);
+        let gradient = match answer {
+            Answer::Gradient { gradient, .. } => gradient,
+            // sums of products are added up as they are
+            sums @ Answer::Sums(_) => return self.add(Place::Embedding, sums),
+        };
+        // Second-order forms square the one gradient of each sample: the head's comes first.
+        match (at, self.heads.remove(&pack.number)) {
+            (Place::Head, _) => drop(self.heads.insert(pack.number, gradient)),
+            (_, head) => {
+                let mut whole = head.unwrap_or_default();
+                whole.resize(gradient.len(), 0.0);
+                whole.iter_mut().zip(&gradient).for_each(|(h, e)| *h += e);
+                let share = self.shares[pack.sequences.start];
+                let squares = match self.reduction.form.second_order() {
+                    true => whole.iter().map(|g| (g * share) * (g * share)).collect(),
+                    false => Vec::new(),
+                };
+                self.add(Place::Embedding, Answer::Gradient { gradient: whole, squares });
             }
-            (_, None) => self.add(Place::Embedding, sequence, gradient),
         }
+    }
+
+    fn alone(&self) -> bool {
+        let ends = [Place::Embedding, Place::Head];
+        self.reduction.tied && self.reduction.form.second_order() && ends.iter().any(|end| self.wanted.contains(end))
+    }
+
+    fn begin(&mut self, packs: usize) {
+        self.packs = packs;
+    }
+
+    fn memory(&self) -> Option<u64> {
+        Some(self.context.budget.bytes)
     }
 
     fn is_done(&self) -> bool {
@@ -162,56 +193,101 @@ impl Visitor for Reducer<'_> {
 }
 
 impl Reducer<'_> {
-    fn add(&mut self, place: Place, sequence: usize, gradient: Vec<f32>) {
-        let second = self.reduction.form.second_order();
-        let sums = self.sums.entry(place).or_insert_with(|| Sums {
-            gradient: vec![0.0; gradient.len()],
-            squares: vec![0.0; if second { gradient.len() } else { 0 }],
-        });
-        let share = self.shares[sequence];
-        sums.squares.iter_mut().zip(&gradient).for_each(|(square, g)| *square += (g * share) * (g * share));
-        sums.gradient.iter_mut().zip(&gradient).for_each(|(sum, g)| *sum += g);
-    }
-
-    fn reduce(&mut self, place: Place) {
-        if let Some(sums) = self.sums.remove(&place) {
-            self.reduction.add(place, &sums);
+    /// What is asked about a weight: sums that are reduced at once where all samples lie in one pack, else gradients, which
+    /// are added up over the packs.
+    fn ask(&self, place: Place, pack: &Pack) -> Ask {
+        let form = self.reduction.form;
+        let sides = self.reduction.sides(place);
+        let samples = form.second_order().then(|| pack.samples(&self.shares));
+        match samples {
+            None if form.taylor == Taylor::Vector => Ask::Products(sides),
+            samples if self.packs == 1 => Ask::Elements { samples, sides, worth: form.worth(self.reduction.samples) },
+            Some(samples) => Ask::Squares(samples),
+            None => Ask::Gradient,
         }
     }
 
+    fn is_tied_head(&self, place: Place) -> bool {
+        self.reduction.tied && place == Place::Head
+    }
+
+    fn add(&mut self, place: Place, answer: Answer) {
+        let sum = match self.answers.entry(place) {
+            Entry::Vacant(entry) => {
+                entry.insert(answer);
+                return;
+            }
+            Entry::Occupied(entry) => entry.into_mut(),
+        };
+        match (sum, answer) {
+            (Answer::Gradient { gradient: g, squares: s }, Answer::Gradient { gradient, squares }) => {
+                g.iter_mut().zip(gradient).for_each(|(sum, own)| *sum += own);
+                s.iter_mut().zip(squares).for_each(|(sum, own)| *sum += own);
+            }
+            (Answer::Sums(sums), Answer::Sums(own)) => {
+                sums.rows.iter_mut().zip(own.rows).for_each(|(sum, own)| *sum += own);
+                sums.cols.iter_mut().zip(own.cols).for_each(|(sum, own)| *sum += own);
+            }
+            _ => unreachable!("a weight is asked the same of every pack"),
+        }
+    }
+
+    fn reduce(&mut self, place: Place, weight: &Weight) {
+        let sums = match self.answers.remove(&place) {
+            Some(Answer::Gradient { gradient, squares }) => self.reduction.sums(place, weight, &gradient, &squares),
+            Some(Answer::Sums(sums)) => sums,
+            None => return,
+        };
+        self.reduction.add(place, &sums);
+    }
+
     fn finish(mut self) -> Vec<Vec<MemberScores>> {
-        let outside: Vec<Place> = self.sums.keys().copied().collect();
-        outside.into_iter().for_each(|place| self.reduce(place));
+        for place in [Place::FinalNorm, Place::Head, Place::Embedding] {
+            self.reduce(place, self.model.weight(place));
+        }
         self.reduction.finish()
     }
 }
 
 impl Reduction<'_> {
+    /// The members that are this weight, with their group's and their own number.
+    fn members(&self, place: Place) -> impl Iterator<Item = (usize, usize, Lie)> {
+        let all = self.graph.groups.iter().enumerate().flat_map(|(g, group)| {
+            group.members.iter().enumerate().map(move |(m, member)| (g, m, member))
+        });
+        all.filter(move |(_, _, member)| match (member.lie, member.place, place) {
+            (Lie::ByLayer, Place::Block(_, part), Place::Block(_, at)) => part == at,
+            (_, Place::Head, Place::Embedding) => self.tied,
+            _ => member.place == place,
+        })
+        .map(|(g, m, member)| (g, m, member.lie))
+    }
+
+    /// Which sums the members that are this weight are made of.
+    fn sides(&self, place: Place) -> Sides {
+        let place = if self.tied && place == Place::Head { Place::Embedding } else { place };
+        let lies: Vec<Lie> = self.members(place).map(|(_, _, lie)| lie).collect();
+        Sides {
+            rows: lies.iter().any(|lie| matches!(lie, Lie::Along(Axis::Rows) | Lie::ByLayer)),
+            cols: lies.contains(&Lie::Along(Axis::Cols)),
+        }
+    }
+
+    /// The sums of a gradient that is there as a whole.
+    fn sums(&self, place: Place, weight: &Weight, gradient: &[f32], squares: &[f32]) -> SideSums {
+        let worth = self.form.worth(self.samples);
+        side_sums(&weight.values(), gradient, squares, weight.cols(), self.sides(place), &worth)
+    }
+
     /// Scores every member that is this weight. Blocks come from the last down.
-    fn add(&mut self, place: Place, sums: &Sums) {
-        let fisher = match self.form.fisher {
-            Fisher::Mean => 1.0 / self.samples as f64,
-            Fisher::Sum => 1.0,
-        };
-        let weight = self.model.weight(place);
-        let values = weight.values();
-        let square = |i: usize| sums.squares.get(i).map_or(0.0, |&s| f64::from(s) * fisher);
-        let element = |i: usize| self.form.element(f64::from(values[i]), f64::from(sums.gradient[i]), square(i));
-        for (g, group) in self.graph.groups.iter().enumerate() {
-            for (m, member) in group.members.iter().enumerate() {
-                let same = match (member.lie, member.place, place) {
-                    (Lie::ByLayer, Place::Block(_, part), Place::Block(_, at)) => part == at,
-                    (_, Place::Head, Place::Embedding) => self.model.head.is_none(),
-                    _ => member.place == place,
-                };
-                if same {
-                    let channels = reduce(member.lie, weight.rows(), weight.cols(), element);
-                    let scores = self.reduced.entry((g, m)).or_default();
-                    match member.lie {
-                        Lie::ByLayer => drop(scores.splice(0..0, channels)),
-                        Lie::Along(_) => *scores = channels,
-                    }
-                }
+    fn add(&mut self, place: Place, sums: &SideSums) {
+        let members: Vec<_> = self.members(place).collect();
+        for (group, member, lie) in members {
+            let scores = self.reduced.entry((group, member)).or_default();
+            match lie {
+                Lie::Along(Axis::Rows) => scores.clone_from(&sums.rows),
+                Lie::Along(Axis::Cols) => scores.clone_from(&sums.cols),
+                Lie::ByLayer => scores.insert(0, sums.rows.iter().sum()),
             }
         }
     }
@@ -230,14 +306,29 @@ impl Form {
         matches!(self.taylor, Taylor::VectorMixed | Taylor::ElementSecond | Taylor::ElementMixed)
     }
 
-    /// What one element adds to the score of its channel; `f` is its Fisher information.
-    fn element(self, w: f64, g: f64, f: f64) -> f64 {
+    /// What each element adds to the score of its channel; f is its Fisher information, made of so many samples' squares.
+    fn worth(self, samples: usize) -> Worth {
+        let fisher = match self.fisher {
+            Fisher::Mean => 1.0 / samples as f64,
+            Fisher::Sum => 1.0,
+        };
+        /// Widens each element and lets `of` say what it is worth.
+        #[inline(always)]
+        fn each(w: &[f32], g: &[f32], s: &[f32], out: &mut [f64], of: impl Fn(f64, f64, f64) -> f64) {
+            for (((out, w), g), s) in out.iter_mut().zip(w).zip(g).zip(s) {
+                *out = of(f64::from(*w), f64::from(*g), f64::from(*s));
+            }
+        }
         match self.taylor {
-            Taylor::Vector => w * g,
-            Taylor::VectorMixed => w * g - 0.5 * f * w * w,
-            Taylor::ElementFirst => (w * g).abs(),
-            Taylor::ElementSecond => (f * w * w).abs(),
-            Taylor::ElementMixed => (w * g - 0.5 * f * w * w).abs(),
+            Taylor::Vector => Arc::new(|w, g, _, out| each(w, g, g, out, |w, g, _| w * g)),
+            Taylor::ElementFirst => Arc::new(|w, g, _, out| each(w, g, g, out, |w, g, _| (w * g).abs())),
+            Taylor::VectorMixed => {
+                Arc::new(move |w, g, s, out| each(w, g, s, out, |w, g, s| w * g - 0.5 * (s * fisher) * w * w))
+            }
+            Taylor::ElementSecond => Arc::new(move |w, g, s, out| each(w, g, s, out, |w, _, s| ((s * fisher) * w * w).abs())),
+            Taylor::ElementMixed => {
+                Arc::new(move |w, g, s, out| each(w, g, s, out, |w, g, s| (w * g - 0.5 * (s * fisher) * w * w).abs()))
+            }
         }
     }
 }

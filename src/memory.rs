@@ -1,0 +1,39 @@
+//! How much memory the process takes.
+
+use std::fs;
+
+/// Forgets the largest memory so far, so that the next reading is of what follows. Only Linux has it.
+pub fn reset_peak() {
+    drop(fs::write("/proc/self/clear_refs", "5"));
+}
+
+/// The process's largest memory since the last reset, in bytes.
+pub fn peak() -> Option<u64> {
+    status("VmHWM:")
+}
+
+/// The process's memory now, in bytes; 0 where the system does not tell.
+pub fn resident() -> u64 {
+    status("VmRSS:").unwrap_or(0)
+}
+
+/// A line of the kernel's account of the process, in bytes. Only Linux has it.
+fn status(key: &str) -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// Memory that nobody uses, in bytes: of the machine, or of the share of it that this process is allowed.
+pub fn free() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    system.cgroup_limits().map_or(system.available_memory(), |limits| limits.free_memory.min(system.available_memory()))
+}
+
+/// All memory there is, in bytes; 0 where the system does not tell.
+pub fn total() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    system.cgroup_limits().map_or(system.total_memory(), |limits| limits.total_memory)
+}

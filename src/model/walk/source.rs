@@ -1,0 +1,32 @@
+//! Where the blocks of a walk come from: memory, or the disk, where the next one is read and widened in a thread of its own
+//! while the one at hand computes.
+
+use std::ops::ControlFlow;
+
+use crate::model::{Block, Model};
+
+/// Hands these blocks to `work`, in memory, one after another, until it says to stop.
+pub fn each_block(model: &Model, layers: impl Iterator<Item = usize>, mut work: impl FnMut(usize, &Block) -> ControlFlow<()>) {
+    let mut layers = layers.peekable();
+    #[cfg(not(feature = "cuda"))]
+    std::thread::scope(|scope| {
+        let mut ahead: Option<std::thread::ScopedJoinHandle<'_, Block>> = None;
+        while let Some(layer) = layers.next() {
+            let block = match ahead.take() {
+                Some(read) => read.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                None => model.blocks[layer].resident(),
+            };
+            let next = layers.peek().map(|&next| &model.blocks[next]).filter(|next| next.is_on_disk());
+            ahead = next.map(|next| scope.spawn(|| next.resident()));
+            if work(layer, &block).is_break() {
+                break;
+            }
+        }
+    });
+    #[cfg(feature = "cuda")]
+    while let Some(layer) = layers.next() {
+        if work(layer, &model.blocks[layer].resident()).is_break() {
+            break;
+        }
+    }
+}

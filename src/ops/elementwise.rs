@@ -1,0 +1,90 @@
+//! Operations on the CPU that treat each element for itself: SwiGLU, sums, biases.
+
+use rayon::prelude::*;
+
+use super::simd::{sigmoid, vectorised};
+use crate::tensor::{AnyTape, Hidden, Weight, hidden};
+
+/// Elements that are worth a task of their own.
+const GRAIN: usize = 1 << 14;
+
+/// y = silu(gate) ⊙ up (Shazeer 2020). All three are (positions, width).
+pub fn swiglu<T: AnyTape>(gate: Hidden<T>, up: Hidden<T>) -> Hidden<T> {
+    let (gate, tape) = gate.split_tape();
+    let (up, other) = up.split_tape();
+    let mut tape = tape.merge(other);
+    let (n, width) = *gate.shape();
+    let (gate_node, up_node) = (gate.node(), up.node());
+    let (gate, up) = (gate.shared(), up.shared());
+    let mut to = vec![0.0; n * width];
+    to.par_chunks_mut(GRAIN).zip(gate.par_chunks(GRAIN)).zip(up.par_chunks(GRAIN)).for_each(|((y, gate), up)| {
+        vectorised(|| y.iter_mut().zip(gate).zip(up).for_each(|((y, &g), u)| *y = g * sigmoid(g) * u));
+    });
+    let y = hidden(to, n, width);
+    if !T::OWNS_TAPE {
+        return y.put_tape(tape);
+    }
+
+    let y_node = y.node();
+    tape.add_backward_op(move |gradients| {
+        let mut dg = y_node.take(gradients)?;
+        let mut du = vec![0.0; n * width];
+        // d silu(g) / dg = s + g·s·(1 − s), s = sigmoid(g)
+        dg.par_chunks_mut(GRAIN)
+            .zip(du.par_chunks_mut(GRAIN))
+            .zip(gate.par_chunks(GRAIN))
+            .zip(up.par_chunks(GRAIN))
+            .for_each(|(((dg, du), gate), up)| {
+                vectorised(|| {
+                    for (((dg, du), &g), u) in dg.iter_mut().zip(du).zip(gate).zip(up) {
+                        let (dy, s) = (*dg, sigmoid(g));
+                        *du = dy * g * s;
+                        *dg = dy * u * (s + g * s * (1.0 - s));
+                    }
+                });
+            });
+        gate_node.add(gradients, dg)?;
+        up_node.add(gradients, du)
+    });
+    y.put_tape(tape)
+}
+
+/// x + y, of the same shape; in place of x where nobody else holds it.
+pub fn add<T: AnyTape>(x: Hidden<T>, y: Hidden<T>) -> Hidden<T> {
+    let (x, tape) = x.split_tape();
+    let (y, other) = y.split_tape();
+    let mut tape = tape.merge(other);
+    let ((n, width), x_node, y_node) = (*x.shape(), x.node(), y.node());
+    let mut sum = x.into_vec();
+    sum.par_chunks_mut(GRAIN).zip(y.values().par_chunks(GRAIN)).for_each(|(sum, y)| {
+        vectorised(|| sum.iter_mut().zip(y).for_each(|(s, y)| *s += y));
+    });
+    let z = hidden(sum, n, width);
+    if !T::OWNS_TAPE {
+        return z.put_tape(tape);
+    }
+
+    let z_node = z.node();
+    tape.add_backward_op(move |gradients| {
+        let dz = z_node.take(gradients)?;
+        x_node.add(gradients, dz.clone())?;
+        y_node.add(gradients, dz)
+    });
+    z.put_tape(tape)
+}
+
+/// x + b, the bias a vector. Its gradient is nobody's concern: biases are not trained.
+pub fn add_bias<T: AnyTape>(x: Hidden<T>, bias: &Weight) -> Hidden<T> {
+    let (x, mut tape) = x.split_tape();
+    let ((n, width), x_node) = (*x.shape(), x.node());
+    let mut sum = x.into_vec();
+    let bias = bias.values();
+    sum.par_chunks_mut(width).for_each(|row| row.iter_mut().zip(&*bias).for_each(|(x, b)| *x += b));
+    let y = hidden(sum, n, width);
+    let y_node = y.node();
+    tape.add_backward_op(move |gradients| {
+        let dy = y_node.take(gradients)?;
+        x_node.add(gradients, dy)
+    });
+    y.put_tape(tape)
+}

@@ -1,0 +1,96 @@
+//! RMSNorm on the CPU (Zhang and Sennrich 2019), row by row.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::simd::{dot, rows_per_task, vectorised};
+use super::slot::Slot;
+use crate::tensor::{AnyTape, Hidden, Weight, hidden};
+
+/// y = x / √(mean(x²) + ε) ⊙ w. w is (1, width).
+pub fn rms_norm<T: AnyTape>(x: Hidden<T>, weight: &Weight, epsilon: f32, slot: Option<&Slot>) -> Hidden<T> {
+    let (x, mut tape) = x.split_tape();
+    let (n, width) = *x.shape();
+    let (from, w) = (x.shared(), weight.shared());
+    let mut to = vec![0.0; n * width];
+    let mut inverse = vec![0.0; n];
+    let task = rows_per_task(width);
+    to.par_chunks_mut(task * width)
+        .zip(from.par_chunks(task * width))
+        .zip(inverse.par_chunks_mut(task))
+        .for_each(|((y, x), inverse)| vectorised(|| forward(y, x, inverse, &w, epsilon)));
+    let y = hidden(to, n, width);
+    if !T::OWNS_TAPE {
+        return y.put_tape(tape);
+    }
+
+    let (x_node, y_node, slot) = (x.node(), y.node(), slot.cloned());
+    tape.add_backward_op(move |gradients| {
+        let dy = y_node.take(gradients)?;
+        if let Some(slot) = slot {
+            weight_gradient(&slot, &dy, &from, &inverse, &w);
+        }
+        let (dx, is_begun) = x_node.sum(gradients)?;
+        dx.par_chunks_mut(task * width)
+            .zip(dy.par_chunks(task * width))
+            .zip(from.par_chunks(task * width))
+            .zip(inverse.par_chunks(task))
+            .for_each(|(((dx, dy), x), inverse)| vectorised(|| backward(dx, dy, x, inverse, &w, is_begun)));
+        Ok(())
+    });
+    y.put_tape(tape)
+}
+
+/// `inverse` is 1 / √(mean(x²) + ε) of each row.
+#[inline(always)]
+fn forward(y: &mut [f32], x: &[f32], inverse: &mut [f32], w: &[f32], epsilon: f32) {
+    let width = w.len();
+    for ((y, x), inverse) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(inverse) {
+        *inverse = 1.0 / (dot(x, x) / width as f32 + epsilon).sqrt();
+        y.iter_mut().zip(x).zip(w).for_each(|((y, x), w)| *y = x * *inverse * w);
+    }
+}
+
+/// dx = s·(δ⊙w) − x·s³·mean(δ⊙w⊙x), s = 1 / √(mean(x²) + ε)
+#[inline(always)]
+fn backward(dx: &mut [f32], dy: &[f32], x: &[f32], inverse: &[f32], w: &[f32], is_begun: bool) {
+    let width = w.len();
+    let mut dn = vec![0.0; width];
+    let rows = dx.chunks_exact_mut(width).zip(dy.chunks_exact(width)).zip(x.chunks_exact(width)).zip(inverse);
+    for (((dx, dy), x), scale) in rows {
+        dn.iter_mut().zip(dy).zip(w).for_each(|((n, dy), w)| *n = dy * w);
+        let along = dot(&dn, x) * scale * scale * scale / width as f32;
+        for ((dx, n), x) in dx.iter_mut().zip(&dn).zip(x) {
+            let part = n * scale - x * along;
+            *dx = if is_begun { *dx + part } else { part };
+        }
+    }
+}
+
+/// dw = Σ_t δ_t ⊙ x_t · s_t, sample by sample where their squares are asked for.
+fn weight_gradient(slot: &Slot, dy: &[f32], x: &Arc<Vec<f32>>, inverse: &[f32], w: &[f32]) {
+    let width = w.len();
+    let of = |positions: std::ops::Range<usize>| {
+        let mut sum = vec![0.0; width];
+        vectorised(|| {
+            for t in positions {
+                let at = t * width..(t + 1) * width;
+                let scale = inverse[t];
+                sum.iter_mut().zip(&dy[at.clone()]).zip(&x[at]).for_each(|((sum, dy), x)| *sum += dy * x * scale);
+            }
+        });
+        sum
+    };
+    let Some(samples) = slot.ask.samples() else {
+        return slot.put_whole(w, width, of(0..inverse.len()), Vec::new());
+    };
+    let (mut gradient, mut squares) = (vec![0.0; width], vec![0.0; width]);
+    for sample in samples.iter() {
+        for ((g, s), own) in gradient.iter_mut().zip(&mut squares).zip(of(sample.positions.clone())) {
+            *g += own;
+            *s += (own * sample.share) * (own * sample.share);
+        }
+    }
+    slot.put_whole(w, width, gradient, squares);
+}

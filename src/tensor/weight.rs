@@ -1,0 +1,263 @@
+//! How a weight is held: in memory, or on disk until an operation asks for it. Clones share what they hold.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+#[cfg(feature = "cuda")]
+use dfdx::prelude::*;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+#[cfg(feature = "cuda")]
+use super::{Device, device};
+
+/// A weight: a matrix (rows = outputs, cols = inputs), or a vector as one row.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    rows: usize,
+    cols: usize,
+    store: Store,
+}
+
+#[derive(Clone, Debug)]
+enum Store {
+    /// Plain memory on the CPU, so that the operations read it in place; a dfdx tensor on CUDA.
+    #[cfg(not(feature = "cuda"))]
+    Memory(Arc<Vec<f32>>),
+    #[cfg(feature = "cuda")]
+    Memory(Tensor<(usize, usize), f32, Device>),
+    /// A tensor of a file, and what is done to it whenever it is read.
+    File { tensor: Arc<dyn WeightFile>, steps: Vec<Step> },
+}
+
+/// A matrix in a file.
+pub trait WeightFile: std::fmt::Debug + Send + Sync {
+    /// All of it, row-major, widened to f32.
+    fn read(&self) -> Result<Vec<f32>, Unreadable>;
+    /// Some rows of it.
+    fn read_rows(&self, rows: &[usize]) -> Result<Vec<f32>, Unreadable>;
+    /// Columns of the matrix as it is in the file.
+    fn cols(&self) -> usize;
+}
+
+/// A file that was whole when it was opened cannot be read any more. Operations have no way to say so: they panic with
+/// this, and the stage that they belong to fails.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("cannot read `{tensor}` of `{path}` any more: {message}")]
+pub struct Unreadable {
+    pub tensor: String,
+    pub path: String,
+    pub message: String,
+}
+
+/// What a weight on disk has gone through.
+#[derive(Clone, Debug)]
+enum Step {
+    Rows(Arc<[usize]>),
+    Cols(Arc<[usize]>),
+    Add(LowRank),
+}
+
+/// scale · B · A, to be added to a weight.
+#[derive(Clone, Debug)]
+pub struct LowRank {
+    /// (rank, inputs)
+    pub a: Weight,
+    /// (outputs, rank)
+    pub b: Weight,
+    pub scale: f32,
+}
+
+impl Weight {
+    /// A weight from row-major values.
+    ///
+    /// # Panics
+    /// If `values` does not hold `rows * cols` numbers.
+    pub fn new(values: Vec<f32>, rows: usize, cols: usize) -> Self {
+        assert_eq!(values.len(), rows * cols, "a weight of {rows} × {cols}");
+        #[cfg(not(feature = "cuda"))]
+        let store = Store::Memory(Arc::new(values));
+        #[cfg(feature = "cuda")]
+        let store = Store::Memory(device().tensor_from_vec(values, (rows, cols)));
+        Self { rows, cols, store }
+    }
+
+    /// A weight that stays on disk.
+    pub fn on_disk(tensor: Arc<dyn WeightFile>, rows: usize, cols: usize) -> Self {
+        Self { rows, cols, store: Store::File { tensor, steps: Vec::new() } }
+    }
+
+    /// Outputs; 1 for a vector.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Inputs; the length of a vector.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Number of parameters.
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn is_on_disk(&self) -> bool {
+        matches!(self.store, Store::File { .. })
+    }
+
+    /// The values, row-major; borrowed from the CPU's memory, else copied or read.
+    ///
+    /// # Panics
+    /// With [`Unreadable`].
+    pub fn values(&self) -> Cow<'_, [f32]> {
+        match &self.store {
+            #[cfg(not(feature = "cuda"))]
+            Store::Memory(values) => Cow::Borrowed(values),
+            #[cfg(feature = "cuda")]
+            Store::Memory(tensor) => Cow::Owned(tensor.as_vec()),
+            Store::File { tensor, steps } => {
+                let start = (orderly(tensor.read()), tensor.cols());
+                let (values, _) = steps.iter().fold(start, |(values, cols), step| step.apply(values, cols));
+                Cow::Owned(values)
+            }
+        }
+    }
+
+    /// Some rows, in the order given.
+    ///
+    /// # Panics
+    /// With [`Unreadable`], or if there is no such row.
+    pub fn gather(&self, rows: &[usize]) -> Vec<f32> {
+        match &self.store {
+            Store::File { tensor, steps } if steps.is_empty() => orderly(tensor.read_rows(rows)),
+            _ => pick_rows(&self.values(), self.cols, rows),
+        }
+    }
+
+    /// The weight in memory.
+    pub fn resident(&self) -> Self {
+        if self.is_on_disk() { Self::new(self.values().into_owned(), self.rows, self.cols) } else { self.clone() }
+    }
+
+    /// The memory itself, to be kept alive by an operation that runs later.
+    #[cfg(not(feature = "cuda"))]
+    pub(crate) fn shared(&self) -> Arc<Vec<f32>> {
+        match &self.store {
+            Store::Memory(values) => values.clone(),
+            Store::File { .. } => Arc::new(self.values().into_owned()),
+        }
+    }
+
+    /// The tensor itself.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn tensor(&self) -> Tensor<(usize, usize), f32, Device> {
+        match &self.store {
+            Store::Memory(tensor) => tensor.clone(),
+            Store::File { .. } => device().tensor_from_vec(self.values().into_owned(), (self.rows, self.cols)),
+        }
+    }
+
+    /// Changes the values in place, and in memory: an optimiser's step.
+    pub fn update(&mut self, change: impl FnOnce(&mut [f32])) {
+        *self = self.resident();
+        #[cfg(not(feature = "cuda"))]
+        if let Store::Memory(values) = &mut self.store {
+            change(Arc::make_mut(values).as_mut_slice());
+        }
+        #[cfg(feature = "cuda")]
+        {
+            let mut values = self.values().into_owned();
+            change(&mut values);
+            *self = Self::new(values, self.rows, self.cols);
+        }
+    }
+
+    /// The weight with these rows alone, in the order given.
+    pub fn keep_rows(&self, keep: &[usize]) -> Self {
+        self.after(Step::Rows(keep.into()), keep.len(), self.cols)
+    }
+
+    /// The weight with these columns alone, in the order given.
+    pub fn keep_cols(&self, keep: &[usize]) -> Self {
+        self.after(Step::Cols(keep.into()), self.rows, keep.len())
+    }
+
+    /// The weight with a product of two thin matrices added.
+    pub fn plus(&self, low_rank: LowRank) -> Self {
+        self.after(Step::Add(low_rank), self.rows, self.cols)
+    }
+
+    /// A step taken now, in memory, or whenever the weight is read.
+    fn after(&self, step: Step, rows: usize, cols: usize) -> Self {
+        match &self.store {
+            Store::Memory(_) => Self::new(step.of(&self.values(), self.cols), rows, cols),
+            Store::File { tensor, steps } => {
+                let steps = steps.iter().cloned().chain([step]).collect();
+                Self { rows, cols, store: Store::File { tensor: tensor.clone(), steps } }
+            }
+        }
+    }
+}
+
+impl Step {
+    /// Of values in rows of `cols`.
+    fn of(&self, values: &[f32], cols: usize) -> Vec<f32> {
+        match self {
+            Self::Rows(keep) => pick_rows(values, cols, keep),
+            Self::Cols(keep) => values.chunks_exact(cols).flat_map(|row| keep.iter().map(|&c| row[c])).collect(),
+            Self::Add(_) => self.apply(values.to_vec(), cols).0,
+        }
+    }
+
+    /// The same, and how many columns there are then.
+    fn apply(&self, mut values: Vec<f32>, cols: usize) -> (Vec<f32>, usize) {
+        match self {
+            Self::Rows(_) => (self.of(&values, cols), cols),
+            Self::Cols(keep) => (self.of(&values, cols), keep.len()),
+            Self::Add(LowRank { a, b, scale }) => {
+                let (a_values, b_values) = (a.values(), b.values());
+                for (row, b) in values.chunks_exact_mut(cols).zip(b_values.chunks_exact(b.cols())) {
+                    for (factor, a) in b.iter().zip(a_values.chunks_exact(cols)) {
+                        row.iter_mut().zip(a).for_each(|(w, a)| *w += scale * factor * a);
+                    }
+                }
+                (values, cols)
+            }
+        }
+    }
+}
+
+fn pick_rows(values: &[f32], cols: usize, rows: &[usize]) -> Vec<f32> {
+    rows.iter().flat_map(|&r| &values[r * cols..(r + 1) * cols]).copied().collect()
+}
+
+fn orderly(read: Result<Vec<f32>, Unreadable>) -> Vec<f32> {
+    read.unwrap_or_else(|unreadable| std::panic::panic_any(unreadable))
+}
+
+/// Shape and values.
+impl Serialize for Weight {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (self.rows, self.cols, &self.values()[..]).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Weight {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (rows, cols, values) = <(usize, usize, Vec<f32>)>::deserialize(deserializer)?;
+        if rows.checked_mul(cols) != Some(values.len()) {
+            return Err(serde::de::Error::custom(format!("{} values for a weight of {rows} × {cols}", values.len())));
+        }
+        Ok(Self::new(values, rows, cols))
+    }
+}
+
+impl PartialEq for Weight {
+    fn eq(&self, other: &Self) -> bool {
+        (self.rows, self.cols) == (other.rows, other.cols) && self.values() == other.values()
+    }
+}
