@@ -7,12 +7,12 @@ use std::path::Path;
 use rand::{Rng, RngExt};
 use rayon::prelude::*;
 use safetensors::tensor::Dtype;
-use safetensors::{SafeTensorError, SafeTensors};
+use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use super::Model;
 use super::blocks::Lens;
-use super::stored::{self, Stored};
+use super::stored::{self, Precision, Stored, WriteError};
 use super::wiring::{LLAMA, Part, Place};
 use crate::ops::{self, Beside, Slot};
 use crate::random::Seed;
@@ -102,11 +102,11 @@ impl Adapter {
     }
 
     /// Writes the adapter as safetensors in PEFT's layout.
-    pub fn write(&self, path: &Path) -> Result<(), SafeTensorError> {
+    pub fn write(&self, path: &Path) -> Result<(), WriteError> {
         let tensors = self.factors.iter().flat_map(|(at, Factors { a, b })| {
-            [(name(at.0, at.1, 'A'), Stored::matrix(a)), (name(at.0, at.1, 'B'), Stored::matrix(b))]
+            [Stored::matrix(name(at.0, at.1, 'A'), a), Stored::matrix(name(at.0, at.1, 'B'), b)]
         });
-        stored::write(path, tensors.collect())
+        stored::write(path, Precision::Float32, tensors)
     }
 
     /// PEFT's `adapter_config.json`.

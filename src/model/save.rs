@@ -5,23 +5,24 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::config::{Biases, GRANITE_AT_REST, RopeScaling};
-use super::stored::{self, Stored};
+use super::stored::{self, Precision, Stored};
 use super::wiring::{LLAMA, Part, Place};
 use super::{Block, Model};
 use crate::files::FileError;
 
 impl Model {
-    /// Writes the model as transformers does; what [`Model::load`] reads back has the same bits.
+    /// Writes the model as transformers does; what [`Model::load`] reads back from float32 has the same bits.
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn save(&self, folder: &Path) -> Result<(), FileError> {
+    pub fn save(&self, folder: &Path, precision: Precision) -> Result<(), FileError> {
         let failed = |path: &Path, source| FileError { path: path.to_owned(), source };
         std::fs::create_dir_all(folder).map_err(|e| failed(folder, e))?;
         let tensors = self.places().into_iter().map(|place| {
             let weight = self.weight(place);
             let vector = matches!(place, Place::FinalNorm | Place::Block(_, Part::InputNorm | Part::PostAttentionNorm));
-            (LLAMA.tensor(place), if vector { Stored::vector(weight) } else { Stored::matrix(weight) })
+            let name = LLAMA.tensor(place);
+            if vector { Stored::vector(name, weight) } else { Stored::matrix(name, weight) }
         });
         // Where one matrix has a bias, transformers gives one to all of its kind.
         let biases = self.biases();
@@ -30,15 +31,18 @@ impl Model {
         let beside = |layer: usize| {
             let block = &self.blocks[layer];
             parts.iter().map(move |&part| {
-                let stored = block.bias(part).map_or_else(|| Stored::zeros(block[part].rows()), Stored::vector);
-                (LLAMA.bias(layer, part), stored)
+                let name = LLAMA.bias(layer, part);
+                match block.bias(part) {
+                    Some(bias) => Stored::vector(name, bias),
+                    None => Stored::zeros(name, block[part].rows()),
+                }
             })
         };
         let tensors = tensors.chain((0..self.blocks.len()).flat_map(beside));
         let weights = folder.join("model.safetensors");
-        stored::write(&weights, tensors.collect()).map_err(|e| failed(&weights, std::io::Error::other(e)))?;
+        stored::write(&weights, precision, tensors).map_err(|e| failed(&weights, std::io::Error::other(e)))?;
         let path = folder.join("config.json");
-        let config = serde_json::to_string_pretty(&config_json(self)).map_err(|e| failed(&path, e.into()))?;
+        let config = serde_json::to_string_pretty(&config_json(self, precision)).map_err(|e| failed(&path, e.into()))?;
         std::fs::write(&path, config + "\n").map_err(|e| failed(&path, e))?;
         for (name, bytes) in self.tokenizer.iter().flat_map(|t| t.files()) {
             let path = folder.join(name);
@@ -58,7 +62,7 @@ impl Model {
 
 /// The config that came, with the sizes of the model as it is. Where layers differ, `per_layer_config` says how, as
 /// transformers' heterogeneous configurations write it.
-fn config_json(model: &Model) -> Map<String, Value> {
+fn config_json(model: &Model, precision: Precision) -> Map<String, Value> {
     let (config, biases) = (&model.config, model.biases());
     let widths: Vec<(usize, usize, usize)> = model
         .blocks
@@ -109,7 +113,7 @@ fn config_json(model: &Model) -> Map<String, Value> {
         "attention_bias": biases.attention,
         "mlp_bias": biases.mlp,
         "tie_word_embeddings": model.head.is_none(),
-        "torch_dtype": "float32",
+        "torch_dtype": precision.torch(),
     });
     if let Value::Object(said) = said {
         out.extend(said);

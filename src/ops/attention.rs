@@ -108,11 +108,10 @@ impl Packed {
         let mut p = vec![0.0; rows.len() * seen];
         for head in 0..queries {
             self.scores(head, start, &rows, &mut p);
-            vectorised(|| {
-                for (i, row) in p.chunks_exact_mut(seen).enumerate() {
-                    z[i * queries + head] = causal_softmax(row, rows.start - start + i);
-                }
-            });
+            let own = z.iter_mut().skip(head).step_by(queries);
+            for (i, (row, z)) in p.chunks_exact_mut(seen).zip(own).enumerate() {
+                *z = vectorised(#[inline(always)] || causal_softmax(row, rows.start - start + i));
+            }
             let v = self.key(&self.v, head / (queries / keys), start);
             product_here(
                 (rows.len(), dim, seen),
@@ -162,14 +161,17 @@ impl Back<'_> {
                 let v = self.packed.key(&self.packed.v, key, start);
                 let v_across = View { data: v.data, row: 1, col: v.row };
                 product_here((tile, seen, dim), ds, seen, Into::Fresh, delta, v_across);
-                vectorised(|| {
-                    for (i, (p, ds)) in p.chunks_exact_mut(seen).zip(ds.chunks_exact_mut(seen)).enumerate() {
-                        let own = at + i * width..at + i * width + dim;
-                        let mean = dot(&self.delta[own.clone()], &self.outputs[own]);
-                        let normaliser = self.normalisers[(first + i) * queries + head];
-                        softmax_backward(p, ds, first - start + i, normaliser, mean, self.packed.scale());
-                    }
-                });
+                for (i, (p, ds)) in p.chunks_exact_mut(seen).zip(ds.chunks_exact_mut(seen)).enumerate() {
+                    let own = at + i * width..at + i * width + dim;
+                    let row = ScoreRow {
+                        at: first - start + i,
+                        normaliser: self.normalisers[(first + i) * queries + head],
+                        delta: &self.delta[own.clone()],
+                        output: &self.outputs[own],
+                        scale: self.packed.scale(),
+                    };
+                    vectorised(#[inline(always)] || softmax_backward(p, ds, row));
+                }
                 let (p_across, ds_across) = (View::transposed(p, seen), View::transposed(ds, seen));
                 product_here((seen, dim, tile), &mut dv, dim, Into::Sum, p_across, delta);
                 let k = self.packed.key(&self.packed.k, key, start);
@@ -194,18 +196,34 @@ fn causal_softmax(row: &mut [f32], i: usize) -> f32 {
     }
     let sum = total(seen);
     let inverse = 1.0 / sum;
-    seen.iter_mut().for_each(|s| *s *= inverse);
+    for s in seen.iter_mut() {
+        *s *= inverse;
+    }
     future.fill(0.0);
     most + sum.ln()
 }
 
-/// Row i of the scores → probabilities again; of the probabilities' gradient → the unscaled scores'. `mean`: Σ δ·o of the row.
+/// What the way back of one row of scores needs to know.
+#[derive(Clone, Copy)]
+struct ScoreRow<'a> {
+    /// Position of the query in its sequence.
+    at: usize,
+    /// ln Σ exp(score)
+    normaliser: f32,
+    /// The gradient of the head's output, and the output: (dim)
+    delta: &'a [f32],
+    output: &'a [f32],
+    scale: f32,
+}
+
+/// Scores → probabilities again; the probabilities' gradient → the unscaled scores'.
 #[inline(always)]
-fn softmax_backward(p: &mut [f32], ds: &mut [f32], i: usize, normaliser: f32, mean: f32, scale: f32) {
-    let ((p, p_future), (ds, ds_future)) = (p.split_at_mut(i + 1), ds.split_at_mut(i + 1));
+fn softmax_backward(p: &mut [f32], ds: &mut [f32], row: ScoreRow<'_>) {
+    let mean = dot(row.delta, row.output);
+    let ((p, p_future), (ds, ds_future)) = (p.split_at_mut(row.at + 1), ds.split_at_mut(row.at + 1));
     for (p, ds) in p.iter_mut().zip(ds) {
-        *p = exp(*p - normaliser);
-        *ds = *p * (*ds - mean) * scale;
+        *p = exp(*p - row.normaliser);
+        *ds = *p * (*ds - mean) * row.scale;
     }
     p_future.fill(0.0);
     ds_future.fill(0.0);
@@ -216,23 +234,24 @@ fn turned(mut x: Vec<f32>, width: usize, dim: usize, layout: &Layout, direction:
     let positions: Vec<usize> = layout.sequences.iter().flat_map(|s| 0..s.len()).collect();
     let task = rows_per_task(width);
     x.par_chunks_mut(task * width).zip(positions.par_chunks(task)).for_each(|(rows, positions)| {
-        vectorised(|| {
-            for (row, &position) in rows.chunks_exact_mut(width).zip(positions) {
-                row.chunks_exact_mut(dim).for_each(|head| rotate(head, &layout.rotary, position, direction));
-            }
-        });
+        for (row, &position) in rows.chunks_exact_mut(width).zip(positions) {
+            vectorised(#[inline(always)] || rotate(row, dim, &*layout.rotary, position, direction));
+        }
     });
     x
 }
 
 #[inline(always)]
-fn rotate(head: &mut [f32], rotary: &Rotary, position: usize, direction: f32) {
+fn rotate(row: &mut [f32], dim: usize, rotary: &Rotary, position: usize, direction: f32) {
     let half = rotary.half;
     let at = position * half..(position + 1) * half;
-    let (low, high) = head.split_at_mut(half);
-    for (((a, b), cos), sin) in low.iter_mut().zip(high).zip(&rotary.cos[at.clone()]).zip(&rotary.sin[at]) {
-        let sin = sin * direction;
-        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    let (cos, sin) = (&rotary.cos[at.clone()], &rotary.sin[at]);
+    for head in row.chunks_exact_mut(dim) {
+        let (low, high) = head.split_at_mut(half);
+        for (((a, b), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+            let sin = sin * direction;
+            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+        }
     }
 }
 

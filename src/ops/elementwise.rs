@@ -18,7 +18,7 @@ pub fn swiglu<T: AnyTape>(gate: Hidden<T>, up: Hidden<T>) -> Hidden<T> {
     let (gate, up) = (gate.shared(), up.shared());
     let mut to = vec![0.0; n * width];
     to.par_chunks_mut(GRAIN).zip(gate.par_chunks(GRAIN)).zip(up.par_chunks(GRAIN)).for_each(|((y, gate), up)| {
-        vectorised(|| y.iter_mut().zip(gate).zip(up).for_each(|((y, &g), u)| *y = g * sigmoid(g) * u));
+        vectorised(#[inline(always)] || swiglu_forward(y, gate, up));
     });
     let y = hidden(to, n, width);
     if !T::OWNS_TAPE {
@@ -29,24 +29,41 @@ pub fn swiglu<T: AnyTape>(gate: Hidden<T>, up: Hidden<T>) -> Hidden<T> {
     tape.add_backward_op(move |gradients| {
         let mut dg = y_node.take(gradients)?;
         let mut du = vec![0.0; n * width];
-        // d silu(g) / dg = s + g·s·(1 − s), s = sigmoid(g)
         dg.par_chunks_mut(GRAIN)
             .zip(du.par_chunks_mut(GRAIN))
             .zip(gate.par_chunks(GRAIN))
             .zip(up.par_chunks(GRAIN))
             .for_each(|(((dg, du), gate), up)| {
-                vectorised(|| {
-                    for (((dg, du), &g), u) in dg.iter_mut().zip(du).zip(gate).zip(up) {
-                        let (dy, s) = (*dg, sigmoid(g));
-                        *du = dy * g * s;
-                        *dg = dy * u * (s + g * s * (1.0 - s));
-                    }
-                });
+                vectorised(#[inline(always)] || swiglu_backward(dg, du, gate, up));
             });
         gate_node.add(gradients, dg)?;
         up_node.add(gradients, du)
     });
     y.put_tape(tape)
+}
+
+#[inline(always)]
+fn swiglu_forward(y: &mut [f32], gate: &[f32], up: &[f32]) {
+    for ((y, &g), u) in y.iter_mut().zip(gate).zip(up) {
+        *y = g * sigmoid(g) * u;
+    }
+}
+
+/// dg holds the output's gradient. d silu(g) / dg = s + g·s·(1 − s), s = sigmoid(g).
+#[inline(always)]
+fn swiglu_backward(dg: &mut [f32], du: &mut [f32], gate: &[f32], up: &[f32]) {
+    for (((dg, du), &g), u) in dg.iter_mut().zip(du).zip(gate).zip(up) {
+        let (dy, s) = (*dg, sigmoid(g));
+        *du = dy * g * s;
+        *dg = dy * u * (s + g * s * (1.0 - s));
+    }
+}
+
+#[inline(always)]
+fn sum_in_place(sum: &mut [f32], y: &[f32]) {
+    for (s, y) in sum.iter_mut().zip(y) {
+        *s += y;
+    }
 }
 
 /// x + y, of the same shape; in place of x where nobody else holds it.
@@ -57,7 +74,7 @@ pub fn add<T: AnyTape>(x: Hidden<T>, y: Hidden<T>) -> Hidden<T> {
     let ((n, width), x_node, y_node) = (*x.shape(), x.node(), y.node());
     let mut sum = x.into_vec();
     sum.par_chunks_mut(GRAIN).zip(y.values().par_chunks(GRAIN)).for_each(|(sum, y)| {
-        vectorised(|| sum.iter_mut().zip(y).for_each(|(s, y)| *s += y));
+        vectorised(#[inline(always)] || sum_in_place(sum, y));
     });
     let z = hidden(sum, n, width);
     if !T::OWNS_TAPE {

@@ -116,12 +116,15 @@ fn squared_band(
         let delta = View { data: &delta[positions.start * outputs + first..], row: 1, col: outputs };
         let x = View::rows(&x[positions.start * inputs..], inputs);
         product_here((rows, inputs, positions.len()), &mut own, inputs, Into::Fresh, delta, x);
-        vectorised(|| {
-            for ((g, s), own) in gradient.iter_mut().zip(squares.iter_mut()).zip(&own) {
-                *g += own;
-                *s += (own * share) * (own * share);
-            }
-        });
+        vectorised(#[inline(always)] || add_squared(&mut *gradient, &mut *squares, &own[..], *share));
+    }
+}
+
+#[inline(always)]
+fn add_squared(gradient: &mut [f32], squares: &mut [f32], own: &[f32], share: f32) {
+    for ((g, s), own) in gradient.iter_mut().zip(squares).zip(own) {
+        *g += own;
+        *s += (own * share) * (own * share);
     }
 }
 
@@ -130,15 +133,18 @@ fn products_by_column(a: &[f32], b: &[f32], cols: usize) -> Vec<f64> {
     const TOGETHER: usize = 64;
     let mut sums = vec![0.0; cols];
     sums.par_chunks_mut(TOGETHER).enumerate().for_each(|(i, sums)| {
-        let from = i * TOGETHER;
-        vectorised(|| {
-            for (a, b) in a.chunks_exact(cols).zip(b.chunks_exact(cols)) {
-                let (a, b) = (&a[from..from + sums.len()], &b[from..from + sums.len()]);
-                for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-                    *sum += f64::from(*a) * f64::from(*b);
-                }
-            }
-        });
+        vectorised(#[inline(always)] || add_products(sums, a, b, i * TOGETHER, cols));
     });
     sums
+}
+
+/// Of the columns from `from` on, as many as there are sums.
+#[inline(always)]
+fn add_products(sums: &mut [f64], a: &[f32], b: &[f32], from: usize, cols: usize) {
+    for (a, b) in a.chunks_exact(cols).zip(b.chunks_exact(cols)) {
+        let (a, b) = (&a[from..from + sums.len()], &b[from..from + sums.len()]);
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += f64::from(*a) * f64::from(*b);
+        }
+    }
 }

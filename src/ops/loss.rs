@@ -22,7 +22,7 @@ pub fn token_scores(x: &Hidden, head: &Weight, targets: &[Target]) -> Vec<TokenS
         let logits = linear::forward(&rows_of(x, tile), tile.len(), &weight, vocabulary, head.cols());
         let rated = tile.par_iter().zip(logits.par_chunks_exact(vocabulary)).map(|(target, row)| {
             let logit = row[target.id as usize];
-            let (most, sum) = vectorised(|| log_sum(row));
+            let (most, sum) = vectorised(#[inline(always)] || log_sum(row));
             // the first of equals counts
             let greedy = logit == most && !row[..target.id as usize].contains(&logit);
             TokenScore { log_probability: f64::from(logit) - f64::from(most) - sum.ln(), greedy }
@@ -46,7 +46,7 @@ pub fn cross_entropy(x: &Hidden, head: &Weight, targets: &[Target], scale: f32, 
         let losses: Vec<f64> = tile
             .par_iter()
             .zip(logits.par_chunks_exact_mut(vocabulary))
-            .map(|(target, row)| vectorised(|| loss_and_gradient(row, target.id as usize, scale)))
+            .map(|(target, row)| vectorised(#[inline(always)] || loss_and_gradient(row, target.id as usize, scale)))
             .collect();
         nll += losses.iter().sum::<f64>();
         let mut down = vec![0.0; from.len()];
@@ -105,9 +105,14 @@ fn log_sum(row: &[f32]) -> (f32, f64) {
     let most = largest(row);
     let mut sums = [0.0f64; LANES];
     let lanes = row.chunks_exact(LANES);
-    let rest: f64 = lanes.remainder().iter().map(|&l| f64::from(exp(l - most))).sum();
+    let mut rest = 0.0;
+    for &l in lanes.remainder() {
+        rest += f64::from(exp(l - most));
+    }
     for l in lanes {
-        sums.iter_mut().zip(l).for_each(|(sum, &l)| *sum += f64::from(exp(l - most)));
+        for (sum, &l) in sums.iter_mut().zip(l) {
+            *sum += f64::from(exp(l - most));
+        }
     }
     (most, sums.iter().sum::<f64>() + rest)
 }
@@ -118,7 +123,9 @@ fn loss_and_gradient(row: &mut [f32], id: usize, scale: f32) -> f64 {
     let logit = row[id];
     let (most, sum) = log_sum(row);
     let factor = (f64::from(scale) / sum) as f32;
-    row.iter_mut().for_each(|l| *l = exp(*l - most) * factor);
+    for l in row.iter_mut() {
+        *l = exp(*l - most) * factor;
+    }
     row[id] -= scale;
     f64::from(most) + sum.ln() - f64::from(logit)
 }

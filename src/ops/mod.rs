@@ -14,6 +14,7 @@ mod composed;
 mod slot;
 pub use slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot, Worth, side_sums};
 mod simd;
+pub use simd::vectorised;
 
 #[cfg(not(feature = "cuda"))]
 mod adapter;

@@ -1,5 +1,6 @@
 //! RMSNorm on the CPU (Zhang and Sennrich 2019), row by row.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -19,7 +20,7 @@ pub fn rms_norm<T: AnyTape>(x: Hidden<T>, weight: &Weight, epsilon: f32, slot: O
     to.par_chunks_mut(task * width)
         .zip(from.par_chunks(task * width))
         .zip(inverse.par_chunks_mut(task))
-        .for_each(|((y, x), inverse)| vectorised(|| forward(y, x, inverse, &w, epsilon)));
+        .for_each(|((y, x), inverse)| vectorised(#[inline(always)] || forward(y, x, inverse, &w, epsilon)));
     let y = hidden(to, n, width);
     if !T::OWNS_TAPE {
         return y.put_tape(tape);
@@ -36,7 +37,7 @@ pub fn rms_norm<T: AnyTape>(x: Hidden<T>, weight: &Weight, epsilon: f32, slot: O
             .zip(dy.par_chunks(task * width))
             .zip(from.par_chunks(task * width))
             .zip(inverse.par_chunks(task))
-            .for_each(|(((dx, dy), x), inverse)| vectorised(|| backward(dx, dy, x, inverse, &w, is_begun)));
+            .for_each(|(((dx, dy), x), inverse)| vectorised(#[inline(always)] || backward(dx, dy, x, inverse, &w, is_begun)));
         Ok(())
     });
     y.put_tape(tape)
@@ -48,7 +49,9 @@ fn forward(y: &mut [f32], x: &[f32], inverse: &mut [f32], w: &[f32], epsilon: f3
     let width = w.len();
     for ((y, x), inverse) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(inverse) {
         *inverse = 1.0 / (dot(x, x) / width as f32 + epsilon).sqrt();
-        y.iter_mut().zip(x).zip(w).for_each(|((y, x), w)| *y = x * *inverse * w);
+        for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+            *y = x * *inverse * w;
+        }
     }
 }
 
@@ -59,7 +62,9 @@ fn backward(dx: &mut [f32], dy: &[f32], x: &[f32], inverse: &[f32], w: &[f32], i
     let mut dn = vec![0.0; width];
     let rows = dx.chunks_exact_mut(width).zip(dy.chunks_exact(width)).zip(x.chunks_exact(width)).zip(inverse);
     for (((dx, dy), x), scale) in rows {
-        dn.iter_mut().zip(dy).zip(w).for_each(|((n, dy), w)| *n = dy * w);
+        for ((n, dy), w) in dn.iter_mut().zip(dy).zip(w) {
+            *n = dy * w;
+        }
         let along = dot(&dn, x) * scale * scale * scale / width as f32;
         for ((dx, n), x) in dx.iter_mut().zip(&dn).zip(x) {
             let part = n * scale - x * along;
@@ -71,17 +76,7 @@ fn backward(dx: &mut [f32], dy: &[f32], x: &[f32], inverse: &[f32], w: &[f32], i
 /// dw = Σ_t δ_t ⊙ x_t · s_t, sample by sample where their squares are asked for.
 fn weight_gradient(slot: &Slot, dy: &[f32], x: &Arc<Vec<f32>>, inverse: &[f32], w: &[f32]) {
     let width = w.len();
-    let of = |positions: std::ops::Range<usize>| {
-        let mut sum = vec![0.0; width];
-        vectorised(|| {
-            for t in positions {
-                let at = t * width..(t + 1) * width;
-                let scale = inverse[t];
-                sum.iter_mut().zip(&dy[at.clone()]).zip(&x[at]).for_each(|((sum, dy), x)| *sum += dy * x * scale);
-            }
-        });
-        sum
-    };
+    let of = |positions: Range<usize>| vectorised(#[inline(always)] || scaled_products(positions.clone(), dy, &x[..], inverse, width));
     let Some(samples) = slot.ask.samples() else {
         return slot.put_whole(w, width, of(0..inverse.len()), Vec::new());
     };
@@ -93,4 +88,17 @@ fn weight_gradient(slot: &Slot, dy: &[f32], x: &Arc<Vec<f32>>, inverse: &[f32], 
         }
     }
     slot.put_whole(w, width, gradient, squares);
+}
+
+/// Σ δ ⊙ x · s over these positions.
+#[inline(always)]
+fn scaled_products(positions: Range<usize>, dy: &[f32], x: &[f32], inverse: &[f32], width: usize) -> Vec<f32> {
+    let mut sum = vec![0.0; width];
+    for t in positions {
+        let (at, scale) = (t * width..(t + 1) * width, inverse[t]);
+        for ((sum, dy), x) in sum.iter_mut().zip(&dy[at.clone()]).zip(&x[at]) {
+            *sum += dy * x * scale;
+        }
+    }
+    sum
 }

@@ -2,9 +2,19 @@
 //! and how rows are shared out among the cores. No sum depends on either: a row's sum belongs to one core, and always has
 //! the same lanes.
 
-/// Runs a loop on the widest vector units there are. What it calls must be `#[inline(always)]`.
-pub fn vectorised<R>(work: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(work)
+/// Runs a loop on the widest vector units there are. Only what is compiled into the same code is compiled for these units:
+/// the closure, and what it calls, must be `#[inline(always)]`.
+#[inline(always)]
+pub fn vectorised<R>(work: impl FnMut() -> R) -> R {
+    struct Loop<F>(F);
+    impl<R, F: FnMut() -> R> pulp::WithSimd for Loop<F> {
+        type Output = R;
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(mut self, _: S) -> R {
+            (self.0)()
+        }
+    }
+    pulp::Arch::new().dispatch(Loop(work))
 }
 
 /// Rows of so many columns that are worth a task of their own.
@@ -23,7 +33,9 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let rest: f32 = a_lanes.remainder().iter().zip(b_lanes.remainder()).map(|(x, y)| x * y).sum();
     for (x, y) in a_lanes.zip(b_lanes) {
-        sums.iter_mut().zip(x).zip(y).for_each(|((s, x), y)| *s += x * y);
+        for ((s, x), y) in sums.iter_mut().zip(x).zip(y) {
+            *s += x * y;
+        }
     }
     sums.iter().sum::<f32>() + rest
 }
@@ -35,7 +47,9 @@ pub fn total(a: &[f32]) -> f32 {
     let lanes = a.chunks_exact(LANES);
     let rest: f32 = lanes.remainder().iter().sum();
     for x in lanes {
-        sums.iter_mut().zip(x).for_each(|(s, x)| *s += x);
+        for (s, x) in sums.iter_mut().zip(x) {
+            *s += x;
+        }
     }
     sums.iter().sum::<f32>() + rest
 }
@@ -47,7 +61,9 @@ pub fn sum(a: &[f64]) -> f64 {
     let lanes = a.chunks_exact(LANES);
     let rest: f64 = lanes.remainder().iter().sum();
     for x in lanes {
-        sums.iter_mut().zip(x).for_each(|(s, x)| *s += x);
+        for (s, x) in sums.iter_mut().zip(x) {
+            *s += x;
+        }
     }
     sums.iter().sum::<f64>() + rest
 }
@@ -60,7 +76,9 @@ pub fn largest(a: &[f32]) -> f32 {
     let lanes = a.chunks_exact(LANES);
     let rest = lanes.remainder().iter().fold(f32::NEG_INFINITY, |most, &x| larger(x, most));
     for x in lanes {
-        most.iter_mut().zip(x).for_each(|(m, &x)| *m = larger(x, *m));
+        for (m, &x) in most.iter_mut().zip(x) {
+            *m = if x > *m || x.is_nan() { x } else { *m };
+        }
     }
     most.iter().fold(rest, |most, &x| larger(x, most))
 }
@@ -81,9 +99,10 @@ pub fn exp(x: f32) -> f32 {
     let shifted = within.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, within));
-    let p = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]
-        .into_iter()
-        .fold(0.0f32, |p, c| p.mul_add(r, c));
+    let mut p = 1.987_569_1e-4f32;
+    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        p = p.mul_add(r, c);
+    }
     let fraction = p.mul_add(r * r, r) + 1.0;
     // 2ⁿ; two factors, because 2¹²⁸ is no number
     let half = |n: u32| f32::from_bits(n << 23);

@@ -134,24 +134,29 @@ fn products() -> Worth {
     })
 }
 
+#[inline(always)]
+fn add_values(sums: &mut [f64], values: &[f64]) {
+    for (sum, value) in sums.iter_mut().zip(values) {
+        *sum += value;
+    }
+}
+
 /// Sums the worth of every element by row and column. Rows are shared out in bands whose size depends on the width alone,
 /// and added up in their order.
 pub fn side_sums(w: &[f32], g: &[f32], squares: &[f32], cols: usize, sides: Sides, worth: &Worth) -> SideSums {
     let band = rows_per_task(cols);
     let of_band = |i: usize, (w, g): (&[f32], &[f32])| {
-        vectorised(|| {
-            let mut sums = SideSums::zeros(w.len() / cols, cols, sides);
-            let mut values = vec![0.0; cols];
-            for (r, (w, g)) in w.chunks_exact(cols).zip(g.chunks_exact(cols)).enumerate() {
-                let at = (i * band + r) * cols;
-                worth(w, g, squares.get(at..at + cols).unwrap_or_default(), &mut values);
-                if sides.rows {
-                    sums.rows[r] = sum(&values);
-                }
-                sums.cols.iter_mut().zip(&values).for_each(|(sum, value)| *sum += value);
+        let mut sums = SideSums::zeros(w.len() / cols, cols, sides);
+        let mut values = vec![0.0; cols];
+        for (r, (w, g)) in w.chunks_exact(cols).zip(g.chunks_exact(cols)).enumerate() {
+            let at = (i * band + r) * cols;
+            worth(w, g, squares.get(at..at + cols).unwrap_or_default(), &mut values);
+            if sides.rows {
+                sums.rows[r] = vectorised(#[inline(always)] || sum(&values[..]));
             }
-            sums
-        })
+            vectorised(#[inline(always)] || add_values(&mut sums.cols[..], &values[..]));
+        }
+        sums
     };
     let parts: Vec<SideSums> = w
         .par_chunks(band * cols)

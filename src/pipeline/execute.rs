@@ -11,6 +11,7 @@ use crate::metrics::{MetricsError, Table};
 use crate::model::Model;
 use crate::model::groups::DependencyGraph;
 use crate::model::lora::Adapter;
+use crate::model::stored::Precision;
 use crate::stages::products::{GroupScores, Scores};
 use crate::tensor::Unreadable;
 use crate::stages::prune::{self, Pruning};
@@ -172,7 +173,7 @@ pub fn execute(step: &Step, context: &Context, inputs: &Products) -> Result<(Pro
 /// Puts what a stage hands on into its room, as far as [`model`] and [`rest`] read it.
 pub fn store(step: &Step, products: &Products, room: &Room) -> Result<(), StageError> {
     let encoded = match &step.stage {
-        Stage::Pretrain(_) => return Ok(products.model()?.save(&room.path().join("model"))?),
+        Stage::Pretrain(_) => return Ok(products.model()?.save(&room.path().join("model"), Precision::Float32)?),
         Stage::Dependencies(_) => postcard::to_stdvec(products.graph()?),
         Stage::Importance(_) => postcard::to_stdvec(there(&products.scores, Product::Scores)?),
         Stage::Aggregate(_) => postcard::to_stdvec(there(&products.group_scores, Product::GroupScores)?),

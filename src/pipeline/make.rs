@@ -20,7 +20,7 @@ use crate::metrics::Table;
 use crate::progress::Progress;
 use crate::random::Seed;
 use crate::tensor::Unreadable;
-use crate::stages::{Budget, Context, State};
+use crate::stages::{Context, State};
 
 /// Makes what nodes of a plan make, or takes what is kept.
 pub struct Maker<'a> {
@@ -152,7 +152,7 @@ impl Maker<'_> {
         loop {
             let claim = self.claim(at)?;
             if let Some(kept) = self.cache.take(key) {
-                match execute::model(step, &kept, &inputs, self.budget()) {
+                match execute::model(step, &kept, &inputs, self.plan.settings.run.budget()) {
                     // a checkpoint is kept by the names of its files
                     Ok(products) if matches!(step.stage, Stage::Load(_)) => {
                         return self.check_unchanged(at).map(|()| products);
@@ -171,17 +171,12 @@ impl Maker<'_> {
         }
     }
 
-    fn budget(&self) -> Budget {
-        let run = &self.plan.settings.run;
-        Budget { bytes: run.memory.bytes(), stream: run.stream }
-    }
-
     fn context(&self, step: &Step, key: &str, folder: &Path) -> Context {
         Context {
             seed: Seed::of_stage(self.plan.settings.run.seed, step.stage.tag(), step.occurrence),
             data: self.plan.settings.run.data.clone(),
             folder: folder.to_owned(),
-            budget: self.budget(),
+            budget: self.plan.settings.run.budget(),
             occurrence: step.occurrence,
             state: State::at(self.cache.state(key)),
             progress: self.progress.clone(),

@@ -16,6 +16,7 @@ use toml::de::{self, DeTable};
 use super::file::decode_problem;
 use super::problem::{Problem, Sources};
 use crate::memory;
+use crate::stages::Budget;
 
 /// Where and how a run takes place. None of it but the seed changes a variant's numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -145,6 +146,11 @@ impl Default for RunSettings {
 }
 
 impl RunSettings {
+    /// How much memory the stages have.
+    pub fn budget(&self) -> Budget {
+        Budget { bytes: self.memory.bytes(), stream: self.stream }
+    }
+
     /// The folder of kept products.
     pub fn cache(&self) -> PathBuf {
         self.cache.clone().unwrap_or_else(|| self.results.join(".cache"))

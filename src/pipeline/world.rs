@@ -53,7 +53,8 @@ pub fn look(
     }
     let mut after: BTreeMap<usize, World> = BTreeMap::new();
     let threads = run.threads.unwrap_or_else(rayon::current_num_threads);
-    let mut shared = World { data: run.data.clone(), threads, ..World::default() };
+    let budget = Some(run.budget());
+    let mut shared = World { data: run.data.clone(), threads, budget, ..World::default() };
     for variant in variants {
         for (i, (&node, step)) in variant.path.iter().zip(&variant.steps).enumerate() {
             if after.contains_key(&node) {
@@ -61,7 +62,7 @@ pub fn look(
             }
             let mut world = match i.checked_sub(1) {
                 Some(before) => after[&variant.path[before]].clone(),
-                None => World { data: shared.data.clone(), threads, ..World::default() },
+                None => World { data: shared.data.clone(), threads, budget, ..World::default() },
             };
             world.estimate = Estimate::default();
             // What was read once is not read again, whichever variant asked.

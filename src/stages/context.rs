@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::Serialize;
 
 use super::State;
+use crate::memory;
 use crate::progress::Progress;
 use crate::random::Seed;
 
@@ -37,6 +38,14 @@ pub struct Budget {
     pub bytes: u64,
     /// Whether the blocks of a model stay on disk; None: where it does not fit.
     pub stream: Option<bool>,
+}
+
+impl Budget {
+    /// Whether the blocks of a model that takes so many bytes stay on disk.
+    pub fn streams(self, weights: u64) -> bool {
+        let room = self.bytes.saturating_sub(memory::resident());
+        self.stream.unwrap_or(weights > room / 10 * 9)
+    }
 }
 
 /// The run was asked to stop; the stage gave up between two steps.

@@ -9,6 +9,7 @@ use super::{Context, Fault, Input, World};
 use crate::files::FileError;
 use crate::model::Model;
 use crate::model::plan::PruningPlan;
+use crate::model::stored::Precision;
 
 /// Writes the model.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -16,11 +17,19 @@ use crate::model::plan::PruningPlan;
 pub struct Options {
     /// What is written; a second export of a variant writes `hf-2`, `plan-2.json`. Default `["hf"]`.
     pub formats: Vec<Format>,
+    /// How the numbers of `hf` are written. Default `float32`.
+    // Younger than the others: variants without it keep their ids.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dtype: Precision,
+}
+
+fn is_default(dtype: &Precision) -> bool {
+    *dtype == Precision::default()
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { formats: vec![Format::Hf] }
+        Self { formats: vec![Format::Hf], dtype: Precision::default() }
     }
 }
 
@@ -62,7 +71,8 @@ impl Options {
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
         world.holds_weights(1);
         if self.formats.contains(&Format::Hf) {
-            world.estimate.disk = world.estimate.memory;
+            let parameters = world.model.as_ref().map_or(0, |model| model.parameters);
+            world.estimate.disk = parameters * self.dtype.bytes() as u64;
         }
         Vec::new()
     }
@@ -81,7 +91,7 @@ pub enum Error {
 pub fn run(options: &Options, context: &Context, model: &Model, plan: Option<&PruningPlan>) -> Result<(), Error> {
     for format in &options.formats {
         match format {
-            Format::Hf => model.save(&context.place("hf", ""))?,
+            Format::Hf => model.save(&context.place("hf", ""), options.dtype)?,
             Format::Plan => write_plan(plan.ok_or(Error::NoPlan)?, &context.place("plan", ".json"))?,
             Format::Gguf | Format::Peft => {} // refused by the check
         }

@@ -6,7 +6,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Budget, Fault, Input, World};
-use crate::memory;
 use crate::model::{CheckpointError, Model, ModelHeader, checkpoint, tokenizer};
 
 /// Reads a checkpoint: `config.json`, one or several safetensors files, and `tokenizer.json` where there is one.
@@ -72,8 +71,7 @@ pub fn run(options: &Options, budget: Budget) -> Result<Model, Error> {
     }
     let folder = Path::new(&options.model);
     let needed = ModelHeader::read(folder)?.parameters * size_of::<f32>() as u64;
-    let room = budget.bytes.saturating_sub(memory::resident());
-    let model = match budget.stream.unwrap_or(needed > room / 10 * 9) {
+    let model = match budget.streams(needed) {
         true => Model::stream(folder)?,
         false => Model::load(folder)?,
     };

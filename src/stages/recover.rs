@@ -1,22 +1,21 @@
 //! `recover`: Model and text → LoRA adapters (Hu et al. 2021; LLM-Pruner, equation 6), merged into the Model that follows.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::products::UpdateRow;
 use super::{Context, Fault, Input, Interrupted, World, positive_faults, size_faults};
-use crate::adam::{LONG_MEMORY, Moments, clip_factor, global_norm, linear_schedule};
 use crate::data::corpus::{self, CorpusError, CorpusSource, Sample};
 use crate::data::feed::Feed;
 use crate::metrics::{MetricsError, Table};
 use crate::model::Model;
-use crate::model::lora::{Adapted, Adapter, AdapterError, Dropout, Factors};
-use crate::model::walk::{self, Pack, Sequence, Visitor};
+use crate::model::lora::{Adapter, AdapterError};
+use crate::model::walk::Sequence;
 use crate::model::wiring::Part;
-use crate::random::Seed;
+
+mod training;
+pub use training::Training;
 
 /// Trains low-rank adapters on the pruned model.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -200,7 +199,7 @@ pub enum Error {
 /// Trains adapters, saves them as `adapter/` (`adapter-2/` the second time) in PEFT's layout, and hands on the model with them merged.
 pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model, Adapter, Vec<Table>), Error> {
     let targets: Vec<Part> = options.targets.iter().map(|&target| target.into()).collect();
-    let mut adapter = match &options.init {
+    let adapter = match &options.init {
         Some(path) => Adapter::read(path.as_ref(), model, &targets, options.rank, options.alpha)?,
         None => Adapter::new(model, &targets, options.rank, options.alpha, context.seed.derive("adapter")),
     };
@@ -214,42 +213,25 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model
         Duration::Updates(updates) => updates,
         Duration::Epochs(epochs) => feed.rows().saturating_mul(epochs).div_ceil(options.batch),
     };
-    let moments = |f: &Factors| (Moments::new(f.a.len(), LONG_MEMORY), Moments::new(f.b.len(), LONG_MEMORY));
-    let mut moments: Both<Moments> = adapter.factors.iter().map(|(&at, f)| (at, moments(f))).collect();
-    let mut table: Vec<UpdateRow> = Vec::new();
-    if let Some(left) = context.state.read() {
-        (adapter, moments, table) = left;
-        feed.skip(table.len() * options.batch);
-        tracing::info!(updates = table.len(), "recovery goes on where it was interrupted");
-    }
+    let mut training = match context.state.read::<Training>() {
+        Some(left) => {
+            feed.skip(left.updates() * options.batch);
+            tracing::info!(updates = left.updates(), "recovery goes on where it was interrupted");
+            left
+        }
+        None => Training::new(adapter),
+    };
     let bar = context.progress.bar("recover", updates as u64);
-    bar.skip(table.len() as u64);
-    for update in table.len()..updates {
-        context.go_on_or_keep(|| (&adapter, &moments, &table))?;
+    bar.skip(training.updates() as u64);
+    while training.updates() < updates {
+        context.go_on_or_keep(|| &training)?;
         let batch: Vec<Sequence> =
             (0..options.batch).map(|_| feed.draw()).map(|row| Sequence::new(row.ids, &row.counts)).collect();
-        let (loss, mut gradients) = gradients(options, context, model, &adapter, &batch, update);
-        let norm = global_norm(gradients.values().flat_map(|(a, b)| [&a[..], &b[..]]));
-        if !loss.is_finite() || !norm.is_finite() {
-            return Err(Error::NotFinite { update: update + 1, loss });
-        }
-        let (clip, rate) =
-            (clip_factor(norm, options.clip), options.learning_rate * linear_schedule(update, options.warmup, updates));
-        for (at, factors) in &mut adapter.factors {
-            let (Some((a, b)), Some((moments_a, moments_b))) = (gradients.get_mut(at), moments.get_mut(at)) else { continue };
-            for (gradient, moments, weight) in [(a, moments_a, &mut factors.a), (b, moments_b, &mut factors.b)] {
-                gradient.iter_mut().for_each(|g| *g *= clip);
-                weight.update(|w| moments.step(w, gradient, update + 1, rate, 0.0));
-            }
-        }
-        if rate > 0.0 && adapter.factors.values().all(|f| f.b.values().iter().all(|&b| b == 0.0)) {
-            return Err(Error::StillZero { update: update + 1, rate });
-        }
-        let tokens = batch.iter().map(|s| s.targets.len() as u64).sum();
-        table.push(UpdateRow { update: update as u32 + 1, loss, grad_norm: norm, lr: rate, tokens });
+        let loss = training.update(options, context, model, &batch, updates)?;
         bar.note(format_args!("loss {loss:.4}"));
         bar.step();
     }
+    let (adapter, table) = training.finish();
     let merged = adapter.merge(model);
     if !merged.is_finite() {
         return Err(Error::Diverged);
@@ -257,68 +239,6 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model
     save(&adapter, &context.place("adapter", ""))?;
     tracing::info!(updates, first = table.first().map(|r| r.loss), last = table.last().map(|r| r.loss), "recovered");
     Ok((merged, adapter, vec![Table::of("recover", &table)?]))
-}
-
-/// Something of A and of B beside each matrix.
-type Both<T> = BTreeMap<(usize, Part), (T, T)>;
-
-/// Gradients of the factors.
-type Gradients = Both<Vec<f32>>;
-
-/// The mean loss of a batch and the gradients of every factor, a micro-batch at a time.
-fn gradients(options: &Options, context: &Context, model: &Model, adapter: &Adapter, batch: &[Sequence], update: usize) -> (f64, Gradients) {
-    let total: usize = batch.iter().map(|s| s.targets.len()).sum();
-    let lowest = adapter.factors.keys().map(|(layer, _)| *layer).min().unwrap_or(0);
-    let dropout = (options.dropout, context.seed.derive("dropout").derive(&update.to_string()));
-    let mut sums = Sums { adapter, dropout, first: 0, share: 1.0, memory: context.budget.bytes, sums: BTreeMap::new() };
-    let micro = options.micro_batch.unwrap_or(options.batch);
-    let mut loss = 0.0;
-    for (i, micro_batch) in batch.chunks(micro).enumerate() {
-        let own: usize = micro_batch.iter().map(|s| s.targets.len()).sum();
-        if own > 0 {
-            (sums.first, sums.share) = (i * micro, own as f32 / total as f32);
-            loss += walk::backward(model, micro_batch, lowest, &mut sums).mean * own as f64 / total as f64;
-        }
-    }
-    (loss, sums.sums)
-}
-
-/// Adds up the factors' gradients over the sequences of an update.
-struct Sums<'a> {
-    adapter: &'a Adapter,
-    /// The share that is dropped, and this update's seed.
-    dropout: (f64, Seed),
-    /// Number, in the update, of the micro-batch's first sequence, and the micro-batch's share of all targets.
-    first: usize,
-    share: f32,
-    memory: u64,
-    sums: Gradients,
-}
-
-impl<'a> Visitor for Sums<'a> {
-    type Lens = Adapted<'a>;
-
-    fn lens(&self, layer: usize, pack: &Pack) -> Adapted<'a> {
-        let numbers = pack.sequences.clone().map(|i| self.dropout.1.derive(&(self.first + i).to_string()));
-        let sequences = numbers.zip(pack.layout.sequences.iter().map(ExactSizeIterator::len)).collect();
-        Adapted::new(self.adapter, layer, Dropout { share: self.dropout.0, sequences })
-    }
-
-    fn block(&mut self, layer: usize, _: &Pack, lens: Adapted<'a>) {
-        let add = |sum: &mut Vec<f32>, gradient: Vec<f32>, share: f32| {
-            sum.resize(gradient.len(), 0.0);
-            sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g * share);
-        };
-        for (part, a, b) in lens.gradients() {
-            let (sum_a, sum_b) = self.sums.entry((layer, part)).or_default();
-            add(sum_a, a, self.share);
-            add(sum_b, b, self.share);
-        }
-    }
-
-    fn memory(&self) -> Option<u64> {
-        Some(self.memory)
-    }
 }
 
 /// `adapter_model.safetensors` and `adapter_config.json`, as PEFT names them.

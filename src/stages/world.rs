@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::Budget;
 use crate::data::corpus::CorpusSource;
 use crate::model::ModelHeader;
 
@@ -47,6 +48,8 @@ pub struct World {
     pub has_means: bool,
     /// Sequences that are worked on at once.
     pub threads: usize,
+    /// How much memory the run may take. None: not known.
+    pub budget: Option<Budget>,
     /// What the stage at hand will need; the stage says it.
     pub estimate: Estimate,
     /// What was found so far.
@@ -113,9 +116,14 @@ impl World {
         Vec::new()
     }
 
-    /// The stage holds so many copies of the model's weights.
+    /// The stage holds so many copies of the model's weights; of a model that is streamed, two blocks and the head.
     pub fn holds_weights(&mut self, copies: u64) {
-        self.estimate.memory += copies * self.model.as_ref().map_or(0, |model| 4 * model.parameters);
+        let Some(model) = &self.model else { return };
+        let ends = (model.vocab * model.hidden) as u64;
+        let whole = 4 * model.parameters;
+        let streamed = 4 * (2 * model.parameters / model.layers.max(1) as u64 + ends);
+        let streams = self.budget.is_some_and(|budget| budget.streams(whole));
+        self.estimate.memory += if streams { streamed } else { copies * whole };
     }
 
     /// The stage walks so many sequences of so many tokens backward: it keeps the input of every block, and on every

@@ -12,7 +12,7 @@ use crate::model::groups::{DependencyGraph, Lie};
 use crate::model::walk::{self, Pack, Sequence, Visitor};
 use crate::model::wiring::{Axis, Part, Place};
 use crate::model::Model;
-use crate::ops::{Answer, Ask, SideSums, Sides, Worth, side_sums};
+use crate::ops::{Answer, Ask, SideSums, Sides, Worth, side_sums, vectorised};
 use crate::progress::Bar;
 use crate::stages::Context;
 use crate::stages::products::MemberScores;
@@ -319,16 +319,18 @@ impl Form {
                 *out = of(f64::from(*w), f64::from(*g), f64::from(*s));
             }
         }
+        fn first(of: impl Fn(f64, f64) -> f64 + Copy + Send + Sync + 'static) -> Worth {
+            Arc::new(move |w, g, _, out| vectorised(#[inline(always)] || each(w, g, g, out, move |w, g, _| of(w, g))))
+        }
+        fn second(of: impl Fn(f64, f64, f64) -> f64 + Copy + Send + Sync + 'static) -> Worth {
+            Arc::new(move |w, g, s, out| vectorised(#[inline(always)] || each(w, g, s, out, of)))
+        }
         match self.taylor {
-            Taylor::Vector => Arc::new(|w, g, _, out| each(w, g, g, out, |w, g, _| w * g)),
-            Taylor::ElementFirst => Arc::new(|w, g, _, out| each(w, g, g, out, |w, g, _| (w * g).abs())),
-            Taylor::VectorMixed => {
-                Arc::new(move |w, g, s, out| each(w, g, s, out, |w, g, s| w * g - 0.5 * (s * fisher) * w * w))
-            }
-            Taylor::ElementSecond => Arc::new(move |w, g, s, out| each(w, g, s, out, |w, _, s| ((s * fisher) * w * w).abs())),
-            Taylor::ElementMixed => {
-                Arc::new(move |w, g, s, out| each(w, g, s, out, |w, g, s| (w * g - 0.5 * (s * fisher) * w * w).abs()))
-            }
+            Taylor::Vector => first(|w, g| w * g),
+            Taylor::ElementFirst => first(|w, g| (w * g).abs()),
+            Taylor::VectorMixed => second(move |w, g, s| w * g - 0.5 * (s * fisher) * w * w),
+            Taylor::ElementSecond => second(move |w, _, s| ((s * fisher) * w * w).abs()),
+            Taylor::ElementMixed => second(move |w, g, s| (w * g - 0.5 * (s * fisher) * w * w).abs()),
         }
     }
 }
