@@ -6,6 +6,8 @@
 //! cargo run --release --example speed -- --memory 1GiB element-first /tmp/110m
 //! ```
 
+#![expect(clippy::print_stdout, reason = "a program that measures says what it measured")]
+
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,11 +17,11 @@ use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use rand::RngExt;
 use secateur::data::corpus::{self, CorpusSource};
+use secateur::model::Model;
 use secateur::model::blocks::{Block, BlockSettings, Slots};
 use secateur::model::lora::Adapter;
 use secateur::model::walk::{self, Sequence};
 use secateur::model::wiring::Part;
-use secateur::model::Model;
 use secateur::ops::{self, Layout, Rotary};
 use secateur::progress::Progress;
 use secateur::random::Seed;
@@ -82,9 +84,8 @@ fn rows(folder: &Path, name: &str, model: &Model) -> Result<Vec<Sequence>, Box<d
 fn block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
     let (head_dim, mlp) = (if width == 288 { 48 } else { 64 }, (width * 8 / 3).next_multiple_of(64));
     let mut stream = Seed::root(1).stream();
-    let mut weight = |rows: usize, cols: usize| {
-        Weight::new((0..rows * cols).map(|_| stream.random_range(-0.03..0.03)).collect(), rows, cols)
-    };
+    let mut weight =
+        |rows: usize, cols: usize| Weight::new((0..rows * cols).map(|_| stream.random_range(-0.03..0.03)).collect(), rows, cols);
     let block = Block::new([
         weight(1, width),
         weight(width, width),

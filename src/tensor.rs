@@ -59,6 +59,16 @@ pub fn hidden(values: Vec<f32>, rows: usize, cols: usize) -> Hidden {
     }
 }
 
+/// Numbers of each position.
+pub fn width<T>(x: &Hidden<T>) -> usize {
+    x.shape().1
+}
+
+/// The same activations where a tape begins.
+pub fn recorded(x: &Hidden) -> Hidden<Recording> {
+    x.leaky_trace()
+}
+
 /// Runs `work` where the operations find all cores at once: in the pool, so that none of them has to wake it.
 pub fn on_all_cores<O: Threaded>(work: impl FnOnce() -> O + Threaded) -> O {
     #[cfg(not(feature = "cuda"))]

@@ -19,3 +19,4 @@ mod recover;
 mod resume;
 mod sizes;
 mod stages;
+mod streaming;

@@ -8,9 +8,9 @@ use safetensors::tensor::{Dtype, TensorView};
 use secateur::model::blocks::Slots;
 use secateur::model::plan::{self, PruningPlan};
 use secateur::model::walk::{self, Pack, Sequence, Visitor};
-use secateur::ops::{Answer, Ask};
 use secateur::model::wiring::{LLAMA, Part, Place, Space};
 use secateur::model::{Model, groups};
+use secateur::ops::{Answer, Ask};
 use secateur::stages::{Context, export};
 use serde_json::Value;
 

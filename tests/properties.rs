@@ -8,6 +8,7 @@ use secateur::model::config::{Config, Rope, RopeScaling, Widths};
 use secateur::model::groups::{DependencyGraph, Group, Kind};
 use secateur::model::plan::PruningPlan;
 use secateur::model::sizes::Shape;
+use secateur::model::stored::Precision;
 use secateur::model::walk::{self, Sequence};
 use secateur::model::wiring::Part;
 use secateur::model::{Block, Model};
@@ -289,7 +290,7 @@ proptest! {
             prop_assert!(worst(&without) > worst(&with));
             prop_assert_eq!(with.parameters() - without.parameters(), model.config.hidden as u64);
             // written and read again, and pruned further with its channels
-            with.save(&folder.path().join("hf")).unwrap();
+            with.save(&folder.path().join("hf"), Precision::Float32).unwrap();
             let read = Model::load(&folder.path().join("hf")).unwrap();
             prop_assert!(outputs(&read, &ids) == outputs(&with, &ids));
             let config = support::json(&folder.path().join("hf/config.json"));

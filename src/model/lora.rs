@@ -6,8 +6,8 @@ use std::path::Path;
 
 use rand::{Rng, RngExt};
 use rayon::prelude::*;
-use safetensors::tensor::Dtype;
 use safetensors::SafeTensors;
+use safetensors::tensor::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::Model;
@@ -16,7 +16,7 @@ use super::stored::{self, Precision, Stored, WriteError};
 use super::wiring::{LLAMA, Part, Place};
 use crate::ops::{self, Beside, Slot};
 use crate::random::Seed;
-use crate::tensor::{AnyTape, Hidden, LowRank, Weight};
+use crate::tensor::{AnyTape, Hidden, LowRank, Weight, width};
 
 /// The two factors beside one matrix.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -175,8 +175,7 @@ impl<'a> Adapted<'a> {
         if self.dropout.share == 0.0 {
             return None;
         }
-        let (threshold, kept) =
-            ((self.dropout.share * f64::from(u32::MAX)) as u32, 1.0 / (1.0 - self.dropout.share) as f32);
+        let (threshold, kept) = ((self.dropout.share * f64::from(u32::MAX)) as u32, 1.0 / (1.0 - self.dropout.share) as f32);
         let name = LLAMA.tensor(Place::Block(self.layer, part));
         let mut masks: Vec<Vec<f32>> = self.dropout.sequences.iter().map(|(_, len)| vec![0.0; len * inputs]).collect();
         masks.par_iter_mut().zip(&self.dropout.sequences).for_each(|(mask, (seed, _))| {
@@ -193,7 +192,7 @@ impl Lens for Adapted<'_> {
             return ops::linear(x, weight, None);
         };
         let slots = self.slots.get(&part).map(|(a, b)| (a, b));
-        let mask = self.mask(part, x.shape().1);
+        let mask = self.mask(part, width(&x));
         ops::adapted(x, weight, Beside { a, b, scale: self.adapter.scale(), mask, slots })
     }
 }

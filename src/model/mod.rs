@@ -13,6 +13,7 @@ pub mod plan;
 mod save;
 pub mod sizes;
 pub mod stored;
+mod stored_tensor;
 pub mod tokenizer;
 pub mod walk;
 pub mod wiring;

@@ -128,16 +128,10 @@ fn narrowed<const N: usize>(values: &[f32], bytes: impl Fn(f32) -> [u8; N] + Syn
 }
 
 /// Writes a file of tensors; its metadata says `format: pt`, which transformers and PEFT ask for.
-pub fn write<'a>(
-    path: &Path,
-    precision: Precision,
-    tensors: impl IntoIterator<Item = Stored<'a>>,
-) -> Result<(), WriteError> {
+pub fn write<'a>(path: &Path, precision: Precision, tensors: impl IntoIterator<Item = Stored<'a>>) -> Result<(), WriteError> {
     let too_large = RefCell::new(None);
-    let views: Vec<(String, Bytes<'_>)> = tensors
-        .into_iter()
-        .map(|stored| (stored.name.clone(), Bytes { stored, precision, too_large: &too_large }))
-        .collect();
+    let views: Vec<(String, Bytes<'_>)> =
+        tensors.into_iter().map(|stored| (stored.name.clone(), Bytes { stored, precision, too_large: &too_large })).collect();
     safetensors::serialize_to_file(views, Some([("format".to_owned(), "pt".to_owned())].into()), path)?;
     too_large.into_inner().map_or(Ok(()), |name| Err(WriteError::TooLarge(name)))
 }

@@ -20,7 +20,7 @@ use super::wiring::{Part, Place};
 use super::{Block, Model};
 use crate::memory;
 use crate::ops::{self, Answer, Ask, SideSums, Slot, TokenScore};
-use crate::tensor::{Hidden, Recording, Threaded, Weight, on_all_cores};
+use crate::tensor::{Hidden, Recording, Threaded, Weight, on_all_cores, recorded};
 
 /// Whoever wants gradients. What is found arrives pack by pack in their order, so sums have the same bits on any number of
 /// threads.
@@ -133,7 +133,7 @@ fn walk_back<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize, v
                     kept.push(Kept::Input(x));
                 }
             } else {
-                let output = block.forward(x.leaky_trace(), &settings, &lens);
+                let output = block.forward(recorded(x), &settings, &lens);
                 let input = std::mem::replace(x, output.retaped());
                 kept.push(Kept::Tape { input, output, lens });
             }
@@ -160,7 +160,7 @@ fn walk_back<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize, v
                 Some(Kept::Tape { input, output, lens }) => (input, output, lens),
                 Some(Kept::Input(input)) => {
                     let lens = visitor.lens(layer, pack);
-                    let output = block.forward(input.leaky_trace(), &settings(model, pack), &lens);
+                    let output = block.forward(recorded(&input), &settings(model, pack), &lens);
                     (input, output, lens)
                 }
                 None => continue,
@@ -196,13 +196,14 @@ fn taped_from(model: &Model, packs: &[Pack], lowest: usize, memory: Option<u64>)
     let tape = |layer: usize| bytes * model.blocks[layer].tape_width(head_dim) as u64;
     let weights = |block: &Block| Part::ALL.iter().map(|&part| block[part].len() as u64).sum::<u64>() * bytes;
     let widest = (lowest..layers).map(tape).max().unwrap_or(0);
+    // The way down begins with the head, a tile of logits at a time, and gives the kept tapes back one by one, each with the
+    // gradients of its activations beside it; blocks are made again only when all kept tapes are gone.
     let gradients = model.blocks.iter().map(weights).max().unwrap_or(0);
-    // One block at work with its gradients; whole gradients where there are several packs; a tile of logits.
-    let at_work = largest * 3 * widest + if packs.len() > 1 { 2 * gradients } else { gradients / 8 };
-    let tile = bytes * (1 << 24).min(largest * model.config.vocab as u64);
+    let tile = 2 * bytes * (1 << 24).min(largest * model.config.vocab as u64);
+    let at_work = (largest * widest * 3 / 2 + if packs.len() > 1 { 2 * gradients } else { gradients / 8 }).max(tile);
     let inputs = bytes * tokens * hidden * (layers - lowest.min(layers) + 3) as u64;
-    let room = memory.saturating_sub(memory::resident() + at_work + tile + inputs);
-    let mut left = room - room / 8; // what the allocator keeps to itself
+    let room = memory.saturating_sub(memory::resident() + at_work + inputs);
+    let mut left = room - room / 16; // what the allocator keeps to itself
     (lowest..layers)
         .rev()
         .take_while(|&layer| {
@@ -226,7 +227,7 @@ fn head_backward(
 ) -> (f64, Vec<f32>) {
     let slot = |place| visitor.asks(place, pack).map(Slot::new);
     let (norm_slot, head_slot) = (slot(Place::FinalNorm), slot(Place::Head));
-    let y = ops::rms_norm(x.leaky_trace(), &model.norm, model.config.norm_epsilon, norm_slot.as_ref());
+    let y = ops::rms_norm(recorded(&x), &model.norm, model.config.norm_epsilon, norm_slot.as_ref());
     let scored = ops::cross_entropy(&y.retaped(), head, &pack.targets, scale, head_slot.as_ref());
     let down = ops::backward(y, scored.gradient, &x);
     for (place, slot) in [(Place::FinalNorm, norm_slot), (Place::Head, head_slot)] {

@@ -74,4 +74,3 @@ fn masked(x: &[f32], mask: &[f32]) -> Vec<f32> {
     });
     out
 }
-

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::gemm::{Cores, Into, View, product_here, scaled_product};
-use super::simd::{dot, exp, largest, rows_per_task, total, vectorised};
+use super::maths::{dot, exp, largest, total};
+use super::simd::{rows_per_task, vectorised};
 use super::{Heads, Layout, Rotary};
 use crate::tensor::{AnyTape, Hidden, hidden};
 
@@ -110,17 +111,13 @@ impl Packed {
             self.scores(head, start, &rows, &mut p);
             let own = z.iter_mut().skip(head).step_by(queries);
             for (i, (row, z)) in p.chunks_exact_mut(seen).zip(own).enumerate() {
-                *z = vectorised(#[inline(always)] || causal_softmax(row, rows.start - start + i));
+                *z = vectorised(
+                    #[inline(always)]
+                    || causal_softmax(row, rows.start - start + i),
+                );
             }
             let v = self.key(&self.v, head / (queries / keys), start);
-            product_here(
-                (rows.len(), dim, seen),
-                &mut o[head * dim..],
-                queries * dim,
-                Into::Fresh,
-                View::rows(&p, seen),
-                v,
-            );
+            product_here((rows.len(), dim, seen), &mut o[head * dim..], queries * dim, Into::Fresh, View::rows(&p, seen), v);
         }
     }
 }
@@ -170,7 +167,10 @@ impl Back<'_> {
                         output: &self.outputs[own],
                         scale: self.packed.scale(),
                     };
-                    vectorised(#[inline(always)] || softmax_backward(p, ds, row));
+                    vectorised(
+                        #[inline(always)]
+                        || softmax_backward(p, ds, row),
+                    );
                 }
                 let (p_across, ds_across) = (View::transposed(p, seen), View::transposed(ds, seen));
                 product_here((seen, dim, tile), &mut dv, dim, Into::Sum, p_across, delta);
@@ -235,7 +235,10 @@ fn turned(mut x: Vec<f32>, width: usize, dim: usize, layout: &Layout, direction:
     let task = rows_per_task(width);
     x.par_chunks_mut(task * width).zip(positions.par_chunks(task)).for_each(|(rows, positions)| {
         for (row, &position) in rows.chunks_exact_mut(width).zip(positions) {
-            vectorised(#[inline(always)] || rotate(row, dim, &*layout.rotary, position, direction));
+            vectorised(
+                #[inline(always)]
+                || rotate(row, dim, &layout.rotary, position, direction),
+            );
         }
     });
     x

@@ -15,7 +15,13 @@ pub fn linear<T: AnyTape>(x: Matrix<T>, weight: &Matrix) -> Matrix<T> {
 }
 
 /// See `adapted` of the other face.
-pub fn adapted<T: AnyTape>(x: Matrix<T>, weight: &Matrix, (a, b): (&Matrix, &Matrix), scale: f32, mask: Option<Matrix>) -> Matrix<T> {
+pub fn adapted<T: AnyTape>(
+    x: Matrix<T>,
+    weight: &Matrix,
+    (a, b): (&Matrix, &Matrix),
+    scale: f32,
+    mask: Option<Matrix>,
+) -> Matrix<T> {
     let beside = x.retaped::<T>();
     let plain = linear(x, weight);
     let dropped = match mask {

@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::simd::{sigmoid, vectorised};
+use super::maths::sigmoid;
+use super::simd::vectorised;
 use crate::tensor::{AnyTape, Hidden, Weight, hidden};
 
 /// Elements that are worth a task of their own.
@@ -18,7 +19,10 @@ pub fn swiglu<T: AnyTape>(gate: Hidden<T>, up: Hidden<T>) -> Hidden<T> {
     let (gate, up) = (gate.shared(), up.shared());
     let mut to = vec![0.0; n * width];
     to.par_chunks_mut(GRAIN).zip(gate.par_chunks(GRAIN)).zip(up.par_chunks(GRAIN)).for_each(|((y, gate), up)| {
-        vectorised(#[inline(always)] || swiglu_forward(y, gate, up));
+        vectorised(
+            #[inline(always)]
+            || swiglu_forward(y, gate, up),
+        );
     });
     let y = hidden(to, n, width);
     if !T::OWNS_TAPE {
@@ -29,13 +33,14 @@ pub fn swiglu<T: AnyTape>(gate: Hidden<T>, up: Hidden<T>) -> Hidden<T> {
     tape.add_backward_op(move |gradients| {
         let mut dg = y_node.take(gradients)?;
         let mut du = vec![0.0; n * width];
-        dg.par_chunks_mut(GRAIN)
-            .zip(du.par_chunks_mut(GRAIN))
-            .zip(gate.par_chunks(GRAIN))
-            .zip(up.par_chunks(GRAIN))
-            .for_each(|(((dg, du), gate), up)| {
-                vectorised(#[inline(always)] || swiglu_backward(dg, du, gate, up));
-            });
+        dg.par_chunks_mut(GRAIN).zip(du.par_chunks_mut(GRAIN)).zip(gate.par_chunks(GRAIN)).zip(up.par_chunks(GRAIN)).for_each(
+            |(((dg, du), gate), up)| {
+                vectorised(
+                    #[inline(always)]
+                    || swiglu_backward(dg, du, gate, up),
+                );
+            },
+        );
         gate_node.add(gradients, dg)?;
         up_node.add(gradients, du)
     });
@@ -74,7 +79,10 @@ pub fn add<T: AnyTape>(x: Hidden<T>, y: Hidden<T>) -> Hidden<T> {
     let ((n, width), x_node, y_node) = (*x.shape(), x.node(), y.node());
     let mut sum = x.into_vec();
     sum.par_chunks_mut(GRAIN).zip(y.values().par_chunks(GRAIN)).for_each(|(sum, y)| {
-        vectorised(#[inline(always)] || sum_in_place(sum, y));
+        vectorised(
+            #[inline(always)]
+            || sum_in_place(sum, y),
+        );
     });
     let z = hidden(sum, n, width);
     if !T::OWNS_TAPE {

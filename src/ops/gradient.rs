@@ -86,14 +86,7 @@ impl Asked {
 
 /// G = δᵀ · x.
 pub(super) fn whole(gradient: &mut [f32], (outputs, inputs, n): (usize, usize, usize), delta: &[f32], x: &[f32]) {
-    product(
-        (outputs, inputs, n),
-        gradient,
-        inputs,
-        Into::Fresh,
-        View::transposed(delta, outputs),
-        View::rows(x, inputs),
-    );
+    product((outputs, inputs, n), gradient, inputs, Into::Fresh, View::transposed(delta, outputs), View::rows(x, inputs));
 }
 
 /// Rows of a band that holds about so many elements, in multiples of what the product works on at once.
@@ -116,7 +109,10 @@ fn squared_band(
         let delta = View { data: &delta[positions.start * outputs + first..], row: 1, col: outputs };
         let x = View::rows(&x[positions.start * inputs..], inputs);
         product_here((rows, inputs, positions.len()), &mut own, inputs, Into::Fresh, delta, x);
-        vectorised(#[inline(always)] || add_squared(&mut *gradient, &mut *squares, &own[..], *share));
+        vectorised(
+            #[inline(always)]
+            || add_squared(&mut *gradient, &mut *squares, &own[..], *share),
+        );
     }
 }
 
@@ -133,7 +129,10 @@ fn products_by_column(a: &[f32], b: &[f32], cols: usize) -> Vec<f64> {
     const TOGETHER: usize = 64;
     let mut sums = vec![0.0; cols];
     sums.par_chunks_mut(TOGETHER).enumerate().for_each(|(i, sums)| {
-        vectorised(#[inline(always)] || add_products(sums, a, b, i * TOGETHER, cols));
+        vectorised(
+            #[inline(always)]
+            || add_products(sums, a, b, i * TOGETHER, cols),
+        );
     });
     sums
 }

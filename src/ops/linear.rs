@@ -1,7 +1,6 @@
 //! y = x · Wᵀ on the CPU. The frozen weight is plain memory; its gradient is made only where somebody asks, and only as
 //! much of it at a time as the question needs.
 
-
 use super::gemm::{Into, View, product};
 use super::gradient;
 use super::slot::Slot;
@@ -49,14 +48,7 @@ pub(super) fn forward(x: &[f32], n: usize, weight: &[f32], outputs: usize, input
         x
     };
     let mut y = vec![0.0; rows * outputs];
-    product(
-        (rows, outputs, inputs),
-        &mut y,
-        outputs,
-        Into::Fresh,
-        View::rows(from, inputs),
-        View::transposed(weight, inputs),
-    );
+    product((rows, outputs, inputs), &mut y, outputs, Into::Fresh, View::rows(from, inputs), View::transposed(weight, inputs));
     y.truncate(n * outputs);
     y
 }

@@ -6,7 +6,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::gemm::{Into, View, product};
-use super::simd::{exp, largest, vectorised};
+use super::maths::{exp, largest};
+use super::simd::vectorised;
 use super::slot::Slot;
 use super::{Scored, Target, TokenScore, linear};
 use crate::tensor::{Hidden, Weight};
@@ -22,7 +23,10 @@ pub fn token_scores(x: &Hidden, head: &Weight, targets: &[Target]) -> Vec<TokenS
         let logits = linear::forward(&rows_of(x, tile), tile.len(), &weight, vocabulary, head.cols());
         let rated = tile.par_iter().zip(logits.par_chunks_exact(vocabulary)).map(|(target, row)| {
             let logit = row[target.id as usize];
-            let (most, sum) = vectorised(#[inline(always)] || log_sum(row));
+            let (most, sum) = vectorised(
+                #[inline(always)]
+                || log_sum(row),
+            );
             // the first of equals counts
             let greedy = logit == most && !row[..target.id as usize].contains(&logit);
             TokenScore { log_probability: f64::from(logit) - f64::from(most) - sum.ln(), greedy }
@@ -46,7 +50,12 @@ pub fn cross_entropy(x: &Hidden, head: &Weight, targets: &[Target], scale: f32, 
         let losses: Vec<f64> = tile
             .par_iter()
             .zip(logits.par_chunks_exact_mut(vocabulary))
-            .map(|(target, row)| vectorised(#[inline(always)] || loss_and_gradient(row, target.id as usize, scale)))
+            .map(|(target, row)| {
+                vectorised(
+                    #[inline(always)]
+                    || loss_and_gradient(row, target.id as usize, scale),
+                )
+            })
             .collect();
         nll += losses.iter().sum::<f64>();
         let mut down = vec![0.0; from.len()];

@@ -31,6 +31,8 @@ mod linear;
 #[cfg(not(feature = "cuda"))]
 mod loss;
 #[cfg(not(feature = "cuda"))]
+mod maths;
+#[cfg(not(feature = "cuda"))]
 mod norm;
 #[cfg(not(feature = "cuda"))]
 mod tape;
@@ -48,9 +50,7 @@ pub use self::{
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cuda")]
-pub use cuda::{
-    adapted, add, add_bias, attention, backward, cross_entropy, embed, linear, rms_norm, swiglu, token_scores,
-};
+pub use cuda::{adapted, add, add_bias, attention, backward, cross_entropy, embed, linear, rms_norm, swiglu, token_scores};
 
 /// An adapter beside a weight: scale · (mask ⊙ x) · Aᵀ · Bᵀ.
 pub struct Beside<'a> {

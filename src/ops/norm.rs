@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::simd::{dot, rows_per_task, vectorised};
+use super::maths::dot;
+use super::simd::{rows_per_task, vectorised};
 use super::slot::Slot;
 use crate::tensor::{AnyTape, Hidden, Weight, hidden};
 
@@ -17,10 +18,14 @@ pub fn rms_norm<T: AnyTape>(x: Hidden<T>, weight: &Weight, epsilon: f32, slot: O
     let mut to = vec![0.0; n * width];
     let mut inverse = vec![0.0; n];
     let task = rows_per_task(width);
-    to.par_chunks_mut(task * width)
-        .zip(from.par_chunks(task * width))
-        .zip(inverse.par_chunks_mut(task))
-        .for_each(|((y, x), inverse)| vectorised(#[inline(always)] || forward(y, x, inverse, &w, epsilon)));
+    to.par_chunks_mut(task * width).zip(from.par_chunks(task * width)).zip(inverse.par_chunks_mut(task)).for_each(
+        |((y, x), inverse)| {
+            vectorised(
+                #[inline(always)]
+                || forward(y, x, inverse, &w, epsilon),
+            )
+        },
+    );
     let y = hidden(to, n, width);
     if !T::OWNS_TAPE {
         return y.put_tape(tape);
@@ -37,7 +42,12 @@ pub fn rms_norm<T: AnyTape>(x: Hidden<T>, weight: &Weight, epsilon: f32, slot: O
             .zip(dy.par_chunks(task * width))
             .zip(from.par_chunks(task * width))
             .zip(inverse.par_chunks(task))
-            .for_each(|(((dx, dy), x), inverse)| vectorised(#[inline(always)] || backward(dx, dy, x, inverse, &w, is_begun)));
+            .for_each(|(((dx, dy), x), inverse)| {
+                vectorised(
+                    #[inline(always)]
+                    || backward(dx, dy, x, inverse, &w, is_begun),
+                )
+            });
         Ok(())
     });
     y.put_tape(tape)
@@ -76,7 +86,12 @@ fn backward(dx: &mut [f32], dy: &[f32], x: &[f32], inverse: &[f32], w: &[f32], i
 /// dw = Σ_t δ_t ⊙ x_t · s_t, sample by sample where their squares are asked for.
 fn weight_gradient(slot: &Slot, dy: &[f32], x: &Arc<Vec<f32>>, inverse: &[f32], w: &[f32]) {
     let width = w.len();
-    let of = |positions: Range<usize>| vectorised(#[inline(always)] || scaled_products(positions.clone(), dy, &x[..], inverse, width));
+    let of = |positions: Range<usize>| {
+        vectorised(
+            #[inline(always)]
+            || scaled_products(positions.clone(), dy, &x[..], inverse, width),
+        )
+    };
     let Some(samples) = slot.ask.samples() else {
         return slot.put_whole(w, width, of(0..inverse.len()), Vec::new());
     };

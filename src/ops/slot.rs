@@ -51,7 +51,10 @@ pub struct SideSums {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
     /// Row-major, of the weight's shape; squares are empty unless asked for.
-    Gradient { gradient: Vec<f32>, squares: Vec<f32> },
+    Gradient {
+        gradient: Vec<f32>,
+        squares: Vec<f32>,
+    },
     Sums(SideSums),
 }
 
@@ -94,9 +97,7 @@ impl Slot {
         self.put(match &self.ask {
             Ask::Gradient | Ask::Squares(_) => Answer::Gradient { gradient, squares },
             Ask::Products(sides) => Answer::Sums(side_sums(weight, &gradient, &squares, cols, *sides, &products())),
-            Ask::Elements { sides, worth, .. } => {
-                Answer::Sums(side_sums(weight, &gradient, &squares, cols, *sides, worth))
-            }
+            Ask::Elements { sides, worth, .. } => Answer::Sums(side_sums(weight, &gradient, &squares, cols, *sides, worth)),
         });
     }
 }
@@ -152,18 +153,20 @@ pub fn side_sums(w: &[f32], g: &[f32], squares: &[f32], cols: usize, sides: Side
             let at = (i * band + r) * cols;
             worth(w, g, squares.get(at..at + cols).unwrap_or_default(), &mut values);
             if sides.rows {
-                sums.rows[r] = vectorised(#[inline(always)] || sum(&values[..]));
+                sums.rows[r] = vectorised(
+                    #[inline(always)]
+                    || sum(&values[..]),
+                );
             }
-            vectorised(#[inline(always)] || add_values(&mut sums.cols[..], &values[..]));
+            vectorised(
+                #[inline(always)]
+                || add_values(&mut sums.cols[..], &values[..]),
+            );
         }
         sums
     };
-    let parts: Vec<SideSums> = w
-        .par_chunks(band * cols)
-        .zip(g.par_chunks(band * cols))
-        .enumerate()
-        .map(|(i, at)| of_band(i, at))
-        .collect();
+    let parts: Vec<SideSums> =
+        w.par_chunks(band * cols).zip(g.par_chunks(band * cols)).enumerate().map(|(i, at)| of_band(i, at)).collect();
     let mut sums = SideSums::zeros(w.len() / cols, cols, sides);
     parts.iter().enumerate().for_each(|(i, part)| sums.add_band(i * band, part));
     sums

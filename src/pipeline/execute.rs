@@ -13,9 +13,9 @@ use crate::model::groups::DependencyGraph;
 use crate::model::lora::Adapter;
 use crate::model::stored::Precision;
 use crate::stages::products::{GroupScores, Scores};
-use crate::tensor::Unreadable;
 use crate::stages::prune::{self, Pruning};
 use crate::stages::{Budget, Context, aggregate, dependencies, evaluate, export, importance, load, pretrain, recover};
+use crate::tensor::Unreadable;
 
 /// Values that stages hand on. Clones share them.
 #[derive(Clone, Default)]

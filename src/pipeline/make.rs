@@ -19,8 +19,8 @@ use crate::memory;
 use crate::metrics::Table;
 use crate::progress::Progress;
 use crate::random::Seed;
-use crate::tensor::Unreadable;
 use crate::stages::{Context, State};
+use crate::tensor::Unreadable;
 
 /// Makes what nodes of a plan make, or takes what is kept.
 pub struct Maker<'a> {

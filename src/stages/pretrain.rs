@@ -16,8 +16,8 @@ use crate::model::blocks::Slots;
 use crate::model::tokenizer::{Tokenizer, TokenizerError};
 use crate::model::walk::{self, Pack, Sequence, Visitor};
 use crate::model::wiring::{Part, Place};
-use crate::ops::{Answer, Ask};
 use crate::model::{Model, ModelHeader};
+use crate::ops::{Answer, Ask};
 use crate::tensor::Weight;
 
 mod initial;

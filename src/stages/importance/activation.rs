@@ -17,7 +17,7 @@ use crate::model::wiring::{Part, Place};
 use crate::ops;
 use crate::stages::Context;
 use crate::stages::products::{Means, MemberScores};
-use crate::tensor::{AnyTape, Hidden, Weight, on_all_cores};
+use crate::tensor::{AnyTape, Hidden, Weight, on_all_cores, width};
 
 /// Σx and Σx² of each input channel of a matrix.
 #[derive(Clone, Debug, Default)]
@@ -37,7 +37,7 @@ struct Watching<'a> {
 
 impl Lens for Watching<'_> {
     fn linear<T: AnyTape>(&self, part: Part, weight: &Weight, x: Hidden<T>) -> Hidden<T> {
-        let width = x.shape().1;
+        let width = width(&x);
         if let Ok(mut seen) = self.seen.lock() {
             let none = || Moments { sums: vec![0.0; width], squares: vec![0.0; width] };
             let moments = seen.entry((self.layer, part)).or_insert_with(none);

@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Error, Fisher, Taylor};
+use crate::model::Model;
 use crate::model::blocks::{Block, Slots};
 use crate::model::groups::{DependencyGraph, Lie};
 use crate::model::walk::{self, Pack, Sequence, Visitor};
 use crate::model::wiring::{Axis, Part, Place};
-use crate::model::Model;
 use crate::ops::{Answer, Ask, SideSums, Sides, Worth, side_sums, vectorised};
 use crate::progress::Bar;
 use crate::stages::Context;
@@ -252,9 +252,12 @@ impl Reducer<'_> {
 impl Reduction<'_> {
     /// The members that are this weight, with their group's and their own number.
     fn members(&self, place: Place) -> impl Iterator<Item = (usize, usize, Lie)> {
-        let all = self.graph.groups.iter().enumerate().flat_map(|(g, group)| {
-            group.members.iter().enumerate().map(move |(m, member)| (g, m, member))
-        });
+        let all = self
+            .graph
+            .groups
+            .iter()
+            .enumerate()
+            .flat_map(|(g, group)| group.members.iter().enumerate().map(move |(m, member)| (g, m, member)));
         all.filter(move |(_, _, member)| match (member.lie, member.place, place) {
             (Lie::ByLayer, Place::Block(_, part), Place::Block(_, at)) => part == at,
             (_, Place::Head, Place::Embedding) => self.tied,
@@ -320,10 +323,20 @@ impl Form {
             }
         }
         fn first(of: impl Fn(f64, f64) -> f64 + Copy + Send + Sync + 'static) -> Worth {
-            Arc::new(move |w, g, _, out| vectorised(#[inline(always)] || each(w, g, g, out, move |w, g, _| of(w, g))))
+            Arc::new(move |w, g, _, out| {
+                vectorised(
+                    #[inline(always)]
+                    || each(w, g, g, out, move |w, g, _| of(w, g)),
+                )
+            })
         }
         fn second(of: impl Fn(f64, f64, f64) -> f64 + Copy + Send + Sync + 'static) -> Worth {
-            Arc::new(move |w, g, s, out| vectorised(#[inline(always)] || each(w, g, s, out, of)))
+            Arc::new(move |w, g, s, out| {
+                vectorised(
+                    #[inline(always)]
+                    || each(w, g, s, out, of),
+                )
+            })
         }
         match self.taylor {
             Taylor::Vector => first(|w, g| w * g),
