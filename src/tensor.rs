@@ -5,7 +5,7 @@ use dfdx::prelude::*;
 #[cfg(not(feature = "cuda"))]
 mod activations;
 #[cfg(not(feature = "cuda"))]
-pub use activations::{Hidden, Node};
+pub use activations::{Hidden, Kept, Node};
 
 mod weight;
 pub use weight::{LowRank, Unreadable, Weight, WeightFile};

@@ -280,3 +280,18 @@ fn the_plan_is_drawn_as_a_tree() {
     let ran = sandbox.run(&["check", "sweep.toml"]);
     assert_eq!(ran.out, "sweep.toml is in order: 4 variants, 13 stages (24 without sharing)\n");
 }
+
+#[test]
+fn a_size_of_memory_that_is_none_is_refused_at_its_place() {
+    let sandbox = Sandbox::new();
+    for (value, said) in [("\"lots\"", "a size such as"), ("-1", "a size such as"), ("true", "a size such as")] {
+        sandbox.write("memory.toml", format!("[run]\nmemory = {value}\n\n[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n"));
+        let ran = sandbox.run(&["check", "memory.toml"]);
+        assert!(ran.code == 2 && ran.err.contains(said) && ran.err.contains("memory.toml:2"), "{value}: {}", ran.err);
+    }
+    for value in ["\"auto\"", "\"4 GiB\"", "4000000000"] {
+        sandbox.write("memory.toml", format!("[run]\nmemory = {value}\n\n[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n"));
+        let ran = sandbox.run(&["check", "memory.toml"]);
+        assert_eq!(ran.code, 0, "{value}: {}", ran.err);
+    }
+}

@@ -115,11 +115,11 @@ impl Block {
         self.weights.iter().any(Weight::is_on_disk)
     }
 
-    /// Numbers that a tape of this block keeps for each position, at most: what goes into the norms and what comes out of
-    /// them, queries, keys and values, the attention's output, gate, up, and what goes into the last matrix.
+    /// Numbers that a tape of this block keeps for each position: what goes into the norms, queries, keys and values, the
+    /// attention's output, gate and up. What comes of these element by element is made again.
     pub fn tape_width(&self, head_dim: usize) -> usize {
         let Heads { queries, keys, dim } = self.heads(head_dim);
-        4 * self[Part::Q].cols() + 2 * (queries + keys) * dim + queries + 3 * self[Part::Gate].rows()
+        2 * self[Part::Q].cols() + 2 * (queries + keys) * dim + queries + 2 * self[Part::Gate].rows()
     }
 
     /// How the attention's heads are laid out.

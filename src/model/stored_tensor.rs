@@ -35,6 +35,9 @@ impl StoredTensor {
                 message: e.to_string(),
             })
         };
+        if self.dtype == Dtype::F32 && cfg!(target_endian = "little") {
+            return read(bytemuck::cast_slice_mut(to));
+        }
         let mut bytes = vec![0; to.len() * width];
         read(&mut bytes)?;
         match self.dtype {

@@ -19,11 +19,10 @@ pub fn adapted<T: AnyTape>(x: Hidden<T>, weight: &Weight, beside: Beside<'_>) ->
     let ((n, inputs), outputs, rank) = (*x.shape(), weight.rows(), beside.a.rows());
     let (w, a, b, scale) = (weight.shared(), beside.a.shared(), beside.b.shared(), beside.scale);
     let mask = beside.mask.map(Arc::new);
-    let dropped = match &mask {
-        Some(mask) => Arc::new(masked(x.values(), mask)),
-        None => x.shared(),
+    let low = match &mask {
+        Some(mask) => linear::forward(&masked(x.values(), mask), n, &a, rank, inputs), // (positions, rank)
+        None => linear::forward(x.values(), n, &a, rank, inputs),
     };
-    let low = linear::forward(&dropped, n, &a, rank, inputs); // (positions, rank)
     let mut y = linear::forward(x.values(), n, &w, outputs, inputs);
     let b_across = View::transposed(&b, rank);
     scaled_product(Cores::All, scale, (n, outputs, rank), &mut y, outputs, Into::Sum, View::rows(&low, rank), b_across);
@@ -32,7 +31,7 @@ pub fn adapted<T: AnyTape>(x: Hidden<T>, weight: &Weight, beside: Beside<'_>) ->
         return y.put_tape(tape);
     }
 
-    let (x_node, y_node) = (x.node(), y.node());
+    let (x_node, y_node, kept) = (x.node(), y.node(), x.keep());
     let slots = beside.slots.map(|(a, b)| (a.clone(), b.clone()));
     tape.add_backward_op(move |gradients| {
         let dy = y_node.take(gradients)?;
@@ -56,7 +55,11 @@ pub fn adapted<T: AnyTape>(x: Hidden<T>, weight: &Weight, beside: Beside<'_>) ->
         }
         if let Some((slot_a, slot_b)) = slots {
             let (mut da, mut db) = (vec![0.0; rank * inputs], vec![0.0; outputs * rank]);
-            gradient::whole(&mut da, (rank, inputs, n), &d_low, &dropped);
+            let x = kept.values();
+            match &mask {
+                Some(mask) => gradient::whole(&mut da, (rank, inputs, n), &d_low, &masked(&x, mask)),
+                None => gradient::whole(&mut da, (rank, inputs, n), &d_low, &x),
+            }
             let dy_across = View::transposed(&dy, outputs);
             scaled_product(Cores::All, scale, (outputs, rank, n), &mut db, rank, Into::Fresh, dy_across, View::rows(&low, rank));
             slot_a.put(Answer::Gradient { gradient: da, squares: Vec::new() });

@@ -17,20 +17,19 @@ pub fn swiglu<T: AnyTape>(gate: Hidden<T>, up: Hidden<T>) -> Hidden<T> {
     let (n, width) = *gate.shape();
     let (gate_node, up_node) = (gate.node(), up.node());
     let (gate, up) = (gate.shared(), up.shared());
-    let mut to = vec![0.0; n * width];
-    to.par_chunks_mut(GRAIN).zip(gate.par_chunks(GRAIN)).zip(up.par_chunks(GRAIN)).for_each(|((y, gate), up)| {
-        vectorised(
-            #[inline(always)]
-            || swiglu_forward(y, gate, up),
-        );
-    });
-    let y = hidden(to, n, width);
+    let make = {
+        let (gate, up) = (gate.clone(), up.clone());
+        move || gated(&gate, &up)
+    };
+    let y = hidden(make(), n, width);
     if !T::OWNS_TAPE {
         return y.put_tape(tape);
     }
+    let y = y.made_by(make);
 
-    let y_node = y.node();
+    let (y_node, kept) = (y.node(), y.keep());
     tape.add_backward_op(move |gradients| {
+        kept.forget();
         let mut dg = y_node.take(gradients)?;
         let mut du = vec![0.0; n * width];
         dg.par_chunks_mut(GRAIN).zip(du.par_chunks_mut(GRAIN)).zip(gate.par_chunks(GRAIN)).zip(up.par_chunks(GRAIN)).for_each(
@@ -45,6 +44,18 @@ pub fn swiglu<T: AnyTape>(gate: Hidden<T>, up: Hidden<T>) -> Hidden<T> {
         up_node.add(gradients, du)
     });
     y.put_tape(tape)
+}
+
+/// silu(gate) ⊙ up
+fn gated(gate: &[f32], up: &[f32]) -> Vec<f32> {
+    let mut y = vec![0.0; gate.len()];
+    y.par_chunks_mut(GRAIN).zip(gate.par_chunks(GRAIN)).zip(up.par_chunks(GRAIN)).for_each(|((y, gate), up)| {
+        vectorised(
+            #[inline(always)]
+            || swiglu_forward(y, gate, up),
+        )
+    });
+    y
 }
 
 #[inline(always)]

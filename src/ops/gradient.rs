@@ -10,12 +10,12 @@ use rayon::prelude::*;
 use super::gemm::{Into, View, product, product_here};
 use super::simd::vectorised;
 use super::slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot, side_sums};
-use crate::tensor::Hidden;
+use crate::tensor::{Hidden, Kept};
 
 /// A question, with what its answer needs of the way forward.
 pub struct Asked {
     slot: Slot,
-    x: Arc<Vec<f32>>,
+    x: Kept,
     /// Only where row sums are made of it.
     y: Option<Arc<Vec<f32>>>,
 }
@@ -23,12 +23,12 @@ pub struct Asked {
 impl Asked {
     pub fn new(slot: &Slot, x: &Hidden, y: &Hidden) -> Self {
         let needs_y = matches!(slot.ask, Ask::Products(Sides { rows: true, .. }));
-        Self { slot: slot.clone(), x: x.shared(), y: needs_y.then(|| y.shared()) }
+        Self { slot: slot.clone(), x: x.keep(), y: needs_y.then(|| y.shared()) }
     }
 
     /// δ is (n, outputs), dx = δ · W is (n, inputs).
     pub fn answer(self, weight: &[f32], (outputs, inputs): (usize, usize), n: usize, delta: &[f32], dx: &[f32]) {
-        let x = &self.x;
+        let x = &self.x.values();
         let answer = match &self.slot.ask {
             Ask::Gradient => {
                 let mut gradient = vec![0.0; outputs * inputs];
@@ -125,7 +125,7 @@ fn add_squared(gradient: &mut [f32], squares: &mut [f32], own: &[f32], share: f3
 }
 
 /// Σ_t a[t,c] · b[t,c] for every column c, in f64.
-fn products_by_column(a: &[f32], b: &[f32], cols: usize) -> Vec<f64> {
+pub(super) fn products_by_column(a: &[f32], b: &[f32], cols: usize) -> Vec<f64> {
     const TOGETHER: usize = 64;
     let mut sums = vec![0.0; cols];
     sums.par_chunks_mut(TOGETHER).enumerate().for_each(|(i, sums)| {

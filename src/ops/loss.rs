@@ -8,8 +8,8 @@ use rayon::prelude::*;
 use super::gemm::{Into, View, product};
 use super::maths::{exp, largest};
 use super::simd::vectorised;
-use super::slot::Slot;
-use super::{Scored, Target, TokenScore, linear};
+use super::slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot};
+use super::{Scored, Target, TokenScore, gradient, linear};
 use crate::tensor::{Hidden, Weight};
 
 /// Elements of a tile of logits.
@@ -42,7 +42,10 @@ pub fn cross_entropy(x: &Hidden, head: &Weight, targets: &[Target], scale: f32, 
     let (weight, vocabulary, width) = (head.shared(), head.rows(), head.cols());
     let mut dx = vec![0.0; x.values().len()];
     let mut nll = 0.0;
-    let mut gradient = slot.map(|slot| HeadGradient::new(slot, vocabulary * width));
+    let mut reduced = slot.map(|slot| match slot.ask {
+        Ask::Products(Sides { rows: false, .. }) => Reduced::Products(vec![0.0; width]),
+        _ => Reduced::Gradient(HeadGradient::new(slot, vocabulary * width)),
+    });
     for tile in tiles(targets, vocabulary, slot) {
         let tile = &targets[tile];
         let from = rows_of(x, tile);
@@ -64,15 +67,31 @@ pub fn cross_entropy(x: &Hidden, head: &Weight, targets: &[Target], scale: f32, 
         for (target, row) in tile.iter().zip(down.chunks_exact(width)) {
             dx[target.position * width..(target.position + 1) * width].copy_from_slice(row);
         }
-        if let Some(gradient) = &mut gradient {
-            gradient.add((vocabulary, width), tile, &logits, &from);
+        match &mut reduced {
+            Some(Reduced::Products(cols)) => {
+                let part = gradient::products_by_column(&from, &down, width);
+                cols.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+            }
+            Some(Reduced::Gradient(gradient)) => gradient.add((vocabulary, width), tile, &logits, &from),
+            None => {}
         }
     }
-    if let (Some(gradient), Some(slot)) = (gradient, slot) {
-        let (sum, squares) = gradient.finish();
-        slot.put_whole(&weight, width, sum, squares);
+    match (reduced, slot) {
+        (Some(Reduced::Products(cols)), Some(slot)) => slot.put(Answer::Sums(SideSums { rows: Vec::new(), cols })),
+        (Some(Reduced::Gradient(gradient)), Some(slot)) => {
+            let (sum, squares) = gradient.finish();
+            slot.put_whole(&weight, width, sum, squares);
+        }
+        _ => {}
     }
     Scored { nll, gradient: dx }
+}
+
+/// What is made of the head's gradient.
+enum Reduced {
+    /// Σ over the rows of W∘G, which is Σ over the targets of x times its gradient.
+    Products(Vec<f64>),
+    Gradient(HeadGradient),
 }
 
 /// Rows of a tile: depends on the vocabulary alone.
@@ -141,7 +160,7 @@ fn loss_and_gradient(row: &mut [f32], id: usize, scale: f32) -> f64 {
 
 /// The gradient of the head's weight, tile by tile; of each sample's own where they are squared.
 struct HeadGradient {
-    samples: Vec<super::SampleAt>,
+    samples: Vec<SampleAt>,
     sum: Vec<f32>,
     own: Vec<f32>,
     squares: Vec<f32>,

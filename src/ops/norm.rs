@@ -15,24 +15,28 @@ pub fn rms_norm<T: AnyTape>(x: Hidden<T>, weight: &Weight, epsilon: f32, slot: O
     let (x, mut tape) = x.split_tape();
     let (n, width) = *x.shape();
     let (from, w) = (x.shared(), weight.shared());
-    let mut to = vec![0.0; n * width];
-    let mut inverse = vec![0.0; n];
     let task = rows_per_task(width);
-    to.par_chunks_mut(task * width).zip(from.par_chunks(task * width)).zip(inverse.par_chunks_mut(task)).for_each(
-        |((y, x), inverse)| {
-            vectorised(
-                #[inline(always)]
-                || forward(y, x, inverse, &w, epsilon),
-            )
-        },
-    );
-    let y = hidden(to, n, width);
+    let mut inverse = vec![0.0; n];
+    inverse.par_chunks_mut(task).zip(from.par_chunks(task * width)).for_each(|(inverse, x)| {
+        vectorised(
+            #[inline(always)]
+            || inverse_lengths(inverse, x, width, epsilon),
+        )
+    });
+    let inverse = Arc::new(inverse); // 1 / √(mean(x²) + ε) of each row
+    let make = {
+        let (from, inverse, w) = (from.clone(), inverse.clone(), w.clone());
+        move || normed(&from, &inverse, &w)
+    };
+    let y = hidden(make(), n, width);
     if !T::OWNS_TAPE {
         return y.put_tape(tape);
     }
+    let y = y.made_by(make);
 
-    let (x_node, y_node, slot) = (x.node(), y.node(), slot.cloned());
+    let (x_node, y_node, kept, slot) = (x.node(), y.node(), y.keep(), slot.cloned());
     tape.add_backward_op(move |gradients| {
+        kept.forget();
         let dy = y_node.take(gradients)?;
         if let Some(slot) = slot {
             weight_gradient(&slot, &dy, &from, &inverse, &w);
@@ -53,14 +57,32 @@ pub fn rms_norm<T: AnyTape>(x: Hidden<T>, weight: &Weight, epsilon: f32, slot: O
     y.put_tape(tape)
 }
 
-/// `inverse` is 1 / √(mean(x²) + ε) of each row.
 #[inline(always)]
-fn forward(y: &mut [f32], x: &[f32], inverse: &mut [f32], w: &[f32], epsilon: f32) {
+fn inverse_lengths(inverse: &mut [f32], x: &[f32], width: usize, epsilon: f32) {
+    for (inverse, x) in inverse.iter_mut().zip(x.chunks_exact(width)) {
+        *inverse = 1.0 / (dot(x, x) / width as f32 + epsilon).sqrt();
+    }
+}
+
+/// x · s ⊙ w
+fn normed(x: &[f32], inverse: &[f32], w: &[f32]) -> Vec<f32> {
+    let (width, task) = (w.len(), rows_per_task(w.len()));
+    let mut y = vec![0.0; x.len()];
+    y.par_chunks_mut(task * width).zip(x.par_chunks(task * width)).zip(inverse.par_chunks(task)).for_each(|((y, x), inverse)| {
+        vectorised(
+            #[inline(always)]
+            || scale_rows(y, x, inverse, w),
+        )
+    });
+    y
+}
+
+#[inline(always)]
+fn scale_rows(y: &mut [f32], x: &[f32], inverse: &[f32], w: &[f32]) {
     let width = w.len();
     for ((y, x), inverse) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(inverse) {
-        *inverse = 1.0 / (dot(x, x) / width as f32 + epsilon).sqrt();
         for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-            *y = x * *inverse * w;
+            *y = x * inverse * w;
         }
     }
 }

@@ -52,9 +52,8 @@ pub fn look(
         refuse("results", message, "move the file away, or write another folder in [run] results, or --results");
     }
     let mut after: BTreeMap<usize, World> = BTreeMap::new();
-    let threads = run.threads.unwrap_or_else(rayon::current_num_threads);
     let budget = Some(run.budget());
-    let mut shared = World { data: run.data.clone(), threads, budget, ..World::default() };
+    let mut shared = World { data: run.data.clone(), budget, ..World::default() };
     for variant in variants {
         for (i, (&node, step)) in variant.path.iter().zip(&variant.steps).enumerate() {
             if after.contains_key(&node) {
@@ -62,7 +61,7 @@ pub fn look(
             }
             let mut world = match i.checked_sub(1) {
                 Some(before) => after[&variant.path[before]].clone(),
-                None => World { data: shared.data.clone(), threads, budget, ..World::default() },
+                None => World { data: shared.data.clone(), budget, ..World::default() },
             };
             world.estimate = Estimate::default();
             // What was read once is not read again, whichever variant asked.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::Budget;
 use crate::data::corpus::CorpusSource;
 use crate::model::ModelHeader;
+use crate::tensor::PACK;
 
 /// A mistake in one option. It names the option, not its place: the pipeline knows where each option was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,8 +47,6 @@ pub struct World {
     pub model: Option<ModelHeader>,
     /// Whether the importance at hand has seen the means of activations.
     pub has_means: bool,
-    /// Sequences that are worked on at once.
-    pub threads: usize,
     /// How much memory the run may take. None: not known.
     pub budget: Option<Budget>,
     /// What the stage at hand will need; the stage says it.
@@ -126,14 +125,16 @@ impl World {
         self.estimate.memory += if streams { streamed } else { copies * whole };
     }
 
-    /// The stage walks so many sequences of so many tokens backward: it keeps the input of every block, and on every
-    /// thread a block's activations and gradients, and the logits.
+    /// The stage walks so many sequences of so many tokens: it keeps the input of every block, and of one pack a block's
+    /// activations and gradients, and a tile of logits.
     pub fn walks(&mut self, sequences: usize, length: usize) {
         let Some(model) = &self.model else { return };
-        let [sequences, length, hidden, layers, vocab, threads] =
-            [sequences, length, model.hidden, model.layers, model.vocab, self.threads].map(|n| n as f64);
+        let pack = sequences.saturating_mul(length).min(PACK).max(length);
+        let [sequences, length, hidden, layers, vocab, pack] =
+            [sequences, length, model.hidden, model.layers, model.vocab, pack].map(|n| n as f64);
         let kept = sequences * length * hidden * (layers + 1.0);
-        let at_work = threads * (2.0 * model.parameters as f64 / layers.max(1.0) + length * (vocab * 3.0 + hidden * 24.0));
+        let tile = (pack * vocab).min(f64::from(1 << 24));
+        let at_work = 2.0 * model.parameters as f64 / layers.max(1.0) + pack * hidden * 24.0 + 2.0 * tile;
         // a float that is too large becomes the largest integer
         self.estimate.memory = self.estimate.memory.saturating_add((4.0 * (kept + at_work)) as u64);
     }

@@ -2,7 +2,7 @@
 //! no buffer, so every operation of ours would begin with a copy; here the tensor on the tape is empty, and stands for the
 //! identity and the gradient of the values beside it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dfdx::prelude::{Cpu, Gradients, HasErr, NoneTape, Tensor, TensorFromVec};
 use rayon::prelude::*;
@@ -16,7 +16,51 @@ pub struct Hidden<T = NoneTape> {
     shape: (usize, usize),
     /// Empty: its id names the values on the tape.
     name: Tensor<(usize,), f32, Cpu>,
+    recipe: Option<Recipe>,
     tape: T,
+}
+
+/// How to make cheap values again from what a tape keeps in any case.
+#[derive(Clone)]
+struct Recipe(Arc<Made>);
+
+struct Made {
+    make: Box<dyn Fn() -> Vec<f32> + Send + Sync>,
+    /// Made again, for all who need them, until whoever made them first says that the last has had them.
+    again: Mutex<Option<Arc<Vec<f32>>>>,
+}
+
+impl std::fmt::Debug for Recipe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Recipe")
+    }
+}
+
+/// Activations that an operation needs again on the way back.
+pub struct Kept(Keep);
+
+enum Keep {
+    Values(Arc<Vec<f32>>),
+    Recipe(Recipe),
+}
+
+impl Kept {
+    pub fn values(&self) -> Arc<Vec<f32>> {
+        match &self.0 {
+            Keep::Values(values) => values.clone(),
+            Keep::Recipe(Recipe(made)) => {
+                let mut again = made.again.lock().unwrap_or_else(PoisonError::into_inner);
+                again.get_or_insert_with(|| Arc::new((made.make)())).clone()
+            }
+        }
+    }
+
+    /// Everybody has had the values.
+    pub fn forget(&self) {
+        if let Keep::Recipe(Recipe(made)) = &self.0 {
+            *made.again.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
 }
 
 /// The name of activations among the gradients of a tape. A gradient that is empty there is zero.
@@ -32,7 +76,7 @@ impl Hidden {
     pub fn new(values: Vec<f32>, rows: usize, cols: usize) -> Self {
         assert_eq!(values.len(), rows * cols, "activations of {rows} × {cols}");
         let name = device().tensor_from_vec(Vec::new(), (0,));
-        Self { values: Arc::new(values), shape: (rows, cols), name, tape: NoneTape }
+        Self { values: Arc::new(values), shape: (rows, cols), name, recipe: None, tape: NoneTape }
     }
 
     /// Where a tape begins.
@@ -41,7 +85,13 @@ impl Hidden {
     }
 
     pub fn put_tape<T>(self, tape: T) -> Hidden<T> {
-        Hidden { values: self.values, shape: self.shape, name: self.name, tape }
+        Hidden { values: self.values, shape: self.shape, name: self.name, recipe: self.recipe, tape }
+    }
+
+    /// The same activations, which nobody needs to keep: `make` makes them again, to the bit.
+    pub fn made_by(mut self, make: impl Fn() -> Vec<f32> + Send + Sync + 'static) -> Self {
+        self.recipe = Some(Recipe(Arc::new(Made { make: Box::new(make), again: Mutex::default() })));
+        self
     }
 
     /// The values, to be changed or kept: without a copy where nobody else holds them.
@@ -70,17 +120,27 @@ impl<T> Hidden<T> {
         self.values.to_vec()
     }
 
+    /// The values for the way back, or how to make them again.
+    pub fn keep(&self) -> Kept {
+        Kept(match &self.recipe {
+            Some(recipe) => Keep::Recipe(recipe.clone()),
+            None => Keep::Values(self.values.clone()),
+        })
+    }
+
     pub fn node(&self) -> Node {
         Node { name: self.name.clone(), len: self.values.len() }
     }
 
     pub fn split_tape(self) -> (Hidden, T) {
-        (Hidden { values: self.values, shape: self.shape, name: self.name, tape: NoneTape }, self.tape)
+        let Self { values, shape, name, recipe, tape } = self;
+        (Hidden { values, shape, name, recipe, tape: NoneTape }, tape)
     }
 
     /// The same activations on an empty tape.
     pub fn retaped<U: AnyTape>(&self) -> Hidden<U> {
-        Hidden { values: self.values.clone(), shape: self.shape, name: self.name.clone(), tape: U::default() }
+        let (values, name, recipe) = (self.values.clone(), self.name.clone(), self.recipe.clone());
+        Hidden { values, shape: self.shape, name, recipe, tape: U::default() }
     }
 }
 

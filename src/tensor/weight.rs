@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 #[cfg(feature = "cuda")]
 use dfdx::prelude::*;
+use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 #[cfg(feature = "cuda")]
@@ -220,11 +221,11 @@ impl Step {
             Self::Cols(keep) => (self.of(&values, cols), keep.len()),
             Self::Add(LowRank { a, b, scale }) => {
                 let (a_values, b_values) = (a.values(), b.values());
-                for (row, b) in values.chunks_exact_mut(cols).zip(b_values.chunks_exact(b.cols())) {
+                values.par_chunks_exact_mut(cols).zip(b_values.par_chunks_exact(b.cols())).for_each(|(row, b)| {
                     for (factor, a) in b.iter().zip(a_values.chunks_exact(cols)) {
                         row.iter_mut().zip(a).for_each(|(w, a)| *w += scale * factor * a);
                     }
-                }
+                });
                 (values, cols)
             }
         }

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Error, Method, reduce};
 use crate::model::Model;
@@ -18,6 +17,9 @@ use crate::ops;
 use crate::stages::Context;
 use crate::stages::products::{Means, MemberScores};
 use crate::tensor::{AnyTape, Hidden, Weight, on_all_cores, width};
+
+/// Sequences between two looks at a request to stop.
+pub const TOGETHER: usize = 64;
 
 /// Σx and Σx² of each input channel of a matrix.
 #[derive(Clone, Debug, Default)]
@@ -89,16 +91,11 @@ pub fn scores(
 /// The moments of every matrix's inputs over all sequences, added pack by pack, and the number of tokens.
 fn watch(context: &Context, model: &Model, sequences: &[Sequence]) -> Result<(Seen, f64), Error> {
     let seen = Mutex::new(Seen::new());
-    let bar = context.progress.bar("importance", model.blocks.len() as u64);
-    let at = AtomicUsize::new(0);
-    on_all_cores(|| {
-        walk::forward(model, sequences, |layer, _| {
-            if at.swap(layer, Ordering::Relaxed) < layer {
-                bar.step();
-            }
-            Watching { layer, seen: &seen }
-        });
-    });
-    context.go_on()?;
+    let bar = context.progress.bar("importance", sequences.len() as u64);
+    for together in sequences.chunks(TOGETHER) {
+        context.go_on()?;
+        on_all_cores(|| drop(walk::forward(model, together, |layer, _| Watching { layer, seen: &seen })));
+        together.iter().for_each(|_| bar.step());
+    }
     Ok((seen.into_inner().unwrap_or_default(), sequences.iter().map(|s| s.ids.len()).sum::<usize>() as f64))
 }
