@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What every stage's outcome depends on, besides its own file and folder.
-const SHARED: [&str; 14] = [
+const SHARED: [&str; 15] = [
     "Cargo.lock",
     "Cargo.toml",
     "src/adam.rs",
@@ -17,6 +17,7 @@ const SHARED: [&str; 14] = [
     "src/model",
     "src/ops",
     "src/random.rs",
+    "src/tensor",
     "src/tensor.rs",
     "src/pipeline/execute.rs",
     "src/pipeline/make.rs",

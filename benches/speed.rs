@@ -47,6 +47,9 @@ struct Arguments {
     /// Layers whose attention and MLP are scored, from and to.
     #[arg(long, num_args = 2, default_values_t = [2, 11])]
     layers: Vec<usize>,
+    /// Rows of 128 tokens for `forward` and `lora`.
+    #[arg(long, default_value_t = 8)]
+    rows: usize,
     /// Times that the job is done before it is timed, and times that it is timed; the median counts.
     #[arg(long, num_args = 2, default_values_t = [1, 1])]
     times: Vec<usize>,
@@ -77,10 +80,10 @@ fn timed(times: &[usize], mut job: impl FnMut() -> Result<(), Box<dyn Error>>) -
     Ok(seconds[seconds.len() / 2])
 }
 
-fn rows(folder: &Path, name: &str, model: &Model) -> Result<Vec<Sequence>, Box<dyn Error>> {
-    let source = CorpusSource::whole(&folder.join(name));
+fn rows(folder: &Path, n: usize, model: &Model) -> Result<Vec<Sequence>, Box<dyn Error>> {
+    let source = CorpusSource::whole(&folder.join("rows-8x128.jsonl"));
     let rows = corpus::rows(&source, None, model.config.vocab)?;
-    Ok(rows.into_iter().map(|row| Sequence::new(row.ids, &row.counts)).collect())
+    Ok(rows.into_iter().map(|row| Sequence::new(row.ids, &row.counts)).cycle().take(n).collect())
 }
 
 /// A block of LLaMA's proportions, 8 sequences of 128: forward and backward to its input, weights' gradients included.
@@ -140,7 +143,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let seconds = match arguments.job {
         Job::Block => 0.0,
         Job::Forward => {
-            let rows = rows(&folder, "rows-8x128.jsonl", &model)?;
+            let rows = rows(&folder, arguments.rows, &model)?;
             timed(&arguments.times, || {
                 std::hint::black_box(walk::token_scores(&model, &rows));
                 Ok(())
@@ -164,7 +167,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             })?
         }
         Job::Lora => {
-            let rows = rows(&folder, "rows-8x128.jsonl", &model)?;
+            let rows = rows(&folder, arguments.rows, &model)?;
             let options = json!({
                 "corpus": "", "rank": 8, "batch": 8, "dropout": 0.0, "duration": { "updates": 100 }, "warmup": 0,
             });

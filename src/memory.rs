@@ -28,7 +28,9 @@ fn status(key: &str) -> Option<u64> {
 pub fn free() -> u64 {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
-    system.cgroup_limits().map_or(system.available_memory(), |limits| limits.free_memory.min(system.available_memory()))
+    let available = system.available_memory();
+    // the cache of files that a container has read is not lost to it
+    system.cgroup_limits().map_or(available, |limits| limits.total_memory.saturating_sub(limits.rss).min(available))
 }
 
 /// All memory there is, in bytes; 0 where the system does not tell.

@@ -1,5 +1,7 @@
 //! The device, activations, and how weights are held. The only generic in the models is the tape.
 
+use std::borrow::Cow;
+
 use dfdx::prelude::*;
 
 #[cfg(not(feature = "cuda"))]
@@ -56,6 +58,18 @@ pub fn hidden(values: Vec<f32>, rows: usize, cols: usize) -> Hidden {
     #[cfg(feature = "cuda")]
     {
         device().tensor_from_vec(values, (rows, cols))
+    }
+}
+
+/// The numbers themselves: borrowed on the CPU, copied from a GPU.
+pub fn values<T>(x: &Hidden<T>) -> Cow<'_, [f32]> {
+    #[cfg(not(feature = "cuda"))]
+    {
+        Cow::Borrowed(x.values())
+    }
+    #[cfg(feature = "cuda")]
+    {
+        Cow::Owned(x.as_vec())
     }
 }
 

@@ -77,3 +77,22 @@ fn a_checkpoint_cut_short_while_it_is_streamed_is_named() {
     let unreadable = panic.downcast_ref::<secateur::tensor::Unreadable>().unwrap().to_string();
     assert!(unreadable.contains("model.embed_tokens.weight") && unreadable.contains("model.safetensors"), "{unreadable}");
 }
+
+/// The thread that reads ahead shares its work out in the pool, which a walk on one thread must not keep from it.
+#[test]
+fn a_streamed_model_on_one_thread_comes_to_an_end() {
+    let sandbox = chain();
+    let ran = sandbox.run(&["chain.toml", "--set", "run.stream=true", "--set", "run.threads=1"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+}
+
+#[test]
+fn a_dtype_without_numbers_is_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.write(
+        "plan.toml",
+        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n\n[[stage]]\ntype = \"export\"\nformats = [\"plan\"]\ndtype = \"float16\"\n",
+    );
+    let ran = sandbox.run(&["check", "plan.toml"]);
+    assert!(ran.code == 2 && ran.err.contains("only `hf` holds numbers"), "{}", ran.err);
+}

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use rand::{Rng, RngExt};
 use rayon::prelude::*;
@@ -14,7 +15,7 @@ use super::Model;
 use super::blocks::Lens;
 use super::stored::{self, Precision, Stored, WriteError};
 use super::wiring::{LLAMA, Part, Place};
-use crate::ops::{self, Beside, Slot};
+use crate::ops::{self, Beside, Mask, Slot};
 use crate::random::Seed;
 use crate::tensor::{AnyTape, Hidden, LowRank, Weight, width};
 
@@ -171,18 +172,21 @@ impl<'a> Adapted<'a> {
 
     /// What the inputs of a matrix are multiplied by: a share of them by 0, the others scaled up. Every sequence has a stream
     /// of its own, so what it loses does not depend on the pack that it lies in.
-    fn mask(&self, part: Part, inputs: usize) -> Option<Vec<f32>> {
+    fn mask(&self, part: Part, inputs: usize) -> Option<Mask> {
         if self.dropout.share == 0.0 {
             return None;
         }
-        let (threshold, kept) = ((self.dropout.share * f64::from(u32::MAX)) as u32, 1.0 / (1.0 - self.dropout.share) as f32);
+        let Dropout { share, sequences } = self.dropout.clone();
+        let (threshold, kept) = ((share * f64::from(u32::MAX)) as u32, 1.0 / (1.0 - share) as f32);
         let name = LLAMA.tensor(Place::Block(self.layer, part));
-        let mut masks: Vec<Vec<f32>> = self.dropout.sequences.iter().map(|(_, len)| vec![0.0; len * inputs]).collect();
-        masks.par_iter_mut().zip(&self.dropout.sequences).for_each(|(mask, (seed, _))| {
-            let mut stream = seed.derive(&name).stream();
-            mask.iter_mut().for_each(|m| *m = if stream.next_u32() < threshold { 0.0 } else { kept });
-        });
-        Some(masks.concat())
+        Some(Arc::new(move || {
+            let mut masks: Vec<Vec<f32>> = sequences.iter().map(|(_, len)| vec![0.0; len * inputs]).collect();
+            masks.par_iter_mut().zip(&sequences).for_each(|(mask, (seed, _))| {
+                let mut stream = seed.derive(&name).stream();
+                mask.iter_mut().for_each(|m| *m = if stream.next_u32() < threshold { 0.0 } else { kept });
+            });
+            masks.concat()
+        }))
     }
 }
 

@@ -5,6 +5,7 @@
 //! above, hand what was gathered to a [`Visitor`], drop it, pass the input's gradient on. At most one block's gradients are
 //! alive (activation checkpointing: Chen et al. 2016; gradients consumed as they appear: Lv et al. 2023, "LOMO").
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 mod pack;
@@ -143,6 +144,9 @@ fn walk_back<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize, v
 
     let mut nll = 0.0;
     let mut upstream: Vec<Vec<f32>> = Vec::with_capacity(packs.len());
+    if visitor.is_done() {
+        return Loss { mean: nll, targets };
+    }
     let head = model.weight(Place::Head).resident();
     for (pack, x) in packs.iter().zip(states) {
         let down = head_backward(model, &head, x, pack, 1.0 / targets as f32, visitor);
@@ -182,13 +186,14 @@ fn walk_back<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize, v
     Loss { mean: nll / targets as f64, targets }
 }
 
-/// The lowest block whose tape is kept. A block on disk is not, but for the last: its tape would hold its weights.
+/// The lowest block whose tape is kept. None of a model on disk, because a tape holds the weights of its block, and none on a
+/// GPU, whose memory nobody here knows.
 fn taped_from(model: &Model, packs: &[Pack], lowest: usize, memory: Option<u64>) -> usize {
     let layers = model.blocks.len();
-    let Some(memory) = memory else { return lowest };
-    if model.blocks.iter().any(Block::is_on_disk) {
-        return layers.saturating_sub(1).max(lowest);
+    if cfg!(feature = "cuda") || model.blocks.iter().any(Block::is_on_disk) {
+        return layers;
     }
+    let Some(memory) = memory else { return lowest };
     let bytes = size_of::<f32>() as u64;
     let (hidden, head_dim) = (model.config.hidden as u64, model.config.head_dim);
     let tokens: u64 = packs.iter().map(|pack| pack.ids.len() as u64).sum();
@@ -200,7 +205,7 @@ fn taped_from(model: &Model, packs: &[Pack], lowest: usize, memory: Option<u64>)
     // gradients of its activations beside it; blocks are made again only when all kept tapes are gone.
     let gradients = model.blocks.iter().map(weights).max().unwrap_or(0);
     let tile = 2 * bytes * (1 << 24).min(largest * model.config.vocab as u64);
-    let at_work = (largest * widest * 3 / 2 + if packs.len() > 1 { 2 * gradients } else { gradients / 8 }).max(tile);
+    let at_work = (largest * widest * 3 / 2 + if packs.len() > 1 { 4 * gradients } else { gradients / 8 }).max(tile);
     let inputs = bytes * tokens * hidden * (layers - lowest.min(layers) + 3) as u64;
     let room = memory.saturating_sub(memory::resident() + at_work + inputs);
     let mut left = room - room / 16; // what the allocator keeps to itself
@@ -208,7 +213,8 @@ fn taped_from(model: &Model, packs: &[Pack], lowest: usize, memory: Option<u64>)
         .rev()
         .take_while(|&layer| {
             let needs = tokens * tape(layer);
-            let fits = needs <= left || layer + 1 == layers;
+            // with one pack the last block goes back at once
+            let fits = needs <= left || (packs.len() == 1 && layer + 1 == layers);
             left = left.saturating_sub(needs);
             fits
         })
@@ -252,30 +258,32 @@ fn embedding_answer(embedding: &Weight, ask: &Ask, ids: &[u32], upstream: &[f32]
         }
         return Answer::Sums(SideSums { rows: Vec::new(), cols });
     }
-    let scatter = |gradient: &mut [f32], positions: std::ops::Range<usize>| {
+    let rows = |positions: std::ops::Range<usize>| {
+        let mut rows: BTreeMap<u32, Vec<f32>> = BTreeMap::new();
         for t in positions {
-            let row = &mut gradient[ids[t] as usize * width..(ids[t] as usize + 1) * width];
+            let row = rows.entry(ids[t]).or_insert_with(|| vec![0.0; width]);
             row.iter_mut().zip(&upstream[t * width..(t + 1) * width]).for_each(|(g, u)| *g += u);
         }
+        rows.into_iter().map(move |(id, row)| (id as usize * width..(id as usize + 1) * width, row))
     };
     let mut gradient = vec![0.0; embedding.len()];
     let mut squares = Vec::new();
     match ask.samples() {
-        None => scatter(&mut gradient, 0..ids.len()),
+        None => rows(0..ids.len()).for_each(|(at, row)| gradient[at].copy_from_slice(&row)),
         Some(samples) => {
             squares = vec![0.0; embedding.len()];
             for sample in samples.iter() {
-                let mut own = vec![0.0; embedding.len()];
-                scatter(&mut own, sample.positions.clone());
-                for ((g, s), own) in gradient.iter_mut().zip(&mut squares).zip(own) {
-                    *g += own;
-                    *s += (own * sample.share) * (own * sample.share);
+                for (at, row) in rows(sample.positions.clone()) {
+                    for ((g, s), own) in gradient[at.clone()].iter_mut().zip(&mut squares[at]).zip(row) {
+                        *g += own;
+                        *s += (own * sample.share) * (own * sample.share);
+                    }
                 }
             }
         }
     }
     let slot = Slot::new(ask.clone());
-    slot.put_whole(&embedding.values(), width, gradient, squares);
+    slot.put_whole(|| embedding.values(), width, gradient, squares);
     slot.take().unwrap_or(Answer::Sums(SideSums::default()))
 }
 

@@ -1,26 +1,22 @@
 //! A linear layer with a low-rank adapter beside it (Hu et al. 2021), on the CPU:
 //! y = x · Wᵀ + scale · (mask ⊙ x) · Aᵀ · Bᵀ. The thin products go straight into the thick one's output.
 
-use std::sync::Arc;
-
 use rayon::prelude::*;
 
 use super::gemm::{Cores, Into, View, product, scaled_product};
+use super::simd::GRAIN;
 use super::slot::Answer;
 use super::{Beside, gradient, linear};
 use crate::tensor::{AnyTape, Hidden, Weight, hidden};
-
-/// Elements that are worth a task of their own.
-const GRAIN: usize = 1 << 14;
 
 /// x is (positions, inputs), W is (outputs, inputs), y is (positions, outputs).
 pub fn adapted<T: AnyTape>(x: Hidden<T>, weight: &Weight, beside: Beside<'_>) -> Hidden<T> {
     let (x, mut tape) = x.split_tape();
     let ((n, inputs), outputs, rank) = (*x.shape(), weight.rows(), beside.a.rows());
     let (w, a, b, scale) = (weight.shared(), beside.a.shared(), beside.b.shared(), beside.scale);
-    let mask = beside.mask.map(Arc::new);
+    let mask = beside.mask;
     let low = match &mask {
-        Some(mask) => linear::forward(&masked(x.values(), mask), n, &a, rank, inputs), // (positions, rank)
+        Some(mask) => linear::forward(&masked(x.values(), &mask()), n, &a, rank, inputs), // (positions, rank)
         None => linear::forward(x.values(), n, &a, rank, inputs),
     };
     let mut y = linear::forward(x.values(), n, &w, outputs, inputs);
@@ -34,6 +30,7 @@ pub fn adapted<T: AnyTape>(x: Hidden<T>, weight: &Weight, beside: Beside<'_>) ->
     let (x_node, y_node, kept) = (x.node(), y.node(), x.keep());
     let slots = beside.slots.map(|(a, b)| (a.clone(), b.clone()));
     tape.add_backward_op(move |gradients| {
+        let mask = mask.map(|mask| mask());
         let dy = y_node.take(gradients)?;
         let (dx, is_begun) = x_node.sum(gradients)?;
         let into = if is_begun { Into::Sum } else { Into::Fresh };

@@ -19,7 +19,7 @@ pub fn adapted<T: AnyTape>(x: Hidden<T>, weight: &Weight, beside: Beside<'_>) ->
     let (a, b) = (beside.a.tensor(), beside.b.tensor());
     let (slot_a, slot_b) = beside.slots.unzip();
     let (rows, cols) = *x.shape();
-    let mask = beside.mask.map(|mask| hidden(mask, rows, cols));
+    let mask = beside.mask.map(|mask| hidden(mask(), rows, cols));
     let x = fill(fill(x, &a, slot_a), &b, slot_b);
     composed::adapted(x, &weight.tensor(), (&a, &b), beside.scale, mask)
 }
@@ -81,7 +81,7 @@ fn fill<T: AnyTape>(x: Hidden<T>, weight: &Hidden, slot: Option<&Slot>) -> Hidde
             let share = samples.first().map_or(1.0, |sample| sample.share);
             gradient.iter().map(|g| (g * share) * (g * share)).collect()
         });
-        slot.put_whole(&weight.as_vec(), weight.shape().1, gradient, squares);
+        slot.put_whole(|| weight.as_vec().into(), weight.shape().1, gradient, squares);
         Ok(())
     });
     x.put_tape(tape)

@@ -3,11 +3,8 @@
 use rayon::prelude::*;
 
 use super::maths::sigmoid;
-use super::simd::vectorised;
+use super::simd::{GRAIN, vectorised};
 use crate::tensor::{AnyTape, Hidden, Weight, hidden};
-
-/// Elements that are worth a task of their own.
-const GRAIN: usize = 1 << 14;
 
 /// y = silu(gate) ⊙ up (Shazeer 2020). All three are (positions, width).
 pub fn swiglu<T: AnyTape>(gate: Hidden<T>, up: Hidden<T>) -> Hidden<T> {

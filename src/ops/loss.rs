@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::gemm::{Into, View, product};
 use super::maths::{exp, largest};
-use super::simd::vectorised;
+use super::simd::{LANES, vectorised};
 use super::slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot};
 use super::{Scored, Target, TokenScore, gradient, linear};
 use crate::tensor::{Hidden, Weight};
@@ -80,7 +80,7 @@ pub fn cross_entropy(x: &Hidden, head: &Weight, targets: &[Target], scale: f32, 
         (Some(Reduced::Products(cols)), Some(slot)) => slot.put(Answer::Sums(SideSums { rows: Vec::new(), cols })),
         (Some(Reduced::Gradient(gradient)), Some(slot)) => {
             let (sum, squares) = gradient.finish();
-            slot.put_whole(&weight, width, sum, squares);
+            slot.put_whole(|| weight.as_slice().into(), width, sum, squares);
         }
         _ => {}
     }
@@ -129,7 +129,6 @@ fn rows_of(x: &Hidden, targets: &[Target]) -> Vec<f32> {
 /// The largest logit, and Σ exp(logit − largest).
 #[inline(always)]
 fn log_sum(row: &[f32]) -> (f32, f64) {
-    const LANES: usize = 16;
     let most = largest(row);
     let mut sums = [0.0f64; LANES];
     let lanes = row.chunks_exact(LANES);

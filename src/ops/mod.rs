@@ -59,11 +59,14 @@ pub struct Beside<'a> {
     /// (outputs, rank)
     pub b: &'a Weight,
     pub scale: f32,
-    /// What its inputs are multiplied by, (positions, inputs): dropout. None: nothing is dropped.
-    pub mask: Option<Vec<f32>>,
+    /// Makes what its inputs are multiplied by, (positions, inputs), the same every time: dropout. None: nothing is dropped.
+    pub mask: Option<Mask>,
     /// Where the gradients of A and B go.
     pub slots: Option<(&'a Slot, &'a Slot)>,
 }
+
+/// Makes a mask.
+pub type Mask = Arc<dyn Fn() -> Vec<f32> + Send + Sync>;
 
 /// A prediction that counts: the logits at `position` are asked for `id`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -115,7 +115,7 @@ fn weight_gradient(slot: &Slot, dy: &[f32], x: &Arc<Vec<f32>>, inverse: &[f32], 
         )
     };
     let Some(samples) = slot.ask.samples() else {
-        return slot.put_whole(w, width, of(0..inverse.len()), Vec::new());
+        return slot.put_whole(|| w.into(), width, of(0..inverse.len()), Vec::new());
     };
     let (mut gradient, mut squares) = (vec![0.0; width], vec![0.0; width]);
     for sample in samples.iter() {
@@ -124,7 +124,7 @@ fn weight_gradient(slot: &Slot, dy: &[f32], x: &Arc<Vec<f32>>, inverse: &[f32], 
             *s += (own * sample.share) * (own * sample.share);
         }
     }
-    slot.put_whole(w, width, gradient, squares);
+    slot.put_whole(|| w.into(), width, gradient, squares);
 }
 
 /// Σ δ ⊙ x · s over these positions.

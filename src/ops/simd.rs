@@ -17,9 +17,11 @@ pub fn vectorised<R>(work: impl FnMut() -> R) -> R {
     pulp::Arch::new().dispatch(Loop(work))
 }
 
+/// Elements that are worth a task of their own.
+pub const GRAIN: usize = 1 << 14;
+
 /// Rows of so many columns that are worth a task of their own.
 pub fn rows_per_task(cols: usize) -> usize {
-    const GRAIN: usize = 1 << 14;
     (GRAIN / cols.max(1)).max(1)
 }
 

@@ -1,6 +1,7 @@
 //! What is asked of the gradient of a weight, and where the answer goes when a tape runs backward. Nobody needs to keep a
 //! gradient in order to add up what follows from it: an operation can reduce it band by band as it makes it.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
@@ -93,11 +94,11 @@ impl Slot {
     }
 
     /// Answers from a gradient that is there as a whole, as are the squares if the question needs them.
-    pub fn put_whole(&self, weight: &[f32], cols: usize, gradient: Vec<f32>, squares: Vec<f32>) {
+    pub fn put_whole<'a>(&self, weight: impl FnOnce() -> Cow<'a, [f32]>, cols: usize, gradient: Vec<f32>, squares: Vec<f32>) {
         self.put(match &self.ask {
             Ask::Gradient | Ask::Squares(_) => Answer::Gradient { gradient, squares },
-            Ask::Products(sides) => Answer::Sums(side_sums(weight, &gradient, &squares, cols, *sides, &products())),
-            Ask::Elements { sides, worth, .. } => Answer::Sums(side_sums(weight, &gradient, &squares, cols, *sides, worth)),
+            Ask::Products(sides) => Answer::Sums(side_sums(&weight(), &gradient, &squares, cols, *sides, &products())),
+            Ask::Elements { sides, worth, .. } => Answer::Sums(side_sums(&weight(), &gradient, &squares, cols, *sides, worth)),
         });
     }
 }
@@ -142,16 +143,16 @@ fn add_values(sums: &mut [f64], values: &[f64]) {
     }
 }
 
-/// Sums the worth of every element by row and column. Rows are shared out in bands whose size depends on the width alone,
-/// and added up in their order.
+/// Sums the worth of every element by row and column. Rows are shared out in bands whose size depends on the width alone, a
+/// few million elements at a time, and added up in their order.
 pub fn side_sums(w: &[f32], g: &[f32], squares: &[f32], cols: usize, sides: Sides, worth: &Worth) -> SideSums {
-    let band = rows_per_task(cols);
-    let of_band = |i: usize, (w, g): (&[f32], &[f32])| {
+    const TOGETHER: usize = 1 << 21;
+    let band = rows_per_task(cols) * cols;
+    let of_band = |w: &[f32], g: &[f32], squares: &[f32]| {
         let mut sums = SideSums::zeros(w.len() / cols, cols, sides);
         let mut values = vec![0.0; cols];
         for (r, (w, g)) in w.chunks_exact(cols).zip(g.chunks_exact(cols)).enumerate() {
-            let at = (i * band + r) * cols;
-            worth(w, g, squares.get(at..at + cols).unwrap_or_default(), &mut values);
+            worth(w, g, squares.get(r * cols..(r + 1) * cols).unwrap_or_default(), &mut values);
             if sides.rows {
                 sums.rows[r] = vectorised(
                     #[inline(always)]
@@ -165,9 +166,17 @@ pub fn side_sums(w: &[f32], g: &[f32], squares: &[f32], cols: usize, sides: Side
         }
         sums
     };
-    let parts: Vec<SideSums> =
-        w.par_chunks(band * cols).zip(g.par_chunks(band * cols)).enumerate().map(|(i, at)| of_band(i, at)).collect();
     let mut sums = SideSums::zeros(w.len() / cols, cols, sides);
-    parts.iter().enumerate().for_each(|(i, part)| sums.add_band(i * band, part));
+    let bands: Vec<usize> = (0..w.len()).step_by(band).collect();
+    for together in bands.chunks((TOGETHER / band).max(1)) {
+        let parts: Vec<SideSums> = together
+            .par_iter()
+            .map(|&at| {
+                let end = (at + band).min(w.len());
+                of_band(&w[at..end], &g[at..end], squares.get(at..end).unwrap_or_default())
+            })
+            .collect();
+        together.iter().zip(&parts).for_each(|(&at, part)| sums.add_band(at / cols, part));
+    }
     sums
 }

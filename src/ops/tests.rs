@@ -9,8 +9,8 @@ use rand::{Rng, RngExt};
 
 use super::composed::{self, Matrix};
 use super::{
-    Answer, Ask, Beside, Heads, Layout, Rotary, SampleAt, Scored, SideSums, Sides, Slot, Target, Worth, adapted, add, add_bias,
-    attention, backward, cross_entropy, linear, rms_norm, side_sums, swiglu, token_scores,
+    Answer, Ask, Beside, Heads, Layout, Mask, Rotary, SampleAt, Scored, SideSums, Sides, Slot, Target, Worth, adapted, add,
+    add_bias, attention, backward, cross_entropy, linear, rms_norm, side_sums, swiglu, token_scores,
 };
 use crate::random::Seed;
 use crate::tensor::{Device, Hidden, Weight, device, hidden};
@@ -89,7 +89,13 @@ fn an_adapter_is_the_same_on_both_faces() {
         let mask: Option<Vec<f32>> = drops.then(|| (0..n * 24).map(|i| if i % 3 == 0 { 0.0 } else { 1.5 }).collect());
         let upstream = numbers(&mut stream, n * 10);
         let (slot_a, slot_b) = (Slot::gradient(), Slot::gradient());
-        let beside = Beside { a: &a, b: &b, scale: 2.0, mask: mask.clone(), slots: Some((&slot_a, &slot_b)) };
+        let beside = Beside {
+            a: &a,
+            b: &b,
+            scale: 2.0,
+            mask: mask.clone().map(|mask| -> Mask { Arc::new(move || mask.clone()) }),
+            slots: Some((&slot_a, &slot_b)),
+        };
         let fused = adapted(x.leaky_trace(), &w, beside);
         let (x_other, a_other, b_other) = (matrix(&x), tensor(&a), tensor(&b));
         let mask = mask.map(|mask| device().tensor_from_vec(mask, (n, 24)));

@@ -114,6 +114,11 @@ impl Products {
         one
     }
 
+    /// Whether its model is read from disk as it is used.
+    pub fn is_streamed(&self) -> bool {
+        self.model.as_ref().is_some_and(|model| model.embedding.is_on_disk())
+    }
+
     fn of_model(model: Model) -> Self {
         Self { model: Some(Arc::new(model)), ..Self::default() }
     }
@@ -215,7 +220,7 @@ pub fn model(step: &Step, kept: &Kept, inputs: &Products, budget: Budget) -> Res
         Stage::Load(options) => load::run(options, budget).map_err(StageError::from)?,
         Stage::Pretrain(_) => {
             let folder = kept.folder("model").map_err(Unusable::Damaged)?;
-            Model::load(&folder).map_err(|e| StageError::from(load::Error::from(e)))?
+            load::model(&folder, budget).map_err(StageError::from)?
         }
         Stage::Prune(_) => prune::cut(inputs.model()?, inputs.graph()?, &*decoded::<Pruning>(kept)?),
         Stage::Recover(_) => decoded::<Adapter>(kept)?.merge(inputs.model()?),

@@ -105,12 +105,12 @@ impl Maker<'_> {
         if forced {
             context.state.forget();
         }
-        self.check_unchanged(at)?;
+        self.check_unchanged(at, inputs)?;
         memory::reset_peak();
         let began = Instant::now();
         let executed = caught(|| execute::execute(step, &context, inputs));
         let cost = Cost { wall_seconds: began.elapsed().as_secs_f64(), peak_memory: memory::peak() };
-        if let Err(changed) = self.check_unchanged(at) {
+        if let Err(changed) = self.check_unchanged(at, inputs) {
             // what it was made of has another key
             context.state.forget();
             return Err(changed);
@@ -127,9 +127,13 @@ impl Maker<'_> {
         Ok((self.cache.keep(key, room, entry, &tables)?, tables, products))
     }
 
-    /// What a stage reads must be what its key says.
-    fn check_unchanged(&self, at: usize) -> Result<(), StageError> {
-        self.recipes.changed(self.plan, at).map_or(Ok(()), |path| Err(StageError::Changed(path)))
+    /// What a stage reads must be what its key says; a model that is streamed is read by all who use it.
+    fn check_unchanged(&self, at: usize, inputs: &Products) -> Result<(), StageError> {
+        let path = self.plan.nodes[at].variants.first().map_or(&[][..], |&variant| &self.plan.variants[variant].path);
+        let loads = path.iter().take_while(|&&node| inputs.is_streamed() && node != at);
+        let loads = loads.filter(|&&node| matches!(self.plan.nodes[node].step.stage, Stage::Load(_)));
+        let changed = loads.chain([&at]).find_map(|&node| self.recipes.changed(self.plan, node));
+        changed.map_or(Ok(()), |path| Err(StageError::Changed(path)))
     }
 
     /// The values that a stage takes.
@@ -155,7 +159,7 @@ impl Maker<'_> {
                 match execute::model(step, &kept, &inputs, self.plan.settings.run.budget()) {
                     // a checkpoint is kept by the names of its files
                     Ok(products) if matches!(step.stage, Stage::Load(_)) => {
-                        return self.check_unchanged(at).map(|()| products);
+                        return self.check_unchanged(at, &inputs).map(|()| products);
                     }
                     Ok(products) => return Ok(products),
                     Err(Unusable::Damaged(file)) => self.cache.discard(key, &file),

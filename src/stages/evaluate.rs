@@ -78,7 +78,7 @@ impl Options {
 
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
         world.holds_weights(1);
-        world.walks(0, self.window.unwrap_or(DEFAULT_WINDOW));
+        world.carries_forward(perplexity::CHUNK, self.window.unwrap_or(DEFAULT_WINDOW));
         let mut faults = Vec::new();
         let mut names = self.tasks.clone();
         for (i, name) in self.tasks.iter().enumerate() {

@@ -58,6 +58,9 @@ impl Options {
         if self.formats.is_empty() {
             faults.push(Fault::new("formats", "nothing to export", "name at least one of `hf`, `plan`"));
         }
+        if self.dtype != Precision::default() && !self.formats.contains(&Format::Hf) {
+            faults.push(Fault::new("dtype", "only `hf` holds numbers, and it is not written", "remove the line, or add `hf`"));
+        }
         for (i, reserved) in self.formats.iter().enumerate().filter(|(_, f)| matches!(f, Format::Gguf | Format::Peft)) {
             faults.push(Fault::new(
                 format!("formats[{i}]"),

@@ -145,7 +145,7 @@ impl Options {
         world.has_means = self.method == Method::Wifv;
         match self.method {
             Method::Taylor => world.walks(self.samples, self.length),
-            Method::Wifv | Method::Wanda => world.walks(self.samples.min(activation::TOGETHER), self.length),
+            Method::Wifv | Method::Wanda => world.carries_forward(self.samples.min(activation::TOGETHER), self.length),
             Method::Random | Method::L1 | Method::L2 | Method::First => {}
         }
         let mut faults = self.source().map(|source| world.corpus("corpus", &source)).unwrap_or_default();

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Budget, Fault, Input, World};
-use crate::model::{CheckpointError, Model, ModelHeader, checkpoint, tokenizer};
+use crate::model::{Checkpoint, CheckpointError, Model, checkpoint, tokenizer};
 
 /// Reads a checkpoint: `config.json`, one or several safetensors files, and `tokenizer.json` where there is one.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -69,13 +69,14 @@ pub fn run(options: &Options, budget: Budget) -> Result<Model, Error> {
     if options.model.starts_with("hf://") {
         return Err(Error::Hub);
     }
-    let folder = Path::new(&options.model);
-    let needed = ModelHeader::read(folder)?.parameters * size_of::<f32>() as u64;
-    let model = match budget.streams(needed) {
-        true => Model::stream(folder)?,
-        false => Model::load(folder)?,
-    };
+    let model = model(Path::new(&options.model), budget)?;
     let streamed = model.embedding.is_on_disk();
     tracing::info!(model = options.model, parameters = model.parameters(), layers = model.blocks.len(), streamed, "loaded");
     Ok(model)
+}
+
+/// The model of a folder, in memory or on disk as the budget asks for.
+pub fn model(folder: &Path, budget: Budget) -> Result<Model, Error> {
+    let needed = Checkpoint::open(folder)?.parameters() * size_of::<f32>() as u64;
+    Ok(if budget.streams(needed) { Model::stream(folder)? } else { Model::load(folder)? })
 }

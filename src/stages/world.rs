@@ -125,18 +125,27 @@ impl World {
         self.estimate.memory += if streams { streamed } else { copies * whole };
     }
 
-    /// The stage walks so many sequences of so many tokens: it keeps the input of every block, and of one pack a block's
-    /// activations and gradients, and a tile of logits.
+    /// The stage walks so many sequences of so many tokens backward: it keeps the input of every block.
     pub fn walks(&mut self, sequences: usize, length: usize) {
+        self.carries(sequences, length, self.model.as_ref().map_or(0, |model| model.layers + 1));
+    }
+
+    /// The stage carries so many sequences of so many tokens forward together.
+    pub fn carries_forward(&mut self, sequences: usize, length: usize) {
+        self.carries(sequences, length, 1);
+    }
+
+    /// Hidden states of every token, `kept` of them, and of one pack a block's activations and gradients, and a tile of logits.
+    fn carries(&mut self, sequences: usize, length: usize, kept: usize) {
         let Some(model) = &self.model else { return };
         let pack = sequences.saturating_mul(length).min(PACK).max(length);
-        let [sequences, length, hidden, layers, vocab, pack] =
-            [sequences, length, model.hidden, model.layers, model.vocab, pack].map(|n| n as f64);
-        let kept = sequences * length * hidden * (layers + 1.0);
+        let [sequences, length, kept, hidden, layers, vocab, pack] =
+            [sequences, length, kept, model.hidden, model.layers, model.vocab, pack].map(|n| n as f64);
+        let states = sequences * length * hidden * kept;
         let tile = (pack * vocab).min(f64::from(1 << 24));
         let at_work = 2.0 * model.parameters as f64 / layers.max(1.0) + pack * hidden * 24.0 + 2.0 * tile;
         // a float that is too large becomes the largest integer
-        self.estimate.memory = self.estimate.memory.saturating_add((4.0 * (kept + at_work)) as u64);
+        self.estimate.memory = self.estimate.memory.saturating_add((4.0 * (states + at_work)) as u64);
     }
 
     /// A fault where a sequence is longer than the model was made for.

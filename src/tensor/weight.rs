@@ -134,7 +134,11 @@ impl Weight {
     /// With [`Unreadable`], or if there is no such row.
     pub fn gather(&self, rows: &[usize]) -> Vec<f32> {
         match &self.store {
-            Store::File { tensor, steps } if steps.is_empty() => orderly(tensor.read_rows(rows)),
+            Store::File { tensor, steps } if steps.iter().all(|step| matches!(step, Step::Cols(_))) => {
+                assert!(rows.iter().all(|&row| row < self.rows), "no such row");
+                let start = (orderly(tensor.read_rows(rows)), tensor.cols());
+                steps.iter().fold(start, |(values, cols), step| step.apply(values, cols)).0
+            }
             _ => pick_rows(&self.values(), self.cols, rows),
         }
     }

@@ -13,7 +13,7 @@ pub fn each_block(model: &Model, layers: impl Iterator<Item = usize>, mut work: 
         let mut ahead: Option<std::thread::ScopedJoinHandle<'_, Block>> = None;
         while let Some(layer) = layers.next() {
             let block = match ahead.take() {
-                Some(read) => read.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                Some(read) => joined(read),
                 None => model.blocks[layer].resident(),
             };
             let next = layers.peek().map(|&next| &model.blocks[next]).filter(|next| next.is_on_disk());
@@ -22,6 +22,7 @@ pub fn each_block(model: &Model, layers: impl Iterator<Item = usize>, mut work: 
                 break;
             }
         }
+        ahead.map(joined);
     });
     #[cfg(feature = "cuda")]
     while let Some(layer) = layers.next() {
@@ -29,4 +30,16 @@ pub fn each_block(model: &Model, layers: impl Iterator<Item = usize>, mut work: 
             break;
         }
     }
+}
+
+/// Waits for the block that is read ahead. The reader shares its work out in the pool that this thread is one of, so waiting is
+/// helping: with a single thread nobody else would.
+#[cfg(not(feature = "cuda"))]
+fn joined(read: std::thread::ScopedJoinHandle<'_, Block>) -> Block {
+    while !read.is_finished() {
+        if rayon::yield_now() != Some(rayon::Yield::Executed) {
+            std::thread::yield_now();
+        }
+    }
+    read.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

@@ -10,7 +10,7 @@ use crate::model::walk::{self, Sequence};
 use crate::stages::Context;
 
 /// Windows between two looks at the clock and at a request to stop.
-const CHUNK: usize = 32;
+pub const CHUNK: usize = 32;
 
 /// What a corpus is called in the table: its file's stem.
 pub fn name(path: &Path) -> String {

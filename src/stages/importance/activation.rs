@@ -16,7 +16,7 @@ use crate::model::wiring::{Part, Place};
 use crate::ops;
 use crate::stages::Context;
 use crate::stages::products::{Means, MemberScores};
-use crate::tensor::{AnyTape, Hidden, Weight, on_all_cores, width};
+use crate::tensor::{AnyTape, Hidden, Weight, on_all_cores, values, width};
 
 /// Sequences between two looks at a request to stop.
 pub const TOGETHER: usize = 64;
@@ -43,7 +43,7 @@ impl Lens for Watching<'_> {
         if let Ok(mut seen) = self.seen.lock() {
             let none = || Moments { sums: vec![0.0; width], squares: vec![0.0; width] };
             let moments = seen.entry((self.layer, part)).or_insert_with(none);
-            for row in x.as_vec().chunks_exact(width) {
+            for row in values(&x).chunks_exact(width) {
                 for ((x, sum), square) in row.iter().zip(&mut moments.sums).zip(&mut moments.squares) {
                     *sum += f64::from(*x);
                     *square += f64::from(*x) * f64::from(*x);

@@ -157,6 +157,9 @@ impl Visitor for Reducer<'_> {
             // sums of products are added up as they are
             sums @ Answer::Sums(_) => return self.add(Place::Embedding, sums),
         };
+        if !self.reduction.form.second_order() {
+            return self.add(Place::Embedding, Answer::Gradient { gradient, squares: Vec::new() });
+        }
         // Second-order forms square the one gradient of each sample: the head's comes first.
         match (at, self.heads.remove(&pack.number)) {
             (Place::Head, _) => drop(self.heads.insert(pack.number, gradient)),
@@ -165,10 +168,7 @@ impl Visitor for Reducer<'_> {
                 whole.resize(gradient.len(), 0.0);
                 whole.iter_mut().zip(&gradient).for_each(|(h, e)| *h += e);
                 let share = self.shares[pack.sequences.start];
-                let squares = match self.reduction.form.second_order() {
-                    true => whole.iter().map(|g| (g * share) * (g * share)).collect(),
-                    false => Vec::new(),
-                };
+                let squares = whole.iter().map(|g| (g * share) * (g * share)).collect();
                 self.add(Place::Embedding, Answer::Gradient { gradient: whole, squares });
             }
         }
