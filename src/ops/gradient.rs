@@ -116,8 +116,9 @@ fn squared_band(
     }
 }
 
+/// A sample's own gradient, added, and its square, times its share.
 #[inline(always)]
-fn add_squared(gradient: &mut [f32], squares: &mut [f32], own: &[f32], share: f32) {
+pub(super) fn add_squared(gradient: &mut [f32], squares: &mut [f32], own: &[f32], share: f32) {
     for ((g, s), own) in gradient.iter_mut().zip(squares).zip(own) {
         *g += own;
         *s += (own * share) * (own * share);

@@ -194,11 +194,8 @@ impl HeadGradient {
         let Some(share) = self.samples.get(self.at).map(|sample| sample.share) else { return };
         let sums = self.sum.par_chunks_mut(GRAIN).zip(self.squares.par_chunks_mut(GRAIN));
         sums.zip(self.own.par_chunks_mut(GRAIN)).for_each(|((sum, squares), own)| {
-            for ((sum, square), own) in sum.iter_mut().zip(squares).zip(own) {
-                *sum += *own;
-                *square += (*own * share) * (*own * share);
-                *own = 0.0;
-            }
+            gradient::add_squared(sum, squares, own, share);
+            own.fill(0.0);
         });
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::gradient::add_squared;
 use super::maths::dot;
 use super::simd::{rows_per_task, vectorised};
 use super::slot::Slot;
@@ -119,10 +120,7 @@ fn weight_gradient(slot: &Slot, dy: &[f32], x: &Arc<Vec<f32>>, inverse: &[f32], 
     };
     let (mut gradient, mut squares) = (vec![0.0; width], vec![0.0; width]);
     for sample in samples.iter() {
-        for ((g, s), own) in gradient.iter_mut().zip(&mut squares).zip(of(sample.positions.clone())) {
-            *g += own;
-            *s += (own * sample.share) * (own * sample.share);
-        }
+        add_squared(&mut gradient, &mut squares, &of(sample.positions.clone()), sample.share);
     }
     slot.put_whole(|| w.into(), width, gradient, squares);
 }
