@@ -26,8 +26,7 @@ fn status(key: &str) -> Option<u64> {
 
 /// Memory that nobody uses, in bytes: of the machine, or of the share of it that this process is allowed.
 pub fn free() -> u64 {
-    let mut system = sysinfo::System::new();
-    system.refresh_memory();
+    let system = machine();
     let available = system.available_memory();
     // the cache of files that a container has read is not lost to it
     system.cgroup_limits().map_or(available, |limits| limits.total_memory.saturating_sub(limits.rss).min(available))
@@ -35,7 +34,12 @@ pub fn free() -> u64 {
 
 /// All memory there is, in bytes; 0 where the system does not tell.
 pub fn total() -> u64 {
+    let system = machine();
+    system.cgroup_limits().map_or(system.total_memory(), |limits| limits.total_memory)
+}
+
+fn machine() -> sysinfo::System {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
-    system.cgroup_limits().map_or(system.total_memory(), |limits| limits.total_memory)
+    system
 }

@@ -127,7 +127,7 @@ fn walk_back<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize, v
     each_block(model, 0..model.blocks.len(), |layer, block| {
         for ((pack, x), kept) in packs.iter().zip(&mut states).zip(&mut kept) {
             let (lens, settings) = (visitor.lens(layer, pack), settings(model, pack));
-            if layer < lowest || layer < taped {
+            if layer < taped {
                 let y = block.forward(x.clone(), &settings, &lens);
                 let x = std::mem::replace(x, y);
                 if layer >= lowest {
@@ -186,7 +186,7 @@ fn walk_back<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize, v
     Loss { mean: nll / targets as f64, targets }
 }
 
-/// The lowest block whose tape is kept. None of a model on disk, because a tape holds the weights of its block, and none on a
+/// The lowest block whose tape is kept, `lowest` or above it. None of a model on disk, because a tape holds the weights of its block, and none on a
 /// GPU, whose memory nobody here knows.
 fn taped_from(model: &Model, packs: &[Pack], lowest: usize, memory: Option<u64>) -> usize {
     let layers = model.blocks.len();

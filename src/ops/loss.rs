@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::gemm::{Into, View, product};
 use super::maths::{exp, largest};
-use super::simd::{LANES, vectorised};
+use super::simd::{GRAIN, LANES, vectorised};
 use super::slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot};
 use super::{Scored, Target, TokenScore, gradient, linear};
 use crate::tensor::{Hidden, Weight};
@@ -190,7 +190,6 @@ impl HeadGradient {
 
     /// The sample at hand is complete.
     fn close(&mut self) {
-        const GRAIN: usize = 1 << 15;
         let Some(share) = self.samples.get(self.at).map(|sample| sample.share) else { return };
         let sums = self.sum.par_chunks_mut(GRAIN).zip(self.squares.par_chunks_mut(GRAIN));
         sums.zip(self.own.par_chunks_mut(GRAIN)).for_each(|((sum, squares), own)| {

@@ -31,16 +31,20 @@ pub fn total(a: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
+#[inline(always)]
+fn larger(x: f32, most: f32) -> f32 {
+    if x > most || x.is_nan() { x } else { most }
+}
+
 /// The largest of the numbers; NaN if one of them is.
 #[inline(always)]
 pub fn largest(a: &[f32]) -> f32 {
     let mut most = [f32::NEG_INFINITY; LANES];
-    let larger = |x: f32, most: f32| if x > most || x.is_nan() { x } else { most };
     let lanes = a.chunks_exact(LANES);
     let rest = lanes.remainder().iter().fold(f32::NEG_INFINITY, |most, &x| larger(x, most));
     for x in lanes {
         for (m, &x) in most.iter_mut().zip(x) {
-            *m = if x > *m || x.is_nan() { x } else { *m };
+            *m = larger(x, *m);
         }
     }
     most.iter().fold(rest, |most, &x| larger(x, most))
