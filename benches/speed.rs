@@ -22,7 +22,7 @@ use secateur::model::blocks::{Block, BlockSettings, Slots};
 use secateur::model::lora::Adapter;
 use secateur::model::walk::{self, Sequence};
 use secateur::model::wiring::Part;
-use secateur::ops::{self, Layout, Rotary};
+use secateur::ops::{self, Layout, Rotary, Span};
 use secateur::progress::Progress;
 use secateur::random::Seed;
 use secateur::stages::recover::Training;
@@ -105,12 +105,12 @@ fn block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
     ]);
     let x = hidden((0..1024 * width).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect(), 1024, width);
     let frequencies: Vec<f32> = (0..head_dim / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
-    let sequences: Vec<_> = (0..8).map(|i| i * 128..(i + 1) * 128).collect();
-    let layout = Layout { sequences: sequences.into(), rotary: Arc::new(Rotary::new(&frequencies, 128)) };
+    let spans = (0..8).map(|i| Span::of(i * 128..(i + 1) * 128)).collect();
+    let layout = Layout { spans, rotary: Arc::new(Rotary::new(&frequencies, 128)) };
     timed(times, || {
         on_all_cores(|| {
             let slots = Slots::of(Part::ALL.map(|part| (part, ops::Ask::Gradient)));
-            let settings = BlockSettings { norm_epsilon: 1e-5, head_dim, layout: &layout };
+            let settings = BlockSettings { norm_epsilon: 1e-5, head_dim, layout: &layout, past: None };
             let y = block.forward(x.leaky_trace(), &settings, &slots);
             let upstream = vec![1.0; 1024 * width];
             std::hint::black_box(ops::backward(y, upstream, &x));

@@ -17,6 +17,7 @@ mod properties;
 mod pruning;
 mod recover;
 mod resume;
+mod sharing;
 mod sizes;
 mod stages;
 mod streaming;

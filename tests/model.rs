@@ -14,7 +14,7 @@ use secateur::ops::{Answer, Ask};
 use secateur::stages::{Context, export};
 use serde_json::Value;
 
-use crate::support::{context, copy_folder, json, numbers, shared};
+use crate::support::{context, copy_folder, json, numbers, shared, tiny};
 
 /// Gathers the gradient of every weight.
 #[derive(Default)]
@@ -113,10 +113,6 @@ fn gradients_equal_llm_pruner() {
         }
         assert_eq!(compared, model.places().len());
     }
-}
-
-fn tiny() -> Model {
-    Model::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny"))).unwrap()
 }
 
 fn some_rows(model: &Model) -> Vec<Sequence> {

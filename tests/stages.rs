@@ -8,11 +8,7 @@ use secateur::ops::{Answer, Ask};
 use secateur::stages::{aggregate, dependencies, importance, prune};
 use serde_json::json;
 
-use crate::support::{Sandbox, context, table};
-
-fn tiny() -> Model {
-    Model::load(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny"))).unwrap()
-}
+use crate::support::{Sandbox, context, table, tiny};
 
 /// The gradient of a tied embedding, both uses together.
 #[derive(Default)]

@@ -35,6 +35,11 @@ pub fn context() -> Context {
     }
 }
 
+/// The model that comes with the project.
+pub fn tiny() -> Model {
+    Model::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny"))).unwrap()
+}
+
 /// A JSON file.
 pub fn json(path: &Path) -> serde_json::Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()

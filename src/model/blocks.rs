@@ -2,9 +2,10 @@
 //! read off the weights, so every layer may have its own.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use super::wiring::Part;
-use crate::ops::{self, Answer, Ask, Heads, Layout, Slot};
+use crate::ops::{self, Answer, Ask, Heads, Layout, Past, Slot};
 use crate::tensor::{AnyTape, Hidden, Weight};
 
 /// The weights of one block. Clones share memory.
@@ -72,6 +73,8 @@ pub struct BlockSettings<'a> {
     pub norm_epsilon: f32,
     pub head_dim: usize,
     pub layout: &'a Layout,
+    /// What was read before, of this block.
+    pub past: Option<&'a Mutex<Past>>,
 }
 
 impl Block {
@@ -139,7 +142,9 @@ impl Block {
         let q = self.apply(Part::Q, x, lens); // (positions, queries · head_dim)
         let k = self.apply(Part::K, x_k, lens); // (positions, keys · head_dim)
         let v = self.apply(Part::V, x_v, lens); // (positions, keys · head_dim)
-        let x = ops::attention(q, k, v, self.heads(settings.head_dim), settings.layout);
+        let mut past = settings.past.map(|past| past.lock().unwrap_or_else(PoisonError::into_inner));
+        let x = ops::attention(q, k, v, self.heads(settings.head_dim), settings.layout, past.as_deref_mut());
+        drop(past);
         let x = ops::add(self.apply(Part::O, x, lens), residual);
 
         let (residual, x) = fork(x);

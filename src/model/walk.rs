@@ -7,20 +7,23 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::sync::Mutex;
 
+mod decode;
 mod pack;
 mod source;
 
+pub use decode::Decoder;
 pub use pack::{Pack, Sequence};
 
-use pack::packs;
+use pack::{packs, shared_packs};
 use source::each_block;
 
 use super::blocks::{BlockSettings, Lens, Plain};
 use super::wiring::{Part, Place};
 use super::{Block, Model};
 use crate::memory;
-use crate::ops::{self, Answer, Ask, SideSums, Slot, TokenScore};
+use crate::ops::{self, Answer, Ask, Past, SideSums, Slot, TokenScore};
 use crate::tensor::{Hidden, Recording, Threaded, Weight, on_all_cores, recorded};
 
 /// Whoever wants gradients. What is found arrives pack by pack in their order, so sums have the same bits on any number of
@@ -69,11 +72,14 @@ pub struct Loss {
 
 /// The final hidden states, before the last norm, pack by pack: (positions, hidden).
 pub fn forward<L: Lens>(model: &Model, sequences: &[Sequence], lens: impl Fn(usize, &Pack) -> L) -> Vec<(Pack, Hidden)> {
-    let packs = packs(model, sequences, false);
+    carried(model, packs(model, sequences, false), lens)
+}
+
+fn carried<L: Lens>(model: &Model, packs: Vec<Pack>, lens: impl Fn(usize, &Pack) -> L) -> Vec<(Pack, Hidden)> {
     let mut states: Vec<Hidden> = packs.iter().map(|pack| ops::embed(&model.embedding, &pack.ids)).collect();
     each_block(model, 0..model.blocks.len(), |layer, block| {
         for (pack, x) in packs.iter().zip(&mut states) {
-            *x = block.forward(x.clone(), &settings(model, pack), &lens(layer, pack));
+            *x = block.forward(x.clone(), &settings(model, pack, None), &lens(layer, pack));
         }
         ControlFlow::Continue(())
     });
@@ -88,16 +94,22 @@ pub fn logits(model: &Model, ids: &[u32]) -> Hidden {
     ops::linear(ops::rms_norm(x, &model.norm, model.config.norm_epsilon, None), model.weight(Place::Head), None)
 }
 
-/// Rates the targets of each sequence: one forward pass, and logits only at the positions that are asked about.
+/// Rates the targets of each sequence: one forward pass in which sequences share what they begin with, and logits only at the
+/// positions that are asked about. A sequence's scores have the same bits whatever stands beside it.
 pub fn token_scores(model: &Model, sequences: &[Sequence]) -> Vec<Vec<TokenScore>> {
     on_all_cores(|| {
-        let states = forward(model, sequences, |_, _| Plain);
+        let (packs, order) = shared_packs(model, sequences);
+        let states = carried(model, packs, |_, _| Plain);
         let head = model.weight(Place::Head).resident();
         let rate = |(pack, x): (Pack, Hidden)| {
             let x = ops::rms_norm(x, &model.norm, model.config.norm_epsilon, None);
             pack.by_sequence(ops::token_scores(&x, &head, &pack.targets)).collect::<Vec<_>>()
         };
-        states.into_iter().flat_map(rate).collect()
+        let mut scores = vec![Vec::new(); sequences.len()];
+        for (at, rated) in order.into_iter().zip(states.into_iter().flat_map(rate)) {
+            scores[at] = rated;
+        }
+        scores
     })
 }
 
@@ -126,7 +138,7 @@ fn walk_back<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize, v
     let mut states: Vec<Hidden> = packs.iter().map(|pack| ops::embed(&model.embedding, &pack.ids)).collect();
     each_block(model, 0..model.blocks.len(), |layer, block| {
         for ((pack, x), kept) in packs.iter().zip(&mut states).zip(&mut kept) {
-            let (lens, settings) = (visitor.lens(layer, pack), settings(model, pack));
+            let (lens, settings) = (visitor.lens(layer, pack), settings(model, pack, None));
             if layer < taped {
                 let y = block.forward(x.clone(), &settings, &lens);
                 let x = std::mem::replace(x, y);
@@ -164,7 +176,7 @@ fn walk_back<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize, v
                 Some(Kept::Tape { input, output, lens }) => (input, output, lens),
                 Some(Kept::Input(input)) => {
                     let lens = visitor.lens(layer, pack);
-                    let output = block.forward(recorded(&input), &settings(model, pack), &lens);
+                    let output = block.forward(recorded(&input), &settings(model, pack, None), &lens);
                     (input, output, lens)
                 }
                 None => continue,
@@ -287,6 +299,7 @@ fn embedding_answer(embedding: &Weight, ask: &Ask, ids: &[u32], upstream: &[f32]
     slot.take().unwrap_or(Answer::Sums(SideSums::default()))
 }
 
-fn settings<'a>(model: &Model, pack: &'a Pack) -> BlockSettings<'a> {
-    BlockSettings { norm_epsilon: model.config.norm_epsilon, head_dim: model.config.head_dim, layout: &pack.layout }
+fn settings<'a>(model: &Model, pack: &'a Pack, past: Option<&'a Mutex<Past>>) -> BlockSettings<'a> {
+    let (norm_epsilon, head_dim) = (model.config.norm_epsilon, model.config.head_dim);
+    BlockSettings { norm_epsilon, head_dim, layout: &pack.layout, past }
 }

@@ -2,68 +2,92 @@
 //! Ainslie et al. 2023 for the groups; in tiles and with recomputed probabilities as in FlashAttention, Dao et al. 2022).
 //! A tile of queries meets all keys before it at once, so its softmax is exact and memory grows with the length, not its
 //! square.
+//!
+//! Keys before a span may lie elsewhere in the pack (sequences that share their beginning) or in a [`Past`] (a cache). A
+//! row's bits depend on its own query and the keys and values up to it, and on nothing else: not on where these lie, on what
+//! shares its tile, or on what follows.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::gemm::{Cores, Into, View, product_here, scaled_product};
-use super::maths::{dot, exp, largest, total};
+use super::gemm::{Cores, FEWEST_ROWS, Into, LONGEST_SUM, SMALLEST, View, product_here, scaled_product};
+use super::maths::{exp, largest, total};
 use super::simd::{rows_per_task, vectorised};
-use super::{Heads, Layout, Rotary};
+use super::{Heads, Layout, Past, Rotary};
 use crate::tensor::{AnyTape, Hidden, hidden};
+
+mod backward;
 
 /// Queries of a tile.
 const TILE: usize = 64;
 
 /// softmax(q·kᵀ / √dim + causal mask) · v, head by head, after the rotation of q and k; every sequence of the layout for
-/// itself. q is (positions, queries · dim), k and v are (positions, keys · dim), the output is as q.
-pub fn attention<T: AnyTape>(q: Hidden<T>, k: Hidden<T>, v: Hidden<T>, heads: Heads, layout: &Layout) -> Hidden<T> {
+/// itself. q is (positions, queries · dim), k and v are (positions, keys · dim), the output is as q. With a `past`, what it
+/// holds of a sequence stands before the sequence's rows, and they are added to it; then, and where sequences share their
+/// beginning, there is no way back.
+///
+/// # Panics
+/// If there is a tape and a past, or a tape and a shared beginning.
+pub fn attention<T: AnyTape>(
+    q: Hidden<T>,
+    k: Hidden<T>,
+    v: Hidden<T>,
+    heads: Heads,
+    layout: &Layout,
+    past: Option<&mut Past>,
+) -> Hidden<T> {
     let (q, tape) = q.split_tape();
     let (k, k_tape) = k.split_tape();
     let (v, v_tape) = v.split_tape();
     let mut tape = tape.merge(k_tape).merge(v_tape);
     let (n, width) = *q.shape();
     let (q_node, k_node, v_node) = (q.node(), k.node(), v.node());
+    let starts: Vec<usize> = layout.spans.iter().map(|span| span.start(past.as_deref())).collect();
     let packed = Packed {
-        q: turned(q.into_vec(), width, heads.dim, layout, 1.0),
-        k: turned(k.into_vec(), heads.keys * heads.dim, heads.dim, layout, 1.0),
+        q: turned(q.into_vec(), width, heads.dim, layout, &starts, 1.0),
+        k: turned(k.into_vec(), heads.keys * heads.dim, heads.dim, layout, &starts, 1.0),
         v: v.shared(),
         heads,
     };
+    let past = past.map(|past| packed.remember(layout, past));
     let mut outputs = vec![0.0; n * width];
     let mut normalisers = vec![0.0; n * heads.queries]; // ln Σ exp(score), (positions, queries)
-    let mut tiles = Vec::new();
+    let mut tasks = Vec::new();
     let (mut o_left, mut z_left) = (&mut outputs[..], &mut normalisers[..]);
-    for sequence in layout.sequences.iter() {
-        for first in sequence.clone().step_by(TILE) {
-            let rows = first..(first + TILE).min(sequence.end);
+    for (span, start) in layout.spans.iter().zip(starts) {
+        let before = match past {
+            Some(past) => Before::Remembered(&past.sequences[span.past]),
+            None if span.before.is_empty() => Before::Nothing,
+            None => Before::Shared(&span.before),
+        };
+        // what must be gathered is gathered once
+        let step = if matches!(before, Before::Shared(_)) { span.rows.len().max(1) } else { TILE };
+        for first in span.rows.clone().step_by(step) {
+            let rows = first..(first + step).min(span.rows.end);
             let (o, z);
             (o, o_left) = o_left.split_at_mut(rows.len() * width);
             (z, z_left) = z_left.split_at_mut(rows.len() * heads.queries);
-            tiles.push((sequence.start, rows, o, z));
+            tasks.push((Task { before, span: span.rows.start, start, rows }, o, z));
         }
     }
-    tiles.into_par_iter().for_each(|(start, rows, o, z)| packed.tile_forward(start, rows, o, z));
+    tasks.into_par_iter().for_each(|(task, o, z)| packed.forward(&task, o, z));
     let o = hidden(outputs, n, width);
     if !T::OWNS_TAPE {
         return o.put_tape(tape);
     }
 
+    assert!(past.is_none() && layout.spans.iter().all(|span| span.before.is_empty()), "there is no way back to what is shared");
     let (o_node, o_values, layout) = (o.node(), o.shared(), layout.clone());
     tape.add_backward_op(move |gradients| {
         let delta = o_node.take(gradients)?;
-        let back = Back { packed: &packed, outputs: &o_values, normalisers: &normalisers, delta: &delta };
-        let parts: Vec<(Range<usize>, usize)> =
-            layout.sequences.iter().flat_map(|s| (0..heads.keys).map(|key| (s.clone(), key))).collect();
-        let parts: Vec<HeadGradients> = parts.into_par_iter().map(|(sequence, key)| back.head(sequence, key)).collect();
-        let join = |count: usize, heads_of: fn(&HeadGradients) -> &[Vec<f32>]| join(&parts, &layout, heads, count, heads_of);
-        let dq = join(heads.queries, |part| &part.q);
-        let dk = join(heads.keys, |part| std::slice::from_ref(&part.k));
-        q_node.add(gradients, turned(dq, width, heads.dim, &layout, -1.0))?;
-        k_node.add(gradients, turned(dk, heads.keys * heads.dim, heads.dim, &layout, -1.0))?;
-        v_node.add(gradients, join(heads.keys, |part| std::slice::from_ref(&part.v)))
+        let back = backward::Back { packed: &packed, outputs: &o_values, normalisers: &normalisers, delta: &delta };
+        let [dq, dk, dv] = back.gradients(&layout);
+        let starts = vec![0; layout.spans.len()];
+        q_node.add(gradients, turned(dq, width, heads.dim, &layout, &starts, -1.0))?;
+        k_node.add(gradients, turned(dk, heads.keys * heads.dim, heads.dim, &layout, &starts, -1.0))?;
+        v_node.add(gradients, dv)
     });
     o.put_tape(tape)
 }
@@ -74,6 +98,26 @@ struct Packed {
     k: Vec<f32>,
     v: Arc<Vec<f32>>,
     heads: Heads,
+}
+
+/// What stands before a span's first row, in its sequence.
+#[derive(Clone, Copy)]
+enum Before<'a> {
+    Nothing,
+    /// These rows of the pack.
+    Shared(&'a [Range<usize>]),
+    /// A cache, which the span's own rows have been added to.
+    Remembered(&'a (Vec<f32>, Vec<f32>)),
+}
+
+/// Some rows of a span.
+struct Task<'a> {
+    before: Before<'a>,
+    /// The span's first row.
+    span: usize,
+    /// Its position in its sequence.
+    start: usize,
+    rows: Range<usize>,
 }
 
 impl Packed {
@@ -93,96 +137,97 @@ impl Packed {
         View::rows(&values[from * width + of * self.heads.dim..], width)
     }
 
-    /// Scores of query rows with every key from the sequence's start to the tile's last row: (rows, keys), scaled.
-    fn scores(&self, head: usize, start: usize, rows: &Range<usize>, to: &mut [f32]) {
-        let keys = rows.end - start;
-        let key = self.key(&self.k, head / (self.heads.queries / self.heads.keys), start);
-        let shape = (rows.len(), keys, self.heads.dim);
-        let keys_across = View { data: key.data, row: 1, col: key.row };
-        scaled_product(Cores::One, self.scale(), shape, to, keys, Into::Fresh, self.query(head, rows.start), keys_across);
+    /// Adds the rows of every span to what is remembered of its sequence.
+    fn remember<'p>(&self, layout: &Layout, past: &'p mut Past) -> &'p Past {
+        let width = self.heads.keys * self.heads.dim;
+        for span in layout.spans.iter() {
+            let (keys, values) = &mut past.sequences[span.past];
+            let own = span.rows.start * width..span.rows.end * width;
+            keys.extend(&self.k[own.clone()]);
+            values.extend(&self.v[own]);
+        }
+        past
     }
 
-    /// All heads of a tile of rows; o is (rows, queries · dim), z is (rows, queries).
-    fn tile_forward(&self, start: usize, rows: Range<usize>, o: &mut [f32], z: &mut [f32]) {
+    /// All heads of some rows; o is (rows, queries · dim), z is (rows, queries).
+    fn forward(&self, task: &Task<'_>, o: &mut [f32], z: &mut [f32]) {
         let Heads { queries, keys, dim } = self.heads;
-        let seen = rows.end - start;
-        let mut p = vec![0.0; rows.len() * seen];
-        for head in 0..queries {
-            self.scores(head, start, &rows, &mut p);
-            let own = z.iter_mut().skip(head).step_by(queries);
-            for (i, (row, z)) in p.chunks_exact_mut(seen).zip(own).enumerate() {
-                *z = vectorised(
-                    #[inline(always)]
-                    || causal_softmax(row, rows.start - start + i),
-                );
+        let (width, end) = (keys * dim, task.rows.end);
+        let gather = |from: &[f32]| -> Vec<f32> {
+            let shared = if let Before::Shared(ranges) = task.before { ranges } else { &[] };
+            let ranges = shared.iter().cloned().chain([task.span..end]);
+            let mut all: Vec<f32> = ranges.flat_map(|at| &from[at.start * width..at.end * width]).copied().collect();
+            all.resize(all.len().max(FEWEST_ROWS * width), 0.0);
+            all
+        };
+        let seen = task.start + end - task.span;
+        let gathered = match task.before {
+            Before::Shared(_) => Some((gather(&self.k), gather(&self.v))),
+            Before::Nothing if seen < FEWEST_ROWS => Some((gather(&self.k), gather(&self.v))),
+            Before::Remembered((k, v)) if seen < FEWEST_ROWS => {
+                let padded = |all: &[f32]| {
+                    let mut all = all[..seen * width].to_vec();
+                    all.resize(FEWEST_ROWS * width, 0.0);
+                    all
+                };
+                Some((padded(k), padded(v)))
             }
-            let v = self.key(&self.v, head / (queries / keys), start);
-            product_here((rows.len(), dim, seen), &mut o[head * dim..], queries * dim, Into::Fresh, View::rows(&p, seen), v);
+            _ => None,
+        };
+        let (k, v) = match (&gathered, task.before) {
+            (Some((k, v)), _) | (None, Before::Remembered((k, v))) => (&k[..], &v[..]),
+            (None, _) => (&self.k[task.span * width..], &self.v[task.span * width..]),
+        };
+        for first in task.rows.clone().step_by(TILE) {
+            let rows = first..(first + TILE).min(end);
+            let at = first - task.rows.start;
+            let (o, z) = (&mut o[at * queries * dim..], &mut z[at * queries..]);
+            self.tile((k, v), task.start + first - task.span, rows, o, z);
         }
     }
-}
 
-/// The way back of one pack.
-struct Back<'a> {
-    packed: &'a Packed,
-    outputs: &'a [f32],
-    normalisers: &'a [f32],
-    /// The output's gradient.
-    delta: &'a [f32],
-}
-
-/// Gradients of one key/value head of one sequence and of the query heads that use it: (positions, dim) each.
-struct HeadGradients {
-    q: Vec<Vec<f32>>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-}
-
-impl Back<'_> {
-    fn head(&self, sequence: Range<usize>, key: usize) -> HeadGradients {
-        let Heads { queries, keys, dim } = self.packed.heads;
-        let (n, width, start) = (sequence.len(), queries * dim, sequence.start);
-        let (mut dk, mut dv) = (vec![0.0; n * dim], vec![0.0; n * dim]);
-        let mut p = vec![0.0; TILE.min(n) * n];
-        let mut ds = p.clone();
-        let group = queries / keys;
-        let of_query = |head: usize| {
-            let mut dq = vec![0.0; n * dim];
-            for first in sequence.clone().step_by(TILE) {
-                let rows = first..(first + TILE).min(sequence.end);
-                let (tile, seen) = (rows.len(), rows.end - start);
-                let (p, ds) = (&mut p[..tile * seen], &mut ds[..tile * seen]);
-                self.packed.scores(head, start, &rows, p);
-                let at = first * width + head * dim;
-                let delta = View::rows(&self.delta[at..], width);
-                let v = self.packed.key(&self.packed.v, key, start);
-                let v_across = View { data: v.data, row: 1, col: v.row };
-                product_here((tile, seen, dim), ds, seen, Into::Fresh, delta, v_across);
-                for (i, (p, ds)) in p.chunks_exact_mut(seen).zip(ds.chunks_exact_mut(seen)).enumerate() {
-                    let own = at + i * width..at + i * width + dim;
-                    let row = ScoreRow {
-                        at: first - start + i,
-                        normaliser: self.normalisers[(first + i) * queries + head],
-                        delta: &self.delta[own.clone()],
-                        output: &self.outputs[own],
-                        scale: self.packed.scale(),
-                    };
-                    vectorised(
-                        #[inline(always)]
-                        || softmax_backward(p, ds, row),
-                    );
-                }
-                let (p_across, ds_across) = (View::transposed(p, seen), View::transposed(ds, seen));
-                product_here((seen, dim, tile), &mut dv, dim, Into::Sum, p_across, delta);
-                let k = self.packed.key(&self.packed.k, key, start);
-                let dq = &mut dq[(first - start) * dim..(first - start + tile) * dim];
-                product_here((tile, dim, seen), dq, dim, Into::Fresh, View::rows(ds, seen), k);
-                product_here((seen, dim, tile), &mut dk, dim, Into::Sum, ds_across, self.packed.query(head, first));
+    /// A tile of rows, the first of which stands at `position`; k and v begin at position 0 and hold at least [`FEWEST_ROWS`].
+    fn tile(&self, (k, v): (&[f32], &[f32]), position: usize, rows: Range<usize>, o: &mut [f32], z: &mut [f32]) {
+        let Heads { queries, keys, dim } = self.heads;
+        let (n, seen) = (rows.len().max(FEWEST_ROWS), (position + rows.len()).max(FEWEST_ROWS));
+        // so is a sum of one or two terms, which the last part may be
+        let (last, few_keys) = (seen / LONGEST_SUM * LONGEST_SUM, matches!(seen % LONGEST_SUM, 1 | 2));
+        let stride = if few_keys { last + FEWEST_ROWS } else { seen };
+        let mut few_v = if few_keys { v[last * keys * dim..seen * keys * dim].to_vec() } else { Vec::new() };
+        few_v.resize(if few_keys { FEWEST_ROWS * keys * dim } else { 0 }, 0.0);
+        let mut p = vec![0.0; n * stride];
+        // few rows are brought to where gemm sums as it does for many: padded, and a small product with its queries transposed
+        let few = if rows.len() < n || n * seen <= SMALLEST { n * dim } else { 0 };
+        let (mut few_q, mut few_o) = (vec![0.0; few], vec![0.0; few]);
+        for head in 0..queries {
+            let (mut q, own) = (self.query(head, rows.start), head / (queries / keys));
+            for (c, column) in few_q.chunks_exact_mut(n).enumerate() {
+                column.iter_mut().take(rows.len()).enumerate().for_each(|(i, to)| *to = q.data[i * q.row + c]);
             }
-            dq
-        };
-        let q = (key * group..(key + 1) * group).map(of_query).collect();
-        HeadGradients { q, k: dk, v: dv }
+            if few > 0 {
+                q = View::transposed(&few_q, n);
+            }
+            let key = self.key(k, own, 0);
+            let across = View { data: key.data, row: 1, col: key.row };
+            scaled_product(Cores::One, self.scale(), (n, seen, dim), &mut p, stride, Into::Fresh, q, across);
+            let normalisers = z.iter_mut().skip(head).step_by(queries);
+            for (i, (row, z)) in p.chunks_exact_mut(stride).take(rows.len()).zip(normalisers).enumerate() {
+                *z = vectorised(
+                    #[inline(always)]
+                    || causal_softmax(row, position + i),
+                );
+            }
+            let (to, apart) = if few_o.is_empty() { (&mut o[head * dim..], queries * dim) } else { (&mut few_o[..], dim) };
+            for part in (0..stride).step_by(LONGEST_SUM) {
+                let length = LONGEST_SUM.min(stride - part);
+                let into = if part == 0 { Into::Fresh } else { Into::Sum };
+                let values = if few_keys && part == last { self.key(&few_v, own, 0) } else { self.key(v, own, part) };
+                product_here((n, dim, length), to, apart, into, View::rows(&p[part..], stride), values);
+            }
+            for (i, row) in few_o.chunks_exact(dim).take(rows.len()).enumerate() {
+                o[(i * queries + head) * dim..][..dim].copy_from_slice(row);
+            }
+        }
     }
 }
 
@@ -203,35 +248,11 @@ fn causal_softmax(row: &mut [f32], i: usize) -> f32 {
     most + sum.ln()
 }
 
-/// What the way back of one row of scores needs to know.
-#[derive(Clone, Copy)]
-struct ScoreRow<'a> {
-    /// Position of the query in its sequence.
-    at: usize,
-    /// ln Σ exp(score)
-    normaliser: f32,
-    /// The gradient of the head's output, and the output: (dim)
-    delta: &'a [f32],
-    output: &'a [f32],
-    scale: f32,
-}
-
-/// Scores → probabilities again; the probabilities' gradient → the unscaled scores'.
-#[inline(always)]
-fn softmax_backward(p: &mut [f32], ds: &mut [f32], row: ScoreRow<'_>) {
-    let mean = dot(row.delta, row.output);
-    let ((p, p_future), (ds, ds_future)) = (p.split_at_mut(row.at + 1), ds.split_at_mut(row.at + 1));
-    for (p, ds) in p.iter_mut().zip(ds) {
-        *p = exp(*p - row.normaliser);
-        *ds = *p * (*ds - mean) * row.scale;
-    }
-    p_future.fill(0.0);
-    ds_future.fill(0.0);
-}
-
-/// Turns the pairs (i, i + half) of every head of every row by its position's angles; `direction` −1 turns back.
-fn turned(mut x: Vec<f32>, width: usize, dim: usize, layout: &Layout, direction: f32) -> Vec<f32> {
-    let positions: Vec<usize> = layout.sequences.iter().flat_map(|s| 0..s.len()).collect();
+/// Turns the pairs (i, i + half) of every head of every row by its position's angles; `starts` are the positions of the
+/// spans' first rows; `direction` −1 turns back.
+fn turned(mut x: Vec<f32>, width: usize, dim: usize, layout: &Layout, starts: &[usize], direction: f32) -> Vec<f32> {
+    let positions: Vec<usize> =
+        layout.spans.iter().zip(starts).flat_map(|(span, &start)| (0..span.rows.len()).map(move |i| start + i)).collect();
     let task = rows_per_task(width);
     x.par_chunks_mut(task * width).zip(positions.par_chunks(task)).for_each(|(rows, positions)| {
         for (row, &position) in rows.chunks_exact_mut(width).zip(positions) {
@@ -256,33 +277,4 @@ fn rotate(row: &mut [f32], dim: usize, rotary: &Rotary, position: usize, directi
             (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
         }
     }
-}
-
-/// The heads of every sequence beside each other again: (positions, count · dim). `parts` come sequence by sequence, key
-/// head by key head.
-fn join(
-    parts: &[HeadGradients],
-    layout: &Layout,
-    Heads { keys, dim, .. }: Heads,
-    count: usize,
-    heads_of: fn(&HeadGradients) -> &[Vec<f32>],
-) -> Vec<f32> {
-    let width = count * dim;
-    let mut out = vec![0.0; layout.sequences.iter().map(Range::len).sum::<usize>() * width];
-    let mut left = &mut out[..];
-    let mut sequences = Vec::new();
-    for (sequence, parts) in layout.sequences.iter().zip(parts.chunks_exact(keys)) {
-        let own;
-        (own, left) = left.split_at_mut(sequence.len() * width);
-        sequences.push((own, parts));
-    }
-    sequences.into_par_iter().for_each(|(own, parts)| {
-        let heads: Vec<&Vec<f32>> = parts.iter().flat_map(heads_of).collect();
-        own.par_chunks_mut(width).enumerate().with_min_len(rows_per_task(width)).for_each(|(t, row)| {
-            for (to, head) in row.chunks_exact_mut(dim).zip(&heads) {
-                to.copy_from_slice(&head[t * dim..(t + 1) * dim]);
-            }
-        });
-    });
-    out
 }

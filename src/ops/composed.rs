@@ -58,18 +58,34 @@ pub fn add<T: AnyTape>(x: Matrix<T>, y: Matrix<T>) -> Matrix<T> {
 
 /// See `attention` of the other face; of one sequence.
 pub fn attention<T: AnyTape>(q: Matrix<T>, k: Matrix<T>, v: Matrix<T>, heads: Heads, rotary: &Rotary) -> Matrix<T> {
-    let (n, Heads { queries, keys, dim }) = (q.shape().0, heads);
-    let by_head =
-        |x: Matrix<T>, count: usize| x.reshape_like(&(n, count, dim)).permute::<(usize, usize, usize), Axes3<1, 0, 2>>();
+    attend(rotated(q, heads.dim, rotary, 0), rotated(k, heads.dim, rotary, 0), v, heads)
+}
+
+/// Queries and keys turned by their positions, the first of which is `start`: (positions, count · dim).
+pub fn rotated<T: AnyTape>(x: Matrix<T>, dim: usize, rotary: &Rotary, start: usize) -> Matrix<T> {
+    let (n, width) = *x.shape();
+    let turned = rotate(heads_first(x, dim), rotary, (width / dim, n, dim), start);
+    turned.permute::<(usize, usize, usize), Axes3<1, 0, 2>>().reshape_like(&(n, width))
+}
+
+/// Attention of rotated queries, the last positions of a sequence, to the keys and values of all of it.
+pub fn attend<T: AnyTape>(q: Matrix<T>, k: Matrix<T>, v: Matrix<T>, heads: Heads) -> Matrix<T> {
+    let (n, all, Heads { queries, keys, dim }) = (q.shape().0, k.shape().0, heads);
     let group = queries / keys;
-    let q = rotate(by_head(q, queries), rotary, queries, n, dim).reshape_like(&(keys, group * n, dim));
-    let k = rotate(by_head(k, keys), rotary, keys, n, dim).permute::<(usize, usize, usize), Axes3<0, 2, 1>>();
-    let scores = q.matmul(k).reshape_like(&(queries, n, n)) * (1.0 / (dim as f32).sqrt()); // (queries, n, n)
-    let mask: Matrix = device_of(&scores).upper_tri_like(&(n, n), f32::MIN, 1);
-    let masked = scores + mask.broadcast_like::<_, Axis<0>>(&(queries, n, n));
-    let p = masked.softmax::<Axis<2>>().reshape_like(&(keys, group * n, n));
-    let out = p.matmul(by_head(v, keys)).reshape_like(&(queries, n, dim));
+    let q = heads_first(q, dim).reshape_like(&(keys, group * n, dim));
+    let k = heads_first(k, dim).permute::<(usize, usize, usize), Axes3<0, 2, 1>>();
+    let scores = q.matmul(k).reshape_like(&(queries, n, all)) * (1.0 / (dim as f32).sqrt());
+    let mask: Matrix = device_of(&scores).upper_tri_like(&(n, all), f32::MIN, (all - n) as isize + 1);
+    let masked = scores + mask.broadcast_like::<_, Axis<0>>(&(queries, n, all));
+    let p = masked.softmax::<Axis<2>>().reshape_like(&(keys, group * n, all));
+    let out = p.matmul(heads_first(v, dim)).reshape_like(&(queries, n, dim));
     out.permute::<(usize, usize, usize), Axes3<1, 0, 2>>().reshape_like(&(n, queries * dim))
+}
+
+/// (positions, count · dim) → (count, positions, dim)
+fn heads_first<T: AnyTape>(x: Matrix<T>, dim: usize) -> Tensor<(usize, usize, usize), f32, Device, T> {
+    let (n, width) = *x.shape();
+    x.reshape_like(&(n, width / dim, dim)).permute::<(usize, usize, usize), Axes3<1, 0, 2>>()
 }
 
 /// Rates the targets; logits are (positions, vocabulary), row-major.
@@ -108,9 +124,8 @@ fn log_sum_exp(row: &[f32]) -> f64 {
 fn rotate<T: AnyTape>(
     x: Tensor<(usize, usize, usize), f32, Device, T>,
     rotary: &Rotary,
-    heads: usize,
-    n: usize,
-    dim: usize,
+    (heads, n, dim): (usize, usize, usize),
+    start: usize,
 ) -> Tensor<(usize, usize, usize), f32, Device, T> {
     let device = device_of(&x);
     let half = dim / 2;
@@ -121,7 +136,8 @@ fn rotate<T: AnyTape>(
     }
     let turn: Matrix = device.tensor_from_vec(turn, (dim, dim));
     let table = |of: &[f32]| -> Matrix {
-        let rows = of[..n * half].chunks_exact(half).flat_map(|row| row.iter().chain(row)).copied().collect();
+        let rows =
+            of[start * half..(start + n) * half].chunks_exact(half).flat_map(|row| row.iter().chain(row)).copied().collect();
         device.tensor_from_vec(rows, (n, dim))
     };
     let whole = (heads, n, dim);

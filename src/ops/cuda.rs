@@ -3,7 +3,7 @@
 
 use dfdx::prelude::*;
 
-use super::{Beside, Heads, Layout, Scored, Slot, Target, TokenScore, composed};
+use super::{Beside, Heads, Layout, Past, Scored, Slot, Target, TokenScore, composed};
 use crate::tensor::{AnyTape, Device, Hidden, Recording, Weight, device, hidden};
 
 pub use super::composed::{add, swiglu};
@@ -31,9 +31,23 @@ pub fn rms_norm<T: AnyTape>(x: Hidden<T>, weight: &Weight, epsilon: f32, slot: O
 }
 
 /// Causal attention of one sequence; see the CPU's face.
-pub fn attention<T: AnyTape>(q: Hidden<T>, k: Hidden<T>, v: Hidden<T>, heads: Heads, layout: &Layout) -> Hidden<T> {
-    assert_eq!(layout.sequences.len(), 1, "on CUDA a pack is one sequence");
-    composed::attention(q, k, v, heads, &layout.rotary)
+pub fn attention<T: AnyTape>(
+    q: Hidden<T>,
+    k: Hidden<T>,
+    v: Hidden<T>,
+    heads: Heads,
+    layout: &Layout,
+    past: Option<&mut Past>,
+) -> Hidden<T> {
+    assert_eq!(layout.spans.len(), 1, "on CUDA a pack is one sequence");
+    let Some(past) = past else { return composed::attention(q, k, v, heads, &layout.rotary) };
+    let span = &layout.spans[0];
+    let (start, width) = (span.start(Some(past)), k.shape().1);
+    let (keys, values) = &mut past.sequences[span.past];
+    keys.extend(composed::rotated(k, heads.dim, &layout.rotary, start).as_vec());
+    values.extend(v.as_vec());
+    let all = |from: &[f32]| hidden(from.to_vec(), from.len() / width, width).retaped::<T>();
+    composed::attend(composed::rotated(q, heads.dim, &layout.rotary, start), all(keys), all(values), heads)
 }
 
 /// x + b, the bias a vector; see the CPU's face.

@@ -1,7 +1,22 @@
 //! The matrix product on the CPU: the `gemm` crate behind a safe face. The one place with unsafe code.
 //!
-//! Its bits depend neither on the number of threads nor, from five rows on, on the rows beside a row; callers with
-//! fewer rows pad them (see `linear`), so a batch cannot change a sample.
+//! Its bits depend neither on the number of threads nor, within the bounds below, on the rows beside a row; callers with
+//! fewer rows pad them (see `linear` and `attention`), so a batch cannot change a sample.
+
+/// gemm's matrix-vector paths, for few rows or columns, round otherwise than its matrix path.
+pub const FEWEST_ROWS: usize = 8;
+
+/// Terms of a sum that gemm takes in one go, in their order, whatever the shape: zeros behind them change nothing.
+pub const LONGEST_SUM: usize = 512;
+
+/// Elements of a product up to which gemm sums along the vector where the terms of both sides lie beside each other.
+pub const SMALLEST: usize = 16 * 16;
+
+/// Rows of a product x · Wᵀ that has so many columns and sums of so many terms, from which on a row's bits are always the same.
+pub fn fewest_rows(cols: usize, terms: usize) -> usize {
+    // up to 64 × 64 gemm cuts longer sums at 512 terms, and beyond at places that its caches decide
+    if cols <= 64 && terms > LONGEST_SUM { 65 } else { FEWEST_ROWS.max(SMALLEST / cols.max(1) + 1) }
+}
 
 /// A matrix in memory: element (r, c) lies at `r * row + c * col`.
 #[derive(Clone, Copy)]

@@ -1,13 +1,10 @@
 //! y = x · Wᵀ on the CPU. The frozen weight is plain memory; its gradient is made only where somebody asks, and only as
 //! much of it at a time as the question needs.
 
-use super::gemm::{Into, View, product};
+use super::gemm::{Into, View, fewest_rows, product};
 use super::gradient;
 use super::slot::Slot;
 use crate::tensor::{AnyTape, Hidden, Weight, hidden};
-
-/// gemm's matrix-vector path, below five rows, rounds otherwise than its matrix path: fewer rows are padded to these.
-const FEWEST_ROWS: usize = 8;
 
 /// y = x · Wᵀ. x is (positions, inputs), W is (outputs, inputs), y is (positions, outputs).
 pub fn linear<T: AnyTape>(x: Hidden<T>, weight: &Weight, slot: Option<&Slot>) -> Hidden<T> {
@@ -39,7 +36,7 @@ pub fn linear<T: AnyTape>(x: Hidden<T>, weight: &Weight, slot: Option<&Slot>) ->
 
 /// x · Wᵀ, of as many rows as x has.
 pub(super) fn forward(x: &[f32], n: usize, weight: &[f32], outputs: usize, inputs: usize) -> Vec<f32> {
-    let rows = n.max(FEWEST_ROWS);
+    let rows = n.max(fewest_rows(outputs, inputs));
     let padded: Vec<f32>;
     let from = if n < rows {
         padded = x.iter().copied().chain(std::iter::repeat_n(0.0, (rows - n) * inputs)).collect();

@@ -104,11 +104,55 @@ pub struct Heads {
     pub dim: usize,
 }
 
-/// How sequences lie in a pack, one after another without a gap, each from position 0 on.
+/// How sequences lie in a pack, one after another without a gap.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layout {
-    pub sequences: Arc<[Range<usize>]>,
+    pub spans: Arc<[Span]>,
     pub rotary: Arc<Rotary>,
+}
+
+/// A sequence of a pack, or the rest of one whose beginning it shares with others.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Span {
+    /// Its rows in the pack.
+    pub rows: Range<usize>,
+    /// Rows of the pack that stand before them in the sequence, in order. Without any, it begins here, at position 0.
+    pub before: Vec<Range<usize>>,
+    /// Its sequence in a [`Past`], where there is one.
+    pub past: usize,
+}
+
+impl Span {
+    /// A sequence that shares nothing.
+    pub fn of(rows: Range<usize>) -> Self {
+        Self { rows, ..Self::default() }
+    }
+
+    /// The position of its first row in its sequence.
+    fn start(&self, past: Option<&Past>) -> usize {
+        past.map_or(0, |past| past.len(self.past)) + self.before.iter().map(ExactSizeIterator::len).sum::<usize>()
+    }
+}
+
+/// Keys, rotated, and values of what was read before, sequence by sequence: a layer's part of a KV cache.
+#[derive(Clone, Debug)]
+pub struct Past {
+    /// (positions, keys · dim) each.
+    sequences: Vec<(Vec<f32>, Vec<f32>)>,
+    /// keys · dim
+    width: usize,
+}
+
+impl Past {
+    /// Of so many sequences nothing was read; keys and values of a position have so many numbers each.
+    pub fn new(sequences: usize, width: usize) -> Self {
+        Self { sequences: vec![(Vec::new(), Vec::new()); sequences], width }
+    }
+
+    /// Positions of a sequence.
+    fn len(&self, sequence: usize) -> usize {
+        self.sequences[sequence].0.len() / self.width
+    }
 }
 
 /// Rotary position embedding (Su et al. 2021), the half-split form: dimension i is paired with i + dim/2.

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use dfdx::prelude::*;
 use rand::{Rng, RngExt};
 
+mod bits;
+
 use super::composed::{self, Matrix};
 use super::{
-    Answer, Ask, Beside, Heads, Layout, Mask, Rotary, SampleAt, Scored, SideSums, Sides, Slot, Target, Worth, adapted, add,
-    add_bias, attention, backward, cross_entropy, linear, rms_norm, side_sums, swiglu, token_scores,
+    Answer, Ask, Beside, Heads, Layout, Mask, Past, Rotary, SampleAt, Scored, SideSums, Sides, Slot, Span, Target, Worth,
+    adapted, add, add_bias, attention, backward, cross_entropy, linear, rms_norm, side_sums, swiglu, token_scores,
 };
 use crate::random::Seed;
 use crate::tensor::{Device, Hidden, Weight, device, hidden};
@@ -55,7 +57,7 @@ fn layout(lengths: &[usize], frequencies: &[f32]) -> Layout {
         .collect();
     let sequences: Vec<Range<usize>> = ends.iter().zip(lengths).map(|(end, n)| end - n..*end).collect();
     let longest = lengths.iter().max().copied().unwrap_or(0);
-    Layout { sequences: sequences.into(), rotary: Arc::new(Rotary::new(frequencies, longest)) }
+    Layout { spans: sequences.into_iter().map(Span::of).collect(), rotary: Arc::new(Rotary::new(frequencies, longest)) }
 }
 
 #[test]
@@ -119,10 +121,10 @@ fn attention_is_the_same_on_both_faces_and_for_packed_sequences() {
         let (q, k, v) = (make(queries, &mut stream), make(keys, &mut stream), make(keys, &mut stream));
         let upstream = numbers(&mut stream, n * queries * dim);
         let packed = layout(lengths, &frequencies);
-        let make = || attention(q.leaky_trace(), k.retaped(), v.retaped(), heads, &packed);
+        let make = || attention(q.leaky_trace(), k.retaped(), v.retaped(), heads, &packed, None);
         let (out, dq, dk, dv) =
             (make(), gradient(make, &upstream, &q), gradient(make, &upstream, &k), gradient(make, &upstream, &v));
-        for at in packed.sequences.iter() {
+        for at in packed.spans.iter().map(|span| &span.rows) {
             // each sequence for itself on the other face
             let part = |x: &[f32], width: usize| x[at.start * width..at.end * width].to_vec();
             let other =
@@ -241,7 +243,7 @@ fn fused_operations_agree_with_finite_differences() {
     let block = |x: &Hidden| {
         let y = rms_norm(x.leaky_trace(), &norm, 1e-5, None);
         let q = linear(y.retaped(), &wq, None);
-        let o = attention(q, linear(y.retaped(), &wk, None), linear(y.retaped(), &wv, None), heads, &packed);
+        let o = attention(q, linear(y.retaped(), &wk, None), linear(y.retaped(), &wv, None), heads, &packed, None);
         let (o_again, y) = (o.retaped(), add(o, y));
         let mlp = swiglu(linear(y, &gate, None), linear(o_again, &up, None));
         add(mlp, x.retaped())
@@ -258,60 +260,4 @@ fn fused_operations_agree_with_finite_differences() {
         let numeric = ((value(at, 5e-3) - value(at, -5e-3)) / 1e-2) as f32;
         assert!((numeric - analytic).abs() <= 2e-3 * largest, "{at}: {numeric}, not {analytic}");
     }
-}
-
-#[test]
-fn a_row_does_not_depend_on_the_rows_beside_it() {
-    let mut stream = Seed::root(3).stream();
-    let w = Weight::new(numbers(&mut stream, 33 * 40), 33, 40);
-    let all = numbers(&mut stream, 20 * 40);
-    let together = linear(hidden(all.clone(), 20, 40), &w, None).as_vec();
-    for row in 0..20 {
-        let alone = linear(hidden(all[row * 40..(row + 1) * 40].to_vec(), 1, 40), &w, None).as_vec();
-        assert_eq!(alone, together[row * 33..(row + 1) * 33]);
-    }
-}
-
-/// Shapes that are shared out among threads: the same bits on 1, 2 and 5.
-#[test]
-fn bits_do_not_depend_on_the_number_of_threads() {
-    let mut stream = Seed::root(9).stream();
-    let (n, width, heads) = (300, 192, Heads { queries: 6, keys: 2, dim: 32 });
-    let packed = layout(&[130, 170], &[0.1; 16]);
-    let x = numbers(&mut stream, n * width);
-    let make = |rows: usize, cols: usize, stream: &mut _| Weight::new(numbers(stream, rows * cols), rows, cols);
-    let (norm, wq, wk, wv) =
-        (make(1, width, &mut stream), make(192, width, &mut stream), make(64, width, &mut stream), make(64, width, &mut stream));
-    let head = make(500, width, &mut stream);
-    let targets: Vec<Target> = (0..n).map(|position| Target { position, id: position as u32 }).collect();
-    let samples: Arc<[SampleAt]> =
-        [SampleAt { positions: 0..130, share: 1.0 }, SampleAt { positions: 130..n, share: 2.0 }].into();
-    let worth: Worth = Arc::new(|w, g, s, out| {
-        out.iter_mut().enumerate().for_each(|(i, o)| *o = f64::from(w[i] * g[i]).abs() + f64::from(s[i]));
-    });
-    let all = || {
-        let x = hidden(x.clone(), n, width);
-        let sides = Sides { rows: true, cols: true };
-        let slots = [
-            Slot::new(Ask::Elements { samples: Some(samples.clone()), sides, worth: worth.clone() }),
-            Slot::gradient(),
-            Slot::new(Ask::Products(sides)),
-        ];
-        let y = rms_norm(x.leaky_trace(), &norm, 1e-5, None);
-        let (q, k, v) = (
-            linear(y.retaped(), &wq, Some(&slots[0])),
-            linear(y.retaped(), &wk, Some(&slots[1])),
-            linear(y.retaped(), &wv, Some(&slots[2])),
-        );
-        let out = add(attention(q, k, v, heads, &packed), y);
-        let scored = cross_entropy(&out.retaped(), &head, &targets, 1.0, None);
-        let dx = backward(out, scored.gradient, &x);
-        (scored.nll.to_bits(), dx, slots.map(|slot| slot.take()))
-    };
-    let on = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-        pool.scope(|_| all())
-    };
-    let one = on(1);
-    assert!(one == on(2) && one == on(5));
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::model::Model;
-use crate::ops::{Layout, Rotary, SampleAt, Target};
+use crate::ops::{Layout, Rotary, SampleAt, Span, Target};
 use crate::tensor::PACK;
 
 /// A sequence and which of its predictions count.
@@ -39,10 +39,17 @@ pub struct Pack {
 }
 
 impl Pack {
+    /// Of no sequence yet.
+    pub fn empty(number: usize, first: usize, rotary: &Arc<Rotary>) -> Self {
+        let layout = Layout { spans: [].into(), rotary: rotary.clone() };
+        let (ids, targets, targets_each) = (Vec::new(), Vec::new(), Vec::new());
+        Self { number, sequences: first..first, ids, targets, layout, targets_each }
+    }
+
     /// Its samples, where sample i of all has `shares[i]`.
     pub fn samples(&self, shares: &[f32]) -> Arc<[SampleAt]> {
-        let own = self.layout.sequences.iter().zip(&shares[self.sequences.clone()]);
-        own.map(|(positions, &share)| SampleAt { positions: positions.clone(), share }).collect()
+        let own = self.layout.spans.iter().zip(&shares[self.sequences.clone()]);
+        own.map(|(span, &share)| SampleAt { positions: span.rows.clone(), share }).collect()
     }
 
     /// What belongs to each target, sequence by sequence.
@@ -54,31 +61,95 @@ impl Pack {
 
 /// Packs of as many sequences as fit; how they are cut depends on their lengths alone. `alone`: one sequence each.
 pub fn packs(model: &Model, sequences: &[Sequence], alone: bool) -> Vec<Pack> {
-    let rotary = Arc::new(model.rotary(sequences.iter().map(|s| s.ids.len()).max().unwrap_or(0)));
-    let mut packs = Vec::new();
-    let mut first = 0;
-    while first < sequences.len() {
-        let mut tokens = 0;
-        let fits = |s: &&Sequence| {
-            tokens += s.ids.len();
-            tokens <= PACK
-        };
-        let fitting = if alone { 1 } else { sequences[first..].iter().take_while(fits).count().max(1) };
-        packs.push(pack(packs.len(), first..first + fitting, &sequences[first..first + fitting], &rotary));
-        first += fitting;
+    let mut packing = Packing::new(model, sequences, if alone { 1 } else { PACK });
+    for sequence in sequences {
+        packing.add(sequence, 0);
     }
-    packs
+    packing.finish()
 }
 
-fn pack(number: usize, range: Range<usize>, sequences: &[Sequence], rotary: &Arc<Rotary>) -> Pack {
-    let (mut ids, mut targets, mut places) = (Vec::new(), Vec::new(), Vec::new());
-    for sequence in sequences {
-        let start = ids.len();
-        targets.extend(sequence.targets.iter().map(|t| Target { position: start + t.position, id: t.id }));
-        ids.extend(&sequence.ids);
-        places.push(start..ids.len());
+/// Packs for a walk forward in which sequences that begin alike share their beginning: its rows stand in the pack once. Beside
+/// them, the order in which they took the sequences: those that begin alike stand together.
+pub fn shared_packs(model: &Model, sequences: &[Sequence]) -> (Vec<Pack>, Vec<usize>) {
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    order.sort_by(|&a, &b| sequences[a].ids.cmp(&sequences[b].ids));
+    let mut packing = Packing::new(model, sequences, PACK);
+    let mut before: &[u32] = &[];
+    for &at in &order {
+        let ids = &sequences[at].ids;
+        let alike = ids.iter().zip(before).take_while(|(a, b)| a == b).count();
+        packing.add(&sequences[at], alike);
+        before = ids;
     }
-    let layout = Layout { sequences: places.into(), rotary: rotary.clone() };
-    let targets_each = sequences.iter().map(|s| s.targets.len()).collect();
-    Pack { number, sequences: range, ids, targets, layout, targets_each }
+    (packing.finish(), order)
+}
+
+/// A beginning is worth sharing if it is at least this part of a sequence: keys and values of all of it are brought together.
+const WORTH_SHARING: usize = 8;
+
+/// Packs in the making.
+struct Packing {
+    packs: Vec<Pack>,
+    rotary: Arc<Rotary>,
+    /// Rows of a pack, unless one sequence has more.
+    room: usize,
+    /// Where the last sequence lies in the last pack.
+    path: Vec<Range<usize>>,
+    spans: Vec<Span>,
+}
+
+impl Packing {
+    fn new(model: &Model, sequences: &[Sequence], room: usize) -> Self {
+        let rotary = Arc::new(model.rotary(sequences.iter().map(|s| s.ids.len()).max().unwrap_or(0)));
+        Self { packs: Vec::new(), rotary, room, path: Vec::new(), spans: Vec::new() }
+    }
+
+    /// Adds a sequence, the first `alike` tokens of which are those of the one before it.
+    fn add(&mut self, sequence: &Sequence, alike: usize) {
+        let mut alike = if alike * WORTH_SHARING >= sequence.ids.len() { alike } else { 0 };
+        let fits = |pack: &Pack| pack.ids.len() + sequence.ids.len() - alike <= self.room;
+        if !self.packs.last().is_some_and(fits) {
+            self.begin();
+            alike = 0;
+        }
+        let Some(pack) = self.packs.last_mut() else { return };
+        let mut before = std::mem::take(&mut self.path);
+        let mut left = alike;
+        before.retain_mut(|rows| {
+            rows.end = rows.end.min(rows.start + left);
+            left -= rows.len();
+            rows.start < rows.end
+        });
+        let rows = pack.ids.len()..pack.ids.len() + sequence.ids.len() - alike;
+        pack.ids.extend(&sequence.ids[alike..]);
+        self.path.clone_from(&before);
+        self.path.push(rows.clone());
+        let places = self.path.iter().cloned().flatten().collect::<Vec<usize>>();
+        pack.targets.extend(sequence.targets.iter().map(|t| Target { position: places[t.position], id: t.id }));
+        pack.targets_each.push(sequence.targets.len());
+        pack.sequences.end += 1;
+        // a sequence that is the beginning of another has no rows of its own, but is a sample of a pack that shares nothing
+        if !rows.is_empty() || alike == 0 {
+            self.spans.push(Span { rows, before, past: 0 });
+        }
+    }
+
+    /// Begins a new pack.
+    fn begin(&mut self) {
+        self.close();
+        let (number, first) = (self.packs.len(), self.packs.last().map_or(0, |pack| pack.sequences.end));
+        self.packs.push(Pack::empty(number, first, &self.rotary));
+        self.path.clear();
+    }
+
+    fn close(&mut self) {
+        if let Some(pack) = self.packs.last_mut() {
+            pack.layout.spans = std::mem::take(&mut self.spans).into();
+        }
+    }
+
+    fn finish(mut self) -> Vec<Pack> {
+        self.close();
+        self.packs
+    }
 }

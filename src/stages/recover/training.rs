@@ -123,7 +123,7 @@ impl<'a> Visitor for Sums<'a> {
 
     fn lens(&self, layer: usize, pack: &Pack) -> Adapted<'a> {
         let numbers = pack.sequences.clone().map(|i| self.dropout.1.derive(&(self.first + i).to_string()));
-        let sequences = numbers.zip(pack.layout.sequences.iter().map(ExactSizeIterator::len)).collect();
+        let sequences = numbers.zip(pack.layout.spans.iter().map(|span| span.rows.len())).collect();
         Adapted::new(self.adapter, layer, Dropout { share: self.dropout.0, sequences })
     }
 

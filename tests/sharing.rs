@@ -1,0 +1,104 @@
+//! What shares a pack, a beginning or a cache changes no bit of a sequence's scores.
+
+use secateur::model::Model;
+use secateur::model::walk::{self, Decoder, Sequence};
+use secateur::ops::{Target, TokenScore};
+use secateur::random::Seed;
+use secateur::tensor::values;
+
+use crate::support::{json, numbers, shared, tiny};
+
+use proptest::prelude::*;
+use rand::RngExt;
+
+fn bits(scores: &[TokenScore]) -> Vec<(u64, bool)> {
+    scores.iter().map(|score| (score.log_probability.to_bits(), score.greedy)).collect()
+}
+
+/// Sequences of a few tokens to a few hundred, many of which begin as another does, some of which are another or its
+/// beginning, asked about a few last positions each.
+fn sequences(seed: u32, vocabulary: u32) -> Vec<Sequence> {
+    let mut stream = Seed::root(u64::from(seed)).stream();
+    let mut all: Vec<Vec<u32>> = Vec::new();
+    for _ in 0..24 {
+        let mut ids = match all.len() {
+            0 => Vec::new(),
+            n => {
+                let other = &all[stream.random_range(0..n)];
+                other[..stream.random_range(0..=other.len())].to_vec()
+            }
+        };
+        let longest = if stream.random_range(0..6) == 0 { 400 } else { 30 };
+        let more = stream.random_range(usize::from(ids.is_empty())..longest);
+        ids.extend((0..more).map(|_| stream.random_range(0..vocabulary)));
+        all.push(ids);
+    }
+    let asked = |ids: Vec<u32>| {
+        let first = ids.len().saturating_sub(3);
+        let targets = (first..ids.len()).flat_map(|position| [1, 7].map(|id| Target { position, id })).collect();
+        Sequence { ids, targets }
+    };
+    all.into_iter().map(asked).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_score_does_not_depend_on_what_stands_beside_it(seed in any::<u32>()) {
+        let model = tiny();
+        let all = sequences(seed, model.config.vocab as u32);
+        let together = walk::token_scores(&model, &all);
+        for (sequence, together) in all.iter().zip(&together) {
+            let alone = walk::token_scores(&model, std::slice::from_ref(sequence));
+            prop_assert_eq!(bits(&alone[0]), bits(together), "{} tokens", sequence.ids.len());
+        }
+    }
+
+    #[test]
+    fn a_cache_does_not_change_what_comes_next(seed in any::<u32>()) {
+        let model = tiny();
+        let all: Vec<Vec<u32>> = sequences(seed, model.config.vocab as u32).into_iter().take(6).map(|s| s.ids).collect();
+        let mut decoder = Decoder::new(&model, all.len(), 512);
+        let mut stream = Seed::root(u64::from(seed)).stream();
+        let mut read = vec![0; all.len()];
+        while read.iter().zip(&all).any(|(&read, ids)| read < ids.len()) {
+            let mut on = Vec::new();
+            for (i, ids) in all.iter().enumerate() {
+                if read[i] == ids.len() {
+                    continue;
+                }
+                let step = stream.random_range(1..=(ids.len() - read[i]).min(50));
+                on.push((i, ids[read[i]..read[i] + step].to_vec()));
+                read[i] += step;
+            }
+            for ((i, _), next) in on.iter().zip(decoder.read(&on)) {
+                let whole = walk::logits(&model, &all[*i][..read[*i]]);
+                let whole = values(&whole);
+                prop_assert!(whole[whole.len() - next.len()..] == next[..], "{} tokens", read[*i]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_real_model_writes_on_as_transformers_does() {
+    let (Some(folder), Some(golden)) = (shared("models/stories260K"), shared("golden/logits_stories260K.json")) else { return };
+    let model = Model::load(&folder).unwrap();
+    let golden = json(&golden);
+    let prompts = golden["prompts"].as_array().unwrap();
+    let mut decoder = Decoder::new(&model, prompts.len(), 512);
+    let mut on: Vec<(usize, Vec<u32>)> = prompts.iter().map(|p| numbers(&p["token_ids"])).enumerate().collect();
+    let mut written = vec![Vec::new(); prompts.len()];
+    for _ in 0..40 {
+        let next = decoder.read(&on);
+        for ((_, ids), (logits, written)) in on.iter_mut().zip(next.iter().zip(&mut written)) {
+            let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32;
+            written.push(best);
+            *ids = vec![best];
+        }
+    }
+    for (prompt, written) in prompts.iter().zip(written) {
+        assert_eq!(written, numbers::<u32>(&prompt["greedy_token_ids"]), "{}", prompt["prompt"]);
+    }
+}
