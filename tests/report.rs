@@ -157,7 +157,7 @@ fn differences_have_the_standard_error_of_their_documents() {
     }
     assert_eq!((of("new.acc.chance"), of("gone.acc.chance")), (Some(0.25), Some(0.25)));
 
-    // a step's own table of documents is no matter of others'
+    // results without the documents have the difference alone
     std::fs::remove_file(folder.path().join("v/evaluate_documents.parquet")).unwrap();
     write_variants(folder.path(), &[summarised(folder.path(), "v")]).unwrap();
     let rows = table(&folder.path().join("variants.parquet"));
@@ -177,10 +177,10 @@ fn results_of_earlier_versions_are_still_read() {
     let of = |name: &str| number(&rows, name, 0);
     assert_eq!((of("a.acc.delta"), of("a.acc.delta_stderr"), of("a.acc.chance")), (Some(-0.25), None, None));
     let expected = "\
-variant  ratio           a.acc
-───────  ─────  ──────────────
-dense           75.0 %
-v          0.5  * 50.0 % (-25.0)
+variant  ratio             a.acc
+───────  ─────  ────────────────
+dense             75.0 %
+v        0.5    * 50.0 % (-25.0)
 
 * the best of its column; in brackets the difference to the dense model
 ";
@@ -199,27 +199,44 @@ fn the_summary_says_how_sure_a_difference_is() {
     answers[..20].fill(0.0);
     let dense = numbered(&answers);
     let text = numbered(&[10.0, 12.0, 14.0]);
-    let variant = |id: &str, wrong: usize, more: [f64; 3]| {
+    let half = numbered(&[[0.0; 50], [1.0; 50]].concat());
+    let better = numbered(&[vec![0.0; 45], vec![1.0; 55]].concat());
+    let others: Vec<(u64, f64)> = half.iter().map(|(doc, value)| (doc + 1, *value)).collect();
+    let variant = |id: &str, wrong: usize, b: &[(u64, f64)], more: [f64; 3]| {
         let mut answers = vec![1.0; 100];
         answers[..wrong].fill(0.0);
         let (last, later) = (numbered(&answers), numbered(&more));
-        let said: &[Said] = &[
+        let mut said: Vec<Said> = vec![
             (1, "a", "acc", &dense, Some(0.5)),
+            (1, "b", "acc", &half, Some(0.5)),
             (1, "t", "word_perplexity", &text, None),
             (8, "a", "acc", &last, Some(0.5)),
             (8, "t", "word_perplexity", &later, None),
         ];
-        evaluate(folder.path(), id, said);
+        if !b.is_empty() {
+            said.push((8, "b", "acc", b, Some(0.5)));
+        }
+        evaluate(folder.path(), id, &said);
         summarised(folder.path(), id)
     };
     // 42 of 100 wrong: 0.58 is within two times 0.0496 of 0.5; 39 wrong: 0.61 is not
     let variants = [
-        variant("few", 21, [11.0, 15.0, 16.0]),
-        variant("many", 39, [110.0, 12.0, 14.0]),
-        variant("guess", 42, [10.0, 12.0, 14.0]),
+        variant("few", 21, &better, [11.0, 15.0, 16.0]),
+        variant("many", 39, &others, [110.0, 12.0, 14.0]),
+        variant("guess", 42, &[], [10.0, 12.0, 14.0]),
     ];
     let summary = write_variants(folder.path(), &variants).unwrap();
-    let expected = "";
+    let expected = "\
+variant  ratio                  a.acc                   b.acc           t.word_perplexity
+───────  ─────  ─────────────────────  ──────────────────────  ──────────────────────────
+dense             80.0 %                 ~ 50.0 %                12.000
+chance            50.0 %                   50.0 %
+few      0.5    * 79.0 % ( -1.0 ±1.0)  * ~ 55.0 % (+5.0 ±2.2)    14.000 ( +2.000  ±0.577)
+many     0.5      61.0 % (-19.0 ±3.9)    ~ 50.0 % (+0.0)         45.333 (+33.333 ±33.333)
+guess    0.5    ~ 58.0 % (-22.0 ±4.2)                       –  * 12.000 ( +0.000  ±0.000)
+
+* the best of its column; in brackets the difference to the dense model, ± its paired standard error; ~ not above chance by two standard errors
+";
     assert_eq!(summary, expected);
     let again = report(&[folder.path().to_owned()], false).unwrap();
     assert!(again.ends_with(&summary), "{again}");
@@ -251,11 +268,11 @@ fn what_variants_wrote_stands_side_by_side() {
     );
     let rows = table(&path);
     let column = |name: &str| text(&rows[name]);
-    assert_eq!(column("variant"), ["v", "v", "v", "w", "w", "w"]);
-    assert_eq!(column("input"), ["Once", "Three", "Two", "Once", "Three", "Two"]);
-    assert_eq!(column("dense"), ["upon\na time", "", "three", "upon\na time", "", "three"]);
-    assert_eq!(column("pruned"), ["pruned", "", "", "pruned", "", ""]);
-    assert_eq!(column("output"), ["last\u{1b}[2J", "four", &long, "", "", ""]);
+    assert_eq!(column("variant"), ["v", "v", "v", "w", "w"]);
+    assert_eq!(column("input"), ["Once", "Three", "Two", "Once", "Two"]);
+    assert_eq!(column("dense"), ["upon\na time", "", "three", "upon\na time", "three"]);
+    assert_eq!(column("pruned"), ["pruned", "", "", "pruned", ""]);
+    assert_eq!(column("output"), ["last\u{1b}[2J", "four", &long, "", ""]);
     assert!(rows["dense"].is_null(1) && rows["output"].is_null(3));
     let cut = &long[..99];
     let shown = format!(
@@ -267,7 +284,6 @@ prompt 0: Once
 
 prompt 1: Three
   v      four
-  w      –
 
 prompt 1: Two
   dense  three
@@ -279,7 +295,7 @@ prompt 1: Two
     let records: serde_json::Value = serde_json::from_str(&report(&[folder.path().to_owned()], true).unwrap()).unwrap();
     let record = &records[0]["generations"][1];
     assert_eq!((record["prompt"].as_u64(), record["output"].as_str()), (Some(1), Some("four")));
-    assert!(record["dense"].is_null() && records[0]["generations"].as_array().unwrap().len() == 6);
+    assert!(record["dense"].is_null() && records[0]["generations"].as_array().unwrap().len() == 5);
     assert!(report(&[folder.path().to_owned()], false).unwrap().ends_with(&shown));
 
     // nothing is left of it once no variant writes
