@@ -185,7 +185,17 @@ v        0.5    * 50.0 % (-25.0)
 * the best of its column; in brackets the difference to the dense model
 ";
     assert_eq!(summary.lines().map(str::trim_end).collect::<Vec<_>>(), expected.lines().collect::<Vec<_>>());
-    // the sweep's list, and its table
+    // its table, without the columns that are new
+    let kept = (0..rows.num_columns()).filter(|&i| {
+        let name = rows.schema().field(i).name().clone();
+        ![".delta_stderr", ".dense_stderr", ".chance"].iter().any(|new| name.ends_with(new))
+    });
+    let kept: Vec<usize> = kept.collect();
+    assert_eq!(kept.len() + 3, rows.num_columns());
+    let old = Table { name: "variants".to_owned(), rows: rows.project(&kept).unwrap() };
+    old.save(&folder.path().join("variants.parquet")).unwrap();
+    assert!(report(&[folder.path().to_owned()], false).unwrap().ends_with(&summary));
+    // the list of its sweep
     let old = r#"{"variants": [{"id": "v", "swept": [], "dense": [1], "pruned": [], "last": [8]}]}"#;
     std::fs::write(folder.path().join("sweep.json"), old).unwrap();
     let read = Sweep::read(folder.path()).unwrap().variants.remove(0);
