@@ -16,6 +16,7 @@ mod parity;
 mod properties;
 mod pruning;
 mod recover;
+mod report;
 mod resume;
 mod sharing;
 mod sizes;

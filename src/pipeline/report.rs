@@ -1,5 +1,5 @@
-//! The table of a sweep: `variants.parquet`, one row for each variant, and the same as a person reads it. polars reads
-//! what arrow wrote, joins and summarises.
+//! The tables of a sweep: `variants.parquet`, one row for each variant, `generations.parquet`, what the variants wrote side by
+//! side, and the same as a person reads it. polars reads what arrow wrote, joins and summarises.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -12,7 +12,12 @@ use super::plan::Plan;
 use super::results::{self, Manifest, Status};
 use super::shape::Shape;
 use crate::files::{FileError, write_whole};
+use generations::Texts;
+use numbers::{Measurement, Numbers, SIZES};
 
+mod generations;
+mod numbers;
+mod paired;
 mod text;
 
 /// The file of the table, in the folder of a pipeline.
@@ -59,13 +64,6 @@ pub enum ReportError {
     File(#[from] FileError),
 }
 
-/// A metric's value and its standard error.
-type Measured = BTreeMap<String, (f64, Option<f64>)>;
-
-/// The columns of `prune_sizes` that the table repeats.
-const SIZES: [&str; 8] =
-    ["params_before", "params_after", "macs_before", "macs_after", "bytes_before", "bytes_after", "group_ratio", "param_ratio"];
-
 /// Variants of the sweep that a run was not asked for, as their folders tell; `inputs`: what the run read.
 pub fn others(plan: &Plan, folder: &Path, inputs: &BTreeMap<String, String>) -> Vec<VariantSummary> {
     let others = plan.others.iter().filter_map(|other| VariantSummary::of_folder(other.into(), folder));
@@ -77,14 +75,26 @@ pub fn others(plan: &Plan, folder: &Path, inputs: &BTreeMap<String, String>) -> 
     others.inspect(told).collect()
 }
 
-/// Writes `variants.parquet` from the variants' own tables, and returns the summary.
+/// Writes `variants.parquet` and `generations.parquet` from the variants' own tables, and returns the summary.
 pub fn write_variants(folder: &Path, variants: &[VariantSummary]) -> Result<String, ReportError> {
-    let mut frame = variants_frame(variants)?;
+    let rows: Vec<Row> = variants.iter().map(Row::read).collect();
+    let mut frame = variants_frame(&rows)?;
+    write(&folder.join(TABLE), &mut frame)?;
+    let mut generations = generations::frame(&rows)?;
+    let path = folder.join(generations::TABLE);
+    match &mut generations {
+        Some(generations) => write(&path, generations)?,
+        // of an earlier run, whose pipeline still had such a stage
+        None if path.exists() => std::fs::remove_file(&path).map_err(|source| FileError { path, source })?,
+        None => {}
+    }
+    text::summary(&frame, generations.as_ref())
+}
+
+fn write(path: &Path, frame: &mut DataFrame) -> Result<(), ReportError> {
     let mut bytes = Vec::new();
-    ParquetWriter::new(&mut bytes).with_compression(ParquetCompression::Snappy).finish(&mut frame)?;
-    let path = folder.join(TABLE);
-    write_whole(&path, &bytes)?;
-    text::summary(&frame)
+    ParquetWriter::new(&mut bytes).with_compression(ParquetCompression::Snappy).finish(frame)?;
+    Ok(write_whole(path, &bytes)?)
 }
 
 /// Summarises results folders: `results/<pipeline>`, or a folder of several.
@@ -97,11 +107,15 @@ pub fn report(paths: &[PathBuf], json: bool) -> Result<String, ReportError> {
             return Err(ReportError::NoResults(path.clone()));
         }
         for folder in folders {
-            let frame = read(&folder.join(TABLE))?;
+            let frame = read(&folder.join(TABLE), None)?;
+            let generations = folder.join(generations::TABLE);
+            let generations = if generations.exists() { Some(read(&generations, None)?) } else { None };
             if json {
-                records.push(serde_json::json!({ "results": folder, "variants": text::records(&frame) }));
+                let generations = generations.map_or_else(|| Value::Array(Vec::new()), |frame| text::records(&frame));
+                let variants = text::records(&frame);
+                records.push(serde_json::json!({ "results": folder, "variants": variants, "generations": generations }));
             } else {
-                texts.push(format!("{}\n\n{}", folder.display(), text::summary(&frame)?));
+                texts.push(format!("{}\n\n{}", folder.display(), text::summary(&frame, generations.as_ref())?));
             }
         }
     }
@@ -119,59 +133,42 @@ pub fn result_folders(path: &Path, has_results: impl Fn(&Path) -> bool) -> Vec<P
     found
 }
 
-fn read(path: &Path) -> Result<DataFrame, ReportError> {
+/// A table, or these columns of it.
+fn read(path: &Path, columns: Option<&[&str]>) -> Result<DataFrame, ReportError> {
     let broken = |message: String| ReportError::Broken { path: path.to_owned(), message };
     let file = File::open(path).map_err(|e| broken(e.to_string()))?;
-    ParquetReader::new(file).finish().map_err(|e| broken(e.to_string()))
+    let columns = columns.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
+    ParquetReader::new(file).with_columns(columns).finish().map_err(|e| broken(e.to_string()))
 }
 
-/// What a variant's tables hold for its row.
-#[derive(Default)]
-struct Numbers {
-    dense: Measured,
-    pruned: Measured,
-    last: Measured,
-    sizes: BTreeMap<&'static str, AnyValue<'static>>,
+/// A variant, and what its tables hold.
+struct Row {
+    variant: VariantSummary,
+    numbers: Numbers,
+    texts: Texts,
 }
 
-impl Numbers {
-    fn read(variant: &VariantSummary) -> Result<Self, ReportError> {
-        let evaluate = variant.tables.join("evaluate.parquet");
-        let evaluate = if evaluate.exists() { Some(read(&evaluate)?) } else { None };
-        // Later steps win.
-        let at = |steps: &mut dyn Iterator<Item = &u32>| match &evaluate {
-            Some(frame) => steps.map(|&step| measured(frame, step)).try_fold(Measured::new(), |mut all, one| {
-                all.extend(one?);
-                Ok::<_, ReportError>(all)
-            }),
-            None => Ok(Measured::new()),
-        };
-        let Shape { dense, pruned, last, .. } = &variant.shape;
-        Ok(Self {
-            dense: at(&mut dense.iter().rev())?,
-            pruned: at(&mut pruned.iter())?,
-            last: if variant.status == Status::Succeeded { at(&mut last.iter())? } else { Measured::new() },
-            sizes: last_sizes(&variant.tables.join("prune_sizes.parquet"))?,
-        })
+impl Row {
+    fn read(variant: &VariantSummary) -> Self {
+        let mut variant = variant.clone();
+        let read = Numbers::read(&variant).and_then(|numbers| Ok((numbers, Texts::read(&variant)?)));
+        // One variant's broken table is no reason to lose the others' rows.
+        let (numbers, texts) = read.unwrap_or_else(|error| {
+            (variant.status, variant.error) = (Status::Failed, Some(format!("{error}; run it again")));
+            Default::default()
+        });
+        Self { variant, numbers, texts }
     }
 }
 
 /// One row for each variant: swept options, status, sizes, metrics, and their differences to the dense model.
-fn variants_frame(variants: &[VariantSummary]) -> Result<DataFrame, ReportError> {
-    let mut variants = variants.to_vec();
-    let mut numbers: Vec<Numbers> = Vec::with_capacity(variants.len());
-    for variant in &mut variants {
-        // One variant's broken table is no reason to lose the others' rows.
-        numbers.push(Numbers::read(variant).unwrap_or_else(|error| {
-            (variant.status, variant.error) = (Status::Failed, Some(format!("{error}; run it again")));
-            Numbers::default()
-        }));
-    }
-    let variants = &variants[..];
+fn variants_frame(rows: &[Row]) -> Result<DataFrame, ReportError> {
+    let variants: Vec<&VariantSummary> = rows.iter().map(|row| &row.variant).collect();
+    let numbers: Vec<&Numbers> = rows.iter().map(|row| &row.numbers).collect();
     let mut columns: Vec<Column> =
         vec![Column::new("variant".into(), variants.iter().map(|v| v.shape.id.as_str()).collect::<Vec<_>>())];
-    for key in swept_keys(variants) {
-        columns.push(swept_column(&key, variants));
+    for key in swept_keys(&variants) {
+        columns.push(swept_column(&key, &variants));
     }
     columns.push(Column::new("status".into(), variants.iter().map(|v| v.status.name()).collect::<Vec<_>>()));
     columns.push(Column::new("error".into(), variants.iter().map(|v| v.error.as_deref()).collect::<Vec<_>>()));
@@ -183,57 +180,32 @@ fn variants_frame(variants: &[VariantSummary]) -> Result<DataFrame, ReportError>
     }
     let metrics: BTreeSet<&String> = numbers.iter().flat_map(|row| row.last.keys().chain(row.dense.keys())).collect();
     for metric in metrics {
-        let mut column = |name: String, value: &dyn Fn(&Numbers) -> Option<f64>| {
-            columns.push(Column::new(name.into(), numbers.iter().map(value).collect::<Vec<Option<f64>>>()));
-        };
-        let value = |of: &Measured| of.get(metric).map(|m| m.0);
-        column(metric.clone(), &|row| value(&row.last));
-        column(format!("{metric}.stderr"), &|row| row.last.get(metric).and_then(|m| m.1));
-        column(format!("{metric}.dense"), &|row| value(&row.dense));
-        column(format!("{metric}.pruned"), &|row| value(&row.pruned));
-        column(format!("{metric}.delta"), &|row| Some(value(&row.last)? - value(&row.dense)?));
+        columns.extend(metric_columns(metric, &numbers));
     }
-    Ok(DataFrame::new(variants.len(), columns)?)
+    Ok(DataFrame::new(rows.len(), columns)?)
 }
 
-/// The metrics of one `evaluate`, as `task.metric`.
-fn measured(frame: &DataFrame, step: u32) -> Result<Measured, ReportError> {
-    let rows = frame
-        .clone()
-        .lazy()
-        .filter(col("step").eq(lit(step)))
-        .select([col("task"), col("metric"), col("value"), col("stderr")])
-        .collect()?;
-    let (task, metric) = (rows.column("task")?.str()?, rows.column("metric")?.str()?);
-    let (value, stderr) = (rows.column("value")?.f64()?, rows.column("stderr")?.f64()?);
-    let row = |i: usize| Some((format!("{}.{}", task.get(i)?, metric.get(i)?), (value.get(i)?, stderr.get(i))));
-    Ok((0..rows.height()).filter_map(row).collect())
+/// What is known of a metric, a column for each.
+fn metric_columns(metric: &str, numbers: &[&Numbers]) -> Vec<Column> {
+    let column = |ending: &str, value: &dyn Fn(&Numbers) -> Option<f64>| {
+        Column::new(format!("{metric}{ending}").into(), numbers.iter().map(|row| value(row)).collect::<Vec<Option<f64>>>())
+    };
+    let last = |row: &Numbers| row.last.get(metric).cloned();
+    let dense = |row: &Numbers| row.dense.get(metric).cloned();
+    let value = |of: Option<Measurement>| of.map(|m| m.value);
+    vec![
+        column("", &|row| value(last(row))),
+        column(".stderr", &|row| last(row)?.stderr),
+        column(".dense", &|row| value(dense(row))),
+        column(".dense_stderr", &|row| dense(row)?.stderr),
+        column(".pruned", &|row| value(row.pruned.get(metric).cloned())),
+        column(".delta", &|row| Some(last(row)?.value - dense(row)?.value)),
+        column(".delta_stderr", &|row| row.delta_stderr.get(metric).copied()),
+        column(".chance", &|row| last(row).or_else(|| dense(row))?.chance),
+    ]
 }
 
-/// The sizes before the first pruning and after the last.
-fn last_sizes(path: &Path) -> Result<BTreeMap<&'static str, AnyValue<'static>>, ReportError> {
-    if !path.exists() {
-        return Ok(BTreeMap::new());
-    }
-    let frame = read(path)?;
-    let mut sizes = BTreeMap::new();
-    for name in SIZES {
-        let row = if name.ends_with("_before") { 0 } else { frame.height() - 1 };
-        sizes.insert(name, frame.column(name)?.get(row)?.into_static());
-    }
-    // Of several prunings the shares are those of all together.
-    if let (AnyValue::UInt64(before), AnyValue::UInt64(after)) = (&sizes["params_before"], &sizes["params_after"]) {
-        let removed = 1.0 - *after as f64 / *before as f64;
-        sizes.insert("param_ratio", AnyValue::Float64(removed));
-    }
-    let kept: f64 = frame.column("group_ratio")?.f64()?.iter().flatten().map(|removed| 1.0 - removed).product();
-    if frame.height() > 1 {
-        sizes.insert("group_ratio", AnyValue::Float64(1.0 - kept));
-    }
-    Ok(sizes)
-}
-
-fn swept_keys(variants: &[VariantSummary]) -> Vec<String> {
+fn swept_keys(variants: &[&VariantSummary]) -> Vec<String> {
     let mut keys: Vec<String> = Vec::new();
     for (key, _) in variants.iter().flat_map(|v| &v.shape.swept) {
         if !keys.contains(key) {
@@ -244,7 +216,7 @@ fn swept_keys(variants: &[VariantSummary]) -> Vec<String> {
 }
 
 /// A swept option as a column: numbers as numbers, everything else as text.
-fn swept_column(key: &str, variants: &[VariantSummary]) -> Column {
+fn swept_column(key: &str, variants: &[&VariantSummary]) -> Column {
     let values: Vec<Option<&Value>> =
         variants.iter().map(|v| v.shape.swept.iter().find(|(k, _)| k == key).map(|(_, value)| value)).collect();
     let all = |is: fn(&Value) -> bool| values.iter().flatten().all(|value| is(value));

@@ -16,11 +16,22 @@ pub struct Shape {
     pub id: String,
     /// The options that the sweep decides, and their values.
     pub swept: Vec<(String, Value)>,
-    /// Every `evaluate` before any pruning: the dense model. The first that has a metric counts.
+    /// Its stages of type `evaluate`.
+    #[serde(flatten)]
+    pub evaluate: Steps,
+    /// Its stages of type `generate`.
+    #[serde(default)]
+    pub generate: Steps,
+}
+
+/// Which stages of one type look at which model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Steps {
+    /// Every one before any pruning: the dense model. The first that has a metric, or a prompt, counts.
     pub dense: Vec<u32>,
-    /// Every `evaluate` between the last pruning and what changes the model after it: not yet recovered.
+    /// Every one between the last pruning and what changes the model after it: not yet recovered.
     pub pruned: Vec<u32>,
-    /// Every `evaluate` of the model as it is in the end. The last that has a metric counts.
+    /// Every one of the model as it is in the end. The last that has a metric, or a prompt, counts.
     pub last: Vec<u32>,
 }
 
@@ -32,25 +43,29 @@ pub struct Sweep {
 
 impl From<&Variant> for Shape {
     fn from(variant: &Variant) -> Self {
-        let steps = &variant.steps;
+        Self {
+            id: variant.id.clone(),
+            swept: variant.swept.clone(),
+            evaluate: Steps::of(&variant.steps, "evaluate"),
+            generate: Steps::of(&variant.steps, "generate"),
+        }
+    }
+}
+
+impl Steps {
+    fn of(steps: &[Step], tag: &str) -> Self {
         let changes = |step: &Step| step.stage.makes().contains(&Product::Model);
-        let evaluates = |steps: &[Step]| -> Vec<u32> {
-            steps.iter().filter(|step| matches!(step.stage, Stage::Evaluate(_))).map(|step| step.position).collect()
+        let among = |steps: &[Step]| -> Vec<u32> {
+            steps.iter().filter(|step| step.stage.tag() == tag).map(|step| step.position).collect()
         };
         let is_prune = |step: &Step| matches!(step.stage, Stage::Prune(_));
         let first_pruning = steps.iter().position(is_prune).unwrap_or(steps.len());
         let last_change = steps.iter().rposition(changes).unwrap_or(0);
         let pruned = steps.iter().rposition(is_prune).map(|pruning| {
             let next = steps[pruning + 1..].iter().position(changes).map(|next| pruning + 1 + next);
-            next.map_or_else(Vec::new, |next| evaluates(&steps[pruning..next]))
+            next.map_or_else(Vec::new, |next| among(&steps[pruning..next]))
         });
-        Self {
-            id: variant.id.clone(),
-            swept: variant.swept.clone(),
-            dense: evaluates(&steps[..first_pruning]),
-            pruned: pruned.unwrap_or_default(),
-            last: evaluates(&steps[last_change..]),
-        }
+        Self { dense: among(&steps[..first_pruning]), pruned: pruned.unwrap_or_default(), last: among(&steps[last_change..]) }
     }
 }
 

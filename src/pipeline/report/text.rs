@@ -1,10 +1,13 @@
-//! The table of a sweep as text: the dense model first, then a line for each variant, differences to dense beside the
-//! numbers, the best of each column marked.
+//! The table of a sweep as text: the dense model and chance first, then a line for each variant, differences to dense beside
+//! the numbers, the best of each column marked, and what guessing could have given.
 
 use polars::prelude::*;
 use serde_json::{Map, Value};
 
-use super::ReportError;
+use super::{ReportError, generations};
+
+/// Stands before a value that guessing could have given.
+const GUESS: &str = "~ ";
 
 /// A column of the printed table.
 struct Shown {
@@ -14,68 +17,195 @@ struct Shown {
     number: bool,
 }
 
-/// The frame as lines.
-pub fn summary(frame: &DataFrame) -> Result<String, ReportError> {
-    let names: Vec<String> = frame.get_column_names().iter().map(|name| name.to_string()).collect();
-    let metrics: Vec<&String> = names.iter().filter(|name| names.contains(&format!("{name}.delta"))).collect();
-    let swept: Vec<&String> = names.iter().skip(1).take_while(|name| *name != "status").collect();
-    let dense: Vec<Vec<Option<f64>>> =
-        metrics.iter().map(|metric| number(frame, &format!("{metric}.dense"))).collect::<Result<_, PolarsError>>()?;
-    let measured = || dense.iter().map(|values| values.iter().flatten().collect::<Vec<_>>());
-    let is_compared = measured().any(|values| !values.is_empty());
-    // Variants of several models have no dense line in common.
-    let has_dense = is_compared && measured().all(|values| values.windows(2).all(|pair| pair[0] == pair[1]));
+/// The lines above those of the variants.
+#[derive(Clone, Copy)]
+struct Above {
+    dense: bool,
+    chance: bool,
+}
 
-    let mut columns = vec![shown("variant", has_dense.then(|| "dense".to_owned()), strings(frame, "variant")?, false)];
-    for key in swept {
-        let title = key.split_once('.').map_or(key.as_str(), |(_, option)| option);
-        columns.push(shown(title, has_dense.then(String::new), strings(frame, key)?, false));
+/// A metric's columns.
+struct Metric {
+    name: String,
+    value: Vec<Option<f64>>,
+    stderr: Vec<Option<f64>>,
+    dense: Vec<Option<f64>>,
+    dense_stderr: Vec<Option<f64>>,
+    pruned: Vec<Option<f64>>,
+    delta: Vec<Option<f64>>,
+    delta_stderr: Vec<Option<f64>>,
+    chance: Vec<Option<f64>>,
+}
+
+/// The frames as lines; `generations`: what was written, where anything was.
+pub fn summary(frame: &DataFrame, generations: Option<&DataFrame>) -> Result<String, ReportError> {
+    let names: Vec<String> = frame.get_column_names().iter().map(|name| name.to_string()).collect();
+    let metrics = names.iter().filter(|name| names.contains(&format!("{name}.delta")));
+    let metrics = metrics.map(|name| Metric::read(frame, name)).collect::<Result<Vec<_>, _>>()?;
+    let is_compared = metrics.iter().any(|metric| metric.dense.iter().any(Option::is_some));
+    let above = Above {
+        // Variants of several models have no dense line in common.
+        dense: is_compared && metrics.iter().all(|metric| is_common(&metric.dense)),
+        chance: metrics.iter().any(|metric| metric.common_chance().is_some()),
+    };
+    let mut columns = option_columns(frame, &names, above)?;
+    columns.extend(size_columns(frame, above)?);
+    columns.extend(metrics.iter().map(|metric| metric.shown(above)));
+
+    let mut text = lines(&columns) + "\n* the best of its column";
+    let is_any = |of: fn(&Metric) -> bool| metrics.iter().any(of);
+    if is_compared {
+        text.push_str("; in brackets the difference to the dense model");
     }
+    if is_any(|metric| metric.delta_stderr.iter().any(Option::is_some)) {
+        text.push_str(", ± its paired standard error");
+    }
+    if is_any(|metric| metric.pruned.iter().any(Option::is_some)) {
+        text.push_str("; → from pruned to recovered");
+    }
+    if columns.iter().any(|column| column.number && column.cells.iter().any(|cell| cell.contains(GUESS))) {
+        text.push_str("; ~ not above chance by two standard errors");
+    }
+    text.push('\n');
+    text.push_str(&failures(frame)?);
+    if let Some(generations) = generations {
+        text.push_str(&generations::summary(generations)?);
+    }
+    Ok(text)
+}
+
+impl Metric {
+    fn read(frame: &DataFrame, name: &str) -> Result<Self, PolarsError> {
+        let column = |ending: &str| number(frame, &format!("{name}{ending}"));
+        // tables of earlier versions have not all of them
+        let newer = |ending: &str| match frame.column(&format!("{name}{ending}")) {
+            Ok(_) => column(ending),
+            Err(_) => Ok(vec![None; frame.height()]),
+        };
+        Ok(Self {
+            value: column("")?,
+            stderr: column(".stderr")?,
+            dense: column(".dense")?,
+            dense_stderr: newer(".dense_stderr")?,
+            pruned: column(".pruned")?,
+            delta: column(".delta")?,
+            delta_stderr: newer(".delta_stderr")?,
+            chance: newer(".chance")?,
+            name: name.to_owned(),
+        })
+    }
+
+    fn lower_is_better(&self) -> bool {
+        let metric = self.name.rsplit('.').next().unwrap_or_default();
+        ["perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"].contains(&metric)
+    }
+
+    /// The chance of all variants, if it is one.
+    fn common_chance(&self) -> Option<f64> {
+        self.chance.iter().flatten().next().copied().filter(|_| is_common(&self.chance))
+    }
+
+    fn show(&self, value: f64) -> String {
+        if self.lower_is_better() { format!("{value:.3}") } else { format!("{:.1} %", 100.0 * value) }
+    }
+
+    /// The differences in brackets, digits below digits.
+    fn brackets(&self) -> Vec<String> {
+        let (scale, digits) = if self.lower_is_better() { (1.0, 3) } else { (100.0, 1) };
+        let widest = |texts: &[Option<String>]| texts.iter().flatten().map(|text| text.chars().count()).max().unwrap_or(0);
+        let deltas: Vec<Option<String>> =
+            self.delta.iter().map(|delta| delta.map(|d| format!("{:+.digits$}", scale * d))).collect();
+        let errors: Vec<Option<String>> =
+            self.delta_stderr.iter().map(|error| error.map(|e| format!(" ±{:.digits$}", scale * e))).collect();
+        let (delta_width, error_width) = (widest(&deltas), widest(&errors));
+        let bracket = |(delta, error): (&Option<String>, &Option<String>)| {
+            let delta = delta.as_ref()?;
+            let error = error.as_ref().map_or_else(String::new, |error| format!("{error:>error_width$}"));
+            Some(format!(" ({delta:>delta_width$}{error})"))
+        };
+        let brackets: Vec<Option<String>> = deltas.iter().zip(&errors).map(bracket).collect();
+        let width = widest(&brackets);
+        brackets.into_iter().map(|bracket| format!("{:<width$}", bracket.unwrap_or_default())).collect()
+    }
+
+    fn shown(&self, above: Above) -> Shown {
+        let lower_is_better = self.lower_is_better();
+        let best = self.value.iter().flatten().copied().reduce(|a, b| if (a < b) == lower_is_better { a } else { b });
+        let brackets = self.brackets();
+        let cell = |row: usize| {
+            let before = self.pruned[row].map_or_else(String::new, |value| self.show(value) + " → ");
+            let value = self.value[row].map(|value| {
+                let mark = if Some(value) == best { "* " } else { "" };
+                let guess = guess(value, self.stderr[row], self.chance[row]);
+                format!("{mark}{guess}{}{}", self.show(value), brackets[row])
+            });
+            before + &value.unwrap_or_else(|| "–".to_owned())
+        };
+        // without a bracket, but above the numbers
+        let beside = brackets.first().map_or(0, |bracket| bracket.chars().count());
+        let on_top = |value: f64| self.show(value) + &" ".repeat(beside);
+        let chance = self.common_chance();
+        let dense = self.dense.iter().zip(&self.dense_stderr).find_map(|(value, stderr)| Some(((*value)?, *stderr)));
+        let dense = dense.map(|(value, stderr)| guess(value, stderr, chance).to_owned() + &on_top(value));
+        let first = above.cells(dense.unwrap_or_default(), chance.map(on_top).unwrap_or_default());
+        shown(&self.name, first, (0..self.value.len()).map(cell).collect(), true)
+    }
+}
+
+impl Above {
+    fn cells(self, dense: String, chance: String) -> Vec<String> {
+        [(self.dense, dense), (self.chance, chance)].into_iter().filter_map(|(is_there, cell)| is_there.then_some(cell)).collect()
+    }
+}
+
+/// Whether all that are there are the same.
+fn is_common(values: &[Option<f64>]) -> bool {
+    let mut known = values.iter().flatten();
+    known.next().is_none_or(|first| known.all(|value| value == first))
+}
+
+/// The mark of a value that does not exceed chance by more than two of its standard errors.
+fn guess(value: f64, stderr: Option<f64>, chance: Option<f64>) -> &'static str {
+    match chance {
+        Some(chance) if value - chance <= 2.0 * stderr.unwrap_or(0.0) => GUESS,
+        _ => "",
+    }
+}
+
+/// The variants' names, and what the sweep decided for each.
+fn option_columns(frame: &DataFrame, names: &[String], above: Above) -> Result<Vec<Shown>, PolarsError> {
+    let first = above.cells("dense".to_owned(), "chance".to_owned());
+    let mut columns = vec![shown("variant", first, strings(frame, "variant")?, false)];
+    for key in names.iter().skip(1).take_while(|name| *name != "status") {
+        let title = key.split_once('.').map_or(key.as_str(), |(_, option)| option);
+        let first = above.cells(String::new(), String::new());
+        columns.push(shown(title, first, strings(frame, key)?, false));
+    }
+    Ok(columns)
+}
+
+/// What was taken away, and what is left.
+fn size_columns(frame: &DataFrame, above: Above) -> Result<Vec<Shown>, PolarsError> {
     let percent = |share: f64| format!("-{:.1} %", 100.0 * share);
     let bytes = |bytes: f64| indicatif::HumanBytes(bytes as u64).to_string();
+    let mut columns = Vec::new();
     let mut size = |title: &str, column: &str, dense: Option<f64>, show: &dyn Fn(f64) -> String| {
         let values = number(frame, column)?;
         if values.iter().any(Option::is_some) {
             let cells = values.into_iter().map(|value| value.map_or_else(|| "–".to_owned(), show)).collect();
-            columns.push(shown(title, has_dense.then(|| dense.map_or_else(String::new, show)), cells, true));
+            let first = above.cells(dense.map_or_else(String::new, show), String::new());
+            columns.push(shown(title, first, cells, true));
         }
         Ok::<_, PolarsError>(())
     };
     size("units", "group_ratio", None, &percent)?;
     size("params", "param_ratio", None, &percent)?;
     size("size", "bytes_after", number(frame, "bytes_before")?.into_iter().flatten().next(), &bytes)?;
-    let mut recovers = false;
-    for (metric, dense) in metrics.into_iter().zip(dense) {
-        let values = number(frame, metric)?;
-        let lower_is_better = metric.ends_with(".perplexity");
-        let best = values.iter().flatten().copied().reduce(|a, b| if (a < b) == lower_is_better { a } else { b });
-        let show = |value: f64| if lower_is_better { format!("{value:.3}") } else { format!("{:.1} %", 100.0 * value) };
-        let difference = |delta: Option<f64>| match delta {
-            Some(delta) if lower_is_better => format!(" ({delta:+.3})"),
-            Some(delta) => format!(" ({:+5.1})", 100.0 * delta),
-            None => String::new(),
-        };
-        let deltas = number(frame, &format!("{metric}.delta"))?;
-        let pruned = number(frame, &format!("{metric}.pruned"))?;
-        recovers |= pruned.iter().any(Option::is_some);
-        let cell = |((value, pruned), delta): ((&Option<f64>, &Option<f64>), &Option<f64>)| {
-            let before = pruned.map_or_else(String::new, |v| show(v) + " → ");
-            let value = value.map(|v| format!("{}{}{}", if Some(v) == best { "* " } else { "" }, show(v), difference(*delta)));
-            before + &value.unwrap_or_else(|| "–".to_owned())
-        };
-        let dense = dense.into_iter().flatten().next();
-        let beside = deltas.iter().flatten().next().map_or(0, |delta| difference(Some(*delta)).len());
-        let first = has_dense.then(|| dense.map_or_else(String::new, |d| show(d) + &" ".repeat(beside)));
-        columns.push(shown(metric, first, values.iter().zip(&pruned).zip(&deltas).map(cell).collect(), true));
-    }
-    let mut text = lines(&columns) + "\n* the best of its column";
-    if is_compared {
-        text.push_str("; in brackets the difference to the dense model");
-    }
-    if recovers {
-        text.push_str("; → from pruned to recovered");
-    }
-    text.push('\n');
+    Ok(columns)
+}
+
+/// Variants that have no numbers, and why.
+fn failures(frame: &DataFrame) -> Result<String, PolarsError> {
     let (ids, errors) = (frame.column("variant")?.str()?, frame.column("error")?.str()?);
     let mut failed: Vec<((String, &str), Vec<&str>)> = Vec::new();
     for ((id, error), status) in ids.iter().zip(errors.iter()).zip(strings(frame, "status")?) {
@@ -85,10 +215,8 @@ pub fn summary(frame: &DataFrame) -> Result<String, ReportError> {
             None => failed.push(((status, error), vec![id])),
         }
     }
-    for ((status, error), ids) in failed {
-        text.push_str(&format!("\n{status}: {}: {error}\n", ids.join(", ")));
-    }
-    Ok(text)
+    let told = |((status, error), ids): ((String, &str), Vec<&str>)| format!("\n{status}: {}: {error}\n", ids.join(", "));
+    Ok(failed.into_iter().map(told).collect())
 }
 
 /// The frame as JSON objects.
@@ -96,6 +224,7 @@ pub fn records(frame: &DataFrame) -> Value {
     let cell = |column: &Column, row: usize| match column.get(row) {
         Ok(AnyValue::Null) | Err(_) => Value::Null,
         Ok(AnyValue::Boolean(truth)) => truth.into(),
+        Ok(AnyValue::UInt32(n)) => n.into(),
         Ok(AnyValue::UInt64(n)) => n.into(),
         Ok(AnyValue::Int64(n)) => n.into(),
         Ok(AnyValue::Float64(x)) => x.into(),
@@ -107,7 +236,7 @@ pub fn records(frame: &DataFrame) -> Value {
     (0..frame.height()).map(record).collect()
 }
 
-fn shown(title: &str, first: Option<String>, cells: Vec<String>, number: bool) -> Shown {
+fn shown(title: &str, first: Vec<String>, cells: Vec<String>, number: bool) -> Shown {
     Shown { title: title.to_owned(), cells: first.into_iter().chain(cells).collect(), number }
 }
 

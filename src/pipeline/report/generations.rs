@@ -1,0 +1,141 @@
+//! `generations.parquet`: what the variants wrote to the same prompts, beside what the dense and the pruned model wrote; and
+//! the same as a person reads it.
+
+use std::collections::BTreeMap;
+
+use polars::prelude::*;
+
+use super::{ReportError, Row, VariantSummary, read};
+use crate::pipeline::results::Status;
+use crate::pipeline::shape::Steps;
+
+/// The file of the table, in the folder of a pipeline.
+pub const TABLE: &str = "generations.parquet";
+
+/// What is read of `generate`.
+const COLUMNS: [&str; 4] = ["step", "prompt", "input", "output"];
+
+/// How many prompts the summary shows.
+const PROMPTS: usize = 3;
+
+/// How many variants the summary shows of each.
+const VARIANTS: usize = 12;
+
+/// How many characters of a text the summary shows.
+const CHARACTERS: usize = 100;
+
+/// A prompt, by its place in its stage and what it says: stages of one variant may have prompts of their own.
+type Prompt = (u32, String);
+
+/// What the models of one variant wrote.
+#[derive(Default)]
+pub struct Texts {
+    dense: BTreeMap<Prompt, String>,
+    pruned: BTreeMap<Prompt, String>,
+    last: BTreeMap<Prompt, String>,
+}
+
+impl Texts {
+    pub fn read(variant: &VariantSummary) -> Result<Self, ReportError> {
+        let path = variant.tables.join("generate.parquet");
+        if !path.exists() {
+            return Ok(Self::default());
+        }
+        let frame = read(&path, Some(&COLUMNS))?;
+        let (step, prompt) = (frame.column("step")?.u32()?, frame.column("prompt")?.u32()?);
+        let (input, output) = (frame.column("input")?.str()?, frame.column("output")?.str()?);
+        let row = |i: usize| Some((step.get(i)?, (prompt.get(i)?, input.get(i)?.to_owned()), output.get(i)?.to_owned()));
+        let rows: Vec<(u32, Prompt, String)> = (0..frame.height()).filter_map(row).collect();
+        // Later steps win.
+        let at = |steps: &mut dyn Iterator<Item = &u32>| -> BTreeMap<Prompt, String> {
+            let of = |step: u32| rows.iter().filter(move |row| row.0 == step);
+            steps.flat_map(|step| of(*step)).map(|(_, prompt, output)| (prompt.clone(), output.clone())).collect()
+        };
+        let Steps { dense, pruned, last } = &variant.shape.generate;
+        Ok(Self {
+            dense: at(&mut dense.iter().rev()),
+            pruned: at(&mut pruned.iter()),
+            last: if variant.status == Status::Succeeded { at(&mut last.iter()) } else { BTreeMap::new() },
+        })
+    }
+
+    /// Every prompt that any model was given, in order.
+    fn prompts(&self) -> Vec<&Prompt> {
+        let mut prompts: Vec<&Prompt> = [&self.dense, &self.pruned, &self.last].into_iter().flat_map(BTreeMap::keys).collect();
+        prompts.sort();
+        prompts.dedup();
+        prompts
+    }
+}
+
+/// One row for each variant and prompt; None if nothing was written.
+pub fn frame(rows: &[Row]) -> Result<Option<DataFrame>, ReportError> {
+    let asked = rows.iter().flat_map(|row| row.texts.prompts().into_iter().map(move |prompt| (row, prompt)));
+    let asked: Vec<(&Row, &Prompt)> = asked.collect();
+    if asked.is_empty() {
+        return Ok(None);
+    }
+    let text = |name: &str, texts: fn(&Texts) -> &BTreeMap<Prompt, String>| {
+        let texts = asked.iter().map(|(row, prompt)| texts(&row.texts).get(*prompt).map(String::as_str));
+        Column::new(name.into(), texts.collect::<Vec<Option<&str>>>())
+    };
+    let columns = vec![
+        Column::new("variant".into(), asked.iter().map(|(row, _)| row.variant.shape.id.as_str()).collect::<Vec<_>>()),
+        Column::new("prompt".into(), asked.iter().map(|(_, prompt)| prompt.0).collect::<Vec<_>>()),
+        Column::new("input".into(), asked.iter().map(|(_, prompt)| prompt.1.as_str()).collect::<Vec<_>>()),
+        text("dense", |texts| &texts.dense),
+        text("pruned", |texts| &texts.pruned),
+        text("output", |texts| &texts.last),
+    ];
+    Ok(Some(DataFrame::new(asked.len(), columns)?))
+}
+
+/// The first prompts: each, and below it what the dense model and the variants wrote, a line each.
+pub fn summary(frame: &DataFrame) -> Result<String, PolarsError> {
+    let (variant, prompt) = (frame.column("variant")?.str()?, frame.column("prompt")?.u32()?);
+    let (input, dense, output) = (frame.column("input")?.str()?, frame.column("dense")?.str()?, frame.column("output")?.str()?);
+    let mut asked: Vec<((u32, &str), Vec<usize>)> = Vec::new();
+    for i in 0..frame.height() {
+        let (Some(number), Some(input)) = (prompt.get(i), input.get(i)) else { continue };
+        match asked.iter_mut().find(|(known, _)| *known == (number, input)) {
+            Some((_, rows)) => rows.push(i),
+            None => asked.push(((number, input), vec![i])),
+        }
+    }
+    let shown = asked.iter().take(PROMPTS).flat_map(|(_, rows)| rows.iter().take(VARIANTS));
+    let names = shown.filter_map(|&i| variant.get(i)).chain(["dense"]);
+    let width = names.map(|name| name.chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for ((number, input), rows) in asked.iter().take(PROMPTS) {
+        text.push_str(&format!("\nprompt {number}: {}\n", line(input)));
+        let mut write = |name: &str, output: Option<&str>| {
+            let output = output.map_or_else(|| "–".to_owned(), line);
+            text.push_str(format!("  {name:<width$}  {output}").trim_end());
+            text.push('\n');
+        };
+        let mut of_dense = rows.iter().filter_map(|&i| dense.get(i));
+        let first = of_dense.next();
+        // Variants of several models have no dense line in common.
+        if first.is_some() && of_dense.all(|other| Some(other) == first) {
+            write("dense", first);
+        }
+        for &i in rows.iter().take(VARIANTS) {
+            write(variant.get(i).unwrap_or_default(), output.get(i));
+        }
+    }
+    if asked.len() > PROMPTS || asked.iter().any(|(_, rows)| rows.len() > VARIANTS) {
+        text.push_str(&format!("\nall that was written: {TABLE}\n"));
+    }
+    Ok(text)
+}
+
+/// A text on one line, cut.
+fn line(text: &str) -> String {
+    // a model may write any character, also those that command a terminal
+    let plain = |c: char| if c.is_whitespace() || c.is_control() { ' ' } else { c };
+    let text: String = text.trim().chars().take(CHARACTERS + 1).map(plain).collect();
+    match text.char_indices().nth(CHARACTERS) {
+        Some(_) => text.chars().take(CHARACTERS - 1).chain(['…']).collect(),
+        None => text,
+    }
+}

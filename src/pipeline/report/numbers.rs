@@ -1,0 +1,106 @@
+//! What a variant's tables hold for its row in `variants.parquet`: metrics of the dense, the pruned and the final model, and
+//! sizes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use polars::prelude::*;
+
+use super::{ReportError, VariantSummary, paired, read};
+use crate::pipeline::results::Status;
+use crate::pipeline::shape::Steps;
+
+/// The columns of `prune_sizes` that the table repeats.
+pub const SIZES: [&str; 8] =
+    ["params_before", "params_after", "macs_before", "macs_after", "bytes_before", "bytes_after", "group_ratio", "param_ratio"];
+
+/// What an `evaluate` says of a metric.
+#[derive(Clone, Debug)]
+pub struct Measurement {
+    pub task: String,
+    pub metric: String,
+    /// The step that measured it.
+    pub step: u32,
+    pub value: f64,
+    pub stderr: Option<f64>,
+    /// The accuracy of guessing.
+    pub chance: Option<f64>,
+}
+
+/// Metrics by their names, `task.metric`.
+pub type Measured = BTreeMap<String, Measurement>;
+
+/// The numbers of one variant.
+#[derive(Default)]
+pub struct Numbers {
+    pub dense: Measured,
+    pub pruned: Measured,
+    pub last: Measured,
+    /// Standard errors of the differences of `last` to `dense`.
+    pub delta_stderr: BTreeMap<String, f64>,
+    pub sizes: BTreeMap<&'static str, AnyValue<'static>>,
+}
+
+impl Numbers {
+    pub fn read(variant: &VariantSummary) -> Result<Self, ReportError> {
+        let evaluate = variant.tables.join("evaluate.parquet");
+        let evaluate = if evaluate.exists() { Some(read(&evaluate, None)?) } else { None };
+        // Later steps win.
+        let at = |steps: &mut dyn Iterator<Item = &u32>| match &evaluate {
+            Some(frame) => steps.map(|&step| measured(frame, step)).try_fold(Measured::new(), |mut all, one| {
+                all.extend(one?);
+                Ok::<_, ReportError>(all)
+            }),
+            None => Ok(Measured::new()),
+        };
+        let Steps { dense, pruned, last } = &variant.shape.evaluate;
+        let dense = at(&mut dense.iter().rev())?;
+        let last = if variant.status == Status::Succeeded { at(&mut last.iter())? } else { Measured::new() };
+        Ok(Self {
+            delta_stderr: paired::standard_errors(&variant.tables.join("evaluate_documents.parquet"), &dense, &last)?,
+            dense,
+            pruned: at(&mut pruned.iter())?,
+            last,
+            sizes: last_sizes(&variant.tables.join("prune_sizes.parquet"))?,
+        })
+    }
+}
+
+/// The metrics of one `evaluate`.
+fn measured(frame: &DataFrame, step: u32) -> Result<Measured, ReportError> {
+    let rows = frame.clone().lazy().filter(col("step").eq(lit(step))).collect()?;
+    let (task, metric) = (rows.column("task")?.str()?, rows.column("metric")?.str()?);
+    let (value, stderr) = (rows.column("value")?.f64()?, rows.column("stderr")?.f64()?);
+    // results of earlier versions do not say it
+    let chance = rows.column("chance").ok().map(|column| column.f64()).transpose()?;
+    let row = |i: usize| {
+        let (task, metric) = (task.get(i)?.to_owned(), metric.get(i)?.to_owned());
+        let chance = chance.and_then(|column| column.get(i));
+        let name = format!("{task}.{metric}");
+        Some((name, Measurement { task, metric, step, value: value.get(i)?, stderr: stderr.get(i), chance }))
+    };
+    Ok((0..rows.height()).filter_map(row).collect())
+}
+
+/// The sizes before the first pruning and after the last.
+fn last_sizes(path: &Path) -> Result<BTreeMap<&'static str, AnyValue<'static>>, ReportError> {
+    if !path.exists() {
+        return Ok(BTreeMap::new());
+    }
+    let frame = read(path, None)?;
+    let mut sizes = BTreeMap::new();
+    for name in SIZES {
+        let row = if name.ends_with("_before") { 0 } else { frame.height() - 1 };
+        sizes.insert(name, frame.column(name)?.get(row)?.into_static());
+    }
+    // Of several prunings the shares are those of all together.
+    if let (AnyValue::UInt64(before), AnyValue::UInt64(after)) = (&sizes["params_before"], &sizes["params_after"]) {
+        let removed = 1.0 - *after as f64 / *before as f64;
+        sizes.insert("param_ratio", AnyValue::Float64(removed));
+    }
+    let kept: f64 = frame.column("group_ratio")?.f64()?.iter().flatten().map(|removed| 1.0 - removed).product();
+    if frame.height() > 1 {
+        sizes.insert("group_ratio", AnyValue::Float64(1.0 - kept));
+    }
+    Ok(sizes)
+}
