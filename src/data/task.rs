@@ -1,17 +1,35 @@
-//! Multiple-choice tasks as files: `datasets/<task>.toml` says where the rows are and how a row becomes a prompt and its
-//! choices (after lm-evaluation-harness, whose templates the published sets follow).
+//! Tasks as files: `datasets/<task>.toml` says where the rows are and how a row becomes a question with choices, or a text
+//! whose perplexity is measured (after lm-evaluation-harness, whose templates the published sets follow).
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
 use super::Input;
 use crate::spelling::closest;
 
-mod format;
+mod built_in;
+mod error;
+mod few_shot;
+mod locate;
+mod place;
+mod python_random;
+mod question;
+mod rows;
+mod template;
+mod text;
+mod written;
 
-use format::Format;
+pub use error::TaskError;
+use error::Unfitted;
+use few_shot::{Examples, ExamplesAt};
+use locate::{Surroundings, Wrong};
+pub use place::Place;
+use question::{Asked, Question};
+use rows::{Row, Rows, RowsFile};
+pub use text::Text;
+use text::TextForm;
+use written::TaskFile;
 
 /// A task, found and read, its rows not yet.
 #[derive(Clone, Debug)]
@@ -19,20 +37,64 @@ pub struct Task {
     pub name: String,
     pub split: String,
     pub metrics: Vec<Metric>,
-    format: Format,
-    rows: RowsAt,
+    /// The metric that stands in LLM-Pruner's tables.
+    pub paper_metric: Option<Metric>,
+    kind: Kind,
+    rows: Rows,
+    examples: ExamplesAt,
     /// The task file.
     written: Input,
+    /// Its content.
+    content: String,
+}
+
+/// What a row becomes.
+#[derive(Clone, Debug)]
+enum Kind {
+    Question(Question),
+    Text(TextForm),
 }
 
 /// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
     /// The choice with the largest log likelihood is right.
     Acc,
     /// The same, each log likelihood divided by the number of characters of its choice.
     AccNorm,
+    /// Of a token, in windows.
+    Perplexity,
+    /// Of a word, each document whole.
+    WordPerplexity,
+    /// Of a byte, each document whole.
+    BytePerplexity,
+    /// The logarithm of the byte perplexity, to base 2.
+    BitsPerByte,
+}
+
+impl Metric {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Acc => "acc",
+            Self::AccNorm => "acc_norm",
+            Self::Perplexity => "perplexity",
+            Self::WordPerplexity => "word_perplexity",
+            Self::BytePerplexity => "byte_perplexity",
+            Self::BitsPerByte => "bits_per_byte",
+        }
+    }
+
+    fn is_of_text(self) -> bool {
+        !matches!(self, Self::Acc | Self::AccNorm)
+    }
+}
+
+/// Few-shot: how many examples stand before a question, and the seed of their draw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Shots {
+    pub count: usize,
+    pub seed: u32,
 }
 
 /// A question: one request for each choice.
@@ -55,65 +117,6 @@ pub struct Request {
     pub chars: u32,
 }
 
-/// A task cannot be found or read.
-#[derive(Debug, thiserror::Error)]
-pub enum TaskError {
-    #[error("there is no task `{name}`{}", .close.as_ref().map_or_else(String::new, |close| format!("; did you mean `{close}`?")))]
-    Unknown { name: String, close: Option<String> },
-    #[error("cannot read `{}`: {source}", .path.display())]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("`{}` is not a task: {message}", .path.display())]
-    Broken { path: PathBuf, message: String },
-    #[error("`{name}` is a published set: its rows are looked for in `{rows}` under run.data, which is not given")]
-    NoData { name: String, rows: String },
-    #[error("`{}`, line {line}: {message}", .path.display())]
-    Row { path: PathBuf, line: usize, message: String },
-    #[error("`{}` holds no row", .0.display())]
-    Empty(PathBuf),
-}
-
-/// A task file as it is written.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TaskFile {
-    name: String,
-    /// Raised whenever prompt, choices or rows change what is measured.
-    #[expect(dead_code, reason = "for readers; the rows and the format are what is hashed and compared")]
-    version: u32,
-    split: String,
-    metrics: Vec<Metric>,
-    rows: WrittenRows,
-    format: Format,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum WrittenRows {
-    /// A file in the folder of the task file.
-    Beside(String),
-    /// A file under `run.data`.
-    Published(String),
-}
-
-#[derive(Clone, Debug)]
-enum RowsAt {
-    File(PathBuf),
-    BuiltIn(&'static str, &'static str),
-}
-
-/// The tasks built into the program, with the rows of our own.
-const BUILT_IN: [(&str, &str, Option<&str>); 9] = [
-    ("boolq", include_str!("../../datasets/boolq.toml"), None),
-    ("piqa", include_str!("../../datasets/piqa.toml"), None),
-    ("hellaswag", include_str!("../../datasets/hellaswag.toml"), None),
-    ("winogrande", include_str!("../../datasets/winogrande.toml"), None),
-    ("arc_easy", include_str!("../../datasets/arc_easy.toml"), None),
-    ("arc_challenge", include_str!("../../datasets/arc_challenge.toml"), None),
-    ("openbookqa", include_str!("../../datasets/openbookqa.toml"), None),
-    ("tiny_boolq", include_str!("../../datasets/tiny_boolq.toml"), Some(include_str!("../../datasets/tiny_boolq.jsonl"))),
-    ("tiny_piqa", include_str!("../../datasets/tiny_piqa.toml"), Some(include_str!("../../datasets/tiny_piqa.jsonl"))),
-];
-
 impl Task {
     /// Finds a task: a path of a task file (with a `/`, or ending in `.toml`), a name in `datasets/` of the working
     /// directory, or a name built into the program. `data` is `run.data`.
@@ -124,14 +127,11 @@ impl Task {
             Path::new("datasets").join(format!("{name}.toml"))
         };
         if local.exists() || local == Path::new(name) {
-            let text = std::fs::read_to_string(&local).map_err(|source| TaskError::Read { path: local.clone(), source })?;
-            return Self::read(&text, Input::File(local.clone()), &local, data, None);
+            let content = std::fs::read_to_string(&local).map_err(|source| TaskError::Read { path: local.clone(), source })?;
+            return Self::read(content, Input::File(local), data, None);
         }
-        match BUILT_IN.iter().find(|(built_in, ..)| *built_in == name) {
-            Some((name, text, rows)) => {
-                let written = Input::BuiltIn { name: format!("{name}.toml"), content: text };
-                Self::read(text, written, Path::new(name), data, rows.map(|rows| (*name, rows)))
-            }
+        match built_in::ALL.iter().find(|task| task.name == name) {
+            Some(task) => Self::read(task.text().to_owned(), task.input(), data, task.rows),
             None => {
                 let close = closest(name, Self::built_in()).map(str::to_owned);
                 Err(TaskError::Unknown { name: name.to_owned(), close })
@@ -141,124 +141,88 @@ impl Task {
 
     /// The names built into the program.
     pub fn built_in() -> impl Iterator<Item = &'static str> {
-        BUILT_IN.iter().map(|(name, ..)| *name)
+        built_in::ALL.iter().map(|task| task.name)
     }
 
-    fn read(
-        text: &str,
-        written: Input,
-        path: &Path,
-        data: Option<&Path>,
-        built_in: Option<(&'static str, &'static str)>,
-    ) -> Result<Self, TaskError> {
-        let file: TaskFile =
-            toml::from_str(text).map_err(|e| TaskError::Broken { path: path.to_owned(), message: e.to_string() })?;
-        if file.metrics.is_empty() {
-            return Err(TaskError::Broken {
-                path: path.to_owned(),
-                message: "`metrics` is empty: nothing is measured".to_owned(),
-            });
-        }
-        let rows = match (file.rows, built_in, data) {
-            (WrittenRows::Beside(_), Some((name, rows)), _) => RowsAt::BuiltIn(name, rows),
-            (WrittenRows::Beside(name), None, _) => RowsAt::File(path.parent().unwrap_or(Path::new(".")).join(name)),
-            (WrittenRows::Published(rows), _, Some(data)) => RowsAt::File(data.join(rows)),
-            (WrittenRows::Published(rows), _, None) => return Err(TaskError::NoData { name: file.name, rows }),
-        };
-        Ok(Self { name: file.name, split: file.split, metrics: file.metrics, format: file.format, rows, written })
-    }
-
-    /// The file that holds the rows; None if they are built into the program.
-    pub fn rows_file(&self) -> Option<&Path> {
-        match &self.rows {
-            RowsAt::File(path) => Some(path),
-            RowsAt::BuiltIn(..) => None,
-        }
-    }
-
-    /// What the task is made of: its file, and its rows.
-    pub fn inputs(&self) -> [Input; 2] {
-        let rows = match &self.rows {
-            RowsAt::File(path) => Input::File(path.clone()),
-            RowsAt::BuiltIn(name, rows) => Input::BuiltIn { name: format!("{name}.jsonl"), content: rows },
-        };
-        [self.written.clone(), rows]
-    }
-
-    /// The first `limit` documents.
-    pub fn documents(&self, limit: Option<usize>) -> Result<Vec<Document>, TaskError> {
-        let (path, text) = match &self.rows {
-            RowsAt::BuiltIn(name, rows) => (PathBuf::from(format!("{name}.jsonl")), (*rows).to_owned()),
-            RowsAt::File(path) => {
-                (path.clone(), std::fs::read_to_string(path).map_err(|source| TaskError::Read { path: path.clone(), source })?)
+    /// `beside`: the rows of a task that is built in with them.
+    fn read(content: String, written: Input, data: Option<&Path>, beside: Option<&'static str>) -> Result<Self, TaskError> {
+        let named = |wrong: Wrong| match wrong {
+            Wrong::Mistake((message, span)) => {
+                let place = Place { file: written.name(), text: content.clone(), span };
+                TaskError::Mistake { message, place: Box::new(place) }
             }
+            Wrong::Elsewhere(error) => error,
         };
-        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).take(limit.unwrap_or(usize::MAX));
-        let documents = lines.enumerate().map(|(doc, (line, row))| {
-            self.document(doc as u64, row).map_err(|message| TaskError::Row { path: path.clone(), line: line + 1, message })
-        });
-        let documents = documents.collect::<Result<Vec<_>, _>>()?;
-        if documents.is_empty() { Err(TaskError::Empty(path)) } else { Ok(documents) }
+        let file = TaskFile::read(&content).map_err(|mistake| named(mistake.into()))?;
+        let kind = file.kind().map_err(|mistake| named(mistake.into()))?;
+        let (metrics, paper_metric) = file.metrics(&kind).map_err(|mistake| named(mistake.into()))?;
+        let around = Surroundings { written: &written, data, beside };
+        let rows = file.rows(&around).map_err(named)?;
+        let examples = file.examples(&around, &rows).map_err(named)?;
+        Ok(Self { name: file.name, split: file.split, metrics, paper_metric, kind, rows, examples, written, content })
     }
 
-    fn document(&self, doc: u64, line: &str) -> Result<Document, String> {
-        let row: Map<String, Value> = serde_json::from_str(line).map_err(|e| format!("it is not a JSON object: {e}"))?;
-        let (requests, gold) = self.format.requests(&row)?;
-        if requests.len() < 2 {
-            return Err(format!("there is nothing to choose from {} choice", requests.len()));
+    /// Whether texts are measured, not questions.
+    pub fn is_text(&self) -> bool {
+        matches!(self.kind, Kind::Text(_))
+    }
+
+    /// What the task is made of: its file, its rows, and examples that lie elsewhere.
+    pub fn inputs(&self) -> Vec<Input> {
+        let mut inputs = vec![self.written.clone()];
+        match self.rows.files() {
+            Ok(files) => inputs.extend(files.iter().map(RowsFile::input)),
+            // What is not there yet is looked for by its first name.
+            Err(_) => inputs.extend(self.rows.expected().map(Input::File)),
         }
-        if let Some(empty) = requests.iter().position(|(_, choice)| choice.trim().is_empty()) {
-            return Err(format!("choice {empty} is empty"));
+        if let Some(Ok(files)) = self.examples.rows.as_ref().map(Rows::files) {
+            inputs.extend(
+                files
+                    .iter()
+                    .map(RowsFile::input)
+                    .filter(|input| !self.rows.files().is_ok_and(|own| own.iter().any(|file| file.input() == *input))),
+            );
         }
-        if gold >= requests.len() {
-            return Err(format!("the right choice is number {gold}, and there are {}", requests.len()));
-        }
-        let requests = requests.into_iter().map(|(context, choice)| Request {
-            context,
-            chars: choice.chars().count() as u32,
-            continuation: format!(" {choice}"),
-        });
-        Ok(Document { doc, requests: requests.collect(), gold })
+        inputs
+    }
+
+    /// The questions of the first `limit` rows, each behind its examples.
+    pub fn documents(&self, limit: Option<usize>, shots: Option<Shots>) -> Result<Vec<Document>, TaskError> {
+        let Kind::Question(question) = &self.kind else { return Err(TaskError::NoQuestions(self.name.clone())) };
+        let engine = template::engine();
+        let compiled = question.compile(&engine).map_err(|unfit| self.refused(unfit.into()))?;
+        let rows = self.rows.read(limit)?;
+        let shots = shots.filter(|shots| shots.count > 0);
+        let mut examples = shots.map(|shots| Examples::read(&self.examples, &self.rows, shots)).transpose()?;
+        let document = |(doc, row): (usize, &Row)| {
+            let before = match &mut examples {
+                Some(examples) => examples.before(row, &compiled).map_err(|unfitted| self.refused(unfitted))?,
+                None => String::new(),
+            };
+            let Asked { requests, gold } = compiled.ask(&row.value()).map_err(|unfit| self.refused(Unfitted::row(unfit, row)))?;
+            let requests = requests.into_iter().map(|(context, choice)| Request {
+                context: format!("{before}{context}"),
+                chars: choice.chars().count() as u32,
+                continuation: format!(" {choice}"),
+            });
+            Ok(Document { doc: doc as u64, requests: requests.collect(), gold })
+        };
+        rows.iter().enumerate().map(document).collect()
+    }
+
+    /// The first `limit` texts.
+    pub fn texts(&self, limit: Option<usize>) -> Result<Vec<Text>, TaskError> {
+        let Kind::Text(form) = &self.kind else { return Err(TaskError::NoText(self.name.clone())) };
+        // Where rows are joined, only the last of them tells how many documents there are.
+        let rows = self.rows.read(limit.filter(|_| form.join.is_none()))?;
+        form.texts(&rows, limit).map_err(|unfitted| self.refused(unfitted))
+    }
+
+    /// What a template refused, with its place in the task file.
+    fn refused(&self, unfitted: Unfitted) -> TaskError {
+        unfitted.located(|span| Place { file: self.written.name(), text: self.content.clone(), span })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_built_in_task_reads_and_ours_has_balanced_rows() {
-        for name in Task::built_in() {
-            let task = Task::find(name, Some(Path::new("data"))).expect(name);
-            assert_eq!(task.name, name);
-        }
-        for name in ["tiny_boolq", "tiny_piqa"] {
-            let documents = Task::find(name, None).expect(name).documents(None).expect(name);
-            let gold: usize = documents.iter().map(|d| d.gold).sum();
-            assert_eq!(gold * 2, documents.len(), "{name}: half of the answers are the second choice");
-        }
-    }
-
-    #[test]
-    fn mistakes_are_named() {
-        assert_eq!(
-            Task::find("tiny_bool", None).expect_err("no such task").to_string(),
-            "there is no task `tiny_bool`; did you mean `tiny_boolq`?"
-        );
-        let no_data = Task::find("piqa", None).expect_err("no data").to_string();
-        assert_eq!(
-            no_data,
-            "`piqa` is a published set: its rows are looked for in `piqa/validation.jsonl` under run.data, which is not given"
-        );
-        let task = Task::find("tiny_piqa", None).expect("built in");
-        assert_eq!(
-            task.document(0, "{\"goal\": \"g\", \"sol1\": \"a\", \"sol2\": 3, \"label\": 0}").expect_err("a number"),
-            "`sol2` is 3, not a text"
-        );
-        assert_eq!(
-            task.document(0, "{\"goal\": \"g\", \"sol1\": \"a\", \"sol2\": \"b\", \"label\": 2}").expect_err("no third"),
-            "the right choice is number 2, and there are 2"
-        );
-        assert_eq!(task.document(0, "{\"goal\": \"g\"}").expect_err("no choices"), "it lacks the field `sol1`");
-    }
-}
+mod tests;

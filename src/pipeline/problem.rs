@@ -6,6 +6,7 @@ use std::sync::Arc;
 use miette::{Diagnostic, NamedSource, SourceSpan};
 use serde::Serialize;
 
+use crate::data::task::Place;
 use crate::spelling::closest;
 
 /// The texts a pipeline is made of, laid one after another in one space of offsets: the file, then every `--set`. A
@@ -72,6 +73,9 @@ pub struct ProblemRecord {
     pub column: usize,
 }
 
+/// The order of problems in other files: after those of the pipeline.
+const AFTER_ALL: Range<usize> = usize::MAX..usize::MAX;
+
 fn count(problems: usize) -> String {
     if problems == 1 { "1 problem".to_owned() } else { format!("{problems} problems") }
 }
@@ -106,6 +110,19 @@ impl Sources {
         Problem { message: message.into(), source_text, at, help: Some(help.into()).filter(|h| !h.is_empty()), order: span }
     }
 
+    /// A problem in a file that the pipeline names, at a place of that file.
+    pub fn elsewhere(place: Place, message: impl Into<String>, help: impl Into<String>) -> Problem {
+        let end = place.text.len();
+        let start = place.span.start.min(end);
+        Problem {
+            message: message.into(),
+            source_text: NamedSource::new(&place.file, place.text.into()),
+            at: (start, place.span.end.clamp(start, end) - start).into(),
+            help: Some(help.into()).filter(|h| !h.is_empty()),
+            order: AFTER_ALL,
+        }
+    }
+
     pub fn stage_failed(
         &self,
         span: &Range<usize>,
@@ -122,8 +139,12 @@ impl Sources {
 impl Problem {
     /// In the order of their places, each once.
     pub fn sorted(mut problems: Vec<Problem>) -> Vec<Problem> {
-        problems.sort_by(|a, b| (a.order.start, a.order.end, &a.message).cmp(&(b.order.start, b.order.end, &b.message)));
-        problems.dedup_by(|a, b| a.order == b.order && a.message == b.message && a.source_text.name() == b.source_text.name());
+        fn key(problem: &Problem) -> (usize, usize, &str, usize, usize, &str) {
+            let Problem { order, source_text, at, message, .. } = problem;
+            (order.start, order.end, source_text.name(), at.offset(), at.len(), message)
+        }
+        problems.sort_by(|a, b| key(a).cmp(&key(b)));
+        problems.dedup_by(|a, b| key(a) == key(b));
         problems
     }
 

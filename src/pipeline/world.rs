@@ -100,8 +100,11 @@ pub fn room(plan: &Plan, survey: Option<&Survey>) -> Result<(), InvalidPipeline>
     if problems.is_empty() { Ok(()) } else { Err(InvalidPipeline { name: plan.file.display().to_string(), problems }) }
 }
 
-/// A fault of a decoded step: at the value of its key, else at the stage.
+/// A fault of a decoded step: at its place in another file, else at the value of its key, else at the stage.
 fn located(step: &Step, fault: Fault, sources: &Sources) -> Problem {
+    if let Some(place) = fault.place {
+        return Sources::elsewhere(place, fault.message, fault.help);
+    }
     let span = step.key_spans.get(&fault.key).cloned().unwrap_or(step.span.clone());
     sources.problem(span, fault.message, fault.help)
 }

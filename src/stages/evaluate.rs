@@ -82,13 +82,10 @@ impl Options {
         let mut faults = Vec::new();
         let mut names = self.tasks.clone();
         for (i, name) in self.tasks.iter().enumerate() {
-            let found = Task::find(name, world.data.as_deref()).map_err(|e| e.to_string());
-            let readable = found.and_then(|task| {
-                names[i].clone_from(&task.name);
-                task.rows_file().map_or(Ok(()), |rows| world.readable(rows))
-            });
-            let help = || format!("tasks: {}; or the path of a task file", Task::built_in().collect::<Vec<_>>().join(", "));
-            faults.extend(readable.err().map(|message| Fault::new(format!("tasks[{i}]"), message, help())));
+            match world.task(&format!("tasks[{i}]"), name, None) {
+                Ok(task) => names[i] = task.name,
+                Err(fault) => faults.push(fault),
+            }
         }
         faults.extend(repeated("tasks", &names));
         for (i, corpus) in self.corpora.iter().enumerate() {

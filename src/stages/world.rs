@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::Budget;
 use crate::data::corpus::CorpusSource;
+use crate::data::task::{Place, Shots, Task, TaskError};
 use crate::model::ModelHeader;
 use crate::tensor::PACK;
 
@@ -17,11 +18,18 @@ pub struct Fault {
     pub message: String,
     /// What to write instead. May be empty.
     pub help: String,
+    /// Where it is wrong, if that is a place in a file that the option names.
+    pub place: Option<Place>,
 }
 
 impl Fault {
     pub fn new(key: impl Into<String>, message: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { key: key.into(), message: message.into(), help: help.into() }
+        Self { key: key.into(), message: message.into(), help: help.into(), place: None }
+    }
+
+    /// The same, at a place in a file that the option names.
+    pub fn at(self, place: Place) -> Self {
+        Self { place: Some(place), ..self }
     }
 }
 
@@ -69,6 +77,7 @@ pub struct Estimate {
 pub struct Memory {
     readable: BTreeMap<PathBuf, Result<(), String>>,
     headers: BTreeMap<PathBuf, Result<ModelHeader, String>>,
+    tasks: BTreeMap<(String, Option<Shots>), Result<Task, Fault>>,
 }
 
 impl World {
@@ -85,6 +94,25 @@ impl World {
                 Err(e) => Err(format!("cannot read `{}`: {e}", path.display())),
             })
             .clone()
+    }
+
+    /// A task, whose first question or text was made to see that its templates fit its rows; the answer is remembered.
+    pub fn task(&mut self, key: &str, name: &str, shots: Option<Shots>) -> Result<Task, Fault> {
+        let look = || {
+            let task = Task::find(name, self.data.as_deref())?;
+            if task.is_text() {
+                task.texts(Some(1)).map(drop)?
+            } else {
+                task.documents(Some(1), shots).map(drop)?
+            }
+            Ok(task)
+        };
+        let fault = |error: TaskError| {
+            let fault = Fault::new("", error.message(), error.help());
+            error.place().cloned().map_or(fault.clone(), |place| fault.at(place))
+        };
+        let found = self.memory.tasks.entry((name.to_owned(), shots)).or_insert_with(|| look().map_err(fault));
+        found.clone().map_err(|fault| Fault { key: key.to_owned(), ..fault })
     }
 
     /// What is wrong with a corpus as far as its file and the model's tokenizer tell.

@@ -24,7 +24,7 @@ struct Tokens {
 /// Scores every choice of every document that was not scored yet.
 pub fn score(task: &Task, options: &Options, context: &Context, model: &Model, measured: &mut Measured) -> Result<(), Error> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
-    let mut documents = task.documents(options.limit)?;
+    let mut documents = task.documents(options.limit, None)?;
     let max_length = options.max_length.unwrap_or(model.config.max_positions);
     let bar = context.progress.bar(&task.name, documents.len() as u64);
     if let Some(last) = measured.samples.iter().rev().find(|sample| sample.task == task.name).map(|sample| sample.doc) {
@@ -119,6 +119,7 @@ pub fn metrics(task: &Task, samples: &[&SampleRow]) -> Vec<Row> {
             let (name, score): (_, fn(&SampleRow) -> f64) = match metric {
                 Metric::Acc => ("acc", |s| s.loglikelihood),
                 Metric::AccNorm => ("acc_norm", |s| s.loglikelihood / f64::from(s.chars)),
+                of_text => unreachable!("{of_text:?} is no metric of choices: the task file would not have been read"),
             };
             let right: Vec<f64> = samples
                 .chunk_by(|a, b| a.doc == b.doc)
