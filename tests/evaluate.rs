@@ -2,31 +2,38 @@
 
 use std::path::{Path, PathBuf};
 
-use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::array::{AsArray, BooleanArray, RecordBatch};
 use arrow::datatypes::{Float64Type, UInt32Type, UInt64Type};
 use secateur::metrics::Table;
 use secateur::model::Model;
 use secateur::model::tokenizer::Tokenizer;
-use secateur::stages::evaluate::{self, Error, Options};
+use secateur::model::walk;
+use secateur::stages::evaluate::{self, Error, Options, Protocol};
 use secateur::stages::{Context, World};
+use secateur::tensor::values as values_of;
 use serde_json::Value;
 
 use crate::support::{self, json, numbers, shared};
 
-fn context(data: Option<PathBuf>) -> Context {
+pub fn context(data: Option<PathBuf>) -> Context {
     Context { data, ..support::context() }
 }
 
-fn tasks(names: &[&str], limit: Option<usize>) -> Options {
+pub fn tasks(names: &[&str], limit: Option<usize>) -> Options {
     Options { tasks: names.iter().map(|name| (*name).to_owned()).collect(), limit, ..Options::default() }
 }
 
-fn corpora(paths: &[&Path], window: Option<usize>) -> Options {
+pub fn corpora(paths: &[&Path], window: Option<usize>) -> Options {
     Options { corpora: paths.iter().map(|path| path.display().to_string()).collect(), window, ..Options::default() }
 }
 
-fn floats(rows: &RecordBatch, column: &str) -> Vec<f64> {
+pub fn floats(rows: &RecordBatch, column: &str) -> Vec<f64> {
     rows[column].as_primitive::<Float64Type>().values().to_vec()
+}
+
+/// The rows of a table by its name.
+pub fn rows<'t>(tables: &'t [Table], name: &str) -> &'t RecordBatch {
+    &tables.iter().find(|table| table.name == name).unwrap().rows
 }
 
 fn lines(path: &Path) -> Vec<Value> {
@@ -67,14 +74,24 @@ fn compare_metrics(rows: &RecordBatch, golden: &[Value]) {
     }
 }
 
-fn against_the_harness(task: &str) -> Option<Vec<Table>> {
-    let (folder, data) = (shared("models/stories260K")?, shared("data")?);
-    let golden = lines(&shared(&format!("golden/lm_eval/{task}.jsonl"))?);
+/// Scores a task as golden documents were scored, and holds samples, accuracies and their standard errors against these.
+fn against_the_harness(task: &str, golden: &str, options: Options) -> Option<Vec<Table>> {
+    let (folder, data, golden) = (shared("models/stories260K")?, shared("data")?, shared(golden)?);
+    let scored = lines(&golden.join(format!("{task}.jsonl")));
     let model = Model::load(&folder).unwrap();
-    let tables = evaluate::run(&tasks(&[task], Some(golden.len())), &context(Some(data)), &model).unwrap();
-    let worst = compare(&tables[1].rows, &golden);
-    compare_metrics(&tables[0].rows, &golden);
-    eprintln!("{task}: {} choices, largest relative difference {worst:.1e}", tables[1].rows.num_rows());
+    let tables = evaluate::run(&options, &context(Some(data)), &model).unwrap();
+    let worst = compare(rows(&tables, "evaluate_samples"), &scored);
+    compare_metrics(rows(&tables, "evaluate"), &scored);
+    let summary = &json(&golden.join("summary.json"))["tasks"][task];
+    let found = rows(&tables, "evaluate");
+    for (i, metric) in found["metric"].as_string::<i32>().iter().flatten().enumerate() {
+        assert_eq!(floats(found, "value")[i], summary[metric].as_f64().unwrap(), "{task} {metric}");
+        let (found, expected) = (floats(found, "stderr")[i], summary[format!("{metric}_stderr")].as_f64().unwrap());
+        assert!((found / expected - 1.0).abs() < 1e-12, "{task} {metric}_stderr: {found} {expected}");
+    }
+    let truncated = summary["documents_with_left_truncation"].as_u64().unwrap();
+    assert_eq!(found["truncated"].as_primitive::<UInt64Type>().value(0), truncated, "{task}");
+    eprintln!("{task}: {} documents, largest relative difference {worst:.1e}", scored.len());
     Some(tables)
 }
 
@@ -83,60 +100,102 @@ const ALL_BUT_PIQA: [&str; 6] = ["boolq", "hellaswag", "winogrande", "arc_easy",
 #[test]
 fn all_documents_equal_the_harness() {
     for task in ALL_BUT_PIQA {
-        let Some(tables) = against_the_harness(task) else { return };
-        let summary = &json(&shared("golden/lm_eval/summary.json").unwrap())["tasks"][task];
-        let rows = &tables[0].rows;
-        for (i, metric) in rows["metric"].as_string::<i32>().iter().flatten().enumerate() {
-            assert_eq!(floats(rows, "value")[i], summary[metric].as_f64().unwrap(), "{task} {metric}");
-            let (found, expected) = (floats(rows, "stderr")[i], summary[format!("{metric}_stderr")].as_f64().unwrap());
-            assert!((found / expected - 1.0).abs() < 1e-12, "{task} {metric}_stderr: {found} {expected}");
+        against_the_harness(task, "golden/lm_eval", tasks(&[task], Some(400)));
+    }
+}
+
+#[test]
+fn all_documents_without_bos_equal_the_harness() {
+    for task in ALL_BUT_PIQA {
+        let options = Options { add_bos_token: false, ..tasks(&[task], Some(400)) };
+        against_the_harness(task, "golden/lm_eval_no_bos", options);
+    }
+}
+
+#[test]
+fn nothing_is_cut_at_2048_tokens() {
+    let options = Options { max_length: Some(2048), ..tasks(&["piqa"], None) };
+    let Some(tables) = against_the_harness("piqa", "golden/lm_eval_max_length_2048", options) else { return };
+    assert!(rows(&tables, "evaluate_samples")["cut"].as_primitive::<UInt32Type>().values().iter().all(|&cut| cut == 0));
+}
+
+/// The harness breaks off at documents 314 and 1554, whose choices are longer than the model's 512 positions.
+#[test]
+fn choices_that_are_too_long_are_scored_as_far_as_they_fit_and_the_others_equal_the_harness() {
+    for (golden, add_bos_token) in [("golden/lm_eval", true), ("golden/lm_eval_no_bos", false)] {
+        let (Some(folder), Some(data), Some(golden)) = (shared("models/stories260K"), shared("data"), shared(golden)) else {
+            return;
+        };
+        let model = Model::load(&folder).unwrap();
+        let options = Options { add_bos_token, ..tasks(&["piqa"], None) };
+        let tables = evaluate::run(&options, &context(Some(data)), &model).unwrap();
+        let samples = rows(&tables, "evaluate_samples");
+        let is_too_long = |doc: u64| [314, 1554].contains(&doc);
+        let fits = samples["doc"].as_primitive::<UInt64Type>().unary::<_, UInt64Type>(|doc| u64::from(is_too_long(doc)));
+        let mask: BooleanArray = fits.iter().map(|is| Some(is == Some(0))).collect();
+        let scored = lines(&golden.join("piqa.jsonl"));
+        let worst = compare(&arrow::compute::filter_record_batch(samples, &mask).unwrap(), &scored);
+        eprintln!("piqa: {} documents, largest relative difference {worst:.1e}", scored.len());
+
+        let (tokens, cut) = (samples["tokens"].as_primitive::<UInt32Type>(), samples["cut_choice"].as_primitive::<UInt32Type>());
+        let docs = samples["doc"].as_primitive::<UInt64Type>();
+        let over: Vec<usize> = (0..samples.num_rows()).filter(|&row| cut.value(row) > 0).collect();
+        assert!(over.iter().all(|&row| is_too_long(docs.value(row)) && tokens.value(row) == 512));
+        let found = rows(&tables, "evaluate");
+        assert_eq!(found["oversized"].as_primitive::<UInt64Type>().value(0), 2);
+        assert_eq!(found["n"].as_primitive::<UInt64Type>().value(0), 1838);
+        // what each document contributes: the harness's own accuracy on those that it could score
+        let documents = rows(&tables, "evaluate_documents");
+        let (metric, value) = (documents["metric"].as_string::<i32>(), floats(documents, "value"));
+        for name in ["acc", "acc_norm"] {
+            let own = (0..documents.num_rows()).filter(|&row| metric.value(row) == name);
+            let own: Vec<f64> = own.map(|row| value[row]).collect();
+            assert_eq!(own.len(), 1838);
+            for document in &scored {
+                let doc = document["doc_id"].as_u64().unwrap() as usize;
+                assert_eq!(own[doc], document[name].as_f64().unwrap(), "{doc} {name}");
+            }
         }
     }
 }
 
+/// LLM-Pruner's protocol by hand: context and choice encoded apart, no BOS, and one metric of each task.
 #[test]
-fn all_of_piqa_equals_the_harness() {
-    let (Some(folder), Some(data), Some(golden)) =
-        (shared("models/stories260K"), shared("data/piqa/validation.jsonl"), shared("golden/lm_eval"))
-    else {
-        return;
-    };
-    let scored = lines(&golden.join("piqa.jsonl"));
-    let rows = std::fs::read_to_string(data).unwrap();
-    let rows: Vec<&str> = rows.lines().collect();
-    let kept: Vec<&str> = scored.iter().map(|document| rows[document["doc_id"].as_u64().unwrap() as usize]).collect();
-    let mine = tempfile::tempdir().unwrap();
-    std::fs::create_dir(mine.path().join("piqa")).unwrap();
-    std::fs::write(mine.path().join("piqa/validation.jsonl"), kept.join("\n")).unwrap();
-    let renumbered: Vec<Value> = scored
-        .into_iter()
-        .enumerate()
-        .map(|(i, mut document)| {
-            document["doc_id"] = i.into();
-            document
-        })
-        .collect();
+fn the_papers_protocol_encodes_apart_and_reports_its_columns() {
+    let (Some(folder), Some(data)) = (shared("models/stories260K"), shared("data")) else { return };
     let model = Model::load(&folder).unwrap();
-    let tables = evaluate::run(&tasks(&["piqa"], None), &context(Some(mine.path().to_owned())), &model).unwrap();
-    eprintln!("piqa: {} documents, largest relative difference {:.1e}", renumbered.len(), compare(&tables[1].rows, &renumbered));
-    compare_metrics(&tables[0].rows, &renumbered);
-    let summary = &json(&golden.join("summary.json"))["tasks"]["piqa"];
-    let stderr = floats(&tables[0].rows, "stderr");
-    for (found, metric) in stderr.into_iter().zip(["acc_stderr", "acc_norm_stderr"]) {
-        assert!((found / summary[metric].as_f64().unwrap() - 1.0).abs() < 1e-12, "{metric}: {found}");
-    }
+    let options = Options { protocol: Protocol::LlmPruner, ..tasks(&["piqa", "hellaswag", "arc_challenge", "boolq"], Some(20)) };
+    let tables = evaluate::run(&options, &context(Some(data.clone())), &model).unwrap();
+    let found = rows(&tables, "evaluate");
+    let text = |column: &str| support::text(&found[column]);
+    assert_eq!(text("task"), ["piqa", "hellaswag", "arc_challenge", "boolq", "average"]);
+    assert_eq!(text("metric"), ["acc", "acc_norm", "acc_norm", "acc", "acc"]);
+    assert!(text("protocol").iter().all(|protocol| protocol == "llm-pruner"));
+    let values = floats(found, "value");
+    assert!((values[4] - values[..4].iter().sum::<f64>() / 4.0).abs() < 1e-15);
+
+    let tokenizer = model.tokenizer.as_ref().unwrap();
+    let samples = rows(&tables, "evaluate_samples");
+    let row: Value = lines(&data.join("piqa/validation.jsonl")).swap_remove(3);
+    let context = tokenizer.encode(&format!("Question: {}\nAnswer:", row["goal"].as_str().unwrap()), false).unwrap();
+    let choice = tokenizer.encode(&format!(" {}", row["sol2"].as_str().unwrap()), false).unwrap();
+    let whole: Vec<u32> = context.iter().chain(&choice).copied().collect();
+    let logits = walk::logits(&model, &whole);
+    let expected: f64 = (context.len()..whole.len())
+        .map(|at| {
+            let row = &values_of(&logits)[(at - 1) * 512..at * 512];
+            let sum: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
+            f64::from(row[whole[at] as usize]) - sum.ln()
+        })
+        .sum();
+    let at = 3 * 2 + 1;
+    assert_eq!(samples["tokens"].as_primitive::<UInt32Type>().value(at), choice.len() as u32);
+    assert!((floats(samples, "loglikelihood")[at] / expected - 1.0).abs() < 1e-6);
 }
 
 #[test]
-fn a_choice_longer_than_the_model_names_its_row() {
-    let (Some(folder), Some(data)) = (shared("models/stories260K"), shared("data")) else { return };
-    let mut model = Model::load(&folder).unwrap();
-    model.config.max_positions = 64;
-    let error = evaluate::run(&tasks(&["piqa"], Some(3)), &context(Some(data)), &model).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "piqa, document 0: a choice of 90 tokens is longer than the 64 that a request may have; raise `max_length`, or set `limit`"
-    );
+fn a_model_without_a_tokenizer_cannot_be_asked() {
+    let mut model = support::tiny();
     model.tokenizer = None;
     let error = evaluate::run(&tasks(&["tiny_piqa"], Some(3)), &context(None), &model).unwrap_err();
     assert!(matches!(error, Error::NoTokenizer));
@@ -149,69 +208,6 @@ fn a_model_of_nan_makes_an_error_and_no_row() {
     model.norm.update(|values| values[3] = f32::NAN);
     let error = evaluate::run(&tasks(&["tiny_boolq"], None), &context(None), &model).unwrap_err();
     assert_eq!(error.to_string(), "tiny_boolq, document 0: the result is NaN, the model is broken");
-}
-
-fn windowed(name: &str, text: &Path, window: usize) -> Option<f64> {
-    let (folder, golden) = (shared("models/stories260K")?, shared("golden/perplexity.json")?);
-    let golden = &json(&golden)["windowed"][name];
-    let golden = golden["windows"].as_array().unwrap().iter().find(|w| w["seq_len"] == window).unwrap();
-    let model = Model::load(&folder).unwrap();
-    let tables = evaluate::run(&corpora(&[text], Some(window)), &context(None), &model).unwrap();
-    assert_eq!(tables.len(), 1);
-    let rows = &tables[0].rows;
-    assert_eq!(rows["task"].as_string::<i32>().value(0), text.file_stem().unwrap().to_str().unwrap());
-    assert_eq!(rows["metric"].as_string::<i32>().value(0), "perplexity");
-    assert_eq!(rows["n"].as_primitive::<UInt64Type>().value(0), golden["n_predicted_tokens"].as_u64().unwrap());
-    assert!(rows["stderr"].is_null(0));
-    let difference = (floats(rows, "value")[0] / golden["perplexity"].as_f64().unwrap() - 1.0).abs();
-    eprintln!("{name}, windows of {window}: relative difference {difference:.1e}");
-    assert!(difference < 1e-5);
-    Some(difference)
-}
-
-#[test]
-fn every_perplexity_equals_transformers() {
-    let (Some(stories), Some(wiki)) = (shared("data/tinystories"), shared("data/wikitext2/wiki.test.raw")) else { return };
-    let folder = tempfile::tempdir().unwrap();
-    // the rows as the golden numbers join them
-    let raw = std::fs::read_to_string(wiki).unwrap();
-    let rows: Vec<&str> = raw.split_inclusive('\n').map(|row| if row.trim().is_empty() { "" } else { row }).collect();
-    let wiki = folder.path().join("wikitext2_test.txt");
-    std::fs::write(&wiki, rows.join("\n\n")).unwrap();
-    let raw = std::fs::read_to_string(stories.join("tinystories_train_head.txt")).unwrap();
-    let mut told: Vec<&str> = raw.split("<|endoftext|>").map(str::trim).collect();
-    told.pop();
-    let train = folder.path().join("tinystories_train_head.txt");
-    std::fs::write(&train, told.join("\n\n")).unwrap();
-    for window in [128, 512] {
-        windowed("tinystories_valid_head", &stories.join("tinystories_valid_head.txt"), window);
-        windowed("tinystories_train_head", &train, window);
-        windowed("wikitext2_test", &wiki, window);
-    }
-}
-
-#[test]
-fn token_rows_need_no_tokenizer_and_masked_tokens_do_not_count() {
-    let Some(folder) = shared("models/stories260K") else { return };
-    let mut model = Model::load(&folder).unwrap();
-    let temporary = tempfile::tempdir().unwrap();
-    let measured = |model: &Model, name: &str, rows: &str| {
-        let path = temporary.path().join(name);
-        std::fs::write(&path, rows).unwrap();
-        evaluate::run(&corpora(&[&path], Some(4)), &context(None), model)
-    };
-    let text = "Once upon a time there was a little girl";
-    let ids = model.tokenizer.as_ref().unwrap().encode(text, true).unwrap();
-    let of_text = measured(&model, "a.txt", text).unwrap();
-    model.tokenizer = None;
-    let of_ids = measured(&model, "a.jsonl", &format!("{{\"ids\": {ids:?}}}\n{{\"ids\": [5]}}\n")).unwrap();
-    assert_eq!(of_text[0].rows, of_ids[0].rows);
-    assert!(measured(&model, "a.txt", text).unwrap_err().to_string().contains("no tokenizer.json"));
-
-    let masked = measured(&model, "m.jsonl", "{\"ids\": [1, 403, 407], \"labels\": [-100, -100, 407]}").unwrap();
-    assert_eq!(masked[0].rows["n"].as_primitive::<UInt64Type>().value(0), 1);
-    let nothing = measured(&model, "n.jsonl", "{\"ids\": [1]}").unwrap_err().to_string();
-    assert!(nothing.ends_with("has nothing to predict: every row has one token, or none that counts"), "{nothing}");
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod inputs;
 mod kept;
 mod model;
 mod parity;
+mod perplexity;
 mod properties;
 mod pruning;
 mod recover;

@@ -19,12 +19,14 @@ pub struct CorpusSource {
     pub separator: Option<String>,
     /// The field of a JSONL row that holds its text. None: `text`.
     pub field: Option<String>,
+    /// Whether the tokenizer's own special tokens, usually BOS in front, stand around a text.
+    pub special: bool,
 }
 
 impl CorpusSource {
     /// A file as it stands.
     pub fn whole(path: &Path) -> Self {
-        Self { path: path.to_owned(), separator: None, field: None }
+        Self { path: path.to_owned(), separator: None, field: None, special: true }
     }
 
     /// Whether the first row is text, as far as a look at it tells.
@@ -116,7 +118,7 @@ pub fn rows(source: &CorpusSource, tokenizer: Option<&Tokenizer>, vocab: usize) 
         Document::Ids(row) => Ok(row),
         Document::Text(text) => {
             let tokenizer = tokenizer.ok_or_else(|| CorpusError::NoTokenizer(source.path.clone()))?;
-            let ids = tokenizer.encode(&text, true)?;
+            let ids = tokenizer.encode(&text, source.special)?;
             Ok(Row { counts: vec![true; ids.len()], ids })
         }
     };
@@ -253,7 +255,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join(name);
         std::fs::write(&path, text).expect("written");
-        (folder, CorpusSource { path, separator: separator.map(str::to_owned), field: None })
+        (folder, CorpusSource { path, separator: separator.map(str::to_owned), field: None, special: true })
     }
 
     fn error(text: &str) -> String {

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
@@ -119,6 +119,35 @@ impl Tokenizer {
             .encode_fast(text, special)
             .map(|encoding| encoding.get_ids().to_vec())
             .map_err(|e| TokenizerError::Encode(e.to_string()))
+    }
+
+    /// The text of ids, special tokens left out.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        self.inner.decode(ids, true).map_err(|e| TokenizerError::Encode(e.to_string()))
+    }
+
+    /// What stands before a text that has nothing before it: BOS, or EOS where there is none (lm-evaluation-harness's
+    /// `prefix_token_id`).
+    pub fn prefix(&self) -> Option<u32> {
+        self.named("bos_token").or_else(|| self.named("eos_token"))
+    }
+
+    /// The token that ends a text.
+    pub fn end(&self) -> Option<u32> {
+        self.named("eos_token")
+    }
+
+    /// A special token as `tokenizer_config.json` or `special_tokens_map.json` names it.
+    fn named(&self, role: &str) -> Option<u32> {
+        let named = |(name, bytes): &(String, Vec<u8>)| {
+            let map: Value = match name.as_str() {
+                "tokenizer_config.json" | "special_tokens_map.json" => serde_json::from_slice(bytes).ok()?,
+                _ => return None,
+            };
+            let token = &map[role];
+            self.inner.token_to_id(token.as_str().or_else(|| token["content"].as_str())?)
+        };
+        self.files.iter().find_map(named)
     }
 
     /// Entries: the largest id and one.

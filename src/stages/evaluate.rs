@@ -1,4 +1,5 @@
-//! `evaluate`: Model → accuracies of multiple-choice tasks (lm-evaluation-harness, zero-shot) and perplexities of texts.
+//! `evaluate`: Model → accuracies of multiple-choice tasks and perplexities of texts, as lm-evaluation-harness or LLM-Pruner
+//! measures them.
 
 use std::path::Path;
 
@@ -7,34 +8,59 @@ use serde::{Deserialize, Serialize};
 
 use super::{Context, Fault, Input, Interrupted, World};
 use crate::data::corpus::{CorpusError, CorpusSource};
-use crate::data::task::{Task, TaskError};
+use crate::data::task::{Metric, Shots, Task, TaskError};
 use crate::metrics::{MetricsError, Table};
 use crate::model::Model;
 use crate::model::tokenizer::TokenizerError;
 
 mod choices;
 mod perplexity;
+mod requests;
+mod statistics;
 
 /// Measures the model as it stands at this place of the pipeline.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// Tasks by name (`boolq`, `tiny_piqa`, …) or by the path of a task file.
+    /// Tasks by name (`boolq`, `tiny_piqa`, `wikitext`, …) or by the path of a task file.
     pub tasks: Vec<String>,
-    /// Only the first so many rows of each task, at least 1. Default: all.
+    /// Only the first so many rows of each task (documents of a text), at least 1. Default: all.
     pub limit: Option<usize>,
     /// Tokens of the longest request, at least 1; the left of a longer one is cut away. More than the model's positions are
     /// allowed, as in the harness. Default: the model's positions.
     pub max_length: Option<usize>,
-    /// How requests are put together and scored. Default `harness`.
+    /// How multiple-choice requests are put together and scored. Default `harness`.
     pub protocol: Protocol,
+    /// Whether the tokenizer's own special tokens, usually BOS in front, stand around a context or a text. Default true, as in
+    /// the harness. `llm-pruner` has none around contexts in any case.
+    pub add_bos_token: bool,
+    /// Few-shot: so many answered examples stand before every question. Default 0.
+    pub shots: usize,
+    /// Seed of the examples' draw; the harness draws the same with its `fewshot_random_seed`. Default 1234, the harness's.
+    pub shots_seed: u32,
     /// Texts, taken whole as they stand, or JSONL rows of token ids, whose perplexity is measured: paths.
     pub corpora: Vec<String>,
     /// Tokens of a perplexity window, 2 to the model's positions. Default 128, or the model's positions if they are fewer.
     pub window: Option<usize>,
 }
 
-/// How requests are put together and scored.
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            tasks: Vec::new(),
+            limit: None,
+            max_length: None,
+            protocol: Protocol::Harness,
+            add_bos_token: true,
+            shots: 0,
+            shots_seed: 1234,
+            corpora: Vec::new(),
+            window: None,
+        }
+    }
+}
+
+/// How multiple-choice requests are put together and scored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocol {
@@ -42,9 +68,30 @@ pub enum Protocol {
     /// likelihood of the choice's tokens summed, the left of a long request cut away.
     #[default]
     Harness,
+    /// The tables of LLM-Pruner's paper (lm-evaluation-harness 0.3 at 4d21ab6): context and choice encoded apart, no BOS; of each
+    /// task the one metric that stands in the tables, and their mean.
+    LlmPruner,
+}
+
+impl Protocol {
+    /// As it stands in the table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Harness => "harness",
+            Self::LlmPruner => "llm-pruner",
+        }
+    }
 }
 
 impl Options {
+    fn few_shot(&self) -> Option<Shots> {
+        (self.shots > 0).then_some(Shots { count: self.shots, seed: self.shots_seed })
+    }
+
+    fn window(&self) -> usize {
+        self.window.unwrap_or(DEFAULT_WINDOW)
+    }
+
     /// What the stage reads: tasks, their rows, and corpora.
     pub fn inputs(&self, data: Option<&Path>) -> Vec<Input> {
         let tasks = self.tasks.iter().filter_map(|name| Task::find(name, data).ok());
@@ -78,14 +125,24 @@ impl Options {
 
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
         world.holds_weights(1);
-        world.carries_forward(perplexity::CHUNK, self.window.unwrap_or(DEFAULT_WINDOW));
+        world.carries_forward(perplexity::CHUNK, self.window());
         let mut faults = Vec::new();
         let mut names = self.tasks.clone();
+        let mut asks = false;
         for (i, name) in self.tasks.iter().enumerate() {
-            match world.task(&format!("tasks[{i}]"), name, None) {
-                Ok(task) => names[i] = task.name,
-                Err(fault) => faults.push(fault),
+            match world.task(&format!("tasks[{i}]"), name, self.few_shot()) {
+                Ok(task) => {
+                    asks |= !task.is_text();
+                    names[i] = task.name;
+                }
+                Err(fault) => {
+                    asks = true;
+                    faults.push(fault);
+                }
             }
+        }
+        if self.shots > 0 && !asks {
+            faults.push(Fault::new("shots", "examples stand before questions, and there is no multiple-choice task", ""));
         }
         faults.extend(repeated("tasks", &names));
         for (i, corpus) in self.corpora.iter().enumerate() {
@@ -116,17 +173,25 @@ fn repeated(key: &str, names: &[String]) -> Vec<Fault> {
 /// One row of `evaluate.parquet`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// The task's name, or the stem of a corpus.
+    /// The task's name, or the stem of a corpus; `average` is the mean of LLM-Pruner's tables.
     pub task: String,
     /// Empty for a corpus.
     pub split: String,
-    /// `acc`, `acc_norm`, `perplexity`.
+    /// `acc`, `acc_norm`, `perplexity`, `word_perplexity`, `byte_perplexity`, `bits_per_byte`.
     pub metric: String,
     pub value: f64,
     /// √(sample variance / n); null for a perplexity.
     pub stderr: Option<f64>,
     /// Documents; for a perplexity, predicted tokens.
     pub n: u64,
+    /// `harness` or `llm-pruner`. A perplexity of windows is LLM-Pruner's, one of whole documents the harness's.
+    pub protocol: String,
+    /// The accuracy of guessing: the mean of 1 / choices. Null for a perplexity.
+    pub chance: Option<f64>,
+    /// Documents with a request whose left was cut away.
+    pub truncated: u64,
+    /// Documents with a choice that is longer than a request may be: its last tokens are scored, as many as fit.
+    pub oversized: u64,
 }
 
 /// One row of `evaluate_samples.parquet`: a choice of a document.
@@ -139,6 +204,7 @@ pub struct SampleRow {
     pub choice: u32,
     /// Summed over the choice's tokens, in nats.
     pub loglikelihood: f64,
+    /// Tokens that were scored.
     pub tokens: u32,
     /// Characters of the choice, its joining space not counted.
     pub chars: u32,
@@ -146,6 +212,22 @@ pub struct SampleRow {
     pub greedy: bool,
     /// Whether this is the right choice.
     pub gold: bool,
+    /// Tokens of context and choice that did not fit.
+    pub cut: u32,
+    /// Of these, tokens of the choice.
+    pub cut_choice: u32,
+}
+
+/// One row of `evaluate_documents.parquet`: what a document, or a window of text, contributes to a metric, which is the mean of
+/// these: 0 or 1 to an accuracy; to a perplexity its linearised share (the first order of the delta method). So two models
+/// are compared on the same documents.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DocumentRow {
+    pub task: String,
+    pub metric: String,
+    /// Row of the file, document, or window, from 0.
+    pub doc: u64,
+    pub value: f64,
 }
 
 /// An evaluation failed.
@@ -163,12 +245,10 @@ pub enum Error {
     Interrupted(#[from] Interrupted),
     #[error("tasks are text, and the model's folder has no tokenizer.json")]
     NoTokenizer,
-    #[error(
-        "{task}, document {doc}: a choice of {tokens} tokens is longer than the {limit} that a request may have; raise `max_length`, or set `limit`"
-    )]
-    TooLong { task: String, doc: u64, tokens: usize, limit: usize },
-    #[error("{task}, document {doc}: a {what} has no token: it is empty, and the tokenizer puts nothing in front of a text")]
+    #[error("{task}, document {doc}: a {what} has no token: it is empty, and the tokenizer names neither a BOS nor an EOS token")]
     NoToken { task: String, doc: u64, what: &'static str },
+    #[error("`{0}` has nothing to predict: every document has one token, or none")]
+    NothingToPredict(String),
     #[error("{what}: the result is {value}, the model is broken")]
     NotFinite { what: String, value: f64 },
 }
@@ -179,6 +259,7 @@ struct Measured {
     /// Tasks, then corpora, that are done.
     done: usize,
     rows: Vec<Row>,
+    documents: Vec<DocumentRow>,
     /// Of the tasks that are done, and of the one at work.
     samples: Vec<SampleRow>,
 }
@@ -186,31 +267,61 @@ struct Measured {
 /// Measures tasks, then corpora.
 pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Table>, Error> {
     let mut measured: Measured = context.state.read().unwrap_or_default();
-    for name in options.tasks.iter().skip(measured.done) {
-        let task = Task::find(name, context.data.as_deref())?;
-        choices::score(&task, options, context, model, &mut measured)?;
-        let own: Vec<&SampleRow> = measured.samples.iter().filter(|sample| sample.task == task.name).collect();
-        measured.rows.extend(choices::metrics(&task, &own));
-        measured.done += 1;
-    }
-    for corpus in options.corpora.iter().skip(measured.done - options.tasks.len()) {
+    for at in measured.done..options.tasks.len() + options.corpora.len() {
         context.go_on_or_keep(|| &measured)?;
-        let window = options.window.unwrap_or(DEFAULT_WINDOW);
-        let row = perplexity::measure(Path::new(corpus), window, context, model);
-        if matches!(row, Err(Error::Interrupted(_))) {
-            context.state.write(&measured);
+        match options.tasks.get(at) {
+            Some(name) => task(&Task::find(name, context.data.as_deref())?, options, context, model, &mut measured)?,
+            None => {
+                let path = Path::new(&options.corpora[at - options.tasks.len()]);
+                let found = perplexity::of_corpus(path, options, context, model);
+                add(found, context, &mut measured)?;
+            }
         }
-        measured.rows.push(row?);
         measured.done += 1;
     }
-    let Measured { rows, samples, .. } = measured;
+    let Measured { mut rows, documents, samples, .. } = measured;
+    if options.protocol == Protocol::LlmPruner {
+        rows.extend(choices::average(&rows));
+    }
     let values: Vec<String> = rows.iter().map(|row| format!("{} {} {:.4}", row.task, row.metric, row.value)).collect();
     tracing::info!("evaluated: {}", values.join(", "));
-    let mut tables = vec![Table::of("evaluate", &rows)?];
-    if !options.tasks.is_empty() {
+    let mut tables = vec![Table::of("evaluate", &rows)?, Table::of("evaluate_documents", &documents)?];
+    if !samples.is_empty() {
         tables.push(Table::of("evaluate_samples", &samples)?);
     }
     Ok(tables)
+}
+
+/// One task: questions, or a text in windows, in whole documents, or both.
+fn task(task: &Task, options: &Options, context: &Context, model: &Model, measured: &mut Measured) -> Result<(), Error> {
+    if !task.is_text() {
+        choices::score(task, options, context, model, measured)?;
+        let own: Vec<&SampleRow> = measured.samples.iter().filter(|sample| sample.task == task.name).collect();
+        let found = choices::metrics(task, options.protocol, &own);
+        measured.rows.extend(found.0);
+        measured.documents.extend(found.1);
+        return Ok(());
+    }
+    if task.metrics.contains(&Metric::Perplexity) {
+        add(perplexity::of_windows(task, options, context, model), context, measured)?;
+    }
+    if task.metrics.iter().any(|&metric| metric != Metric::Perplexity) {
+        add(perplexity::of_documents(task, options, context, model), context, measured)?;
+    }
+    Ok(())
+}
+
+type Found = (Vec<Row>, Vec<DocumentRow>);
+
+/// Adds what was found; an interrupted search leaves what was there before.
+fn add(found: Result<Found, Error>, context: &Context, measured: &mut Measured) -> Result<(), Error> {
+    if matches!(found, Err(Error::Interrupted(_))) {
+        context.state.write(&measured);
+    }
+    let (rows, documents) = found?;
+    measured.rows.extend(rows);
+    measured.documents.extend(documents);
+    Ok(())
 }
 
 /// Tokens of a perplexity window where none are named: LLM-Pruner's.

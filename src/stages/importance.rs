@@ -111,7 +111,7 @@ impl Options {
     /// Where the calibration data is read from.
     pub fn source(&self) -> Option<CorpusSource> {
         let path = self.corpus.as_ref()?;
-        Some(CorpusSource { path: path.into(), separator: self.separator.clone(), field: self.field.clone() })
+        Some(CorpusSource { separator: self.separator.clone(), field: self.field.clone(), ..CorpusSource::whole(path.as_ref()) })
     }
 
     /// Whether the method looks at calibration data.

@@ -114,7 +114,7 @@ fn weight_decay() -> f64 {
 impl Options {
     /// Where the training text is read from.
     pub fn source(&self) -> CorpusSource {
-        CorpusSource { path: (&self.corpus).into(), separator: self.separator.clone(), field: self.field.clone() }
+        CorpusSource { separator: self.separator.clone(), field: self.field.clone(), ..CorpusSource::whole(self.corpus.as_ref()) }
     }
 
     /// What the stage reads.

@@ -116,7 +116,7 @@ pub enum Duration {
 impl Options {
     /// Where the training data is read from.
     pub fn source(&self) -> CorpusSource {
-        CorpusSource { path: (&self.corpus).into(), separator: self.separator.clone(), field: self.field.clone() }
+        CorpusSource { separator: self.separator.clone(), field: self.field.clone(), ..CorpusSource::whole(self.corpus.as_ref()) }
     }
 
     /// What the stage reads.

@@ -1,11 +1,9 @@
-//! Multiple choice by log likelihood, as lm-evaluation-harness 0.4 puts requests together and scores them.
+//! Multiple choice by log likelihood, as lm-evaluation-harness scores it.
 
-use std::collections::BTreeMap;
-
-use super::{Error, Measured, Options, Row, SampleRow};
+use super::requests::Tokens;
+use super::{DocumentRow, Error, Found, Measured, Options, Protocol, Row, SampleRow, statistics};
 use crate::data::task::{Document, Metric, Request, Task};
 use crate::model::Model;
-use crate::model::tokenizer::Tokenizer;
 use crate::model::walk::{self, Sequence};
 use crate::ops::Target;
 use crate::stages::Context;
@@ -13,18 +11,10 @@ use crate::stages::Context;
 /// Documents between two looks at the clock and at a request to stop.
 const CHUNK: usize = 32;
 
-/// A request in tokens.
-struct Tokens {
-    /// What the model reads: the last tokens that fit, without the very last.
-    input: Vec<u32>,
-    /// The continuation, predicted by the last positions of the input.
-    continuation: Vec<u32>,
-}
-
 /// Scores every choice of every document that was not scored yet.
 pub fn score(task: &Task, options: &Options, context: &Context, model: &Model, measured: &mut Measured) -> Result<(), Error> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
-    let mut documents = task.documents(options.limit, None)?;
+    let mut documents = task.documents(options.limit, options.few_shot())?;
     let max_length = options.max_length.unwrap_or(model.config.max_positions);
     let bar = context.progress.bar(&task.name, documents.len() as u64);
     if let Some(last) = measured.samples.iter().rev().find(|sample| sample.task == task.name).map(|sample| sample.doc) {
@@ -38,7 +28,7 @@ pub fn score(task: &Task, options: &Options, context: &Context, model: &Model, m
             chunk.iter().flat_map(|d| d.requests.iter().enumerate().map(move |(i, r)| (d, i, r))).collect();
         let tokens = requests
             .iter()
-            .map(|(document, _, request)| tokenize(task, document, request, tokenizer, max_length))
+            .map(|(document, _, request)| Tokens::of(request, (task, document.doc), options, tokenizer, max_length))
             .collect::<Result<Vec<_>, _>>()?;
         for ((document, choice, request), (tokens, (loglikelihood, greedy))) in
             requests.into_iter().zip(tokens.iter().zip(likelihoods(model, &tokens)))
@@ -55,6 +45,8 @@ pub fn score(task: &Task, options: &Options, context: &Context, model: &Model, m
                 chars: request.chars,
                 greedy,
                 gold: choice == document.gold,
+                cut: tokens.cut as u32,
+                cut_choice: tokens.cut_choice as u32,
             });
         }
         chunk.iter().for_each(|_| bar.step());
@@ -62,85 +54,92 @@ pub fn score(task: &Task, options: &Options, context: &Context, model: &Model, m
     Ok(())
 }
 
-/// Context and continuation are encoded together, the context alone; the continuation's tokens are those of the whole
-/// after as many as the context has. White space at the context's end belongs to the continuation.
-fn tokenize(task: &Task, document: &Document, request: &Request, tokenizer: &Tokenizer, limit: usize) -> Result<Tokens, Error> {
-    let context = request.context.trim_end();
-    let mut whole = tokenizer.encode(&format!("{}{}", request.context, request.continuation), true)?;
-    let in_context = tokenizer.encode(context, true)?.len().min(whole.len());
-    let continuation = whole.split_off(in_context);
-    if whole.is_empty() || continuation.is_empty() {
-        let what = if whole.is_empty() { "context" } else { "choice" };
-        return Err(Error::NoToken { task: task.name.clone(), doc: document.doc, what });
-    }
-    if continuation.len() > limit {
-        return Err(Error::TooLong { task: task.name.clone(), doc: document.doc, tokens: continuation.len(), limit });
-    }
-    let mut input = whole;
-    input.extend(&continuation);
-    input.pop();
-    input.drain(..input.len().saturating_sub(limit));
-    Ok(Tokens { input, continuation })
-}
-
-/// The log likelihood of each continuation, and whether it is the model's first choice throughout. Requests with the
-/// same input share one forward pass.
+/// The log likelihood of each continuation, and whether it is the model's first choice throughout. What inputs begin with is
+/// read once (`walk::token_scores`).
 fn likelihoods(model: &Model, requests: &[Tokens]) -> Vec<(f64, bool)> {
-    let mut inputs: BTreeMap<&[u32], Vec<usize>> = BTreeMap::new();
-    for (i, request) in requests.iter().enumerate() {
-        inputs.entry(&request.input).or_default().push(i);
-    }
-    let sharing: Vec<Vec<usize>> = inputs.values().cloned().collect();
-    let asked = |(input, sharing): (&[u32], Vec<usize>)| {
-        let of = |i: usize| {
-            let continuation = &requests[i].continuation;
-            let first = input.len() - continuation.len();
-            continuation.iter().enumerate().map(move |(at, &id)| Target { position: first + at, id })
-        };
-        Sequence { ids: input.to_vec(), targets: sharing.into_iter().flat_map(of).collect() }
+    let sequence = |request: &Tokens| {
+        let first = request.input.len() - request.continuation.len();
+        let asked = request.continuation.iter().enumerate();
+        Sequence { ids: request.input.clone(), targets: asked.map(|(at, &id)| Target { position: first + at, id }).collect() }
     };
-    let sequences: Vec<Sequence> = inputs.into_iter().map(asked).collect();
-    let mut all = vec![(0.0, false); requests.len()];
-    for (scores, sharing) in walk::token_scores(model, &sequences).into_iter().zip(sharing) {
-        let mut scores = scores.into_iter();
-        for i in sharing {
-            let own: Vec<_> = scores.by_ref().take(requests[i].continuation.len()).collect();
-            all[i] = (own.iter().map(|s| s.log_probability).sum::<f64>(), own.iter().all(|s| s.greedy));
-        }
-    }
-    all
+    let sequences: Vec<Sequence> = requests.iter().map(sequence).collect();
+    let scores = walk::token_scores(model, &sequences);
+    scores.iter().map(|own| (own.iter().map(|s| s.log_probability).sum(), own.iter().all(|s| s.greedy))).collect()
 }
 
-/// The task's metrics with their standard errors.
-pub fn metrics(task: &Task, samples: &[&SampleRow]) -> Vec<Row> {
-    task.metrics
-        .iter()
-        .map(|metric| {
-            let (name, score): (_, fn(&SampleRow) -> f64) = match metric {
-                Metric::Acc => ("acc", |s| s.loglikelihood),
-                Metric::AccNorm => ("acc_norm", |s| s.loglikelihood / f64::from(s.chars)),
-                of_text => unreachable!("{of_text:?} is no metric of choices: the task file would not have been read"),
-            };
-            let right: Vec<f64> = samples
-                .chunk_by(|a, b| a.doc == b.doc)
-                .map(|choices| {
-                    // the first of equals
-                    let best = choices.iter().fold(choices[0], |best, &s| if score(s) > score(best) { s } else { best });
-                    f64::from(u8::from(best.gold))
-                })
-                .collect();
-            let n = right.len() as f64;
-            let mean = right.iter().sum::<f64>() / n;
-            let variance = right.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / (n - 1.0);
-            let stderr = (right.len() > 1).then(|| (variance / n).sqrt());
-            Row {
-                task: task.name.clone(),
-                split: task.split.clone(),
-                metric: name.to_owned(),
-                value: mean,
-                stderr,
-                n: right.len() as u64,
-            }
-        })
-        .collect()
+/// The task's metrics with their standard errors, and what each document contributes.
+pub fn metrics(task: &Task, protocol: Protocol, samples: &[&SampleRow]) -> Found {
+    let documents: Vec<&[&SampleRow]> = samples.chunk_by(|a, b| a.doc == b.doc).collect();
+    let n = documents.len();
+    let chance = documents.iter().map(|choices| 1.0 / choices.len() as f64).sum::<f64>() / n as f64;
+    let count = |is: fn(&&SampleRow) -> bool| documents.iter().filter(|choices| choices.iter().any(is)).count() as u64;
+    let (truncated, oversized) = (count(|choice| choice.cut > 0), count(|choice| choice.cut_choice > 0));
+    if oversized > 0 {
+        tracing::warn!(
+            task = task.name,
+            documents = oversized,
+            "choices are longer than a request may be: their last tokens that fit are scored; raise `max_length` to score them whole"
+        );
+    }
+    let paper = task.paper_metric.filter(|_| protocol == Protocol::LlmPruner);
+    let mut found = Found::default();
+    for &metric in task.metrics.iter().filter(|&&metric| paper.is_none_or(|paper| metric == paper)) {
+        let right: Vec<f64> = documents.iter().map(|choices| f64::from(u8::from(is_right(metric, choices)))).collect();
+        let (value, stderr) = statistics::mean(&right);
+        if value <= chance + 2.0 * stderr.unwrap_or(0.0) {
+            let message = "the model is not above chance by two standard errors: differences say nothing here";
+            tracing::warn!(task = task.name, metric = metric.name(), value, chance, "{message}");
+        }
+        let row = |(choices, &value): (&&[&SampleRow], &f64)| DocumentRow {
+            task: task.name.clone(),
+            metric: metric.name().to_owned(),
+            doc: choices[0].doc,
+            value,
+        };
+        found.1.extend(documents.iter().zip(&right).map(row));
+        found.0.push(Row {
+            task: task.name.clone(),
+            split: task.split.clone(),
+            metric: metric.name().to_owned(),
+            value,
+            stderr,
+            n: n as u64,
+            protocol: protocol.name().to_owned(),
+            chance: Some(chance),
+            truncated,
+            oversized,
+        });
+    }
+    found
+}
+
+/// Whether the best choice is the right one; the first of equals is the best.
+fn is_right(metric: Metric, choices: &[&SampleRow]) -> bool {
+    let score = |sample: &SampleRow| match metric {
+        Metric::AccNorm => sample.loglikelihood / f64::from(sample.chars),
+        _ => sample.loglikelihood,
+    };
+    choices.iter().fold(choices[0], |best, &s| if score(s) > score(best) { s } else { best }).gold
+}
+
+/// The last column of LLM-Pruner's tables: the plain mean of the tasks' accuracies.
+pub fn average(rows: &[Row]) -> Option<Row> {
+    let tasks: Vec<&Row> = rows.iter().filter(|row| row.chance.is_some()).collect();
+    let k = tasks.len() as f64;
+    let mean = |of: &dyn Fn(&Row) -> Option<f64>| tasks.iter().map(|row| of(row)).sum::<Option<f64>>().map(|sum| sum / k);
+    // of independent sets
+    let variance = mean(&|row| row.stderr.map(|stderr| stderr * stderr / k));
+    let row = || Row {
+        task: "average".to_owned(),
+        split: String::new(),
+        metric: Metric::Acc.name().to_owned(),
+        value: mean(&|row| Some(row.value)).unwrap_or_default(),
+        stderr: variance.map(f64::sqrt),
+        n: tasks.iter().map(|row| row.n).sum(),
+        protocol: Protocol::LlmPruner.name().to_owned(),
+        chance: mean(&|row| row.chance),
+        truncated: tasks.iter().map(|row| row.truncated).sum(),
+        oversized: tasks.iter().map(|row| row.oversized).sum(),
+    };
+    (tasks.len() > 1).then(row)
 }

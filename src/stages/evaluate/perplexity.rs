@@ -1,12 +1,20 @@
-//! Perplexity: a text is encoded once, cut into windows without overlap, the rest dropped; each window predicts all its
-//! tokens but the first; exp of the mean over all predictions (LLM-Pruner's protocol, which is GPTQ's).
+//! Perplexity, in two protocols.
+//!
+//! *Windows* (LLM-Pruner's, which is GPTQ's): a text is encoded once, cut into windows without overlap, the rest dropped; each
+//! window predicts all its tokens but the first; exp of the mean over all predictions.
+//!
+//! *Whole documents* (lm-evaluation-harness, `loglikelihood_rolling`): every token of a document is predicted once, from as much
+//! before it as fits, and the sum is divided by words or bytes.
 
 use std::path::Path;
 
-use super::{Error, Row};
+use super::{DocumentRow, Error, Found, Options, Protocol, Row, statistics};
 use crate::data::corpus::{self, CorpusError, CorpusSource};
+use crate::data::task::{Metric, Task, Text};
 use crate::model::Model;
+use crate::model::tokenizer::Tokenizer;
 use crate::model::walk::{self, Sequence};
+use crate::ops::Target;
 use crate::stages::Context;
 
 /// Windows between two looks at the clock and at a request to stop.
@@ -17,33 +25,157 @@ pub fn name(path: &Path) -> String {
     path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
 }
 
-/// The perplexity of one file. Rows of a JSONL file are sequences of their own; one that is shorter than the window is
-/// taken whole.
-pub fn measure(path: &Path, window: usize, context: &Context, model: &Model) -> Result<Row, Error> {
-    let source = CorpusSource::whole(path);
-    let rows = corpus::rows(&source, model.tokenizer.as_deref(), model.config.vocab)?;
+/// The perplexity of one file in windows. Rows of a JSONL file are sequences of their own.
+pub fn of_corpus(path: &Path, options: &Options, context: &Context, model: &Model) -> Result<Found, Error> {
+    let tokenizer = model.tokenizer.as_deref();
+    let source = CorpusSource { special: options.add_bos_token, ..CorpusSource::whole(path) };
+    let rows = corpus::rows(&source, tokenizer, model.config.vocab)?;
+    let rows = rows.into_iter().map(|row| (row.ids, row.counts)).collect();
+    let found = windowed((&name(path), ""), rows, options, context, model)?;
+    found.ok_or_else(|| CorpusError::NothingToPredict(path.to_owned()).into())
+}
+
+/// The perplexity of a task's documents in windows; each document is cut for itself.
+pub fn of_windows(task: &Task, options: &Options, context: &Context, model: &Model) -> Result<Found, Error> {
+    let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
+    let encode = |text: Text| {
+        let ids = tokenizer.encode(&text.text, options.add_bos_token)?;
+        Ok((ids.clone(), vec![true; ids.len()]))
+    };
+    let rows = task.texts(options.limit)?.into_iter().map(encode).collect::<Result<Vec<_>, Error>>()?;
+    let found = windowed((&task.name, &task.split), rows, options, context, model)?;
+    found.ok_or_else(|| Error::NothingToPredict(task.name.clone()))
+}
+
+/// A sequence that is shorter than the window is taken whole. None: there is nothing to predict.
+fn windowed(
+    (task, split): (&str, &str),
+    rows: Vec<(Vec<u32>, Vec<bool>)>,
+    options: &Options,
+    context: &Context,
+    model: &Model,
+) -> Result<Option<Found>, Error> {
     let mut windows = Vec::new();
-    for row in rows {
-        let length = window.min(model.config.max_positions).min(row.ids.len()).max(1);
-        let cut = row.ids.chunks_exact(length).zip(row.counts.chunks_exact(length));
+    for (ids, counts) in rows {
+        let length = options.window().min(model.config.max_positions).min(ids.len()).max(1);
+        let cut = ids.chunks_exact(length).zip(counts.chunks_exact(length));
         windows.extend(cut.map(|(ids, counts)| Sequence::new(ids.to_vec(), counts)).filter(|s| !s.targets.is_empty()));
     }
-    let task = name(path);
-    let bar = context.progress.bar(&task, windows.len() as u64);
-    let (mut nll, mut n) = (0.0, 0);
+    if windows.is_empty() {
+        return Ok(None);
+    }
+    let nll = nll(task, &windows, context, model)?;
+    let predicted: Vec<f64> = windows.iter().map(|window| window.targets.len() as f64).collect();
+    let of = Of { task, split, protocol: Protocol::LlmPruner, n: predicted.iter().sum::<f64>() as u64 };
+    let (log, shares) = statistics::ratio(&nll, &predicted);
+    of.exponential(Metric::Perplexity, log, &shares).map(Some)
+}
+
+/// Word and byte perplexity and bits per byte of a task's documents, each whole.
+pub fn of_documents(task: &Task, options: &Options, context: &Context, model: &Model) -> Result<Found, Error> {
+    let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
+    let limit = options.max_length.unwrap_or(model.config.max_positions);
+    let texts = task.texts(options.limit)?;
+    let (mut windows, mut ends) = (Vec::new(), Vec::new());
+    for text in &texts {
+        windows.extend(rolling(text, task, options.add_bos_token, tokenizer, limit)?);
+        ends.push(windows.len());
+    }
+    if windows.is_empty() {
+        return Err(Error::NothingToPredict(task.name.clone()));
+    }
+    let each = nll(&task.name, &windows, context, model)?;
+    let starts = std::iter::once(&0).chain(&ends);
+    let nll: Vec<f64> = starts.zip(&ends).map(|(&start, &end)| each[start..end].iter().sum()).collect();
+    let n = windows.iter().map(|window| window.targets.len() as u64).sum();
+    let of = Of { task: &task.name, split: &task.split, protocol: Protocol::Harness, n };
+    let words: Vec<f64> = texts.iter().map(|text| text.words as f64).collect();
+    let bytes: Vec<f64> = texts.iter().map(|text| text.bytes as f64).collect();
+    let mut all = Found::default();
+    for &metric in &task.metrics {
+        let found = match metric {
+            Metric::WordPerplexity | Metric::BytePerplexity => {
+                let (log, shares) = statistics::ratio(&nll, if metric == Metric::WordPerplexity { &words } else { &bytes });
+                of.exponential(metric, log, &shares)?
+            }
+            Metric::BitsPerByte => {
+                let (nats, shares) = statistics::ratio(&nll, &bytes);
+                of.found(metric, nats / std::f64::consts::LN_2, shares.into_iter().map(|share| share / std::f64::consts::LN_2))?
+            }
+            Metric::Perplexity | Metric::Acc | Metric::AccNorm => continue,
+        };
+        all.0.extend(found.0);
+        all.1.extend(found.1);
+    }
+    Ok(all)
+}
+
+/// A document in windows of so many tokens, each predicted once: the first behind BOS (or EOS), every later one behind the token
+/// before it, the last filled up with what stands before.
+fn rolling(text: &Text, task: &Task, special: bool, tokenizer: &Tokenizer, limit: usize) -> Result<Vec<Sequence>, Error> {
+    let tokens = tokenizer.encode(&text.text, special)?;
+    if tokens.is_empty() {
+        return Ok(Vec::new());
+    }
+    let no_prefix = || Error::NoToken { task: task.name.clone(), doc: text.doc, what: "document's beginning" };
+    let all: Vec<u32> = std::iter::once(tokenizer.prefix().ok_or_else(no_prefix)?).chain(tokens).collect();
+    let window = |first: usize| {
+        // tokens first..end of `all` are predicted, each from the one before it
+        let end = (first + limit).min(all.len());
+        let begin = if first == 1 { 0 } else { end - 1 - limit };
+        let targets = (first..end).map(|at| Target { position: at - 1 - begin, id: all[at] }).collect();
+        Sequence { ids: all[begin..end - 1].to_vec(), targets }
+    };
+    Ok((1..all.len()).step_by(limit).map(window).collect())
+}
+
+/// −Σ log p of each window.
+fn nll(task: &str, windows: &[Sequence], context: &Context, model: &Model) -> Result<Vec<f64>, Error> {
+    let bar = context.progress.bar(task, windows.len() as u64);
+    let mut nll = Vec::with_capacity(windows.len());
     for chunk in windows.chunks(CHUNK) {
         context.go_on()?;
         let scores = walk::token_scores(model, chunk);
-        nll -= scores.iter().map(|of| of.iter().map(|s| s.log_probability).sum::<f64>()).sum::<f64>();
-        n += chunk.iter().map(|window| window.targets.len()).sum::<usize>();
+        nll.extend(scores.iter().map(|of| -of.iter().map(|s| s.log_probability).sum::<f64>()));
         chunk.iter().for_each(|_| bar.step());
     }
-    if n == 0 {
-        return Err(CorpusError::NothingToPredict(path.to_owned()).into());
+    Ok(nll)
+}
+
+/// What the rows of one measurement share.
+struct Of<'a> {
+    task: &'a str,
+    split: &'a str,
+    protocol: Protocol,
+    n: u64,
+}
+
+impl Of<'_> {
+    /// exp of a mean.
+    fn exponential(&self, metric: Metric, log: f64, shares: &[f64]) -> Result<Found, Error> {
+        let value = log.exp();
+        self.found(metric, value, shares.iter().map(|share| value * (1.0 + share - log)))
     }
-    let value = (nll / n as f64).exp();
-    if !value.is_finite() {
-        return Err(Error::NotFinite { what: task, value });
+
+    fn found(&self, metric: Metric, value: f64, shares: impl Iterator<Item = f64>) -> Result<Found, Error> {
+        if !value.is_finite() {
+            return Err(Error::NotFinite { what: self.task.to_owned(), value });
+        }
+        let (task, metric) = (self.task.to_owned(), metric.name().to_owned());
+        let document = |(doc, value)| DocumentRow { task: task.clone(), metric: metric.clone(), doc: doc as u64, value };
+        let documents = shares.enumerate().map(document).collect();
+        let row = Row {
+            task: task.clone(),
+            split: self.split.to_owned(),
+            metric: metric.clone(),
+            value,
+            stderr: None,
+            n: self.n,
+            protocol: self.protocol.name().to_owned(),
+            chance: None,
+            truncated: 0,
+            oversized: 0,
+        };
+        Ok((vec![row], documents))
     }
-    Ok(Row { task, split: String::new(), metric: "perplexity".to_owned(), value, stderr: None, n: n as u64 })
 }

@@ -1,0 +1,53 @@
+//! Requests in tokens, as the protocols put them together.
+
+use super::{Error, Options, Protocol};
+use crate::data::task::{Request, Task};
+use crate::model::tokenizer::Tokenizer;
+
+/// A request in tokens.
+pub struct Tokens {
+    /// What the model reads: the last tokens that fit, without the very last.
+    pub input: Vec<u32>,
+    /// What is scored, predicted by the last positions of the input: the choice, or as much of its end as fits.
+    pub continuation: Vec<u32>,
+    /// Tokens that did not fit.
+    pub cut: usize,
+    /// Of these, tokens of the choice.
+    pub cut_choice: usize,
+}
+
+impl Tokens {
+    /// A request of document `doc` of a task; `limit`: tokens that the model reads at most.
+    pub fn of(
+        request: &Request,
+        (task, doc): (&Task, u64),
+        options: &Options,
+        tokenizer: &Tokenizer,
+        limit: usize,
+    ) -> Result<Self, Error> {
+        let no_token = |what| Error::NoToken { task: task.name.clone(), doc, what };
+        let (mut context, continuation) = match options.protocol {
+            Protocol::Harness => together(request, options.add_bos_token, tokenizer)?,
+            Protocol::LlmPruner => (tokenizer.encode(&request.context, false)?, tokenizer.encode(&request.continuation, false)?),
+        };
+        if context.is_empty() {
+            context.push(tokenizer.prefix().ok_or_else(|| no_token("context"))?);
+        }
+        if continuation.is_empty() {
+            return Err(no_token("choice"));
+        }
+        let whole = context.len() + continuation.len() - 1;
+        let (cut, cut_choice) = (whole.saturating_sub(limit), continuation.len().saturating_sub(limit));
+        let input = context.iter().chain(&continuation).take(whole).skip(cut).copied().collect();
+        Ok(Self { input, continuation: continuation[cut_choice..].to_vec(), cut, cut_choice })
+    }
+}
+
+/// Context and continuation are encoded together, the context alone; the continuation's tokens are those of the whole after as
+/// many as the context has. White space at the context's end belongs to the continuation.
+fn together(request: &Request, special: bool, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>), Error> {
+    let mut whole = tokenizer.encode(&format!("{}{}", request.context, request.continuation), special)?;
+    let in_context = tokenizer.encode(request.context.trim_end(), special)?.len().min(whole.len());
+    let continuation = whole.split_off(in_context);
+    Ok((whole, continuation))
+}
