@@ -53,7 +53,7 @@ impl Table {
     /// A table of plain structs: one column per field, in the order of the fields.
     pub fn of<R: Serialize + DeserializeOwned>(name: &str, rows: &[R]) -> Result<Self, MetricsError> {
         let failed = |e: serde_arrow::Error| MetricsError::Arrow { table: name.to_owned(), message: e.to_string() };
-        let options = TracingOptions::default().strings_as_large_utf8(false);
+        let options = TracingOptions::default().strings_as_large_utf8(false).sequence_as_large_list(false);
         let fields = Vec::<FieldRef>::from_type::<R>(options).map_err(failed)?;
         let rows = serde_arrow::to_record_batch(&fields, &rows).map_err(failed)?;
         let table = Self { name: name.to_owned(), rows };

@@ -15,7 +15,11 @@ fn a_run_writes_what_the_contract_names() {
     let names = |table: &str| columns(&sandbox.path(&format!("{variant}/{table}.parquet"))).join(", ");
     let first = "variant: Utf8, step: UInt32, stage: Utf8, ";
     for (table, named) in [
-        ("evaluate", "task: Utf8, split: Utf8, metric: Utf8, value: Float64, stderr: Float64, n: UInt64"),
+        (
+            "evaluate",
+            "task: Utf8, split: Utf8, metric: Utf8, value: Float64, stderr: Float64, n: UInt64, protocol: Utf8, chance: Float64, truncated: UInt64, oversized: UInt64",
+        ),
+        ("evaluate_documents", "task: Utf8, metric: Utf8, doc: UInt64, value: Float64"),
         (
             "evaluate_samples",
             "task: Utf8, doc: UInt64, choice: UInt32, loglikelihood: Float64, tokens: UInt32, chars: UInt32, greedy: Boolean, gold: Boolean",
@@ -235,7 +239,20 @@ fn the_schema_knows_every_option() {
     let tags: Vec<&str> = stages.iter().map(|stage| stage["properties"]["type"]["const"].as_str().unwrap()).collect();
     assert_eq!(
         tags,
-        ["load", "pretrain", "dependencies", "importance", "aggregate", "prune", "recover", "evaluate", "export", "repeat"]
+        [
+            "load",
+            "pretrain",
+            "dependencies",
+            "importance",
+            "aggregate",
+            "prune",
+            "recover",
+            "evaluate",
+            "generate",
+            "profile",
+            "export",
+            "repeat"
+        ]
     );
     for stage in stages {
         for (option, described) in stage["properties"].as_object().unwrap().iter().filter(|(name, _)| *name != "type") {

@@ -9,6 +9,7 @@ mod check;
 mod cli;
 mod evaluate;
 mod formula;
+mod generate;
 mod inputs;
 mod kept;
 mod model;

@@ -14,13 +14,16 @@ use crate::model::lora::Adapter;
 use crate::model::stored::Precision;
 use crate::stages::products::{GroupScores, Scores};
 use crate::stages::prune::{self, Pruning};
-use crate::stages::{Budget, Context, aggregate, dependencies, evaluate, export, importance, load, pretrain, recover};
+use crate::stages::{
+    Budget, Context, aggregate, dependencies, evaluate, export, generate, importance, load, pretrain, profile, recover,
+};
 use crate::tensor::Unreadable;
 
 /// Values that stages hand on. Clones share them.
 #[derive(Clone, Default)]
 pub struct Products {
     model: Option<Arc<Model>>,
+    dense: Option<Arc<Model>>,
     graph: Option<Arc<DependencyGraph>>,
     scores: Option<Arc<Scores>>,
     group_scores: Option<Arc<GroupScores>>,
@@ -47,6 +50,10 @@ pub enum StageError {
     Recover(#[from] recover::Error),
     #[error(transparent)]
     Evaluate(#[from] evaluate::Error),
+    #[error(transparent)]
+    Generate(#[from] generate::Error),
+    #[error(transparent)]
+    Profile(#[from] profile::Error),
     #[error(transparent)]
     Export(#[from] export::Error),
     #[error("its results cannot be stored: {0}")]
@@ -78,6 +85,8 @@ impl StageError {
                 | Self::Importance(importance::Error::Interrupted(_))
                 | Self::Recover(recover::Error::Interrupted(_))
                 | Self::Evaluate(evaluate::Error::Interrupted(_))
+                | Self::Generate(generate::Error::Interrupted(_))
+                | Self::Profile(profile::Error::Interrupted(_))
         )
     }
 }
@@ -87,6 +96,7 @@ impl Products {
     pub fn add(&mut self, product: Product, from: &Self) {
         match product {
             Product::Model => self.model.clone_from(&from.model),
+            Product::Dense => self.dense.clone_from(&from.dense),
             Product::Graph => self.graph.clone_from(&from.graph),
             Product::Scores => self.scores.clone_from(&from.scores),
             Product::GroupScores => self.group_scores.clone_from(&from.group_scores),
@@ -99,6 +109,7 @@ impl Products {
     pub fn has(&self, product: Product) -> bool {
         match product {
             Product::Model => self.model.is_some(),
+            Product::Dense => self.dense.is_some(),
             Product::Graph => self.graph.is_some(),
             Product::Scores => self.scores.is_some(),
             Product::GroupScores => self.group_scores.is_some(),
@@ -114,6 +125,11 @@ impl Products {
         one
     }
 
+    /// Its model is the one that was loaded.
+    pub fn model_is_dense(&mut self) {
+        self.dense.clone_from(&self.model);
+    }
+
     /// Whether its model is read from disk as it is used.
     pub fn is_streamed(&self) -> bool {
         self.model.as_ref().is_some_and(|model| model.embedding.is_on_disk())
@@ -121,6 +137,12 @@ impl Products {
 
     fn of_model(model: Model) -> Self {
         Self { model: Some(Arc::new(model)), ..Self::default() }
+    }
+
+    /// A model that was loaded: it is its own dense model.
+    fn of_dense(model: Model) -> Self {
+        let model = Some(Arc::new(model));
+        Self { dense: model.clone(), model, ..Self::default() }
     }
 
     fn model(&self) -> Result<&Model, StageError> {
@@ -139,10 +161,10 @@ fn there<T>(value: &Option<Arc<T>>, product: Product) -> Result<&T, StageError> 
 /// Runs one stage. Returns what it hands on and what it measured.
 pub fn execute(step: &Step, context: &Context, inputs: &Products) -> Result<(Products, Vec<Table>), StageError> {
     Ok(match &step.stage {
-        Stage::Load(options) => (Products::of_model(load::run(options, context.budget)?), Vec::new()),
+        Stage::Load(options) => (Products::of_dense(load::run(options, context.budget)?), Vec::new()),
         Stage::Pretrain(options) => {
             let (model, tables) = pretrain::run(options, context)?;
-            (Products::of_model(model), tables)
+            (Products::of_dense(model), tables)
         }
         Stage::Dependencies(options) => {
             let graph = dependencies::run(options, inputs.model()?)?;
@@ -168,6 +190,12 @@ pub fn execute(step: &Step, context: &Context, inputs: &Products) -> Result<(Pro
             (Products { adapter: Some(Arc::new(adapter)), ..Products::of_model(model) }, tables)
         }
         Stage::Evaluate(options) => (Products::default(), evaluate::run(options, context, inputs.model()?)?),
+        Stage::Generate(options) => (Products::default(), generate::run(options, context, inputs.model()?)?),
+        Stage::Profile(options) => {
+            let (model, dense) = (inputs.model()?, there(&inputs.dense, Product::Dense)?);
+            profile::run(options, context, model, (!std::ptr::eq(model, dense)).then_some(dense))?;
+            (Products::default(), Vec::new())
+        }
         Stage::Export(options) => {
             export::run(options, context, inputs.model()?, inputs.pruning.as_deref().map(|pruning| &pruning.plan))?;
             (Products::default(), Vec::new())
@@ -184,7 +212,7 @@ pub fn store(step: &Step, products: &Products, room: &Room) -> Result<(), StageE
         Stage::Aggregate(_) => postcard::to_stdvec(there(&products.group_scores, Product::GroupScores)?),
         Stage::Prune(_) => postcard::to_stdvec(there(&products.pruning, Product::Plan)?),
         Stage::Recover(_) => postcard::to_stdvec(there(&products.adapter, Product::Adapter)?),
-        Stage::Load(_) | Stage::Evaluate(_) | Stage::Export(_) => return Ok(()),
+        Stage::Load(_) | Stage::Evaluate(_) | Stage::Generate(_) | Stage::Profile(_) | Stage::Export(_) => return Ok(()),
     };
     let path = room.path().join(PRODUCT);
     let bytes = encoded.map_err(|e| FileError { path: path.clone(), source: std::io::Error::other(e) })?;
@@ -200,7 +228,7 @@ pub fn model_takes(stage: &Stage) -> &'static [Product] {
         Stage::Prune(_) => &[Product::Model, Product::Graph],
         Stage::Recover(_) => &[Product::Model],
         Stage::Load(_) | Stage::Pretrain(_) | Stage::Dependencies(_) | Stage::Importance(_) => &[],
-        Stage::Aggregate(_) | Stage::Evaluate(_) | Stage::Export(_) => &[],
+        Stage::Aggregate(_) | Stage::Evaluate(_) | Stage::Generate(_) | Stage::Profile(_) | Stage::Export(_) => &[],
     }
 }
 
@@ -217,16 +245,15 @@ pub enum Unusable {
 /// Brings back the model that a stage handed on.
 pub fn model(step: &Step, kept: &Kept, inputs: &Products, budget: Budget) -> Result<Products, Unusable> {
     let model = match &step.stage {
-        Stage::Load(options) => load::run(options, budget).map_err(StageError::from)?,
+        Stage::Load(options) => return Ok(Products::of_dense(load::run(options, budget).map_err(StageError::from)?)),
         Stage::Pretrain(_) => {
             let folder = kept.folder("model").map_err(Unusable::Damaged)?;
-            load::model(&folder, budget).map_err(StageError::from)?
+            return Ok(Products::of_dense(load::model(&folder, budget).map_err(StageError::from)?));
         }
         Stage::Prune(_) => prune::cut(inputs.model()?, inputs.graph()?, &*decoded::<Pruning>(kept)?),
         Stage::Recover(_) => decoded::<Adapter>(kept)?.merge(inputs.model()?),
-        Stage::Dependencies(_) | Stage::Importance(_) | Stage::Aggregate(_) | Stage::Evaluate(_) | Stage::Export(_) => {
-            return Ok(Products::default());
-        }
+        Stage::Dependencies(_) | Stage::Importance(_) | Stage::Aggregate(_) => return Ok(Products::default()),
+        Stage::Evaluate(_) | Stage::Generate(_) | Stage::Profile(_) | Stage::Export(_) => return Ok(Products::default()),
     };
     Ok(Products::of_model(model))
 }
@@ -240,7 +267,8 @@ pub fn rest(step: &Step, kept: &Kept) -> Result<Products, Unusable> {
         Stage::Aggregate(_) => products.group_scores = Some(decoded(kept)?),
         Stage::Prune(_) => products.pruning = Some(decoded(kept)?),
         Stage::Recover(_) => products.adapter = Some(decoded(kept)?),
-        Stage::Load(_) | Stage::Pretrain(_) | Stage::Evaluate(_) | Stage::Export(_) => {}
+        Stage::Load(_) | Stage::Pretrain(_) => {}
+        Stage::Evaluate(_) | Stage::Generate(_) | Stage::Profile(_) | Stage::Export(_) => {}
     }
     Ok(products)
 }

@@ -141,6 +141,10 @@ impl Maker<'_> {
         let mut inputs = Products::default();
         for product in takes {
             if let Some(promise) = values.get(product) {
+                if product == Product::Dense && values.get(Product::Model).is_some_and(|model| model.node == promise.node) {
+                    inputs.model_is_dense();
+                    continue;
+                }
                 inputs.add(product, &promise.keep(|before| self.bring(promise.node, before))?);
             }
         }

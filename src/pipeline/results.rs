@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::cache::{Cost, Kept};
 use super::plan::{Plan, Variant};
@@ -75,6 +76,9 @@ pub enum Status {
 pub struct StageRecord {
     pub step: u32,
     pub stage: String,
+    /// What it was asked, every default filled in.
+    #[serde(default)]
+    pub options: Map<String, Value>,
     /// The hash of all that its outcome depends on.
     pub key: String,
     /// The version of its code.

@@ -234,6 +234,7 @@ impl Walk<'_> {
         let record = StageRecord {
             step: step.position,
             stage: step.stage.tag().to_owned(),
+            options: step.stage.options(),
             key: recipe.key.clone(),
             code: recipe::code(step.stage.tag()).to_owned(),
             kept: ran.reused,

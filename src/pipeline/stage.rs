@@ -9,12 +9,16 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use toml::de::Deserializer;
 
-use crate::stages::{Fault, Input, World, aggregate, dependencies, evaluate, export, importance, load, pretrain, prune, recover};
+use crate::stages::{
+    Fault, Input, World, aggregate, dependencies, evaluate, export, generate, importance, load, pretrain, profile, prune, recover,
+};
 
 /// A value that one stage hands to a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Product {
     Model,
+    /// The model as it was loaded.
+    Dense,
     Graph,
     Scores,
     GroupScores,
@@ -24,12 +28,13 @@ pub enum Product {
 
 impl Product {
     pub const ALL: &[Product] =
-        &[Product::Model, Product::Graph, Product::Scores, Product::GroupScores, Product::Plan, Product::Adapter];
+        &[Product::Model, Product::Dense, Product::Graph, Product::Scores, Product::GroupScores, Product::Plan, Product::Adapter];
 
     /// In few words.
     pub fn name(self) -> &'static str {
         match self {
             Product::Model => "model",
+            Product::Dense => "dense model",
             Product::Graph => "set of groups",
             Product::Scores => "set of scores",
             Product::GroupScores => "set of scores of units",
@@ -42,6 +47,7 @@ impl Product {
     pub fn described(self) -> (&'static str, &'static str) {
         match self {
             Product::Model => ("a model", "load"),
+            Product::Dense => ("the dense model", "load"),
             Product::Graph => ("the groups", "dependencies"),
             Product::Scores => ("scores", "importance"),
             Product::GroupScores => ("scores of units", "aggregate"),
@@ -103,22 +109,24 @@ macro_rules! stages {
 }
 
 stages! {
-    "load"         => Load(load::Options)                 needs []                        uses []     makes [Model]         spends [Graph Scores GroupScores Plan Adapter] draws false;
-    "pretrain"     => Pretrain(pretrain::Options)         needs []                        uses []     makes [Model]         spends [Graph Scores GroupScores Plan Adapter] draws true;
+    "load"         => Load(load::Options)                 needs []                        uses []     makes [Model Dense]   spends [Graph Scores GroupScores Plan Adapter] draws false;
+    "pretrain"     => Pretrain(pretrain::Options)         needs []                        uses []     makes [Model Dense]   spends [Graph Scores GroupScores Plan Adapter] draws true;
     "dependencies" => Dependencies(dependencies::Options) needs [Model]                   uses []     makes [Graph]         spends [Scores GroupScores] draws false;
     "importance"   => Importance(importance::Options)     needs [Model Graph]             uses []     makes [Scores]        spends [GroupScores] draws true;
     "aggregate"    => Aggregate(aggregate::Options)       needs [Model Graph Scores]      uses []     makes [GroupScores]   spends [] draws false;
     "prune"        => Prune(prune::Options)               needs [Model Graph GroupScores] uses [Plan] makes [Model Plan]    spends [Graph Scores GroupScores Adapter] draws false;
     "recover"      => Recover(recover::Options)           needs [Model]                   uses []     makes [Model Adapter] spends [Scores GroupScores] draws true;
     "evaluate"     => Evaluate(evaluate::Options)         needs [Model]                   uses []     makes []              spends [] draws false;
+    "generate"     => Generate(generate::Options)         needs [Model]                   uses []     makes []              spends [] draws false;
+    "profile"      => Profile(profile::Options)           needs [Model Dense]             uses []     makes []              spends [] draws false;
     "export"       => Export(export::Options)             needs [Model]                   uses [Plan] makes []              spends [] draws false;
 }
 
 /// The options that say what a stage does, in few words.
 pub fn told(options: &Map<String, Value>) -> String {
-    const TELLING: [&str; 14] = [
+    const TELLING: [&str; 17] = [
         "model", "grouping", "method", "taylor", "with", "level", "ratio", "scope", "rank", "duration", "tasks", "corpora",
-        "formats", "updates",
+        "formats", "updates", "prompts", "file", "prefill",
     ];
     let has_form = options.get("method").is_some_and(|method| method == "taylor");
     let tells = |key: &str| TELLING.contains(&key) && (key != "taylor" || has_form);

@@ -57,7 +57,9 @@ impl Values {
     pub fn advance(&mut self, node: usize, stage: &Stage, made: &Made) {
         self.promises.retain(|product, _| !stage.spends().contains(product));
         for &product in stage.makes() {
-            let state = match made.products.has(product) {
+            // few ask for the dense model, and it can be read again: it does not stay in memory for them
+            let is_at_hand = made.products.has(product) && product != Product::Dense;
+            let state = match is_at_hand {
                 true => State::There(made.products.only(product)),
                 false => State::Absent(made.before.clone()),
             };

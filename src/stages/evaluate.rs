@@ -33,16 +33,35 @@ pub struct Options {
     pub protocol: Protocol,
     /// Whether the tokenizer's own special tokens, usually BOS in front, stand around a context or a text. Default true, as in
     /// the harness. `llm-pruner` has none around contexts in any case.
+    // This and the next two are younger than the others: variants without them keep their ids.
+    #[serde(skip_serializing_if = "is_true")]
     pub add_bos_token: bool,
     /// Few-shot: so many answered examples stand before every question. Default 0.
+    #[serde(skip_serializing_if = "is_zero")]
     pub shots: usize,
     /// Seed of the examples' draw; the harness draws the same with its `fewshot_random_seed`. Default 1234, the harness's.
+    #[serde(skip_serializing_if = "is_harness_seed")]
     pub shots_seed: u32,
     /// Texts, taken whole as they stand, or JSONL rows of token ids, whose perplexity is measured: paths.
     pub corpora: Vec<String>,
     /// Tokens of a perplexity window, 2 to the model's positions. Default 128, or the model's positions if they are fewer.
     pub window: Option<usize>,
 }
+
+fn is_true(flag: &bool) -> bool {
+    *flag
+}
+
+fn is_zero(shots: &usize) -> bool {
+    *shots == 0
+}
+
+fn is_harness_seed(seed: &u32) -> bool {
+    *seed == HARNESS_SEED
+}
+
+/// lm-evaluation-harness's default.
+const HARNESS_SEED: u32 = 1234;
 
 impl Default for Options {
     fn default() -> Self {
@@ -53,7 +72,7 @@ impl Default for Options {
             protocol: Protocol::Harness,
             add_bos_token: true,
             shots: 0,
-            shots_seed: 1234,
+            shots_seed: HARNESS_SEED,
             corpora: Vec::new(),
             window: None,
         }

@@ -1,0 +1,299 @@
+//! `generate`: Model, prompts → what the model writes on, greedy or sampled, with a cache of keys and values.
+
+use std::path::Path;
+
+use rand::{Rng, RngExt};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Context, Fault, Input, Interrupted, World, positive_faults, size_faults};
+use crate::data::corpus::{self, CorpusError, CorpusSource};
+use crate::metrics::{MetricsError, Table};
+use crate::model::Model;
+use crate::model::tokenizer::{Tokenizer, TokenizerError};
+use crate::model::walk::Decoder;
+use crate::random::Seed;
+
+/// Lets the model write on. Before and after pruning, the sweep's `generations.parquet` puts both side by side.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Texts to be continued.
+    pub prompts: Vec<String>,
+    /// More of them, after these: a text file with one on each line, or JSONL rows with a field `text`.
+    pub file: Option<String>,
+    /// Tokens that are written at most, behind each prompt, 1 to 1048576; it ends earlier where the model's positions do.
+    /// Default 64.
+    pub max_new_tokens: usize,
+    /// 0: the likeliest token every time (greedy). Above: tokens are drawn from softmax(logits / temperature). Default 0.
+    pub temperature: f64,
+    /// Only so many of the likeliest tokens are drawn from, at least 1. Default: all.
+    pub top_k: Option<usize>,
+    /// Only the likeliest tokens that together have this probability are drawn from, above 0 to 1 (nucleus sampling, Holtzman
+    /// et al. 2020). Default 1.
+    pub top_p: f64,
+    /// Of the draws; the same in every `generate`, so that two models are asked for the same luck. Default 0.
+    pub seed: u64,
+    /// Whether to write on behind the token that ends a text. Default false.
+    pub ignore_eos: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            prompts: Vec::new(),
+            file: None,
+            max_new_tokens: 64,
+            temperature: 0.0,
+            top_k: None,
+            top_p: 1.0,
+            seed: 0,
+            ignore_eos: false,
+        }
+    }
+}
+
+impl Options {
+    fn source(&self) -> Option<CorpusSource> {
+        let source = CorpusSource::whole(self.file.as_ref()?.as_ref());
+        Some(if source.is_jsonl() { source } else { CorpusSource { separator: Some("\n".to_owned()), ..source } })
+    }
+
+    /// What the stage reads: the file of prompts.
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
+        self.file.iter().map(|path| Input::File(path.into())).collect()
+    }
+
+    pub fn faults(&self) -> Vec<Fault> {
+        let mut faults = size_faults([("max_new_tokens", self.max_new_tokens)]);
+        if self.prompts.is_empty() && self.file.is_none() {
+            faults.push(Fault::new("", "nothing to write on from", "add `prompts = [\"…\"]`, `file = \"…\"`, or both"));
+        }
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            let message = format!("{} is not a temperature", self.temperature);
+            faults.push(Fault::new("temperature", message, "write 0 for greedy, or a number above it"));
+        }
+        if self.top_k == Some(0) {
+            faults.push(Fault::new("top_k", "there is nothing to draw from 0 tokens", "write at least 1, or remove the line"));
+        }
+        faults.extend(positive_faults([("top_p", self.top_p)]));
+        if self.top_p > 1.0 {
+            faults.push(Fault::new("top_p", format!("{} is not a probability", self.top_p), "write a number above 0, up to 1"));
+        }
+        let draws = [("top_k", self.top_k.is_some()), ("top_p", self.top_p < 1.0)];
+        for (key, _) in draws.into_iter().filter(|(_, is_given)| *is_given && self.temperature == 0.0) {
+            faults.push(Fault::new(key, "a greedy choice draws nothing", "write a `temperature` above 0, or remove the line"));
+        }
+        faults
+    }
+
+    pub fn world(&self, world: &mut World) -> Vec<Fault> {
+        world.holds_weights(1);
+        world.carries_forward(CHUNK, self.max_new_tokens);
+        let mut faults: Vec<Fault> = self.source().map_or_else(Vec::new, |source| world.corpus("file", &source));
+        if faults.is_empty() && world.model.as_ref().is_some_and(|model| !model.has_tokenizer) {
+            let message = "prompts are text, and the model's folder has no tokenizer.json";
+            faults.push(Fault::new(
+                if self.prompts.is_empty() { "file" } else { "prompts" },
+                message,
+                "put the tokenizer beside the model",
+            ));
+        }
+        faults
+    }
+}
+
+/// One row of `generate.parquet`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// Its number, from 0.
+    pub prompt: u32,
+    /// The prompt.
+    pub input: String,
+    /// What the model wrote behind it.
+    pub output: String,
+    /// The same in tokens.
+    pub ids: Vec<u32>,
+    /// Whether the model ended the text itself.
+    pub finished: bool,
+}
+
+/// Nothing could be generated.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Corpus(#[from] CorpusError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    #[error("prompts are text, and the model's folder has no tokenizer.json")]
+    NoTokenizer,
+    #[error("prompt {prompt} has {tokens} tokens, which leaves no room in the model's {positions} positions")]
+    TooLong { prompt: u32, tokens: usize, positions: usize },
+    #[error("prompt {0} is empty, and the tokenizer names neither a BOS nor an EOS token")]
+    Empty(u32),
+    #[error("prompt {prompt}: a logit is {value}, the model is broken")]
+    NotFinite { prompt: u32, value: f32 },
+}
+
+/// Prompts that are written on together.
+const CHUNK: usize = 32;
+
+/// Writes on from every prompt.
+pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Table>, Error> {
+    let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
+    let mut prompts = options.prompts.clone();
+    if let Some(source) = options.source() {
+        prompts.extend(corpus::documents(&source)?);
+    }
+    let bar = context.progress.bar("generate", prompts.len() as u64);
+    let mut rows: Vec<Row> = context.state.read().unwrap_or_default();
+    bar.skip(rows.len() as u64);
+    let mut left: Vec<Text> = Vec::new();
+    for (prompt, input) in (0..).zip(&prompts).skip(rows.len()) {
+        left.push(Text::begin(prompt, input, tokenizer, model, options)?);
+    }
+    for chunk in left.chunks_mut(CHUNK) {
+        context.go_on_or_keep(|| &rows)?;
+        write_on(chunk, options, context, model, tokenizer.end().filter(|_| !options.ignore_eos)).inspect_err(|error| {
+            if matches!(error, Error::Interrupted(_)) {
+                context.state.write(&rows);
+            }
+        })?;
+        for text in chunk {
+            rows.push(text.row(tokenizer)?);
+            bar.step();
+        }
+    }
+    tracing::info!("generated {} texts", rows.len());
+    Ok(vec![Table::of("generate", &rows)?])
+}
+
+/// A prompt and what is written behind it.
+struct Text {
+    prompt: u32,
+    input: String,
+    /// The prompt in tokens.
+    read: Vec<u32>,
+    written: Vec<u32>,
+    /// Tokens that may be written.
+    room: usize,
+    finished: bool,
+    stream: Box<dyn Rng>,
+}
+
+impl Text {
+    fn begin(prompt: u32, input: &str, tokenizer: &Tokenizer, model: &Model, options: &Options) -> Result<Self, Error> {
+        let mut read = tokenizer.encode(input, true)?;
+        if read.is_empty() {
+            read.push(tokenizer.prefix().ok_or(Error::Empty(prompt))?);
+        }
+        let (tokens, positions) = (read.len(), model.config.max_positions);
+        if tokens >= positions {
+            return Err(Error::TooLong { prompt, tokens, positions });
+        }
+        let room = options.max_new_tokens.min(positions - tokens);
+        let stream = Box::new(Seed::root(options.seed).derive(&format!("generate {prompt}")).stream());
+        Ok(Self { prompt, input: input.to_owned(), read, written: Vec::new(), room, finished: false, stream })
+    }
+
+    fn goes_on(&self) -> bool {
+        !self.finished && self.written.len() < self.room
+    }
+
+    /// The output with the space, if any, between it and the prompt.
+    fn row(&self, tokenizer: &Tokenizer) -> Result<Row, Error> {
+        let whole: Vec<u32> = self.read.iter().chain(&self.written).copied().collect();
+        let (before, whole) = (tokenizer.decode(&self.read)?, tokenizer.decode(&whole)?);
+        let output = match whole.strip_prefix(&before) {
+            Some(output) => output.to_owned(),
+            None => tokenizer.decode(&self.written)?,
+        };
+        let (input, ids) = (self.input.clone(), self.written.clone());
+        Ok(Row { prompt: self.prompt, input, output, ids, finished: self.finished })
+    }
+}
+
+/// Writes on in all texts, a token of each at a time.
+fn write_on(texts: &mut [Text], options: &Options, context: &Context, model: &Model, end: Option<u32>) -> Result<(), Error> {
+    let longest = texts.iter().map(|text| text.read.len() + text.room).max().unwrap_or(0);
+    let mut decoder = Decoder::new(model, texts.len(), longest);
+    let mut on: Vec<(usize, Vec<u32>)> = texts.iter().map(|text| text.read.clone()).enumerate().collect();
+    while !on.is_empty() {
+        context.go_on()?;
+        let next = decoder.read(&on);
+        for ((at, ids), logits) in on.iter_mut().zip(next) {
+            let text = &mut texts[*at];
+            if let Some(&value) = logits.iter().find(|logit| !logit.is_finite()) {
+                return Err(Error::NotFinite { prompt: text.prompt, value });
+            }
+            let id = chosen(&logits, options, &mut text.stream);
+            text.finished = end == Some(id);
+            if !text.finished {
+                text.written.push(id);
+            }
+            *ids = vec![id];
+        }
+        on.retain(|(at, _)| texts[*at].goes_on());
+    }
+    Ok(())
+}
+
+/// The next token: the likeliest, the first of equals; or one drawn.
+fn chosen(logits: &[f32], options: &Options, stream: &mut impl Rng) -> u32 {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    let likelier = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+    if options.temperature == 0.0 {
+        return order.into_iter().min_by(likelier).unwrap_or(0) as u32;
+    }
+    order.sort_by(likelier);
+    order.truncate(options.top_k.unwrap_or(order.len()));
+    let most = f64::from(logits[order[0]]);
+    let weights: Vec<f64> = order.iter().map(|&id| ((f64::from(logits[id]) - most) / options.temperature).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    let mut sum = 0.0;
+    let within = weights.iter().position(|weight| {
+        sum += weight;
+        sum >= options.top_p * total
+    });
+    let last = within.unwrap_or(weights.len() - 1);
+    let drawn = stream.random_range(0.0..1.0) * weights[..=last].iter().sum::<f64>();
+    let mut sum = 0.0;
+    let at = weights[..=last].iter().position(|weight| {
+        sum += weight;
+        sum > drawn
+    });
+    order[at.unwrap_or(last)] as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frequencies(options: &Options) -> Vec<f64> {
+        let mut stream = Seed::root(1).stream();
+        let logits = [0.0, 2f32.ln(), 5f32.ln(), -1000.0];
+        let mut counts = vec![0.0; 4];
+        (0..8000).for_each(|_| counts[chosen(&logits, options, &mut stream) as usize] += 1.0 / 8000.0);
+        counts
+    }
+
+    #[test]
+    fn draws_follow_temperature_and_what_is_drawn_from() {
+        let near = |options: Options, expected: [f64; 4]| {
+            let found = frequencies(&options);
+            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 0.02), "{found:?}");
+        };
+        let warm = Options { temperature: 1.0, ..Options::default() };
+        near(Options::default(), [0.0, 0.0, 1.0, 0.0]);
+        near(warm.clone(), [0.125, 0.25, 0.625, 0.0]);
+        // squares
+        near(Options { temperature: 0.5, ..warm.clone() }, [1.0 / 30.0, 4.0 / 30.0, 25.0 / 30.0, 0.0]);
+        near(Options { top_k: Some(2), ..warm.clone() }, [0.0, 2.0 / 7.0, 5.0 / 7.0, 0.0]);
+        near(Options { top_p: 0.6, ..warm.clone() }, [0.0, 0.0, 1.0, 0.0]);
+        near(Options { top_p: 0.7, ..warm }, [0.0, 2.0 / 7.0, 5.0 / 7.0, 0.0]);
+    }
+}

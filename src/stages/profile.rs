@@ -1,0 +1,183 @@
+//! `profile`: Model, and the dense model that it was → what both cost: parameters, MACs, bytes, tokens per second, peak memory.
+//!
+//! Times differ between runs, so they never stand in a table: `profile.json` holds them, and the ratios that are worth something,
+//! because both models were measured in turns.
+
+use std::path::Path;
+use std::time::Instant;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Context, Fault, Input, Interrupted, World, size_faults};
+use crate::files::{FileError, write_whole};
+use crate::memory;
+use crate::model::Model;
+use crate::model::sizes::Shape;
+use crate::model::walk::Decoder;
+
+/// Measures the model at this place of the pipeline beside the one that was loaded.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Tokens that are read at once (prefill), 1 to the model's positions. Default 128.
+    pub prefill: usize,
+    /// Tokens that are then read one by one (decode), 1 to 1048576. Default 32.
+    pub decode: usize,
+    /// Sequences that are read together. Default 1.
+    pub batch: usize,
+    /// How often both models are measured, in turns; medians count. Default 5.
+    pub repeat: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { prefill: 128, decode: 32, batch: 1, repeat: 5 }
+    }
+}
+
+impl Options {
+    /// What the stage reads: nothing.
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
+        Vec::new()
+    }
+
+    pub fn faults(&self) -> Vec<Fault> {
+        size_faults([("prefill", self.prefill), ("decode", self.decode), ("batch", self.batch), ("repeat", self.repeat)])
+    }
+
+    pub fn world(&self, world: &mut World) -> Vec<Fault> {
+        world.holds_weights(2);
+        world.carries_forward(self.batch, self.prefill);
+        let all = self.prefill.saturating_add(self.decode);
+        world.too_long("prefill", "sequence of `prefill` and `decode`", all).into_iter().collect()
+    }
+}
+
+/// What a model costs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Profile {
+    /// Parameters, a tied head counted once.
+    pub parameters: f64,
+    /// Multiply-accumulates of a forward pass over 64 tokens, as LLM-Pruner counts them.
+    pub macs: f64,
+    /// Bytes of the parameters as float32.
+    pub bytes: f64,
+    /// Tokens per second that are read at once, of all sequences together; the logits of the last included.
+    pub prefill_tokens_per_second: f64,
+    /// Tokens per second that are read one by one, of all sequences together.
+    pub decode_tokens_per_second: f64,
+    /// Bytes: the weights in memory, and what the process took on top of what it had while the model was at work.
+    pub peak_memory: f64,
+}
+
+/// `profile.json`.
+#[derive(Clone, Debug, Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    options: &'a Options,
+    threads: usize,
+    /// The model at this place of the pipeline.
+    model: Profile,
+    /// The one that was loaded; null where it is the same.
+    dense: Option<Profile>,
+    /// model / dense
+    ratio: Option<Profile>,
+}
+
+/// The profile could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("the profile cannot be written: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+/// Measures both models in turns. `dense`: None where it is the model itself.
+pub fn run(options: &Options, context: &Context, model: &Model, dense: Option<&Model>) -> Result<(), Error> {
+    let models: Vec<&Model> = std::iter::once(model).chain(dense).collect();
+    let mut seen: Vec<Vec<Pass>> = vec![Vec::new(); models.len()];
+    // the first round warms up
+    for round in 0..=options.repeat {
+        for (model, seen) in models.iter().zip(&mut seen) {
+            context.go_on()?;
+            let pass = pass(options, model);
+            if round > 0 {
+                seen.push(pass);
+            }
+        }
+    }
+    let mut profiles = models.iter().zip(&seen).map(|(model, seen)| profile(options, model, seen));
+    let (model, dense) = (profiles.next().unwrap_or_else(|| unreachable!("one model at least")), profiles.next());
+    let report =
+        Report { options, threads: rayon::current_num_threads(), model, dense, ratio: dense.map(|dense| model.over(&dense)) };
+    if let Some(ratio) = &report.ratio {
+        let Profile { parameters, prefill_tokens_per_second: prefill, decode_tokens_per_second: decode, .. } = ratio;
+        tracing::info!(
+            "of the dense model: {parameters:.3} parameters; {prefill:.2} prefill, {decode:.2} decode tokens per second"
+        );
+    }
+    Ok(write_whole(&context.place("profile", ".json"), &serde_json::to_vec_pretty(&report)?)?)
+}
+
+/// One measurement: seconds, and bytes.
+#[derive(Clone, Copy)]
+struct Pass {
+    prefill: f64,
+    decode: f64,
+    memory: f64,
+}
+
+fn pass(options: &Options, model: &Model) -> Pass {
+    let before = memory::resident();
+    memory::reset_peak();
+    let mut decoder = Decoder::new(model, options.batch, options.prefill + options.decode);
+    // which tokens these are does not matter
+    let ids = |from: usize, n: usize| (from..from + n).map(|i| (i * 7919 % model.config.vocab) as u32).collect::<Vec<u32>>();
+    let on = |from: usize, n: usize| (0..options.batch).map(|i| (i, ids(from + i, n))).collect::<Vec<_>>();
+    let began = Instant::now();
+    std::hint::black_box(decoder.read(&on(0, options.prefill)));
+    let prefill = began.elapsed().as_secs_f64();
+    let began = Instant::now();
+    for step in 0..options.decode {
+        std::hint::black_box(decoder.read(&on(options.prefill + step, 1)));
+    }
+    let decode = began.elapsed().as_secs_f64();
+    Pass { prefill, decode, memory: memory::peak().unwrap_or(0).saturating_sub(before) as f64 }
+}
+
+fn profile(options: &Options, model: &Model, passes: &[Pass]) -> Profile {
+    let shape = Shape::of(model);
+    let median = |of: fn(&Pass) -> f64| {
+        let mut all: Vec<f64> = passes.iter().map(of).collect();
+        all.sort_by(f64::total_cmp);
+        all[all.len() / 2]
+    };
+    let tokens = |n: usize| (n * options.batch) as f64;
+    let bytes = (shape.parameters() * size_of::<f32>() as u64) as f64;
+    let is_streamed = model.blocks.iter().any(|block| block.is_on_disk());
+    Profile {
+        parameters: shape.parameters() as f64,
+        macs: shape.macs(64) as f64,
+        bytes,
+        prefill_tokens_per_second: tokens(options.prefill) / median(|pass| pass.prefill),
+        decode_tokens_per_second: tokens(options.decode) / median(|pass| pass.decode),
+        peak_memory: median(|pass| pass.memory) + if is_streamed { 0.0 } else { bytes },
+    }
+}
+
+impl Profile {
+    fn over(&self, dense: &Self) -> Self {
+        Self {
+            parameters: self.parameters / dense.parameters,
+            macs: self.macs / dense.macs,
+            bytes: self.bytes / dense.bytes,
+            prefill_tokens_per_second: self.prefill_tokens_per_second / dense.prefill_tokens_per_second,
+            decode_tokens_per_second: self.decode_tokens_per_second / dense.decode_tokens_per_second,
+            peak_memory: self.peak_memory / dense.peak_memory,
+        }
+    }
+}
