@@ -20,3 +20,4 @@ mod resume;
 mod sizes;
 mod stages;
 mod streaming;
+mod tasks;

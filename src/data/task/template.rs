@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
 use regex::Regex;
 
@@ -102,8 +103,8 @@ impl Written {
 
     /// What an error says of the template or of the row: a filter that does not exist is no row's fault.
     fn refused(&self, error: &Error, variables: impl IntoIterator<Item = String>, row: &Value) -> Unfit {
-        use ErrorKind::{SyntaxError, UndefinedError, UnknownFilter, UnknownFunction, UnknownMethod, UnknownTest};
-        let always = matches!(error.kind(), SyntaxError | UnknownFilter | UnknownFunction | UnknownMethod | UnknownTest)
+        use ErrorKind::{SyntaxError, UndefinedError, UnknownFilter, UnknownFunction, UnknownTest};
+        let always = matches!(error.kind(), SyntaxError | UnknownFilter | UnknownFunction | UnknownTest)
             || error.source().is_some_and(|source| source.is::<regex::Error>());
         if always {
             return self.wrong(format!("`{}`: {}", self.key, said(error)));
@@ -118,12 +119,20 @@ impl Written {
 /// The first of the fields (`choices.text`) that a row does not have.
 fn missing(variables: impl IntoIterator<Item = String>, row: &Value) -> Option<String> {
     let lacks = |path: &String| {
-        let found = path.split('.').try_fold(row.clone(), |value, name| value.get_attr(name));
-        !found.is_ok_and(|value| !value.is_undefined())
+        let mut value = row.clone();
+        for name in path.split('.') {
+            // `sentence.split` is no field: what is asked of a text is a method of it.
+            if value.kind() != ValueKind::Map {
+                return false;
+            }
+            match value.get_attr(name) {
+                Ok(found) if !found.is_undefined() => value = found,
+                _ => return true,
+            }
+        }
+        false
     };
-    let mut lacking: Vec<String> = variables.into_iter().filter(lacks).collect();
-    lacking.sort();
-    lacking.into_iter().next()
+    variables.into_iter().filter(lacks).min()
 }
 
 /// An error in one sentence, without the place that minijinja adds: the task file's place stands for it.
