@@ -109,30 +109,35 @@ impl Written {
         if always {
             return self.wrong(format!("`{}`: {}", self.key, said(error)));
         }
-        match missing(variables, row) {
-            Some(field) if error.kind() == UndefinedError => self.unfit(format!("it lacks the field `{field}`")),
+        let detail = error.detail().unwrap_or_default();
+        let mut lacking: Vec<String> = variables.into_iter().filter_map(|path| missing(&path, row)).collect();
+        // The one that the error names; another may be asked for on condition that it is there.
+        lacking.sort_by_key(|field| !detail.contains(&format!("`{field}` is undefined")));
+        match lacking.first() {
+            // `undefined has no method named strip` is of another kind.
+            Some(field) if error.kind() == UndefinedError || detail.contains("undefined") => {
+                self.unfit(format!("it lacks the field `{field}`"))
+            }
             _ => self.unfit(format!("`{}`: {}", self.key, said(error))),
         }
     }
 }
 
-/// The first of the fields (`choices.text`) that a row does not have.
-fn missing(variables: impl IntoIterator<Item = String>, row: &Value) -> Option<String> {
-    let lacks = |path: &String| {
-        let mut value = row.clone();
-        for name in path.split('.') {
-            // `sentence.split` is no field: what is asked of a text is a method of it.
-            if value.kind() != ValueKind::Map {
-                return false;
-            }
-            match value.get_attr(name) {
-                Ok(found) if !found.is_undefined() => value = found,
-                _ => return true,
-            }
+/// How much of a path (`choices.text`) a row does not have.
+fn missing(path: &str, row: &Value) -> Option<String> {
+    let mut value = row.clone();
+    for (end, _) in path.match_indices('.').chain([(path.len(), "")]) {
+        // `sentence.split` is no field: what is asked of a text is a method of it.
+        if value.kind() != ValueKind::Map {
+            return None;
         }
-        false
-    };
-    variables.into_iter().filter(lacks).min()
+        let name = path[..end].rsplit('.').next().unwrap_or(path);
+        match value.get_attr(name) {
+            Ok(found) if !found.is_undefined() => value = found,
+            _ => return Some(path[..end].to_owned()),
+        }
+    }
+    None
 }
 
 /// An error in one sentence, without the place that minijinja adds: the task file's place stands for it.

@@ -65,6 +65,27 @@ fn fields_of_the_wrong_kind_are_refused() {
 }
 
 #[test]
+fn a_field_that_is_missing_is_named_however_it_is_used() {
+    for (template, field) in [
+        ("{{ x }}", "x"),
+        ("{{ x.y }}", "x"),
+        ("{{ q.y.z }}", "q.y"),
+        ("{{ x.strip() }}", "x"),
+        ("{{ x | trim }}", "x"),
+        ("{{ x | regex_replace('a', 'b') }}", "x"),
+        ("{{ x ~ 'a' }}", "x"),
+        ("{{ x[0] }}", "x"),
+        ("{% if a is defined %}{{ a }}{% endif %}{{ x }}", "x"),
+        ("{{ x }}{{ a | default('') }}", "x"),
+        ("{% for y in x %}{{ y }}{% endfor %}", "x"),
+    ] {
+        let question = format!("context = \"{template}\"\nchoices = ['a', 'b']\ngold = 'gold'");
+        let refused = one(&question, r#"{"q": {"z": 1}, "gold": 0}"#).expect_err(template);
+        assert_eq!(refused, format!("`rows.jsonl`, line 1: it lacks the field `{field}`"), "{template}");
+    }
+}
+
+#[test]
 fn the_built_in_templates_clean_and_cut_as_the_harness_does() {
     let question = |name: &str| {
         let task = built_in::ALL.iter().find(|task| task.name == name).expect(name).text();
