@@ -32,6 +32,8 @@ pub struct Unfit {
 /// What compiles templates and expressions.
 pub fn engine<'source>() -> Environment<'source> {
     let mut engine = Environment::new();
+    // Errors name what is undefined.
+    engine.set_debug(true);
     engine.set_undefined_behavior(UndefinedBehavior::Strict);
     engine.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     // Only delimiters could be refused, and they are the usual ones.

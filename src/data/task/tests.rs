@@ -104,5 +104,5 @@ fn the_built_in_templates_clean_and_cut_as_the_harness_does() {
     assert_eq!((found.requests[1].context.as_str(), found.requests[1].continuation.as_str()), ("A met B, so B", " ran _."));
     assert_eq!(found.gold, 1);
     let no_blank = one(question("winogrande"), r#"{"sentence": "A ran.", "option1": "A", "option2": "B", "answer": "2"}"#);
-    assert_eq!(no_blank.expect_err("no blank"), "`rows.jsonl`, line 1: `choices[0]`: undefined value");
+    assert_eq!(no_blank.expect_err("no blank"), "`rows.jsonl`, line 1: `choices[0]`: undefined value: `(...)[1]` is undefined");
 }
