@@ -24,3 +24,4 @@ mod sharing;
 mod sizes;
 mod stages;
 mod streaming;
+mod tasks;

@@ -29,7 +29,7 @@ use question::{Asked, Question};
 use rows::{Row, Rows, RowsFile};
 pub use text::Text;
 use text::TextForm;
-use written::TaskFile;
+use written::{Mistake, TaskFile};
 
 /// A task, found and read, its rows not yet.
 #[derive(Clone, Debug)]
@@ -153,9 +153,10 @@ impl Task {
             }
             Wrong::Elsewhere(error) => error,
         };
-        let file = TaskFile::read(&content).map_err(|mistake| named(mistake.into()))?;
-        let kind = file.kind().map_err(|mistake| named(mistake.into()))?;
-        let (metrics, paper_metric) = file.metrics(&kind).map_err(|mistake| named(mistake.into()))?;
+        let mistake = |mistake: Mistake| named(mistake.into());
+        let file = TaskFile::read(&content).map_err(mistake)?;
+        let kind = file.kind().map_err(mistake)?;
+        let (metrics, paper_metric) = file.metrics(&kind).map_err(mistake)?;
         let around = Surroundings { written: &written, data, beside };
         let rows = file.rows(&around).map_err(named)?;
         let examples = file.examples(&around, &rows).map_err(named)?;
@@ -169,21 +170,19 @@ impl Task {
 
     /// What the task is made of: its file, its rows, and examples that lie elsewhere.
     pub fn inputs(&self) -> Vec<Input> {
-        let mut inputs = vec![self.written.clone()];
+        let inputs = |files: Vec<RowsFile>| files.iter().map(RowsFile::input).collect::<Vec<_>>();
+        let mut all = vec![self.written.clone()];
         match self.rows.files() {
-            Ok(files) => inputs.extend(files.iter().map(RowsFile::input)),
+            Ok(files) => all.extend(inputs(files)),
             // What is not there yet is looked for by its first name.
-            Err(_) => inputs.extend(self.rows.expected().map(Input::File)),
+            Err(_) => all.extend(self.rows.expected().map(Input::File)),
         }
+        // Examples that are not there are missed only by those who ask for some.
         if let Some(Ok(files)) = self.examples.rows.as_ref().map(Rows::files) {
-            inputs.extend(
-                files
-                    .iter()
-                    .map(RowsFile::input)
-                    .filter(|input| !self.rows.files().is_ok_and(|own| own.iter().any(|file| file.input() == *input))),
-            );
+            let others: Vec<Input> = inputs(files).into_iter().filter(|input| !all.contains(input)).collect();
+            all.extend(others);
         }
-        inputs
+        all
     }
 
     /// The questions of the first `limit` rows, each behind its examples.

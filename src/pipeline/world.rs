@@ -103,7 +103,7 @@ pub fn room(plan: &Plan, survey: Option<&Survey>) -> Result<(), InvalidPipeline>
 /// A fault of a decoded step: at its place in another file, else at the value of its key, else at the stage.
 fn located(step: &Step, fault: Fault, sources: &Sources) -> Problem {
     if let Some(place) = fault.place {
-        return Sources::elsewhere(place, fault.message, fault.help);
+        return Sources::elsewhere(*place, fault.message, fault.help);
     }
     let span = step.key_spans.get(&fault.key).cloned().unwrap_or(step.span.clone());
     sources.problem(span, fault.message, fault.help)

@@ -19,7 +19,7 @@ pub struct Fault {
     /// What to write instead. May be empty.
     pub help: String,
     /// Where it is wrong, if that is a place in a file that the option names.
-    pub place: Option<Place>,
+    pub place: Option<Box<Place>>,
 }
 
 impl Fault {
@@ -29,7 +29,7 @@ impl Fault {
 
     /// The same, at a place in a file that the option names.
     pub fn at(self, place: Place) -> Self {
-        Self { place: Some(place), ..self }
+        Self { place: Some(Box::new(place)), ..self }
     }
 }
 
@@ -100,16 +100,18 @@ impl World {
     pub fn task(&mut self, key: &str, name: &str, shots: Option<Shots>) -> Result<Task, Fault> {
         let look = || {
             let task = Task::find(name, self.data.as_deref())?;
-            if task.is_text() {
-                task.texts(Some(1)).map(drop)?
-            } else {
-                task.documents(Some(1), shots).map(drop)?
+            match task.is_text() {
+                true => drop(task.texts(Some(1))?),
+                false => drop(task.documents(Some(1), shots)?),
             }
             Ok(task)
         };
         let fault = |error: TaskError| {
             let fault = Fault::new("", error.message(), error.help());
-            error.place().cloned().map_or(fault.clone(), |place| fault.at(place))
+            match error.place() {
+                Some(place) => fault.at(place.clone()),
+                None => fault,
+            }
         };
         let found = self.memory.tasks.entry((name.to_owned(), shots)).or_insert_with(|| look().map_err(fault));
         found.clone().map_err(|fault| Fault { key: key.to_owned(), ..fault })

@@ -33,20 +33,16 @@ impl PythonRandom {
             0..=5 => 21,
             _ => 21 + 4_u64.pow((f64::from(count) * 3.0).log(4.0).ceil() as u32),
         };
-        if u64::from(population) <= table {
-            Some(self.from_pool(population, count))
-        } else {
-            Some(self.from_set(population, count))
-        }
+        if u64::from(population) <= table { Some(self.pooled(population, count)) } else { Some(self.untaken(population, count)) }
     }
 
-    fn from_pool(&mut self, population: u32, count: u32) -> Vec<u32> {
+    fn pooled(&mut self, population: u32, count: u32) -> Vec<u32> {
         let mut pool: Vec<u32> = (0..population).collect();
         let draw = |left: u32| pool.swap_remove(self.below(left) as usize);
         (0..count).map(|taken| population - taken).map(draw).collect()
     }
 
-    fn from_set(&mut self, population: u32, count: u32) -> Vec<u32> {
+    fn untaken(&mut self, population: u32, count: u32) -> Vec<u32> {
         let mut taken = BTreeSet::new();
         let mut drawn = Vec::with_capacity(count as usize);
         while drawn.len() < count as usize {

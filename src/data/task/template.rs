@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
 use regex::Regex;
 
@@ -31,6 +32,8 @@ pub struct Unfit {
 /// What compiles templates and expressions.
 pub fn engine<'source>() -> Environment<'source> {
     let mut engine = Environment::new();
+    // Errors name what is undefined.
+    engine.set_debug(true);
     engine.set_undefined_behavior(UndefinedBehavior::Strict);
     engine.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     // Only delimiters could be refused, and they are the usual ones.
@@ -102,28 +105,41 @@ impl Written {
 
     /// What an error says of the template or of the row: a filter that does not exist is no row's fault.
     fn refused(&self, error: &Error, variables: impl IntoIterator<Item = String>, row: &Value) -> Unfit {
-        use ErrorKind::{SyntaxError, UndefinedError, UnknownFilter, UnknownFunction, UnknownMethod, UnknownTest};
-        let always = matches!(error.kind(), SyntaxError | UnknownFilter | UnknownFunction | UnknownMethod | UnknownTest)
+        use ErrorKind::{SyntaxError, UndefinedError, UnknownFilter, UnknownFunction, UnknownTest};
+        let always = matches!(error.kind(), SyntaxError | UnknownFilter | UnknownFunction | UnknownTest)
             || error.source().is_some_and(|source| source.is::<regex::Error>());
         if always {
             return self.wrong(format!("`{}`: {}", self.key, said(error)));
         }
-        match missing(variables, row) {
-            Some(field) if error.kind() == UndefinedError => self.unfit(format!("it lacks the field `{field}`")),
+        let detail = error.detail().unwrap_or_default();
+        let mut lacking: Vec<String> = variables.into_iter().filter_map(|path| missing(&path, row)).collect();
+        // The one that the error names; another may be asked for on condition that it is there.
+        lacking.sort_by_key(|field| !detail.contains(&format!("`{field}` is undefined")));
+        match lacking.first() {
+            // `undefined has no method named strip` is of another kind.
+            Some(field) if error.kind() == UndefinedError || detail.contains("undefined") => {
+                self.unfit(format!("it lacks the field `{field}`"))
+            }
             _ => self.unfit(format!("`{}`: {}", self.key, said(error))),
         }
     }
 }
 
-/// The first of the fields (`choices.text`) that a row does not have.
-fn missing(variables: impl IntoIterator<Item = String>, row: &Value) -> Option<String> {
-    let lacks = |path: &String| {
-        let found = path.split('.').try_fold(row.clone(), |value, name| value.get_attr(name));
-        !found.is_ok_and(|value| !value.is_undefined())
-    };
-    let mut lacking: Vec<String> = variables.into_iter().filter(lacks).collect();
-    lacking.sort();
-    lacking.into_iter().next()
+/// How much of a path (`choices.text`) a row does not have.
+fn missing(path: &str, row: &Value) -> Option<String> {
+    let mut value = row.clone();
+    for (end, _) in path.match_indices('.').chain([(path.len(), "")]) {
+        // `sentence.split` is no field: what is asked of a text is a method of it.
+        if value.kind() != ValueKind::Map {
+            return None;
+        }
+        let name = path[..end].rsplit('.').next().unwrap_or(path);
+        match value.get_attr(name) {
+            Ok(found) if !found.is_undefined() => value = found,
+            _ => return Some(path[..end].to_owned()),
+        }
+    }
+    None
 }
 
 /// An error in one sentence, without the place that minijinja adds: the task file's place stands for it.

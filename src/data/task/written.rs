@@ -135,7 +135,7 @@ impl TaskFile {
         let wrong = |unfit: Unfit| (unfit.message, unfit.span);
         match (&self.question, &self.text) {
             (Some(question), None) => {
-                let question = question.as_ref().form()?;
+                let question = question.get_ref().form()?;
                 question.compile(&engine()).map_err(wrong)?;
                 Ok(Kind::Question(question))
             }
@@ -143,7 +143,7 @@ impl TaskFile {
                 if let Some(examples) = &self.examples {
                     return at(examples, "a text has no questions, so it has no examples of them");
                 }
-                let form = text.as_ref().form()?;
+                let form = text.get_ref().form(&text.span())?;
                 form.compile(&engine()).map_err(wrong)?;
                 Ok(Kind::Text(form))
             }
@@ -221,11 +221,12 @@ impl WrittenQuestion {
 }
 
 impl WrittenText {
-    fn form(&self) -> Result<TextForm, Mistake> {
+    /// `whole`: where the table stands, for what is not written in it.
+    fn form(&self, whole: &Range<usize>) -> Result<TextForm, Mistake> {
         // The default of both templates: the text as it is.
         let template = |key: &str, given: &Option<Spanned<String>>| match given {
             Some(given) => written(key, given),
-            None => Written { key: key.to_owned(), text: "{{ text }}".to_owned(), span: 0..0 },
+            None => Written { key: key.to_owned(), text: "{{ text }}".to_owned(), span: whole.clone() },
         };
         let begins = match &self.begins {
             Some(begins) if self.join.is_none() => {

@@ -1,0 +1,488 @@
+//! Task files: rows wherever they lie, few-shot examples as lm-evaluation-harness draws them, texts as it joins them, and
+//! mistakes at their places.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Int64Array, LargeStringArray, ListArray, RecordBatch, StringArray, StructArray};
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::{DataType, Field};
+use parquet::arrow::ArrowWriter;
+use secateur::data::task::{Document, Shots, Task};
+use serde_json::Value;
+
+use crate::support::{Sandbox, json, shared};
+
+const NESTED: &str = r#"
+name = "nested"
+version = 1
+split = "test"
+metrics = ["acc", "acc_norm"]
+rows = { published = ["nested", "elsewhere/nested"] }
+
+[question]
+context = "Question: {{ question }}\nAnswer:"
+choices = "choices.text"
+labels = "choices.label"
+gold = "answerKey"
+"#;
+
+fn write(path: &Path, content: &str) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, content).unwrap();
+}
+
+/// A task file in a folder of its own, which is its `run.data` too.
+fn task(folder: &Path, content: &str) -> Task {
+    let path = folder.join("task.toml");
+    write(&path, content);
+    Task::find(path.to_str().unwrap(), Some(folder)).unwrap()
+}
+
+fn documents(folder: &Path, content: &str) -> Result<Vec<Document>, String> {
+    write(&folder.join("task.toml"), content);
+    let found = Task::find(folder.join("task.toml").to_str().unwrap(), Some(folder));
+    found.and_then(|task| task.documents(None, None)).map_err(|e| e.to_string())
+}
+
+fn parquet(path: &Path, columns: Vec<(&str, ArrayRef)>) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+}
+
+fn texts(rows: &[Value], field: &str) -> ArrayRef {
+    Arc::new(StringArray::from_iter(rows.iter().map(|row| row[field].as_str())))
+}
+
+/// A list of texts in every row.
+fn lists(rows: &[Value], field: &str) -> ArrayRef {
+    let lists: Vec<&Vec<Value>> = rows.iter().map(|row| row["choices"][field].as_array().unwrap()).collect();
+    let values = StringArray::from_iter_values(lists.iter().flat_map(|list| list.iter().map(|item| item.as_str().unwrap())));
+    let offsets = OffsetBuffer::from_lengths(lists.iter().map(|list| list.len()));
+    Arc::new(ListArray::new(Arc::new(Field::new("item", DataType::Utf8, true)), offsets, Arc::new(values), None))
+}
+
+/// ARC's rows as the Hub keeps them: `choices` is a struct of two lists.
+fn nested(path: &Path, rows: &[Value]) {
+    let field = |name| Arc::new(Field::new(name, DataType::List(Arc::new(Field::new("item", DataType::Utf8, true))), true));
+    let choices = StructArray::from(vec![(field("text"), lists(rows, "text")), (field("label"), lists(rows, "label"))]);
+    let columns = vec![
+        ("question", texts(rows, "question")),
+        ("choices", Arc::new(choices) as ArrayRef),
+        ("answerKey", texts(rows, "answerKey")),
+    ];
+    parquet(path, columns);
+}
+
+fn question(n: usize) -> Value {
+    let choices: Vec<String> = (0..2 + n % 3).map(|i| format!("choice {i} of {n}")).collect();
+    let labels: Vec<&str> = ["A", "B", "C", "D"][..choices.len()].to_vec();
+    serde_json::json!({"question": format!("number {n}"), "choices": {"text": choices, "label": labels}, "answerKey": "B"})
+}
+
+fn jsonl(rows: &[Value]) -> String {
+    rows.iter().map(|row| format!("{row}\n")).collect()
+}
+
+#[test]
+fn parquet_rows_give_the_documents_of_json_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows: Vec<Value> = (0..2500).map(question).collect();
+    write(&folder.path().join("nested/test.jsonl"), &jsonl(&rows));
+    let from_lines = documents(folder.path(), NESTED).unwrap();
+    assert_eq!((from_lines.len(), from_lines[1].requests.len(), from_lines[1].gold), (2500, 3, 1));
+    assert_eq!(from_lines[7].requests[2].continuation, " choice 2 of 7");
+    std::fs::remove_file(folder.path().join("nested/test.jsonl")).unwrap();
+    nested(&folder.path().join("nested/test.parquet"), &rows);
+    assert_eq!(documents(folder.path(), NESTED).unwrap(), from_lines);
+    // the limit is counted over shards
+    std::fs::remove_file(folder.path().join("nested/test.parquet")).unwrap();
+    for (i, part) in rows.chunks(1000).enumerate() {
+        nested(&folder.path().join(format!("nested/data/test-0000{i}-of-00003.parquet")), part);
+    }
+    let task = task(folder.path(), NESTED);
+    assert_eq!(task.documents(Some(1700), None).unwrap(), from_lines[..1700]);
+    assert_eq!(task.documents(None, None).unwrap(), from_lines);
+    assert_eq!(task.inputs().len(), 4, "the task file and three shards");
+    // numbers
+    let built_in = include_str!("../datasets/boolq.toml");
+    let labels = Int64Array::from(vec![1, 0]);
+    let columns = vec![
+        ("question", Arc::new(StringArray::from(vec!["is it", "is it not"])) as ArrayRef),
+        ("passage", Arc::new(LargeStringArray::from(vec!["It is.", "It is not."]))),
+        ("label", Arc::new(labels)),
+    ];
+    parquet(&folder.path().join("super_glue/boolq/validation-00000-of-00001.parquet"), columns);
+    let found = documents(folder.path(), built_in).unwrap();
+    assert_eq!((found[0].gold, found[1].gold), (1, 0));
+    assert_eq!(found[1].requests[0].context, "It is not.\nQuestion: is it not?\nAnswer:");
+    // a row that does not fit is named by its number
+    let columns = vec![
+        ("question", Arc::new(StringArray::from(vec![Some("is it"), None])) as ArrayRef),
+        ("passage", Arc::new(StringArray::from(vec!["It is.", "It is not."]))),
+        ("label", Arc::new(Int64Array::from(vec![1, 0]))),
+    ];
+    parquet(&folder.path().join("boolq/validation.parquet"), columns);
+    let refused = documents(folder.path(), built_in).unwrap_err().replace(&format!("{}/", folder.path().display()), "");
+    assert_eq!(refused, "`boolq/validation.parquet`, row 2: `context`: null is not a text (task.toml:12:11)");
+}
+
+#[test]
+fn rows_are_found_in_the_layouts_of_the_hub() {
+    let rows = [question(0), question(1)];
+    for path in [
+        "nested/test.jsonl",
+        "nested/data/test.jsonl",
+        "nested/plain_text/test.jsonl",
+        "elsewhere/nested/test.jsonl",
+        "elsewhere/nested/ARC-Easy/data/test.jsonl",
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        write(&folder.path().join(path), &jsonl(&rows));
+        assert_eq!(documents(folder.path(), NESTED).unwrap().len(), 2, "{path}");
+    }
+    for path in [
+        "nested/test.parquet",
+        "nested/test-00000-of-00001.parquet",
+        "nested/test-00000-of-00001-0a1b2c3d4e5f6789.parquet",
+        "nested/ARC-Easy/test-00000-of-00001.parquet",
+        "nested/ARC-Easy/test/0000.parquet",
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        nested(&folder.path().join(path), &rows);
+        assert_eq!(documents(folder.path(), NESTED).unwrap().len(), 2, "{path}");
+    }
+    // the first folder counts, and what lies directly in one of them before what lies deeper
+    let folder = tempfile::tempdir().unwrap();
+    write(&folder.path().join("nested/ARC-Easy/test.jsonl"), &jsonl(&rows));
+    write(&folder.path().join("nested/ARC-Challenge/test.jsonl"), &jsonl(&rows));
+    let shown = |folder: &Path, message: String| message.replace(&folder.display().to_string(), "data");
+    assert_eq!(
+        shown(folder.path(), documents(folder.path(), NESTED).unwrap_err()),
+        "the split `test` is in several folders of `data/nested`: `data/nested/ARC-Challenge`, `data/nested/ARC-Easy`; name one of \
+         them in `published`"
+    );
+    write(&folder.path().join("elsewhere/nested/test.jsonl"), &jsonl(&rows[..1]));
+    assert_eq!(documents(folder.path(), NESTED).unwrap().len(), 1);
+    write(&folder.path().join("nested/test.jsonl"), &jsonl(&rows));
+    assert_eq!(documents(folder.path(), NESTED).unwrap().len(), 2);
+    // what is not whole, or not there
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(
+        shown(folder.path(), documents(folder.path(), NESTED).unwrap_err()),
+        "cannot read `data/nested/test.jsonl`: it is not there, nor is the split `test` in `data/nested`, `data/elsewhere/nested`"
+    );
+    nested(&folder.path().join("nested/test-00001-of-00003.parquet"), &rows);
+    nested(&folder.path().join("nested/test-00002-of-00003.parquet"), &rows);
+    assert_eq!(
+        shown(folder.path(), documents(folder.path(), NESTED).unwrap_err()),
+        "cannot read `data/nested/test-00000-of-00003.parquet`: other parts of the split are there, and it is not"
+    );
+    write(&folder.path().join("nested/test.parquet"), "PAR1 is not all of it");
+    assert!(documents(folder.path(), NESTED).unwrap_err().starts_with("cannot read `"));
+}
+
+/// Hashes of the harness's own requests (tests/golden/few_shot.json): contexts and continuations, examples and all.
+#[test]
+fn few_shot_examples_are_those_of_the_harness() {
+    let Some(data) = shared("data") else { return };
+    let golden = json(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/few_shot.json"));
+    let cases = golden["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 8);
+    for case in cases {
+        let name = case["task"].as_str().unwrap();
+        let mut task = Task::find(name, Some(&data)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        if let Some(split) = case["examples"].as_str() {
+            let path = folder.path().join(format!("{name}.toml"));
+            let text = std::fs::read_to_string(format!("{}/datasets/{name}.toml", env!("CARGO_MANIFEST_DIR"))).unwrap();
+            std::fs::write(&path, format!("{text}\n[examples]\nsplit = \"{split}\"\n")).unwrap();
+            task = Task::find(path.to_str().unwrap(), Some(&data)).unwrap();
+            assert_eq!(task.inputs().len(), 3, "the examples are read too");
+        }
+        let shots = Shots { count: case["shots"].as_u64().unwrap() as usize, seed: case["seed"].as_u64().unwrap() as u32 };
+        let documents = task.documents(Some(20), Some(shots)).unwrap();
+        let expected: Vec<&str> = case["documents"].as_array().unwrap().iter().map(|hash| hash.as_str().unwrap()).collect();
+        let hash = |document: &Document| {
+            let parts = document.requests.iter().flat_map(|request| [request.context.as_str(), request.continuation.as_str()]);
+            blake3::hash(parts.collect::<Vec<_>>().join("\0").as_bytes()).to_hex()[..16].to_owned()
+        };
+        assert_eq!(documents.iter().map(hash).collect::<Vec<_>>(), expected, "{name}, {shots:?}");
+        // fewer documents have the same examples
+        assert_eq!(task.documents(Some(3), Some(shots)).unwrap(), documents[..3], "{name}");
+    }
+}
+
+const FEW: &str = r#"
+name = "few"
+version = 1
+split = "test"
+metrics = ["acc"]
+rows = { beside = "rows.jsonl" }
+
+[question]
+context = "{{ q }}"
+choices = ["no", "yes"]
+gold = "a"
+"#;
+
+#[test]
+fn no_question_is_its_own_example() {
+    let folder = tempfile::tempdir().unwrap();
+    // a row that stands four times: more than one of it is drawn
+    let rows: Vec<Value> = (0..9).map(|i| serde_json::json!({"q": format!("q{}", i.max(3)), "a": i % 2})).collect();
+    let mut same = rows.clone();
+    same[1] = same[3].clone();
+    write(&folder.path().join("rows.jsonl"), &jsonl(&same));
+    let few = task(folder.path(), FEW);
+    for seed in 0..40 {
+        for (document, row) in few.documents(None, Some(Shots { count: 3, seed })).unwrap().iter().zip(&same) {
+            let example =
+                |row: &Value| format!("{} {}", row["q"].as_str().unwrap(), ["no", "yes"][row["a"].as_u64().unwrap() as usize]);
+            let shown: Vec<&str> = document.requests[0].context.split("\n\n").collect();
+            assert_eq!(shown.len(), 4);
+            assert!(!shown[..3].contains(&example(row).as_str()), "{seed}: {shown:?}");
+        }
+    }
+    let too_many = few.documents(None, Some(Shots { count: 9, seed: 0 })).unwrap_err();
+    assert_eq!(too_many.to_string(), "9 examples are drawn for each question, and there are only 9 rows to draw from");
+    assert_eq!(few.documents(None, Some(Shots { count: 0, seed: 0 })).unwrap(), few.documents(None, None).unwrap());
+    // examples of a file of their own, and what joins them
+    write(&folder.path().join("others.jsonl"), "{\"q\": \"other\", \"a\": 1}\n");
+    let with = format!("{FEW}\n[examples]\nbeside = \"others.jsonl\"\ndelimiter = \" | \"\n");
+    let context =
+        |task: &Task| task.documents(Some(1), Some(Shots { count: 1, seed: 5 })).unwrap()[0].requests[0].context.clone();
+    assert_eq!(context(&task(folder.path(), &with)), "other yes | q3");
+}
+
+#[test]
+fn wikitext_is_joined_as_the_references_join_it() {
+    let (Some(data), Some(golden)) = (shared("data"), shared("golden/perplexity.json")) else { return };
+    let golden = json(&golden);
+    let whole = Task::find("wikitext2", Some(&data)).unwrap().texts(None).unwrap();
+    let expected = &golden["windowed"]["wikitext2_test"];
+    assert_eq!(whole.len(), 1);
+    assert_eq!(whole[0].text.chars().count() as u64, expected["characters"].as_u64().unwrap());
+    assert_eq!((whole[0].bytes, whole[0].text.len() as u64), (1_296_370, 1_296_370));
+    let pages = Task::find("wikitext", Some(&data)).unwrap().texts(None).unwrap();
+    let rolling = &golden["rolling"]["wikitext2"]["bos_scored"];
+    let rows = rolling["document_rows"].as_array().unwrap();
+    assert_eq!((pages.len(), rows.len()), (62, 62));
+    for (page, row) in pages.iter().zip(rows) {
+        assert_eq!((Some(page.words), Some(page.bytes)), (row[1].as_u64(), row[2].as_u64()), "page {}", page.doc);
+    }
+    assert_eq!(pages.iter().map(|page| page.words).sum::<u64>(), 241_335);
+    assert_eq!(pages.iter().map(|page| page.bytes).sum::<u64>(), 1_290_527);
+    // the harness's own detokeniser over these pages
+    let read: Vec<&str> = pages.iter().map(|page| page.text.as_str()).collect();
+    assert_eq!(
+        blake3::hash(read.join("\0").as_bytes()).to_hex().as_str(),
+        "7d7d3193d74ff2cb5e5f2af102bc600ca6dc8197c487af1f006cf8e63c73df0e"
+    );
+    assert_eq!(Task::find("wikitext", Some(&data)).unwrap().texts(Some(2)).unwrap(), pages[..2]);
+}
+
+/// The Hub's rows of WikiText: the lines with their newlines, an empty text for a blank one.
+#[test]
+fn wikitext_from_parquet_is_the_same_text() {
+    let Some(raw) = shared("data/wikitext2/wiki.test.raw") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(&raw).unwrap();
+    let row = |line: &str| if line.trim().is_empty() { String::new() } else { format!("{line}\n") };
+    let rows = StringArray::from_iter_values(text.lines().map(row));
+    assert_eq!(arrow::array::Array::len(&rows), 4358);
+    let path = folder.path().join("wikitext/wikitext-2-raw-v1/test-00000-of-00001.parquet");
+    parquet(&path, vec![("text", Arc::new(rows))]);
+    let data = raw.parent().unwrap().parent().unwrap();
+    let read = |data: &Path| Task::find("wikitext2", Some(data)).unwrap().texts(None).unwrap();
+    assert!(read(folder.path()) == read(data), "the texts differ");
+    let pages = Task::find("wikitext", Some(folder.path())).unwrap().texts(None).unwrap();
+    assert_eq!(pages.len(), 62);
+}
+
+#[test]
+fn stories_are_cut_at_their_ends_and_ptb_is_joined() {
+    let folder = tempfile::tempdir().unwrap();
+    let ptb = StringArray::from(vec!["no it was n't black monday", "but while the new york stock exchange"]);
+    parquet(
+        &folder.path().join("ptb_text_only/penn_treebank/validation-00000-of-00001.parquet"),
+        vec![("sentence", Arc::new(ptb))],
+    );
+    let text = &Task::find("ptb", Some(folder.path())).unwrap().texts(None).unwrap()[0];
+    assert_eq!(text.text, "no it was n't black monday\n\nbut while the new york stock exchange");
+    assert_eq!((text.words, text.bytes), (13, 65));
+    let Some(data) = shared("data") else { return };
+    let file = |joined: &str| {
+        format!(
+            r#"
+name = "stories"
+version = 1
+split = "train"
+metrics = ["perplexity"]
+
+[rows]
+published = ["tinystories"]
+file = "tinystories_train_head.txt"
+separator = "<|endoftext|>"
+terminated = true
+
+[text]
+row = "{{{{ text.strip() }}}}"
+{joined}
+"#
+        )
+    };
+    let path = folder.path().join("stories.toml");
+    let texts = |joined: &str| {
+        write(&path, &file(joined));
+        Task::find(path.to_str().unwrap(), Some(&data)).unwrap().texts(None).unwrap()
+    };
+    assert_eq!(texts("").len(), 2316);
+    let joined = texts("join = \"\\n\\n\"");
+    assert_eq!((joined.len(), joined[0].text.chars().count(), joined[0].bytes), (1, 2_062_371, 2_064_495));
+}
+
+#[test]
+fn documents_begin_where_a_row_matches() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = "name = \"t\"\nversion = 1\nsplit = \"s\"\nmetrics = [\"byte_perplexity\"]\nrows = { beside = \"t.txt\", separator = \"\\n\" }\n\n[text]\nbegins = '^#'\njoin = \"\\n\"\n";
+    for (text, documents) in [
+        ("\n \n# a\nb\n# c\n", vec!["# a\nb", "# c"]),
+        ("intro\n# a", vec!["intro", "# a"]),
+        ("no heading\nat all\n", vec!["no heading\nat all"]),
+    ] {
+        write(&folder.path().join("t.txt"), text);
+        let found = task(folder.path(), file).texts(None).unwrap();
+        assert_eq!(found.iter().map(|text| text.text.as_str()).collect::<Vec<_>>(), documents);
+    }
+}
+
+/// What a wrong task file or a wrong row is told, the folder cut off.
+fn told(folder: &Path, content: &str) -> String {
+    write(&folder.join("task.toml"), content);
+    let found = Task::find(folder.join("task.toml").to_str().unwrap(), Some(folder));
+    let tried =
+        found.and_then(|task| if task.is_text() { task.texts(None).map(drop) } else { task.documents(None, None).map(drop) });
+    match tried {
+        Ok(()) => "nothing is wrong".to_owned(),
+        Err(e) => e.to_string().replace(&format!("{}/", folder.display()), ""),
+    }
+}
+
+const WORDS: &str = r#"
+name = "words"
+version = 1
+split = "test"
+metrics = ["perplexity"]
+rows = { beside = "t.txt", separator = "\n" }
+
+[text]
+join = "\n"
+"#;
+
+#[test]
+fn mistakes_of_a_task_file_name_their_place() {
+    let folder = tempfile::tempdir().unwrap();
+    write(&folder.path().join("rows.jsonl"), "{\"q\": \"is it\", \"a\": 1}\n");
+    write(&folder.path().join("t.txt"), "some words\n");
+    assert_eq!(told(folder.path(), FEW), "nothing is wrong");
+    assert_eq!(told(folder.path(), WORDS), "nothing is wrong");
+    let mut all = String::new();
+    for (file, from, to) in [
+        (FEW, "name = ", "name == "),
+        (FEW, "version = 1", "version = \"one\""),
+        (FEW, "split", "splt"),
+        (FEW, "gold", "golden"),
+        (FEW, "metrics = [\"acc\"]", "metrics = []"),
+        (FEW, "\"acc\"", "\"acc\", \"accuracy\""),
+        (FEW, "\"acc\"", "\"acc\", \"acc\""),
+        (FEW, "\"acc\"", "\"acc\", \"perplexity\""),
+        (FEW, "metrics = [\"acc\"]", "metrics = [\"acc\"]\npaper_metric = \"acc_norm\""),
+        (FEW, "beside = \"rows.jsonl\"", "beside = \"rows.jsonl\", published = [\"rows\"]"),
+        (FEW, "beside = \"rows.jsonl\"", "published = []"),
+        (FEW, "beside = \"rows.jsonl\"", "beside = \"rows.jsonl\", file = \"x\""),
+        (FEW, "beside = \"rows.jsonl\"", "beside = \"rows.jsonl\", separator = \"\\n\""),
+        (WORDS, "separator = \"\\n\"", "separator = \"\""),
+        (WORDS, "separator = \"\\n\"", "terminated = true"),
+        (FEW, "{{ q }}", "{{ q "),
+        (FEW, "{{ q }}", "{{ q | shout }}"),
+        (FEW, "{{ q }}", "{{ q.shout() }}"),
+        (FEW, "{{ q }}", "{{ q | regex_replace('(', '') }}"),
+        (FEW, "\"{{ q }}\"", "[\"{{ q }}\", \"{% if %}\"]"),
+        (FEW, "\"{{ q }}\"", "[\"{{ q }}\"]"),
+        (FEW, "\"{{ q }}\"", "[\"{{ q }}\", \"b\", \"c\"]"),
+        (FEW, "\"{{ q }}\"", "3"),
+        (FEW, "[\"no\", \"yes\"]", "[\"no\"]"),
+        (FEW, "gold = \"a\"", "gold = \"a a\""),
+        (FEW, "[question]", "[examples]\nsplit = \"train\"\n\n[question]"),
+        (FEW, "[question]", "[examples]\nbeside = \"x\"\nsplit = \"train\"\n\n[question]"),
+        (FEW, "[question]", "[examples]\npublished = []\n\n[question]"),
+        (FEW, "[question]", "[text]\n\n[question]"),
+        (WORDS, "[text]\njoin = \"\\n\"", ""),
+        (WORDS, "[text]", "[examples]\n\n[text]"),
+        (WORDS, "\"perplexity\"", "\"acc\""),
+        (WORDS, "join = \"\\n\"", "begins = \"^=\""),
+        (WORDS, "join = \"\\n\"", "join = \"\"\nbegins = \"(\""),
+        (WORDS, "join = \"\\n\"", "document = \"{{ text | upper2 }}\""),
+        // of a row
+        (FEW, "{{ q }}", "{{ question }}"),
+        (FEW, "gold = \"a\"", "gold = \"answer.key\""),
+        (FEW, "gold = \"a\"", "gold = \"q\""),
+        (FEW, "gold = \"a\"", "gold = \"a + 1\""),
+        (FEW, "gold = \"a\"", "gold = \"a\"\nlabels = [\"A\", \"B\"]"),
+        (FEW, "[\"no\", \"yes\"]", "\"q\""),
+        (FEW, "[\"no\", \"yes\"]", "\"[q, a]\""),
+        (FEW, "[\"no\", \"yes\"]", "\"[q]\""),
+        (FEW, "[\"no\", \"yes\"]", "[\"no\", \"{{ ' ' }}\"]"),
+        (FEW, "[\"no\", \"yes\"]", "[\"no\", \"{{ none }}\"]"),
+        (WORDS, "join = \"\\n\"", "row = \"{{ sentence }}\""),
+    ] {
+        let wrong = file.replace(from, to);
+        assert_ne!(wrong, file, "{from}");
+        all.push_str(&format!("{to}\n    {}\n", told(folder.path(), &wrong).replace('\n', "\n    ")));
+    }
+    insta::assert_snapshot!("mistakes_of_task_files", all);
+    // rows that are wrong by themselves
+    let rows = |content: &str| {
+        write(&folder.path().join("rows.jsonl"), content);
+        told(folder.path(), FEW)
+    };
+    assert_eq!(
+        rows("{\"q\": \"\", \"a\": 1}\n\n{\"q\": "),
+        "`rows.jsonl`, line 3: it is not a JSON object: EOF while parsing a value at line 1 column 6"
+    );
+    assert_eq!(rows("\n"), "`rows.jsonl` holds no row");
+}
+
+#[test]
+fn the_check_points_into_the_task_file_once_for_all_variants() {
+    let sandbox = Sandbox::new();
+    sandbox.write("rows.jsonl", "{\"q\": \"is it\", \"a\": 1}\n");
+    sandbox.write("unfit.toml", FEW.replace("{{ q }}", "{{ question }}?"));
+    sandbox.write("unknown.toml", FEW.replace("split", "splt"));
+    sandbox.write(
+        "pipeline.toml",
+        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n\n[[stage]]\ntype = \"evaluate\"\ntasks = [\"unfit.toml\", \"unknown.toml\", \
+         \"tiny_bolq\"]\n\n[sweep]\n\"evaluate.limit\" = [1, 2, 3]\n",
+    );
+    let ran = sandbox.run(&["check", "pipeline.toml"]);
+    assert_eq!((ran.code, ran.out.as_str()), (2, ""));
+    insta::assert_snapshot!("task_files_in_a_check", ran.err);
+    let ran = sandbox.run(&["check", "pipeline.toml", "--format", "json"]);
+    let records: Vec<Value> = serde_json::from_str(&ran.out).unwrap();
+    let places: Vec<(&str, u64, u64)> = records
+        .iter()
+        .map(|r| (r["file"].as_str().unwrap(), r["line"].as_u64().unwrap(), r["column"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(places, [("pipeline.toml", 7, 40), ("unfit.toml", 9, 11), ("unknown.toml", 4, 1)]);
+    // the run says the same as a text
+    sandbox.write(
+        "pipeline.toml",
+        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n\n[[stage]]\ntype = \"evaluate\"\ntasks = [\"unfit.toml\"]\n",
+    );
+    assert!(sandbox.run(&["pipeline.toml"]).err.contains("`rows.jsonl`, line 1: it lacks the field `question`"));
+}
