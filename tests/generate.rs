@@ -1,11 +1,13 @@
 //! What models write and what they cost, before and after pruning.
 
+use std::path::Path;
+
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::UInt32Type;
 use secateur::model::Model;
 use secateur::stages::generate::{self, Options};
 
-use crate::support::{Sandbox, context, json, numbers, shared, table, text, tiny};
+use crate::support::{Sandbox, context, copy_folder, json, numbers, shared, table, text};
 
 #[test]
 fn greedy_texts_equal_transformers() {
@@ -26,14 +28,21 @@ fn greedy_texts_equal_transformers() {
 
 #[test]
 fn a_text_ends_where_the_model_ends_it_or_where_its_positions_do() {
-    let model = tiny();
+    // the model was not taught to end: here a full stop ends a text
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny")), folder.path());
+    let config = std::fs::read_to_string(folder.path().join("tokenizer_config.json")).unwrap();
+    std::fs::write(folder.path().join("tokenizer_config.json"), config.replace("</s>", ".")).unwrap();
+    let model = Model::load(folder.path()).unwrap();
     let written = |options: &Options| generate::run(options, &context(), &model).unwrap().swap_remove(0).rows;
     let ids = |rows: &arrow::array::RecordBatch, row| rows["ids"].as_list::<i32>().value(row).len();
-    let prompts: Vec<String> = (0..40).map(|i| format!("Question: what fits errand {i}?\nAnswer:")).collect();
+    let tools = ["page", "apple", "pipe", "poster"];
+    let prompts: Vec<String> = (0..40).map(|i| format!("Question: how do you clean the {}\nAnswer:", tools[i % 4])).collect();
     let options = Options { prompts, max_new_tokens: 4000, ..Options::default() };
     let rows = written(&options);
     assert_eq!(rows.num_rows(), 40);
     assert!(rows["finished"].as_boolean().iter().all(|finished| finished == Some(true)) && ids(&rows, 0) < 100);
+    assert!(text(&rows["output"]).iter().all(|output| output.starts_with(" with the ") && !output.contains('.')));
     let alone = written(&Options { prompts: vec![options.prompts[39].clone()], ..options.clone() });
     assert_eq!(text(&alone["output"])[0], text(&rows["output"])[39], "what is written beside changes nothing");
 
