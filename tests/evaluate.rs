@@ -161,6 +161,21 @@ fn choices_that_are_too_long_are_scored_as_far_as_they_fit_and_the_others_equal_
     }
 }
 
+/// Two examples from the questions' own split, seed 1234, as the harness scored them.
+#[test]
+fn few_shot_scores_equal_the_harness() {
+    let (Some(folder), Some(data)) = (shared("models/stories260K"), shared("data")) else { return };
+    let golden = lines(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/few_shot_scores.jsonl"));
+    let model = Model::load(&folder).unwrap();
+    for golden in golden.chunk_by(|a, b| a["task"] == b["task"]) {
+        let task = golden[0]["task"].as_str().unwrap();
+        let options = Options { shots: 2, max_length: Some(2048), ..tasks(&[task], Some(golden.len())) };
+        let tables = evaluate::run(&options, &context(Some(data.clone())), &model).unwrap();
+        eprintln!("{task}, 2 shots: largest relative difference {:.1e}", compare(rows(&tables, "evaluate_samples"), golden));
+        compare_metrics(rows(&tables, "evaluate"), golden);
+    }
+}
+
 /// LLM-Pruner's protocol by hand: context and choice encoded apart, no BOS, and one metric of each task.
 #[test]
 fn the_papers_protocol_encodes_apart_and_reports_its_columns() {

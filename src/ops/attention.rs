@@ -153,14 +153,16 @@ impl Packed {
     fn forward(&self, task: &Task<'_>, o: &mut [f32], z: &mut [f32]) {
         let Heads { queries, keys, dim } = self.heads;
         let (width, end) = (keys * dim, task.rows.end);
+        let seen = task.start + end - task.span;
         let gather = |from: &[f32]| -> Vec<f32> {
             let shared = if let Before::Shared(ranges) = task.before { ranges } else { &[] };
-            let ranges = shared.iter().cloned().chain([task.span..end]);
-            let mut all: Vec<f32> = ranges.flat_map(|at| &from[at.start * width..at.end * width]).copied().collect();
-            all.resize(all.len().max(FEWEST_ROWS * width), 0.0);
+            let mut all = Vec::with_capacity(seen.max(FEWEST_ROWS) * width);
+            for at in shared.iter().cloned().chain([task.span..end]) {
+                all.extend_from_slice(&from[at.start * width..at.end * width]);
+            }
+            all.resize(seen.max(FEWEST_ROWS) * width, 0.0);
             all
         };
-        let seen = task.start + end - task.span;
         let gathered = match task.before {
             Before::Shared(_) => Some((gather(&self.k), gather(&self.v))),
             Before::Nothing if seen < FEWEST_ROWS => Some((gather(&self.k), gather(&self.v))),

@@ -1,5 +1,7 @@
 //! Multiple choice by log likelihood, as lm-evaluation-harness scores it.
 
+use rayon::prelude::*;
+
 use super::requests::Tokens;
 use super::{DocumentRow, Error, Found, Measured, Options, Protocol, Row, SampleRow, statistics};
 use crate::data::task::{Document, Metric, Request, Task};
@@ -27,7 +29,7 @@ pub fn score(task: &Task, options: &Options, context: &Context, model: &Model, m
         let requests: Vec<(&Document, usize, &Request)> =
             chunk.iter().flat_map(|d| d.requests.iter().enumerate().map(move |(i, r)| (d, i, r))).collect();
         let tokens = requests
-            .iter()
+            .par_iter()
             .map(|(document, _, request)| Tokens::of(request, (task, document.doc), options, tokenizer, max_length))
             .collect::<Result<Vec<_>, _>>()?;
         for ((document, choice, request), (tokens, (loglikelihood, greedy))) in
