@@ -211,6 +211,26 @@ fn the_papers_protocol_encodes_apart_and_reports_its_columns() {
 }
 
 #[test]
+fn each_task_enters_the_average_once_and_no_name_stands_for_two() {
+    let options = Options { protocol: Protocol::LlmPruner, ..tasks(&["tiny_boolq", "tiny_piqa"], Some(5)) };
+    let tables = evaluate::run(&options, &context(None), &support::tiny()).unwrap();
+    let found = rows(&tables, "evaluate");
+    assert_eq!(support::text(&found["task"]), ["tiny_boolq", "tiny_piqa", "average"]);
+    assert_eq!(support::text(&found["metric"]), ["acc", "acc", "acc"]);
+    let value = floats(found, "value");
+    assert_eq!(value[2], (value[0] + value[1]) / 2.0);
+    assert_eq!(floats(found, "chance"), [0.5, 0.5, 0.5]);
+
+    let twice = Options { corpora: vec!["x/boolq.txt".to_owned(), "average.txt".to_owned()], ..tasks(&["boolq"], None) };
+    let said: Vec<(String, String)> = twice.faults().into_iter().map(|f| (f.key, f.message)).collect();
+    assert_eq!(
+        said[0],
+        ("corpora[0]".to_owned(), "`boolq` is measured twice: a row of the table is known by its name".to_owned())
+    );
+    assert_eq!(said[1], ("corpora[1]".to_owned(), "`average` is the name of the tasks' mean".to_owned()));
+}
+
+#[test]
 fn a_model_without_a_tokenizer_cannot_be_asked() {
     let mut model = support::tiny();
     model.tokenizer = None;

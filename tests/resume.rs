@@ -200,26 +200,41 @@ fn a_stage_that_is_asked_to_stop_goes_on_where_it_stopped() {
         let (one, other) = (sandbox.read(&format!("{variant}/{file}")), sandbox.read(&format!("{elsewhere}/{file}")));
         assert!(one == other, "{file} differs");
     }
-    // An evaluation: what was scored is not scored again.
+    // An evaluation: what was scored or read is not scored or read again.
     sandbox.write(
-        "score.toml",
-        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"evaluate\"\ntasks = [\"tiny_boolq\", \"tiny_piqa\"]\n",
+        "datasets/text.toml",
+        "name = \"text\"\nversion = 1\nsplit = \"all\"\nmetrics = [\"perplexity\", \"bits_per_byte\"]\n\
+         [rows]\nbeside = \"long.txt\"\n[text]\n",
     );
-    assert_eq!(sandbox.run(&["score.toml", "--results", "undisturbed"]).code, 0);
-    let mut child = spawn(&sandbox, &["score.toml"]);
-    assert!(wait_for_stage(&sandbox, "score", &mut child, "evaluate", Duration::from_millis(100)));
-    signal(&child, "TERM");
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-    let ran = sandbox.run(&["score.toml"]);
-    assert!(ran.code == 0 && ran.err.contains("scoring goes on where it was interrupted"), "{}", ran.err);
-    let variant = sandbox.variant("score", "base-");
-    let elsewhere = variant.replace("results/", "undisturbed/");
-    for file in ["evaluate.parquet", "evaluate_samples.parquet"] {
-        assert!(sandbox.read(&format!("{variant}/{file}")) == sandbox.read(&format!("{elsewhere}/{file}")), "{file} differs");
+    sandbox.write("datasets/long.txt", sandbox.read("datasets/tiny_world.txt").repeat(3));
+    for (name, tasks, wait) in [("score", "\"tiny_boolq\", \"tiny_piqa\"", 100), ("read", "\"text\"", 900)] {
+        let pipeline = format!("{name}.toml");
+        let evaluate =
+            format!("[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"evaluate\"\ntasks = [{tasks}]\n");
+        sandbox.write(&pipeline, evaluate);
+        assert_eq!(sandbox.run(&[&pipeline, "--results", "undisturbed"]).code, 0);
+        let mut child = spawn(&sandbox, &[&pipeline]);
+        assert!(wait_for_stage(&sandbox, name, &mut child, "evaluate", Duration::from_millis(wait)));
+        signal(&child, "TERM");
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+        let ran = sandbox.run(&[&pipeline]);
+        assert!(ran.code == 0 && ran.err.contains("goes on where it was interrupted"), "{}", ran.err);
+        let variant = sandbox.variant(name, "base-");
+        let elsewhere = variant.replace("results/", "undisturbed/");
+        for (file, bytes) in tables(&sandbox, &variant) {
+            assert!(bytes == sandbox.read(&format!("{elsewhere}/{file}")), "{file} differs");
+        }
     }
     // no state is left of what is complete
     let left = walk(&sandbox.path("results/.cache")).into_iter().find(|path| path.ends_with(".state"));
     assert_eq!(left, None);
+}
+
+/// The tables of a variant, by their files' names.
+fn tables(sandbox: &Sandbox, variant: &str) -> Vec<(String, Vec<u8>)> {
+    let files = std::fs::read_dir(sandbox.path(variant)).unwrap().flatten();
+    let names = files.map(|entry| entry.file_name().into_string().unwrap()).filter(|name| name.ends_with(".parquet"));
+    names.map(|name| (name.clone(), sandbox.read(&format!("{variant}/{name}")))).collect()
 }
 
 #[test]

@@ -107,7 +107,7 @@ fn parquet_rows_give_the_documents_of_json_lines() {
     let task = task(folder.path(), NESTED);
     assert_eq!(task.documents(Some(1700), None).unwrap(), from_lines[..1700]);
     assert_eq!(task.documents(None, None).unwrap(), from_lines);
-    assert_eq!(task.inputs().len(), 4, "the task file and three shards");
+    assert_eq!(task.inputs(false).len(), 4, "the task file and three shards");
     // numbers
     let built_in = include_str!("../datasets/boolq.toml");
     let labels = Int64Array::from(vec![1, 0]);
@@ -202,7 +202,7 @@ fn few_shot_examples_are_those_of_the_harness() {
             let text = std::fs::read_to_string(format!("{}/datasets/{name}.toml", env!("CARGO_MANIFEST_DIR"))).unwrap();
             std::fs::write(&path, format!("{text}\n[examples]\nsplit = \"{split}\"\n")).unwrap();
             task = Task::find(path.to_str().unwrap(), Some(&data)).unwrap();
-            assert_eq!(task.inputs().len(), 3, "the examples are read too");
+            assert_eq!(task.inputs(true).len(), 3, "the examples are read too");
         }
         let shots = Shots { count: case["shots"].as_u64().unwrap() as usize, seed: case["seed"].as_u64().unwrap() as u32 };
         let documents = task.documents(Some(20), Some(shots)).unwrap();

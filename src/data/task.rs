@@ -168,8 +168,8 @@ impl Task {
         matches!(self.kind, Kind::Text(_))
     }
 
-    /// What the task is made of: its file, its rows, and examples that lie elsewhere.
-    pub fn inputs(&self) -> Vec<Input> {
+    /// What the task is made of: its file, its rows, and, if they are asked for, examples that lie elsewhere.
+    pub fn inputs(&self, with_examples: bool) -> Vec<Input> {
         let inputs = |files: Vec<RowsFile>| files.iter().map(RowsFile::input).collect::<Vec<_>>();
         let mut all = vec![self.written.clone()];
         match self.rows.files() {
@@ -178,7 +178,7 @@ impl Task {
             Err(_) => all.extend(self.rows.expected().map(Input::File)),
         }
         // Examples that are not there are missed only by those who ask for some.
-        if let Some(Ok(files)) = self.examples.rows.as_ref().map(Rows::files) {
+        if with_examples && let Some(Ok(files)) = self.examples.rows.as_ref().map(Rows::files) {
             let others: Vec<Input> = inputs(files).into_iter().filter(|input| !all.contains(input)).collect();
             all.extend(others);
         }

@@ -132,9 +132,16 @@ impl Tokenizer {
         self.named("bos_token").or_else(|| self.named("eos_token"))
     }
 
-    /// The token that ends a text.
-    pub fn end(&self) -> Option<u32> {
-        self.named("eos_token")
+    /// The tokens that end a text: EOS, and those that `generation_config.json` names.
+    pub fn ends(&self) -> Vec<u32> {
+        let config = self.files.iter().find(|(name, _)| name == "generation_config.json");
+        let config: Value = config.and_then(|(_, bytes)| serde_json::from_slice(bytes).ok()).unwrap_or_default();
+        let named = match &config["eos_token_id"] {
+            Value::Array(ids) => ids.clone(),
+            one => vec![one.clone()],
+        };
+        let named = named.into_iter().filter_map(|id| u32::try_from(id.as_u64()?).ok());
+        named.chain(self.named("eos_token")).collect()
     }
 
     /// A special token as `tokenizer_config.json` or `special_tokens_map.json` names it.

@@ -157,7 +157,7 @@ impl Packed {
         let gather = |from: &[f32]| -> Vec<f32> {
             let shared = if let Before::Shared(ranges) = task.before { ranges } else { &[] };
             let mut all = Vec::with_capacity(seen.max(FEWEST_ROWS) * width);
-            for at in shared.iter().cloned().chain([task.span..end]) {
+            for at in shared.iter().cloned().chain(std::iter::once(task.span..end)) {
                 all.extend_from_slice(&from[at.start * width..at.end * width]);
             }
             all.resize(seen.max(FEWEST_ROWS) * width, 0.0);

@@ -36,6 +36,8 @@ pub fn check(list: &[Listed], sources: &Sources, problems: &mut Vec<Problem>) {
             let (what, maker) = need.described();
             let message = match states.get(&need) {
                 Some(State::Fresh) => continue,
+                // one mistake is told once
+                None if need == Product::Dense && !states.contains_key(&Product::Model) => continue,
                 Some(State::SpentBy(spender)) => {
                     let changes = Stage::made_by(spender).contains(&Product::Model);
                     let why = if changes { "changed the model" } else { "came after them" };

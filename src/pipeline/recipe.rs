@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use super::plan::{Plan, Variant};
-use super::stage::{Product, Step};
+use super::stage::{Product, Stage, Step};
 use crate::data::Input;
 use crate::files::Fingerprint;
 
@@ -146,9 +146,13 @@ fn recipe(
         inputs.insert(input.name(), hash);
     }
     let tag = step.stage.tag();
+    let run = &plan.settings.run;
+    // what is measured of the machine depends on how much of it there is
+    let machine = || format!("{} {:?} {:?}", rayon::current_num_threads(), run.memory, run.stream);
+    let machine = matches!(step.stage, Stage::Profile(_)).then(machine);
     let all = json!({
         "format": FORMAT, "code": code(tag), "arithmetic": arithmetic, "step": step.identity(),
-        "seed": step.stage.draws().then_some(plan.settings.run.seed), "files": contents, "from": from,
+        "seed": step.stage.draws().then_some(plan.settings.run.seed), "files": contents, "from": from, "machine": machine,
     });
     Ok(Recipe { key: blake3::hash(all.to_string().as_bytes()).to_hex()[..KEY_DIGITS].to_owned(), inputs, takes })
 }

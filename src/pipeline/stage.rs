@@ -124,9 +124,9 @@ stages! {
 
 /// The options that say what a stage does, in few words.
 pub fn told(options: &Map<String, Value>) -> String {
-    const TELLING: [&str; 17] = [
+    const TELLING: [&str; 18] = [
         "model", "grouping", "method", "taylor", "with", "level", "ratio", "scope", "rank", "duration", "tasks", "corpora",
-        "formats", "updates", "prompts", "file", "prefill",
+        "formats", "updates", "prompts", "file", "prefill", "shots",
     ];
     let has_form = options.get("method").is_some_and(|method| method == "taylor");
     let tells = |key: &str| TELLING.contains(&key) && (key != "taylor" || has_form);

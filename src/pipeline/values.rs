@@ -43,6 +43,9 @@ impl Promise {
             State::Absent(before) => before.clone(),
         };
         let product = bring(&before)?.only(self.product);
+        if self.product == Product::Dense {
+            return Ok(product);
+        }
         *self.state.borrow_mut() = State::There(product.clone());
         Ok(product)
     }
@@ -57,7 +60,7 @@ impl Values {
     pub fn advance(&mut self, node: usize, stage: &Stage, made: &Made) {
         self.promises.retain(|product, _| !stage.spends().contains(product));
         for &product in stage.makes() {
-            // few ask for the dense model, and it can be read again: it does not stay in memory for them
+            // few ask for the dense model, and it can be read again: it is never kept in memory for them
             let is_at_hand = made.products.has(product) && product != Product::Dense;
             let state = match is_at_hand {
                 true => State::There(made.products.only(product)),

@@ -16,7 +16,10 @@ use crate::model::tokenizer::TokenizerError;
 mod choices;
 mod perplexity;
 mod requests;
+mod rows;
 mod statistics;
+
+pub use rows::{DocumentRow, Row, SampleRow};
 
 /// Measures the model as it stands at this place of the pipeline.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -93,8 +96,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// As it stands in the table.
-    pub fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Self::Harness => "harness",
             Self::LlmPruner => "llm-pruner",
@@ -111,11 +113,19 @@ impl Options {
         self.window.unwrap_or(DEFAULT_WINDOW)
     }
 
+    /// How something was measured, as it stands in the table: `harness`, `llm-pruner`, `harness, 2 shots`, `harness, no BOS`.
+    fn told(&self, protocol: Protocol, asks: bool) -> String {
+        let shots = if asks && self.shots > 0 { format!(", {} shots", self.shots) } else { String::new() };
+        // the paper's questions have none in any case
+        let is_apart = asks && protocol == Protocol::LlmPruner;
+        format!("{}{shots}{}", protocol.name(), if self.add_bos_token || is_apart { "" } else { ", no BOS" })
+    }
+
     /// What the stage reads: tasks, their rows, and corpora.
     pub fn inputs(&self, data: Option<&Path>) -> Vec<Input> {
         let tasks = self.tasks.iter().filter_map(|name| Task::find(name, data).ok());
         let corpora = self.corpora.iter().map(|path| Input::File(path.into()));
-        tasks.flat_map(|task| task.inputs()).chain(corpora).collect()
+        tasks.flat_map(|task| task.inputs(self.shots > 0)).chain(corpora).collect()
     }
 
     pub fn faults(&self) -> Vec<Fault> {
@@ -134,8 +144,7 @@ impl Options {
             ));
         }
         let corpora: Vec<String> = self.corpora.iter().map(|path| perplexity::name(path.as_ref())).collect();
-        faults.extend(repeated("tasks", &self.tasks));
-        faults.extend(repeated("corpora", &corpora));
+        faults.extend(repeated(&self.tasks, &corpora));
         if self.window.is_some_and(|w| w < 2) {
             faults.push(Fault::new("window", "a window below 2 tokens predicts nothing", "the usual number is 128"));
         }
@@ -144,7 +153,7 @@ impl Options {
 
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
         world.holds_weights(1);
-        world.carries_forward(perplexity::CHUNK, self.window());
+        world.carries_forward((perplexity::CHUNK / self.window().max(1)).max(1), self.window());
         let mut faults = Vec::new();
         let mut names = self.tasks.clone();
         let mut asks = false;
@@ -163,7 +172,8 @@ impl Options {
         if self.shots > 0 && !asks {
             faults.push(Fault::new("shots", "examples stand before questions, and there is no multiple-choice task", ""));
         }
-        faults.extend(repeated("tasks", &names));
+        let corpora: Vec<String> = self.corpora.iter().map(|path| perplexity::name(path.as_ref())).collect();
+        faults.extend(repeated(&names, &corpora));
         for (i, corpus) in self.corpora.iter().enumerate() {
             faults.extend(world.corpus(&format!("corpora[{i}]"), &CorpusSource::whole(corpus.as_ref())));
         }
@@ -180,73 +190,18 @@ impl Options {
 }
 
 /// Rows of the table are known by their names, so each may be measured once.
-fn repeated(key: &str, names: &[String]) -> Vec<Fault> {
-    let again = names.iter().enumerate().filter(|(i, name)| names[..*i].contains(name));
-    let fault = |(i, name): (usize, &String)| {
-        let message = format!("`{name}` is measured twice: a row of the table is known by its name");
-        Fault::new(format!("{key}[{i}]"), message, "give each a name of its own")
+fn repeated(tasks: &[String], corpora: &[String]) -> Vec<Fault> {
+    let names: Vec<&String> = tasks.iter().chain(corpora).collect();
+    let again = names.iter().enumerate().filter(|(i, name)| names[..*i].contains(name) || **name == choices::AVERAGE);
+    let fault = |(i, name): (usize, &&String)| {
+        let key = if i < tasks.len() { format!("tasks[{i}]") } else { format!("corpora[{}]", i - tasks.len()) };
+        let message = match name.as_str() {
+            choices::AVERAGE => format!("`{name}` is the name of the tasks' mean"),
+            _ => format!("`{name}` is measured twice: a row of the table is known by its name"),
+        };
+        Fault::new(key, message, "give each a name of its own")
     };
     again.map(fault).collect()
-}
-
-/// One row of `evaluate.parquet`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Row {
-    /// The task's name, or the stem of a corpus; `average` is the mean of LLM-Pruner's tables.
-    pub task: String,
-    /// Empty for a corpus.
-    pub split: String,
-    /// `acc`, `acc_norm`, `perplexity`, `word_perplexity`, `byte_perplexity`, `bits_per_byte`.
-    pub metric: String,
-    pub value: f64,
-    /// √(sample variance / n); null for a perplexity.
-    pub stderr: Option<f64>,
-    /// Documents; for a perplexity, predicted tokens.
-    pub n: u64,
-    /// `harness` or `llm-pruner`. A perplexity of windows is LLM-Pruner's, one of whole documents the harness's.
-    pub protocol: String,
-    /// The accuracy of guessing: the mean of 1 / choices. Null for a perplexity.
-    pub chance: Option<f64>,
-    /// Documents with a request whose left was cut away.
-    pub truncated: u64,
-    /// Documents with a choice that is longer than a request may be: its last tokens are scored, as many as fit.
-    pub oversized: u64,
-}
-
-/// One row of `evaluate_samples.parquet`: a choice of a document.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SampleRow {
-    pub task: String,
-    /// Row of the file, from 0.
-    pub doc: u64,
-    /// In the harness's order: BoolQ is no, yes.
-    pub choice: u32,
-    /// Summed over the choice's tokens, in nats.
-    pub loglikelihood: f64,
-    /// Tokens that were scored.
-    pub tokens: u32,
-    /// Characters of the choice, its joining space not counted.
-    pub chars: u32,
-    /// Whether every token is the model's first choice.
-    pub greedy: bool,
-    /// Whether this is the right choice.
-    pub gold: bool,
-    /// Tokens of context and choice that did not fit.
-    pub cut: u32,
-    /// Of these, tokens of the choice.
-    pub cut_choice: u32,
-}
-
-/// One row of `evaluate_documents.parquet`: what a document, or a window of text, contributes to a metric, which is the mean of
-/// these: 0 or 1 to an accuracy; to a perplexity its linearised share (the first order of the delta method). So two models
-/// are compared on the same documents.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct DocumentRow {
-    pub task: String,
-    pub metric: String,
-    /// Row of the file, document, or window, from 0.
-    pub doc: u64,
-    pub value: f64,
 }
 
 /// An evaluation failed.
@@ -281,6 +236,9 @@ struct Measured {
     documents: Vec<DocumentRow>,
     /// Of the tasks that are done, and of the one at work.
     samples: Vec<SampleRow>,
+    /// −Σ log p of the windows of the text at work, and which part of its measurement they are of.
+    nll: Vec<f64>,
+    part: u32,
 }
 
 /// Measures tasks, then corpora.
@@ -292,8 +250,8 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Ta
             Some(name) => task(&Task::find(name, context.data.as_deref())?, options, context, model, &mut measured)?,
             None => {
                 let path = Path::new(&options.corpora[at - options.tasks.len()]);
-                let found = perplexity::of_corpus(path, options, context, model);
-                add(found, context, &mut measured)?;
+                let found = perplexity::of_corpus(path, options, context, model, &mut measured)?;
+                measured.add(found);
             }
         }
         measured.done += 1;
@@ -316,31 +274,32 @@ fn task(task: &Task, options: &Options, context: &Context, model: &Model, measur
     if !task.is_text() {
         choices::score(task, options, context, model, measured)?;
         let own: Vec<&SampleRow> = measured.samples.iter().filter(|sample| sample.task == task.name).collect();
-        let found = choices::metrics(task, options.protocol, &own);
-        measured.rows.extend(found.0);
-        measured.documents.extend(found.1);
+        let found = choices::metrics(task, options, &own);
+        measured.add(found);
         return Ok(());
     }
+    let mut found = Found::default();
     if task.metrics.contains(&Metric::Perplexity) {
-        add(perplexity::of_windows(task, options, context, model), context, measured)?;
+        found = perplexity::of_windows(task, options, context, model, measured)?;
     }
     if task.metrics.iter().any(|&metric| metric != Metric::Perplexity) {
-        add(perplexity::of_documents(task, options, context, model), context, measured)?;
+        let (rows, documents) = perplexity::of_documents(task, options, context, model, measured)?;
+        found.0.extend(rows);
+        found.1.extend(documents);
     }
+    measured.add(found);
     Ok(())
 }
 
 type Found = (Vec<Row>, Vec<DocumentRow>);
 
-/// Adds what was found; an interrupted search leaves what was there before.
-fn add(found: Result<Found, Error>, context: &Context, measured: &mut Measured) -> Result<(), Error> {
-    if matches!(found, Err(Error::Interrupted(_))) {
-        context.state.write(&measured);
+impl Measured {
+    /// What was found of one task or corpus, all of it: nothing is left at work.
+    fn add(&mut self, (rows, documents): Found) {
+        self.rows.extend(rows);
+        self.documents.extend(documents);
+        (self.nll, self.part) = (Vec::new(), 0);
     }
-    let (rows, documents) = found?;
-    measured.rows.extend(rows);
-    measured.documents.extend(documents);
-    Ok(())
 }
 
 /// Tokens of a perplexity window where none are named: LLM-Pruner's.

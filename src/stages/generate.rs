@@ -12,6 +12,7 @@ use crate::metrics::{MetricsError, Table};
 use crate::model::Model;
 use crate::model::tokenizer::{Tokenizer, TokenizerError};
 use crate::model::walk::Decoder;
+use crate::model::wiring::Part;
 use crate::random::Seed;
 
 /// Lets the model write on. Before and after pruning, the sweep's `generations.parquet` puts both side by side.
@@ -55,8 +56,21 @@ impl Default for Options {
 
 impl Options {
     fn source(&self) -> Option<CorpusSource> {
-        let source = CorpusSource::whole(self.file.as_ref()?.as_ref());
-        Some(if source.is_jsonl() { source } else { CorpusSource { separator: Some("\n".to_owned()), ..source } })
+        self.file.as_ref().map(|path| CorpusSource::whole(path.as_ref()))
+    }
+
+    /// All prompts, in their order.
+    fn all(&self) -> Result<Vec<String>, CorpusError> {
+        let mut all = self.prompts.clone();
+        match self.source() {
+            Some(source) if source.is_jsonl() => all.extend(corpus::documents(&source)?),
+            Some(source) => {
+                let text = corpus::read_text(&source.path)?;
+                all.extend(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned));
+            }
+            None => {}
+        }
+        Ok(all)
     }
 
     /// What the stage reads: the file of prompts.
@@ -89,8 +103,12 @@ impl Options {
 
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
         world.holds_weights(1);
-        world.carries_forward(CHUNK, self.max_new_tokens);
+        let positions = world.model.as_ref().map_or(usize::MAX, |model| model.max_positions);
+        world.carries_forward(CHUNK, self.max_new_tokens.min(positions));
         let mut faults: Vec<Fault> = self.source().map_or_else(Vec::new, |source| world.corpus("file", &source));
+        if faults.is_empty() && self.source().is_some_and(|source| !source.needs_tokenizer()) {
+            faults.push(Fault::new("file", "its rows are token ids, and prompts are text", "give rows with a field `text`"));
+        }
         if faults.is_empty() && world.model.as_ref().is_some_and(|model| !model.has_tokenizer) {
             let message = "prompts are text, and the model's folder has no tokenizer.json";
             faults.push(Fault::new(
@@ -139,16 +157,21 @@ pub enum Error {
     NotFinite { prompt: u32, value: f32 },
 }
 
-/// Prompts that are written on together.
+/// Prompts that are written on together at most.
 const CHUNK: usize = 32;
+
+/// As many as have room in a quarter of the memory with their keys and values.
+fn together(texts: &[Text], context: &Context, model: &Model) -> usize {
+    let longest = texts.iter().map(|text| text.read.len() + text.room).max().unwrap_or(1);
+    let numbers: usize = model.blocks.iter().map(|block| block[Part::K].rows() + block[Part::V].rows()).sum();
+    let each = (longest * numbers * size_of::<f32>()) as u64;
+    (context.budget.bytes / 4 / each.max(1)).clamp(1, CHUNK as u64) as usize
+}
 
 /// Writes on from every prompt.
 pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Table>, Error> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
-    let mut prompts = options.prompts.clone();
-    if let Some(source) = options.source() {
-        prompts.extend(corpus::documents(&source)?);
-    }
+    let prompts = options.all()?;
     let bar = context.progress.bar("generate", prompts.len() as u64);
     let mut rows: Vec<Row> = context.state.read().unwrap_or_default();
     bar.skip(rows.len() as u64);
@@ -156,9 +179,11 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Ta
     for (prompt, input) in (0..).zip(&prompts).skip(rows.len()) {
         left.push(Text::begin(prompt, input, tokenizer, model, options)?);
     }
-    for chunk in left.chunks_mut(CHUNK) {
+    let ends = if options.ignore_eos { Vec::new() } else { tokenizer.ends() };
+    let together = together(&left, context, model);
+    for chunk in left.chunks_mut(together) {
         context.go_on_or_keep(|| &rows)?;
-        write_on(chunk, options, context, model, tokenizer.end().filter(|_| !options.ignore_eos)).inspect_err(|error| {
+        write_on(chunk, options, context, model, &ends).inspect_err(|error| {
             if matches!(error, Error::Interrupted(_)) {
                 context.state.write(&rows);
             }
@@ -218,7 +243,7 @@ impl Text {
 }
 
 /// Writes on in all texts, a token of each at a time.
-fn write_on(texts: &mut [Text], options: &Options, context: &Context, model: &Model, end: Option<u32>) -> Result<(), Error> {
+fn write_on(texts: &mut [Text], options: &Options, context: &Context, model: &Model, ends: &[u32]) -> Result<(), Error> {
     let longest = texts.iter().map(|text| text.read.len() + text.room).max().unwrap_or(0);
     let mut decoder = Decoder::new(model, texts.len(), longest);
     let mut on: Vec<(usize, Vec<u32>)> = texts.iter().map(|text| text.read.clone()).enumerate().collect();
@@ -231,7 +256,7 @@ fn write_on(texts: &mut [Text], options: &Options, context: &Context, model: &Mo
                 return Err(Error::NotFinite { prompt: text.prompt, value });
             }
             let id = chosen(&logits, options, &mut text.stream);
-            text.finished = end == Some(id);
+            text.finished = ends.contains(&id);
             if !text.finished {
                 text.written.push(id);
             }

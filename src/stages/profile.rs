@@ -67,8 +67,11 @@ pub struct Profile {
     pub prefill_tokens_per_second: f64,
     /// Tokens per second that are read one by one, of all sequences together.
     pub decode_tokens_per_second: f64,
-    /// Bytes: the weights in memory, and what the process took on top of what it had while the model was at work.
-    pub peak_memory: f64,
+    /// Bytes: the weights in memory, and what the process took on top of what it had while the model was at work. Null where the
+    /// system does not tell.
+    pub peak_memory: Option<f64>,
+    /// Whether its weights stay on disk, so that its times are the disk's.
+    pub streamed: bool,
 }
 
 /// `profile.json`.
@@ -81,7 +84,7 @@ struct Report<'a> {
     model: Profile,
     /// The one that was loaded; null where it is the same.
     dense: Option<Profile>,
-    /// model / dense
+    /// model / dense; null, too, where one of them is streamed and the other is not.
     ratio: Option<Profile>,
 }
 
@@ -112,8 +115,12 @@ pub fn run(options: &Options, context: &Context, model: &Model, dense: Option<&M
     }
     let mut profiles = models.iter().zip(&seen).map(|(model, seen)| profile(options, model, seen));
     let (model, dense) = (profiles.next().unwrap_or_else(|| unreachable!("one model at least")), profiles.next());
-    let report =
-        Report { options, threads: rayon::current_num_threads(), model, dense, ratio: dense.map(|dense| model.over(&dense)) };
+    let alike = dense.filter(|dense| dense.streamed == model.streamed);
+    if dense.is_some() && alike.is_none() {
+        tracing::warn!("one model is in memory and the other on disk, so no ratio is given; set `[run] memory` or `stream`");
+    }
+    let ratio = alike.map(|dense| model.over(&dense));
+    let report = Report { options, threads: rayon::current_num_threads(), model, dense, ratio };
     if let Some(ratio) = &report.ratio {
         let Profile { parameters, prefill_tokens_per_second: prefill, decode_tokens_per_second: decode, .. } = ratio;
         tracing::info!(
@@ -128,7 +135,7 @@ pub fn run(options: &Options, context: &Context, model: &Model, dense: Option<&M
 struct Pass {
     prefill: f64,
     decode: f64,
-    memory: f64,
+    memory: Option<f64>,
 }
 
 fn pass(options: &Options, model: &Model) -> Pass {
@@ -146,7 +153,7 @@ fn pass(options: &Options, model: &Model) -> Pass {
         std::hint::black_box(decoder.read(&on(options.prefill + step, 1)));
     }
     let decode = began.elapsed().as_secs_f64();
-    Pass { prefill, decode, memory: memory::peak().unwrap_or(0).saturating_sub(before) as f64 }
+    Pass { prefill, decode, memory: memory::peak().map(|peak| peak.saturating_sub(before) as f64) }
 }
 
 fn profile(options: &Options, model: &Model, passes: &[Pass]) -> Profile {
@@ -158,14 +165,17 @@ fn profile(options: &Options, model: &Model, passes: &[Pass]) -> Profile {
     };
     let tokens = |n: usize| (n * options.batch) as f64;
     let bytes = (shape.parameters() * size_of::<f32>() as u64) as f64;
-    let is_streamed = model.blocks.iter().any(|block| block.is_on_disk());
+    let streamed = model.blocks.iter().any(|block| block.is_on_disk());
+    let has_memory = passes.iter().all(|pass| pass.memory.is_some());
+    let at_work = has_memory.then(|| median(|pass| pass.memory.unwrap_or_default()));
     Profile {
         parameters: shape.parameters() as f64,
         macs: shape.macs(64) as f64,
         bytes,
         prefill_tokens_per_second: tokens(options.prefill) / median(|pass| pass.prefill),
         decode_tokens_per_second: tokens(options.decode) / median(|pass| pass.decode),
-        peak_memory: median(|pass| pass.memory) + if is_streamed { 0.0 } else { bytes },
+        peak_memory: at_work.map(|at_work| at_work + if streamed { 0.0 } else { bytes }),
+        streamed,
     }
 }
 
@@ -177,7 +187,8 @@ impl Profile {
             bytes: self.bytes / dense.bytes,
             prefill_tokens_per_second: self.prefill_tokens_per_second / dense.prefill_tokens_per_second,
             decode_tokens_per_second: self.decode_tokens_per_second / dense.decode_tokens_per_second,
-            peak_memory: self.peak_memory / dense.peak_memory,
+            peak_memory: self.peak_memory.zip(dense.peak_memory).map(|(model, dense)| model / dense),
+            streamed: self.streamed,
         }
     }
 }

@@ -29,6 +29,9 @@ impl<'m> Decoder<'m> {
 
     /// Reads on in some sequences, each by its number and at least one token. Returns, in their order, the logits of what
     /// comes next: (vocabulary) each.
+    ///
+    /// # Panics
+    /// If a sequence becomes longer than was said.
     pub fn read(&mut self, on: &[(usize, Vec<u32>)]) -> Vec<Vec<f32>> {
         let this = &*self;
         on_all_cores(|| this.read_on(on))

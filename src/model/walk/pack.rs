@@ -7,6 +7,9 @@ use crate::model::Model;
 use crate::ops::{Layout, Rotary, SampleAt, Span, Target};
 use crate::tensor::PACK;
 
+/// A beginning is shared from this part of a sequence on, an eighth: what is shared must be brought together with the rest.
+const SHARED_PART: usize = 8;
+
 /// A sequence and which of its predictions count.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sequence {
@@ -84,9 +87,6 @@ pub fn shared_packs(model: &Model, sequences: &[Sequence]) -> (Vec<Pack>, Vec<us
     (packing.finish(), order)
 }
 
-/// A beginning is worth sharing if it is at least this part of a sequence: keys and values of all of it are brought together.
-const WORTH_SHARING: usize = 8;
-
 /// Packs in the making.
 struct Packing {
     packs: Vec<Pack>,
@@ -106,7 +106,7 @@ impl Packing {
 
     /// Adds a sequence, the first `alike` tokens of which are those of the one before it.
     fn add(&mut self, sequence: &Sequence, alike: usize) {
-        let mut alike = if alike * WORTH_SHARING >= sequence.ids.len() { alike } else { 0 };
+        let mut alike = if alike * SHARED_PART >= sequence.ids.len() { alike } else { 0 };
         let fits = |pack: &Pack| pack.ids.len() + sequence.ids.len() - alike <= self.room;
         if !self.packs.last().is_some_and(fits) {
             self.begin();

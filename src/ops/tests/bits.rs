@@ -27,7 +27,10 @@ fn attention_has_the_same_bits_alone_behind_a_shared_beginning_and_behind_a_cach
         let make = |count: usize, stream: &mut _| hidden(numbers(stream, n * count * 8), n, count * 8);
         let (q, k, v) = (make(4, &mut stream), make(2, &mut stream), make(2, &mut stream));
         let rotary = Arc::new(Rotary::new(&frequencies, n));
-        let spans = [Span::of(0..shared + one), Span { rows: shared + one..n, before: vec![0..shared], past: 0 }];
+        let spans = [
+            Span::of(0..shared + one),
+            Span { rows: shared + one..n, before: Vec::from_iter(std::iter::once(0..shared)), past: 0 },
+        ];
         let both =
             attention(q.clone(), k.clone(), v.clone(), heads, &Layout { spans: spans.into(), rotary: rotary.clone() }, None);
         for (own, whole) in [(shared..shared + one, 0..shared + one), (shared + one..n, 0..shared)] {
@@ -35,7 +38,10 @@ fn attention_has_the_same_bits_alone_behind_a_shared_beginning_and_behind_a_cach
             let part = |x: &Hidden| rows(x, places.iter().copied());
             let layout = |at: Range<usize>| Layout { spans: [Span::of(at)].into(), rotary: rotary.clone() };
             let alone = attention(part(&q), part(&k), part(&v), heads, &layout(0..places.len()), None);
-            let differ = |a: &[f32], b: &[f32]| a.iter().zip(b).position(|(a, b)| a.to_bits() != b.to_bits() && a != b);
+            let differ = |a: &[f32], b: &[f32]| {
+                assert_eq!(a.len(), b.len());
+                a.iter().zip(b).position(|(a, b)| a.to_bits() != b.to_bits())
+            };
             let found = differ(part(&both).values(), alone.values());
             assert_eq!(found, None, "{shared} {one} {two}");
             let mut past = Past::new(1, 16);

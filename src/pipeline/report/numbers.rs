@@ -73,10 +73,14 @@ fn measured(frame: &DataFrame, step: u32) -> Result<Measured, ReportError> {
     let (value, stderr) = (rows.column("value")?.f64()?, rows.column("stderr")?.f64()?);
     // results of earlier versions do not say it
     let chance = rows.column("chance").ok().map(|column| column.f64()).transpose()?;
+    let protocol = rows.column("protocol").ok().map(|column| column.str()).transpose()?;
     let row = |i: usize| {
         let (task, metric) = (task.get(i)?.to_owned(), metric.get(i)?.to_owned());
         let chance = chance.and_then(|column| column.get(i));
-        let name = format!("{task}.{metric}");
+        // what was asked in other ways is another column, so that differences are those of models
+        let told = protocol.and_then(|column| column.get(i)).unwrap_or("harness");
+        let is_usual = told == "harness" || (chance.is_none() && told == "llm-pruner");
+        let name = if is_usual { format!("{task}.{metric}") } else { format!("{task}.{metric} ({told})") };
         Some((name, Measurement { task, metric, step, value: value.get(i)?, stderr: stderr.get(i), chance }))
     };
     Ok((0..rows.height()).filter_map(row).collect())

@@ -20,20 +20,20 @@ pub fn standard_errors(documents: &Path, dense: &Measured, last: &Measured) -> R
         return Ok(BTreeMap::new());
     }
     let frame = read(documents, Some(&COLUMNS))?;
-    let pair = [col("task"), col("metric"), col("doc")];
+    let pair = [col("name"), col("doc")];
     let whole = JoinArgs::new(JoinType::Full).with_coalesce(JoinCoalesce::CoalesceColumns);
     let paired = answers(&frame, dense, "dense")?
         .join(answers(&frame, last, "last")?, pair.clone(), pair, whole)
         // the order of a sum decides its last bits, and a join promises none
-        .sort(["task", "metric", "doc"], SortMultipleOptions::default())
+        .sort(["name", "doc"], SortMultipleOptions::default())
         .collect()?;
-    let (task, metric) = (paired.column("task")?.str()?, paired.column("metric")?.str()?);
+    let names = paired.column("name")?.str()?;
     let (dense, last) = (paired.column("dense")?.f64()?, paired.column("last")?.f64()?);
     let mut differences: BTreeMap<String, Vec<Option<f64>>> = BTreeMap::new();
     for i in 0..paired.height() {
-        let (Some(task), Some(metric)) = (task.get(i), metric.get(i)) else { continue };
+        let Some(name) = names.get(i) else { continue };
         let difference = last.get(i).zip(dense.get(i)).map(|(last, dense)| last - dense);
-        differences.entry(format!("{task}.{metric}")).or_default().push(difference);
+        differences.entry(name.to_owned()).or_default().push(difference);
     }
     let known = differences.into_iter().filter_map(|(name, of)| Some((name, of.into_iter().collect::<Option<Vec<f64>>>()?)));
     Ok(known.filter_map(|(name, of)| Some((name, standard_error(&of)?))).collect())
@@ -43,10 +43,11 @@ pub fn standard_errors(documents: &Path, dense: &Measured, last: &Measured) -> R
 fn answers(documents: &DataFrame, measured: &Measured, name: &str) -> Result<LazyFrame, PolarsError> {
     let of = |text: fn(&Measurement) -> &str| measured.values().map(text).collect::<Vec<&str>>();
     let steps: Vec<u32> = measured.values().map(|m| m.step).collect();
-    let counted = df!("task" => of(|m| &m.task), "metric" => of(|m| &m.metric), "step" => steps)?;
+    let names: Vec<&str> = measured.keys().map(String::as_str).collect();
+    let counted = df!("name" => names, "task" => of(|m| &m.task), "metric" => of(|m| &m.metric), "step" => steps)?;
     let place = [col("task"), col("metric"), col("step")];
     let answers = documents.clone().lazy().join(counted.lazy(), place.clone(), place, JoinArgs::new(JoinType::Inner));
-    Ok(answers.select([col("task"), col("metric"), col("doc"), col("value").alias(name)]))
+    Ok(answers.select([col("name"), col("doc"), col("value").alias(name)]))
 }
 
 /// The standard error of a mean; None for fewer than two values.

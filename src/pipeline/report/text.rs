@@ -96,7 +96,7 @@ impl Metric {
     }
 
     fn lower_is_better(&self) -> bool {
-        let metric = self.name.rsplit('.').next().unwrap_or_default();
+        let metric = self.name.split(" (").next().unwrap_or_default().rsplit('.').next().unwrap_or_default();
         ["perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"].contains(&metric)
     }
 
@@ -167,7 +167,7 @@ fn is_common(values: &[Option<f64>]) -> bool {
 /// The mark of a value that does not exceed chance by more than two of its standard errors.
 fn guess(value: f64, stderr: Option<f64>, chance: Option<f64>) -> &'static str {
     match chance {
-        Some(chance) if value - chance <= 2.0 * stderr.unwrap_or(0.0) => GUESS,
+        Some(chance) if value <= chance + 2.0 * stderr.unwrap_or(0.0) => GUESS,
         _ => "",
     }
 }

@@ -70,7 +70,7 @@ fn likelihoods(model: &Model, requests: &[Tokens]) -> Vec<(f64, bool)> {
 }
 
 /// The task's metrics with their standard errors, and what each document contributes.
-pub fn metrics(task: &Task, protocol: Protocol, samples: &[&SampleRow]) -> Found {
+pub fn metrics(task: &Task, options: &Options, samples: &[&SampleRow]) -> Found {
     let documents: Vec<&[&SampleRow]> = samples.chunk_by(|a, b| a.doc == b.doc).collect();
     let n = documents.len();
     let chance = documents.iter().map(|choices| 1.0 / choices.len() as f64).sum::<f64>() / n as f64;
@@ -83,9 +83,10 @@ pub fn metrics(task: &Task, protocol: Protocol, samples: &[&SampleRow]) -> Found
             "choices are longer than a request may be: their last tokens that fit are scored; raise `max_length` to score them whole"
         );
     }
-    let paper = task.paper_metric.filter(|_| protocol == Protocol::LlmPruner);
+    let paper = task.paper_metric.or(task.metrics.first().copied());
+    let is_asked = |metric: Metric| options.protocol == Protocol::Harness || paper == Some(metric);
     let mut found = Found::default();
-    for &metric in task.metrics.iter().filter(|&&metric| paper.is_none_or(|paper| metric == paper)) {
+    for &metric in task.metrics.iter().filter(|&&metric| is_asked(metric)) {
         let right: Vec<f64> = documents.iter().map(|choices| f64::from(u8::from(is_right(metric, choices)))).collect();
         let (value, stderr) = statistics::mean(&right);
         if value <= chance + 2.0 * stderr.unwrap_or(0.0) {
@@ -106,7 +107,7 @@ pub fn metrics(task: &Task, protocol: Protocol, samples: &[&SampleRow]) -> Found
             value,
             stderr,
             n: n as u64,
-            protocol: protocol.name().to_owned(),
+            protocol: options.told(options.protocol, true),
             chance: Some(chance),
             truncated,
             oversized,
@@ -124,21 +125,25 @@ fn is_right(metric: Metric, choices: &[&SampleRow]) -> bool {
     choices.iter().fold(choices[0], |best, &s| if score(s) > score(best) { s } else { best }).gold
 }
 
+/// What the mean of the tasks is called.
+pub const AVERAGE: &str = "average";
+
 /// The last column of LLM-Pruner's tables: the plain mean of the tasks' accuracies.
 pub fn average(rows: &[Row]) -> Option<Row> {
+    let protocol = rows.iter().find(|row| row.chance.is_some())?.protocol.clone();
     let tasks: Vec<&Row> = rows.iter().filter(|row| row.chance.is_some()).collect();
     let k = tasks.len() as f64;
     let mean = |of: &dyn Fn(&Row) -> Option<f64>| tasks.iter().map(|row| of(row)).sum::<Option<f64>>().map(|sum| sum / k);
     // of independent sets
     let variance = mean(&|row| row.stderr.map(|stderr| stderr * stderr / k));
     let row = || Row {
-        task: "average".to_owned(),
+        task: AVERAGE.to_owned(),
         split: String::new(),
         metric: Metric::Acc.name().to_owned(),
         value: mean(&|row| Some(row.value)).unwrap_or_default(),
         stderr: variance.map(f64::sqrt),
         n: tasks.iter().map(|row| row.n).sum(),
-        protocol: Protocol::LlmPruner.name().to_owned(),
+        protocol: protocol.clone(),
         chance: mean(&|row| row.chance),
         truncated: tasks.iter().map(|row| row.truncated).sum(),
         oversized: tasks.iter().map(|row| row.oversized).sum(),

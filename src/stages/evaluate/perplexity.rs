@@ -8,7 +8,7 @@
 
 use std::path::Path;
 
-use super::{DocumentRow, Error, Found, Options, Protocol, Row, statistics};
+use super::{DocumentRow, Error, Found, Measured, Options, Protocol, Row, statistics};
 use crate::data::corpus::{self, CorpusError, CorpusSource};
 use crate::data::task::{Metric, Task, Text};
 use crate::model::Model;
@@ -17,8 +17,8 @@ use crate::model::walk::{self, Sequence};
 use crate::ops::Target;
 use crate::stages::Context;
 
-/// Windows between two looks at the clock and at a request to stop.
-pub const CHUNK: usize = 32;
+/// Tokens between two looks at the clock and at a request to stop.
+pub const CHUNK: usize = 4096;
 
 /// What a corpus is called in the table: its file's stem.
 pub fn name(path: &Path) -> String {
@@ -26,24 +26,36 @@ pub fn name(path: &Path) -> String {
 }
 
 /// The perplexity of one file in windows. Rows of a JSONL file are sequences of their own.
-pub fn of_corpus(path: &Path, options: &Options, context: &Context, model: &Model) -> Result<Found, Error> {
+pub fn of_corpus(
+    path: &Path,
+    options: &Options,
+    context: &Context,
+    model: &Model,
+    measured: &mut Measured,
+) -> Result<Found, Error> {
     let tokenizer = model.tokenizer.as_deref();
     let source = CorpusSource { special: options.add_bos_token, ..CorpusSource::whole(path) };
     let rows = corpus::rows(&source, tokenizer, model.config.vocab)?;
     let rows = rows.into_iter().map(|row| (row.ids, row.counts)).collect();
-    let found = windowed((&name(path), ""), rows, options, context, model)?;
+    let found = windowed((&name(path), ""), rows, options, context, model, measured)?;
     found.ok_or_else(|| CorpusError::NothingToPredict(path.to_owned()).into())
 }
 
 /// The perplexity of a task's documents in windows; each document is cut for itself.
-pub fn of_windows(task: &Task, options: &Options, context: &Context, model: &Model) -> Result<Found, Error> {
+pub fn of_windows(
+    task: &Task,
+    options: &Options,
+    context: &Context,
+    model: &Model,
+    measured: &mut Measured,
+) -> Result<Found, Error> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
     let encode = |text: Text| {
         let ids = tokenizer.encode(&text.text, options.add_bos_token)?;
         Ok((ids.clone(), vec![true; ids.len()]))
     };
     let rows = task.texts(options.limit)?.into_iter().map(encode).collect::<Result<Vec<_>, Error>>()?;
-    let found = windowed((&task.name, &task.split), rows, options, context, model)?;
+    let found = windowed((&task.name, &task.split), rows, options, context, model, measured)?;
     found.ok_or_else(|| Error::NothingToPredict(task.name.clone()))
 }
 
@@ -54,6 +66,7 @@ fn windowed(
     options: &Options,
     context: &Context,
     model: &Model,
+    measured: &mut Measured,
 ) -> Result<Option<Found>, Error> {
     let mut windows = Vec::new();
     for (ids, counts) in rows {
@@ -64,15 +77,21 @@ fn windowed(
     if windows.is_empty() {
         return Ok(None);
     }
-    let nll = nll(task, &windows, context, model)?;
+    let nll = nll((task, 0), &windows, context, model, measured)?;
     let predicted: Vec<f64> = windows.iter().map(|window| window.targets.len() as f64).collect();
-    let of = Of { task, split, protocol: Protocol::LlmPruner, n: predicted.iter().sum::<f64>() as u64 };
+    let of = Of { task, split, protocol: options.told(Protocol::LlmPruner, false), n: predicted.iter().sum::<f64>() as u64 };
     let (log, shares) = statistics::ratio(&nll, &predicted);
     of.exponential(Metric::Perplexity, log, &shares).map(Some)
 }
 
 /// Word and byte perplexity and bits per byte of a task's documents, each whole.
-pub fn of_documents(task: &Task, options: &Options, context: &Context, model: &Model) -> Result<Found, Error> {
+pub fn of_documents(
+    task: &Task,
+    options: &Options,
+    context: &Context,
+    model: &Model,
+    measured: &mut Measured,
+) -> Result<Found, Error> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
     let limit = options.max_length.unwrap_or(model.config.max_positions);
     let texts = task.texts(options.limit)?;
@@ -84,11 +103,11 @@ pub fn of_documents(task: &Task, options: &Options, context: &Context, model: &M
     if windows.is_empty() {
         return Err(Error::NothingToPredict(task.name.clone()));
     }
-    let each = nll(&task.name, &windows, context, model)?;
+    let each = nll((&task.name, 1), &windows, context, model, measured)?;
     let starts = std::iter::once(&0).chain(&ends);
     let nll: Vec<f64> = starts.zip(&ends).map(|(&start, &end)| each[start..end].iter().sum()).collect();
     let n = windows.iter().map(|window| window.targets.len() as u64).sum();
-    let of = Of { task: &task.name, split: &task.split, protocol: Protocol::Harness, n };
+    let of = Of { task: &task.name, split: &task.split, protocol: options.told(Protocol::Harness, false), n };
     let words: Vec<f64> = texts.iter().map(|text| text.words as f64).collect();
     let bytes: Vec<f64> = texts.iter().map(|text| text.bytes as f64).collect();
     let mut all = Found::default();
@@ -129,24 +148,37 @@ fn rolling(text: &Text, task: &Task, special: bool, tokenizer: &Tokenizer, limit
     Ok((1..all.len()).step_by(limit).map(window).collect())
 }
 
-/// −Σ log p of each window.
-fn nll(task: &str, windows: &[Sequence], context: &Context, model: &Model) -> Result<Vec<f64>, Error> {
+/// −Σ log p of each window. What was measured of this part before an interruption is not measured again.
+fn nll(
+    (task, part): (&str, u32),
+    windows: &[Sequence],
+    context: &Context,
+    model: &Model,
+    measured: &mut Measured,
+) -> Result<Vec<f64>, Error> {
+    if measured.part != part {
+        (measured.nll, measured.part) = (Vec::new(), part);
+    }
     let bar = context.progress.bar(task, windows.len() as u64);
-    let mut nll = Vec::with_capacity(windows.len());
-    for chunk in windows.chunks(CHUNK) {
-        context.go_on()?;
+    bar.skip(measured.nll.len() as u64);
+    if !measured.nll.is_empty() {
+        tracing::info!(task, windows = measured.nll.len(), "reading goes on where it was interrupted");
+    }
+    let longest = windows.iter().map(|window| window.ids.len()).max().unwrap_or(1);
+    for chunk in windows[measured.nll.len()..].chunks((CHUNK / longest).max(1)) {
+        context.go_on_or_keep(|| &*measured)?;
         let scores = walk::token_scores(model, chunk);
-        nll.extend(scores.iter().map(|of| -of.iter().map(|s| s.log_probability).sum::<f64>()));
+        measured.nll.extend(scores.iter().map(|of| -of.iter().map(|s| s.log_probability).sum::<f64>()));
         chunk.iter().for_each(|_| bar.step());
     }
-    Ok(nll)
+    Ok(std::mem::take(&mut measured.nll))
 }
 
 /// What the rows of one measurement share.
 struct Of<'a> {
     task: &'a str,
     split: &'a str,
-    protocol: Protocol,
+    protocol: String,
     n: u64,
 }
 
@@ -171,7 +203,7 @@ impl Of<'_> {
             value,
             stderr: None,
             n: self.n,
-            protocol: self.protocol.name().to_owned(),
+            protocol: self.protocol.clone(),
             chance: None,
             truncated: 0,
             oversized: 0,

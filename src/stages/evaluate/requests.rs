@@ -43,11 +43,11 @@ impl Tokens {
     }
 }
 
-/// Context and continuation are encoded together, the context alone; the continuation's tokens are those of the whole after as
-/// many as the context has. White space at the context's end belongs to the continuation.
+/// Context and continuation are encoded together, and the context alone; the continuation's tokens are those of the whole after
+/// as many as the context has. White space at the context's end belongs to the continuation.
 fn together(request: &Request, special: bool, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>), Error> {
     let mut whole = tokenizer.encode(&format!("{}{}", request.context, request.continuation), special)?;
-    let in_context = tokenizer.encode(request.context.trim_end(), special)?.len().min(whole.len());
-    let continuation = whole.split_off(in_context);
-    Ok((whole, continuation))
+    let context = tokenizer.encode(request.context.trim_end(), special)?;
+    let continuation = whole.split_off(context.len().min(whole.len()));
+    Ok((context, continuation))
 }
