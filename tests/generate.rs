@@ -49,7 +49,7 @@ fn a_text_ends_where_the_model_ends_it_or_where_its_positions_do() {
     let on = written(&Options { prompts: vec!["a".to_owned()], ignore_eos: true, ..options.clone() });
     let read = model.tokenizer.as_ref().unwrap().encode("a", true).unwrap().len();
     assert_eq!(ids(&on, 0) + read, model.config.max_positions);
-    assert_eq!(on["finished"].as_boolean().value(0), false);
+    assert!(!on["finished"].as_boolean().value(0));
 
     let warm = Options { prompts: options.prompts[..3].to_vec(), temperature: 9.0, max_new_tokens: 8, ..options.clone() };
     assert_eq!(written(&warm), written(&warm));

@@ -193,7 +193,7 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Ta
             bar.step();
         }
     }
-    tracing::info!("generated {} texts", rows.len());
+    tracing::info!(texts = rows.len(), "generated");
     Ok(vec![Table::of("generate", &rows)?])
 }
 
