@@ -68,14 +68,36 @@ pub fn product_here(shape: (usize, usize, usize), c: &mut [f32], stride: usize, 
     scaled_product(Cores::One, 1.0, shape, c, stride, into, a, b);
 }
 
+/// `cᵀ = (a · b)ᵀ`, c is (n, m) here: the same bits, and of a few rows `a` the quicker way, because gemm leaves `b` as it lies.
+pub fn product_across(shape: (usize, usize, usize), c: &mut [f32], a: View<'_>, b: View<'_>) {
+    assert!(shape.0 * shape.1 <= c.len());
+    strided(Cores::All, 1.0, shape, c, (1, shape.0), Into::Fresh, a, b);
+}
+
 /// [`product`], times a factor.
 #[expect(clippy::too_many_arguments, reason = "the arguments of BLAS's gemm")]
 pub fn scaled_product(
     cores: Cores,
     factor: f32,
-    (m, n, k): (usize, usize, usize),
+    shape: (usize, usize, usize),
     c: &mut [f32],
     stride: usize,
+    into: Into,
+    a: View<'_>,
+    b: View<'_>,
+) {
+    assert!(shape.1 <= stride);
+    strided(cores, factor, shape, c, (stride, 1), into, a, b);
+}
+
+/// Element (r, c) of the result lies at `r * row + c * col`.
+#[expect(clippy::too_many_arguments, reason = "the arguments of BLAS's gemm")]
+fn strided(
+    cores: Cores,
+    factor: f32,
+    (m, n, k): (usize, usize, usize),
+    c: &mut [f32],
+    (row, col): (usize, usize),
     into: Into,
     a: View<'_>,
     b: View<'_>,
@@ -83,7 +105,7 @@ pub fn scaled_product(
     if m == 0 || n == 0 {
         return;
     }
-    assert!(n <= stride && (m - 1) * stride + n <= c.len());
+    assert!((m - 1) * row + (n - 1) * col < c.len());
     assert!(k == 0 || (m - 1) * a.row + (k - 1) * a.col < a.data.len());
     assert!(k == 0 || (k - 1) * b.row + (n - 1) * b.col < b.data.len());
     let parallelism = match cores {
@@ -97,8 +119,8 @@ pub fn scaled_product(
             n,
             k,
             c.as_mut_ptr(),
-            1,
-            stride as isize,
+            col as isize,
+            row as isize,
             into == Into::Sum,
             a.data.as_ptr(),
             a.col as isize,

@@ -1,7 +1,7 @@
 //! y = x · Wᵀ on the CPU. The frozen weight is plain memory; its gradient is made only where somebody asks, and only as
 //! much of it at a time as the question needs.
 
-use super::gemm::{Into, View, fewest_rows, product};
+use super::gemm::{Into, View, fewest_rows, product, product_across};
 use super::gradient;
 use super::slot::Slot;
 use crate::tensor::{AnyTape, Hidden, Weight, hidden};
@@ -34,6 +34,9 @@ pub fn linear<T: AnyTape>(x: Hidden<T>, weight: &Weight, slot: Option<&Slot>) ->
     y.put_tape(tape)
 }
 
+/// Up to so many rows bringing the weight into another order, as gemm does, takes longer than the product.
+const FEW_ROWS: usize = 32;
+
 /// x · Wᵀ, of as many rows as x has.
 pub(super) fn forward(x: &[f32], n: usize, weight: &[f32], outputs: usize, inputs: usize) -> Vec<f32> {
     let rows = n.max(fewest_rows(outputs, inputs));
@@ -45,6 +48,15 @@ pub(super) fn forward(x: &[f32], n: usize, weight: &[f32], outputs: usize, input
         x
     };
     let mut y = vec![0.0; rows * outputs];
+    if rows <= FEW_ROWS {
+        let mut across = vec![0.0; outputs * rows];
+        product_across((rows, outputs, inputs), &mut across, View::rows(from, inputs), View::transposed(weight, inputs));
+        for (o, column) in across.chunks_exact(rows).enumerate() {
+            column.iter().enumerate().for_each(|(i, value)| y[i * outputs + o] = *value);
+        }
+        y.truncate(n * outputs);
+        return y;
+    }
     product((rows, outputs, inputs), &mut y, outputs, Into::Fresh, View::rows(from, inputs), View::transposed(weight, inputs));
     y.truncate(n * outputs);
     y

@@ -65,7 +65,9 @@ fn attention_has_the_same_bits_alone_behind_a_shared_beginning_and_behind_a_cach
 #[test]
 fn a_row_does_not_depend_on_the_rows_beside_it() {
     let mut stream = Seed::root(3).stream();
-    for (n, outputs, inputs) in [(20, 33, 40), (300, 70, 24), (100, 40, 600), (70, 64, 1100), (200, 130, 700), (60, 9, 24)] {
+    for (n, outputs, inputs) in
+        [(20, 33, 40), (300, 70, 24), (100, 40, 600), (70, 64, 1100), (200, 130, 700), (60, 9, 24), (50, 300, 48), (40, 700, 900)]
+    {
         let w = Weight::new(numbers(&mut stream, outputs * inputs), outputs, inputs);
         let all = numbers(&mut stream, n * inputs);
         let of = |rows: Range<usize>| {
