@@ -7,6 +7,7 @@
 //! row's bits depend on its own query and the keys and values up to it, and on nothing else: not on where these lie, on what
 //! shares its tile, or on what follows.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -151,48 +152,45 @@ impl Packed {
 
     /// All heads of some rows; o is (rows, queries · dim), z is (rows, queries).
     fn forward(&self, task: &Task<'_>, o: &mut [f32], z: &mut [f32]) {
-        let Heads { queries, keys, dim } = self.heads;
-        let (width, end) = (keys * dim, task.rows.end);
-        let seen = task.start + end - task.span;
-        let gather = |from: &[f32]| -> Vec<f32> {
-            let shared = if let Before::Shared(ranges) = task.before { ranges } else { &[] };
+        let queries = self.heads.queries;
+        let (keys, values) = self.seen_by(task);
+        for first in task.rows.clone().step_by(TILE) {
+            let rows = first..(first + TILE).min(task.rows.end);
+            let at = first - task.rows.start;
+            let (o, z) = (&mut o[at * queries * self.heads.dim..], &mut z[at * queries..]);
+            self.tile((&keys, &values), task.start + first - task.span, rows, o, z);
+        }
+    }
+
+    /// Keys and values from a sequence's beginning to the task's last row, at least [`FEWEST_ROWS`] of them: as they lie, or
+    /// brought together.
+    fn seen_by<'a>(&'a self, task: &Task<'a>) -> (Cow<'a, [f32]>, Cow<'a, [f32]>) {
+        let width = self.heads.keys * self.heads.dim;
+        let seen = task.start + task.rows.end - task.span;
+        let shared: &[Range<usize>] = if let Before::Shared(rows) = task.before { rows } else { &[] };
+        let (keys, values, own) = match task.before {
+            Before::Remembered((keys, values)) => (&keys[..], &values[..], 0..seen),
+            Before::Nothing | Before::Shared(_) => (&self.k[..], &self.v[..], task.span..task.rows.end),
+        };
+        let together = |from: &'a [f32]| {
+            if shared.is_empty() && seen >= FEWEST_ROWS {
+                return Cow::Borrowed(&from[own.start * width..]);
+            }
             let mut all = Vec::with_capacity(seen.max(FEWEST_ROWS) * width);
-            for at in shared.iter().cloned().chain(std::iter::once(task.span..end)) {
-                all.extend_from_slice(&from[at.start * width..at.end * width]);
+            for rows in shared.iter().chain(std::iter::once(&own)) {
+                all.extend_from_slice(&from[rows.start * width..rows.end * width]);
             }
             all.resize(seen.max(FEWEST_ROWS) * width, 0.0);
-            all
+            Cow::Owned(all)
         };
-        let gathered = match task.before {
-            Before::Shared(_) => Some((gather(&self.k), gather(&self.v))),
-            Before::Nothing if seen < FEWEST_ROWS => Some((gather(&self.k), gather(&self.v))),
-            Before::Remembered((k, v)) if seen < FEWEST_ROWS => {
-                let padded = |all: &[f32]| {
-                    let mut all = all[..seen * width].to_vec();
-                    all.resize(FEWEST_ROWS * width, 0.0);
-                    all
-                };
-                Some((padded(k), padded(v)))
-            }
-            _ => None,
-        };
-        let (k, v) = match (&gathered, task.before) {
-            (Some((k, v)), _) | (None, Before::Remembered((k, v))) => (&k[..], &v[..]),
-            (None, _) => (&self.k[task.span * width..], &self.v[task.span * width..]),
-        };
-        for first in task.rows.clone().step_by(TILE) {
-            let rows = first..(first + TILE).min(end);
-            let at = first - task.rows.start;
-            let (o, z) = (&mut o[at * queries * dim..], &mut z[at * queries..]);
-            self.tile((k, v), task.start + first - task.span, rows, o, z);
-        }
+        (together(keys), together(values))
     }
 
     /// A tile of rows, the first of which stands at `position`; k and v begin at position 0 and hold at least [`FEWEST_ROWS`].
     fn tile(&self, (k, v): (&[f32], &[f32]), position: usize, rows: Range<usize>, o: &mut [f32], z: &mut [f32]) {
         let Heads { queries, keys, dim } = self.heads;
         let (n, seen) = (rows.len().max(FEWEST_ROWS), (position + rows.len()).max(FEWEST_ROWS));
-        // so is a sum of one or two terms, which the last part may be
+        // gemm sums one or two terms in a way of its own, and the last part of a long sum may be that short: it is padded
         let (last, few_keys) = (seen / LONGEST_SUM * LONGEST_SUM, matches!(seen % LONGEST_SUM, 1 | 2));
         let stride = if few_keys { last + FEWEST_ROWS } else { seen };
         let mut few_v = if few_keys { v[last * keys * dim..seen * keys * dim].to_vec() } else { Vec::new() };
