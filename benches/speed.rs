@@ -30,9 +30,6 @@ use secateur::stages::{Budget, Context, State, dependencies, importance, load};
 use secateur::tensor::{Weight, hidden, on_all_cores};
 use serde_json::json;
 
-#[global_allocator]
-static MEMORY: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 #[derive(Parser)]
 struct Arguments {
     job: Job,

@@ -23,10 +23,6 @@ use secateur::pipeline::survey::{Survey, survey};
 use secateur::pipeline::{lockfile, merge, report, schema, settings, world};
 use secateur::progress::Progress;
 
-/// Keeps large pieces of memory for the next operation: activations of one size come and go.
-#[global_allocator]
-static MEMORY: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// The exit code of a wrong command line or pipeline.
 const INVALID: u8 = 2;
 /// The exit code of an interrupted run.

@@ -1,6 +1,35 @@
 //! How much memory the process takes.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use cap::Cap;
+use mimalloc::MiMalloc;
+
+/// Keeps large pieces of memory for the next operation, because activations of one size come and go; and counts what is in use.
+#[global_allocator]
+static ALLOCATOR: Cap<MiMalloc> = Cap::new(MiMalloc, usize::MAX);
+
+/// What `work` allocated on top of what there was, at its most, in bytes; looked at every few hundred microseconds. What the
+/// allocator keeps to itself does not count.
+pub fn most_allocated(work: impl FnOnce()) -> u64 {
+    let (before, is_done) = (ALLOCATOR.allocated(), AtomicBool::new(false));
+    let most = std::thread::scope(|scope| {
+        let watching = scope.spawn(|| {
+            let mut most = before;
+            while !is_done.load(Ordering::Relaxed) {
+                most = most.max(ALLOCATOR.allocated());
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            most
+        });
+        work();
+        is_done.store(true, Ordering::Relaxed);
+        watching.join().unwrap_or(before)
+    });
+    (most - before) as u64
+}
 
 /// Forgets the largest memory so far, so that the next reading is of what follows. Only Linux has it.
 pub fn reset_peak() {

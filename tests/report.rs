@@ -13,7 +13,7 @@ use secateur::pipeline::shape::{Shape, Steps, Sweep};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::support::{chain, columns, json, table, text};
+use crate::support::{Sandbox, chain, columns, json, table, text};
 
 #[derive(Clone, Serialize, Deserialize)]
 struct Value {
@@ -385,4 +385,30 @@ fn steps_are_those_of_the_dense_the_pruned_and_the_final_model() {
     let written = json(&sandbox.path("sweep.json"));
     assert_eq!(written["variants"][0]["pruned"], serde_json::json!(expected.pruned));
     assert_eq!(Sweep::read(&sandbox.path("")).unwrap(), sweep);
+}
+
+/// Two windows, before and after: each is compared with its own, and what has no like of its own is not paired.
+#[test]
+fn only_what_was_asked_alike_is_paired() {
+    let sandbox = Sandbox::new();
+    let evaluate = |window: usize| {
+        format!("[[stage]]\ntype = \"evaluate\"\ncorpora = [\"datasets/tiny_world_heldout.jsonl\"]\nwindow = {window}\n")
+    };
+    let prune = "[[stage]]\ntype = \"dependencies\"\n[[stage]]\ntype = \"importance\"\nmethod = \"l2\"\n[[stage]]\ntype = \"aggregate\"\n[[stage]]\ntype = \"prune\"\nratio = 0.25\n";
+    let load = "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n";
+    for (name, after, is_paired) in [("both", vec![16, 64], true), ("another", vec![32], false)] {
+        let after: String = after.into_iter().map(evaluate).collect();
+        sandbox.write(&format!("{name}.toml"), [load, &evaluate(16), &evaluate(64), prune, &after].concat());
+        let ran = sandbox.run(&[&format!("{name}.toml")]);
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        let row = table(&sandbox.path(&format!("results/{name}/variants.parquet")));
+        let number =
+            |ending: &str| row[&format!("tiny_world_heldout.perplexity{ending}")[..]].as_primitive::<Float64Type>().clone();
+        let own = table(&sandbox.path(&format!("{}/evaluate.parquet", sandbox.variant(name, "base-"))));
+        let values = own["value"].as_primitive::<Float64Type>();
+        // dense at 16 and 64 come first
+        assert_eq!(number(".dense").value(0), values.value(usize::from(is_paired)));
+        assert_eq!(number("").value(0), values.value(values.len() - 1));
+        assert_eq!(number(".delta_stderr").is_valid(0), is_paired);
+    }
 }

@@ -249,7 +249,7 @@ fn no_question_is_its_own_example() {
         }
     }
     let too_many = few.documents(None, Some(Shots { count: 9, seed: 0 })).unwrap_err();
-    assert_eq!(too_many.to_string(), "9 examples are drawn for each question, and there are only 9 rows to draw from");
+    assert_eq!(too_many.to_string(), "9 examples are drawn for each question, and there are only 8 rows to draw from");
     assert_eq!(few.documents(None, Some(Shots { count: 0, seed: 0 })).unwrap(), few.documents(None, None).unwrap());
     // examples of a file of their own, and what joins them
     write(&folder.path().join("others.jsonl"), "{\"q\": \"other\", \"a\": 1}\n");

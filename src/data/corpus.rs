@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::string::FromUtf8Error;
 
 use rand::{Rng, RngExt};
 use schemars::JsonSchema;
@@ -203,7 +204,13 @@ fn read(source: &CorpusSource, vocab: usize) -> Result<Vec<Document>, CorpusErro
 /// A whole file of UTF-8 text.
 pub fn read_text(path: &Path) -> Result<String, CorpusError> {
     let bytes = std::fs::read(path).map_err(|source| CorpusError::Read { path: path.to_owned(), source })?;
-    String::from_utf8(bytes).map_err(|e| CorpusError::Encoding { path: path.to_owned(), at: e.utf8_error().valid_up_to() })
+    let encoding = |e: FromUtf8Error| CorpusError::Encoding { path: path.to_owned(), at: e.utf8_error().valid_up_to() };
+    Ok(unmarked(String::from_utf8(bytes).map_err(encoding)?))
+}
+
+/// Without the byte-order mark that some editors put in front.
+pub fn unmarked(text: String) -> String {
+    text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)
 }
 
 /// One line of JSONL: `{"ids": [...]}`, with `"labels"` where a loss mask matters, or a field of text.

@@ -53,6 +53,8 @@ pub struct ModelHeader {
     pub max_positions: usize,
     /// Parameters, a tied head counted once.
     pub parameters: u64,
+    /// Numbers that a KV cache keeps of a token, all layers together, at most.
+    pub cached: u64,
     /// Whether the folder has a `tokenizer.json`.
     pub has_tokenizer: bool,
 }
@@ -66,8 +68,9 @@ impl ModelHeader {
             tokenizer.fits(checkpoint.config.vocab)?;
         }
         let Config { layers, hidden, vocab, max_positions, .. } = checkpoint.config;
-        let has_tokenizer = tokenizer.is_some();
-        Ok(Self { layers, hidden, vocab, max_positions, parameters: checkpoint.parameters(), has_tokenizer })
+        let keys = checkpoint.config.widths.keys.map_or(hidden, |keys| keys * checkpoint.config.head_dim);
+        let (cached, has_tokenizer) = ((2 * layers * keys) as u64, tokenizer.is_some());
+        Ok(Self { layers, hidden, vocab, max_positions, parameters: checkpoint.parameters(), cached, has_tokenizer })
     }
 }
 

@@ -129,10 +129,11 @@ fn find(shape: &Shape, folders: &[PathBuf], conflicts: &mut Vec<String>) -> Foun
     complete.map_or(other, |(place, _)| Found::Complete(place))
 }
 
-/// A file that two complete results do not have in common.
+/// A file that two complete results do not have in common; a profile is of its own run.
 fn difference(one: &Manifest, other: &Manifest) -> Option<String> {
+    let is_profile = |name: &String| name.starts_with("profile") && name.ends_with(".json");
     let mut names = one.outputs.keys().chain(other.outputs.keys());
-    names.find(|name| one.outputs.get(*name) != other.outputs.get(*name)).cloned()
+    names.find(|name| !is_profile(name) && one.outputs.get(*name) != other.outputs.get(*name)).cloned()
 }
 
 /// Variants of one table are made by one program from one set of files.

@@ -15,6 +15,7 @@ use crate::files::{FileError, write_whole};
 use generations::Texts;
 use numbers::{Measurement, Numbers, SIZES};
 
+mod asked;
 mod generations;
 mod numbers;
 mod paired;

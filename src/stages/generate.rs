@@ -104,7 +104,9 @@ impl Options {
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
         world.holds_weights(1);
         let positions = world.model.as_ref().map_or(usize::MAX, |model| model.max_positions);
-        world.carries_forward(CHUNK, self.max_new_tokens.min(positions));
+        let longest = self.max_new_tokens.min(positions);
+        world.carries_forward(CHUNK, longest);
+        world.remembers(1, longest);
         let mut faults: Vec<Fault> = self.source().map_or_else(Vec::new, |source| world.corpus("file", &source));
         if faults.is_empty() && self.source().is_some_and(|source| !source.needs_tokenizer()) {
             faults.push(Fault::new("file", "its rows are token ids, and prompts are text", "give rows with a field `text`"));
@@ -172,6 +174,9 @@ fn together(texts: &[Text], context: &Context, model: &Model) -> usize {
 pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Table>, Error> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
     let prompts = options.all()?;
+    if let (true, Some(source)) = (prompts.is_empty(), options.source()) {
+        return Err(CorpusError::Empty(source.path).into());
+    }
     let bar = context.progress.bar("generate", prompts.len() as u64);
     let mut rows: Vec<Row> = context.state.read().unwrap_or_default();
     bar.skip(rows.len() as u64);

@@ -192,6 +192,7 @@ impl Options {
         let (kv_heads, head_dim) = self.attention();
         let block = self.hidden.saturating_mul(2 * head_dim * (self.heads + kv_heads) + 3 * self.mlp + 2);
         world.model = Some(ModelHeader {
+            cached: self.blocks.saturating_mul(2 * kv_heads * head_dim) as u64,
             layers: self.blocks,
             hidden: self.hidden,
             vocab: self.vocabulary,

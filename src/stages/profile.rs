@@ -20,9 +20,9 @@ use crate::model::walk::Decoder;
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// Tokens that are read at once (prefill), 1 to the model's positions. Default 128.
+    /// Tokens that are read at once (prefill), at least 1; with `decode` no more than the model's positions. Default 128.
     pub prefill: usize,
-    /// Tokens that are then read one by one (decode), 1 to 1048576. Default 32.
+    /// Tokens that are then read one by one (decode), at least 1. Default 32.
     pub decode: usize,
     /// Sequences that are read together. Default 1.
     pub batch: usize,
@@ -47,10 +47,15 @@ impl Options {
     }
 
     pub fn world(&self, world: &mut World) -> Vec<Fault> {
+        let all = self.prefill.saturating_add(self.decode);
         world.holds_weights(2);
         world.carries_forward(self.batch, self.prefill);
-        let all = self.prefill.saturating_add(self.decode);
-        world.too_long("prefill", "sequence of `prefill` and `decode`", all).into_iter().collect()
+        world.remembers(self.batch, all);
+        let Some(positions) = world.model.as_ref().map(|model| model.max_positions) else { return Vec::new() };
+        let message = format!("`prefill` and `decode` are {all} tokens, and the model has {positions} positions");
+        let key = if self.prefill < positions { "decode" } else { "prefill" };
+        let help = format!("write numbers that are {positions} together at most");
+        (all > positions).then(|| Fault::new(key, message, help)).into_iter().collect()
     }
 }
 
@@ -67,9 +72,9 @@ pub struct Profile {
     pub prefill_tokens_per_second: f64,
     /// Tokens per second that are read one by one, of all sequences together.
     pub decode_tokens_per_second: f64,
-    /// Bytes: the weights in memory, and what the process took on top of what it had while the model was at work. Null where the
-    /// system does not tell.
-    pub peak_memory: Option<f64>,
+    /// Bytes: the weights in memory, and what was allocated besides while the model was at work, at its most: keys and values,
+    /// activations, and of a streamed model its blocks.
+    pub peak_memory: f64,
     /// Whether its weights stay on disk, so that its times are the disk's.
     pub streamed: bool,
 }
@@ -102,18 +107,21 @@ pub enum Error {
 /// Measures both models in turns. `dense`: None where it is the model itself.
 pub fn run(options: &Options, context: &Context, model: &Model, dense: Option<&Model>) -> Result<(), Error> {
     let models: Vec<&Model> = std::iter::once(model).chain(dense).collect();
+    // the first round warms up, and its memory is watched
+    let mut at_work = Vec::new();
+    for model in &models {
+        context.go_on()?;
+        at_work.push(memory::most_allocated(|| _ = pass(options, model)));
+    }
     let mut seen: Vec<Vec<Pass>> = vec![Vec::new(); models.len()];
-    // the first round warms up
-    for round in 0..=options.repeat {
+    for _ in 0..options.repeat {
         for (model, seen) in models.iter().zip(&mut seen) {
             context.go_on()?;
-            let pass = pass(options, model);
-            if round > 0 {
-                seen.push(pass);
-            }
+            seen.push(pass(options, model));
         }
     }
-    let mut profiles = models.iter().zip(&seen).map(|(model, seen)| profile(options, model, seen));
+    let mut profiles =
+        models.iter().zip(&seen).zip(at_work).map(|((model, seen), at_work)| profile(options, model, seen, at_work));
     let (model, dense) = (profiles.next().unwrap_or_else(|| unreachable!("one model at least")), profiles.next());
     let alike = dense.filter(|dense| dense.streamed == model.streamed);
     if dense.is_some() && alike.is_none() {
@@ -130,17 +138,14 @@ pub fn run(options: &Options, context: &Context, model: &Model, dense: Option<&M
     Ok(write_whole(&context.place("profile", ".json"), &serde_json::to_vec_pretty(&report)?)?)
 }
 
-/// One measurement: seconds, and bytes.
+/// One measurement, in seconds.
 #[derive(Clone, Copy)]
 struct Pass {
     prefill: f64,
     decode: f64,
-    memory: Option<f64>,
 }
 
 fn pass(options: &Options, model: &Model) -> Pass {
-    let before = memory::resident();
-    memory::reset_peak();
     let mut decoder = Decoder::new(model, options.batch, options.prefill + options.decode);
     // which tokens these are does not matter
     let ids = |from: usize, n: usize| (from..from + n).map(|i| (i * 7919 % model.config.vocab) as u32).collect::<Vec<u32>>();
@@ -153,10 +158,10 @@ fn pass(options: &Options, model: &Model) -> Pass {
         std::hint::black_box(decoder.read(&on(options.prefill + step, 1)));
     }
     let decode = began.elapsed().as_secs_f64();
-    Pass { prefill, decode, memory: memory::peak().map(|peak| peak.saturating_sub(before) as f64) }
+    Pass { prefill, decode }
 }
 
-fn profile(options: &Options, model: &Model, passes: &[Pass]) -> Profile {
+fn profile(options: &Options, model: &Model, passes: &[Pass], at_work: u64) -> Profile {
     let shape = Shape::of(model);
     let median = |of: fn(&Pass) -> f64| {
         let mut all: Vec<f64> = passes.iter().map(of).collect();
@@ -166,15 +171,13 @@ fn profile(options: &Options, model: &Model, passes: &[Pass]) -> Profile {
     let tokens = |n: usize| (n * options.batch) as f64;
     let bytes = (shape.parameters() * size_of::<f32>() as u64) as f64;
     let streamed = model.blocks.iter().any(|block| block.is_on_disk());
-    let has_memory = passes.iter().all(|pass| pass.memory.is_some());
-    let at_work = has_memory.then(|| median(|pass| pass.memory.unwrap_or_default()));
     Profile {
         parameters: shape.parameters() as f64,
         macs: shape.macs(64) as f64,
         bytes,
         prefill_tokens_per_second: tokens(options.prefill) / median(|pass| pass.prefill),
         decode_tokens_per_second: tokens(options.decode) / median(|pass| pass.decode),
-        peak_memory: at_work.map(|at_work| at_work + if streamed { 0.0 } else { bytes }),
+        peak_memory: at_work as f64 + if streamed { 0.0 } else { bytes },
         streamed,
     }
 }
@@ -187,7 +190,7 @@ impl Profile {
             bytes: self.bytes / dense.bytes,
             prefill_tokens_per_second: self.prefill_tokens_per_second / dense.prefill_tokens_per_second,
             decode_tokens_per_second: self.decode_tokens_per_second / dense.decode_tokens_per_second,
-            peak_memory: self.peak_memory.zip(dense.peak_memory).map(|(model, dense)| model / dense),
+            peak_memory: self.peak_memory / dense.peak_memory,
             streamed: self.streamed,
         }
     }

@@ -178,6 +178,14 @@ impl World {
         self.estimate.memory = self.estimate.memory.saturating_add((4.0 * (states + at_work)) as u64);
     }
 
+    /// The stage keeps keys and values of so many sequences of so many tokens.
+    pub fn remembers(&mut self, sequences: usize, tokens: usize) {
+        let Some(model) = &self.model else { return };
+        let each = 4 * model.cached;
+        let all = (sequences as u64).saturating_mul(tokens as u64).saturating_mul(each);
+        self.estimate.memory = self.estimate.memory.saturating_add(all);
+    }
+
     /// A fault where a sequence is longer than the model was made for.
     pub fn too_long(&self, key: &str, what: &str, tokens: usize) -> Option<Fault> {
         let positions = self.model.as_ref()?.max_positions;

@@ -74,7 +74,8 @@ impl Examples {
     fn among(&mut self, population: usize, count: usize) -> Result<Vec<usize>, TaskError> {
         let [below, asked] = [population, count].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         let drawn = self.random.sample(below, asked);
-        let too_few = TaskError::TooFewExamples { asked: self.shots.count, found: population };
+        let others = population - usize::from(self.own && count > self.shots.count);
+        let too_few = TaskError::TooFewExamples { asked: self.shots.count, found: others };
         drawn.map(|drawn| drawn.into_iter().map(|i| i as usize).collect()).ok_or(too_few)
     }
 }

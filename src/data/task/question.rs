@@ -106,11 +106,19 @@ impl Compiled<'_> {
             None => self.gold.index(row)?,
             Some(labels) => {
                 let gold = self.gold.label(row)?;
-                let found = match labels {
-                    CompiledLabels::Given(labels) => labels.iter().position(|label| *label == gold),
-                    CompiledLabels::OfRow(labels) => labels.texts(row)?.iter().position(|label| *label == gold),
+                let labels = match labels {
+                    CompiledLabels::Given(labels) => labels.to_vec(),
+                    CompiledLabels::OfRow(labels) => labels.texts(row)?,
                 };
-                found.ok_or_else(|| self.gold.unfit(format!("no choice has the label `{gold}`")))?
+                if labels.len() != choices {
+                    return Err(self.gold.unfit(format!("there are {} labels for {choices} choices", labels.len())));
+                }
+                let mut found = labels.iter().enumerate().filter(|(_, label)| **label == gold).map(|(i, _)| i);
+                let first = found.next().ok_or_else(|| self.gold.unfit(format!("no choice has the label `{gold}`")))?;
+                if found.next().is_some() {
+                    return Err(self.gold.unfit(format!("more than one choice has the label `{gold}`")));
+                }
+                first
             }
         };
         if gold >= choices {

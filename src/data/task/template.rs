@@ -99,6 +99,9 @@ impl Written {
     pub fn expression<'e>(&'e self, engine: &'e Environment<'e>) -> Result<Expression<'e>, Unfit> {
         match engine.compile_expression(&self.text) {
             Ok(expression) => Ok(Expression { written: self, expression }),
+            Err(_) if self.text.trim_start().starts_with("{{") => {
+                Err(self.wrong(format!("`{}` is an expression, which is written without braces", self.key)))
+            }
             Err(e) => Err(self.wrong(format!("`{}` is not an expression: {}", self.key, said(&e)))),
         }
     }

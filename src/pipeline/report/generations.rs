@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use polars::prelude::*;
 
+use super::asked::Asked;
 use super::{ReportError, Row, VariantSummary, read};
 use crate::pipeline::results::Status;
 use crate::pipeline::shape::Steps;
@@ -46,17 +47,24 @@ impl Texts {
         let (input, output) = (frame.column("input")?.str()?, frame.column("output")?.str()?);
         let row = |i: usize| Some((step.get(i)?, (prompt.get(i)?, input.get(i)?.to_owned()), output.get(i)?.to_owned()));
         let rows: Vec<(u32, Prompt, String)> = (0..frame.height()).filter_map(row).collect();
-        // Later steps win.
-        let at = |steps: &mut dyn Iterator<Item = &u32>| -> BTreeMap<Prompt, String> {
-            let of = |step: u32| rows.iter().filter(move |row| row.0 == step);
-            steps.flat_map(|step| of(*step)).map(|(_, prompt, output)| (prompt.clone(), output.clone())).collect()
+        let asked = Asked::read(&variant.tables);
+        // What stands first wins, of what was asked as `of` was.
+        let at = |steps: &mut dyn Iterator<Item = &u32>, of: &BTreeMap<Prompt, (u32, String)>| {
+            let mut all: BTreeMap<Prompt, (u32, String)> = BTreeMap::new();
+            for row in steps.flat_map(|step| rows.iter().filter(move |row| row.0 == *step)) {
+                if of.get(&row.1).is_none_or(|of| asked.are_alike("", row.0, of.0)) {
+                    all.entry(row.1.clone()).or_insert_with(|| (row.0, row.2.clone()));
+                }
+            }
+            all
         };
+        let texts = |of: BTreeMap<Prompt, (u32, String)>| of.into_iter().map(|(prompt, (_, text))| (prompt, text)).collect();
         let Steps { dense, pruned, last } = &variant.shape.generate;
-        Ok(Self {
-            dense: at(&mut dense.iter().rev()),
-            pruned: at(&mut pruned.iter()),
-            last: if variant.status == Status::Succeeded { at(&mut last.iter()) } else { BTreeMap::new() },
-        })
+        let mut last = if variant.status == Status::Succeeded { last.clone() } else { Vec::new() };
+        last.reverse();
+        let last = at(&mut last.iter(), &BTreeMap::new());
+        let (dense, pruned) = (at(&mut dense.iter(), &last), at(&mut pruned.iter().rev(), &last));
+        Ok(Self { dense: texts(dense), pruned: texts(pruned), last: texts(last) })
     }
 
     /// Every prompt that any model was given, in order.

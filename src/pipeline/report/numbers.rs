@@ -6,6 +6,7 @@ use std::path::Path;
 
 use polars::prelude::*;
 
+use super::asked::Asked;
 use super::{ReportError, VariantSummary, paired, read};
 use crate::pipeline::results::Status;
 use crate::pipeline::shape::Steps;
@@ -45,21 +46,35 @@ impl Numbers {
     pub fn read(variant: &VariantSummary) -> Result<Self, ReportError> {
         let evaluate = variant.tables.join("evaluate.parquet");
         let evaluate = if evaluate.exists() { Some(read(&evaluate, None)?) } else { None };
-        // Later steps win.
-        let at = |steps: &mut dyn Iterator<Item = &u32>| match &evaluate {
-            Some(frame) => steps.map(|&step| measured(frame, step)).try_fold(Measured::new(), |mut all, one| {
-                all.extend(one?);
-                Ok::<_, ReportError>(all)
-            }),
-            None => Ok(Measured::new()),
+        let asked = Asked::read(&variant.tables);
+        // What stands first wins; before it, what was asked as `of` was.
+        let at = |steps: &mut dyn Iterator<Item = &u32>, of: &Measured| {
+            let (mut all, mut others) = (Measured::new(), Measured::new());
+            for &step in steps {
+                let Some(frame) = &evaluate else { break };
+                for (name, found) in measured(frame, step)? {
+                    let is_alike = of.get(&name).is_none_or(|of| asked.are_alike(&found.task, step, of.step));
+                    if is_alike { &mut all } else { &mut others }.entry(name).or_insert(found);
+                }
+            }
+            for (name, found) in others {
+                all.entry(name).or_insert(found);
+            }
+            Ok::<_, ReportError>(all)
         };
         let Steps { dense, pruned, last } = &variant.shape.evaluate;
-        let dense = at(&mut dense.iter().rev())?;
-        let last = if variant.status == Status::Succeeded { at(&mut last.iter())? } else { Measured::new() };
+        let none = Measured::new();
+        let last = if variant.status == Status::Succeeded { at(&mut last.iter().rev(), &none)? } else { Measured::new() };
+        let (dense, pruned) = (at(&mut dense.iter(), &last)?, at(&mut pruned.iter().rev(), &last)?);
+        // only what was asked alike can be paired
+        let is_paired = |(name, of): &(&String, &Measurement)| {
+            last.get(*name).is_some_and(|last| asked.are_alike(&of.task, of.step, last.step))
+        };
+        let alike: Measured = dense.iter().filter(is_paired).map(|(name, of)| (name.clone(), of.clone())).collect();
         Ok(Self {
-            delta_stderr: paired::standard_errors(&variant.tables.join("evaluate_documents.parquet"), &dense, &last)?,
+            delta_stderr: paired::standard_errors(&variant.tables.join("evaluate_documents.parquet"), &alike, &last)?,
             dense,
-            pruned: at(&mut pruned.iter())?,
+            pruned,
             last,
             sizes: last_sizes(&variant.tables.join("prune_sizes.parquet"))?,
         })

@@ -6,10 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use arrow::datatypes::DataType;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Map, Value};
 
 use super::{Row, RowPlace, Rows, RowsFile};
+use crate::data::corpus::unmarked;
 use crate::data::task::TaskError;
 
 /// Rows that are decoded together.
@@ -26,7 +28,7 @@ pub fn append(file: &RowsFile, how: &Rows, limit: usize, rows: &mut Vec<Row>) ->
         RowsFile::BuiltIn(_, text) => Cow::Borrowed(*text),
         RowsFile::File(path) => {
             let read = std::fs::read_to_string(path);
-            Cow::Owned(read.map_err(|source| TaskError::Read { path: path.clone(), source })?)
+            Cow::Owned(unmarked(read.map_err(|source| TaskError::Read { path: path.clone(), source })?))
         }
     };
     if ending == "jsonl" { jsonl(&text, &path, limit, rows) } else { pieces(&text, &path, how, limit, rows) }
@@ -62,7 +64,7 @@ fn pieces(text: &str, path: &Arc<Path>, how: &Rows, limit: usize, rows: &mut Vec
 
 fn parquet(path: &Arc<Path>, limit: usize, rows: &mut Vec<Row>) -> Result<(), TaskError> {
     let file = File::open(path).map_err(|source| TaskError::Read { path: path.to_path_buf(), source })?;
-    let unreadable = |message: String| TaskError::Unreadable { path: path.to_path_buf(), message };
+    let unreadable = |message: String| TaskError::Unreadable { path: path.to_path_buf(), message: told(message) };
     let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| unreadable(e.to_string()))?;
     let reader = reader.with_batch_size(BATCH).with_limit(limit - rows.len());
     let before = rows.len();
@@ -76,7 +78,28 @@ fn parquet(path: &Arc<Path>, limit: usize, rows: &mut Vec<Row>) -> Result<(), Ta
     Ok(())
 }
 
-/// A batch as the rows that JSON Lines would have held.
+/// A batch as the rows that JSON Lines would have held; pictures and other bytes, which no template can use, are left out.
 fn decode(batch: &RecordBatch) -> Result<Vec<Map<String, Value>>, String> {
-    serde_arrow::from_record_batch(batch).map_err(|e| e.message().to_owned())
+    let fields = batch.schema_ref().fields();
+    let of_text: Vec<usize> = (0..fields.len()).filter(|&i| !holds_bytes(fields[i].data_type())).collect();
+    let batch = batch.project(&of_text).map_err(|e| e.to_string())?;
+    serde_arrow::from_record_batch(&batch).map_err(|e| e.message().to_owned())
+}
+
+fn holds_bytes(kind: &DataType) -> bool {
+    use DataType::{Binary, BinaryView, FixedSizeBinary, FixedSizeList, LargeBinary, LargeList, List, Struct};
+    match kind {
+        Binary | BinaryView | FixedSizeBinary(_) | LargeBinary => true,
+        List(item) | LargeList(item) | FixedSizeList(item, _) => holds_bytes(item.data_type()),
+        Struct(fields) => fields.iter().any(|field| holds_bytes(field.data_type())),
+        _ => false,
+    }
+}
+
+/// A reader's refusal, said in the words of who gave the file.
+fn told(message: String) -> String {
+    match message.contains("Disabled feature") {
+        true => format!("it is compressed in a way that is not read here; Snappy and Zstandard are ({message})"),
+        false => message,
+    }
 }

@@ -1,0 +1,39 @@
+//! How a stage was asked, as the manifest tells: numbers are paired, and texts put side by
+//! side, where two models were asked alike.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::pipeline::results::Manifest;
+
+/// The options of the steps of a variant. Earlier versions did not write them down: then all are alike.
+pub struct Asked {
+    options: BTreeMap<u32, Map<String, Value>>,
+}
+
+impl Asked {
+    pub fn read(tables: &Path) -> Self {
+        let stages = Manifest::read(tables).map_or_else(Vec::new, |manifest| manifest.stages);
+        Self { options: stages.into_iter().map(|stage| (stage.step, stage.options)).collect() }
+    }
+
+    /// Whether two steps asked the same of a task (of a corpus by its stem), or, of `""`, at all.
+    pub fn are_alike(&self, task: &str, one: u32, other: u32) -> bool {
+        one == other || self.way(task, one) == self.way(task, other)
+    }
+
+    /// All options but the lists of what else was asked; of a corpus, its path.
+    fn way(&self, task: &str, step: u32) -> Map<String, Value> {
+        let mut way = self.options.get(&step).cloned().unwrap_or_default();
+        ["tasks", "prompts", "file"].iter().for_each(|key| drop(way.remove(*key)));
+        let corpora = way.remove("corpora").unwrap_or_default();
+        let is_own =
+            |path: &&Value| path.as_str().is_some_and(|path| Path::new(path).file_stem().is_some_and(|stem| stem == task));
+        if let Some(path) = corpora.as_array().and_then(|corpora| corpora.iter().find(is_own)) {
+            way.insert("corpus".to_owned(), path.clone());
+        }
+        way
+    }
+}
