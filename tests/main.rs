@@ -12,6 +12,7 @@ mod formula;
 mod generate;
 mod inputs;
 mod kept;
+mod mistakes;
 mod model;
 mod parity;
 mod perplexity;
