@@ -1,5 +1,5 @@
-//! How a stage was asked, as the manifest tells: numbers are paired, and texts put side by
-//! side, where two models were asked alike.
+//! How a stage was asked, as the manifest tells: numbers are paired, and texts put side by side, where two models were asked
+//! alike.
 
 use std::collections::BTreeMap;
 use std::path::Path;
