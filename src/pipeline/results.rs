@@ -235,12 +235,15 @@ impl Results {
             }
             None => {}
         }
-        if staged.is_none() {
-            files::make_folder(&folder)?;
-        }
         let mut variant = VariantFolder { id, folder, staged, parts: Vec::new(), manifest, _claim: claim };
-        files::write_quickly(&variant.work().join("pipeline.toml"), resolved.as_bytes())?;
-        variant.manifest.write(variant.work())?;
+        // Its manifest says whose a folder is, so a folder never stands there without one.
+        let begun = if variant.staged.is_none() { Some(PartialFolder::new(self.folder())?) } else { None };
+        let work = begun.as_ref().map_or(variant.work(), PartialFolder::path);
+        files::write_quickly(&work.join("pipeline.toml"), resolved.as_bytes())?;
+        variant.manifest.write(work)?;
+        if let Some(begun) = begun {
+            begun.replace_quickly(&variant.folder)?;
+        }
         variant.manifest.outputs.insert("pipeline.toml".to_owned(), Fingerprint::of_bytes(resolved.as_bytes()));
         Ok(variant)
     }
