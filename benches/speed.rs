@@ -27,7 +27,7 @@ use secateur::progress::Progress;
 use secateur::random::Seed;
 use secateur::stages::recover::Training;
 use secateur::stages::{Budget, Context, State, dependencies, importance, load};
-use secateur::tensor::{Weight, hidden, on_all_cores};
+use secateur::tensor::{Hidden, Weight};
 use serde_json::json;
 
 #[derive(Parser)]
@@ -100,26 +100,24 @@ fn block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
         weight(mlp, width),
         weight(width, mlp),
     ]);
-    let x = hidden((0..1024 * width).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect(), 1024, width);
+    let x = Hidden::new((0..1024 * width).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect(), 1024, width);
     let frequencies: Vec<f32> = (0..head_dim / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
     let spans = (0..8).map(|i| Span::of(i * 128..(i + 1) * 128)).collect();
     let layout = Layout { spans, rotary: Arc::new(Rotary::new(&frequencies, 128)) };
     timed(times, || {
-        on_all_cores(|| {
-            let slots = Slots::of(Part::ALL.map(|part| (part, ops::Ask::Gradient)));
-            let settings = BlockSettings { norm_epsilon: 1e-5, head_dim, layout: &layout, past: None };
-            let y = block.forward(x.leaky_trace(), &settings, &slots);
-            let upstream = vec![1.0; 1024 * width];
-            std::hint::black_box(ops::backward(y, upstream, &x));
-            std::hint::black_box(slots.answers().count());
-        });
+        let slots = Slots::of(Part::ALL.map(|part| (part, ops::Ask::Gradient)));
+        let settings = BlockSettings { norm_epsilon: 1e-5, head_dim, layout: &layout, past: None };
+        let y = block.forward(x.recorded(), &settings, &slots);
+        let upstream = Hidden::new(vec![1.0; 1024 * width], 1024, width);
+        std::hint::black_box(ops::backward(y, upstream, &x));
+        std::hint::black_box(slots.answers().count());
         Ok(())
     })
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
-    rayon::ThreadPoolBuilder::new().num_threads(arguments.threads).build_global()?;
+    rayon::ThreadPoolBuilder::new().num_threads(arguments.threads).use_current_thread().build_global()?;
     if arguments.job == Job::Block {
         println!("{:.4}", block(arguments.model.parse()?, &arguments.times)?);
         return Ok(());

@@ -22,6 +22,7 @@ use secateur::pipeline::select::Selection;
 use secateur::pipeline::survey::{Survey, survey};
 use secateur::pipeline::{lockfile, merge, report, schema, settings, world};
 use secateur::progress::Progress;
+use secateur::tensor;
 
 /// The exit code of a wrong command line or pipeline.
 const INVALID: u8 = 2;
@@ -73,9 +74,9 @@ impl Common {
     /// As [`Common::prepare`], of a pipeline that has been checked.
     fn prepare_checked(&self, plan: Plan) -> Result<Prepared, ExitCode> {
         let refuse = |invalid: InvalidPipeline| refuse(&invalid, self.format);
-        if let Some(threads) = plan.settings.run.threads {
-            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|error| complain(&error))?;
-        }
+        // This thread is one of the pool, so that the operations find all cores at once.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(plan.settings.run.threads.unwrap_or(0)).use_current_thread();
+        pool.build_global().map_err(|error| complain(&error))?;
         let recipes = Recipes::of(&plan).map_err(|error| complain(&error))?;
         lockfile::verify(&plan, &recipes).map_err(refuse)?;
         let survey = survey(&plan, &recipes);
@@ -182,6 +183,9 @@ fn run_pipeline(common: &Common, fail_fast: bool) -> ExitCode {
     let log = LogFiles::default();
     log::start(plan.settings.run.log, terminal, &progress, &log);
     lockfile::update(&plan, &recipes);
+    if let Err(missing) = tensor::select(plan.settings.run.device) {
+        return complain(&format!("the device `{}` cannot be used: {missing}; {}", plan.settings.run.device, missing.help()));
+    }
     // A variant that is being built holds a file; the usual limit is for interactive programs.
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         tracing::debug!("the limit of open files stays: {error}");

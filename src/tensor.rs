@@ -1,100 +1,127 @@
-//! The device, activations, and how weights are held. The only generic in the models is the tape.
+//! Where tensors live, activations there, and how weights are held. The only generic in the models is the tape.
 
 use std::borrow::Cow;
 
-use dfdx::prelude::*;
+use dfdx::prelude::{Cpu, Merge, NoneTape, OwnedTape, Tape};
 
-#[cfg(not(feature = "cuda"))]
-mod activations;
-#[cfg(not(feature = "cuda"))]
-pub use activations::{Hidden, Kept, Node};
-
+pub mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod device;
+pub mod gpu;
+mod pinned;
+pub mod resident;
 mod weight;
-pub use weight::{LowRank, Unreadable, Weight, WeightFile};
 
-/// The device of this build: the processor, or one NVIDIA GPU with the feature `cuda`.
-#[cfg(not(feature = "cuda"))]
-pub type Device = dfdx::tensor::Cpu;
-/// The device of this build: the processor, or one NVIDIA GPU with the feature `cuda`.
-#[cfg(feature = "cuda")]
-pub type Device = dfdx::tensor::Cuda;
+pub use device::{Device, NoDevice, device_memory, find, select};
+pub use weight::{LowRank, Precision, Unreadable, Weight, WeightFile};
 
-/// Activations, (positions, width).
-#[cfg(feature = "cuda")]
-pub type Hidden<T = NoneTape> = Tensor<(usize, usize), f32, Device, T>;
-
-/// A tape that records; the other is [`NoneTape`].
-pub type Recording = OwnedTape<f32, Device>;
+/// A tape that records; the other is [`NoneTape`]. dfdx's tape keeps the order of the operations on either device.
+pub type Recording = OwnedTape<f32, Cpu>;
 
 /// What the models ask of a tape.
-pub trait AnyTape: Tape<f32, Device> + Merge<Self> + 'static {}
-impl<T: Tape<f32, Device> + Merge<T> + 'static> AnyTape for T {}
+pub trait AnyTape: Tape<f32, Cpu> + Merge<Self> + 'static {}
+impl<T: Tape<f32, Cpu> + Merge<T> + 'static> AnyTape for T {}
 
-/// What may cross threads: on the CPU a walk moves into the pool; dfdx's CUDA device stays in one thread.
-#[cfg(not(feature = "cuda"))]
-pub trait Threaded: Send {}
-#[cfg(not(feature = "cuda"))]
-impl<T: Send> Threaded for T {}
-/// What may cross threads: nothing needs to, dfdx's CUDA device stays in one.
-#[cfg(feature = "cuda")]
-pub trait Threaded {}
-#[cfg(feature = "cuda")]
-impl<T> Threaded for T {}
-
-/// The device of this process.
-pub fn device() -> Device {
-    thread_local! {
-        static DEVICE: Device = Device::default();
-    }
-    DEVICE.with(Device::clone)
+/// Activations, (positions, width), where the operations of this thread are carried out.
+#[derive(Clone, Debug)]
+pub enum Hidden<T = NoneTape> {
+    Cpu(cpu::Hidden<T>),
+    Gpu(gpu::Hidden<T>),
 }
 
-/// Activations from row-major values, without a copy on the CPU.
-pub fn hidden(values: Vec<f32>, rows: usize, cols: usize) -> Hidden {
-    #[cfg(not(feature = "cuda"))]
-    {
-        Hidden::new(values, rows, cols)
-    }
-    #[cfg(feature = "cuda")]
-    {
-        device().tensor_from_vec(values, (rows, cols))
-    }
-}
+/// A gradient, of its weight's shape.
+pub type Gradient = Hidden;
 
-/// The numbers themselves: borrowed on the CPU, copied from a GPU.
-pub fn values<T>(x: &Hidden<T>) -> Cow<'_, [f32]> {
-    #[cfg(not(feature = "cuda"))]
-    {
-        Cow::Borrowed(x.values())
+impl Hidden {
+    /// Activations from row-major values.
+    ///
+    /// # Panics
+    /// If `values` does not hold `rows * cols` numbers.
+    pub fn new(values: Vec<f32>, rows: usize, cols: usize) -> Self {
+        if gpu::is_selected() { gpu::hidden(values, rows, cols).into() } else { cpu::hidden(values, rows, cols).into() }
     }
-    #[cfg(feature = "cuda")]
-    {
-        Cow::Owned(x.as_vec())
+
+    /// The same activations where a tape begins.
+    pub fn recorded(&self) -> Hidden<Recording> {
+        self.retaped()
+    }
+
+    /// The values, row-major: without a copy where the CPU's memory holds them and nobody else does.
+    pub fn into_vec(self) -> Vec<f32> {
+        match self {
+            Self::Cpu(x) => x.into_vec(),
+            Self::Gpu(x) => x.matrix().as_vec(),
+        }
     }
 }
 
-/// Numbers of each position.
-pub fn width<T>(x: &Hidden<T>) -> usize {
-    x.shape().1
-}
-
-/// The same activations where a tape begins.
-pub fn recorded(x: &Hidden) -> Hidden<Recording> {
-    x.leaky_trace()
-}
-
-/// Runs `work` where the operations find all cores at once: in the pool, so that none of them has to wake it.
-pub fn on_all_cores<O: Threaded>(work: impl FnOnce() -> O + Threaded) -> O {
-    #[cfg(not(feature = "cuda"))]
-    {
-        rayon::scope(|_| work())
+impl<T> Hidden<T> {
+    /// (positions, width)
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Cpu(x) => *x.shape(),
+            Self::Gpu(x) => x.shape(),
+        }
     }
-    #[cfg(feature = "cuda")]
-    {
-        work()
+
+    /// Numbers of each position.
+    pub fn width(&self) -> usize {
+        self.shape().1
+    }
+
+    /// The numbers themselves: borrowed on the CPU, copied from a GPU.
+    pub fn values(&self) -> Cow<'_, [f32]> {
+        match self {
+            Self::Cpu(x) => Cow::Borrowed(x.values()),
+            Self::Gpu(x) => Cow::Owned(x.matrix().as_vec()),
+        }
+    }
+
+    /// The same activations on an empty tape.
+    pub fn retaped<U: AnyTape>(&self) -> Hidden<U> {
+        match self {
+            Self::Cpu(x) => Hidden::Cpu(x.retaped()),
+            Self::Gpu(x) => Hidden::Gpu(x.retaped()),
+        }
+    }
+
+    /// In the CPU's memory.
+    pub(crate) fn on_cpu(self) -> cpu::Hidden<T> {
+        match self {
+            Self::Cpu(x) => x,
+            Self::Gpu(_) => unreachable!("what an operation works on lies in one place"),
+        }
+    }
+
+    /// On the GPU.
+    pub(crate) fn on_gpu(self) -> gpu::Hidden<T> {
+        match self {
+            Self::Gpu(x) => x,
+            Self::Cpu(_) => unreachable!("what an operation works on lies in one place"),
+        }
     }
 }
 
-/// Tokens that are worked on at once: on the CPU enough that a product of matrices pays for the way to memory, and few
-/// enough that a block's activations stay small; on a GPU one sequence. Sums are taken pack by pack, so results depend on it.
-pub const PACK: usize = if cfg!(feature = "cuda") { 1 } else { 2048 };
+impl<T> From<cpu::Hidden<T>> for Hidden<T> {
+    fn from(x: cpu::Hidden<T>) -> Self {
+        Self::Cpu(x)
+    }
+}
+
+impl<T> From<gpu::Hidden<T>> for Hidden<T> {
+    fn from(x: gpu::Hidden<T>) -> Self {
+        Self::Gpu(x)
+    }
+}
+
+/// Values alone.
+impl PartialEq for Hidden {
+    fn eq(&self, other: &Self) -> bool {
+        self.shape() == other.shape() && self.values() == other.values()
+    }
+}
+
+/// Tokens that are worked on at once: enough that a product of matrices pays for the way to memory, and few enough that a
+/// block's activations stay small. Sums are taken pack by pack, so results depend on it.
+pub const PACK: usize = 2048;

@@ -10,7 +10,6 @@ use secateur::model::tokenizer::Tokenizer;
 use secateur::model::walk;
 use secateur::stages::evaluate::{self, Error, Options, Protocol};
 use secateur::stages::{Context, World};
-use secateur::tensor::values as values_of;
 use serde_json::Value;
 
 use crate::support::{self, json, numbers, shared};
@@ -200,7 +199,7 @@ fn the_papers_protocol_encodes_apart_and_reports_its_columns() {
     let logits = walk::logits(&model, &whole);
     let expected: f64 = (context.len()..whole.len())
         .map(|at| {
-            let row = &values_of(&logits)[(at - 1) * 512..at * 512];
+            let row = &logits.values()[(at - 1) * 512..at * 512];
             let sum: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
             f64::from(row[whole[at] as usize]) - sum.ln()
         })

@@ -11,7 +11,7 @@ use secateur::stages::importance::taylor::{self, Form, Sums};
 use secateur::stages::importance::{self, Fisher, Taylor};
 use secateur::stages::products::{Compat, GroupScores, Scores};
 use secateur::stages::{aggregate, dependencies, prune};
-use secateur::tensor::Weight;
+use secateur::tensor::{Gradient, Weight};
 use serde_json::{Value, json};
 
 use crate::support::{self, context, numbers};
@@ -90,7 +90,9 @@ fn gradients(model: &Model) -> BTreeMap<Place, Sums> {
     let sums = |place: Place| {
         let (t, len) = (id(place).0, model.weight(place).len());
         let gradient = filled(len, |i| 0.01 * (0.07 * i + 2.0 * t).cos());
-        (place, Sums { gradient, squares: filled(len, |i| 0.5 * (1.0 + (0.05 * i + 3.0 * t).sin())) })
+        let squares = filled(len, |i| 0.5 * (1.0 + (0.05 * i + 3.0 * t).sin()));
+        let of = |values| Gradient::new(values, model.weight(place).rows(), model.weight(place).cols());
+        (place, Sums { gradient: of(gradient), squares: Some(of(squares)) })
     };
     model.places().into_iter().map(sums).collect()
 }

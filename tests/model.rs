@@ -27,11 +27,15 @@ impl All {
     /// The head's gradient is the embedding's.
     fn tie(&mut self) {
         let gradient = self.gradients.remove(&Place::Head).unwrap();
-        self.add(Place::Embedding, Answer::Gradient { gradient, squares: Vec::new() });
+        self.add_up(Place::Embedding, gradient);
     }
 
     fn add(&mut self, place: Place, answer: Answer) {
         let Answer::Gradient { gradient, .. } = answer else { panic!("a gradient was asked for") };
+        self.add_up(place, gradient.into_vec());
+    }
+
+    fn add_up(&mut self, place: Place, gradient: Vec<f32>) {
         match self.gradients.get_mut(&place) {
             Some(sum) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
             None => drop(self.gradients.insert(place, gradient)),
@@ -74,7 +78,7 @@ fn logits_equal_transformers() {
     for prompt in json(&golden)["prompts"].as_array().unwrap() {
         let ids: Vec<u32> = numbers(&prompt["token_ids"]);
         let logits = walk::logits(&model, &ids);
-        let last = &logits.as_vec()[(ids.len() - 1) * 512..];
+        let last = &logits.into_vec()[(ids.len() - 1) * 512..];
         let expected: Vec<f32> = numbers(&prompt["last_logits"]);
         let worst = last.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst < 1e-4, "{ids:?}: {worst}");
@@ -188,7 +192,7 @@ fn rewritten(files: &[&str], dtype: Dtype, change: impl FnOnce(&mut Value)) -> (
 #[test]
 fn every_form_of_a_checkpoint_is_the_same_model() {
     let model = tiny();
-    let logits = |model: &Model| walk::logits(model, &[0, 5, 9, 300, 44]).as_vec();
+    let logits = |model: &Model| walk::logits(model, &[0, 5, 9, 300, 44]).into_vec();
     let newer = |config: &mut Value| {
         let config = config.as_object_mut().unwrap();
         let theta = config.remove("rope_theta").unwrap();
@@ -234,7 +238,7 @@ fn an_export_is_read_back_to_the_same_logits() {
     export::run(&options, &context, &pruned, Some(&plan)).unwrap();
     let read = Model::load(&folder.path().join("hf")).unwrap();
     let ids = [0, 5, 9, 300, 44, 7];
-    assert_eq!(walk::logits(&read, &ids).as_vec(), walk::logits(&pruned, &ids).as_vec());
+    assert_eq!(walk::logits(&read, &ids).into_vec(), walk::logits(&pruned, &ids).into_vec());
     assert_eq!(read.parameters(), pruned.parameters());
     let text = "Anna is in the garden.";
     let encoded = |model: &Model| model.tokenizer.as_ref().unwrap().encode(text, true).unwrap();
@@ -261,7 +265,7 @@ fn the_embedded_model_equals_transformers() {
         let ids: Vec<u32> = numbers(&text["ids"]);
         let encoded = model.tokenizer.as_ref().unwrap().encode(text["text"].as_str().unwrap(), true).unwrap();
         assert_eq!(encoded, ids);
-        let logits = walk::logits(&model, &ids).as_vec();
+        let logits = walk::logits(&model, &ids).into_vec();
         let expected: Vec<f32> = numbers(&text["last_logits"]);
         let last = &logits[logits.len() - expected.len()..];
         let worst = last.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);

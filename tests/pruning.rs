@@ -13,6 +13,7 @@ use secateur::stages::importance::{self, Fisher, Taylor};
 use secateur::stages::products::{Compat, GroupScores, Scores};
 use secateur::stages::prune::Schedule;
 use secateur::stages::{aggregate, dependencies, prune};
+use secateur::tensor::Gradient;
 use serde_json::{Value, json};
 
 use crate::support::{self, context, numbers, shared, stream_perplexity};
@@ -77,7 +78,11 @@ fn load(name: &'static str) -> Option<Golden> {
     };
     let sums = |place: &Place| {
         let name = LLAMA.tensor(*place);
-        (*place, Sums { gradient: tensor(format!("grad.{name}")), squares: tensor(format!("acc.{name}")) })
+        let of = |kind: &str| {
+            let weight = model.weight(*place);
+            Gradient::new(tensor(format!("{kind}.{name}")), weight.rows(), weight.cols())
+        };
+        (*place, Sums { gradient: of("grad"), squares: Some(of("acc")) })
     };
     let gradients = model.places().iter().map(sums).collect();
     let folder = tempfile::tempdir().unwrap();
@@ -283,9 +288,10 @@ fn scores_equal_the_papers_equations() {
                 let form = Form { taylor, fisher: Fisher::Mean };
                 let mut scores = golden.stored(&graph, form, Compat::Corrected);
                 if fisher == Fisher::Sum {
-                    let of_sum = |s: &Sums| Sums {
-                        gradient: s.gradient.clone(),
-                        squares: s.squares.iter().map(|&q| q * samples as f32).collect(),
+                    let of_sum = |s: &Sums| {
+                        let (rows, cols) = s.gradient.shape();
+                        let squares = s.squares.as_ref().unwrap().values().iter().map(|&q| q * samples as f32).collect();
+                        Sums { gradient: s.gradient.clone(), squares: Some(Gradient::new(squares, rows, cols)) }
                     };
                     let sums = golden.gradients.iter().map(|(place, s)| (*place, of_sum(s))).collect();
                     scores.groups = taylor::of_gradients(Form { taylor, fisher }, &golden.model, &graph, samples, &sums);

@@ -4,7 +4,6 @@ use secateur::model::Model;
 use secateur::model::walk::{self, Decoder, Sequence};
 use secateur::ops::{Target, TokenScore};
 use secateur::random::Seed;
-use secateur::tensor::values;
 
 use crate::support::{json, numbers, shared, tiny};
 
@@ -75,7 +74,7 @@ proptest! {
             }
             for ((i, _), next) in on.iter().zip(decoder.read(&on)) {
                 let whole = walk::logits(&model, &all[*i][..read[*i]]);
-                let whole = values(&whole);
+                let whole = whole.values();
                 prop_assert!(whole[whole.len() - next.len()..] == next[..], "{} tokens", read[*i]);
             }
         }

@@ -25,6 +25,7 @@ impl Visitor for Tied {
     }
     fn outside(&mut self, _: Place, _: &Pack, answer: Answer) {
         let Answer::Gradient { gradient, .. } = answer else { panic!("a gradient was asked for") };
+        let gradient = gradient.into_vec();
         self.0.resize(gradient.len(), 0.0);
         self.0.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
     }

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::wiring::Part;
 use crate::ops::{self, Answer, Ask, Heads, Layout, Past, Slot};
+use crate::tensor::resident::Lent;
 use crate::tensor::{AnyTape, Hidden, Weight};
 
 /// The weights of one block. Clones share memory.
@@ -113,16 +114,28 @@ impl Block {
         Self { weights: self.weights.each_ref().map(Weight::resident), biases: self.biases.clone() }
     }
 
+    /// Whether all its weights stay on the GPU.
+    pub fn is_on_gpu(&self) -> bool {
+        self.weights.iter().all(Weight::is_on_gpu)
+    }
+
+    /// The weights on the GPU for as long as this is held, if that is where they are used.
+    pub fn lent(&self) -> Vec<Lent> {
+        self.weights.iter().filter_map(Weight::lent).collect()
+    }
+
     /// Whether its matrices stay on disk.
     pub fn is_on_disk(&self) -> bool {
         self.weights.iter().any(Weight::is_on_disk)
     }
 
     /// Numbers that a tape of this block keeps for each position: what goes into the norms, queries, keys and values, the
-    /// attention's output, gate and up. What comes of these element by element is made again.
-    pub fn tape_width(&self, head_dim: usize) -> usize {
+    /// attention's output, gate and up. What comes of these element by element is made again on the CPU, and kept on a GPU.
+    pub fn tape_width(&self, head_dim: usize, on_gpu: bool) -> usize {
         let Heads { queries, keys, dim } = self.heads(head_dim);
-        2 * self[Part::Q].cols() + 2 * (queries + keys) * dim + queries + 2 * self[Part::Gate].rows()
+        let (hidden, mlp) = (self[Part::Q].cols(), self[Part::Gate].rows());
+        let made_again = if on_gpu { 2 * hidden + mlp } else { 0 };
+        2 * hidden + 2 * (queries + keys) * dim + queries + 2 * mlp + made_again
     }
 
     /// How the attention's heads are laid out.

@@ -17,7 +17,7 @@ use super::stored::{self, Precision, Stored, WriteError};
 use super::wiring::{LLAMA, Part, Place};
 use crate::ops::{self, Beside, Mask, Slot};
 use crate::random::Seed;
-use crate::tensor::{AnyTape, Hidden, LowRank, Weight, width};
+use crate::tensor::{AnyTape, Hidden, LowRank, Weight};
 
 /// The two factors beside one matrix.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -196,7 +196,7 @@ impl Lens for Adapted<'_> {
             return ops::linear(x, weight, None);
         };
         let slots = self.slots.get(&part).map(|(a, b)| (a, b));
-        let mask = self.mask(part, width(&x));
+        let mask = self.mask(part, x.width());
         ops::adapted(x, weight, Beside { a, b, scale: self.adapter.scale(), mask, slots })
     }
 }

@@ -19,7 +19,7 @@ pub mod walk;
 pub mod wiring;
 
 use crate::ops::Rotary;
-use crate::tensor::Weight;
+use crate::tensor::{Precision, Weight};
 pub use blocks::Block;
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use config::Config;
@@ -122,6 +122,17 @@ impl Model {
         })
     }
 
+    /// The model whose blocks and head a GPU holds in this precision. Norms, and an embedding that is the head, stay in f32.
+    pub fn held_in(mut self, precision: Precision) -> Self {
+        for block in &mut self.blocks {
+            for part in Part::MATRICES {
+                block[part] = block[part].clone().held_in(precision);
+            }
+        }
+        self.head = self.head.map(|head| head.held_in(precision));
+        self
+    }
+
     /// The weight at a place; a tied head is the embedding.
     pub fn weight(&self, place: Place) -> &Weight {
         match place {
@@ -153,6 +164,13 @@ impl Model {
     pub fn parameters(&self) -> u64 {
         let biases = self.blocks.iter().flat_map(Block::biases).map(|(_, bias)| bias);
         self.places().into_iter().map(|place| self.weight(place)).chain(biases).map(|weight| weight.len() as u64).sum()
+    }
+
+    /// Bytes that a GPU needs for the weights that it multiplies: all but an embedding that is not the head.
+    pub fn gpu_bytes(&self) -> u64 {
+        let is_multiplied = |place: &Place| *place != Place::Embedding || self.head.is_none();
+        let weights = self.places().into_iter().filter(is_multiplied).map(|place| self.weight(place));
+        weights.map(|weight| weight.len() as u64 * weight.precision().bytes()).sum()
     }
 
     /// Whether every weight is a number.

@@ -24,11 +24,11 @@ use super::wiring::{Part, Place};
 use super::{Block, Model};
 use crate::memory;
 use crate::ops::{self, Answer, Ask, Past, SideSums, Slot, TokenScore};
-use crate::tensor::{Hidden, Recording, Threaded, Weight, on_all_cores, recorded};
+use crate::tensor::{Hidden, Recording, Weight, device_memory, gpu, resident};
 
 /// Whoever wants gradients. What is found arrives pack by pack in their order, so sums have the same bits on any number of
 /// threads.
-pub trait Visitor: Threaded {
+pub trait Visitor {
     /// Looks on while a pack passes through one block.
     type Lens: Lens;
 
@@ -97,37 +97,23 @@ pub fn logits(model: &Model, ids: &[u32]) -> Hidden {
 /// Rates the targets of each sequence: one forward pass in which sequences share what they begin with, and logits only at the
 /// positions that are asked about. A sequence's scores have the same bits whatever stands beside it.
 pub fn token_scores(model: &Model, sequences: &[Sequence]) -> Vec<Vec<TokenScore>> {
-    on_all_cores(|| {
-        let (packs, order) = shared_packs(model, sequences);
-        let states = carried(model, packs, |_, _| Plain);
-        let head = model.weight(Place::Head).resident();
-        let rate = |(pack, x): (Pack, Hidden)| {
-            let x = ops::rms_norm(x, &model.norm, model.config.norm_epsilon, None);
-            pack.by_sequence(ops::token_scores(&x, &head, &pack.targets)).collect::<Vec<_>>()
-        };
-        let mut scores = vec![Vec::new(); sequences.len()];
-        for (at, rated) in order.into_iter().zip(states.into_iter().flat_map(rate)) {
-            scores[at] = rated;
-        }
-        scores
-    })
+    let (packs, order) = shared_packs(model, sequences);
+    let states = carried(model, packs, |_, _| Plain);
+    let head = model.weight(Place::Head).resident();
+    let rate = |(pack, x): (Pack, Hidden)| {
+        let x = ops::rms_norm(x, &model.norm, model.config.norm_epsilon, None);
+        pack.by_sequence(ops::token_scores(&x, &head, &pack.targets)).collect::<Vec<_>>()
+    };
+    let mut scores = vec![Vec::new(); sequences.len()];
+    for (at, rated) in order.into_iter().zip(states.into_iter().flat_map(rate)) {
+        scores[at] = rated;
+    }
+    scores
 }
 
 /// Walks all sequences forward, then backward down to the block `lowest`, and lets the visitor see what it asks of the
 /// gradients of the mean loss over all their targets.
 pub fn backward<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize, visitor: &mut V) -> Loss {
-    on_all_cores(|| walk_back(model, sequences, lowest, visitor))
-}
-
-/// How a block is gone through again on the way down.
-enum Kept<L> {
-    /// From its input, with a new tape.
-    Input(Hidden),
-    /// By the tape that it left.
-    Tape { input: Hidden, output: Hidden<Recording>, lens: L },
-}
-
-fn walk_back<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize, visitor: &mut V) -> Loss {
     let targets = sequences.iter().map(|s| s.targets.len()).sum::<usize>();
     let packs = packs(model, sequences, visitor.alone());
     visitor.begin(packs.len());
@@ -146,7 +132,7 @@ fn walk_back<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize, v
                     kept.push(Kept::Input(x));
                 }
             } else {
-                let output = block.forward(recorded(x), &settings, &lens);
+                let output = block.forward(x.recorded(), &settings, &lens);
                 let input = std::mem::replace(x, output.retaped());
                 kept.push(Kept::Tape { input, output, lens });
             }
@@ -155,7 +141,7 @@ fn walk_back<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize, v
     });
 
     let mut nll = 0.0;
-    let mut upstream: Vec<Vec<f32>> = Vec::with_capacity(packs.len());
+    let mut upstream: Vec<Option<Hidden>> = Vec::with_capacity(packs.len());
     if visitor.is_done() {
         return Loss { mean: nll, targets };
     }
@@ -163,7 +149,7 @@ fn walk_back<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize, v
     for (pack, x) in packs.iter().zip(states) {
         let down = head_backward(model, &head, x, pack, 1.0 / targets as f32, visitor);
         nll += down.0;
-        upstream.push(down.1);
+        upstream.push(Some(down.1));
     }
     drop(head);
 
@@ -176,12 +162,12 @@ fn walk_back<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize, v
                 Some(Kept::Tape { input, output, lens }) => (input, output, lens),
                 Some(Kept::Input(input)) => {
                     let lens = visitor.lens(layer, pack);
-                    let output = block.forward(recorded(&input), &settings(model, pack, None), &lens);
+                    let output = block.forward(input.recorded(), &settings(model, pack, None), &lens);
                     (input, output, lens)
                 }
                 None => continue,
             };
-            *upstream = ops::backward(output, std::mem::take(upstream), &input);
+            *upstream = upstream.take().map(|upstream| ops::backward(output, upstream, &input));
             visitor.block(layer, pack, lens);
         }
         visitor.block_done(layer, block);
@@ -190,27 +176,42 @@ fn walk_back<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize, v
 
     if lowest == 0 && !visitor.is_done() {
         for (pack, upstream) in packs.iter().zip(&upstream) {
-            if let Some(ask) = visitor.asks(Place::Embedding, pack) {
-                visitor.outside(Place::Embedding, pack, embedding_answer(&model.embedding, &ask, &pack.ids, upstream));
+            if let (Some(ask), Some(upstream)) = (visitor.asks(Place::Embedding, pack), upstream) {
+                visitor.outside(Place::Embedding, pack, embedding_answer(&model.embedding, &ask, &pack.ids, &upstream.values()));
             }
         }
     }
     Loss { mean: nll / targets as f64, targets }
 }
 
-/// The lowest block whose tape is kept, `lowest` or above it. None of a model on disk, because a tape holds the weights of its block, and none on a
-/// GPU, whose memory nobody here knows.
+/// How a block is gone through again on the way down.
+enum Kept<L> {
+    /// From its input, with a new tape.
+    Input(Hidden),
+    /// By the tape that it left.
+    Tape { input: Hidden, output: Hidden<Recording>, lens: L },
+}
+
+/// The lowest block whose tape is kept, `lowest` or above it. A tape holds the weights of its block, so none is kept of a model
+/// that does not fit: one on disk, and on a GPU one that finds no room there.
 fn taped_from(model: &Model, packs: &[Pack], lowest: usize, memory: Option<u64>) -> usize {
     let layers = model.blocks.len();
-    if cfg!(feature = "cuda") || model.blocks.iter().any(Block::is_on_disk) {
+    let on_gpu = gpu::is_selected();
+    let stays = if on_gpu { model.gpu_bytes() <= resident::room() } else { !model.blocks.iter().any(Block::is_on_disk) };
+    if !stays {
         return layers;
     }
-    let Some(memory) = memory else { return lowest };
+    let (memory, taken) = if on_gpu {
+        (device_memory(), model.gpu_bytes())
+    } else {
+        let Some(memory) = memory else { return lowest };
+        (memory, memory::resident())
+    };
     let bytes = size_of::<f32>() as u64;
     let (hidden, head_dim) = (model.config.hidden as u64, model.config.head_dim);
     let tokens: u64 = packs.iter().map(|pack| pack.ids.len() as u64).sum();
     let largest = packs.iter().map(|pack| pack.ids.len() as u64).max().unwrap_or(0);
-    let tape = |layer: usize| bytes * model.blocks[layer].tape_width(head_dim) as u64;
+    let tape = |layer: usize| bytes * model.blocks[layer].tape_width(head_dim, on_gpu) as u64;
     let weights = |block: &Block| Part::ALL.iter().map(|&part| block[part].len() as u64).sum::<u64>() * bytes;
     let widest = (lowest..layers).map(tape).max().unwrap_or(0);
     // The way down begins with the head, a tile of logits at a time, and gives the kept tapes back one by one, each with the
@@ -219,7 +220,7 @@ fn taped_from(model: &Model, packs: &[Pack], lowest: usize, memory: Option<u64>)
     let tile = 2 * bytes * (1 << 24).min(largest * model.config.vocab as u64);
     let at_work = (largest * widest * 3 / 2 + if packs.len() > 1 { 4 * gradients } else { gradients / 8 }).max(tile);
     let inputs = bytes * tokens * hidden * (layers - lowest.min(layers) + 3) as u64;
-    let room = memory.saturating_sub(memory::resident() + at_work + inputs);
+    let room = memory.saturating_sub(taken + at_work + inputs);
     let mut left = room - room / 16; // what the allocator keeps to itself
     (lowest..layers)
         .rev()
@@ -235,17 +236,10 @@ fn taped_from(model: &Model, packs: &[Pack], lowest: usize, memory: Option<u64>)
 }
 
 /// The final norm, the head and the loss of one pack, and back: Σ −log p, and the gradient of the last block's output.
-fn head_backward(
-    model: &Model,
-    head: &Weight,
-    x: Hidden,
-    pack: &Pack,
-    scale: f32,
-    visitor: &mut impl Visitor,
-) -> (f64, Vec<f32>) {
+fn head_backward(model: &Model, head: &Weight, x: Hidden, pack: &Pack, scale: f32, visitor: &mut impl Visitor) -> (f64, Hidden) {
     let slot = |place| visitor.asks(place, pack).map(Slot::new);
     let (norm_slot, head_slot) = (slot(Place::FinalNorm), slot(Place::Head));
-    let y = ops::rms_norm(recorded(&x), &model.norm, model.config.norm_epsilon, norm_slot.as_ref());
+    let y = ops::rms_norm(x.recorded(), &model.norm, model.config.norm_epsilon, norm_slot.as_ref());
     let scored = ops::cross_entropy(&y.retaped(), head, &pack.targets, scale, head_slot.as_ref());
     let down = ops::backward(y, scored.gradient, &x);
     for (place, slot) in [(Place::FinalNorm, norm_slot), (Place::Head, head_slot)] {

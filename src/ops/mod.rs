@@ -1,56 +1,24 @@
-//! Every tensor operation of the models, in the one place with two faces: fused on the CPU (a file each), composed of dfdx's
-//! operations on CUDA (`composed`, `cuda`). One test holds the faces against each other, gradients included.
-//!
-//! On the CPU only those gradients of weights are made that a [`Slot`] asks for, and only as much of them at a time as its
-//! question needs; on CUDA dfdx makes them in any case.
+//! Every tensor operation of the models, in the one place with two faces: fused on the CPU (`cpu`), composed of dfdx's operations on
+//! a GPU (`gpu`). `face` takes each call to where its tensors lie; one test holds the faces against each other, gradients
+//! included. Only those gradients of weights are made that a [`Slot`] asks for.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::tensor::Weight;
+use crate::tensor::{Hidden, Weight};
 
-#[cfg(any(test, feature = "cuda"))]
-mod composed;
-mod slot;
-pub use slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot, Worth, side_sums};
+mod cpu;
+mod face;
+mod gpu;
 mod simd;
-pub use simd::vectorised;
+mod slot;
 
-#[cfg(not(feature = "cuda"))]
-mod adapter;
-#[cfg(not(feature = "cuda"))]
-mod attention;
-#[cfg(not(feature = "cuda"))]
-mod elementwise;
-#[cfg(not(feature = "cuda"))]
-mod gemm;
-#[cfg(not(feature = "cuda"))]
-mod gradient;
-#[cfg(not(feature = "cuda"))]
-mod linear;
-#[cfg(not(feature = "cuda"))]
-mod loss;
-#[cfg(not(feature = "cuda"))]
-mod maths;
-#[cfg(not(feature = "cuda"))]
-mod norm;
-#[cfg(not(feature = "cuda"))]
-mod tape;
-#[cfg(not(feature = "cuda"))]
-pub use self::{
-    adapter::adapted,
-    attention::attention,
-    elementwise::{add, add_bias, swiglu},
-    linear::linear,
-    loss::{cross_entropy, token_scores},
-    norm::rms_norm,
-    tape::{backward, embed},
+pub use face::{
+    Past, adapted, add, add_bias, attention, backward, column_moments, cross_entropy, embed, linear, picked, rms_norm, swiglu,
+    token_scores,
 };
-
-#[cfg(feature = "cuda")]
-mod cuda;
-#[cfg(feature = "cuda")]
-pub use cuda::{adapted, add, add_bias, attention, backward, cross_entropy, embed, linear, rms_norm, swiglu, token_scores};
+pub use simd::vectorised;
+pub use slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot, Worth, side_sums};
 
 /// An adapter beside a weight: scale · (mask ⊙ x) · Aᵀ · Bᵀ.
 pub struct Beside<'a> {
@@ -90,7 +58,7 @@ pub struct Scored {
     /// Σ −log p over the targets, in nats.
     pub nll: f64,
     /// The gradient of `scale · nll` with respect to the final hidden states: (positions, hidden).
-    pub gradient: Vec<f32>,
+    pub gradient: Hidden,
 }
 
 /// How the heads of one attention are laid out; widths are read off the weights.
@@ -128,30 +96,9 @@ impl Span {
         Self { rows, ..Self::default() }
     }
 
-    /// The position of its first row in its sequence.
-    fn start(&self, past: Option<&Past>) -> usize {
-        past.map_or(0, |past| past.len(self.past)) + self.before.iter().map(ExactSizeIterator::len).sum::<usize>()
-    }
-}
-
-/// Keys, rotated, and values of what was read before, sequence by sequence: a layer's part of a KV cache.
-#[derive(Clone, Debug)]
-pub struct Past {
-    /// (positions, keys · dim) each.
-    sequences: Vec<(Vec<f32>, Vec<f32>)>,
-    /// keys · dim
-    width: usize,
-}
-
-impl Past {
-    /// Of so many sequences nothing was read; keys and values of a position have so many numbers each.
-    pub fn new(sequences: usize, width: usize) -> Self {
-        Self { sequences: vec![(Vec::new(), Vec::new()); sequences], width }
-    }
-
-    /// Positions of a sequence.
-    fn len(&self, sequence: usize) -> usize {
-        self.sequences[sequence].0.len() / self.width
+    /// The position of its first row in its sequence, of which so much was read before.
+    fn start(&self, read: usize) -> usize {
+        read + self.before.iter().map(ExactSizeIterator::len).sum::<usize>()
     }
 }
 
@@ -178,5 +125,5 @@ impl Rotary {
     }
 }
 
-#[cfg(all(test, not(feature = "cuda")))]
+#[cfg(test)]
 mod tests;

@@ -9,7 +9,10 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::gpu;
 use super::simd::{rows_per_task, sum, vectorised};
+use crate::tensor::gpu::Matrix;
+use crate::tensor::{Gradient, Hidden, Weight, cpu};
 
 /// A sample of a pack: which positions it has, and by what its own gradient is multiplied before it is squared.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,11 +31,16 @@ pub enum Ask {
     /// Σ W∘G by row, by column, or both: from activations, G is never made.
     Products(Sides),
     /// Σ f(W, G, squares) by row, by column, or both: a band of G at a time. Squares are made where there are samples.
-    Elements { samples: Option<Arc<[SampleAt]>>, sides: Sides, worth: Worth },
+    Elements { samples: Option<Arc<[SampleAt]>>, sides: Sides, worth: Arc<dyn Worth> },
 }
 
-/// What each element of a row is worth: weights, gradients, squares (empty if not asked for) → values.
-pub type Worth = Arc<dyn Fn(&[f32], &[f32], &[f32], &mut [f64]) + Send + Sync>;
+/// What each element of a weight is worth, on either face.
+pub trait Worth: Send + Sync {
+    /// Weights, gradients, squares (empty if not asked for) → values.
+    fn on_cpu(&self, w: &[f32], g: &[f32], squares: &[f32], out: &mut [f64]);
+    /// The same for whole matrices.
+    fn on_gpu(&self, w: Matrix, g: Matrix, squares: Option<Matrix>) -> Matrix;
+}
 
 /// Which sums are asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,12 +59,25 @@ pub struct SideSums {
 /// What a slot holds once the tape has run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    /// Row-major, of the weight's shape; squares are empty unless asked for.
+    /// Of the weight's shape; squares only if they were asked for.
     Gradient {
-        gradient: Vec<f32>,
-        squares: Vec<f32>,
+        gradient: Gradient,
+        squares: Option<Gradient>,
     },
     Sums(SideSums),
+}
+
+impl Answer {
+    /// A gradient in the CPU's memory, row-major.
+    pub(super) fn gradient(values: Vec<f32>, rows: usize, cols: usize) -> Self {
+        Self::Gradient { gradient: cpu::hidden(values, rows, cols).into(), squares: None }
+    }
+
+    /// A gradient and its samples' squares in the CPU's memory.
+    pub(super) fn squared(values: Vec<f32>, squares: Vec<f32>, rows: usize, cols: usize) -> Self {
+        let [gradient, squares] = [values, squares].map(|values| cpu::hidden(values, rows, cols).into());
+        Self::Gradient { gradient, squares: Some(squares) }
+    }
 }
 
 /// Where the answer for one weight goes.
@@ -84,21 +105,25 @@ impl Slot {
     /// The answer of a slot that asked for the gradient.
     pub fn take_gradient(&self) -> Option<Vec<f32>> {
         match self.take()? {
-            Answer::Gradient { gradient, .. } => Some(gradient),
+            Answer::Gradient { gradient, .. } => Some(gradient.into_vec()),
             Answer::Sums(_) => None,
         }
     }
 
-    pub(super) fn put(&self, answer: Answer) {
+    pub(crate) fn put(&self, answer: Answer) {
         *self.answer.borrow_mut() = Some(answer);
     }
 
-    /// Answers from a gradient that is there as a whole, as are the squares if the question needs them.
+    /// Answers from a gradient that is there as a whole, in the CPU's memory, as are the squares if the question needs them.
     pub fn put_whole<'a>(&self, weight: impl FnOnce() -> Cow<'a, [f32]>, cols: usize, gradient: Vec<f32>, squares: Vec<f32>) {
+        let rows = gradient.len() / cols;
         self.put(match &self.ask {
-            Ask::Gradient | Ask::Squares(_) => Answer::Gradient { gradient, squares },
-            Ask::Products(sides) => Answer::Sums(side_sums(&weight(), &gradient, &squares, cols, *sides, &products())),
-            Ask::Elements { sides, worth, .. } => Answer::Sums(side_sums(&weight(), &gradient, &squares, cols, *sides, worth)),
+            Ask::Gradient => Answer::gradient(gradient, rows, cols),
+            Ask::Squares(_) => Answer::squared(gradient, squares, rows, cols),
+            Ask::Products(sides) => Answer::Sums(side_sums_of(&weight(), &gradient, &squares, cols, *sides, &Product)),
+            Ask::Elements { sides, worth, .. } => {
+                Answer::Sums(side_sums_of(&weight(), &gradient, &squares, cols, *sides, worth.as_ref()))
+            }
         });
     }
 }
@@ -130,10 +155,16 @@ impl SideSums {
 }
 
 /// W∘G
-fn products() -> Worth {
-    Arc::new(|w, g, _, out| {
+pub(super) struct Product;
+
+impl Worth for Product {
+    fn on_cpu(&self, w: &[f32], g: &[f32], _: &[f32], out: &mut [f64]) {
         out.iter_mut().zip(w).zip(g).for_each(|((out, w), g)| *out = f64::from(*w) * f64::from(*g));
-    })
+    }
+
+    fn on_gpu(&self, w: Matrix, g: Matrix, _: Option<Matrix>) -> Matrix {
+        w * g
+    }
 }
 
 #[inline(always)]
@@ -143,16 +174,31 @@ fn add_values(sums: &mut [f64], values: &[f64]) {
     }
 }
 
-/// Sums the worth of every element by row and column. Rows are shared out in bands whose size depends on the width alone, a
+/// Sums the worth of every element by row and column.
+pub fn side_sums(weight: &Weight, gradient: &Gradient, squares: Option<&Gradient>, sides: Sides, worth: &dyn Worth) -> SideSums {
+    match (gradient, squares) {
+        (Hidden::Cpu(g), None) => side_sums_of(&weight.values(), g.values(), &[], weight.cols(), sides, worth),
+        (Hidden::Cpu(g), Some(Hidden::Cpu(s))) => {
+            side_sums_of(&weight.values(), g.values(), s.values(), weight.cols(), sides, worth)
+        }
+        (Hidden::Gpu(g), squares) => {
+            let squares = squares.map(|squares| squares.clone().on_gpu().matrix().clone());
+            gpu::side_sums(worth.on_gpu(weight.matrix(), g.matrix().clone(), squares), sides)
+        }
+        _ => unreachable!("a gradient and its squares lie in one place"),
+    }
+}
+
+/// The same in the CPU's memory. Rows are shared out in bands whose size depends on the width alone, a
 /// few million elements at a time, and added up in their order.
-pub fn side_sums(w: &[f32], g: &[f32], squares: &[f32], cols: usize, sides: Sides, worth: &Worth) -> SideSums {
+pub(super) fn side_sums_of(w: &[f32], g: &[f32], squares: &[f32], cols: usize, sides: Sides, worth: &dyn Worth) -> SideSums {
     const TOGETHER: usize = 1 << 21;
     let band = rows_per_task(cols) * cols;
     let of_band = |w: &[f32], g: &[f32], squares: &[f32]| {
         let mut sums = SideSums::zeros(w.len() / cols, cols, sides);
         let mut values = vec![0.0; cols];
         for (r, (w, g)) in w.chunks_exact(cols).zip(g.chunks_exact(cols)).enumerate() {
-            worth(w, g, squares.get(r * cols..(r + 1) * cols).unwrap_or_default(), &mut values);
+            worth.on_cpu(w, g, squares.get(r * cols..(r + 1) * cols).unwrap_or_default(), &mut values);
             if sides.rows {
                 sums.rows[r] = vectorised(
                     #[inline(always)]

@@ -15,6 +15,7 @@ use super::plan::{Plan, Variant};
 use super::stage::{Product, Stage, Step};
 use crate::data::Input;
 use crate::files::Fingerprint;
+use crate::tensor::{self, Device};
 
 /// Raised whenever a kept product would be read differently, or a stage's surroundings change what it makes.
 const FORMAT: u32 = 1;
@@ -73,7 +74,7 @@ impl Recipes {
     /// # Errors
     /// If a file cannot be read.
     pub fn of(plan: &Plan) -> Result<Self, InputError> {
-        let arithmetic = arithmetic();
+        let arithmetic = arithmetic(plan.settings.run.device);
         let mut files = Files::default();
         let mut nodes: Vec<Option<Recipe>> = vec![None; plan.nodes.len()];
         for variant in &plan.variants {
@@ -178,14 +179,15 @@ fn look(path: &Path) -> Option<Look> {
 
 /// What sums may depend on in their last bits: the element, the device, and the processor, whose vector units and caches
 /// decide how a product of matrices is cut into parts.
-pub fn arithmetic() -> String {
-    format!("float32, {}, {}, {}", device(), std::env::consts::ARCH, processor())
+pub fn arithmetic(on: Device) -> String {
+    format!("float32, {}, {}, {}", device(on), std::env::consts::ARCH, processor())
 }
 
-/// `cpu`; or `cuda`, with the GPUs of the machine and the version of their driver, as far as the system tells.
-pub fn device() -> String {
-    if cfg!(not(feature = "cuda")) {
-        return "cpu".to_owned();
+/// `cpu`; or `cuda:0`, with the GPUs of the machine and the version of their driver, as far as the system tells.
+pub fn device(on: Device) -> String {
+    let found = tensor::find(on).unwrap_or(on);
+    if !matches!(found, Device::Cuda(_)) {
+        return found.to_string();
     }
     let line = |text: String, name: &str| {
         let found = text.lines().find_map(|line| line.strip_prefix(name)).map(|found| found.trim().to_owned());
@@ -197,7 +199,7 @@ pub fn device() -> String {
     let mut names: Vec<String> = names.map(|text| line(text, "Model:")).collect();
     names.sort();
     let version = std::fs::read_to_string(driver.join("version")).map(|text| line(text, "NVRM version:")).unwrap_or_default();
-    format!("cuda ({}; {version})", names.join(", "))
+    format!("{found} ({}; {version})", names.join(", "))
 }
 
 /// The processor's name, as far as the system tells, and the vector instructions that it has.

@@ -128,7 +128,7 @@ impl Manifest {
             pipeline: blake3::hash(resolved.as_bytes()).to_hex().to_string(),
             variant: variant.id.clone(),
             seed: plan.settings.run.seed,
-            device: recipe::device(),
+            device: recipe::device(plan.settings.run.device),
             processor: recipe::processor().to_owned(),
             threads: rayon::current_num_threads(),
             dtype: "float32".to_owned(),

@@ -17,8 +17,9 @@ use super::file::decode_problem;
 use super::problem::{Problem, Sources};
 use crate::memory;
 use crate::stages::Budget;
+use crate::tensor::Device;
 
-/// Where and how a run takes place. None of it but the seed changes a variant's numbers.
+/// Where and how a run takes place. None of it but the seed, and within rounding the device, changes a variant's numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunSettings {
@@ -46,7 +47,10 @@ pub struct RunSettings {
     /// on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stream: Option<bool>,
-    /// Where tensors live. Default `auto`: what this program was built for.
+    /// Where tensors live: `cpu`, `cuda` or `cuda:1` (a GPU by its number, from 0), or `auto`, a GPU if this program was built for one
+    /// and finds it, else the processor. `cpu-as-gpu` is the processor with the operations of a GPU: slow, to compare.
+    /// Default `auto`. Results agree to rounding, and are the same to the bit on one device.
+    #[schemars(with = "String")]
     pub device: Device,
     /// How events are written to standard error. Default `text`.
     pub log: LogFormat,
@@ -106,16 +110,6 @@ impl<'de> Deserialize<'de> for Memory {
         }
         deserializer.deserialize_any(Reader)
     }
-}
-
-/// A device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Device {
-    #[default]
-    Auto,
-    Cpu,
-    Cuda,
 }
 
 /// The form of events on standard error.

@@ -6,11 +6,12 @@ use std::path::Path;
 use super::check::{Places, place_of};
 use super::plan::{Node, Plan, Variant, size};
 use super::problem::{InvalidPipeline, Problem, Sources};
-use super::settings::{Device, RunSettings};
+use super::settings::RunSettings;
 use super::stage::Step;
 use super::survey::{State, Survey};
 use crate::memory;
 use crate::stages::{Estimate, Fault, World};
+use crate::tensor::{self, Device};
 
 /// Looks once at every beginning that variants share, and leaves each node's estimate.
 pub fn look(
@@ -24,19 +25,11 @@ pub fn look(
     let mut refuse = |key: &str, message: String, help: &str| {
         problems.push(sources.problem(place_of(places, key), message, help));
     };
-    match (run.device, cfg!(feature = "cuda")) {
-        (Device::Cuda, false) => refuse(
-            "device",
-            "this program was built for the CPU".into(),
-            "build it with --features cuda, or write device = \"cpu\"",
-        ),
-        (Device::Cpu, true) => refuse(
-            "device",
-            "this program was built for CUDA".into(),
-            "build it without --features cuda, or write device = \"cuda\"",
-        ),
-        _ => {}
+    let device = tensor::find(run.device);
+    if let Err(missing) = &device {
+        refuse("device", format!("there is no device `{}`: {missing}", run.device), missing.help());
     }
+    let on_gpu = device.is_ok_and(|device| device != Device::Cpu);
     let cache = run.cache();
     for (key, what, folder) in
         [("results", "results folder", run.results.as_path()), ("cache", "folder of kept products", &cache)]
@@ -53,7 +46,7 @@ pub fn look(
     }
     let mut after: BTreeMap<usize, World> = BTreeMap::new();
     let budget = Some(run.budget());
-    let mut shared = World { data: run.data.clone(), budget, ..World::default() };
+    let mut shared = World { data: run.data.clone(), budget, on_gpu, ..World::default() };
     for variant in variants {
         for (i, (&node, step)) in variant.path.iter().zip(&variant.steps).enumerate() {
             if after.contains_key(&node) {
@@ -61,7 +54,7 @@ pub fn look(
             }
             let mut world = match i.checked_sub(1) {
                 Some(before) => after[&variant.path[before]].clone(),
-                None => World { data: shared.data.clone(), budget, ..World::default() },
+                None => World { data: shared.data.clone(), budget, on_gpu, ..World::default() },
             };
             world.estimate = Estimate::default();
             // What was read once is not read again, whichever variant asked.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Budget, Fault, Input, World};
 use crate::model::{Checkpoint, CheckpointError, Model, checkpoint, tokenizer};
+use crate::tensor::Precision;
 
 /// Reads a checkpoint: `config.json`, one or several safetensors files, and `tokenizer.json` where there is one.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -14,6 +15,15 @@ use crate::model::{Checkpoint, CheckpointError, Model, checkpoint, tokenizer};
 pub struct Options {
     /// A folder as transformers writes it, relative to the working directory. `hf://owner/name@revision` is reserved.
     pub model: String,
+    /// The element in which a GPU holds the weights and multiplies by them: `f32` or `f16`; sums are taken in f32 in any case, norms,
+    /// softmax, adapters and logits are f32. With `f16` a model takes half the room, and products take a fraction of the time.
+    /// Default `f32`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub precision: Precision,
+}
+
+fn is_default(precision: &Precision) -> bool {
+    *precision == Precision::default()
 }
 
 /// The model could not be loaded.
@@ -53,7 +63,9 @@ impl Options {
             Ok(header) => {
                 world.model = Some(header);
                 world.holds_weights(1);
-                Vec::new()
+                let misplaced = self.precision == Precision::F16 && !world.on_gpu;
+                let help = "leave the line out, or compute on a GPU";
+                misplaced.then(|| Fault::new("precision", "the processor computes in f32 alone", help)).into_iter().collect()
             }
             Err(message) => vec![Fault::new(
                 "model",
@@ -69,7 +81,7 @@ pub fn run(options: &Options, budget: Budget) -> Result<Model, Error> {
     if options.model.starts_with("hf://") {
         return Err(Error::Hub);
     }
-    let model = model(Path::new(&options.model), budget)?;
+    let model = model(Path::new(&options.model), budget)?.held_in(options.precision);
     let streamed = model.embedding.is_on_disk();
     tracing::info!(model = options.model, parameters = model.parameters(), layers = model.blocks.len(), streamed, "loaded");
     Ok(model)

@@ -304,6 +304,7 @@ struct Gradients {
 impl Gradients {
     fn add(&mut self, place: Place, answer: Answer) {
         let Answer::Gradient { gradient, .. } = answer else { return };
+        let gradient = gradient.into_vec();
         match self.sums.get_mut(&place) {
             Some(sum) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
             None => drop(self.sums.insert(place, gradient)),

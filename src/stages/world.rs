@@ -57,6 +57,8 @@ pub struct World {
     pub has_means: bool,
     /// How much memory the run may take. None: not known.
     pub budget: Option<Budget>,
+    /// Whether the run computes on a GPU.
+    pub on_gpu: bool,
     /// What the stage at hand will need; the stage says it.
     pub estimate: Estimate,
     /// What was found so far.

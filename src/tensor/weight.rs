@@ -3,13 +3,12 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-#[cfg(feature = "cuda")]
-use dfdx::prelude::*;
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-#[cfg(feature = "cuda")]
-use super::{Device, device};
+use super::gpu::Matrix;
+use super::resident::{self, Held, Lent};
 
 /// A weight: a matrix (rows = outputs, cols = inputs), or a vector as one row.
 #[derive(Clone, Debug)]
@@ -17,15 +16,36 @@ pub struct Weight {
     rows: usize,
     cols: usize,
     store: Store,
+    /// How a GPU holds it.
+    precision: Precision,
+    /// Names the values: two weights of one name have the same.
+    name: Arc<()>,
+}
+
+/// The element in which a GPU holds and multiplies a matrix; sums are taken in f32 in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    #[default]
+    F32,
+    /// Half precision: 11 bits of mantissa, up to 65504.
+    F16,
+}
+
+impl Precision {
+    /// Bytes of an element.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
 enum Store {
-    /// Plain memory on the CPU, so that the operations read it in place; a dfdx tensor on CUDA.
-    #[cfg(not(feature = "cuda"))]
+    /// Plain memory, so that the CPU's operations read it in place.
     Memory(Arc<Vec<f32>>),
-    #[cfg(feature = "cuda")]
-    Memory(Tensor<(usize, usize), f32, Device>),
     /// A tensor of a file, and what is done to it whenever it is read.
     File { tensor: Arc<dyn WeightFile>, steps: Vec<Step> },
 }
@@ -75,16 +95,31 @@ impl Weight {
     /// If `values` does not hold `rows * cols` numbers.
     pub fn new(values: Vec<f32>, rows: usize, cols: usize) -> Self {
         assert_eq!(values.len(), rows * cols, "a weight of {rows} × {cols}");
-        #[cfg(not(feature = "cuda"))]
-        let store = Store::Memory(Arc::new(values));
-        #[cfg(feature = "cuda")]
-        let store = Store::Memory(device().tensor_from_vec(values, (rows, cols)));
-        Self { rows, cols, store }
+        Self::of(Store::Memory(Arc::new(values)), rows, cols)
     }
 
     /// A weight that stays on disk.
     pub fn on_disk(tensor: Arc<dyn WeightFile>, rows: usize, cols: usize) -> Self {
-        Self { rows, cols, store: Store::File { tensor, steps: Vec::new() } }
+        Self::of(Store::File { tensor, steps: Vec::new() }, rows, cols)
+    }
+
+    fn of(store: Store, rows: usize, cols: usize) -> Self {
+        Self { rows, cols, store, precision: Precision::F32, name: Arc::default() }
+    }
+
+    /// The same weight, held by a GPU in this precision. What becomes of it later is held so too.
+    pub fn held_in(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// How a GPU holds it.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// What names its values.
+    pub(super) fn name(&self) -> &Arc<()> {
+        &self.name
     }
 
     /// Outputs; 1 for a vector.
@@ -110,16 +145,13 @@ impl Weight {
         matches!(self.store, Store::File { .. })
     }
 
-    /// The values, row-major; borrowed from the CPU's memory, else copied or read.
+    /// The values, row-major; borrowed from memory, else read.
     ///
     /// # Panics
     /// With [`Unreadable`].
     pub fn values(&self) -> Cow<'_, [f32]> {
         match &self.store {
-            #[cfg(not(feature = "cuda"))]
             Store::Memory(values) => Cow::Borrowed(values),
-            #[cfg(feature = "cuda")]
-            Store::Memory(tensor) => Cow::Owned(tensor.as_vec()),
             Store::File { tensor, steps } => {
                 let start = (orderly(tensor.read()), tensor.cols());
                 let (values, _) = steps.iter().fold(start, |(values, cols), step| step.apply(values, cols));
@@ -145,11 +177,13 @@ impl Weight {
 
     /// The weight in memory.
     pub fn resident(&self) -> Self {
-        if self.is_on_disk() { Self::new(self.values().into_owned(), self.rows, self.cols) } else { self.clone() }
+        if !self.is_on_disk() {
+            return self.clone();
+        }
+        Self { store: Store::Memory(Arc::new(self.values().into_owned())), ..self.clone() }
     }
 
     /// The memory itself, to be kept alive by an operation that runs later.
-    #[cfg(not(feature = "cuda"))]
     pub(crate) fn shared(&self) -> Arc<Vec<f32>> {
         match &self.store {
             Store::Memory(values) => values.clone(),
@@ -157,27 +191,31 @@ impl Weight {
         }
     }
 
-    /// The tensor itself.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn tensor(&self) -> Tensor<(usize, usize), f32, Device> {
-        match &self.store {
-            Store::Memory(tensor) => tensor.clone(),
-            Store::File { .. } => device().tensor_from_vec(self.values().into_owned(), (self.rows, self.cols)),
-        }
+    /// The weight on the GPU, in its precision.
+    pub(crate) fn held(&self) -> Held {
+        resident::held(self)
+    }
+
+    /// The weight on the GPU, in f32.
+    pub(crate) fn matrix(&self) -> Matrix {
+        self.held().widened()
+    }
+
+    /// Whether it is on the GPU, to stay or for a while.
+    pub fn is_on_gpu(&self) -> bool {
+        resident::is_there(self)
+    }
+
+    /// The weight on the GPU for as long as this is held, if this thread computes there.
+    pub fn lent(&self) -> Option<Lent> {
+        resident::lent(self)
     }
 
     /// Changes the values in place, and in memory: an optimiser's step.
     pub fn update(&mut self, change: impl FnOnce(&mut [f32])) {
-        *self = self.resident();
-        #[cfg(not(feature = "cuda"))]
+        *self = Self { name: Arc::default(), ..self.resident() };
         if let Store::Memory(values) = &mut self.store {
             change(Arc::make_mut(values).as_mut_slice());
-        }
-        #[cfg(feature = "cuda")]
-        {
-            let mut values = self.values().into_owned();
-            change(&mut values);
-            *self = Self::new(values, self.rows, self.cols);
         }
     }
 
@@ -202,9 +240,10 @@ impl Weight {
             Store::Memory(_) => Self::new(step.of(&self.values(), self.cols), rows, cols),
             Store::File { tensor, steps } => {
                 let steps = steps.iter().cloned().chain([step]).collect();
-                Self { rows, cols, store: Store::File { tensor: tensor.clone(), steps } }
+                Self::of(Store::File { tensor: tensor.clone(), steps }, rows, cols)
             }
         }
+        .held_in(self.precision)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::model::Model;
 use crate::model::blocks::Plain;
 use crate::model::wiring::{Part, Place};
 use crate::ops::{self, Past, Rotary, Span};
-use crate::tensor::{Hidden, PACK, hidden, on_all_cores, values, width};
+use crate::tensor::{Hidden, PACK};
 
 /// Sequences that are read bit by bit. What is read has the same bits as if it were read at once, and alone.
 pub struct Decoder<'m> {
@@ -23,7 +23,7 @@ pub struct Decoder<'m> {
 impl<'m> Decoder<'m> {
     /// So many sequences, of which nothing was read, of up to so many tokens each.
     pub fn new(model: &'m Model, sequences: usize, positions: usize) -> Self {
-        let past = model.blocks.iter().map(|block| Mutex::new(Past::new(sequences, block[Part::K].rows())));
+        let past = model.blocks.iter().map(|block| Mutex::new(Past::new(sequences, positions, block[Part::K].rows())));
         Self { rotary: Arc::new(model.rotary(positions)), past: past.collect(), model }
     }
 
@@ -33,11 +33,6 @@ impl<'m> Decoder<'m> {
     /// # Panics
     /// If a sequence becomes longer than was said.
     pub fn read(&mut self, on: &[(usize, Vec<u32>)]) -> Vec<Vec<f32>> {
-        let this = &*self;
-        on_all_cores(|| this.read_on(on))
-    }
-
-    fn read_on(&self, on: &[(usize, Vec<u32>)]) -> Vec<Vec<f32>> {
         let model = self.model;
         let packs = self.packs(on);
         let mut states: Vec<Hidden> = packs.iter().map(|pack| ops::embed(&model.embedding, &pack.ids)).collect();
@@ -49,12 +44,9 @@ impl<'m> Decoder<'m> {
         });
         let head = model.weight(Place::Head).resident();
         let next = |(pack, x): (&Pack, Hidden)| {
-            let (all, width) = (values(&x), width(&x));
-            let last = pack.layout.spans.iter().map(|span| span.rows.end - 1);
-            let rows: Vec<f32> = last.flat_map(|row| &all[row * width..(row + 1) * width]).copied().collect();
-            let x = hidden(rows, pack.layout.spans.len(), width);
+            let x = ops::picked(&x, pack.layout.spans.iter().map(|span| span.rows.end - 1).collect());
             let logits = ops::linear(ops::rms_norm(x, &model.norm, model.config.norm_epsilon, None), &head, None);
-            values(&logits).chunks_exact(head.rows()).map(<[f32]>::to_vec).collect::<Vec<_>>()
+            logits.values().chunks_exact(head.rows()).map(<[f32]>::to_vec).collect::<Vec<_>>()
         };
         packs.iter().zip(states).flat_map(next).collect()
     }

@@ -1,41 +1,37 @@
 //! Where the blocks of a walk come from: memory, or the disk, where the next one is read and widened in a thread of its own
-//! while the one at hand computes.
+//! while the one at hand computes. On a GPU a block stays where it was brought, if there is room; else it is lent for its turn.
 
 use std::ops::ControlFlow;
+use std::thread::ScopedJoinHandle;
 
 use crate::model::{Block, Model};
 
 /// Hands these blocks to `work`, in memory, one after another, until it says to stop.
 pub fn each_block(model: &Model, layers: impl Iterator<Item = usize>, mut work: impl FnMut(usize, &Block) -> ControlFlow<()>) {
     let mut layers = layers.peekable();
-    #[cfg(not(feature = "cuda"))]
     std::thread::scope(|scope| {
-        let mut ahead: Option<std::thread::ScopedJoinHandle<'_, Block>> = None;
+        let mut ahead: Option<ScopedJoinHandle<'_, Block>> = None;
         while let Some(layer) = layers.next() {
             let block = match ahead.take() {
                 Some(read) => joined(read),
+                None if model.blocks[layer].is_on_gpu() => model.blocks[layer].clone(),
                 None => model.blocks[layer].resident(),
             };
-            let next = layers.peek().map(|&next| &model.blocks[next]).filter(|next| next.is_on_disk());
-            ahead = next.map(|next| scope.spawn(|| next.resident()));
+            let next = layers.peek().map(|&next| &model.blocks[next]);
+            ahead = next.filter(|next| next.is_on_disk() && !next.is_on_gpu()).map(|next| scope.spawn(|| next.resident()));
+            let lent = block.lent();
             if work(layer, &block).is_break() {
                 break;
             }
+            drop(lent);
         }
         ahead.map(joined);
     });
-    #[cfg(feature = "cuda")]
-    while let Some(layer) = layers.next() {
-        if work(layer, &model.blocks[layer].resident()).is_break() {
-            break;
-        }
-    }
 }
 
 /// Waits for the block that is read ahead. The reader shares its work out in the pool that this thread is one of, so waiting is
 /// helping: with a single thread nobody else would.
-#[cfg(not(feature = "cuda"))]
-fn joined(read: std::thread::ScopedJoinHandle<'_, Block>) -> Block {
+fn joined(read: ScopedJoinHandle<'_, Block>) -> Block {
     while !read.is_finished() {
         if rayon::yield_now() != Some(rayon::Yield::Executed) {
             std::thread::yield_now();

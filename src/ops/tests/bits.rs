@@ -3,15 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::super::composed;
 use super::*;
 use crate::random::Seed;
 
 /// Rows of (positions, width).
 fn rows(x: &Hidden, at: impl IntoIterator<Item = usize>) -> Hidden {
-    let width = x.shape().1;
-    let rows: Vec<f32> = at.into_iter().flat_map(|t| &x.values()[t * width..(t + 1) * width]).copied().collect();
-    hidden(rows.clone(), rows.len() / width, width)
+    crate::ops::picked(x, at.into_iter().collect())
 }
 
 #[test]
@@ -42,21 +39,21 @@ fn attention_has_the_same_bits_alone_behind_a_shared_beginning_and_behind_a_cach
                 assert_eq!(a.len(), b.len());
                 a.iter().zip(b).position(|(a, b)| a.to_bits() != b.to_bits())
             };
-            let found = differ(part(&both).values(), alone.values());
+            let found = differ(&part(&both).values(), &alone.values());
             assert_eq!(found, None, "{shared} {one} {two}");
-            let mut past = Past::new(1, 16);
+            let mut past = Past::new(1, n, 16);
             let mut cached = Vec::new();
             for step in [0..shared, shared..places.len()] {
                 let part = |x: &Hidden| rows(x, places[step.clone()].iter().copied());
                 let out = attention(part(&q), part(&k), part(&v), heads, &layout(0..step.len()), Some(&mut past));
-                cached.extend(out.as_vec());
+                cached.extend(out.into_vec());
             }
-            assert_eq!(differ(&cached, alone.values()), None, "{shared} {one} {two}, cached");
-            // and the other face reads behind a cache the same
+            assert_eq!(differ(&cached, &alone.values()), None, "{shared} {one} {two}, cached");
+            // and the reference reads behind a cache the same
             let all: Matrix = matrix(&part(&v));
-            let turned = |x: Hidden, start| composed::rotated(matrix(&x), 8, &rotary, start);
+            let turned = |x: Hidden, start| reference::rotated(matrix(&x), 8, &rotary, start);
             let last = rows(&part(&q), shared..places.len());
-            let plain = composed::attend(turned(last, shared), turned(part(&k), 0), all, heads);
+            let plain = reference::attend(turned(last, shared), turned(part(&k), 0), all, heads);
             close(&alone.values()[shared * 32..], &plain.as_vec(), "behind a cache");
         }
     }
@@ -72,13 +69,21 @@ fn a_row_does_not_depend_on_the_rows_beside_it() {
         let all = numbers(&mut stream, n * inputs);
         let of = |rows: Range<usize>| {
             let x = hidden(all[rows.start * inputs..rows.end * inputs].to_vec(), rows.len(), inputs);
-            linear(x, &w, None).as_vec()
+            linear(x, &w, None).into_vec()
         };
         let together = of(0..n);
         for rows in [0..1, 3..4, 5..9, n - 17..n, n / 2..n] {
             let own = rows.start * outputs..rows.end * outputs;
             assert_eq!(of(rows), together[own], "{n} rows, {inputs} to {outputs}");
         }
+    }
+}
+
+/// All numbers of an answer.
+fn told(answer: Option<Answer>) -> (Vec<f32>, Vec<f64>) {
+    match answer.expect("asked for") {
+        Answer::Gradient { gradient, .. } => (gradient.into_vec(), Vec::new()),
+        Answer::Sums(SideSums { rows, cols }) => (Vec::new(), [rows, cols].concat()),
     }
 }
 
@@ -96,9 +101,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
     let targets: Vec<Target> = (0..n).map(|position| Target { position, id: position as u32 }).collect();
     let samples: Arc<[SampleAt]> =
         [SampleAt { positions: 0..130, share: 1.0 }, SampleAt { positions: 130..n, share: 2.0 }].into();
-    let worth: Worth = Arc::new(|w, g, s, out| {
-        out.iter_mut().enumerate().for_each(|(i, o)| *o = f64::from(w[i] * g[i]).abs() + f64::from(s[i]));
-    });
+    let worth: Arc<dyn Worth> = Arc::new(Sample);
     let all = || {
         let x = hidden(x.clone(), n, width);
         let sides = Sides { rows: true, cols: true };
@@ -107,7 +110,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
             Slot::gradient(),
             Slot::new(Ask::Products(sides)),
         ];
-        let y = rms_norm(x.leaky_trace(), &norm, 1e-5, None);
+        let y = rms_norm(x.recorded(), &norm, 1e-5, None);
         let (q, k, v) = (
             linear(y.retaped(), &wq, Some(&slots[0])),
             linear(y.retaped(), &wk, Some(&slots[1])),
@@ -116,7 +119,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
         let out = add(attention(q, k, v, heads, &packed, None), y);
         let scored = cross_entropy(&out.retaped(), &head, &targets, 1.0, None);
         let dx = backward(out, scored.gradient, &x);
-        (scored.nll.to_bits(), dx, slots.map(|slot| slot.take()))
+        (scored.nll.to_bits(), dx.into_vec(), slots.map(|slot| told(slot.take())))
     };
     let on = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");

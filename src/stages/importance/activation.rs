@@ -5,6 +5,7 @@
 //! times the squared norm of the weight's column; defined for the matrix that reads the units, `o_proj`, `down_proj`.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Mutex;
 
 use super::{Error, Method, reduce};
@@ -16,7 +17,7 @@ use crate::model::wiring::{Part, Place};
 use crate::ops;
 use crate::stages::Context;
 use crate::stages::products::{Means, MemberScores};
-use crate::tensor::{AnyTape, Hidden, Weight, on_all_cores, values, width};
+use crate::tensor::{AnyTape, Hidden, Weight};
 
 /// Sequences between two looks at a request to stop.
 pub const TOGETHER: usize = 64;
@@ -39,14 +40,14 @@ struct Watching<'a> {
 
 impl Lens for Watching<'_> {
     fn linear<T: AnyTape>(&self, part: Part, weight: &Weight, x: Hidden<T>) -> Hidden<T> {
-        let width = width(&x);
         if let Ok(mut seen) = self.seen.lock() {
-            let none = || Moments { sums: vec![0.0; width], squares: vec![0.0; width] };
-            let moments = seen.entry((self.layer, part)).or_insert_with(none);
-            for row in values(&x).chunks_exact(width) {
-                for ((x, sum), square) in row.iter().zip(&mut moments.sums).zip(&mut moments.squares) {
-                    *sum += f64::from(*x);
-                    *square += f64::from(*x) * f64::from(*x);
+            let (sums, squares) = ops::column_moments(&x);
+            match seen.entry((self.layer, part)) {
+                Entry::Vacant(entry) => drop(entry.insert(Moments { sums, squares })),
+                Entry::Occupied(mut entry) => {
+                    let moments = entry.get_mut();
+                    moments.sums.iter_mut().zip(sums).for_each(|(sum, own)| *sum += own);
+                    moments.squares.iter_mut().zip(squares).for_each(|(sum, own)| *sum += own);
                 }
             }
         }
@@ -94,7 +95,7 @@ fn watch(context: &Context, model: &Model, sequences: &[Sequence]) -> Result<(Se
     let bar = context.progress.bar("importance", sequences.len() as u64);
     for together in sequences.chunks(TOGETHER) {
         context.go_on()?;
-        on_all_cores(|| drop(walk::forward(model, together, |layer, _| Watching { layer, seen: &seen })));
+        drop(walk::forward(model, together, |layer, _| Watching { layer, seen: &seen }));
         together.iter().for_each(|_| bar.step());
     }
     Ok((seen.into_inner().unwrap_or_default(), sequences.iter().map(|s| s.ids.len()).sum::<usize>() as f64))

@@ -2,7 +2,6 @@
 //! size of the model is ever kept. w is a weight, g the gradient of the batch's mean loss, g_j that of sample j's own
 //! mean loss, F the Fisher diagonal made of the g_j.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -12,11 +11,14 @@ use crate::model::blocks::{Block, Slots};
 use crate::model::groups::{DependencyGraph, Lie};
 use crate::model::walk::{self, Pack, Sequence, Visitor};
 use crate::model::wiring::{Axis, Part, Place};
-use crate::ops::{Answer, Ask, SideSums, Sides, Worth, side_sums, vectorised};
+use crate::ops::{self, Answer, Ask, SideSums, Sides, Worth, side_sums};
 use crate::progress::Bar;
 use crate::stages::Context;
 use crate::stages::products::MemberScores;
-use crate::tensor::Weight;
+use crate::tensor::{Gradient, Weight};
+
+mod element;
+use element::Element;
 
 /// Which criterion.
 #[derive(Clone, Copy, Debug)]
@@ -75,9 +77,9 @@ pub fn scores(
 /// Gradients of one weight over the samples.
 pub struct Sums {
     /// g
-    pub gradient: Vec<f32>,
-    /// Σ g_j², empty where no second-order form asks.
-    pub squares: Vec<f32>,
+    pub gradient: Gradient,
+    /// Σ g_j², where a second-order form asks.
+    pub squares: Option<Gradient>,
 }
 
 /// The same from gradients that are there already; `samples`: how many made the squares.
@@ -90,7 +92,7 @@ pub fn of_gradients(
 ) -> Vec<Vec<MemberScores>> {
     let mut reduction = Reduction { form, samples, graph, tied: model.head.is_none(), reduced: BTreeMap::new() };
     for (&place, Sums { gradient, squares }) in gradients.iter().rev() {
-        let sums = reduction.sums(place, model.weight(place), gradient, squares);
+        let sums = reduction.sums(place, model.weight(place), gradient, squares.as_ref());
         reduction.add(place, &sums);
     }
     reduction.finish()
@@ -107,7 +109,7 @@ struct Reducer<'a> {
     /// Of the block at hand, and of what lies outside the blocks, over the packs so far.
     answers: BTreeMap<Place, Answer>,
     /// The gradient of a tied head by sequence, until the embedding's arrives.
-    heads: BTreeMap<usize, Vec<f32>>,
+    heads: BTreeMap<usize, Gradient>,
     context: &'a Context,
 }
 
@@ -158,18 +160,22 @@ impl Visitor for Reducer<'_> {
             sums @ Answer::Sums(_) => return self.add(Place::Embedding, sums),
         };
         if !self.reduction.form.second_order() {
-            return self.add(Place::Embedding, Answer::Gradient { gradient, squares: Vec::new() });
+            return self.add(Place::Embedding, Answer::Gradient { gradient, squares: None });
         }
         // Second-order forms square the one gradient of each sample: the head's comes first.
         match (at, self.heads.remove(&pack.number)) {
             (Place::Head, _) => drop(self.heads.insert(pack.number, gradient)),
             (_, head) => {
-                let mut whole = head.unwrap_or_default();
-                whole.resize(gradient.len(), 0.0);
-                whole.iter_mut().zip(&gradient).for_each(|(h, e)| *h += e);
+                let (rows, cols) = gradient.shape();
+                // the embedding's is made in the CPU's memory
+                let mut whole = gradient.into_vec();
+                if let Some(head) = head {
+                    whole.iter_mut().zip(head.values().iter()).for_each(|(e, h)| *e += h);
+                }
                 let share = self.shares[pack.sequences.start];
                 let squares = whole.iter().map(|g| (g * share) * (g * share)).collect();
-                self.add(Place::Embedding, Answer::Gradient { gradient: whole, squares });
+                let [gradient, squares] = [whole, squares].map(|values| Gradient::new(values, rows, cols));
+                self.add(Place::Embedding, Answer::Gradient { gradient, squares: Some(squares) });
             }
         }
     }
@@ -212,29 +218,25 @@ impl Reducer<'_> {
     }
 
     fn add(&mut self, place: Place, answer: Answer) {
-        let sum = match self.answers.entry(place) {
-            Entry::Vacant(entry) => {
-                entry.insert(answer);
-                return;
+        let sum = match (self.answers.remove(&place), answer) {
+            (None, answer) => answer,
+            (Some(Answer::Gradient { gradient: sum, squares: of_squares }), Answer::Gradient { gradient, squares }) => {
+                let squares = of_squares.zip(squares).map(|(sum, own)| ops::add(sum, own));
+                Answer::Gradient { gradient: ops::add(sum, gradient), squares }
             }
-            Entry::Occupied(entry) => entry.into_mut(),
-        };
-        match (sum, answer) {
-            (Answer::Gradient { gradient: g, squares: s }, Answer::Gradient { gradient, squares }) => {
-                g.iter_mut().zip(gradient).for_each(|(sum, own)| *sum += own);
-                s.iter_mut().zip(squares).for_each(|(sum, own)| *sum += own);
-            }
-            (Answer::Sums(sums), Answer::Sums(own)) => {
+            (Some(Answer::Sums(mut sums)), Answer::Sums(own)) => {
                 sums.rows.iter_mut().zip(own.rows).for_each(|(sum, own)| *sum += own);
                 sums.cols.iter_mut().zip(own.cols).for_each(|(sum, own)| *sum += own);
+                Answer::Sums(sums)
             }
             _ => unreachable!("a weight is asked the same of every pack"),
-        }
+        };
+        self.answers.insert(place, sum);
     }
 
     fn reduce(&mut self, place: Place, weight: &Weight) {
         let sums = match self.answers.remove(&place) {
-            Some(Answer::Gradient { gradient, squares }) => self.reduction.sums(place, weight, &gradient, &squares),
+            Some(Answer::Gradient { gradient, squares }) => self.reduction.sums(place, weight, &gradient, squares.as_ref()),
             Some(Answer::Sums(sums)) => sums,
             None => return,
         };
@@ -277,9 +279,8 @@ impl Reduction<'_> {
     }
 
     /// The sums of a gradient that is there as a whole.
-    fn sums(&self, place: Place, weight: &Weight, gradient: &[f32], squares: &[f32]) -> SideSums {
-        let worth = self.form.worth(self.samples);
-        side_sums(&weight.values(), gradient, squares, weight.cols(), self.sides(place), &worth)
+    fn sums(&self, place: Place, weight: &Weight, gradient: &Gradient, squares: Option<&Gradient>) -> SideSums {
+        side_sums(weight, gradient, squares, self.sides(place), self.form.worth(self.samples).as_ref())
     }
 
     /// Scores every member that is this weight. Blocks come from the last down.
@@ -309,41 +310,12 @@ impl Form {
         matches!(self.taylor, Taylor::VectorMixed | Taylor::ElementSecond | Taylor::ElementMixed)
     }
 
-    /// What each element adds to the score of its channel; f is its Fisher information, made of so many samples' squares.
-    fn worth(self, samples: usize) -> Worth {
+    /// What each element adds to the score of its channel, its Fisher information made of so many samples' squares.
+    fn worth(self, samples: usize) -> Arc<dyn Worth> {
         let fisher = match self.fisher {
             Fisher::Mean => 1.0 / samples as f64,
             Fisher::Sum => 1.0,
         };
-        /// Widens each element and lets `of` say what it is worth.
-        #[inline(always)]
-        fn each(w: &[f32], g: &[f32], s: &[f32], out: &mut [f64], of: impl Fn(f64, f64, f64) -> f64) {
-            for (((out, w), g), s) in out.iter_mut().zip(w).zip(g).zip(s) {
-                *out = of(f64::from(*w), f64::from(*g), f64::from(*s));
-            }
-        }
-        fn first(of: impl Fn(f64, f64) -> f64 + Copy + Send + Sync + 'static) -> Worth {
-            Arc::new(move |w, g, _, out| {
-                vectorised(
-                    #[inline(always)]
-                    || each(w, g, g, out, move |w, g, _| of(w, g)),
-                )
-            })
-        }
-        fn second(of: impl Fn(f64, f64, f64) -> f64 + Copy + Send + Sync + 'static) -> Worth {
-            Arc::new(move |w, g, s, out| {
-                vectorised(
-                    #[inline(always)]
-                    || each(w, g, s, out, of),
-                )
-            })
-        }
-        match self.taylor {
-            Taylor::Vector => first(|w, g| w * g),
-            Taylor::ElementFirst => first(|w, g| (w * g).abs()),
-            Taylor::VectorMixed => second(move |w, g, s| w * g - 0.5 * (s * fisher) * w * w),
-            Taylor::ElementSecond => second(move |w, _, s| ((s * fisher) * w * w).abs()),
-            Taylor::ElementMixed => second(move |w, g, s| (w * g - 0.5 * (s * fisher) * w * w).abs()),
-        }
+        Arc::new(Element { taylor: self.taylor, fisher })
     }
 }

@@ -7,9 +7,10 @@ use rayon::prelude::*;
 
 use super::gradient::add_squared;
 use super::maths::dot;
-use super::simd::{rows_per_task, vectorised};
-use super::slot::Slot;
-use crate::tensor::{AnyTape, Hidden, Weight, hidden};
+use crate::ops::Slot;
+use crate::ops::simd::{rows_per_task, vectorised};
+use crate::tensor::cpu::{Hidden, hidden};
+use crate::tensor::{AnyTape, Weight};
 
 /// y = x / √(mean(x²) + ε) ⊙ w. w is (1, width).
 pub fn rms_norm<T: AnyTape>(x: Hidden<T>, weight: &Weight, epsilon: f32, slot: Option<&Slot>) -> Hidden<T> {

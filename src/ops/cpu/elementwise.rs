@@ -3,8 +3,9 @@
 use rayon::prelude::*;
 
 use super::maths::sigmoid;
-use super::simd::{GRAIN, vectorised};
-use crate::tensor::{AnyTape, Hidden, Weight, hidden};
+use crate::ops::simd::{GRAIN, vectorised};
+use crate::tensor::cpu::{Hidden, hidden};
+use crate::tensor::{AnyTape, Weight};
 
 /// y = silu(gate) ⊙ up (Shazeer 2020). All three are (positions, width).
 pub fn swiglu<T: AnyTape>(gate: Hidden<T>, up: Hidden<T>) -> Hidden<T> {

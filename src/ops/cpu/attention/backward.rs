@@ -6,9 +6,9 @@ use rayon::prelude::*;
 
 use super::super::gemm::{Cores, Into, View, product_here, scaled_product};
 use super::super::maths::{dot, exp};
-use super::super::simd::{rows_per_task, vectorised};
-use super::super::{Heads, Layout};
 use super::{Packed, TILE};
+use crate::ops::simd::{rows_per_task, vectorised};
+use crate::ops::{Heads, Layout};
 
 /// The way back of one pack.
 pub struct Back<'a> {

@@ -2,7 +2,8 @@
 
 use dfdx::prelude::{Backward, Cpu, PutTape, Rank0, Tape, Tensor, ZerosTensor};
 
-use crate::tensor::{Hidden, Recording, Weight, device, hidden};
+use crate::tensor::cpu::{Hidden, device, hidden};
+use crate::tensor::{Recording, Weight};
 
 /// The rows of the embedding that `ids` name: (positions, width).
 ///

@@ -15,9 +15,10 @@ use rayon::prelude::*;
 
 use super::gemm::{Cores, FEWEST_ROWS, Into, LONGEST_SUM, SMALLEST, View, product_here, scaled_product};
 use super::maths::{exp, largest, total};
-use super::simd::{rows_per_task, vectorised};
-use super::{Heads, Layout, Past, Rotary};
-use crate::tensor::{AnyTape, Hidden, hidden};
+use crate::ops::simd::{rows_per_task, vectorised};
+use crate::ops::{Heads, Layout, Rotary, Span};
+use crate::tensor::AnyTape;
+use crate::tensor::cpu::{Hidden, hidden};
 
 mod backward;
 
@@ -45,7 +46,8 @@ pub fn attention<T: AnyTape>(
     let mut tape = tape.merge(k_tape).merge(v_tape);
     let (n, width) = *q.shape();
     let (q_node, k_node, v_node) = (q.node(), k.node(), v.node());
-    let starts: Vec<usize> = layout.spans.iter().map(|span| span.start(past.as_deref())).collect();
+    let read = |span: &Span| past.as_deref().map_or(0, |past| past.len(span.past));
+    let starts: Vec<usize> = layout.spans.iter().map(|span| span.start(read(span))).collect();
     let packed = Packed {
         q: turned(q.into_vec(), width, heads.dim, layout, &starts, 1.0),
         k: turned(k.into_vec(), heads.keys * heads.dim, heads.dim, layout, &starts, 1.0),
@@ -91,6 +93,27 @@ pub fn attention<T: AnyTape>(
         v_node.add(gradients, dv)
     });
     o.put_tape(tape)
+}
+
+/// Keys, rotated, and values of what was read before, sequence by sequence: a layer's part of a KV cache.
+#[derive(Clone, Debug)]
+pub struct Past {
+    /// (positions, keys · dim) each.
+    sequences: Vec<(Vec<f32>, Vec<f32>)>,
+    /// keys · dim
+    width: usize,
+}
+
+impl Past {
+    /// Of so many sequences nothing was read; keys and values of a position have so many numbers each.
+    pub fn new(sequences: usize, width: usize) -> Self {
+        Self { sequences: vec![(Vec::new(), Vec::new()); sequences], width }
+    }
+
+    /// Positions of a sequence.
+    fn len(&self, sequence: usize) -> usize {
+        self.sequences[sequence].0.len() / self.width
+    }
 }
 
 /// Rotated queries and keys, and values, as the projections laid them out.

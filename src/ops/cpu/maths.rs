@@ -1,7 +1,7 @@
 //! What the CPU's loops are made of: sums over running sums, e^x, the logistic function. All of it is inlined, so that it is
 //! compiled for the vector units of whoever calls it.
 
-use super::simd::LANES;
+use crate::ops::simd::LANES;
 
 /// Σ a·b
 #[inline(always)]
@@ -87,8 +87,8 @@ pub fn sigmoid(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::simd::sum;
     use super::*;
+    use crate::ops::simd::sum;
 
     #[test]
     fn exp_is_exact_to_two_units_in_the_last_place() {

@@ -7,10 +7,12 @@ use rayon::prelude::*;
 
 use super::gemm::{Into, View, product};
 use super::maths::{exp, largest};
-use super::simd::{GRAIN, LANES, vectorised};
-use super::slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot};
-use super::{Scored, Target, TokenScore, gradient, linear};
-use crate::tensor::{Hidden, Weight};
+use super::{gradient, linear};
+use crate::ops::simd::{GRAIN, LANES, vectorised};
+use crate::ops::slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot};
+use crate::ops::{Target, TokenScore};
+use crate::tensor::Weight;
+use crate::tensor::cpu::Hidden;
 
 /// Elements of a tile of logits.
 const TILE: usize = 1 << 24;
@@ -38,7 +40,7 @@ pub fn token_scores(x: &Hidden, head: &Weight, targets: &[Target]) -> Vec<TokenS
 
 /// The summed cross entropy of the targets, and the gradient of `scale` times it with respect to x. Two targets never share
 /// a position.
-pub fn cross_entropy(x: &Hidden, head: &Weight, targets: &[Target], scale: f32, slot: Option<&Slot>) -> Scored {
+pub fn cross_entropy(x: &Hidden, head: &Weight, targets: &[Target], scale: f32, slot: Option<&Slot>) -> (f64, Vec<f32>) {
     let (weight, vocabulary, width) = (head.shared(), head.rows(), head.cols());
     let mut dx = vec![0.0; x.values().len()];
     let mut nll = 0.0;
@@ -84,7 +86,7 @@ pub fn cross_entropy(x: &Hidden, head: &Weight, targets: &[Target], scale: f32, 
         }
         _ => {}
     }
-    Scored { nll, gradient: dx }
+    (nll, dx)
 }
 
 /// What is made of the head's gradient.

@@ -3,8 +3,9 @@
 
 use super::gemm::{Into, View, fewest_rows, product, product_across};
 use super::gradient;
-use super::slot::Slot;
-use crate::tensor::{AnyTape, Hidden, Weight, hidden};
+use crate::ops::Slot;
+use crate::tensor::cpu::{Hidden, hidden};
+use crate::tensor::{AnyTape, Weight};
 
 /// y = x · Wᵀ. x is (positions, inputs), W is (outputs, inputs), y is (positions, outputs).
 pub fn linear<T: AnyTape>(x: Hidden<T>, weight: &Weight, slot: Option<&Slot>) -> Hidden<T> {

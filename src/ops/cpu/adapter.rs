@@ -4,10 +4,11 @@
 use rayon::prelude::*;
 
 use super::gemm::{Cores, Into, View, product, scaled_product};
-use super::simd::GRAIN;
-use super::slot::Answer;
-use super::{Beside, gradient, linear};
-use crate::tensor::{AnyTape, Hidden, Weight, hidden};
+use super::{gradient, linear};
+use crate::ops::simd::GRAIN;
+use crate::ops::{Answer, Beside};
+use crate::tensor::cpu::{Hidden, hidden};
+use crate::tensor::{AnyTape, Weight};
 
 /// x is (positions, inputs), W is (outputs, inputs), y is (positions, outputs).
 pub fn adapted<T: AnyTape>(x: Hidden<T>, weight: &Weight, beside: Beside<'_>) -> Hidden<T> {
@@ -59,8 +60,8 @@ pub fn adapted<T: AnyTape>(x: Hidden<T>, weight: &Weight, beside: Beside<'_>) ->
             }
             let dy_across = View::transposed(&dy, outputs);
             scaled_product(Cores::All, scale, (outputs, rank, n), &mut db, rank, Into::Fresh, dy_across, View::rows(&low, rank));
-            slot_a.put(Answer::Gradient { gradient: da, squares: Vec::new() });
-            slot_b.put(Answer::Gradient { gradient: db, squares: Vec::new() });
+            slot_a.put(Answer::gradient(da, rank, inputs));
+            slot_b.put(Answer::gradient(db, outputs, rank));
         }
         Ok(())
     });

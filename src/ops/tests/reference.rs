@@ -1,20 +1,19 @@
-//! The operations composed of dfdx's own: what CUDA runs, and what the CPU's fused face is held against. Weights are
-//! tensors here; sums over long rows are products with ones where their bits must not depend on atomics (cuBLAS).
+//! The operations in dfdx's own terms, with dfdx's own gradients, on its CPU device: what both faces are held against.
 
 use dfdx::prelude::*;
 
-use super::{Heads, Rotary, Scored, Target, TokenScore};
-use crate::tensor::{AnyTape, Device};
+use crate::ops::{Heads, Rotary, Target, TokenScore};
+use crate::tensor::{AnyTape, cpu::device};
 
 /// Activations of one sequence, or a weight.
-pub type Matrix<T = NoneTape> = Tensor<(usize, usize), f32, Device, T>;
+pub type Matrix<T = NoneTape> = Tensor<(usize, usize), f32, Cpu, T>;
 
-/// See `linear` of the other face. The weight's gradient is recorded on x's tape.
+/// See `linear` of the faces. The weight's gradient is recorded on x's tape.
 pub fn linear<T: AnyTape>(x: Matrix<T>, weight: &Matrix) -> Matrix<T> {
     x.matmul(weight.retaped::<T>().permute::<(usize, usize), Axes2<1, 0>>())
 }
 
-/// See `adapted` of the other face.
+/// See `adapted` of the faces.
 pub fn adapted<T: AnyTape>(
     x: Matrix<T>,
     weight: &Matrix,
@@ -31,7 +30,7 @@ pub fn adapted<T: AnyTape>(
     plain + linear(linear(dropped, a), b) * scale
 }
 
-/// See `rms_norm` of the other face. The weight is (1, width).
+/// See `rms_norm` of the faces. The weight is (1, width).
 pub fn rms_norm<T: AnyTape>(x: Matrix<T>, weight: &Matrix, epsilon: f32) -> Matrix<T> {
     let (n, width) = *x.shape();
     let (again, x) = (x.retaped::<T>(), x);
@@ -44,19 +43,13 @@ pub fn rms_norm<T: AnyTape>(x: Matrix<T>, weight: &Matrix, epsilon: f32) -> Matr
     scaled * rows
 }
 
-/// See `swiglu` of the other face.
+/// See `swiglu` of the faces.
 pub fn swiglu<T: AnyTape>(gate: Matrix<T>, up: Matrix<T>) -> Matrix<T> {
     let (again, gate) = (gate.retaped::<T>(), gate);
     gate.sigmoid() * again * up
 }
 
-/// See `add` of the other face.
-#[cfg(feature = "cuda")]
-pub fn add<T: AnyTape>(x: Matrix<T>, y: Matrix<T>) -> Matrix<T> {
-    x + y
-}
-
-/// See `attention` of the other face; of one sequence.
+/// See `attention` of the faces; of one sequence.
 pub fn attention<T: AnyTape>(q: Matrix<T>, k: Matrix<T>, v: Matrix<T>, heads: Heads, rotary: &Rotary) -> Matrix<T> {
     attend(rotated(q, heads.dim, rotary, 0), rotated(k, heads.dim, rotary, 0), v, heads)
 }
@@ -75,7 +68,7 @@ pub fn attend<T: AnyTape>(q: Matrix<T>, k: Matrix<T>, v: Matrix<T>, heads: Heads
     let q = heads_first(q, dim).reshape_like(&(keys, group * n, dim));
     let k = heads_first(k, dim).permute::<(usize, usize, usize), Axes3<0, 2, 1>>();
     let scores = q.matmul(k).reshape_like(&(queries, n, all)) * (1.0 / (dim as f32).sqrt());
-    let mask: Matrix = device_of(&scores).upper_tri_like(&(n, all), f32::MIN, (all - n) as isize + 1);
+    let mask: Matrix = device().upper_tri_like(&(n, all), f32::MIN, (all - n) as isize + 1);
     let masked = scores + mask.broadcast_like::<_, Axis<0>>(&(queries, n, all));
     let p = masked.softmax::<Axis<2>>().reshape_like(&(keys, group * n, all));
     let out = p.matmul(heads_first(v, dim)).reshape_like(&(queries, n, dim));
@@ -83,7 +76,7 @@ pub fn attend<T: AnyTape>(q: Matrix<T>, k: Matrix<T>, v: Matrix<T>, heads: Heads
 }
 
 /// (positions, count · dim) → (count, positions, dim)
-fn heads_first<T: AnyTape>(x: Matrix<T>, dim: usize) -> Tensor<(usize, usize, usize), f32, Device, T> {
+fn heads_first<T: AnyTape>(x: Matrix<T>, dim: usize) -> Tensor<(usize, usize, usize), f32, Cpu, T> {
     let (n, width) = *x.shape();
     x.reshape_like(&(n, width / dim, dim)).permute::<(usize, usize, usize), Axes3<1, 0, 2>>()
 }
@@ -101,7 +94,7 @@ pub fn token_scores(logits: &[f32], vocabulary: usize, targets: &[Target]) -> Ve
 }
 
 /// The summed cross entropy of the targets, and the gradient of `scale` times it with respect to the logits.
-pub fn cross_entropy(logits: &[f32], vocabulary: usize, targets: &[Target], scale: f32) -> Scored {
+pub fn cross_entropy(logits: &[f32], vocabulary: usize, targets: &[Target], scale: f32) -> (f64, Vec<f32>) {
     let mut gradient = vec![0.0; logits.len()];
     let mut nll = 0.0;
     for target in targets {
@@ -112,7 +105,7 @@ pub fn cross_entropy(logits: &[f32], vocabulary: usize, targets: &[Target], scal
         out.iter_mut().zip(row).for_each(|(g, &l)| *g = scale * (f64::from(l) - total).exp() as f32);
         out[target.id as usize] -= scale;
     }
-    Scored { nll, gradient }
+    (nll, gradient)
 }
 
 fn log_sum_exp(row: &[f32]) -> f64 {
@@ -122,12 +115,12 @@ fn log_sum_exp(row: &[f32]) -> f64 {
 
 /// x ⊙ cos + (x · R) ⊙ sin, where x · R is (−second half, first half).
 fn rotate<T: AnyTape>(
-    x: Tensor<(usize, usize, usize), f32, Device, T>,
+    x: Tensor<(usize, usize, usize), f32, Cpu, T>,
     rotary: &Rotary,
     (heads, n, dim): (usize, usize, usize),
     start: usize,
-) -> Tensor<(usize, usize, usize), f32, Device, T> {
-    let device = device_of(&x);
+) -> Tensor<(usize, usize, usize), f32, Cpu, T> {
+    let device = device();
     let half = dim / 2;
     let mut turn = vec![0.0; dim * dim];
     for i in 0..half {
@@ -148,14 +141,10 @@ fn rotate<T: AnyTape>(
     turned * sin + again * cos
 }
 
-fn device_of<S: Shape, T>(x: &Tensor<S, f32, Device, T>) -> Device {
-    x.device().clone()
-}
-
 fn column(rows: usize, value: f32) -> Matrix {
-    crate::tensor::device().tensor_from_vec(vec![value; rows], (rows, 1))
+    device().tensor_from_vec(vec![value; rows], (rows, 1))
 }
 
 fn row(cols: usize) -> Matrix {
-    crate::tensor::device().tensor_from_vec(vec![1.0; cols], (1, cols))
+    device().tensor_from_vec(vec![1.0; cols], (1, cols))
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dfdx::prelude::{Cpu, Gradients, HasErr, NoneTape, Tensor, TensorFromVec};
 use rayon::prelude::*;
 
-use super::{AnyTape, Recording, device};
+use super::{AnyTape, Recording};
 
 /// Activations, (positions, width), row-major.
 #[derive(Clone, Debug)]
@@ -70,10 +70,24 @@ pub struct Node {
     len: usize,
 }
 
+/// dfdx's own device, of which only the tape is used.
+pub fn device() -> Cpu {
+    thread_local! {
+        static DEVICE: Cpu = Cpu::default();
+    }
+    DEVICE.with(Cpu::clone)
+}
+
+/// Activations from row-major values, without a copy.
+///
+/// # Panics
+/// If `values` does not hold `rows * cols` numbers.
+pub fn hidden(values: Vec<f32>, rows: usize, cols: usize) -> Hidden {
+    Hidden::new(values, rows, cols)
+}
+
 impl Hidden {
-    /// # Panics
-    /// If `values` does not hold `rows * cols` numbers.
-    pub fn new(values: Vec<f32>, rows: usize, cols: usize) -> Self {
+    fn new(values: Vec<f32>, rows: usize, cols: usize) -> Self {
         assert_eq!(values.len(), rows * cols, "activations of {rows} × {cols}");
         let name = device().tensor_from_vec(Vec::new(), (0,));
         Self { values: Arc::new(values), shape: (rows, cols), name, recipe: None, tape: NoneTape }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::gemm::{Into, View, product, product_here};
-use super::simd::vectorised;
-use super::slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot, side_sums};
-use crate::tensor::{Hidden, Kept};
+use crate::ops::simd::vectorised;
+use crate::ops::slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot, side_sums_of};
+use crate::tensor::cpu::{Hidden, Kept};
 
 /// A question, with what its answer needs of the way forward.
 pub struct Asked {
@@ -33,7 +33,7 @@ impl Asked {
             Ask::Gradient => {
                 let mut gradient = vec![0.0; outputs * inputs];
                 whole(&mut gradient, (outputs, inputs, n), delta, x);
-                Answer::Gradient { gradient, squares: Vec::new() }
+                Answer::gradient(gradient, outputs, inputs)
             }
             Ask::Squares(samples) => {
                 let (mut gradient, mut squares) = (vec![0.0; outputs * inputs], vec![0.0; outputs * inputs]);
@@ -41,7 +41,7 @@ impl Asked {
                 gradient.par_chunks_mut(band).zip(squares.par_chunks_mut(band)).enumerate().for_each(|(i, (g, s))| {
                     squared_band((g, s), i * (band / inputs), (outputs, inputs), delta, x, samples);
                 });
-                Answer::Gradient { gradient, squares }
+                Answer::squared(gradient, squares, outputs, inputs)
             }
             Ask::Products(sides) => {
                 let rows = self.y.as_deref().map_or_else(Vec::new, |y| products_by_column(delta, y, outputs));
@@ -58,7 +58,7 @@ impl Asked {
                     let delta = View { data: &delta[first..], row: 1, col: outputs };
                     product((rows, inputs, n), gradient, inputs, Into::Fresh, delta, View::rows(x, inputs));
                     let own = &weight[first * inputs..(first + rows) * inputs];
-                    sums.add_band(first, &side_sums(own, gradient, &[], inputs, *sides, worth));
+                    sums.add_band(first, &side_sums_of(own, gradient, &[], inputs, *sides, worth.as_ref()));
                 }
                 Answer::Sums(sums)
             }
@@ -72,7 +72,7 @@ impl Asked {
                         let (mut gradient, mut squares) = (vec![0.0; size], vec![0.0; size]);
                         squared_band((&mut gradient, &mut squares), first, (outputs, inputs), delta, x, samples);
                         let own = &weight[first * inputs..first * inputs + size];
-                        side_sums(own, &gradient, &squares, inputs, *sides, worth)
+                        side_sums_of(own, &gradient, &squares, inputs, *sides, worth.as_ref())
                     })
                     .collect();
                 let mut sums = SideSums::zeros(outputs, inputs, *sides);

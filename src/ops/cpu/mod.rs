@@ -1,0 +1,21 @@
+//! The CPU's face: every operation fused, a file each, forward and backward. Only those gradients of weights are made that a
+//! slot asks for, and only as much of them at a time as its question needs.
+
+mod adapter;
+mod attention;
+mod elementwise;
+mod gemm;
+mod gradient;
+mod linear;
+mod loss;
+mod maths;
+mod norm;
+mod tape;
+
+pub use adapter::adapted;
+pub use attention::{Past, attention};
+pub use elementwise::{add, add_bias, swiglu};
+pub use linear::linear;
+pub use loss::{cross_entropy, token_scores};
+pub use norm::rms_norm;
+pub use tape::{backward, embed};

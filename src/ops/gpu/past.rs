@@ -1,0 +1,70 @@
+//! A KV cache on a GPU: room for all positions from the start, into which rows are added where zeros are, because dfdx
+//! writes into no tensor.
+
+use dfdx::prelude::*;
+
+use super::attention::attended;
+use super::rows::selection;
+use super::spans::{Part, Turn};
+use crate::ops::{Heads, Layout};
+use crate::tensor::gpu::{Matrix, device};
+
+/// Keys, rotated, and values of what was read before, sequence by sequence: a layer's part of a KV cache.
+#[derive(Clone)]
+pub struct Past {
+    sequences: Vec<Remembered>,
+    /// Of each sequence at most.
+    positions: usize,
+}
+
+#[derive(Clone)]
+struct Remembered {
+    /// (positions, keys · dim), of which the first `len` rows were read.
+    keys: Matrix,
+    values: Matrix,
+    len: usize,
+}
+
+impl Past {
+    /// Of so many sequences nothing was read; each has room for so many positions, with so many numbers of keys, and of values.
+    pub fn new(sequences: usize, positions: usize, width: usize) -> Self {
+        let nothing = || device().zeros_like(&(positions, width));
+        let one = || Remembered { keys: nothing(), values: nothing(), len: 0 };
+        Self { sequences: (0..sequences).map(|_| one()).collect(), positions }
+    }
+}
+
+impl std::fmt::Debug for Past {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} sequences on a GPU", self.sequences.len())
+    }
+}
+
+/// Attention of every sequence's rows to what was read of it and to themselves.
+pub fn with_past((q, k, v): (Matrix, Matrix, Matrix), heads: Heads, layout: &Layout, past: &mut Past) -> Matrix {
+    let total = q.shape().0;
+    let mut outputs: Option<Matrix> = None;
+    for span in layout.spans.iter() {
+        let positions = past.positions;
+        let remembered = &mut past.sequences[span.past];
+        let (start, rows) = (remembered.len, span.rows.len());
+        let own = |x: &Matrix| -> Matrix { x.clone().slice((span.rows.clone(), ..)) };
+        let turn = Turn::of(&layout.rotary, heads.dim, start..start + rows);
+        let place = selection(positions, rows, (0..rows).map(|i| (start + i, i)));
+        remembered.keys = remembered.keys.clone() + place.clone().matmul(turn.turned(own(&k), 1.0));
+        remembered.values = remembered.values.clone() + place.matmul(own(&v));
+        remembered.len += rows;
+
+        let part = Part::alone(start, rows);
+        let read = |all: &Matrix| -> Matrix { all.clone().slice((0..start + rows, ..)) };
+        let q = part.query_heads(&turn.turned(own(&q), 1.0), heads);
+        let (k, v) = (part.key_heads(&read(&remembered.keys), heads), part.key_heads(&read(&remembered.values), heads));
+        let o = part.queries_back(attended(&part, (q, &k, v), heads), heads);
+        let back = selection(total, rows, span.rows.clone().enumerate().map(|(i, row)| (row, i))).matmul(o);
+        outputs = Some(match outputs {
+            Some(sum) => sum + back,
+            None => back,
+        });
+    }
+    outputs.unwrap_or(q)
+}

@@ -1,0 +1,159 @@
+//! Activations on a GPU: dfdx tensors, whose operations are dfdx's own. dfdx's tape keeps their order; their gradients lie
+//! here, because the ways back are ours: they make only what is asked for, and never with atomic additions.
+//!
+//! Without the feature `cuda` the same operations run on dfdx's CPU device, so that all of them can be tested anywhere.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+
+use dfdx::dtypes::{AMP, f16};
+use dfdx::prelude::{HasShape, NoneTape, Tensor, TensorFromVec, ZerosTensor};
+
+use super::{AnyTape, Recording};
+
+/// dfdx's device.
+#[cfg(feature = "cuda")]
+pub type Gpu = dfdx::tensor::Cuda;
+/// dfdx's device.
+#[cfg(not(feature = "cuda"))]
+pub type Gpu = dfdx::tensor::Cpu;
+
+/// A matrix on the GPU.
+pub type Matrix = Tensor<(usize, usize), f32, Gpu>;
+
+/// A matrix in half precision, multiplied with sums in f32.
+pub type HalfMatrix = Tensor<(usize, usize), Half, Gpu>;
+
+/// Half precision with sums in f32.
+pub type Half = AMP<f16>;
+
+thread_local! {
+    static SELECTED: RefCell<Option<Gpu>> = const { RefCell::new(None) };
+}
+
+/// Lets this thread compute on a device, or on the CPU's own operations.
+pub(super) fn select(device: Option<Gpu>) {
+    SELECTED.with(|selected| *selected.borrow_mut() = device);
+}
+
+/// Whether this thread computes with dfdx's operations.
+pub fn is_selected() -> bool {
+    SELECTED.with(|selected| selected.borrow().is_some())
+}
+
+/// The device of this thread.
+///
+/// # Panics
+/// Without one.
+pub fn device() -> Gpu {
+    SELECTED.with(|selected| selected.borrow().clone().expect("a device was selected in this thread"))
+}
+
+/// Activations, (positions, width).
+#[derive(Clone)]
+pub struct Hidden<T = NoneTape> {
+    matrix: Matrix,
+    node: Node,
+    tape: T,
+}
+
+/// The name of activations among the gradients of the tape that runs backward.
+#[derive(Clone, Copy)]
+pub struct Node(u64);
+
+thread_local! {
+    /// The gradients of the tape that runs backward.
+    static GRADIENTS: RefCell<HashMap<u64, Matrix>> = RefCell::new(HashMap::new());
+}
+
+/// Runs a tape backward, with gradients of its own.
+pub fn with_gradients<O>(run: impl FnOnce() -> O) -> O {
+    GRADIENTS.with_borrow_mut(HashMap::clear);
+    let outcome = run();
+    GRADIENTS.with_borrow_mut(HashMap::clear);
+    outcome
+}
+
+/// Activations from row-major values.
+pub fn hidden(values: Vec<f32>, rows: usize, cols: usize) -> Hidden {
+    matrix(values, rows, cols).into()
+}
+
+/// A matrix from row-major values.
+pub fn matrix(values: Vec<f32>, rows: usize, cols: usize) -> Matrix {
+    device().tensor_from_vec(values, (rows, cols))
+}
+
+impl From<Matrix> for Hidden {
+    fn from(matrix: Matrix) -> Self {
+        Self { matrix, node: Node::new(), tape: NoneTape }
+    }
+}
+
+impl Hidden {
+    pub fn put_tape<T>(self, tape: T) -> Hidden<T> {
+        Hidden { matrix: self.matrix, node: self.node, tape }
+    }
+
+    /// Where a tape begins.
+    pub fn leaky_trace(&self) -> Hidden<Recording> {
+        self.clone().put_tape(Recording::default())
+    }
+}
+
+impl<T> Hidden<T> {
+    pub fn matrix(&self) -> &Matrix {
+        &self.matrix
+    }
+
+    /// (positions, width)
+    pub fn shape(&self) -> (usize, usize) {
+        *self.matrix.shape()
+    }
+
+    pub fn node(&self) -> Node {
+        self.node
+    }
+
+    /// The values, their node, and the tape.
+    pub fn parts(self) -> (Matrix, Node, T) {
+        (self.matrix, self.node, self.tape)
+    }
+
+    /// The same activations on an empty tape.
+    pub fn retaped<U: AnyTape>(&self) -> Hidden<U> {
+        Hidden { matrix: self.matrix.clone(), node: self.node, tape: U::default() }
+    }
+}
+
+impl<T> std::fmt::Debug for Hidden<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "activations {:?} on a GPU", self.shape())
+    }
+}
+
+impl Node {
+    fn new() -> Self {
+        thread_local! {
+            static LAST: Cell<u64> = const { Cell::new(0) };
+        }
+        LAST.set(LAST.get() + 1);
+        Self(LAST.get())
+    }
+
+    /// Takes the gradient of activations of this shape; nothing reads it afterwards. What nobody added to is zero.
+    pub fn take(&self, shape: (usize, usize)) -> Matrix {
+        GRADIENTS.with_borrow_mut(|gradients| gradients.remove(&self.0)).unwrap_or_else(|| device().zeros_like(&shape))
+    }
+
+    /// Adds to the gradient.
+    pub fn add(&self, part: Matrix) {
+        GRADIENTS.with_borrow_mut(|gradients| {
+            let sum = match gradients.remove(&self.0) {
+                Some(sum) => sum + part,
+                None => part,
+            };
+            gradients.insert(self.0, sum);
+        });
+    }
+}

@@ -1,0 +1,75 @@
+//! The way to the GPU: through one piece of host memory that the driver has locked, so that its copies take the whole width of
+//! the bus. Numbers are turned into half precision on the way into it.
+
+use std::cell::RefCell;
+
+use dfdx::dtypes::{AMP, f16};
+use dfdx::prelude::{Dtype, Tensor, ZerosTensor};
+use rayon::prelude::*;
+
+use super::gpu::{Gpu, Half, HalfMatrix, Matrix, device};
+
+/// Elements that one thread prepares at a time.
+const GRAIN: usize = 1 << 16;
+
+/// Numbers → a matrix on the GPU.
+pub fn brought(values: &[f32], shape: (usize, usize)) -> Matrix {
+    thread_local! {
+        static STAGE: RefCell<Stage<f32>> = const { RefCell::new(Stage::new()) };
+    }
+    STAGE.with_borrow_mut(|stage| stage.bring(values, shape, |value| value))
+}
+
+/// Numbers → a matrix of their nearest halves on the GPU.
+pub fn halved(values: &[f32], shape: (usize, usize)) -> HalfMatrix {
+    thread_local! {
+        static STAGE: RefCell<Stage<Half>> = const { RefCell::new(Stage::new()) };
+    }
+    STAGE.with_borrow_mut(|stage| stage.bring(values, shape, |value| AMP(f16::from_f32(value))))
+}
+
+/// Host memory that is used again and again; it grows to the largest weight.
+struct Stage<E> {
+    memory: Vec<E>,
+}
+
+impl<E: Dtype> Stage<E> {
+    const fn new() -> Self {
+        Self { memory: Vec::new() }
+    }
+
+    fn bring(&mut self, values: &[f32], shape: (usize, usize), make: impl Fn(f32) -> E + Sync) -> Tensor<(usize, usize), E, Gpu>
+    where
+        Gpu: ZerosTensor<E> + dfdx::prelude::CopySlice<E>,
+    {
+        if self.memory.len() < values.len() {
+            self.unlock();
+            self.memory = vec![E::default(); values.len()];
+            self.lock();
+        }
+        let stage = &mut self.memory[..values.len()];
+        stage.par_chunks_mut(GRAIN).zip(values.par_chunks(GRAIN)).for_each(|(stage, values)| {
+            stage.iter_mut().zip(values).for_each(|(to, &value)| *to = make(value));
+        });
+        let mut matrix = device().zeros_like(&shape);
+        // returns when the copy is complete
+        matrix.copy_from(stage);
+        matrix
+    }
+
+    #[cfg(feature = "cuda")]
+    fn lock(&self) {
+        super::cuda::lock(&self.memory);
+    }
+
+    #[cfg(feature = "cuda")]
+    fn unlock(&self) {
+        super::cuda::unlock(&self.memory);
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn lock(&self) {}
+
+    #[cfg(not(feature = "cuda"))]
+    fn unlock(&self) {}
+}

@@ -1,0 +1,172 @@
+//! A GPU beside the processor: the same pipeline within stated tolerances, pruned units equal, and the same bytes in two runs.
+//! Where the program was built for a GPU and there is one, that is what runs; in a build without CUDA it is the operations of a
+//! GPU on dfdx's CPU device. `ops/tests.rs` compares operation by operation.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::Float64Type;
+use secateur::tensor::{self, Device};
+
+use crate::support::{self, CHAIN, Sandbox, table, text};
+
+/// The other device, if there is one.
+fn other() -> Option<Device> {
+    let other = if cfg!(feature = "cuda") { Device::Cuda(0) } else { Device::CpuAsGpu };
+    match tensor::find(other) {
+        Ok(device) => {
+            eprintln!("comparing cpu with {device}");
+            Some(device)
+        }
+        Err(missing) => {
+            eprintln!("SKIPPED: nothing is compared with {other}: {missing}");
+            None
+        }
+    }
+}
+
+/// The chain on a device: the folder of its one variant.
+fn run(sandbox: &Sandbox, device: &str, results: &str, more: &[&str]) -> String {
+    let set = format!("run.device={device}");
+    let mut arguments = vec!["chain.toml", "--results", results, "--set", &set];
+    arguments.extend(more);
+    let ran = sandbox.run(&arguments);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let folder = sandbox.path(&format!("{results}/chain"));
+    let variant = std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
+    let variant = variant.filter(|name| name.starts_with("base-")).collect::<Vec<_>>();
+    assert_eq!(variant.len(), 1, "{variant:?}");
+    format!("{results}/chain/{}", variant[0])
+}
+
+fn chain(taylor: &str) -> Sandbox {
+    let sandbox = support::chain();
+    let pipeline = CHAIN.replace("method = \"taylor\"", &format!("method = \"taylor\"\ntaylor = \"{taylor}\""));
+    sandbox.write("chain.toml", pipeline);
+    sandbox
+}
+
+fn numbers(rows: &RecordBatch, column: &str) -> Vec<Option<f64>> {
+    rows[column].as_primitive::<Float64Type>().iter().collect()
+}
+
+/// The largest difference between two columns, relative to the largest number of either.
+fn apart(a: &Path, b: &Path, column: &str) -> f64 {
+    let (a, b) = (numbers(&table(a), column), numbers(&table(b), column));
+    assert_eq!(a.len(), b.len());
+    let largest = b.iter().flatten().fold(0f64, |most, x| most.max(x.abs()));
+    let pairs = a.iter().zip(&b).map(|pair| match pair {
+        (Some(a), Some(b)) => (a - b).abs() / largest.max(1e-12),
+        (None, None) => 0.0,
+        _ => panic!("{column}: one is missing"),
+    });
+    pairs.fold(0.0, f64::max)
+}
+
+/// Columns that must be near each other, and how near.
+const NEAR: [(&str, &str, f64); 5] = [
+    ("importance", "score", 1e-4),
+    ("aggregate", "score", 1e-4),
+    ("evaluate_samples", "loglikelihood", 1e-4),
+    ("recover", "loss", 1e-4),
+    ("recover", "grad_norm", 1e-3),
+];
+
+#[test]
+fn a_pipeline_agrees_with_the_processors() {
+    let Some(device) = other() else { return };
+    let device = device.to_string();
+    for taylor in ["vector", "element-first", "element-mixed"] {
+        let sandbox = chain(taylor);
+        let (cpu, gpu) = (run(&sandbox, "cpu", "on-cpu", &[]), run(&sandbox, &device, "on-gpu", &[]));
+        for (name, column, most) in NEAR {
+            let path = |folder: &str| sandbox.path(&format!("{folder}/{name}.parquet"));
+            let apart = apart(&path(&gpu), &path(&cpu), column);
+            eprintln!("{taylor}: {name}.{column} differs by {apart:.1e}");
+            assert!(apart <= most, "{taylor}: {name}.{column} differs by {apart:.1e}, more than {most:.0e}");
+        }
+        let pruned = |folder: &str| {
+            let rows = table(&sandbox.path(&format!("{folder}/prune.parquet")));
+            ["layer", "group", "unit", "kept"].map(|column| text(&rows[column]))
+        };
+        assert!(pruned(&gpu) == pruned(&cpu), "{taylor}: other units are pruned");
+    }
+}
+
+/// All tables of a variant.
+fn tables(sandbox: &Sandbox, folder: &str) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(sandbox.path(folder)).unwrap().flatten();
+    let names = entries.map(|entry| entry.file_name().into_string().unwrap()).filter(|name| name.ends_with(".parquet"));
+    names.map(|name| (name.clone(), sandbox.read(&format!("{folder}/{name}")))).collect()
+}
+
+#[test]
+fn two_runs_on_a_gpu_give_the_same_bytes() {
+    let Some(device) = other() else { return };
+    let sandbox = chain("element-mixed");
+    let device = device.to_string();
+    let once = run(&sandbox, &device, "once", &[]);
+    let again = run(&sandbox, &device, "again", &["--set", "run.threads=1"]);
+    let (once, again) = (tables(&sandbox, &once), tables(&sandbox, &again));
+    assert!(once.len() >= 6);
+    assert_eq!(once.keys().collect::<Vec<_>>(), again.keys().collect::<Vec<_>>());
+    let other: Vec<&String> = once.iter().filter(|(name, bytes)| again[*name] != **bytes).map(|(name, _)| name).collect();
+    assert!(other.is_empty(), "not the same: {other:?}");
+}
+
+/// Spearman's rank correlation.
+fn ranks_agree(a: &[Option<f64>], b: &[Option<f64>]) -> f64 {
+    let ranks = |of: &[Option<f64>]| {
+        let mut order: Vec<usize> = (0..of.len()).collect();
+        order.sort_by(|&i, &j| of[i].partial_cmp(&of[j]).unwrap());
+        let mut ranks = vec![0.0; of.len()];
+        order.into_iter().enumerate().for_each(|(rank, i)| ranks[i] = rank as f64);
+        ranks
+    };
+    let (a, b, n) = (ranks(a), ranks(b), a.len() as f64);
+    1.0 - 6.0 * a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>() / (n * (n * n - 1.0))
+}
+
+#[test]
+fn half_precision_ranks_the_units_as_single_does() {
+    let Some(device) = other() else { return };
+    let device = device.to_string();
+    for taylor in ["vector", "element-first", "element-mixed"] {
+        let sandbox = chain(taylor);
+        let single = run(&sandbox, &device, "single", &[]);
+        let half = run(&sandbox, &device, "half", &["--set", "load.precision=f16"]);
+        let scores = |folder: &str| numbers(&table(&sandbox.path(&format!("{folder}/aggregate.parquet"))), "score");
+        let (single_scores, half_scores) = (scores(&single), scores(&half));
+        let path = |folder: &str, name: &str| sandbox.path(&format!("{folder}/{name}.parquet"));
+        let apart_scores = apart(&path(&half, "aggregate"), &path(&single, "aggregate"), "score");
+        let apart_samples = apart(&path(&half, "evaluate_samples"), &path(&single, "evaluate_samples"), "loglikelihood");
+        let rank = ranks_agree(&half_scores, &single_scores);
+        eprintln!(
+            "{taylor}: scores differ by {apart_scores:.1e}, log likelihoods by {apart_samples:.1e}, ranks agree to {rank:.5}"
+        );
+        assert!(apart_scores > 0.0 && apart_scores < 2e-2, "{taylor}: {apart_scores:.1e}");
+        assert!(rank > 0.999, "{taylor}: {rank}");
+    }
+}
+
+#[test]
+fn the_processor_has_no_half_precision() {
+    let sandbox = support::chain();
+    let ran = sandbox.run(&["check", "chain.toml", "--set", "load.precision=f16", "--set", "run.device=cpu"]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("the processor computes in f32 alone"), "{}", ran.err);
+}
+
+#[test]
+fn a_device_that_is_not_there_is_named() {
+    let sandbox = support::chain();
+    for (device, says) in [
+        ("cuda:7", if cfg!(feature = "cuda") { "there is no device `cuda:7`" } else { "this program was built without CUDA" }),
+        ("gpu", "`cpu-as-gpu`"),
+    ] {
+        let ran = sandbox.run(&["check", "chain.toml", "--set", &format!("run.device={device}")]);
+        assert_eq!(ran.code, 2, "{device}");
+        assert!(ran.err.contains(says), "{device}: {}", ran.err);
+    }
+}
