@@ -8,6 +8,7 @@
 
 #![expect(clippy::print_stdout, reason = "a program that measures says what it measured")]
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,13 +22,13 @@ use secateur::model::Model;
 use secateur::model::blocks::{Block, BlockSettings, Slots};
 use secateur::model::lora::Adapter;
 use secateur::model::walk::{self, Sequence};
-use secateur::model::wiring::Part;
+use secateur::model::wiring::{Part, Place};
 use secateur::ops::{self, Layout, Rotary, Span};
 use secateur::progress::Progress;
 use secateur::random::Seed;
 use secateur::stages::recover::Training;
 use secateur::stages::{Budget, Context, State, dependencies, importance, load};
-use secateur::tensor::{Hidden, Weight};
+use secateur::tensor::{self, Device, Hidden, PACK, Weight};
 use serde_json::json;
 
 #[derive(Parser)]
@@ -44,9 +45,21 @@ struct Arguments {
     /// Layers whose attention and MLP are scored, from and to.
     #[arg(long, num_args = 2, default_values_t = [2, 11])]
     layers: Vec<usize>,
-    /// Rows of 128 tokens for `forward` and `lora`.
+    /// Rows for `forward` and `lora`, and with a length for importance.
     #[arg(long, default_value_t = 8)]
     rows: usize,
+    /// Rows of so many random tokens, instead of those beside the model.
+    #[arg(long)]
+    length: Option<usize>,
+    /// `[run] device`.
+    #[arg(long, default_value = "cpu", value_parser = |text: &str| text.parse::<Device>().map_err(|()| "no device"))]
+    device: Device,
+    /// `load.precision`.
+    #[arg(long, default_value = "f32")]
+    precision: String,
+    /// Nothing but the products of matrices that the job consists of.
+    #[arg(long)]
+    products: bool,
     /// Times that the job is done before it is timed, and times that it is timed; the median counts.
     #[arg(long, num_args = 2, default_values_t = [1, 1])]
     times: Vec<usize>,
@@ -77,7 +90,14 @@ fn timed(times: &[usize], mut job: impl FnMut() -> Result<(), Box<dyn Error>>) -
     Ok(seconds[seconds.len() / 2])
 }
 
-fn rows(folder: &Path, n: usize, model: &Model) -> Result<Vec<Sequence>, Box<dyn Error>> {
+/// Rows beside the model, or of random tokens.
+fn rows(folder: &Path, arguments: &Arguments, model: &Model) -> Result<Vec<Sequence>, Box<dyn Error>> {
+    let n = arguments.rows;
+    if let Some(length) = arguments.length {
+        let mut stream = Seed::root(3).stream();
+        let mut row = || (0..length).map(|_| stream.random_range(0..model.config.vocab as u32)).collect();
+        return Ok((0..n).map(|_| Sequence::new(row(), &vec![true; length])).collect());
+    }
     let source = CorpusSource::whole(&folder.join("rows-8x128.jsonl"));
     let rows = corpus::rows(&source, None, model.config.vocab)?;
     Ok(rows.into_iter().map(|row| Sequence::new(row.ids, &row.counts)).cycle().take(n).collect())
@@ -115,8 +135,45 @@ fn block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
     })
 }
 
+/// The products of a job alone: x · Wᵀ of every matrix, δ · W where it goes back, δᵀ · x where weights are scored.
+fn products(arguments: &Arguments, model: &Model, rows: &[Sequence]) -> Result<f64, Box<dyn Error>> {
+    let tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
+    let packs: Vec<usize> = (0..tokens).step_by(PACK).map(|first| PACK.min(tokens - first)).collect();
+    let noise =
+        |rows: usize, cols: usize| Hidden::new((0..rows * cols).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect(), rows, cols);
+    let head = model.weight(Place::Head);
+    let matrices: Vec<&Weight> =
+        model.blocks.iter().flat_map(|block| Part::MATRICES.map(|part| &block[part])).chain([head]).collect();
+    // of one shape there is one matrix
+    let inputs: BTreeMap<(usize, usize), Hidden> = packs
+        .iter()
+        .flat_map(|&n| matrices.iter().flat_map(move |w| [(n, w.cols()), (n, w.rows())]))
+        .map(|(n, cols)| ((n, cols), noise(n, cols)))
+        .collect();
+    timed(&arguments.times, || {
+        for &n in &packs {
+            let mut last = None;
+            for w in &matrices {
+                let x = &inputs[&(n, w.cols())];
+                if arguments.job == Job::Forward {
+                    last = Some(ops::linear(x.clone(), w, None));
+                    continue;
+                }
+                // the head is frozen
+                let slot = (arguments.job != Job::Lora && !std::ptr::eq(*w, head)).then(ops::Slot::gradient);
+                let y = ops::linear(x.recorded(), w, slot.as_ref());
+                last = Some(ops::backward(y, inputs[&(n, w.rows())].clone(), x));
+            }
+            // a few numbers leave the device when all is done
+            std::hint::black_box(last.map(|last| ops::picked(&last, vec![0]).into_vec()));
+        }
+        Ok(())
+    })
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
+    tensor::select(arguments.device)?;
     rayon::ThreadPoolBuilder::new().num_threads(arguments.threads).use_current_thread().build_global()?;
     if arguments.job == Job::Block {
         println!("{:.4}", block(arguments.model.parse()?, &arguments.times)?);
@@ -124,7 +181,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let folder = PathBuf::from(&arguments.model);
     let budget = Budget { bytes: arguments.memory.map_or(u64::MAX, |memory| memory.as_u64()), stream: None };
-    let model = load::run(&serde_json::from_value(json!({ "model": folder }))?, budget)?;
+    let model = load::run(&serde_json::from_value(json!({ "model": folder, "precision": arguments.precision }))?, budget)?;
+    if arguments.products {
+        println!("{:.5}", products(&arguments, &model, &rows(&folder, &arguments, &model)?)?);
+        return Ok(());
+    }
     let context = Context {
         seed: Seed::root(1),
         data: None,
@@ -138,7 +199,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let seconds = match arguments.job {
         Job::Block => 0.0,
         Job::Forward => {
-            let rows = rows(&folder, arguments.rows, &model)?;
+            let rows = rows(&folder, &arguments, &model)?;
             timed(&arguments.times, || {
                 std::hint::black_box(walk::token_scores(&model, &rows));
                 Ok(())
@@ -153,8 +214,15 @@ fn main() -> Result<(), Box<dyn Error>> {
                 Job::ElementFirst => "element-first",
                 _ => "element-mixed",
             };
-            let corpus = folder.join("rows-10x128.jsonl");
-            let options = json!({ "method": "taylor", "taylor": form, "corpus": corpus, "sample": "file" });
+            let random = tempfile::NamedTempFile::with_suffix(".jsonl")?;
+            let mut corpus = folder.join("rows-10x128.jsonl");
+            if arguments.length.is_some() {
+                let rows = rows(&folder, &arguments, &model)?;
+                let lines: String = rows.iter().map(|row| format!("{}\n", json!({ "ids": row.ids }))).collect();
+                std::fs::write(random.path(), lines)?;
+                corpus = random.path().to_owned();
+            }
+            let options = json!({ "method": "taylor", "taylor": form, "corpus": corpus, "sample": "file", "samples": 1 << 20 });
             let options = serde_json::from_value(options)?;
             timed(&arguments.times, || {
                 std::hint::black_box(importance::run(&options, &context, &model, &graph)?);
@@ -162,7 +230,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             })?
         }
         Job::Lora => {
-            let rows = rows(&folder, arguments.rows, &model)?;
+            let rows = rows(&folder, &arguments, &model)?;
             let options = json!({
                 "corpus": "", "rank": 8, "batch": 8, "dropout": 0.0, "duration": { "updates": 100 }, "warmup": 0,
             });
@@ -175,6 +243,6 @@ fn main() -> Result<(), Box<dyn Error>> {
             })?
         }
     };
-    println!("{seconds:.4}");
+    println!("{seconds:.5}");
     Ok(())
 }
