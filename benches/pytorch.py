@@ -1,10 +1,19 @@
 """The other side of the measurements: the same jobs in plain PyTorch, transformers and PEFT, as LLM-Pruner does them.
 
     python benches/pytorch.py JOB MODEL [--layers FROM TO] [--times BEFORE TIMED] [--threads 2]
+        [--device cuda:0] [--precision f16] [--rows 8] [--length 512] [--products]
 
 prints the median seconds of one job. Loading is not timed. Importance follows LLM-Pruner's own steps: every parameter asks for
 its gradient; the second-order forms go through the samples one by one first, and add the squares of each one's gradients to a
-buffer beside every parameter; then the whole batch, and scores of every member of every group from the gradients."""
+buffer beside every parameter; then the whole batch, and scores of every member of every group from the gradients.
+
+In f32 a GPU multiplies in float32 too: TF32 is off. In f16 the whole model is halved, `model.half()`; importance scales no loss,
+as LLM-Pruner does not. LoRA's adapters stay in float32 beside the frozen halves, under `torch.autocast` and with a `GradScaler`,
+as `fp16=True` of transformers' `Trainer` does it; an update whose gradients overflow is skipped and the scale halved, so give it a
+few times before.
+
+`--products` times only the products of the job's activations with the model's matrices: x·Wᵀ; δ·W and δᵀ·x too where PyTorch
+makes them. LoRA's own products of rank 8 and those inside attention are not among them."""
 
 import argparse
 import json
@@ -17,6 +26,11 @@ parser.add_argument("model")
 parser.add_argument("--layers", nargs=2, type=int, default=[2, 11])
 parser.add_argument("--times", nargs=2, type=int, default=[1, 1])
 parser.add_argument("--threads", type=int, default=2)
+parser.add_argument("--device", default="cpu", help="cpu or cuda:0")
+parser.add_argument("--precision", choices=["f32", "f16"], default="f32", help="the type of the model's weights")
+parser.add_argument("--length", type=int, help="rows of so many random tokens, instead of those beside the model")
+parser.add_argument("--rows", type=int, help="default: as many as the file beside the model has, with a length 8")
+parser.add_argument("--products", action="store_true", help="only the job's products of matrices")
 arguments = parser.parse_args()
 os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,6 +38,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402  (threads are set before)
 
 torch.set_num_threads(arguments.threads)
+torch.set_float32_matmul_precision("highest")  # no TF32
+device = torch.device(arguments.device)
+half = arguments.precision == "f16"
+dtype = torch.float16 if half else torch.float32
+
+
+def wait():
+    """A GPU works on after a call has returned."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def timed(job):
@@ -31,8 +55,10 @@ def timed(job):
         job()
     seconds = []
     for _ in range(max(1, arguments.times[1])):
+        wait()
         began = time.perf_counter()
         job()
+        wait()
         seconds.append(time.perf_counter() - began)
     return sorted(seconds)[len(seconds) // 2]
 
@@ -47,10 +73,12 @@ def block(width):
     heads = width // head_dim
     config = LlamaConfig(hidden_size=width, intermediate_size=mlp, num_attention_heads=heads, num_key_value_heads=heads)
     config._attn_implementation = "sdpa"
-    layer, rotary = LlamaDecoderLayer(config, 0), LlamaRotaryEmbedding(config)
-    x = torch.randn(8, 128, width, requires_grad=True)
-    positions = torch.arange(128)[None]
-    upstream = torch.ones(8, 128, width)
+    layer, rotary = LlamaDecoderLayer(config, 0).to(device, dtype), LlamaRotaryEmbedding(config).to(device)
+    if arguments.products:
+        return products([(linear, 8 * 128, True, True) for linear in linears(layer)])
+    x = torch.randn(8, 128, width, device=device, dtype=dtype, requires_grad=True)
+    positions = torch.arange(128, device=device)[None]
+    upstream = torch.ones(8, 128, width, device=device, dtype=dtype)
 
     def job():
         layer.zero_grad(set_to_none=True)
@@ -64,16 +92,52 @@ def block(width):
 def load():
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype)
+    return (model.half() if half else model).to(device)
 
 
 def rows(name):
+    """Rows of tokens, one after the other: those beside the model, or random ones, the same every time."""
+    if arguments.length:
+        with open(os.path.join(arguments.model, "config.json")) as file:
+            vocabulary = json.load(file)["vocab_size"]
+        size = (arguments.rows or 8, arguments.length)
+        return torch.randint(vocabulary, size, generator=torch.Generator().manual_seed(3)).to(device)
     with open(os.path.join(arguments.model, name)) as file:
-        return torch.tensor([json.loads(line)["ids"] for line in file])
+        ids = [json.loads(line)["ids"] for line in file]
+    return torch.tensor([ids[row % len(ids)] for row in range(arguments.rows or len(ids))], device=device)
+
+
+def linears(module):
+    return [linear for linear in module.modules() if isinstance(linear, torch.nn.Linear)]
+
+
+def products(parts):
+    """x·Wᵀ of every (linear, tokens, whether δ·W, whether δᵀ·x). Activations of one shape are one tensor."""
+    activations = {
+        (tokens, width): torch.randn(tokens, width, device=device, dtype=dtype)
+        for linear, tokens, _, _ in parts
+        for width in linear.weight.shape
+    }
+
+    def job():
+        with torch.no_grad():
+            for linear, tokens, to_input, to_weight in parts:
+                rows, columns = linear.weight.shape
+                x, upstream = activations[tokens, columns], activations[tokens, rows]
+                torch.nn.functional.linear(x, linear.weight)
+                if to_input:
+                    upstream @ linear.weight
+                if to_weight:
+                    upstream.T @ x
+
+    return timed(job)
 
 
 def forward():
     model, ids = load(), rows("rows-8x128.jsonl")
+    if arguments.products:
+        return products([(linear, ids.numel(), False, False) for linear in linears(model)])
 
     def job():
         with torch.no_grad():
@@ -92,6 +156,9 @@ def members(model):
 
 def importance(form):
     model, ids = load(), rows("rows-10x128.jsonl")
+    if arguments.products:
+        passes = [*([ids.shape[1]] * len(ids) if form == "element-mixed" else []), ids.numel()]
+        return products([(linear, tokens, True, True) for tokens in passes for linear in linears(model)])
     model.config.use_cache = False
 
     def job():
@@ -125,21 +192,30 @@ def importance(form):
 def lora():
     from peft import LoraConfig, get_peft_model
 
+    model, ids = load(), rows("rows-8x128.jsonl")
+    if arguments.products:
+        first = model.model.layers[0].self_attn  # nobody asks below the first adapters
+        lowest = (first.q_proj, first.k_proj, first.v_proj)
+        return products([(linear, ids.numel(), linear not in lowest, False) for linear in linears(model)])
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    model = get_peft_model(load(), LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"))
+    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"))
     model.config.use_cache = False
     model.train()
-    ids = rows("rows-8x128.jsonl")
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    scaler = torch.amp.GradScaler(device.type, enabled=half)
 
     def job():
         optimiser.zero_grad(set_to_none=True)
-        model(input_ids=ids, labels=ids).loss.backward()
+        with torch.autocast(device.type, dtype=torch.float16, enabled=half):
+            loss = model(input_ids=ids, labels=ids).loss
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimiser)
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
-        optimiser.step()
+        scaler.step(optimiser)
+        scaler.update()
 
     return timed(job)
 
 
 jobs = {"block": lambda: block(int(arguments.model)), "forward": forward, "lora": lora}
-print(f"{jobs.get(arguments.job, lambda: importance(arguments.job))():.4f}")
+print(f"{jobs.get(arguments.job, lambda: importance(arguments.job))():.5f}")

@@ -55,7 +55,7 @@ struct Arguments {
     #[arg(long, default_value = "cpu", value_parser = |text: &str| text.parse::<Device>().map_err(|()| "no device"))]
     device: Device,
     /// `load.precision`.
-    #[arg(long, default_value = "f32")]
+    #[arg(long, default_value = "f32", value_parser = ["f32", "f16"])]
     precision: String,
     /// Nothing but the products of matrices that the job consists of.
     #[arg(long)]
@@ -181,7 +181,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let folder = PathBuf::from(&arguments.model);
     let budget = Budget { bytes: arguments.memory.map_or(u64::MAX, |memory| memory.as_u64()), stream: None };
-    let model = load::run(&serde_json::from_value(json!({ "model": folder, "precision": arguments.precision }))?, budget)?;
+    let precision = if arguments.precision == "f16" { "float16" } else { "float32" };
+    let model = load::run(&serde_json::from_value(json!({ "model": folder, "precision": precision }))?, budget)?;
     if arguments.products {
         println!("{:.5}", products(&arguments, &model, &rows(&folder, &arguments, &model)?)?);
         return Ok(());

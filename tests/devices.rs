@@ -7,7 +7,10 @@ use std::path::Path;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Float64Type;
+use secateur::model::walk::{self, Sequence};
+use secateur::stages::{dependencies, importance};
 use secateur::tensor::{self, Device};
+use serde_json::json;
 
 use crate::support::{self, CHAIN, Sandbox, table, text};
 
@@ -101,13 +104,90 @@ fn tables(sandbox: &Sandbox, folder: &str) -> BTreeMap<String, Vec<u8>> {
     names.map(|name| (name.clone(), sandbox.read(&format!("{folder}/{name}")))).collect()
 }
 
+/// What the chain leaves out: texts that are read on, and scores from activations.
+#[test]
+fn texts_and_activations_agree_with_the_processors() {
+    let Some(device) = other() else { return };
+    let sandbox = support::chain();
+    sandbox.write(
+        "chain.toml",
+        r#"
+[[stage]]
+type = "load"
+model = "models/tiny"
+
+[[stage]]
+type = "generate"
+prompts = ["Question: which tool", "The"]
+max_new_tokens = 12
+
+[[stage]]
+type = "dependencies"
+
+[[stage]]
+type = "importance"
+method = "wifv"
+corpus = "datasets/tiny_world.txt"
+separator = "\n<|endoftext|>\n"
+samples = 7
+length = 30
+
+[[stage]]
+type = "aggregate"
+
+[[stage]]
+type = "prune"
+ratio = 0.2
+
+[[stage]]
+type = "profile"
+repeat = 1
+prefill = 16
+decode = 4
+"#,
+    );
+    let (cpu, gpu) = (run(&sandbox, "cpu", "on-cpu", &[]), run(&sandbox, &device.to_string(), "on-gpu", &[]));
+    let path = |folder: &str, name: &str| sandbox.path(&format!("{folder}/{name}.parquet"));
+    let scores = apart(&path(&gpu, "importance"), &path(&cpu, "importance"), "score");
+    assert!(scores < 1e-4, "{scores:.1e}");
+    let texts = |folder: &str| text(&table(&path(folder, "generate"))["output"]);
+    assert_eq!(texts(&gpu), texts(&cpu));
+}
+
+/// A model that finds no room is brought block by block, a tape that is not kept is made again, and neither changes a bit.
+#[test]
+fn room_on_a_gpu_changes_no_bit() {
+    let Some(device) = other() else { return };
+    tensor::select(device).unwrap();
+    let model = support::tiny();
+    let rows = [vec![0u32, 5, 9, 300, 44, 7], vec![0, 301, 5, 6, 90], vec![0, 5, 9, 12]];
+    let rows: Vec<Sequence> = rows.into_iter().map(|ids| Sequence::new(ids.clone(), &vec![true; ids.len()])).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = folder.path().join("rows.jsonl");
+    std::fs::write(&corpus, rows.iter().map(|row| format!("{{\"ids\": {:?}}}\n", row.ids)).collect::<String>()).unwrap();
+    let options = json!({ "method": "taylor", "taylor": "element-mixed", "corpus": corpus, "sample": "file" });
+    let options = serde_json::from_value(options).unwrap();
+    let graph = dependencies::run(&serde_json::from_value(json!({ "grouping": "channel" })).unwrap(), &model).unwrap();
+    let found = || {
+        let scores = importance::run(&options, &support::context(), &model, &graph).unwrap().0;
+        (walk::token_scores(&model, &rows), scores)
+    };
+    let roomy = found();
+    tensor::resident::set_room(0);
+    assert!(found() == roomy, "without room");
+    // some of it stays
+    tensor::resident::set_room(100_000);
+    assert!(found() == roomy, "with a little room");
+    tensor::select(Device::Cpu).unwrap();
+}
+
 #[test]
 fn two_runs_on_a_gpu_give_the_same_bytes() {
     let Some(device) = other() else { return };
     let sandbox = chain("element-mixed");
     let device = device.to_string();
     let once = run(&sandbox, &device, "once", &[]);
-    let again = run(&sandbox, &device, "again", &["--set", "run.threads=1"]);
+    let again = run(&sandbox, &device, "again", &["--set", "run.threads=1", "--set", "run.stream=true"]);
     let (once, again) = (tables(&sandbox, &once), tables(&sandbox, &again));
     assert!(once.len() >= 6);
     assert_eq!(once.keys().collect::<Vec<_>>(), again.keys().collect::<Vec<_>>());
@@ -135,7 +215,7 @@ fn half_precision_ranks_the_units_as_single_does() {
     for taylor in ["vector", "element-first", "element-mixed"] {
         let sandbox = chain(taylor);
         let single = run(&sandbox, &device, "single", &[]);
-        let half = run(&sandbox, &device, "half", &["--set", "load.precision=f16"]);
+        let half = run(&sandbox, &device, "half", &["--set", "load.precision=float16"]);
         let scores = |folder: &str| numbers(&table(&sandbox.path(&format!("{folder}/aggregate.parquet"))), "score");
         let (single_scores, half_scores) = (scores(&single), scores(&half));
         let path = |folder: &str, name: &str| sandbox.path(&format!("{folder}/{name}.parquet"));
@@ -153,9 +233,9 @@ fn half_precision_ranks_the_units_as_single_does() {
 #[test]
 fn the_processor_has_no_half_precision() {
     let sandbox = support::chain();
-    let ran = sandbox.run(&["check", "chain.toml", "--set", "load.precision=f16", "--set", "run.device=cpu"]);
+    let ran = sandbox.run(&["check", "chain.toml", "--set", "load.precision=float16", "--set", "run.device=cpu"]);
     assert_eq!(ran.code, 2);
-    assert!(ran.err.contains("the processor computes in f32 alone"), "{}", ran.err);
+    assert!(ran.err.contains("the processor computes in float32 alone"), "{}", ran.err);
 }
 
 #[test]

@@ -47,6 +47,8 @@ pub struct ModelHeader {
     pub layers: usize,
     /// Width of the residual stream.
     pub hidden: usize,
+    /// Query heads.
+    pub heads: usize,
     /// Entries of the vocabulary.
     pub vocab: usize,
     /// Longest sequence the model was made for, in tokens.
@@ -69,8 +71,9 @@ impl ModelHeader {
         }
         let Config { layers, hidden, vocab, max_positions, .. } = checkpoint.config;
         let keys = checkpoint.config.widths.keys.map_or(hidden, |keys| keys * checkpoint.config.head_dim);
+        let heads = hidden / checkpoint.config.head_dim.max(1);
         let (cached, has_tokenizer) = ((2 * layers * keys) as u64, tokenizer.is_some());
-        Ok(Self { layers, hidden, vocab, max_positions, parameters: checkpoint.parameters(), cached, has_tokenizer })
+        Ok(Self { layers, hidden, heads, vocab, max_positions, parameters: checkpoint.parameters(), cached, has_tokenizer })
     }
 }
 

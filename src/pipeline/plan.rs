@@ -135,9 +135,17 @@ impl Plan {
             count(self.variants.len(), "variant")
         ));
         let estimates = || self.nodes.iter().filter_map(|node| node.estimate);
-        let whole =
-            Estimate { memory: estimates().map(|e| e.memory).max().unwrap_or(0), disk: estimates().map(|e| e.disk).sum() };
-        lines.push(format!("at most about {} of memory at once, {} on disk beside tables", size(whole.memory), size(whole.disk)));
+        let most = |of: fn(Estimate) -> u64| estimates().map(of).max().unwrap_or(0);
+        let (memory, gpu, at_least) = (most(|e| e.memory), most(|e| e.gpu), most(|e| e.gpu_at_least));
+        let disk = size(estimates().map(|e| e.disk).sum());
+        lines.push(format!("at most about {} of memory at once, {disk} on disk beside tables", size(memory)));
+        if gpu > 0 {
+            lines.push(format!(
+                "about {} of the GPU's memory, {} where blocks are brought one by one",
+                size(gpu),
+                size(at_least)
+            ));
+        }
         lines.push(String::new());
         lines.push("settings".to_owned());
         if let Ok(Value::Object(run)) = serde_json::to_value(&self.settings.run) {
@@ -190,6 +198,7 @@ impl Plan {
                 "step": node.step.position, "stage": node.step.stage.tag(), "options": node.step.stage.options(),
                 "key": recipes.get(at).key, "children": node.children, "variants": variants, "state": state, "reason": reason,
                 "memory_bytes": node.estimate.map(|e| e.memory), "disk_bytes": node.estimate.map(|e| e.disk),
+                "gpu_bytes": node.estimate.map(|e| e.gpu), "gpu_bytes_at_least": node.estimate.map(|e| e.gpu_at_least),
             })
         };
         let variant = |(v, complete): (&Variant, &bool)| json!({ "id": v.id, "swept": Map::from_iter(v.swept.iter().cloned()), "nodes": v.path, "complete": complete });
@@ -203,10 +212,12 @@ impl Plan {
 }
 
 fn estimate_text(estimate: Estimate) -> String {
-    match estimate.disk {
-        0 => size(estimate.memory),
-        disk => format!("{}, {} on disk", size(estimate.memory), size(disk)),
-    }
+    let more = [(estimate.gpu, "of the GPU"), (estimate.disk, "on disk")].into_iter().filter(|(bytes, _)| *bytes > 0);
+    [size(estimate.memory)]
+        .into_iter()
+        .chain(more.map(|(bytes, what)| format!("{} {what}", size(bytes))))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Bytes as a person reads them.

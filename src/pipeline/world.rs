@@ -82,6 +82,14 @@ pub fn room(plan: &Plan, survey: Option<&Survey>) -> Result<(), InvalidPipeline>
         let message = format!("this needs about {} of memory, the machine has {}", size(needed.memory), size(memory));
         refuse(node, message, "take a smaller model, fewer samples, or shorter ones");
     }
+    let gpu = tensor::memory_of(plan.settings.run.device);
+    if let Some(there) = gpu
+        && let Some((node, needed)) = estimated().find(|(_, estimate)| estimate.gpu_at_least > there)
+    {
+        let needed = size(needed.gpu_at_least);
+        let message = format!("this needs about {needed} of the GPU's memory even block by block, it has {}", size(there));
+        refuse(node, message, "take a smaller model, shorter samples, or precision = \"float16\"");
+    }
     let disk: u64 = estimated().map(|(_, estimate)| estimate.disk).sum();
     if let Ok(free) = fs4::available_space(existing(&plan.settings.run.results))
         && disk > free

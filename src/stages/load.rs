@@ -15,9 +15,9 @@ use crate::tensor::Precision;
 pub struct Options {
     /// A folder as transformers writes it, relative to the working directory. `hf://owner/name@revision` is reserved.
     pub model: String,
-    /// The element in which a GPU holds the weights and multiplies by them: `f32` or `f16`; sums are taken in f32 in any case, norms,
-    /// softmax, adapters and logits are f32. With `f16` a model takes half the room, and products take a fraction of the time.
-    /// Default `f32`.
+    /// The element in which a GPU holds the weights and multiplies by them: `float32` or `float16`; sums are taken in float32 in any case, norms,
+    /// softmax, adapters and logits are float32. With `float16` a model takes half the room, and products take a fraction of the time.
+    /// Default `float32`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub precision: Precision,
 }
@@ -62,10 +62,11 @@ impl Options {
         match world.header(Path::new(&self.model)) {
             Ok(header) => {
                 world.model = Some(header);
+                world.precision = self.precision;
                 world.holds_weights(1);
-                let misplaced = self.precision == Precision::F16 && !world.on_gpu;
+                let misplaced = self.precision == Precision::Float16 && !world.on_gpu;
                 let help = "leave the line out, or compute on a GPU";
-                misplaced.then(|| Fault::new("precision", "the processor computes in f32 alone", help)).into_iter().collect()
+                misplaced.then(|| Fault::new("precision", "the processor computes in float32 alone", help)).into_iter().collect()
             }
             Err(message) => vec![Fault::new(
                 "model",

@@ -195,6 +195,7 @@ impl Options {
             cached: self.blocks.saturating_mul(2 * kv_heads * head_dim) as u64,
             layers: self.blocks,
             hidden: self.hidden,
+            heads: self.heads,
             vocab: self.vocabulary,
             max_positions: self.positions(),
             parameters: (self.vocabulary * self.hidden + self.hidden).saturating_add(self.blocks.saturating_mul(block)) as u64,

@@ -7,7 +7,7 @@ use super::Budget;
 use crate::data::corpus::CorpusSource;
 use crate::data::task::{Place, Shots, Task, TaskError};
 use crate::model::ModelHeader;
-use crate::tensor::PACK;
+use crate::tensor::{PACK, Precision};
 
 /// A mistake in one option. It names the option, not its place: the pipeline knows where each option was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +59,8 @@ pub struct World {
     pub budget: Option<Budget>,
     /// Whether the run computes on a GPU.
     pub on_gpu: bool,
+    /// How a GPU holds the model.
+    pub precision: Precision,
     /// What the stage at hand will need; the stage says it.
     pub estimate: Estimate,
     /// What was found so far.
@@ -70,6 +72,10 @@ pub struct World {
 pub struct Estimate {
     /// Weights, kept block inputs, and what is at work.
     pub memory: u64,
+    /// The same of a GPU, 0 where the run computes on none.
+    pub gpu: u64,
+    /// What of that cannot be brought block by block.
+    pub gpu_at_least: u64,
     /// What it leaves in the results, tables not counted.
     pub disk: u64,
 }
@@ -178,6 +184,18 @@ impl World {
         let at_work = 2.0 * model.parameters as f64 / layers.max(1.0) + pack * hidden * 24.0 + 2.0 * tile;
         // a float that is too large becomes the largest integer
         self.estimate.memory = self.estimate.memory.saturating_add((4.0 * (states + at_work)) as u64);
+        if self.on_gpu {
+            let ends = vocab * hidden;
+            let multiplied = model.parameters as f64 - ends; // all but the embedding
+            let element = self.precision.bytes() as f64;
+            // a block's tape and gradients, scores of its heads, and what is made of a tile of logits with the head in f32
+            let tape = pack * hidden * 36.0 + 4.0 * pack * length * model.heads as f64;
+            let logits = 4.0 * (pack * vocab).min(f64::from(1 << 26)) + ends;
+            let at_work = 4.0 * (states + tape.max(logits));
+            self.estimate.gpu = self.estimate.gpu.max((element * multiplied + at_work) as u64);
+            let by_blocks = ends + 2.0 * multiplied / layers.max(1.0);
+            self.estimate.gpu_at_least = self.estimate.gpu_at_least.max((element * by_blocks + at_work) as u64);
+        }
     }
 
     /// The stage keeps keys and values of so many sequences of so many tokens.

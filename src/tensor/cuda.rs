@@ -16,6 +16,15 @@ pub fn look_for(number: usize) -> Result<(), NoDevice> {
     if number < found { Ok(()) } else { Err(NoDevice::Missing { asked: number, found }) }
 }
 
+/// All memory of a GPU that is there, in bytes.
+pub fn total_memory(number: usize) -> Option<u64> {
+    let device = result::device::get(number as i32).ok()?;
+    #[expect(unsafe_code, reason = "the driver is asked about a device that it has just named")]
+    // SAFETY: as the reason says.
+    let bytes = unsafe { result::device::total_mem(device) };
+    bytes.ok().map(|bytes| bytes as u64)
+}
+
 /// The GPU of this number, and how many bytes of it this process may take: nine tenths of what is free.
 pub fn open(number: usize) -> Result<(Option<Cuda>, u64), NoDevice> {
     look_for(number)?;

@@ -75,6 +75,14 @@ pub fn find(device: Device) -> Result<Device, NoDevice> {
     }
 }
 
+/// All memory of a GPU, in bytes; None for the processor.
+pub fn memory_of(device: Device) -> Option<u64> {
+    match find(device) {
+        Ok(Device::Cuda(number)) => total_memory(number),
+        _ => None,
+    }
+}
+
 /// Lets this thread compute on a device.
 ///
 /// # Errors
@@ -94,11 +102,16 @@ pub fn select(device: Device) -> Result<(), NoDevice> {
 }
 
 #[cfg(feature = "cuda")]
-use super::cuda::{look_for, open};
+use super::cuda::{look_for, open, total_memory};
 
 #[cfg(not(feature = "cuda"))]
 fn look_for(_: usize) -> Result<(), NoDevice> {
     Err(NoDevice::NotBuilt)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn total_memory(_: usize) -> Option<u64> {
+    None
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -125,8 +125,8 @@ fn address(weight: &Weight) -> usize {
 fn brought(weight: &Weight) -> Held {
     let (values, shape) = (weight.values(), (weight.rows(), weight.cols()));
     match weight.precision() {
-        Precision::F32 => Held::Single(pinned::brought(&values, shape)),
-        Precision::F16 => Held::Half(pinned::halved(&values, shape)),
+        Precision::Float32 => Held::Single(pinned::brought(&values, shape)),
+        Precision::Float16 => Held::Half(pinned::halved(&values, shape)),
     }
 }
 

@@ -27,17 +27,17 @@ pub struct Weight {
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     #[default]
-    F32,
+    Float32,
     /// Half precision: 11 bits of mantissa, up to 65504.
-    F16,
+    Float16,
 }
 
 impl Precision {
     /// Bytes of an element.
     pub fn bytes(self) -> u64 {
         match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
+            Self::Float32 => 4,
+            Self::Float16 => 2,
         }
     }
 }
@@ -104,7 +104,7 @@ impl Weight {
     }
 
     fn of(store: Store, rows: usize, cols: usize) -> Self {
-        Self { rows, cols, store, precision: Precision::F32, name: Arc::default() }
+        Self { rows, cols, store, precision: Precision::Float32, name: Arc::default() }
     }
 
     /// The same weight, held by a GPU in this precision. What becomes of it later is held so too.

@@ -59,7 +59,7 @@ macro_rules! forwarded {
 
 forwarded! {
     "NVIDIA's driver", ["libcuda.so.1"], [
-        cuCtxSetCurrent, cuDeviceGet, cuDeviceGetAttribute, cuDeviceGetCount, cuDevicePrimaryCtxRelease_v2,
+        cuCtxSetCurrent, cuDeviceGet, cuDeviceGetAttribute, cuDeviceGetCount, cuDeviceTotalMem_v2, cuDevicePrimaryCtxRelease_v2,
         cuDevicePrimaryCtxRetain, cuEventCreate, cuEventDestroy_v2, cuEventRecord, cuGetErrorString, cuInit, cuLaunchKernel,
         cuMemAllocAsync, cuMemAlloc_v2, cuMemFreeAsync, cuMemFree_v2, cuMemGetInfo_v2, cuMemHostRegister_v2,
         cuMemHostUnregister, cuMemcpyDtoDAsync_v2, cuMemcpyDtoD_v2, cuMemcpyDtoHAsync_v2, cuMemcpyDtoH_v2,
