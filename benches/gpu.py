@@ -42,7 +42,8 @@ import json, sys, peft, torch, transformers
 facts = {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
 if sys.argv[1] != "cpu" and torch.cuda.is_available():
     gpu = torch.cuda.get_device_properties(sys.argv[1])
-    facts |= {"gpu": torch.cuda.get_device_name(sys.argv[1]), "uuid": f"GPU-{gpu.uuid}", "cuda": torch.version.cuda}
+    uuid = "GPU-" + str(gpu.uuid).removeprefix("GPU-")
+    facts |= {"gpu": torch.cuda.get_device_name(sys.argv[1]), "uuid": uuid, "cuda": torch.version.cuda}
 print(json.dumps(facts))
 """
 NOTE = """
@@ -84,7 +85,7 @@ def describe():
     print(
         f"hidden {config['hidden_size']}, MLP {config['intermediate_size']}, {config['num_attention_heads']} heads "
         f"({config['num_key_value_heads']} key/value), {config['num_hidden_layers']} layers, vocabulary {config['vocab_size']}; "
-        f"{arguments.rows} × {arguments.length} tokens; medians of {arguments.rounds} rounds, each the median of "
+        f"{arguments.rows} × {arguments.length} tokens; importance of all layers; medians of {arguments.rounds} rounds, each the median of "
         f"{arguments.times[1]} after {arguments.times[0]}.\n"
     )
     return facts
@@ -118,7 +119,7 @@ for job in arguments.jobs:
         warn_of_others(facts)
         try:
             seconds, products = compare(job, precision)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             failed = True
             print(f"{job} {precision} left out, {error}", file=sys.stderr, flush=True)
             continue

@@ -8,6 +8,7 @@ use std::path::Path;
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Float64Type;
 use secateur::model::walk::{self, Sequence};
+use secateur::model::wiring::Part;
 use secateur::stages::{dependencies, importance};
 use secateur::tensor::{self, Device};
 use serde_json::json;
@@ -236,6 +237,30 @@ fn the_processor_has_no_half_precision() {
     let ran = sandbox.run(&["check", "chain.toml", "--set", "load.precision=float16", "--set", "run.device=cpu"]);
     assert_eq!(ran.code, 2);
     assert!(ran.err.contains("the processor computes in float32 alone"), "{}", ran.err);
+}
+
+/// What a GPU must hold follows from the headers: half of it in half precision, less block by block.
+#[test]
+fn the_plan_says_what_a_gpu_must_hold() {
+    let Some(device) = other() else { return };
+    let sandbox = support::chain();
+    let of = |device: &str, precision: &str| {
+        let device = format!("run.device={device}");
+        let precision = format!("load.precision={precision}");
+        let ran = sandbox.run(&["plan", "chain.toml", "--format", "json", "--set", &device, "--set", &precision]);
+        let plan: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        let nodes = plan["nodes"].as_array().unwrap().clone();
+        let of = |key: &str| nodes.iter().map(|node| node[key].as_u64().unwrap()).max().unwrap();
+        (of("gpu_bytes"), of("gpu_bytes_at_least"))
+    };
+    assert_eq!(of("cpu", "float32"), (0, 0));
+    let (single, half) = (of(&device.to_string(), "float32"), of(&device.to_string(), "float16"));
+    let model = support::tiny();
+    let matrices: usize = model.blocks.iter().flat_map(|block| Part::MATRICES.map(|part| block[part].len())).sum();
+    // the estimate counts vectors as matrices
+    let saved = (single.0 - half.0) as f64 / (2 * matrices) as f64;
+    assert!((0.95..1.05).contains(&saved), "{single:?} {half:?}");
+    assert!(single.1 < single.0 && half.1 < half.0);
 }
 
 #[test]

@@ -188,8 +188,10 @@ impl World {
             let ends = vocab * hidden;
             let multiplied = model.parameters as f64 - ends; // all but the embedding
             let element = self.precision.bytes() as f64;
-            // a block's tape and gradients, scores of its heads, and what is made of a tile of logits with the head in f32
-            let tape = pack * hidden * 36.0 + 4.0 * pack * length * model.heads as f64;
+            // a block's tape and gradients, scores of its heads, what is made of a matrix's gradient; a tile of logits with the
+            // head in f32
+            let gradients = if kept > 1.0 { 1.5 * multiplied / layers.max(1.0) } else { 0.0 };
+            let tape = pack * hidden * 36.0 + 4.0 * pack * length * model.heads as f64 + gradients;
             let logits = 4.0 * (pack * vocab).min(f64::from(1 << 26)) + ends;
             let at_work = 4.0 * (states + tape.max(logits));
             self.estimate.gpu = self.estimate.gpu.max((element * multiplied + at_work) as u64);

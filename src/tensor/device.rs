@@ -97,7 +97,7 @@ pub fn select(device: Device) -> Result<(), NoDevice> {
     gpu::select(opened);
     MEMORY.set(memory);
     // the rest is for activations
-    resident::set_room(memory / 5 * 3);
+    resident::set_room(memory / 5 * 4);
     Ok(())
 }
 
