@@ -3,13 +3,13 @@
     random_model /tmp/7b4 --shape 7b --layers 4 --half
     python benches/gpu.py SPEED /tmp/7b4 [--device cuda:0] [--rounds 5] [--json FILE]
 
-SPEED is the example `speed`, built with the feature `cuda`; `random_model` is an example too. The model has the shapes of LLaMA-7B
-(hidden 4096, MLP 11008, 32 heads) in 4 blocks. Python needs torch with CUDA, transformers and PEFT (`pytorch.py` beside this file
-is the other side). Every run is a process of its own that does the job a few times before it times it (`--times`); the sides swap
-their order every round. The products of each job alone are timed once per side, after its rounds.
+SPEED is the example `speed`, built with the feature `cuda`; `random_model` is an example too. The model has the shapes of
+LLaMA-7B (hidden 4096, MLP 11008, 32 heads) in 4 blocks. Python needs torch with CUDA, transformers and PEFT (`pytorch.py`
+beside this file is the other side). Every run is a process of its own that does the job a few times before it times it
+(`--times`); the sides swap their order every round. The products of each job alone are timed once per side, after its rounds.
 
-A row is printed when its job is done, and FILE written anew, so what stops early keeps what it has. `--device cpu` tries this file
-without a GPU. A job that one side fails is reported and left out, and the exit code is 1."""
+A row is printed when its job is done, and FILE written anew, so what stops early keeps what it has. `--device cpu` tries this
+file without a GPU. A job that one side fails is reported and left out, and the exit code is 1."""
 
 import argparse
 import json
@@ -85,8 +85,8 @@ def describe():
     print(
         f"hidden {config['hidden_size']}, MLP {config['intermediate_size']}, {config['num_attention_heads']} heads "
         f"({config['num_key_value_heads']} key/value), {config['num_hidden_layers']} layers, vocabulary {config['vocab_size']}; "
-        f"{arguments.rows} × {arguments.length} tokens; importance of all layers; medians of {arguments.rounds} rounds, each the median of "
-        f"{arguments.times[1]} after {arguments.times[0]}.\n"
+        f"{arguments.rows} × {arguments.length} tokens; importance of all layers; "
+        f"medians of {arguments.rounds} rounds, each the median of {arguments.times[1]} after {arguments.times[0]}.\n"
     )
     return facts
 

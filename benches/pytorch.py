@@ -9,8 +9,8 @@ buffer beside every parameter; then the whole batch, and scores of every member 
 
 In f32 a GPU multiplies in float32 too: TF32 is off. In f16 the whole model is halved, `model.half()`; importance scales no loss,
 as LLM-Pruner does not. LoRA's adapters stay in float32 beside the frozen halves, under `torch.autocast` and with a `GradScaler`,
-as `fp16=True` of transformers' `Trainer` does it; an update whose gradients overflow is skipped and the scale halved, so give it a
-few times before.
+as `fp16=True` of transformers' `Trainer` does it; an update whose gradients overflow is skipped and the scale halved, so give it
+a few times before.
 
 `--products` times only the products of the job's activations with the model's matrices: x·Wᵀ; δ·W and δᵀ·x too where PyTorch
 makes them. LoRA's own products of rank 8 and those inside attention are not among them."""

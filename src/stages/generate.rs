@@ -14,6 +14,7 @@ use crate::model::tokenizer::{Tokenizer, TokenizerError};
 use crate::model::walk::Decoder;
 use crate::model::wiring::Part;
 use crate::random::Seed;
+use crate::tensor;
 
 /// Lets the model write on. Before and after pruning, the sweep's `generations.parquet` puts both side by side.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -162,12 +163,13 @@ pub enum Error {
 /// Prompts that are written on together at most.
 const CHUNK: usize = 32;
 
-/// As many as have room in a quarter of the memory with their keys and values.
+/// As many as have room in a quarter of the memory with their keys and values. On a GPU, where the last bits depend on how many they
+/// are, it is all the memory that the GPU has, free or not.
 fn together(texts: &[Text], context: &Context, model: &Model) -> usize {
     let longest = texts.iter().map(|text| text.read.len() + text.room).max().unwrap_or(1);
     let numbers: usize = model.blocks.iter().map(|block| block[Part::K].rows() + block[Part::V].rows()).sum();
     let each = (longest * numbers * size_of::<f32>()) as u64;
-    (context.budget.bytes / 4 / each.max(1)).clamp(1, CHUNK as u64) as usize
+    (tensor::whole_memory().unwrap_or(context.budget.bytes) / 4 / each.max(1)).clamp(1, CHUNK as u64) as usize
 }
 
 /// Writes on from every prompt.
@@ -181,11 +183,12 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Ta
     let mut rows: Vec<Row> = context.state.read().unwrap_or_default();
     bar.skip(rows.len() as u64);
     let mut left: Vec<Text> = Vec::new();
-    for (prompt, input) in (0..).zip(&prompts).skip(rows.len()) {
+    for (prompt, input) in (0..).zip(&prompts) {
         left.push(Text::begin(prompt, input, tokenizer, model, options)?);
     }
     let ends = if options.ignore_eos { Vec::new() } else { tokenizer.ends() };
     let together = together(&left, context, model);
+    left.drain(..rows.len().min(left.len()));
     for chunk in left.chunks_mut(together) {
         context.go_on_or_keep(|| &rows)?;
         write_on(chunk, options, context, model, &ends).inspect_err(|error| {

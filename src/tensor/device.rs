@@ -55,6 +55,12 @@ impl NoDevice {
 
 thread_local! {
     static MEMORY: Cell<u64> = const { Cell::new(u64::MAX) };
+    static WHOLE: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// All bytes of the selected GPU, whoever takes them; None on the processor.
+pub fn whole_memory() -> Option<u64> {
+    WHOLE.get()
 }
 
 /// Bytes of the selected GPU that this process may take.
@@ -96,6 +102,7 @@ pub fn select(device: Device) -> Result<(), NoDevice> {
     };
     gpu::select(opened);
     MEMORY.set(memory);
+    WHOLE.set(memory_of(found));
     // the rest is for activations
     resident::set_room(memory / 5 * 4);
     Ok(())
