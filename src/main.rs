@@ -30,6 +30,7 @@ const INVALID: u8 = 2;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
+    end_with_the_gpu();
     let cli = Cli::parse();
     match (cli.command, cli.run) {
         (Some(Command::Check { common, no_world }), _) => check_only(&common, !no_world),
@@ -44,6 +45,20 @@ fn main() -> ExitCode {
         (None, Some(common)) => run_pipeline(&common, cli.fail_fast),
         (None, None) => complain(&"give a pipeline, or a command; see --help"),
     }
+}
+
+/// A GPU that fails fails for good, and with it every attempt to give its memory back: then the program ends at once. What was
+/// complete is on disk.
+fn end_with_the_gpu() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload_as_str().unwrap_or_default();
+        if text.contains("CUDA_ERROR_") && !text.contains("CUDA_ERROR_OUT_OF_MEMORY") {
+            warn(&format!("the GPU failed: {text}\nwhat was complete is kept: run it again to go on\n"));
+            signal_hook::low_level::exit(1);
+        }
+        usual(panic);
+    }));
 }
 
 /// What is known before a run.

@@ -13,7 +13,7 @@ mod pinned;
 pub mod resident;
 mod weight;
 
-pub use device::{Device, NoDevice, device_memory, find, memory_of, select, whole_memory};
+pub use device::{Device, NoDevice, description, device_memory, find, memory_of, select, whole_memory};
 pub use weight::{LowRank, Precision, Unreadable, Weight, WeightFile};
 
 /// A tape that records; the other is [`NoneTape`]. dfdx's tape keeps the order of the operations on either device.

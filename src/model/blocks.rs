@@ -121,7 +121,7 @@ impl Block {
 
     /// The weights on the GPU for as long as this is held, if that is where they are used.
     pub fn lent(&self) -> Vec<Lent> {
-        self.weights.iter().filter_map(Weight::lent).collect()
+        self.weights.iter().chain(self.biases.values()).filter_map(Weight::lent).collect()
     }
 
     /// Whether its matrices stay on disk.

@@ -169,11 +169,11 @@ impl Model {
         self.places().into_iter().map(|place| self.weight(place)).chain(biases).map(|weight| weight.len() as u64).sum()
     }
 
-    /// Bytes that a GPU needs for the weights that it multiplies: all but an embedding that is not the head.
-    pub fn gpu_bytes(&self) -> u64 {
-        let is_multiplied = |place: &Place| *place != Place::Embedding || self.head.is_none();
-        let weights = self.places().into_iter().filter(is_multiplied).map(|place| self.weight(place));
-        weights.map(|weight| weight.len() as u64 * weight.precision().bytes()).sum()
+    /// The weights that a walk multiplies or adds: all but an embedding that is not the head.
+    pub fn walked(&self) -> impl Iterator<Item = &Weight> {
+        let is_walked = |place: &Place| *place != Place::Embedding || self.head.is_none();
+        let biases = self.blocks.iter().flat_map(Block::biases).map(|(_, bias)| bias);
+        self.places().into_iter().filter(is_walked).map(|place| self.weight(place)).chain(biases)
     }
 
     /// Whether every weight is a number.

@@ -95,11 +95,12 @@ pub fn logits(model: &Model, ids: &[u32]) -> Hidden {
 }
 
 /// Rates the targets of each sequence: one forward pass in which sequences share what they begin with, and logits only at the
-/// positions that are asked about. A sequence's scores have the same bits whatever stands beside it.
+/// positions that are asked about. On the CPU a sequence's scores have the same bits whatever stands beside it.
 pub fn token_scores(model: &Model, sequences: &[Sequence]) -> Vec<Vec<TokenScore>> {
     let (packs, order) = shared_packs(model, sequences);
     let states = carried(model, packs, |_, _| Plain);
     let head = model.weight(Place::Head).resident();
+    let _lent = (head.lent(), model.norm.lent());
     let rate = |(pack, x): (Pack, Hidden)| {
         let x = ops::rms_norm(x, &model.norm, model.config.norm_epsilon, None);
         pack.by_sequence(ops::token_scores(&x, &head, &pack.targets)).collect::<Vec<_>>()
@@ -146,12 +147,13 @@ pub fn backward<V: Visitor>(model: &Model, sequences: &[Sequence], lowest: usize
         return Loss { mean: nll, targets };
     }
     let head = model.weight(Place::Head).resident();
+    let lent = (head.lent(), model.norm.lent());
     for (pack, x) in packs.iter().zip(states) {
         let down = head_backward(model, &head, x, pack, 1.0 / targets as f32, visitor);
         nll += down.0;
         upstream.push(Some(down.1));
     }
-    drop(head);
+    drop((head, lent));
 
     each_block(model, (lowest..model.blocks.len()).rev(), |layer, block| {
         if visitor.is_done() {
@@ -197,15 +199,15 @@ enum Kept<L> {
 fn taped_from(model: &Model, packs: &[Pack], lowest: usize, memory: Option<u64>) -> usize {
     let layers = model.blocks.len();
     let on_gpu = gpu::is_selected();
-    let stays = if on_gpu { model.gpu_bytes() <= resident::room() } else { !model.blocks.iter().any(Block::is_on_disk) };
+    let (stays, missing) =
+        if on_gpu { resident::settle(model.walked()) } else { (!model.blocks.iter().any(Block::is_on_disk), 0) };
     if !stays {
         return layers;
     }
-    let (memory, taken) = if on_gpu {
-        (device_memory(), model.gpu_bytes())
-    } else {
-        let Some(memory) = memory else { return lowest };
-        (memory, memory::resident())
+    let (memory, taken) = match memory {
+        _ if on_gpu => (device_memory(), resident::taken() + missing),
+        Some(memory) => (memory, memory::resident()),
+        None => return lowest,
     };
     let bytes = size_of::<f32>() as u64;
     let (hidden, head_dim) = (model.config.hidden as u64, model.config.head_dim);
@@ -217,8 +219,11 @@ fn taped_from(model: &Model, packs: &[Pack], lowest: usize, memory: Option<u64>)
     // The way down begins with the head, a tile of logits at a time, and gives the kept tapes back one by one, each with the
     // gradients of its activations beside it; blocks are made again only when all kept tapes are gone.
     let gradients = model.blocks.iter().map(weights).max().unwrap_or(0);
-    let tile = 2 * bytes * (1 << 24).min(largest * model.config.vocab as u64);
-    let at_work = (largest * widest * 3 / 2 + if packs.len() > 1 { 4 * gradients } else { gradients / 8 }).max(tile);
+    let logits = largest * model.config.vocab as u64;
+    let tile = bytes * if on_gpu { 6 * logits.min(1 << 26) } else { 2 * logits.min(1 << 24) };
+    let whole = packs.len() > 1 || on_gpu;
+    let at_work = largest * widest * 3 / 2 + if whole { 4 * gradients } else { gradients / 8 };
+    let at_work = at_work.max(tile) + if on_gpu { bytes * scores_at_once(model, packs) } else { 0 };
     let inputs = bytes * tokens * hidden * (layers - lowest.min(layers) + 3) as u64;
     let room = memory.saturating_sub(taken + at_work + inputs);
     let mut left = room - room / 16; // what the allocator keeps to itself
@@ -233,6 +238,14 @@ fn taped_from(model: &Model, packs: &[Pack], lowest: usize, memory: Option<u64>)
         })
         .last()
         .unwrap_or(layers)
+}
+
+/// Numbers that a GPU's attention makes on its way back at once, of one pack: some matrices of scores.
+fn scores_at_once(model: &Model, packs: &[Pack]) -> u64 {
+    let heads = model.blocks.iter().map(|block| block.heads(model.config.head_dim).queries).max().unwrap_or(0);
+    let of_pack =
+        |pack: &Pack| pack.layout.spans.iter().map(|span| span.rows.len().min(ops::QUERIES) * span.rows.len()).sum::<usize>();
+    (6 * heads * packs.iter().map(of_pack).max().unwrap_or(0)) as u64
 }
 
 /// The final norm, the head and the loss of one pack, and back: Σ −log p, and the gradient of the last block's output.

@@ -17,6 +17,7 @@ pub use face::{
     Past, adapted, add, add_bias, attention, backward, column_moments, cross_entropy, embed, linear, picked, rms_norm, swiglu,
     token_scores,
 };
+pub use gpu::QUERIES;
 pub use simd::vectorised;
 pub use slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot, Worth, side_sums};
 

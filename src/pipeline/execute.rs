@@ -64,6 +64,8 @@ pub enum StageError {
     Unreadable(#[from] Unreadable),
     #[error("interrupted")]
     Interrupted,
+    #[error("the GPU has no memory left: take fewer or shorter samples, precision = \"float16\", or a GPU that nobody else uses")]
+    GpuMemory,
     #[error("it broke off inside a library, which is a defect of this program or a file that it does not understand: {0}")]
     Panicked(String),
     #[error("the stage lacks {0}; this is a mistake of the check")]

@@ -201,6 +201,9 @@ fn caught<T>(work: impl FnOnce() -> Result<T, StageError>) -> Result<T, StageErr
         }
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        if text.as_ref().is_some_and(|text| text.contains("CUDA_ERROR_OUT_OF_MEMORY")) {
+            return Err(StageError::GpuMemory);
+        }
         Err(StageError::Panicked(text.unwrap_or_else(|| "no reason was given".to_owned())))
     })
 }

@@ -183,23 +183,13 @@ pub fn arithmetic(on: Device) -> String {
     format!("float32, {}, {}, {}", device(on), std::env::consts::ARCH, processor())
 }
 
-/// `cpu`; or `cuda:0`, with the GPUs of the machine and the version of their driver, as far as the system tells.
+/// `cpu`; or `cuda:0`, with the GPU's name, cuBLAS's version, and its driver's as far as the system tells.
 pub fn device(on: Device) -> String {
     let found = tensor::find(on).unwrap_or(on);
-    if !matches!(found, Device::Cuda(_)) {
-        return found.to_string();
-    }
-    let line = |text: String, name: &str| {
-        let found = text.lines().find_map(|line| line.strip_prefix(name)).map(|found| found.trim().to_owned());
-        found.unwrap_or_default()
-    };
-    let driver = std::path::Path::new("/proc/driver/nvidia");
-    let gpus = std::fs::read_dir(driver.join("gpus")).into_iter().flatten().flatten();
-    let names = gpus.filter_map(|gpu| std::fs::read_to_string(gpu.path().join("information")).ok());
-    let mut names: Vec<String> = names.map(|text| line(text, "Model:")).collect();
-    names.sort();
-    let version = std::fs::read_to_string(driver.join("version")).map(|text| line(text, "NVRM version:")).unwrap_or_default();
-    format!("{found} ({}; {version})", names.join(", "))
+    let Some(description) = tensor::description(found) else { return found.to_string() };
+    let driver = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
+    let driver = driver.lines().find_map(|line| line.strip_prefix("NVRM version:")).unwrap_or_default().trim();
+    format!("{found} ({description}; {driver})")
 }
 
 /// The processor's name, as far as the system tells, and the vector instructions that it has.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Budget, Fault, Input, World};
 use crate::model::{Checkpoint, CheckpointError, Model, checkpoint, tokenizer};
-use crate::tensor::Precision;
+use crate::tensor::{Precision, gpu};
 
 /// Reads a checkpoint: `config.json`, one or several safetensors files, and `tokenizer.json` where there is one.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -33,6 +33,10 @@ pub enum Error {
     Checkpoint(#[from] CheckpointError),
     #[error("models from a hub (`hf://`) are not supported yet")]
     Hub,
+    #[error(
+        "the GPU cannot compute in float16: its kernel does not compile, for which NVRTC and libnvrtc-builtins must be found: {0}"
+    )]
+    Halves(String),
 }
 
 impl Options {
@@ -81,6 +85,9 @@ impl Options {
 pub fn run(options: &Options, budget: Budget) -> Result<Model, Error> {
     if options.model.starts_with("hf://") {
         return Err(Error::Hub);
+    }
+    if options.precision == Precision::Float16 {
+        gpu::try_halves().map_err(Error::Halves)?;
     }
     let model = model(Path::new(&options.model), budget)?.held_in(options.precision);
     let streamed = model.embedding.is_on_disk();

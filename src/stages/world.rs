@@ -7,6 +7,7 @@ use super::Budget;
 use crate::data::corpus::CorpusSource;
 use crate::data::task::{Place, Shots, Task, TaskError};
 use crate::model::ModelHeader;
+use crate::ops::QUERIES;
 use crate::tensor::{PACK, Precision};
 
 /// A mistake in one option. It names the option, not its place: the pipeline knows where each option was written.
@@ -191,8 +192,9 @@ impl World {
             // a block's tape and gradients, scores of its heads, what is made of a matrix's gradient; a tile of logits with the
             // head in f32
             let gradients = if kept > 1.0 { 1.5 * multiplied / layers.max(1.0) } else { 0.0 };
-            let tape = pack * hidden * 36.0 + 4.0 * pack * length * model.heads as f64 + gradients;
-            let logits = 4.0 * (pack * vocab).min(f64::from(1 << 26)) + ends;
+            let scores = 6.0 * pack * length.min(QUERIES as f64) * model.heads as f64;
+            let tape = pack * hidden * 36.0 + scores + gradients;
+            let logits = 6.0 * (pack * vocab).min(f64::from(1 << 26)) + ends;
             let at_work = 4.0 * (states + tape.max(logits));
             self.estimate.gpu = self.estimate.gpu.max((element * multiplied + at_work) as u64);
             let by_blocks = ends + 2.0 * multiplied / layers.max(1.0);

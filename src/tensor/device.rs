@@ -34,6 +34,8 @@ pub enum NoDevice {
     Library { library: &'static str, message: String },
     #[error("the driver has no GPU to offer: {0}")]
     Driver(String),
+    #[error("it is there and cannot be used: {0}")]
+    Unusable(String),
     #[error("there is no GPU {asked}: the machine has {found}, counted from 0")]
     Missing { asked: usize, found: usize },
 }
@@ -48,6 +50,9 @@ impl NoDevice {
                 "install NVIDIA's driver and the libraries of CUDA (see the README), or write device = \"cpu\""
             }
             Self::Driver(_) => "look at what nvidia-smi says, or write device = \"cpu\"",
+            Self::Unusable(_) => {
+                "the driver may be older than the program's CUDA (13 asks for 580), or the GPU than its CUDA_ARCH; see the README"
+            }
             Self::Missing { .. } => "write the number of a GPU that is there, as nvidia-smi counts them",
         }
     }
@@ -81,6 +86,14 @@ pub fn find(device: Device) -> Result<Device, NoDevice> {
     }
 }
 
+/// What decides the last bits of a GPU's sums, as far as it tells; None for the processor.
+pub fn description(device: Device) -> Option<String> {
+    match find(device) {
+        Ok(Device::Cuda(number)) => Some(describe(number)),
+        _ => None,
+    }
+}
+
 /// All memory of a GPU, in bytes; None for the processor.
 pub fn memory_of(device: Device) -> Option<u64> {
     match find(device) {
@@ -109,11 +122,16 @@ pub fn select(device: Device) -> Result<(), NoDevice> {
 }
 
 #[cfg(feature = "cuda")]
-use super::cuda::{look_for, open, total_memory};
+use super::cuda::{describe, look_for, open, total_memory};
 
 #[cfg(not(feature = "cuda"))]
 fn look_for(_: usize) -> Result<(), NoDevice> {
     Err(NoDevice::NotBuilt)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn describe(_: usize) -> String {
+    String::new()
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -21,10 +21,10 @@ pub type Gpu = dfdx::tensor::Cpu;
 /// A matrix on the GPU.
 pub type Matrix = Tensor<(usize, usize), f32, Gpu>;
 
-/// A matrix in half precision, multiplied with sums in f32.
+/// A matrix in half precision; products of two accumulate in f32.
 pub type HalfMatrix = Tensor<(usize, usize), Half, Gpu>;
 
-/// Half precision with sums in f32.
+/// Half precision of which products accumulate in f32.
 pub type Half = AMP<f16>;
 
 thread_local! {
@@ -49,6 +49,23 @@ pub fn device() -> Gpu {
     SELECTED.with(|selected| selected.borrow().clone().expect("a device was selected in this thread"))
 }
 
+/// Whether halves can be made here: the kernel that does it is compiled when it is first used.
+///
+/// # Errors
+/// What the compiler said.
+pub fn try_halves() -> Result<(), String> {
+    let there_and_back = || -> Vec<f32> {
+        let halves: HalfMatrix = matrix(vec![0.5], 1, 1).to_dtype();
+        halves.to_dtype::<f32>().as_vec()
+    };
+    // dfdx has no other way to say so
+    match std::panic::catch_unwind(there_and_back) {
+        Ok(values) if values == [0.5] => Ok(()),
+        Ok(values) => Err(format!("a half became {values:?}")),
+        Err(panic) => Err(panic.downcast_ref::<String>().cloned().unwrap_or_default()),
+    }
+}
+
 /// Activations, (positions, width).
 #[derive(Clone)]
 pub struct Hidden<T = NoneTape> {
@@ -68,10 +85,15 @@ thread_local! {
 
 /// Runs a tape backward, with gradients of its own.
 pub fn with_gradients<O>(run: impl FnOnce() -> O) -> O {
-    GRADIENTS.with_borrow_mut(HashMap::clear);
-    let outcome = run();
-    GRADIENTS.with_borrow_mut(HashMap::clear);
-    outcome
+    /// Forgets them, even where the tape breaks off.
+    struct Forget;
+    impl Drop for Forget {
+        fn drop(&mut self) {
+            GRADIENTS.with_borrow_mut(HashMap::clear);
+        }
+    }
+    let _forget = Forget;
+    run()
 }
 
 /// Activations from row-major values.

@@ -2,6 +2,7 @@
 //! the bus. Numbers are turned into half precision on the way into it.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use dfdx::dtypes::{AMP, f16};
 use dfdx::prelude::{Dtype, Tensor, ZerosTensor};
@@ -28,26 +29,60 @@ pub fn halved(values: &[f32], shape: (usize, usize)) -> HalfMatrix {
     STAGE.with_borrow_mut(|stage| stage.bring(values, shape, |value| AMP(f16::from_f32(value))))
 }
 
-/// Host memory that is used again and again; it grows to the largest weight.
+/// Host memory that is used again and again; it grows to the largest weight. Whole pages of it are locked, so that no other
+/// piece of memory is locked with it by half.
 struct Stage<E> {
     memory: Vec<E>,
+    /// The locked part.
+    pages: Range<usize>,
+}
+
+/// Bytes of a page.
+const PAGE: usize = 4096;
+
+impl<E> Drop for Stage<E> {
+    fn drop(&mut self) {
+        self.unlock();
+    }
+}
+
+impl<E> Stage<E> {
+    const fn new() -> Self {
+        Self { memory: Vec::new(), pages: 0..0 }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn lock(&self) {
+        super::cuda::lock(&self.memory[self.pages.clone()]);
+    }
+
+    #[cfg(feature = "cuda")]
+    fn unlock(&self) {
+        super::cuda::unlock(&self.memory[self.pages.clone()]);
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn lock(&self) {}
+
+    #[cfg(not(feature = "cuda"))]
+    fn unlock(&self) {}
 }
 
 impl<E: Dtype> Stage<E> {
-    const fn new() -> Self {
-        Self { memory: Vec::new() }
-    }
-
     fn bring(&mut self, values: &[f32], shape: (usize, usize), make: impl Fn(f32) -> E + Sync) -> Tensor<(usize, usize), E, Gpu>
     where
         Gpu: ZerosTensor<E> + dfdx::prelude::CopySlice<E>,
     {
-        if self.memory.len() < values.len() {
+        if self.pages.len() < values.len() {
             self.unlock();
-            self.memory = vec![E::default(); values.len()];
+            let (page, len) = (PAGE / size_of::<E>(), values.len().next_multiple_of(PAGE / size_of::<E>()));
+            self.memory = vec![E::default(); len + page];
+            let first = self.memory.as_ptr().align_offset(PAGE).min(page);
+            self.pages = first..first + len;
             self.lock();
         }
-        let stage = &mut self.memory[..values.len()];
+        let first = self.pages.start;
+        let stage = &mut self.memory[first..first + values.len()];
         stage.par_chunks_mut(GRAIN).zip(values.par_chunks(GRAIN)).for_each(|(stage, values)| {
             stage.iter_mut().zip(values).for_each(|(to, &value)| *to = make(value));
         });
@@ -56,20 +91,4 @@ impl<E: Dtype> Stage<E> {
         matrix.copy_from(stage);
         matrix
     }
-
-    #[cfg(feature = "cuda")]
-    fn lock(&self) {
-        super::cuda::lock(&self.memory);
-    }
-
-    #[cfg(feature = "cuda")]
-    fn unlock(&self) {
-        super::cuda::unlock(&self.memory);
-    }
-
-    #[cfg(not(feature = "cuda"))]
-    fn lock(&self) {}
-
-    #[cfg(not(feature = "cuda"))]
-    fn unlock(&self) {}
 }

@@ -3,7 +3,7 @@
 //! as any other choice would.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
 use dfdx::prelude::HasShape;
@@ -62,9 +62,29 @@ pub fn set_room(bytes: u64) {
     });
 }
 
-/// Bytes that weights which stay may take.
-pub fn room() -> u64 {
-    THERE.with_borrow(|there| there.room)
+/// Makes ready for a walk that multiplies by these weights: if they find no room beside those of other models, the others go.
+/// Returns whether all of them can stay, and how many bytes of them are still to come.
+pub fn settle<'w>(weights: impl Iterator<Item = &'w Weight>) -> (bool, u64) {
+    THERE.with_borrow_mut(|there| {
+        there.forget_dead();
+        let mut own = HashSet::new();
+        let mut missing = 0;
+        for weight in weights {
+            if own.insert(address(weight)) && !there.kept.contains_key(&address(weight)) {
+                missing += weight.len() as u64 * weight.precision().bytes();
+            }
+        }
+        if there.taken + missing > there.room {
+            there.kept.retain(|at, _| own.contains(at));
+            there.taken = there.kept.values().map(|(_, held)| held.bytes()).sum();
+        }
+        (there.taken + missing <= there.room, missing)
+    })
+}
+
+/// Bytes of the weights that stay.
+pub fn taken() -> u64 {
+    THERE.with_borrow(|there| there.taken)
 }
 
 /// A weight that is on the GPU for a while.
@@ -132,15 +152,20 @@ fn brought(weight: &Weight) -> Held {
 
 impl There {
     fn keep(&mut self, weight: &Weight, held: &Held) {
-        let Self { kept, taken, room, .. } = self;
+        self.forget_dead();
+        if self.taken + held.bytes() <= self.room {
+            self.taken += held.bytes();
+            self.kept.insert(address(weight), (Arc::downgrade(weight.name()), held.clone()));
+        }
+    }
+
+    /// Weights that nobody has any more go.
+    fn forget_dead(&mut self) {
+        let Self { kept, taken, .. } = self;
         kept.retain(|_, (name, held)| {
             let lives = name.strong_count() > 0;
             *taken -= if lives { 0 } else { held.bytes() };
             lives
         });
-        if *taken + held.bytes() <= *room {
-            *taken += held.bytes();
-            kept.insert(address(weight), (Arc::downgrade(weight.name()), held.clone()));
-        }
     }
 }

@@ -12,7 +12,7 @@ use crate::model::wiring::{Part, Place};
 use crate::ops::{self, Past, Rotary, Span};
 use crate::tensor::{Hidden, PACK};
 
-/// Sequences that are read bit by bit. What is read has the same bits as if it were read at once, and alone.
+/// Sequences that are read bit by bit. On the CPU what is read has the same bits as if it were read at once, and alone.
 pub struct Decoder<'m> {
     model: &'m Model,
     rotary: Arc<Rotary>,
@@ -43,6 +43,7 @@ impl<'m> Decoder<'m> {
             ControlFlow::Continue(())
         });
         let head = model.weight(Place::Head).resident();
+        let _lent = (head.lent(), model.norm.lent());
         let next = |(pack, x): (&Pack, Hidden)| {
             let x = ops::picked(&x, pack.layout.spans.iter().map(|span| span.rows.end - 1).collect());
             let logits = ops::linear(ops::rms_norm(x, &model.norm, model.config.norm_epsilon, None), &head, None);

@@ -5,10 +5,14 @@ use std::ops::ControlFlow;
 use std::thread::ScopedJoinHandle;
 
 use crate::model::{Block, Model};
+use crate::tensor::{gpu, resident};
 
 /// Hands these blocks to `work`, in memory, one after another, until it says to stop.
 pub fn each_block(model: &Model, layers: impl Iterator<Item = usize>, mut work: impl FnMut(usize, &Block) -> ControlFlow<()>) {
     let mut layers = layers.peekable();
+    if gpu::is_selected() {
+        resident::settle(model.walked());
+    }
     std::thread::scope(|scope| {
         let mut ahead: Option<ScopedJoinHandle<'_, Block>> = None;
         while let Some(layer) = layers.next() {

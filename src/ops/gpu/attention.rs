@@ -32,7 +32,7 @@ pub fn attention<T: AnyTape>(
         return Hidden::from(with_past((q, k, v), heads, layout, past)).put_tape(tape);
     }
     let plan = Plan::of(layout, heads.dim);
-    let (q, k) = (plan.turn.turned(q, 1.0), plan.turn.turned(k, 1.0));
+    let (q, k) = (plan.turn.turned(q), plan.turn.turned(k));
     let of_part = |part: &Part| {
         let (q, k, v) = (part.query_heads(&q, heads), part.key_heads(&k, heads), part.key_heads(&v, heads));
         part.queries_back(attended(part, (q, &k, v), heads), heads)
@@ -50,8 +50,8 @@ pub fn attention<T: AnyTape>(
             let on_heads = |x: &Matrix| part.query_heads(x, heads);
             let (q, k, v) = (on_heads(&q), part.key_heads(&k, heads), part.key_heads(&v, heads));
             let [dq, dk, dv] = gradients(part, (q, k, v), (on_heads(&outputs), part.delta_heads(&delta, heads)), heads);
-            q_node.add(plan.turn.turned(part.queries_back(dq, heads), -1.0));
-            k_node.add(plan.turn.turned(part.keys_back(dk, heads), -1.0));
+            q_node.add(plan.turn.turned_back(part.queries_back(dq, heads)));
+            k_node.add(plan.turn.turned_back(part.keys_back(dk, heads)));
             v_node.add(part.keys_back(dv, heads));
         }
         Ok(())

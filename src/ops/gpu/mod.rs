@@ -29,4 +29,5 @@ pub use norm::rms_norm;
 pub use past::Past;
 pub use product::column_sums;
 pub use rows::picked;
+pub use spans::QUERIES;
 pub use tape::{backward, embed};

@@ -5,7 +5,7 @@ use dfdx::prelude::*;
 
 use super::attention::attended;
 use super::rows::selection;
-use super::spans::{Part, Turn};
+use super::spans::{Part, QUERIES, Turn};
 use crate::ops::{Heads, Layout};
 use crate::tensor::gpu::{Matrix, device};
 
@@ -51,20 +51,25 @@ pub fn with_past((q, k, v): (Matrix, Matrix, Matrix), heads: Heads, layout: &Lay
         let own = |x: &Matrix| -> Matrix { x.clone().slice((span.rows.clone(), ..)) };
         let turn = Turn::of(&layout.rotary, heads.dim, start..start + rows);
         let place = selection(positions, rows, (0..rows).map(|i| (start + i, i)));
-        remembered.keys = remembered.keys.clone() + place.clone().matmul(turn.turned(own(&k), 1.0));
+        remembered.keys = remembered.keys.clone() + place.clone().matmul(turn.turned(own(&k)));
         remembered.values = remembered.values.clone() + place.matmul(own(&v));
         remembered.len += rows;
 
-        let part = Part::alone(start, rows);
-        let read = |all: &Matrix| -> Matrix { all.clone().slice((0..start + rows, ..)) };
-        let q = part.query_heads(&turn.turned(own(&q), 1.0), heads);
-        let (k, v) = (part.key_heads(&read(&remembered.keys), heads), part.key_heads(&read(&remembered.values), heads));
-        let o = part.queries_back(attended(&part, (q, &k, v), heads), heads);
-        let back = selection(total, rows, span.rows.clone().enumerate().map(|(i, row)| (row, i))).matmul(o);
-        outputs = Some(match outputs {
-            Some(sum) => sum + back,
-            None => back,
-        });
+        let q = turn.turned(own(&q));
+        for first in (0..rows).step_by(QUERIES) {
+            let now = first..(first + QUERIES).min(rows);
+            let part = Part::alone(start + first, now.len());
+            let read = |all: &Matrix| -> Matrix { all.clone().slice((0..start + now.end, ..)) };
+            let q = part.query_heads(&q.clone().slice((now.clone(), ..)), heads);
+            let (k, v) = (part.key_heads(&read(&remembered.keys), heads), part.key_heads(&read(&remembered.values), heads));
+            let o = part.queries_back(attended(&part, (q, &k, v), heads), heads);
+            let places = now.clone().enumerate().map(|(i, row)| (span.rows.start + row, i));
+            let back = selection(total, now.len(), places).matmul(o);
+            outputs = Some(match outputs {
+                Some(sum) => sum + back,
+                None => back,
+            });
+        }
     }
     outputs.unwrap_or(q)
 }

@@ -4,6 +4,9 @@
 //! out: whatever its size, it neither overflows nor vanishes, and what is lost lies 24 bits below the largest. Both happen
 //! on the GPU, so nobody waits for a number.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 use dfdx::prelude::*;
 
 use crate::tensor::gpu::{Gpu, Half, HalfMatrix, Matrix, matrix};
@@ -68,7 +71,22 @@ pub fn transposed(x: &Matrix) -> Matrix {
 
 /// (rows, 1) of one number.
 pub fn column(rows: usize, value: f32) -> Matrix {
-    matrix(vec![value; rows], rows, 1)
+    constant(rows, 1, value)
+}
+
+/// A matrix of one number, which stays on the GPU for the next who asks.
+pub fn constant(rows: usize, cols: usize, value: f32) -> Matrix {
+    /// Shapes come and go; this many are kept.
+    const KEPT: usize = 1000;
+    thread_local! {
+        static CONSTANTS: RefCell<HashMap<(usize, usize, u32), Matrix>> = RefCell::new(HashMap::new());
+    }
+    CONSTANTS.with_borrow_mut(|constants| {
+        if constants.len() >= KEPT {
+            constants.clear();
+        }
+        constants.entry((rows, cols, value.to_bits())).or_insert_with(|| matrix(vec![value; rows * cols], rows, cols)).clone()
+    })
 }
 
 /// Σ over each row: (rows, 1).
@@ -80,7 +98,7 @@ pub fn sum_of_rows(x: Matrix) -> Matrix {
 /// Σ over each column: (1, cols).
 pub fn sum_of_columns(x: Matrix) -> Matrix {
     let (rows, _) = *x.shape();
-    matrix(vec![1.0; rows], 1, rows).matmul(x)
+    constant(1, rows, 1.0).matmul(x)
 }
 
 /// Σ over each column.

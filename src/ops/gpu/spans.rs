@@ -3,15 +3,19 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
 use dfdx::prelude::*;
 
-use super::product::by_row;
+use super::product::{by_row, constant};
 use super::rows::{Index, Return, index};
 use crate::ops::{Heads, Layout, Rotary, Span};
 use crate::tensor::gpu::{Gpu, Matrix, device, matrix};
+
+/// Rows of a sequence that meet their keys at once.
+pub const QUERIES: usize = 512;
 
 /// Heads of a batch: (sequences · key heads, rows, dim).
 pub type Batch = Tensor<(usize, usize, usize), f32, Gpu>;
@@ -48,7 +52,8 @@ struct Rows {
 /// The angles of rows: cos and sin, (rows, dim).
 pub struct Turn {
     cos: Matrix,
-    sin: Matrix,
+    /// Forward and back.
+    sin: [Matrix; 2],
     /// Turns (low, high) into (−high, low): (dim, dim).
     quarter: Matrix,
 }
@@ -80,49 +85,67 @@ impl Plan {
     fn made(layout: &Layout, dim: usize) -> Self {
         let rows = layout.spans.iter().map(|span| span.rows.end).max().unwrap_or(0);
         let mut positions = vec![0; rows];
-        let mut alike: BTreeMap<(usize, usize), Vec<&Span>> = BTreeMap::new();
-        for span in layout.spans.iter().filter(|span| !span.rows.is_empty()) {
+        // The rows of a sequence are taken some at a time, so that scores never take more than a share of its square; those of one
+        // sequence lie in parts of their own, so that in none a key has two places.
+        let mut alike: BTreeMap<(usize, usize, usize), Vec<Rest>> = BTreeMap::new();
+        for span in layout.spans.iter() {
             let start = span.start(0);
             span.rows.clone().enumerate().for_each(|(i, row)| positions[row] = start + i);
-            let lengths = (span.rows.len().next_power_of_two(), (start + span.rows.len()).next_power_of_two());
-            alike.entry(lengths).or_default().push(span);
+            for (number, first) in span.rows.clone().step_by(QUERIES).enumerate() {
+                let own = first..(first + QUERIES).min(span.rows.end);
+                let before = span.before.iter().cloned().chain([span.rows.start..first]).flatten().collect();
+                let rest = Rest { rows: own, before, shares: !span.before.is_empty() };
+                let lengths = (number, rest.rows.len().next_power_of_two(), rest.seen().next_power_of_two());
+                alike.entry(lengths).or_default().push(rest);
+            }
         }
         let parts = alike.into_values().map(|spans| Part::of(&spans, rows)).collect();
         Self { turn: Turn::of(&layout.rotary, dim, positions.into_iter()), parts }
     }
 }
 
+/// Some rows of a sequence, and the rows of the pack that stand before them in it.
+struct Rest {
+    rows: Range<usize>,
+    before: Vec<usize>,
+    /// Whether some of these are another sequence's too.
+    shares: bool,
+}
+
+impl Rest {
+    /// Keys that its last row looks at.
+    fn seen(&self) -> usize {
+        self.before.len() + self.rows.len()
+    }
+}
+
 impl Part {
-    /// Of spans in a pack of so many rows.
-    fn of(spans: &[&Span], rows: usize) -> Self {
-        let seen = |span: &Span| span.start(0) + span.rows.len();
-        let queries = spans.iter().map(|span| span.rows.len()).max().unwrap_or(0);
-        let keys = spans.iter().map(|span| seen(span)).max().unwrap_or(0);
+    /// Of sequences in a pack of so many rows.
+    fn of(sequences: &[Rest], rows: usize) -> Self {
+        let queries = sequences.iter().map(|rest| rest.rows.len()).max().unwrap_or(0);
+        let keys = sequences.iter().map(Rest::seen).max().unwrap_or(0);
         let (mut of_queries, mut of_keys, mut counts) = (Vec::new(), Vec::new(), Vec::new());
         let (mut back, mut keys_back) = (vec![None; rows], vec![None; rows]);
-        for (b, span) in spans.iter().enumerate() {
-            let own = |i: usize| span.rows.start + i.min(span.rows.len() - 1);
-            of_queries.extend((0..queries).map(own));
-            counts.extend((0..queries).map(|i| if i < span.rows.len() { 1.0 } else { 0.0 }));
-            let all: Vec<usize> = span.before.iter().cloned().chain([span.rows.clone()]).flatten().collect();
+        for (b, rest) in sequences.iter().enumerate() {
+            of_queries.extend((0..queries).map(|i| rest.rows.start + i.min(rest.rows.len() - 1)));
+            counts.extend((0..queries).map(|i| if i < rest.rows.len() { 1.0 } else { 0.0 }));
+            let all: Vec<usize> = rest.before.iter().copied().chain(rest.rows.clone()).collect();
             of_keys.extend((0..keys).map(|j| all[j.min(all.len() - 1)]));
-            for (i, row) in span.rows.clone().enumerate() {
-                back[row] = Some(b * queries + i);
-                keys_back[row] = Some(b * keys + span.start(0) + i);
-            }
+            rest.rows.clone().enumerate().for_each(|(i, row)| back[row] = Some(b * queries + i));
+            all.iter().enumerate().for_each(|(j, &row)| keys_back[row] = Some(b * keys + j));
         }
         let in_order = |of: &[usize]| of.len() == rows && of.iter().enumerate().all(|(i, &row)| i == row);
-        let shares = spans.iter().any(|span| !span.before.is_empty());
+        let shares = sequences.iter().any(|rest| rest.shares);
         let all = in_order(&of_queries) && in_order(&of_keys);
-        let mask = mask(queries, keys, spans.iter().map(|span| (span.start(0), span.rows.len())));
+        let mask = mask(queries, keys, sequences.iter().map(|rest| (rest.before.len(), rest.rows.len())));
         Self {
-            sequences: spans.len(),
+            sequences: sequences.len(),
             queries,
             keys,
             rows: (!all).then(|| Rows {
                 queries: index(of_queries),
                 keys: index(of_keys),
-                counts: matrix(counts, spans.len() * queries, 1),
+                counts: matrix(counts, sequences.len() * queries, 1),
                 back: Return::of(&back),
                 keys_back: (!shares).then(|| Return::of(&keys_back)),
             }),
@@ -226,7 +249,7 @@ fn heads_last(x: Batch, (sequences, rows, heads, dim): (usize, usize, usize, usi
 /// The same values lying in the order of their axes: an operation on two tensors writes them so.
 fn in_order(x: Tensor<(usize, usize, usize, usize), f32, Gpu>) -> Tensor<(usize, usize, usize, usize), f32, Gpu> {
     let shape = *x.shape();
-    let one: Tensor<Rank0, f32, Gpu> = device().tensor_from_vec(vec![1.0], ());
+    let one: Tensor<Rank0, f32, Gpu> = constant(1, 1, 1.0).reshape_like(&());
     x * one.broadcast_like::<_, Axes4<0, 1, 2, 3>>(&shape)
 }
 
@@ -245,16 +268,27 @@ impl Turn {
             quarter[(i + half) * dim + i] = -1.0;
             quarter[i * dim + i + half] = 1.0;
         }
-        Self { cos: matrix(cos, rows, dim), sin: matrix(sin, rows, dim), quarter: matrix(quarter, dim, dim) }
+        let back = sin.iter().map(|sin| -sin).collect();
+        let sin = [matrix(sin, rows, dim), matrix(back, rows, dim)];
+        Self { cos: matrix(cos, rows, dim), sin, quarter: matrix(quarter, dim, dim) }
     }
 
-    /// Every head of every row turned by its position's angles; `direction` −1 turns back.
-    pub fn turned(&self, x: Matrix, direction: f32) -> Matrix {
+    /// Every head of every row turned by its position's angles.
+    pub fn turned(&self, x: Matrix) -> Matrix {
+        self.by(x, &self.sin[0])
+    }
+
+    /// The way back.
+    pub fn turned_back(&self, x: Matrix) -> Matrix {
+        self.by(x, &self.sin[1])
+    }
+
+    fn by(&self, x: Matrix, sin: &Matrix) -> Matrix {
         let ((rows, width), (dim, _)) = (*x.shape(), *self.quarter.shape());
         let whole = (rows, width / dim, dim);
         let beside = |table: &Matrix| table.clone().broadcast_like::<_, Axis<1>>(&whole);
         let across = x.clone().reshape_like(&(rows * (width / dim), dim)).matmul(self.quarter.clone()).reshape_like(&whole);
-        let turned = x.reshape_like(&whole) * beside(&self.cos) + across * beside(&(self.sin.clone() * direction));
+        let turned = x.reshape_like(&whole) * beside(&self.cos) + across * beside(sin);
         turned.reshape_like(&(rows, width))
     }
 }

@@ -22,31 +22,17 @@ struct Shared {
 macro_rules! forwarded {
     ($($name:literal, [$($file:literal),+], [$($function:ident),+ $(,)?];)+) => {
         $($(
-            #[expect(non_snake_case, reason = "the library's own names")]
+            #[expect(non_snake_case, unsafe_code, reason = "the library's own names, and jumps in place of links")]
             mod $function {
                 /// Where the library has it.
                 pub static AT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-                #[cfg(target_arch = "x86_64")]
-                #[expect(unsafe_code, reason = "a jump in place of a link")]
-                mod jump {
-                    std::arch::global_asm!(
-                        concat!(".globl ", stringify!($function)),
-                        concat!(stringify!($function), ":"),
-                        "jmp qword ptr [rip + {at}]",
-                        at = sym super::AT,
-                    );
-                }
-                #[cfg(target_arch = "aarch64")]
-                #[expect(unsafe_code, reason = "a jump in place of a link")]
-                mod jump {
-                    std::arch::global_asm!(
-                        concat!(".globl ", stringify!($function)),
-                        concat!(stringify!($function), ":"),
-                        "adrp x16, {at}",
-                        "ldr x16, [x16, :lo12:{at}]",
-                        "br x16",
-                        at = sym super::AT,
-                    );
+                #[unsafe(naked)]
+                #[unsafe(no_mangle)]
+                unsafe extern "C" fn $function() {
+                    #[cfg(target_arch = "x86_64")]
+                    std::arch::naked_asm!("jmp qword ptr [rip + {at}]", at = sym AT);
+                    #[cfg(target_arch = "aarch64")]
+                    std::arch::naked_asm!("adrp x16, {at}", "ldr x16, [x16, :lo12:{at}]", "br x16", at = sym AT);
                 }
             }
         )+)+
@@ -59,15 +45,15 @@ macro_rules! forwarded {
 
 forwarded! {
     "NVIDIA's driver", ["libcuda.so.1"], [
-        cuCtxSetCurrent, cuDeviceGet, cuDeviceGetAttribute, cuDeviceGetCount, cuDeviceTotalMem_v2, cuDevicePrimaryCtxRelease_v2,
+        cuCtxSetCurrent, cuDeviceGet, cuDeviceGetAttribute, cuDeviceGetCount, cuDeviceGetDefaultMemPool, cuDeviceGetName, cuDeviceTotalMem_v2, cuDevicePrimaryCtxRelease_v2,
         cuDevicePrimaryCtxRetain, cuEventCreate, cuEventDestroy_v2, cuEventRecord, cuGetErrorString, cuInit, cuLaunchKernel,
         cuMemAllocAsync, cuMemAlloc_v2, cuMemFreeAsync, cuMemFree_v2, cuMemGetInfo_v2, cuMemHostRegister_v2,
-        cuMemHostUnregister, cuMemcpyDtoDAsync_v2, cuMemcpyDtoD_v2, cuMemcpyDtoHAsync_v2, cuMemcpyDtoH_v2,
+        cuMemHostUnregister, cuMemPoolSetAttribute, cuMemcpyDtoDAsync_v2, cuMemcpyDtoD_v2, cuMemcpyDtoHAsync_v2, cuMemcpyDtoH_v2,
         cuMemcpyHtoDAsync_v2, cuMemcpyHtoD_v2, cuMemsetD8Async, cuMemsetD8_v2, cuModuleGetFunction, cuModuleLoad,
         cuModuleLoadData, cuModuleUnload, cuStreamCreate, cuStreamDestroy_v2, cuStreamSynchronize, cuStreamWaitEvent,
     ];
     "cuBLAS", ["libcublas.so.13", "libcublas.so.12"], [
-        cublasCreate_v2, cublasDestroy_v2, cublasGemmEx, cublasGemmStridedBatchedEx, cublasSetStream_v2,
+        cublasCreate_v2, cublasDestroy_v2, cublasGemmEx, cublasGemmStridedBatchedEx, cublasGetProperty, cublasSetStream_v2,
         cublasSgemmStridedBatched, cublasSgemm_v2,
     ];
     "NVRTC", ["libnvrtc.so.13", "libnvrtc.so.12"], [
@@ -94,9 +80,12 @@ impl Shared {
         #[expect(unsafe_code, reason = "a library runs code of its own when it is opened")]
         // SAFETY: these are NVIDIA's own; what others of their names do is not in our hands.
         let open = |file: &&str| unsafe { Library::open(Some(*file), RTLD_NOW | RTLD_LOCAL) };
-        // the newest is named where there is none
-        let found = self.files.iter().map(open).reduce(|first, next| first.or_else(|error| next.map_err(|_| error)));
-        let library = found.unwrap_or_else(|| unreachable!("every library has a name")).map_err(failed)?;
+        let mut found = open(&self.files[0]);
+        for file in &self.files[1..] {
+            // the newest is named where there is none
+            found = found.or_else(|error| open(file).map_err(|_| error));
+        }
+        let library = found.map_err(failed)?;
         for (name, at) in self.functions {
             #[expect(unsafe_code, reason = "an address is looked up")]
             // SAFETY: it is taken for an address and nothing else.
