@@ -149,7 +149,7 @@ fn attention_is_the_same_on_both_faces_and_for_packed_sequences() {
         let mut stream = Seed::root(2).stream();
         let frequencies = [1.0, 0.3, 0.1, 0.01];
         for (lengths, queries, keys) in
-            [(&[1][..], 2, 2), (&[9], 4, 4), (&[13], 6, 2), (&[150], 2, 1), (&[9, 1, 70, 128, 3], 4, 2)]
+            [(&[1][..], 2, 2), (&[9], 4, 4), (&[13], 6, 2), (&[150], 2, 1), (&[9, 1, 70, 128, 3], 4, 2), (&[1100, 40, 600], 2, 1)]
         {
             let (dim, n, heads) = (8, lengths.iter().sum::<usize>(), Heads { queries, keys, dim: 8 });
             let make = |count: usize, stream: &mut _| hidden(numbers(stream, n * count * dim), n, count * dim);

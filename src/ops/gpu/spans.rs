@@ -93,7 +93,7 @@ impl Plan {
             span.rows.clone().enumerate().for_each(|(i, row)| positions[row] = start + i);
             for (number, first) in span.rows.clone().step_by(QUERIES).enumerate() {
                 let own = first..(first + QUERIES).min(span.rows.end);
-                let before = span.before.iter().cloned().chain([span.rows.start..first]).flatten().collect();
+                let before = span.before.iter().cloned().chain(std::iter::once(span.rows.start..first)).flatten().collect();
                 let rest = Rest { rows: own, before, shares: !span.before.is_empty() };
                 let lengths = (number, rest.rows.len().next_power_of_two(), rest.seen().next_power_of_two());
                 alike.entry(lengths).or_default().push(rest);
