@@ -28,8 +28,8 @@ const EXIT_CODES: &str = "Exit codes:
   130  interrupted by Ctrl-C or SIGTERM; run it again to go on
 
 Environment:
-  RUNNER_SEED, RUNNER_RESULTS, RUNNER_CACHE, RUNNER_CACHE_LIMIT, RUNNER_DATA, RUNNER_THREADS, RUNNER_DEVICE, RUNNER_LOG,
-  RUNNER_LOCKED
+  RUNNER_SEED, RUNNER_RESULTS, RUNNER_CACHE, RUNNER_CACHE_LIMIT, RUNNER_DATA, RUNNER_THREADS, RUNNER_MEMORY, RUNNER_STREAM,
+  RUNNER_DEVICE, RUNNER_LOG, RUNNER_LOCKED
                run settings, over those of the file and under --set
   SECATEUR_LOG which events are shown, in tracing's notation: warn, secateur=debug, …";
 
