@@ -15,9 +15,8 @@ use crate::tensor::{Precision, gpu};
 pub struct Options {
     /// A folder as transformers writes it, relative to the working directory. `hf://owner/name@revision` is reserved.
     pub model: String,
-    /// The element in which a GPU holds the weights and multiplies by them: `float32` or `float16`; sums are taken in float32 in any case, norms,
-    /// softmax, adapters and logits are float32. With `float16` a model takes half the room, and products take a fraction of the time.
-    /// Default `float32`.
+    /// The element in which a GPU holds the weights and multiplies by them: `float32`, or `float16`, which takes half the room. Products
+    /// accumulate in float32; norms, softmax, adapters and logits are float32. Default `float32`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub precision: Precision,
 }
