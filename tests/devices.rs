@@ -179,6 +179,15 @@ fn room_on_a_gpu_changes_no_bit() {
     // some of it stays
     tensor::resident::set_room(100_000);
     assert!(found() == roomy, "with a little room");
+    // the weights of another model go where both find no room
+    let bytes = model.walked().map(|weight| 4 * weight.len() as u64).sum::<u64>();
+    tensor::resident::set_room(bytes + bytes / 2);
+    walk::token_scores(&model, &rows);
+    assert!(model.blocks.iter().all(|block| block.is_on_gpu()));
+    let other = support::tiny();
+    walk::token_scores(&other, &rows);
+    assert!(other.blocks.iter().all(|block| block.is_on_gpu()) && !model.blocks.iter().any(|block| block.is_on_gpu()));
+    assert!(tensor::resident::taken() <= bytes);
     tensor::select(Device::Cpu).unwrap();
 }
 

@@ -4,7 +4,7 @@
 use dfdx::prelude::*;
 
 use super::attention::attended;
-use super::rows::selection;
+use super::rows::Return;
 use super::spans::{Part, QUERIES, Turn};
 use crate::ops::{Heads, Layout};
 use crate::tensor::gpu::{Matrix, device};
@@ -50,9 +50,9 @@ pub fn with_past((q, k, v): (Matrix, Matrix, Matrix), heads: Heads, layout: &Lay
         let (start, rows) = (remembered.len, span.rows.len());
         let own = |x: &Matrix| -> Matrix { x.clone().slice((span.rows.clone(), ..)) };
         let turn = Turn::of(&layout.rotary, heads.dim, start..start + rows);
-        let place = selection(positions, rows, (0..rows).map(|i| (start + i, i)));
-        remembered.keys = remembered.keys.clone() + place.clone().matmul(turn.turned(own(&k)));
-        remembered.values = remembered.values.clone() + place.matmul(own(&v));
+        let place = Return::within(positions, start..start + rows);
+        remembered.keys = remembered.keys.clone() + place.rows(turn.turned(own(&k)));
+        remembered.values = remembered.values.clone() + place.rows(own(&v));
         remembered.len += rows;
 
         let q = turn.turned(own(&q));
@@ -63,8 +63,7 @@ pub fn with_past((q, k, v): (Matrix, Matrix, Matrix), heads: Heads, layout: &Lay
             let q = part.query_heads(&q.clone().slice((now.clone(), ..)), heads);
             let (k, v) = (part.key_heads(&read(&remembered.keys), heads), part.key_heads(&read(&remembered.values), heads));
             let o = part.queries_back(attended(&part, (q, &k, v), heads), heads);
-            let places = now.clone().enumerate().map(|(i, row)| (span.rows.start + row, i));
-            let back = selection(total, now.len(), places).matmul(o);
+            let back = Return::within(total, span.rows.start + now.start..span.rows.start + now.end).rows(o);
             outputs = Some(match outputs {
                 Some(sum) => sum + back,
                 None => back,

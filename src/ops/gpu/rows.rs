@@ -1,5 +1,7 @@
 //! Rows of matrices, gathered: nothing on a GPU is ever scattered, because two that meet would have to be added.
 
+use std::ops::Range;
+
 use dfdx::prelude::*;
 
 use crate::tensor::gpu::{Gpu, Hidden, Matrix, device, matrix};
@@ -33,6 +35,11 @@ impl Return {
             from: index(from.iter().map(|row| row.unwrap_or(0)).collect()),
             comes: (!all).then(|| matrix(comes, from.len(), 1)),
         }
+    }
+
+    /// Of rows that lie here, in order, among so many.
+    pub fn within(all: usize, here: Range<usize>) -> Self {
+        Self::of(&(0..all).map(|row| here.contains(&row).then(|| row - here.start)).collect::<Vec<_>>())
     }
 
     /// The rows where they belong.
