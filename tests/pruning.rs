@@ -78,10 +78,8 @@ fn load(name: &'static str) -> Option<Golden> {
     };
     let sums = |place: &Place| {
         let name = LLAMA.tensor(*place);
-        let of = |kind: &str| {
-            let weight = model.weight(*place);
-            Gradient::new(tensor(format!("{kind}.{name}")), weight.rows(), weight.cols())
-        };
+        let (rows, cols) = (model.weight(*place).rows(), model.weight(*place).cols());
+        let of = |kind: &str| Gradient::new(tensor(format!("{kind}.{name}")), rows, cols);
         (*place, Sums { gradient: of("grad"), squares: Some(of("acc")) })
     };
     let gradients = model.places().iter().map(sums).collect();
