@@ -37,11 +37,7 @@ fn run(sandbox: &Sandbox, device: &str, results: &str, more: &[&str]) -> String 
     arguments.extend(more);
     let ran = sandbox.run(&arguments);
     assert_eq!(ran.code, 0, "{}", ran.err);
-    let folder = sandbox.path(&format!("{results}/chain"));
-    let variant = std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
-    let variant = variant.filter(|name| name.starts_with("base-")).collect::<Vec<_>>();
-    assert_eq!(variant.len(), 1, "{variant:?}");
-    format!("{results}/chain/{}", variant[0])
+    sandbox.variant_in(results, "chain", "base-")
 }
 
 fn chain(taylor: &str) -> Sandbox {
@@ -166,11 +162,12 @@ fn room_on_a_gpu_changes_no_bit() {
     let folder = tempfile::tempdir().unwrap();
     let corpus = folder.path().join("rows.jsonl");
     std::fs::write(&corpus, rows.iter().map(|row| format!("{{\"ids\": {:?}}}\n", row.ids)).collect::<String>()).unwrap();
-    let options = json!({ "method": "taylor", "taylor": "element-mixed", "corpus": corpus, "sample": "file" });
-    let options = serde_json::from_value(options).unwrap();
     let graph = dependencies::run(&serde_json::from_value(json!({ "grouping": "channel" })).unwrap(), &model).unwrap();
     let found = || {
-        let scores = importance::run(&options, &support::context(), &model, &graph).unwrap().0;
+        let scores = ["vector", "element-first", "element-mixed"].map(|taylor| {
+            let options = json!({ "method": "taylor", "taylor": taylor, "corpus": corpus, "sample": "file" });
+            importance::run(&serde_json::from_value(options).unwrap(), &support::context(), &model, &graph).unwrap().0
+        });
         (walk::token_scores(&model, &rows), scores)
     };
     let roomy = found();
@@ -189,6 +186,13 @@ fn room_on_a_gpu_changes_no_bit() {
     assert!(other.blocks.iter().all(|block| block.is_on_gpu()) && !model.blocks.iter().any(|block| block.is_on_gpu()));
     assert!(tensor::resident::taken() <= bytes);
     tensor::select(Device::Cpu).unwrap();
+    for (on_gpu, on_cpu) in roomy.1.iter().zip(found().1) {
+        for (a, b) in on_gpu.groups.iter().flatten().zip(on_cpu.groups.iter().flatten()) {
+            let largest = b.channels.iter().fold(0f64, |most, x| most.max(x.abs()));
+            let apart = a.channels.iter().zip(&b.channels).map(|(a, b)| (a - b).abs() / largest).fold(0.0, f64::max);
+            assert!(a.member == b.member && apart < 1e-4, "member {}: {apart:.1e}", a.member);
+        }
+    }
 }
 
 #[test]

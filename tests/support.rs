@@ -121,11 +121,16 @@ impl Sandbox {
 
     /// The one folder of `results/<pipeline>` whose name begins so.
     pub fn variant(&self, pipeline: &str, beginning: &str) -> String {
-        let names = std::fs::read_dir(self.path(&format!("results/{pipeline}"))).unwrap();
+        self.variant_in("results", pipeline, beginning)
+    }
+
+    /// The same in another folder of results.
+    pub fn variant_in(&self, results: &str, pipeline: &str, beginning: &str) -> String {
+        let names = std::fs::read_dir(self.path(&format!("{results}/{pipeline}"))).unwrap();
         let names = names.flatten().map(|entry| entry.file_name().into_string().unwrap());
         let found: Vec<String> = names.filter(|name| name.starts_with(beginning)).collect();
         assert_eq!(found.len(), 1, "{beginning}: {found:?}");
-        format!("results/{pipeline}/{}", found[0])
+        format!("{results}/{pipeline}/{}", found[0])
     }
 }
 

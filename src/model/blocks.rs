@@ -114,7 +114,7 @@ impl Block {
         Self { weights: self.weights.each_ref().map(Weight::resident), biases: self.biases.clone() }
     }
 
-    /// Whether all its weights stay on the GPU.
+    /// Whether all its weights are on the GPU.
     pub fn is_on_gpu(&self) -> bool {
         self.weights.iter().all(Weight::is_on_gpu)
     }

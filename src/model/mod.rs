@@ -71,7 +71,7 @@ impl ModelHeader {
         }
         let Config { layers, hidden, vocab, max_positions, .. } = checkpoint.config;
         let keys = checkpoint.config.widths.keys.map_or(hidden, |keys| keys * checkpoint.config.head_dim);
-        let heads = hidden / checkpoint.config.head_dim.max(1);
+        let heads = checkpoint.config.widths.queries.unwrap_or(hidden / checkpoint.config.head_dim.max(1));
         let (cached, has_tokenizer) = ((2 * layers * keys) as u64, tokenizer.is_some());
         Ok(Self { layers, hidden, heads, vocab, max_positions, parameters: checkpoint.parameters(), cached, has_tokenizer })
     }

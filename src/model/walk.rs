@@ -24,7 +24,7 @@ use super::wiring::{Part, Place};
 use super::{Block, Model};
 use crate::memory;
 use crate::ops::{self, Answer, Ask, Past, SideSums, Slot, TokenScore};
-use crate::tensor::{Hidden, Recording, Weight, device_memory, gpu, resident};
+use crate::tensor::{Gradient, Hidden, Recording, Weight, device_memory, gpu, resident};
 
 /// Whoever wants gradients. What is found arrives pack by pack in their order, so sums have the same bits on any number of
 /// threads.
@@ -302,7 +302,9 @@ fn embedding_answer(embedding: &Weight, ask: &Ask, ids: &[u32], upstream: &[f32]
         }
     }
     let slot = Slot::new(ask.clone());
-    slot.put_whole(|| embedding.values(), width, gradient, squares);
+    // where the head's lies: a tied weight's are added up
+    let whole = |values| Gradient::new(values, embedding.rows(), width);
+    slot.put_whole(embedding, whole(gradient), ask.samples().map(|_| whole(squares)));
     slot.take().unwrap_or(Answer::Sums(SideSums::default()))
 }
 

@@ -1,7 +1,6 @@
 //! What is asked of the gradient of a weight, and where the answer goes when a tape runs backward. Nobody needs to keep a
 //! gradient in order to add up what follows from it: an operation can reduce it band by band as it makes it.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
@@ -114,16 +113,13 @@ impl Slot {
         *self.answer.borrow_mut() = Some(answer);
     }
 
-    /// Answers from a gradient that is there as a whole, in the CPU's memory, as are the squares if the question needs them.
-    pub fn put_whole<'a>(&self, weight: impl FnOnce() -> Cow<'a, [f32]>, cols: usize, gradient: Vec<f32>, squares: Vec<f32>) {
-        let rows = gradient.len() / cols;
+    /// Answers from a gradient that is there as a whole, as are the squares if the question needs them.
+    pub fn put_whole(&self, weight: &Weight, gradient: Gradient, squares: Option<Gradient>) {
+        let sums = |sides: Sides, worth: &dyn Worth| Answer::Sums(side_sums(weight, &gradient, squares.as_ref(), sides, worth));
         self.put(match &self.ask {
-            Ask::Gradient => Answer::gradient(gradient, rows, cols),
-            Ask::Squares(_) => Answer::squared(gradient, squares, rows, cols),
-            Ask::Products(sides) => Answer::Sums(side_sums_of(&weight(), &gradient, &squares, cols, *sides, &Product)),
-            Ask::Elements { sides, worth, .. } => {
-                Answer::Sums(side_sums_of(&weight(), &gradient, &squares, cols, *sides, worth.as_ref()))
-            }
+            Ask::Products(sides) => sums(*sides, &Product),
+            Ask::Elements { sides, worth, .. } => sums(*sides, worth.as_ref()),
+            Ask::Gradient | Ask::Squares(_) => Answer::Gradient { gradient, squares },
         });
     }
 }
@@ -151,6 +147,15 @@ impl SideSums {
             self.rows[first..first + band.rows.len()].copy_from_slice(&band.rows);
         }
         self.cols.iter_mut().zip(&band.cols).for_each(|(sum, part)| *sum += part);
+    }
+}
+
+/// A sample's own gradient, added, and its square, times its share.
+#[inline(always)]
+pub fn add_squared(gradient: &mut [f32], squares: &mut [f32], own: &[f32], share: f32) {
+    for ((g, s), own) in gradient.iter_mut().zip(squares).zip(own) {
+        *g += own;
+        *s += (own * share) * (own * share);
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dfdx::prelude::{Cpu, Gradients, HasErr, NoneTape, Tensor, TensorFromVec};
 use rayon::prelude::*;
 
-use super::{AnyTape, Recording};
+use super::AnyTape;
 
 /// Activations, (positions, width), row-major.
 #[derive(Clone, Debug)]
@@ -91,11 +91,6 @@ impl Hidden {
         assert_eq!(values.len(), rows * cols, "activations of {rows} × {cols}");
         let name = device().tensor_from_vec(Vec::new(), (0,));
         Self { values: Arc::new(values), shape: (rows, cols), name, recipe: None, tape: NoneTape }
-    }
-
-    /// Where a tape begins.
-    pub fn leaky_trace(&self) -> Hidden<Recording> {
-        self.clone().put_tape(Recording::default())
     }
 
     pub fn put_tape<T>(self, tape: T) -> Hidden<T> {

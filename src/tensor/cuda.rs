@@ -28,10 +28,9 @@ pub fn total_memory(number: usize) -> Option<u64> {
     bytes.ok().map(|bytes| bytes as u64)
 }
 
-/// The GPU of this number, and how many bytes of it this process may take: nine tenths of what is free. A small product is made, so
+/// The GPU of this number, which is there, and how many bytes of it this process may take: nine tenths of what is free. A small product is made, so
 /// that a GPU which cannot be used is found out now.
 pub fn open(number: usize) -> Result<(Option<Cuda>, u64), NoDevice> {
-    look_for(number)?;
     let failed = |error: &dyn std::fmt::Debug| NoDevice::Unusable(format!("{error:?}"));
     let device = Cuda::try_build(number, 0).map_err(|error| failed(&error))?;
     keep_memory(number);

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use dfdx::dtypes::{AMP, f16};
 use dfdx::prelude::{HasShape, NoneTape, Tensor, TensorFromVec, ZerosTensor};
 
-use super::{AnyTape, Recording};
+use super::AnyTape;
 
 /// dfdx's device.
 #[cfg(feature = "cuda")]
@@ -106,6 +106,14 @@ pub fn matrix(values: Vec<f32>, rows: usize, cols: usize) -> Matrix {
     device().tensor_from_vec(values, (rows, cols))
 }
 
+/// A sum that begins with its first part.
+pub fn added(sum: Option<Matrix>, part: Matrix) -> Matrix {
+    match sum {
+        Some(sum) => sum + part,
+        None => part,
+    }
+}
+
 impl From<Matrix> for Hidden {
     fn from(matrix: Matrix) -> Self {
         Self { matrix, node: Node::new(), tape: NoneTape }
@@ -115,11 +123,6 @@ impl From<Matrix> for Hidden {
 impl Hidden {
     pub fn put_tape<T>(self, tape: T) -> Hidden<T> {
         Hidden { matrix: self.matrix, node: self.node, tape }
-    }
-
-    /// Where a tape begins.
-    pub fn leaky_trace(&self) -> Hidden<Recording> {
-        self.clone().put_tape(Recording::default())
     }
 }
 
@@ -171,10 +174,7 @@ impl Node {
     /// Adds to the gradient.
     pub fn add(&self, part: Matrix) {
         GRADIENTS.with_borrow_mut(|gradients| {
-            let sum = match gradients.remove(&self.0) {
-                Some(sum) => sum + part,
-                None => part,
-            };
+            let sum = added(gradients.remove(&self.0), part);
             gradients.insert(self.0, sum);
         });
     }

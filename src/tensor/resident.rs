@@ -29,11 +29,11 @@ impl Held {
     }
 
     fn bytes(&self) -> u64 {
-        let elements = |(rows, cols): (usize, usize)| (rows * cols) as u64;
-        match self {
-            Self::Single(matrix) => 4 * elements(*matrix.shape()),
-            Self::Half(matrix) => 2 * elements(*matrix.shape()),
-        }
+        let ((rows, cols), element) = match self {
+            Self::Single(matrix) => (*matrix.shape(), Precision::Float32),
+            Self::Half(matrix) => (*matrix.shape(), Precision::Float16),
+        };
+        (rows * cols) as u64 * element.bytes()
     }
 }
 

@@ -18,11 +18,11 @@ pub struct Weight {
     store: Store,
     /// How a GPU holds it.
     precision: Precision,
-    /// Names the values: two weights of one name have the same.
+    /// Names the values in this precision: two weights of one name are one on a GPU.
     name: Arc<()>,
 }
 
-/// The element in which a GPU holds and multiplies a matrix; sums are taken in f32 in any case.
+/// The element in which a GPU holds and multiplies a matrix; products accumulate in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -109,7 +109,7 @@ impl Weight {
 
     /// The same weight, held by a GPU in this precision. What becomes of it later is held so too.
     pub fn held_in(self, precision: Precision) -> Self {
-        Self { precision, ..self }
+        Self { precision, name: Arc::default(), ..self }
     }
 
     /// How a GPU holds it.
@@ -117,7 +117,7 @@ impl Weight {
         self.precision
     }
 
-    /// What names its values.
+    /// What names it.
     pub(super) fn name(&self) -> &Arc<()> {
         &self.name
     }

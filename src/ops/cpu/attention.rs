@@ -25,13 +25,7 @@ mod backward;
 /// Queries of a tile.
 const TILE: usize = 64;
 
-/// softmax(q·kᵀ / √dim + causal mask) · v, head by head, after the rotation of q and k; every sequence of the layout for
-/// itself. q is (positions, queries · dim), k and v are (positions, keys · dim), the output is as q. With a `past`, what it
-/// holds of a sequence stands before the sequence's rows, and they are added to it; then, and where sequences share their
-/// beginning, there is no way back.
-///
-/// # Panics
-/// If there is a tape and a past, or a tape and a shared beginning.
+/// See [`crate::ops::attention`].
 pub fn attention<T: AnyTape>(
     q: Hidden<T>,
     k: Hidden<T>,

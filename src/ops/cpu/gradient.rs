@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::gemm::{Into, View, product, product_here};
 use crate::ops::simd::vectorised;
-use crate::ops::slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot, side_sums_of};
+use crate::ops::slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot, add_squared, side_sums_of};
 use crate::tensor::cpu::{Hidden, Kept};
 
 /// A question, with what its answer needs of the way forward.
@@ -113,15 +113,6 @@ fn squared_band(
             #[inline(always)]
             || add_squared(&mut *gradient, &mut *squares, &own[..], *share),
         );
-    }
-}
-
-/// A sample's own gradient, added, and its square, times its share.
-#[inline(always)]
-pub(super) fn add_squared(gradient: &mut [f32], squares: &mut [f32], own: &[f32], share: f32) {
-    for ((g, s), own) in gradient.iter_mut().zip(squares).zip(own) {
-        *g += own;
-        *s += (own * share) * (own * share);
     }
 }
 

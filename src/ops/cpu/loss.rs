@@ -9,10 +9,10 @@ use super::gemm::{Into, View, product};
 use super::maths::{exp, largest};
 use super::{gradient, linear};
 use crate::ops::simd::{GRAIN, LANES, vectorised};
-use crate::ops::slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot};
+use crate::ops::slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot, add_squared};
 use crate::ops::{Target, TokenScore};
 use crate::tensor::Weight;
-use crate::tensor::cpu::Hidden;
+use crate::tensor::cpu::{Hidden, hidden};
 
 /// Elements of a tile of logits.
 const TILE: usize = 1 << 24;
@@ -82,7 +82,8 @@ pub fn cross_entropy(x: &Hidden, head: &Weight, targets: &[Target], scale: f32, 
         (Some(Reduced::Products(cols)), Some(slot)) => slot.put(Answer::Sums(SideSums { rows: Vec::new(), cols })),
         (Some(Reduced::Gradient(gradient)), Some(slot)) => {
             let (sum, squares) = gradient.finish();
-            slot.put_whole(|| weight.as_slice().into(), width, sum, squares);
+            let whole = |values| hidden(values, vocabulary, width).into();
+            slot.put_whole(head, whole(sum), slot.ask.samples().map(|_| whole(squares)));
         }
         _ => {}
     }
@@ -195,7 +196,7 @@ impl HeadGradient {
         let Some(share) = self.samples.get(self.at).map(|sample| sample.share) else { return };
         let sums = self.sum.par_chunks_mut(GRAIN).zip(self.squares.par_chunks_mut(GRAIN));
         sums.zip(self.own.par_chunks_mut(GRAIN)).for_each(|((sum, squares), own)| {
-            gradient::add_squared(sum, squares, own, share);
+            add_squared(sum, squares, own, share);
             own.fill(0.0);
         });
     }

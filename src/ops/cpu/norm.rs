@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::gradient::add_squared;
 use super::maths::dot;
-use crate::ops::Slot;
 use crate::ops::simd::{rows_per_task, vectorised};
+use crate::ops::slot::{Slot, add_squared};
 use crate::tensor::cpu::{Hidden, hidden};
 use crate::tensor::{AnyTape, Weight};
 
@@ -36,12 +35,13 @@ pub fn rms_norm<T: AnyTape>(x: Hidden<T>, weight: &Weight, epsilon: f32, slot: O
     }
     let y = y.made_by(make);
 
-    let (x_node, y_node, kept, slot) = (x.node(), y.node(), y.keep(), slot.cloned());
+    let (x_node, y_node, kept) = (x.node(), y.node(), y.keep());
+    let asked = slot.map(|slot| (slot.clone(), weight.clone()));
     tape.add_backward_op(move |gradients| {
         kept.forget();
         let dy = y_node.take(gradients)?;
-        if let Some(slot) = slot {
-            weight_gradient(&slot, &dy, &from, &inverse, &w);
+        if let Some((slot, weight)) = asked {
+            weight_gradient(&slot, &weight, &dy, &from, &inverse);
         }
         let (dx, is_begun) = x_node.sum(gradients)?;
         dx.par_chunks_mut(task * width)
@@ -108,8 +108,9 @@ fn backward(dx: &mut [f32], dy: &[f32], x: &[f32], inverse: &[f32], w: &[f32], i
 }
 
 /// dw = Σ_t δ_t ⊙ x_t · s_t, sample by sample where their squares are asked for.
-fn weight_gradient(slot: &Slot, dy: &[f32], x: &Arc<Vec<f32>>, inverse: &[f32], w: &[f32]) {
-    let width = w.len();
+fn weight_gradient(slot: &Slot, weight: &Weight, dy: &[f32], x: &Arc<Vec<f32>>, inverse: &[f32]) {
+    let width = weight.len();
+    let row = |values| hidden(values, 1, width).into();
     let of = |positions: Range<usize>| {
         vectorised(
             #[inline(always)]
@@ -117,13 +118,13 @@ fn weight_gradient(slot: &Slot, dy: &[f32], x: &Arc<Vec<f32>>, inverse: &[f32], 
         )
     };
     let Some(samples) = slot.ask.samples() else {
-        return slot.put_whole(|| w.into(), width, of(0..inverse.len()), Vec::new());
+        return slot.put_whole(weight, row(of(0..inverse.len())), None);
     };
     let (mut gradient, mut squares) = (vec![0.0; width], vec![0.0; width]);
     for sample in samples.iter() {
         add_squared(&mut gradient, &mut squares, &of(sample.positions.clone()), sample.share);
     }
-    slot.put_whole(|| w.into(), width, gradient, squares);
+    slot.put_whole(weight, row(gradient), Some(row(squares)));
 }
 
 /// Σ δ ⊙ x · s over these positions.

@@ -10,13 +10,7 @@ use crate::ops::{Heads, Layout, gpu::Past};
 use crate::tensor::AnyTape;
 use crate::tensor::gpu::{Hidden, Matrix};
 
-/// softmax(q·kᵀ / √dim + causal mask) · v, head by head, after the rotation of q and k; every sequence of the layout for
-/// itself. q is (positions, queries · dim), k and v are (positions, keys · dim), the output is as q. With a `past`, what it
-/// holds of a sequence stands before the sequence's rows, and they are added to it; then, and where sequences share their
-/// beginning, there is no way back.
-///
-/// # Panics
-/// If there is a tape and a past, or a tape and a shared beginning.
+/// See [`crate::ops::attention`].
 pub fn attention<T: AnyTape>(
     q: Hidden<T>,
     k: Hidden<T>,

@@ -24,28 +24,17 @@ impl Asked {
 
     /// δ is (n, outputs), dx = δ · W is (n, inputs).
     pub fn answer(self, held: &Held, delta: &Matrix, dx: &Matrix) {
-        let whole = |samples: Option<&[SampleAt]>| match samples {
+        if let Ask::Products(sides) = &self.slot.ask {
+            let rows = self.y.map_or_else(Vec::new, |y| column_sums(delta.clone() * y));
+            let cols = if sides.cols { column_sums(self.x * dx.clone()) } else { Vec::new() };
+            return self.slot.put(Answer::Sums(SideSums { rows, cols }));
+        }
+        let (gradient, squares) = match self.slot.ask.samples() {
             None => (outer(delta, &self.x, held), None),
             Some(samples) => squared(samples, |at| outer(&rows(delta, at), &rows(&self.x, at), held)),
         };
-        let of_gradient = |(gradient, squares): (Matrix, Option<Matrix>)| Answer::Gradient {
-            gradient: Hidden::from(gradient).into(),
-            squares: squares.map(|squares| Hidden::from(squares).into()),
-        };
-        let answer = match &self.slot.ask {
-            Ask::Gradient => of_gradient(whole(None)),
-            Ask::Squares(samples) => of_gradient(whole(Some(samples))),
-            Ask::Products(sides) => {
-                let rows = self.y.clone().map_or_else(Vec::new, |y| column_sums(delta.clone() * y));
-                let cols = if sides.cols { column_sums(self.x.clone() * dx.clone()) } else { Vec::new() };
-                Answer::Sums(SideSums { rows, cols })
-            }
-            Ask::Elements { samples, sides, worth } => {
-                let (gradient, squares) = whole(samples.as_deref());
-                Answer::Sums(side_sums(worth.on_gpu(self.weight.matrix(), gradient, squares), *sides))
-            }
-        };
-        self.slot.put(answer);
+        let whole = |of: Matrix| Hidden::from(of).into();
+        self.slot.put_whole(&self.weight, whole(gradient), squares.map(whole));
     }
 }
 

@@ -9,7 +9,7 @@ use super::rows::{Return, index};
 use crate::ops::slot::{Answer, Ask, SideSums, Sides, Slot};
 use crate::ops::{Target, TokenScore};
 use crate::tensor::Weight;
-use crate::tensor::gpu::{Gpu, Hidden, Matrix, device};
+use crate::tensor::gpu::{Gpu, Hidden, Matrix, added, device};
 
 /// Elements of a tile of logits.
 const TILE: usize = 1 << 26;
@@ -49,10 +49,7 @@ pub fn cross_entropy(x: &Hidden, head: &Weight, targets: &[Target], scale: f32, 
         let mut back = vec![None; positions];
         tile.iter().enumerate().for_each(|(i, target)| back[target.position] = Some(i));
         let part = Return::of(&back).rows(delta.clone().matmul(weight.clone()));
-        down = Some(match down {
-            Some(sum) => sum + part,
-            None => part,
-        });
+        down = Some(added(down, part));
         if slot.is_some() {
             deltas.push((seen, delta, from));
         }
@@ -60,23 +57,17 @@ pub fn cross_entropy(x: &Hidden, head: &Weight, targets: &[Target], scale: f32, 
     }
     let dx = down.unwrap_or_else(|| device().zeros_like(&x.shape()));
     if let Some(slot) = slot {
-        slot.put(answer(slot, head, x, &dx, targets, deltas));
+        answer(slot, head, x, &dx, targets, deltas);
     }
     (nll, dx.into())
 }
 
-/// What is asked of the head's gradient. Tiles: their first target, δ of their logits, and their rows of x.
-fn answer(
-    slot: &Slot,
-    head: &Weight,
-    x: &Hidden,
-    dx: &Matrix,
-    targets: &[Target],
-    tiles: Vec<(usize, Matrix, Matrix)>,
-) -> Answer {
+/// Answers what is asked of the head's gradient. Tiles: their first target, δ of their logits, and their rows of x.
+fn answer(slot: &Slot, head: &Weight, x: &Hidden, dx: &Matrix, targets: &[Target], tiles: Vec<(usize, Matrix, Matrix)>) {
     if let Ask::Products(Sides { rows: false, .. }) = slot.ask {
         // Σ over the rows of W∘G is Σ over the targets of x times its gradient
-        return Answer::Sums(SideSums { rows: Vec::new(), cols: column_sums(x.matrix().clone() * dx.clone()) });
+        let cols = column_sums(x.matrix().clone() * dx.clone());
+        return slot.put(Answer::Sums(SideSums { rows: Vec::new(), cols }));
     }
     let over = |of: std::ops::Range<usize>| {
         let part = |(first, delta, from): &(usize, Matrix, Matrix)| {
@@ -94,16 +85,8 @@ fn answer(
             over(before(sample.positions.start)..before(sample.positions.end))
         }),
     };
-    match &slot.ask {
-        Ask::Gradient | Ask::Squares(_) => Answer::Gradient {
-            gradient: Hidden::from(gradient).into(),
-            squares: squares.map(|squares| Hidden::from(squares).into()),
-        },
-        Ask::Products(sides) => Answer::Sums(super::side_sums(gradient * head.matrix(), *sides)),
-        Ask::Elements { sides, worth, .. } => {
-            Answer::Sums(super::side_sums(worth.on_gpu(head.matrix(), gradient, squares), *sides))
-        }
-    }
+    let whole = |of: Matrix| Hidden::from(of).into();
+    slot.put_whole(head, whole(gradient), squares.map(whole));
 }
 
 /// The rows of the positions that are asked.

@@ -4,8 +4,8 @@ use dfdx::prelude::*;
 
 use super::product::{by_column, by_row, column, column_sums, sum_of_rows};
 use super::rows::selection;
-use crate::ops::Slot;
-use crate::tensor::gpu::{Hidden, Matrix};
+use crate::ops::slot::{Slot, add_squared};
+use crate::tensor::gpu::{Hidden, Matrix, hidden};
 use crate::tensor::{AnyTape, Weight};
 
 /// y = x / √(mean(x²) + ε) ⊙ w. w is (1, width).
@@ -39,20 +39,17 @@ pub fn rms_norm<T: AnyTape>(x: Hidden<T>, weight: &Weight, epsilon: f32, slot: O
 /// dw = Σ_t δ_t ⊙ x_t · s_t, sample by sample where their squares are asked for.
 fn weight_gradient(slot: &Slot, weight: &Weight, products: Matrix) {
     let (n, width) = *products.shape();
-    let (mut gradient, mut squares) = (vec![0.0; width], Vec::new());
+    let (mut gradient, mut squares) = (vec![0.0; width], vec![0.0; width]);
     match slot.ask.samples() {
         None => gradient = column_sums(products).into_iter().map(|sum| sum as f32).collect(),
         Some(samples) => {
-            squares = vec![0.0; width];
             let places = samples.iter().enumerate().flat_map(|(j, sample)| sample.positions.clone().map(move |t| (j, t)));
             let own = selection(samples.len(), n, places).matmul(products).as_vec(); // (samples, width)
             for (sample, own) in samples.iter().zip(own.chunks_exact(width)) {
-                for ((g, s), own) in gradient.iter_mut().zip(&mut squares).zip(own) {
-                    *g += own;
-                    *s += (own * sample.share) * (own * sample.share);
-                }
+                add_squared(&mut gradient, &mut squares, own, sample.share);
             }
         }
     }
-    slot.put_whole(|| weight.values(), width, gradient, squares);
+    let row = |values| hidden(values, 1, width).into();
+    slot.put_whole(weight, row(gradient), slot.ask.samples().map(|_| row(squares)));
 }

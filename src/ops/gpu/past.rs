@@ -7,7 +7,7 @@ use super::attention::attended;
 use super::rows::Return;
 use super::spans::{Part, QUERIES, Turn};
 use crate::ops::{Heads, Layout};
-use crate::tensor::gpu::{Matrix, device};
+use crate::tensor::gpu::{Matrix, added, device};
 
 /// Keys, rotated, and values of what was read before, sequence by sequence: a layer's part of a KV cache.
 #[derive(Clone)]
@@ -64,10 +64,7 @@ pub fn with_past((q, k, v): (Matrix, Matrix, Matrix), heads: Heads, layout: &Lay
             let (k, v) = (part.key_heads(&read(&remembered.keys), heads), part.key_heads(&read(&remembered.values), heads));
             let o = part.queries_back(attended(&part, (q, &k, v), heads), heads);
             let back = Return::within(total, span.rows.start + now.start..span.rows.start + now.end).rows(o);
-            outputs = Some(match outputs {
-                Some(sum) => sum + back,
-                None => back,
-            });
+            outputs = Some(added(outputs, back));
         }
     }
     outputs.unwrap_or(q)
