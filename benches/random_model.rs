@@ -142,7 +142,7 @@ impl View for Random {
         let (middle, spread) = if self.shape.len() == 1 { (1.0, 0.1) } else { (0.0, 0.02 * 3f32.sqrt()) };
         let mut bytes = vec![0; self.data_len()];
         bytes.par_chunks_mut(TOGETHER * width).enumerate().for_each(|(i, bytes)| {
-            let mut stream = self.seed.derive(&i.to_string()).stream();
+            let mut stream = self.seed.derive(&i.to_string()).rng();
             for to in bytes.chunks_exact_mut(width) {
                 let value = middle + spread * stream.random_range(-1.0f32..1.0);
                 match self.half {
@@ -163,7 +163,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let shape = Shape::of(&arguments);
     let folder = &arguments.folder;
     std::fs::create_dir_all(folder)?;
-    let seed = Seed::root(arguments.seed);
+    let seed = Seed::from_u64(arguments.seed);
     let mut shards: Vec<Vec<(String, Random)>> = vec![Vec::new()];
     let mut bytes = 0;
     for (name, dims) in shape.tensors() {
@@ -193,7 +193,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": if arguments.half { "float16" } else { "float32" },
     });
     std::fs::write(folder.join("config.json"), serde_json::to_string_pretty(&config)?)?;
-    let mut stream = seed.derive("rows").stream();
+    let mut stream = seed.derive("rows").rng();
     for (rows, length) in [(10, 128), (8, 128), (10, 64)] {
         let mut text = String::new();
         for _ in 0..rows {

@@ -19,16 +19,16 @@ use clap::{Parser, ValueEnum};
 use rand::RngExt;
 use secateur::data::corpus::{self, CorpusSource};
 use secateur::model::Model;
-use secateur::model::blocks::{Block, BlockSettings, Slots};
+use secateur::model::blocks::{Block, BlockSettings, GradientRequests};
 use secateur::model::lora::Adapter;
 use secateur::model::walk::{self, Sequence};
-use secateur::model::wiring::{Part, Place};
-use secateur::ops::{self, Layout, Rotary, Span};
+use secateur::model::wiring::{BlockTensor, TensorId};
+use secateur::ops::{self, PackLayout, RotaryTables, SequenceSpan};
 use secateur::progress::Progress;
 use secateur::random::Seed;
-use secateur::stages::recover::Training;
-use secateur::stages::{Budget, Context, State, dependencies, importance, load};
-use secateur::tensor::{self, Device, Hidden, PACK, Weight};
+use secateur::stages::recover::AdapterTraining;
+use secateur::stages::{MemoryBudget, Context, StageCheckpoint, dependencies, importance, load};
+use secateur::tensor::{self, Device, Activations, PACK_TOKENS, Weight};
 use serde_json::json;
 
 #[derive(Parser)]
@@ -94,19 +94,19 @@ fn timed(times: &[usize], mut job: impl FnMut() -> Result<(), Box<dyn Error>>) -
 fn rows(folder: &Path, arguments: &Arguments, model: &Model) -> Result<Vec<Sequence>, Box<dyn Error>> {
     let n = arguments.rows;
     if let Some(length) = arguments.length {
-        let mut stream = Seed::root(3).stream();
+        let mut stream = Seed::from_u64(3).rng();
         let mut row = || (0..length).map(|_| stream.random_range(0..model.config.vocab as u32)).collect();
         return Ok((0..n).map(|_| Sequence::new(row(), &vec![true; length])).collect());
     }
-    let source = CorpusSource::whole(&folder.join("rows-8x128.jsonl"));
-    let rows = corpus::rows(&source, None, model.config.vocab)?;
-    Ok(rows.into_iter().map(|row| Sequence::new(row.ids, &row.counts)).cycle().take(n).collect())
+    let source = CorpusSource::from_path(&folder.join("rows-8x128.jsonl"));
+    let rows = corpus::read_rows(&source, None, model.config.vocab)?;
+    Ok(rows.into_iter().map(|row| Sequence::new(row.ids, &row.loss_mask)).cycle().take(n).collect())
 }
 
 /// A block of LLaMA's proportions, 8 sequences of 128: forward and backward to its input, weights' gradients included.
 fn block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
     let (head_dim, mlp) = (if width == 288 { 48 } else { 64 }, (width * 8 / 3).next_multiple_of(64));
-    let mut stream = Seed::root(1).stream();
+    let mut stream = Seed::from_u64(1).rng();
     let mut weight =
         |rows: usize, cols: usize| Weight::new((0..rows * cols).map(|_| stream.random_range(-0.03..0.03)).collect(), rows, cols);
     let block = Block::new([
@@ -120,17 +120,17 @@ fn block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
         weight(mlp, width),
         weight(width, mlp),
     ]);
-    let x = Hidden::new((0..1024 * width).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect(), 1024, width);
+    let x = Activations::new((0..1024 * width).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect(), 1024, width);
     let frequencies: Vec<f32> = (0..head_dim / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
-    let spans = (0..8).map(|i| Span::of(i * 128..(i + 1) * 128)).collect();
-    let layout = Layout { spans, rotary: Arc::new(Rotary::new(&frequencies, 128)) };
+    let spans = (0..8).map(|i| SequenceSpan::from_rows(i * 128..(i + 1) * 128)).collect();
+    let layout = PackLayout { spans, rotary: Arc::new(RotaryTables::new(&frequencies, 128)) };
     timed(times, || {
-        let slots = Slots::of(Part::ALL.map(|part| (part, ops::Ask::Gradient)));
-        let settings = BlockSettings { norm_epsilon: 1e-5, head_dim, layout: &layout, past: None };
-        let y = block.forward(x.recorded(), &settings, &slots);
-        let upstream = Hidden::new(vec![1.0; 1024 * width], 1024, width);
+        let slots = GradientRequests::from_queries(BlockTensor::ALL.map(|part| (part, ops::GradientQuery::Gradient)));
+        let settings = BlockSettings { norm_epsilon: 1e-5, head_dim, layout: &layout, kv_cache: None };
+        let y = block.forward(x.with_gradient_tape(), &settings, &slots);
+        let upstream = Activations::new(vec![1.0; 1024 * width], 1024, width);
         std::hint::black_box(ops::backward(y, upstream, &x));
-        std::hint::black_box(slots.answers().count());
+        std::hint::black_box(slots.into_results().count());
         Ok(())
     })
 }
@@ -138,14 +138,14 @@ fn block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
 /// The products of a job alone: x · Wᵀ of every matrix, δ · W where it goes back, δᵀ · x where weights are scored.
 fn products(arguments: &Arguments, model: &Model, rows: &[Sequence]) -> Result<f64, Box<dyn Error>> {
     let tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
-    let packs: Vec<usize> = (0..tokens).step_by(PACK).map(|first| PACK.min(tokens - first)).collect();
+    let packs: Vec<usize> = (0..tokens).step_by(PACK_TOKENS).map(|first| PACK_TOKENS.min(tokens - first)).collect();
     let noise =
-        |rows: usize, cols: usize| Hidden::new((0..rows * cols).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect(), rows, cols);
-    let head = model.weight(Place::Head);
+        |rows: usize, cols: usize| Activations::new((0..rows * cols).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect(), rows, cols);
+    let head = model.weight(TensorId::LmHead);
     let matrices: Vec<&Weight> =
-        model.blocks.iter().flat_map(|block| Part::MATRICES.map(|part| &block[part])).chain([head]).collect();
+        model.blocks.iter().flat_map(|block| BlockTensor::MATRICES.map(|part| &block[part])).chain([head]).collect();
     // of one shape there is one matrix
-    let inputs: BTreeMap<(usize, usize), Hidden> = packs
+    let inputs: BTreeMap<(usize, usize), Activations> = packs
         .iter()
         .flat_map(|&n| matrices.iter().flat_map(move |w| [(n, w.cols()), (n, w.rows())]))
         .map(|(n, cols)| ((n, cols), noise(n, cols)))
@@ -160,12 +160,12 @@ fn products(arguments: &Arguments, model: &Model, rows: &[Sequence]) -> Result<f
                     continue;
                 }
                 // the head is frozen
-                let slot = (arguments.job != Job::Lora && !std::ptr::eq(*w, head)).then(ops::Slot::gradient);
-                let y = ops::linear(x.recorded(), w, slot.as_ref());
+                let slot = (arguments.job != Job::Lora && !std::ptr::eq(*w, head)).then(ops::GradientRequest::for_gradient);
+                let y = ops::linear(x.with_gradient_tape(), w, slot.as_ref());
                 last = Some(ops::backward(y, inputs[&(n, w.rows())].clone(), x));
             }
             // a few numbers leave the device when all is done
-            std::hint::black_box(last.map(|last| ops::picked(&last, vec![0]).into_vec()));
+            std::hint::black_box(last.map(|last| ops::gather_rows(&last, vec![0]).into_vec()));
         }
         Ok(())
     })
@@ -173,14 +173,14 @@ fn products(arguments: &Arguments, model: &Model, rows: &[Sequence]) -> Result<f
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
-    tensor::select(arguments.device)?;
+    tensor::select_device(arguments.device)?;
     rayon::ThreadPoolBuilder::new().num_threads(arguments.threads).use_current_thread().build_global()?;
     if arguments.job == Job::Block {
         println!("{:.4}", block(arguments.model.parse()?, &arguments.times)?);
         return Ok(());
     }
     let folder = PathBuf::from(&arguments.model);
-    let budget = Budget { bytes: arguments.memory.map_or(u64::MAX, |memory| memory.as_u64()), stream: None };
+    let budget = MemoryBudget { bytes: arguments.memory.map_or(u64::MAX, |memory| memory.as_u64()), stream_override: None };
     let precision = if arguments.precision == "f16" { "float16" } else { "float32" };
     let model = load::run(&serde_json::from_value(json!({ "model": folder, "precision": precision }))?, budget)?;
     if arguments.products {
@@ -188,14 +188,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     let context = Context {
-        seed: Seed::root(1),
-        data: None,
-        folder: std::env::temp_dir(),
-        budget,
+        seed: Seed::from_u64(1),
+        data_folder: None,
+        output_folder: std::env::temp_dir(),
+        memory_budget: budget,
         occurrence: 0,
-        state: State::default(),
+        checkpoint: StageCheckpoint::default(),
         progress: Progress::default(),
-        stop: Arc::default(),
+        stop_requested: Arc::default(),
     };
     let seconds = match arguments.job {
         Job::Block => 0.0,
@@ -236,10 +236,10 @@ fn main() -> Result<(), Box<dyn Error>> {
                 "corpus": "", "rank": 8, "batch": 8, "dropout": 0.0, "duration": { "updates": 100 }, "warmup": 0,
             });
             let options = serde_json::from_value(options)?;
-            let targets = Part::MATRICES;
-            let mut training = Training::new(Adapter::new(&model, &targets, 8, 16.0, Seed::root(2)));
+            let targets = BlockTensor::MATRICES;
+            let mut training = AdapterTraining::new(Adapter::new(&model, &targets, 8, 16.0, Seed::from_u64(2)));
             timed(&arguments.times, || {
-                training.update(&options, &context, &model, &rows, 100)?;
+                training.run_update(&options, &context, &model, &rows, 100)?;
                 Ok(())
             })?
         }

@@ -8,19 +8,19 @@ const BETA1: f32 = 0.9;
 const EPSILON: f32 = 1e-8;
 
 /// The second moment's decay rate by PyTorch's default.
-pub const LONG_MEMORY: f32 = 0.999;
+pub const BETA2_DEFAULT: f32 = 0.999;
 /// The one usual in pretraining (Brown et al. 2020): early, large gradients are forgotten sooner.
-pub const SHORT_MEMORY: f32 = 0.95;
+pub const BETA2_PRETRAIN: f32 = 0.95;
 
 /// The running moments of one parameter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Moments {
+pub struct AdamMoments {
     first: Vec<f32>,
     second: Vec<f32>,
     beta2: f32,
 }
 
-impl Moments {
+impl AdamMoments {
     /// Moments of a parameter of so many numbers; `beta2` is the second moment's decay rate.
     pub fn new(len: usize, beta2: f32) -> Self {
         Self { first: vec![0.0; len], second: vec![0.0; len], beta2 }
@@ -77,7 +77,7 @@ mod tests {
     /// Two steps by hand: with a constant gradient both moments are unbiased, so each step is the learning rate.
     #[test]
     fn a_constant_gradient_moves_by_the_learning_rate() {
-        let (mut w, mut moments) = (vec![1.0f32, -1.0], Moments::new(2, LONG_MEMORY));
+        let (mut w, mut moments) = (vec![1.0f32, -1.0], AdamMoments::new(2, BETA2_DEFAULT));
         for update in 1..=2 {
             moments.step(&mut w, &[0.5, -2.0], update, 0.1, 0.0);
         }

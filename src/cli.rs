@@ -10,18 +10,18 @@ use secateur::pipeline::select::Shard;
 ///
 /// `runner PIPELINE` checks a TOML pipeline and runs every variant of it that is not complete.
 #[derive(Parser)]
-#[command(name = "runner", version, args_conflicts_with_subcommands = true, after_help = EXIT_CODES)]
+#[command(name = "runner", version, args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
     #[command(flatten)]
-    pub run: Option<Common>,
+    pub run: Option<PipelineArgs>,
     /// End the run with the first failure; the variants that were not run count as interrupted.
     #[arg(long, requires = "pipeline")]
     pub fail_fast: bool,
 }
 
-const EXIT_CODES: &str = "Exit codes:
+const AFTER_HELP: &str = "Exit codes:
   0    every variant succeeded
   1    a stage failed; the other variants still ran
   2    the command line or the pipeline is wrong; no work was started
@@ -38,7 +38,7 @@ pub enum Command {
     /// Check a pipeline, every variant of it, and run nothing.
     Check {
         #[command(flatten)]
-        common: Common,
+        common: PipelineArgs,
         /// Leave out what needs files, folders or the device.
         #[arg(long)]
         no_world: bool,
@@ -46,7 +46,7 @@ pub enum Command {
     /// Print the tree of variants and stages, which are kept, why the others must run, and where each run setting comes from.
     Plan {
         #[command(flatten)]
-        common: Common,
+        common: PipelineArgs,
     },
     /// Summarise results: the folder of a pipeline, or a folder of several.
     Report {
@@ -55,7 +55,7 @@ pub enum Command {
         results: Vec<PathBuf>,
         /// How the summary is printed.
         #[arg(long, value_enum, default_value_t)]
-        format: Format,
+        format: OutputFormat,
     },
     /// Join the results of shards into one folder and one table. Exits with 1 if a variant is missing or two differ.
     Merge {
@@ -78,7 +78,7 @@ pub enum Command {
         results: Option<PathBuf>,
         /// How a listing is printed.
         #[arg(long, global = true, value_enum, default_value_t)]
-        format: Format,
+        format: OutputFormat,
     },
     /// Print the JSON Schema of a pipeline, for editors.
     Schema,
@@ -99,7 +99,7 @@ pub enum CacheAction {
 }
 
 #[derive(Args)]
-pub struct Common {
+pub struct PipelineArgs {
     /// The pipeline: a TOML file.
     pub pipeline: PathBuf,
     /// Decide an option: `prune.ratio=0.3`, `evaluate[2].limit=20`, `run.seed=7`. May be repeated.
@@ -125,11 +125,11 @@ pub struct Common {
     pub locked: bool,
     /// How the outcome is printed; `json` prints JSON alone on standard output.
     #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
+    pub format: OutputFormat,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, ValueEnum)]
-pub enum Format {
+pub enum OutputFormat {
     #[default]
     Text,
     Json,

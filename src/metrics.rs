@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_arrow::schema::{SchemaLike, TracingOptions};
 
-use crate::files::{FileError, Fingerprint, write_quickly};
+use crate::files::{FileError, Fingerprint, write_atomic_unsynced};
 
 /// The rows that a stage measured, without the columns `variant`, `step`, `stage`, which the spine adds.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,7 +29,7 @@ pub struct Table {
 
 /// A part of a table: what one step of a variant measured.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Part {
+pub struct TablePart {
     pub step: u32,
     /// The stage's type.
     pub stage: String,
@@ -38,11 +38,11 @@ pub struct Part {
 
 /// A table could not be made or written.
 #[derive(Debug, thiserror::Error)]
-pub enum MetricsError {
+pub enum TableError {
     #[error("the table `{table}` would hold a NaN or an infinity in column `{column}`, row {row}")]
     NotFinite { table: String, column: String, row: usize },
     #[error("the table `{table}` cannot be made: {message}")]
-    Arrow { table: String, message: String },
+    Encode { table: String, message: String },
     #[error("the table `{table}` cannot be read: {message}")]
     Read { table: String, message: String },
     #[error(transparent)]
@@ -51,8 +51,8 @@ pub enum MetricsError {
 
 impl Table {
     /// A table of plain structs: one column per field, in the order of the fields.
-    pub fn of<R: Serialize + DeserializeOwned>(name: &str, rows: &[R]) -> Result<Self, MetricsError> {
-        let failed = |e: serde_arrow::Error| MetricsError::Arrow { table: name.to_owned(), message: e.to_string() };
+    pub fn from_rows<R: Serialize + DeserializeOwned>(name: &str, rows: &[R]) -> Result<Self, TableError> {
+        let failed = |e: serde_arrow::Error| TableError::Encode { table: name.to_owned(), message: e.to_string() };
         let options = TracingOptions::default().strings_as_large_utf8(false).sequence_as_large_list(false);
         let fields = Vec::<FieldRef>::from_type::<R>(options).map_err(failed)?;
         let rows = serde_arrow::to_record_batch(&fields, &rows).map_err(failed)?;
@@ -62,13 +62,13 @@ impl Table {
     }
 
     /// Writes the rows alone; [`Table::read`] gives them back.
-    pub fn save(&self, path: &Path) -> Result<(), MetricsError> {
-        Ok(write_quickly(path, &encoded(&self.name, &self.rows)?)?)
+    pub fn save(&self, path: &Path) -> Result<(), TableError> {
+        Ok(write_atomic_unsynced(path, &encode_parquet(&self.name, &self.rows)?)?)
     }
 
     /// What [`Table::save`] wrote.
-    pub fn read(name: &str, path: &Path) -> Result<Self, MetricsError> {
-        let failed = |e: &dyn std::fmt::Display| MetricsError::Read { table: name.to_owned(), message: e.to_string() };
+    pub fn read(name: &str, path: &Path) -> Result<Self, TableError> {
+        let failed = |e: &dyn std::fmt::Display| TableError::Read { table: name.to_owned(), message: e.to_string() };
         let file = File::open(path).map_err(|e| failed(&e))?;
         let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| failed(&e))?;
         let schema = reader.schema().clone();
@@ -76,12 +76,12 @@ impl Table {
         Ok(Self { name: name.to_owned(), rows: concat_batches(&schema, &batches).map_err(|e| failed(&e))? })
     }
 
-    fn check_finite(&self) -> Result<(), MetricsError> {
+    fn check_finite(&self) -> Result<(), TableError> {
         for (field, column) in self.rows.schema().fields().iter().zip(self.rows.columns()) {
             let Some(values) = column.as_any().downcast_ref::<Float64Array>() else { continue };
             let bad = (0..values.len()).find(|&row| values.is_valid(row) && !values.value(row).is_finite());
             if let Some(row) = bad {
-                return Err(MetricsError::NotFinite { table: self.name.clone(), column: field.name().clone(), row });
+                return Err(TableError::NotFinite { table: self.name.clone(), column: field.name().clone(), row });
             }
         }
         Ok(())
@@ -90,18 +90,18 @@ impl Table {
 
 /// Writes the parts of the table `name` of a variant as Parquet; the same parts give the same bytes, and there is at least
 /// one.
-pub fn write(path: &Path, name: &str, variant: &str, parts: &[&Part]) -> Result<Fingerprint, MetricsError> {
-    let arrow = |e: ArrowError| MetricsError::Arrow { table: name.to_owned(), message: e.to_string() };
-    let batches = parts.iter().map(|part| placed(variant, part)).collect::<Result<Vec<_>, _>>().map_err(arrow)?;
+pub fn write_parts(path: &Path, name: &str, variant: &str, parts: &[&TablePart]) -> Result<Fingerprint, TableError> {
+    let arrow = |e: ArrowError| TableError::Encode { table: name.to_owned(), message: e.to_string() };
+    let batches = parts.iter().map(|part| add_key_columns(variant, part)).collect::<Result<Vec<_>, _>>().map_err(arrow)?;
     let whole = concat_batches(&batches[0].schema(), &batches).map_err(arrow)?;
-    let bytes = encoded(name, &whole)?;
-    write_quickly(path, &bytes)?;
-    Ok(Fingerprint::of_bytes(&bytes))
+    let bytes = encode_parquet(name, &whole)?;
+    write_atomic_unsynced(path, &bytes)?;
+    Ok(Fingerprint::from_bytes(&bytes))
 }
 
 /// Rows as a Parquet file.
-fn encoded(name: &str, rows: &RecordBatch) -> Result<Vec<u8>, MetricsError> {
-    let parquet = |e: ParquetError| MetricsError::Arrow { table: name.to_owned(), message: e.to_string() };
+fn encode_parquet(name: &str, rows: &RecordBatch) -> Result<Vec<u8>, TableError> {
+    let parquet = |e: ParquetError| TableError::Encode { table: name.to_owned(), message: e.to_string() };
     let properties =
         WriterProperties::builder().set_compression(Compression::SNAPPY).set_created_by("secateur".to_owned()).build();
     let mut bytes = Vec::new();
@@ -112,7 +112,7 @@ fn encoded(name: &str, rows: &RecordBatch) -> Result<Vec<u8>, MetricsError> {
 }
 
 /// The rows with `variant`, `step`, `stage` in front.
-fn placed(variant: &str, part: &Part) -> Result<RecordBatch, ArrowError> {
+fn add_key_columns(variant: &str, part: &TablePart) -> Result<RecordBatch, ArrowError> {
     let n = part.table.rows.num_rows();
     let field = |name: &str, kind| Arc::new(Field::new(name, kind, false));
     let mut fields = vec![field("variant", DataType::Utf8), field("step", DataType::UInt32), field("stage", DataType::Utf8)];
@@ -148,8 +148,8 @@ mod tests {
     fn columns_are_as_the_contract_names_them_and_bytes_repeat() {
         let folder = tempfile::tempdir().expect("a folder");
         let part =
-            Part { step: 4, stage: "evaluate".to_owned(), table: Table::of("evaluate", &[row(0.5), row(1.5)]).expect("finite") };
-        let kinds: Vec<String> = placed("v", &part)
+            TablePart { step: 4, stage: "evaluate".to_owned(), table: Table::from_rows("evaluate", &[row(0.5), row(1.5)]).expect("finite") };
+        let kinds: Vec<String> = add_key_columns("v", &part)
             .expect("fits")
             .schema()
             .fields()
@@ -170,11 +170,11 @@ mod tests {
             ]
         );
         let bytes = ["a.parquet", "b.parquet"].map(|name| {
-            write(&folder.path().join(name), "evaluate", "v", &[&part, &part]).expect("written");
+            write_parts(&folder.path().join(name), "evaluate", "v", &[&part, &part]).expect("written");
             std::fs::read(folder.path().join(name)).expect("there")
         });
         assert_eq!(bytes[0], bytes[1]);
-        Table::of::<Row>("empty", &[]).expect("a table may be empty");
+        Table::from_rows::<Row>("empty", &[]).expect("a table may be empty");
     }
 
     #[test]
@@ -183,7 +183,7 @@ mod tests {
         let path = folder.path().join("rows.parquet");
         let many: Vec<Row> = (0..5000).map(|i| row(1.0 / f64::from(i + 1))).collect();
         for rows in [&many[..], &[]] {
-            let table = Table::of("evaluate", rows).expect("finite");
+            let table = Table::from_rows("evaluate", rows).expect("finite");
             table.save(&path).expect("written");
             assert_eq!(Table::read("evaluate", &path).expect("read"), table);
         }
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn what_is_not_finite_is_refused_by_name() {
-        let error = Table::of("evaluate", &[row(1.0), row(f64::NAN)]).expect_err("a NaN").to_string();
+        let error = Table::from_rows("evaluate", &[row(1.0), row(f64::NAN)]).expect_err("a NaN").to_string();
         assert_eq!(error, "the table `evaluate` would hold a NaN or an infinity in column `value`, row 1");
     }
 }

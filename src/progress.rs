@@ -7,20 +7,20 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
 /// Without a terminal, so long between two lines.
-const BETWEEN_LINES: Duration = Duration::from_secs(10);
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Where bars are drawn; clones draw in the same place. The default is silent.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
-    place: Place,
+    output: ProgressOutput,
 }
 
 #[derive(Clone, Debug, Default)]
-enum Place {
+enum ProgressOutput {
     #[default]
-    Nowhere,
+    Hidden,
     Terminal(MultiProgress),
-    Lines,
+    LogLines,
 }
 
 /// A running count of steps; dropping it ends it.
@@ -29,7 +29,7 @@ pub struct Bar {
     bar: ProgressBar,
     label: String,
     /// When the last line was written, and what is said beside it; None on a terminal.
-    lines: Option<Arc<Mutex<(Instant, String)>>>,
+    last_log_line: Option<Arc<Mutex<(Instant, String)>>>,
 }
 
 /// A line above the bars; nothing without a terminal. Dropping it ends it.
@@ -37,43 +37,43 @@ pub struct Bar {
 pub struct Headline {
     line: Option<ProgressBar>,
     /// When all will be done, as far as is known.
-    end: Arc<Mutex<Option<Instant>>>,
+    expected_end: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Progress {
     /// Bars on a terminal.
-    pub fn terminal() -> Self {
-        Self { place: Place::Terminal(MultiProgress::new()) }
+    pub fn with_terminal_bars() -> Self {
+        Self { output: ProgressOutput::Terminal(MultiProgress::new()) }
     }
 
     /// A log line every ten seconds.
-    pub fn lines() -> Self {
-        Self { place: Place::Lines }
+    pub fn with_log_lines() -> Self {
+        Self { output: ProgressOutput::LogLines }
     }
 
     /// Begins a count of `steps` steps, called `label`.
     pub fn bar(&self, label: &str, steps: u64) -> Bar {
         let style = ProgressStyle::with_template("  {prefix:12} {bar:30} {pos}/{len} {msg} {elapsed} (left: {eta})");
-        let bar = match &self.place {
-            Place::Terminal(all) => all.add(ProgressBar::new(steps)),
-            Place::Lines | Place::Nowhere => ProgressBar::with_draw_target(Some(steps), indicatif::ProgressDrawTarget::hidden()),
+        let bar = match &self.output {
+            ProgressOutput::Terminal(all) => all.add(ProgressBar::new(steps)),
+            ProgressOutput::LogLines | ProgressOutput::Hidden => ProgressBar::with_draw_target(Some(steps), indicatif::ProgressDrawTarget::hidden()),
         };
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_prefix(label.to_owned());
-        let lines = matches!(self.place, Place::Lines).then(|| Arc::new(Mutex::new((Instant::now(), String::new()))));
-        Bar { bar, label: label.to_owned(), lines }
+        let lines = matches!(self.output, ProgressOutput::LogLines).then(|| Arc::new(Mutex::new((Instant::now(), String::new()))));
+        Bar { bar, label: label.to_owned(), last_log_line: lines }
     }
 
     /// The line above all bars, for what is larger than one stage.
     pub fn headline(&self) -> Headline {
         let end: Arc<Mutex<Option<Instant>>> = Arc::default();
-        let line = match &self.place {
-            Place::Terminal(all) => {
+        let line = match &self.output {
+            ProgressOutput::Terminal(all) => {
                 let until = end.clone();
                 let left = move |_: &ProgressState, text: &mut dyn std::fmt::Write| {
                     if let Some(end) = until.lock().ok().and_then(|end| *end) {
                         let left = end.saturating_duration_since(Instant::now());
-                        text.write_str(&format!(" · {} left", clock(left.as_secs_f64()))).unwrap_or_default();
+                        text.write_str(&format!(" · {} left", format_clock(left.as_secs_f64()))).unwrap_or_default();
                     }
                 };
                 let style = ProgressStyle::with_template("  {msg}{left}").unwrap_or_else(|_| ProgressStyle::default_spinner());
@@ -81,25 +81,25 @@ impl Progress {
                 line.enable_steady_tick(Duration::from_secs(1));
                 Some(line)
             }
-            Place::Lines | Place::Nowhere => None,
+            ProgressOutput::LogLines | ProgressOutput::Hidden => None,
         };
-        Headline { line, end }
+        Headline { line, expected_end: end }
     }
 
     /// Writes above the bars.
-    pub fn above<R>(&self, write: impl FnOnce() -> R) -> R {
-        match &self.place {
-            Place::Terminal(all) => all.suspend(write),
-            Place::Lines | Place::Nowhere => write(),
+    pub fn print_above_bars<R>(&self, write: impl FnOnce() -> R) -> R {
+        match &self.output {
+            ProgressOutput::Terminal(all) => all.suspend(write),
+            ProgressOutput::LogLines | ProgressOutput::Hidden => write(),
         }
     }
 }
 
 impl Headline {
     /// Says what is being done, and that it will take so many seconds from now.
-    pub fn say(&self, text: String, seconds_left: Option<f64>) {
-        if let Ok(mut end) = self.end.lock() {
-            *end = seconds_left.map(|left| Instant::now() + span(left));
+    pub fn update(&self, text: String, seconds_left: Option<f64>) {
+        if let Ok(mut end) = self.expected_end.lock() {
+            *end = seconds_left.map(|left| Instant::now() + duration_from_seconds(left));
         }
         if let Some(line) = &self.line {
             line.set_message(text);
@@ -119,9 +119,9 @@ impl Bar {
     /// One more step is done.
     pub fn step(&self) {
         self.bar.inc(1);
-        let Some(lines) = &self.lines else { return };
+        let Some(lines) = &self.last_log_line else { return };
         if let Ok(mut last) = lines.lock()
-            && last.0.elapsed() >= BETWEEN_LINES
+            && last.0.elapsed() >= LOG_INTERVAL
         {
             last.0 = Instant::now();
             let (done, of, left) = (self.bar.position(), self.bar.length().unwrap_or(0), self.bar.eta().as_secs());
@@ -136,8 +136,8 @@ impl Bar {
     }
 
     /// What is said beside the bar: a loss, a score.
-    pub fn note(&self, text: impl Display) {
-        match &self.lines {
+    pub fn set_note(&self, text: impl Display) {
+        match &self.last_log_line {
             None => self.bar.set_message(text.to_string()),
             Some(lines) => {
                 if let Ok(mut last) = lines.lock() {
@@ -149,14 +149,14 @@ impl Bar {
 }
 
 /// `1:02:03`, or `02:03`.
-pub fn clock(seconds: f64) -> String {
-    let seconds = span(seconds).as_secs();
+pub fn format_clock(seconds: f64) -> String {
+    let seconds = duration_from_seconds(seconds).as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes:02}:{seconds:02}") }
 }
 
 /// Seconds, none of them wild.
-fn span(seconds: f64) -> Duration {
+fn duration_from_seconds(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds.clamp(0.0, 1e9))
 }
 

@@ -10,13 +10,13 @@ pub struct Seed([u8; 32]);
 
 impl Seed {
     /// The root seed of a run.
-    pub fn root(seed: u64) -> Self {
+    pub fn from_u64(seed: u64) -> Self {
         Self(*blake3::hash(&seed.to_le_bytes()).as_bytes())
     }
 
     /// The seed of one stage of a run: the how-manieth of its type, from 0.
-    pub fn of_stage(run: u64, tag: &str, occurrence: u32) -> Self {
-        Self::root(run).derive(&format!("{tag} {occurrence}"))
+    pub fn for_stage(run: u64, tag: &str, occurrence: u32) -> Self {
+        Self::from_u64(run).derive(&format!("{tag} {occurrence}"))
     }
 
     /// The seed of a part: a stage (`importance 0`), a purpose (`windows`), a step.
@@ -25,7 +25,7 @@ impl Seed {
     }
 
     /// The stream of this seed.
-    pub fn stream(&self) -> ChaCha8Rng {
+    pub fn rng(&self) -> ChaCha8Rng {
         ChaCha8Rng::from_seed(self.0)
     }
 }
@@ -37,7 +37,7 @@ mod tests {
 
     #[test]
     fn streams_differ_by_name_and_repeat_by_seed() {
-        let draw = |seed: u64, name: &str| Seed::root(seed).derive(name).stream().next_u64();
+        let draw = |seed: u64, name: &str| Seed::from_u64(seed).derive(name).rng().next_u64();
         assert_eq!(draw(42, "dropout"), draw(42, "dropout"));
         assert_ne!(draw(42, "dropout"), draw(42, "windows"));
         assert_ne!(draw(42, "dropout"), draw(43, "dropout"));

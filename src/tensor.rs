@@ -13,11 +13,11 @@ mod pinned;
 pub mod resident;
 mod weight;
 
-pub use device::{Device, NoDevice, description, device_memory, find, memory_of, select, whole_memory};
-pub use weight::{LowRank, Precision, Unreadable, Weight, WeightFile};
+pub use device::{Device, DeviceError, device_description, memory_limit, resolve_device, total_gpu_memory, select_device, selected_gpu_memory};
+pub use weight::{LowRank, Precision, WeightReadError, Weight, WeightFile};
 
 /// A tape that records; the other is [`NoneTape`]. dfdx's tape keeps the order of the operations on either device.
-pub type Recording = OwnedTape<f32, Cpu>;
+pub type GradientTape = OwnedTape<f32, Cpu>;
 
 /// What the models ask of a tape.
 pub trait AnyTape: Tape<f32, Cpu> + Merge<Self> + 'static {}
@@ -25,26 +25,26 @@ impl<T: Tape<f32, Cpu> + Merge<T> + 'static> AnyTape for T {}
 
 /// Activations, (positions, width), where the operations of this thread are carried out.
 #[derive(Clone, Debug)]
-pub enum Hidden<T = NoneTape> {
-    Cpu(cpu::Hidden<T>),
-    Gpu(gpu::Hidden<T>),
+pub enum Activations<T = NoneTape> {
+    Cpu(cpu::CpuActivations<T>),
+    Gpu(gpu::GpuActivations<T>),
 }
 
 /// A gradient, of its weight's shape.
-pub type Gradient = Hidden;
+pub type Gradient = Activations;
 
-impl Hidden {
+impl Activations {
     /// Activations from row-major values.
     ///
     /// # Panics
     /// If `values` does not hold `rows * cols` numbers.
     pub fn new(values: Vec<f32>, rows: usize, cols: usize) -> Self {
-        if gpu::is_selected() { gpu::hidden(values, rows, cols).into() } else { cpu::hidden(values, rows, cols).into() }
+        if gpu::is_selected() { gpu::activations_from_vec(values, rows, cols).into() } else { cpu::activations_from_vec(values, rows, cols).into() }
     }
 
     /// The same activations where a tape begins.
-    pub fn recorded(&self) -> Hidden<Recording> {
-        self.retaped()
+    pub fn with_gradient_tape(&self) -> Activations<GradientTape> {
+        self.with_empty_tape()
     }
 
     /// The values, row-major: without a copy where the CPU's memory holds them and nobody else does.
@@ -56,7 +56,7 @@ impl Hidden {
     }
 }
 
-impl<T> Hidden<T> {
+impl<T> Activations<T> {
     /// (positions, width)
     pub fn shape(&self) -> (usize, usize) {
         match self {
@@ -79,15 +79,15 @@ impl<T> Hidden<T> {
     }
 
     /// The same activations on an empty tape.
-    pub fn retaped<U: AnyTape>(&self) -> Hidden<U> {
+    pub fn with_empty_tape<U: AnyTape>(&self) -> Activations<U> {
         match self {
-            Self::Cpu(x) => Hidden::Cpu(x.retaped()),
-            Self::Gpu(x) => Hidden::Gpu(x.retaped()),
+            Self::Cpu(x) => Activations::Cpu(x.with_empty_tape()),
+            Self::Gpu(x) => Activations::Gpu(x.with_empty_tape()),
         }
     }
 
     /// In the CPU's memory.
-    pub(crate) fn on_cpu(self) -> cpu::Hidden<T> {
+    pub(crate) fn into_cpu(self) -> cpu::CpuActivations<T> {
         match self {
             Self::Cpu(x) => x,
             Self::Gpu(_) => unreachable!("what an operation works on lies in one place"),
@@ -95,7 +95,7 @@ impl<T> Hidden<T> {
     }
 
     /// On the GPU.
-    pub(crate) fn on_gpu(self) -> gpu::Hidden<T> {
+    pub(crate) fn into_gpu(self) -> gpu::GpuActivations<T> {
         match self {
             Self::Gpu(x) => x,
             Self::Cpu(_) => unreachable!("what an operation works on lies in one place"),
@@ -103,20 +103,20 @@ impl<T> Hidden<T> {
     }
 }
 
-impl<T> From<cpu::Hidden<T>> for Hidden<T> {
-    fn from(x: cpu::Hidden<T>) -> Self {
+impl<T> From<cpu::CpuActivations<T>> for Activations<T> {
+    fn from(x: cpu::CpuActivations<T>) -> Self {
         Self::Cpu(x)
     }
 }
 
-impl<T> From<gpu::Hidden<T>> for Hidden<T> {
-    fn from(x: gpu::Hidden<T>) -> Self {
+impl<T> From<gpu::GpuActivations<T>> for Activations<T> {
+    fn from(x: gpu::GpuActivations<T>) -> Self {
         Self::Gpu(x)
     }
 }
 
 /// Values alone.
-impl PartialEq for Hidden {
+impl PartialEq for Activations {
     fn eq(&self, other: &Self) -> bool {
         self.shape() == other.shape() && self.values() == other.values()
     }
@@ -124,4 +124,4 @@ impl PartialEq for Hidden {
 
 /// Tokens that are worked on at once: enough that a product of matrices pays for the way to memory, and few enough that a
 /// block's activations stay small. Sums are taken pack by pack, so results depend on it.
-pub const PACK: usize = 2048;
+pub const PACK_TOKENS: usize = 2048;

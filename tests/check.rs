@@ -166,7 +166,7 @@ fn a_grid_a_zip_and_an_exclusion() {
     let grid = sweep("\"aggregate.with\" = [\"sum\", \"max\"]\n\"prune.ratio\" = [0.1, 0.25, 0.5]").unwrap();
     assert_eq!(ids(&grid).len(), 6);
     // load, groups and scores once, two aggregations, and two stages for each of six
-    assert_eq!(grid.stage_runs(), (3 + 2 + 12, 36));
+    assert_eq!(grid.stage_run_counts(), (3 + 2 + 12, 36));
     let zip = sweep("zip = [{ \"aggregate.with\" = [\"sum\", \"max\"], \"prune.ratio\" = [0.1, 0.5] }]").unwrap();
     assert_eq!(zip.variants.len(), 2);
     let of_grid = ids(&grid);
@@ -224,10 +224,10 @@ fn a_repeat_is_its_stages_several_times() {
     let plan_of = plan(&text, &[]).unwrap();
     let variant = &plan_of.variants[0];
     assert_eq!(variant.steps.len(), 1 + 3 * 4);
-    let times: Vec<u32> = variant.steps.iter().filter_map(|step| step.schedule.map(|s| s.time)).collect();
+    let times: Vec<u32> = variant.steps.iter().filter_map(|step| step.schedule.map(|s| s.iteration)).collect();
     assert_eq!(times, [1, 2, 3]);
     // the variant's own file says it as it was written
-    let again = plan(&plan_of.resolved(variant).unwrap(), &[]).unwrap();
+    let again = plan(&plan_of.variant_toml(variant).unwrap(), &[]).unwrap();
     assert_eq!(again.variants[0].id.split('-').next_back(), variant.id.split('-').next_back());
     assert_eq!(plan(&text.replace("times = 3", "times = 0"), &[]).err().unwrap(), ["the list cannot run 0 times"]);
     let mistakes = plan(&text.replace("times = 3", "").replace("ratio = 0.5", "ratio = 5"), &[]).err().unwrap();
@@ -242,7 +242,7 @@ fn five_hundred_variants_share_their_beginnings() {
         ratios.join(", ")
     );
     let plan = plan(&sweep, &[]).unwrap();
-    assert_eq!((plan.variants.len(), plan.stage_runs()), (500, (3 + 4 + 2 * 500, 3000)));
+    assert_eq!((plan.variants.len(), plan.stage_run_counts()), (500, (3 + 4 + 2 * 500, 3000)));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::path::Path;
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Float64Type;
 use secateur::model::walk::{self, Sequence};
-use secateur::model::wiring::Part;
+use secateur::model::wiring::BlockTensor;
 use secateur::stages::{dependencies, importance};
 use secateur::tensor::{self, Device};
 use serde_json::json;
@@ -18,7 +18,7 @@ use crate::support::{self, CHAIN, Sandbox, table, text};
 /// The other device, if there is one.
 fn other() -> Option<Device> {
     let other = if cfg!(feature = "cuda") { Device::Cuda(0) } else { Device::CpuAsGpu };
-    match tensor::find(other) {
+    match tensor::resolve_device(other) {
         Ok(device) => {
             eprintln!("comparing cpu with {device}");
             Some(device)
@@ -155,7 +155,7 @@ decode = 4
 #[test]
 fn room_on_a_gpu_changes_no_bit() {
     let Some(device) = other() else { return };
-    tensor::select(device).unwrap();
+    tensor::select_device(device).unwrap();
     let model = support::tiny();
     let rows = [vec![0u32, 5, 9, 300, 44, 7], vec![0, 301, 5, 6, 90], vec![0, 5, 9, 12]];
     let rows: Vec<Sequence> = rows.into_iter().map(|ids| Sequence::new(ids.clone(), &vec![true; ids.len()])).collect();
@@ -171,26 +171,26 @@ fn room_on_a_gpu_changes_no_bit() {
         (walk::token_scores(&model, &rows), scores)
     };
     let roomy = found();
-    tensor::resident::set_room(0);
+    tensor::resident::set_capacity(0);
     assert!(found() == roomy, "without room");
     // some of it stays
-    tensor::resident::set_room(100_000);
+    tensor::resident::set_capacity(100_000);
     assert!(found() == roomy, "with a little room");
     // the weights of another model go where both find no room
-    let bytes = model.walked().map(|weight| 4 * weight.len() as u64).sum::<u64>();
-    tensor::resident::set_room(bytes + bytes / 2);
+    let bytes = model.weights_used_by_walk().map(|weight| 4 * weight.len() as u64).sum::<u64>();
+    tensor::resident::set_capacity(bytes + bytes / 2);
     walk::token_scores(&model, &rows);
     assert!(model.blocks.iter().all(|block| block.is_on_gpu()));
     let other = support::tiny();
     walk::token_scores(&other, &rows);
     assert!(other.blocks.iter().all(|block| block.is_on_gpu()) && !model.blocks.iter().any(|block| block.is_on_gpu()));
-    assert!(tensor::resident::taken() <= bytes);
-    tensor::select(Device::Cpu).unwrap();
+    assert!(tensor::resident::resident_bytes() <= bytes);
+    tensor::select_device(Device::Cpu).unwrap();
     for (on_gpu, on_cpu) in roomy.1.iter().zip(found().1) {
         for (a, b) in on_gpu.groups.iter().flatten().zip(on_cpu.groups.iter().flatten()) {
             let largest = b.channels.iter().fold(0f64, |most, x| most.max(x.abs()));
             let apart = a.channels.iter().zip(&b.channels).map(|(a, b)| (a - b).abs() / largest).fold(0.0, f64::max);
-            assert!(a.member == b.member && apart < 1e-4, "member {}: {apart:.1e}", a.member);
+            assert!(a.member_index == b.member_index && apart < 1e-4, "member {}: {apart:.1e}", a.member_index);
         }
     }
 }
@@ -269,7 +269,7 @@ fn the_plan_says_what_a_gpu_must_hold() {
     assert_eq!(of("cpu", "float32"), (0, 0));
     let (single, half) = (of(&device.to_string(), "float32"), of(&device.to_string(), "float16"));
     let model = support::tiny();
-    let matrices: usize = model.blocks.iter().flat_map(|block| Part::MATRICES.map(|part| block[part].len())).sum();
+    let matrices: usize = model.blocks.iter().flat_map(|block| BlockTensor::MATRICES.map(|part| block[part].len())).sum();
     // the estimate counts vectors as matrices
     let saved = (single.0 - half.0) as f64 / (2 * matrices) as f64;
     assert!((0.95..1.05).contains(&saved), "{single:?} {half:?}");

@@ -9,13 +9,13 @@ use secateur::model::Model;
 use secateur::model::tokenizer::Tokenizer;
 use secateur::model::walk;
 use secateur::stages::evaluate::{self, Error, Options, Protocol};
-use secateur::stages::{Context, World};
+use secateur::stages::{Context, Environment};
 use serde_json::Value;
 
 use crate::support::{self, json, numbers, shared};
 
 pub fn context(data: Option<PathBuf>) -> Context {
-    Context { data, ..support::context() }
+    Context { data_folder: data, ..support::context() }
 }
 
 pub fn tasks(names: &[&str], limit: Option<usize>) -> Options {
@@ -241,7 +241,7 @@ fn a_model_without_a_tokenizer_cannot_be_asked() {
 fn a_model_of_nan_makes_an_error_and_no_row() {
     let Some(folder) = shared("models/stories260K") else { return };
     let mut model = Model::load(&folder).unwrap();
-    model.norm.update(|values| values[3] = f32::NAN);
+    model.final_norm.update(|values| values[3] = f32::NAN);
     let error = evaluate::run(&tasks(&["tiny_boolq"], None), &context(None), &model).unwrap_err();
     assert_eq!(error.to_string(), "tiny_boolq, document 0: the result is NaN, the model is broken");
 }
@@ -250,9 +250,9 @@ fn a_model_of_nan_makes_an_error_and_no_row() {
 fn the_check_names_what_the_world_lacks() {
     let Some(folder) = shared("models/stories260K") else { return };
     let header = secateur::model::ModelHeader { has_tokenizer: false, ..secateur::model::ModelHeader::read(&folder).unwrap() };
-    let mut world = World { model: Some(header), ..World::default() };
+    let mut world = Environment { model: Some(header), ..Environment::default() };
     let options = Options { window: Some(1000), ..tasks(&["tiny_bolq", "boolq", "tiny_piqa"], None) };
-    let faults: Vec<(String, String)> = options.world(&mut world).into_iter().map(|f| (f.key, f.message)).collect();
+    let faults: Vec<(String, String)> = options.environment_faults(&mut world).into_iter().map(|f| (f.key, f.message)).collect();
     let said = [
         ("tasks[0]", "there is no task `tiny_bolq`; did you mean `tiny_boolq`?"),
         (
@@ -268,7 +268,7 @@ fn the_check_names_what_the_world_lacks() {
     let (text, ids) = (temporary.path().join("t.txt"), temporary.path().join("i.jsonl"));
     std::fs::write(&text, "once").unwrap();
     std::fs::write(&ids, "{\"ids\": [1, 2]}").unwrap();
-    let faults = corpora(&[&text, &ids, Path::new("nowhere.txt")], None).world(&mut world);
+    let faults = corpora(&[&text, &ids, Path::new("nowhere.txt")], None).environment_faults(&mut world);
     assert_eq!(faults.len(), 2, "{faults:?}");
     assert!(faults[0].message.ends_with("is text, and the model's folder has no tokenizer.json"));
     assert!(faults[1].message.starts_with("cannot read `nowhere.txt`"));
@@ -282,7 +282,7 @@ fn token_ids_equal_those_of_the_tokenizer_library() {
     let tokenizer = Tokenizer::load(&folder).unwrap().unwrap();
     let golden = json(&golden);
     let strings = golden["strings"].as_array().unwrap();
-    assert_eq!((strings.len(), tokenizer.vocabulary()), (35, 512));
+    assert_eq!((strings.len(), tokenizer.vocabulary_size()), (35, 512));
     for string in strings {
         let text = string["text"].as_str().unwrap();
         assert_eq!(tokenizer.encode(text, true).unwrap(), numbers::<u32>(&string["ids"]), "{text:?}");
@@ -291,5 +291,5 @@ fn token_ids_equal_those_of_the_tokenizer_library() {
     let names: Vec<&str> = tokenizer.files().iter().map(|(name, _)| name.as_str()).collect();
     assert!(names.contains(&"tokenizer.model") && names.contains(&"tokenizer_config.json"), "{names:?}");
     assert!(tokenizer.files().iter().all(|(name, bytes)| *bytes == std::fs::read(folder.join(name)).unwrap()));
-    assert!(tokenizer.fits(511).is_err() && tokenizer.fits(512).is_ok());
+    assert!(tokenizer.check_fits_vocabulary(511).is_err() && tokenizer.check_fits_vocabulary(512).is_ok());
 }

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use secateur::model::config::{Config, Rope, RopeScaling, Widths};
-use secateur::model::groups::Kind;
-use secateur::model::wiring::{Part, Place};
+use secateur::model::config::{Config, RopeConfig, RopeScaling, BlockWidths};
+use secateur::model::groups::GroupKind;
+use secateur::model::wiring::{BlockTensor, TensorId};
 use secateur::model::{Block, Model};
-use secateur::stages::importance::taylor::{self, Form, Sums};
+use secateur::stages::importance::taylor::{self, TaylorCriterion, GradientSums};
 use secateur::stages::importance::{self, Fisher, Taylor};
-use secateur::stages::products::{Compat, GroupScores, Scores};
+use secateur::stages::products::{Compat, GroupScores, ChannelScores};
 use secateur::stages::{aggregate, dependencies, prune};
 use secateur::tensor::{Gradient, Weight};
 use serde_json::{Value, json};
@@ -17,22 +17,22 @@ use serde_json::{Value, json};
 use crate::support::{self, context, numbers};
 
 /// The id of a tensor in the formula, and the base of its values.
-fn id(place: Place) -> (f64, bool) {
+fn id(place: TensorId) -> (f64, bool) {
     match place {
-        Place::Embedding => (1001.0, false),
-        Place::FinalNorm => (1002.0, true),
-        Place::Head => (1003.0, false),
-        Place::Block(layer, part) => {
+        TensorId::Embedding => (1001.0, false),
+        TensorId::FinalNorm => (1002.0, true),
+        TensorId::LmHead => (1003.0, false),
+        TensorId::Block(layer, part) => {
             let (number, is_norm) = match part {
-                Part::Q => (1, false),
-                Part::K => (2, false),
-                Part::V => (3, false),
-                Part::O => (4, false),
-                Part::Gate => (5, false),
-                Part::Up => (6, false),
-                Part::Down => (7, false),
-                Part::InputNorm => (8, true),
-                Part::PostAttentionNorm => (9, true),
+                BlockTensor::Q => (1, false),
+                BlockTensor::K => (2, false),
+                BlockTensor::V => (3, false),
+                BlockTensor::O => (4, false),
+                BlockTensor::Gate => (5, false),
+                BlockTensor::Up => (6, false),
+                BlockTensor::Down => (7, false),
+                BlockTensor::InputNorm => (8, true),
+                BlockTensor::PostAttentionNorm => (9, true),
             };
             ((10 * layer + number) as f64, is_norm)
         }
@@ -48,53 +48,53 @@ fn model(config: &Value) -> Model {
     let (hidden, mlp, layers, heads, dim, vocab) =
         (size("hidden"), size("intermediate"), size("layers"), size("heads"), size("head_dim"), size("vocab"));
     let keys = config["kv_heads"].as_u64().map_or(heads, |n| n as usize);
-    let weight = |place: Place, rows: usize, cols: usize| {
+    let weight = |place: TensorId, rows: usize, cols: usize| {
         let (t, is_norm) = id(place);
         let value = |i: f64| if is_norm { 1.0 + 0.1 * (0.1 * i + t).sin() } else { 0.05 * (0.1 * i + t).sin() };
         Weight::new(filled(rows * cols, value), rows, cols)
     };
     let block = |layer: usize| {
-        let shape = |part: Part| match part {
-            Part::InputNorm | Part::PostAttentionNorm => (1, hidden),
-            Part::Q => (heads * dim, hidden),
-            Part::K | Part::V => (keys * dim, hidden),
-            Part::O => (hidden, heads * dim),
-            Part::Gate | Part::Up => (mlp, hidden),
-            Part::Down => (hidden, mlp),
+        let shape = |part: BlockTensor| match part {
+            BlockTensor::InputNorm | BlockTensor::PostAttentionNorm => (1, hidden),
+            BlockTensor::Q => (heads * dim, hidden),
+            BlockTensor::K | BlockTensor::V => (keys * dim, hidden),
+            BlockTensor::O => (hidden, heads * dim),
+            BlockTensor::Gate | BlockTensor::Up => (mlp, hidden),
+            BlockTensor::Down => (hidden, mlp),
         };
-        Block::new(Part::ALL.map(|part| weight(Place::Block(layer, part), shape(part).0, shape(part).1)))
+        Block::new(BlockTensor::ALL.map(|part| weight(TensorId::Block(layer, part), shape(part).0, shape(part).1)))
     };
     Model {
-        embedding: weight(Place::Embedding, vocab, hidden),
+        embedding: weight(TensorId::Embedding, vocab, hidden),
         blocks: (0..layers).map(block).collect(),
-        norm: weight(Place::FinalNorm, 1, hidden),
-        head: Some(weight(Place::Head, vocab, hidden)),
+        final_norm: weight(TensorId::FinalNorm, 1, hidden),
+        lm_head: Some(weight(TensorId::LmHead, vocab, hidden)),
         tokenizer: None,
         config: Config {
             hidden,
             layers,
             head_dim: dim,
-            widths: Widths::default(),
+            declared_widths: BlockWidths::default(),
             vocab,
             max_positions: 64,
             norm_epsilon: 1e-6,
-            tied: false,
-            biases: Default::default(),
-            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+            tied_embeddings: false,
+            declared_biases: Default::default(),
+            rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
             raw: serde_json::Map::new(),
         },
     }
 }
 
-fn gradients(model: &Model) -> BTreeMap<Place, Sums> {
-    let sums = |place: Place| {
+fn gradients(model: &Model) -> BTreeMap<TensorId, GradientSums> {
+    let sums = |place: TensorId| {
         let (t, len) = (id(place).0, model.weight(place).len());
         let gradient = filled(len, |i| 0.01 * (0.07 * i + 2.0 * t).cos());
         let squares = filled(len, |i| 0.5 * (1.0 + (0.05 * i + 3.0 * t).sin()));
         let of = |values| Gradient::new(values, model.weight(place).rows(), model.weight(place).cols());
-        (place, Sums { gradient: of(gradient), squares: Some(of(squares)) })
+        (place, GradientSums { gradient: of(gradient), squares: Some(of(squares)) })
     };
-    model.places().into_iter().map(sums).collect()
+    model.tensor_ids().into_iter().map(sums).collect()
 }
 
 /// The largest difference, relative to each score, or to the largest where terms cancel.
@@ -139,12 +139,12 @@ fn scores_and_selections_equal_the_references() {
                 None => None,
             };
             let scores = match taylor {
-                Some(taylor) => Scores {
-                    groups: taylor::of_gradients(Form { taylor, fisher: Fisher::Mean }, &model, &graph, 1, &gradients),
-                    signed: taylor == Taylor::Vector,
-                    magnitudes: false,
+                Some(taylor) => ChannelScores {
+                    groups: taylor::scores_from_gradients(TaylorCriterion { form: taylor, fisher: Fisher::Mean }, &model, &graph, 1, &gradients),
+                    is_signed: taylor == Taylor::Vector,
+                    is_magnitude: false,
                     compat: Compat::Reference,
-                    means: Vec::new(),
+                    input_means: Vec::new(),
                 },
                 None => {
                     let options = json!({ "method": result["pruner"], "compat": "reference" });
@@ -160,9 +160,9 @@ fn scores_and_selections_equal_the_references() {
             let plan = prune::run(&options, None, &model, &graph, &units, None).unwrap().1.plan;
             for (g, group) in graph.groups.iter().enumerate() {
                 let (scores, members, root, width) = match group.kind {
-                    Kind::Hidden => ("channel_importance", "members", "pruned_ratio_0.25", 1),
-                    Kind::Mlp => ("mlp_channel_importance", "mlp_members", "gate_proj", 1),
-                    _ => ("attn_unit_importance", "attn_members", case["root"].as_str().unwrap(), group.unit_width(&model)),
+                    GroupKind::Hidden => ("channel_importance", "members", "pruned_ratio_0.25", 1),
+                    GroupKind::Mlp => ("mlp_channel_importance", "mlp_members", "gate_proj", 1),
+                    _ => ("attn_unit_importance", "attn_members", case["root"].as_str().unwrap(), group.min_channels_per_unit(&model)),
                 };
                 let GroupScores { groups, .. } = &units;
                 let difference = worst(&groups[g], &numbers::<f64>(&result[scores]), cancels);
@@ -170,7 +170,7 @@ fn scores_and_selections_equal_the_references() {
                 (compared, largest) = (compared + 1, largest.max(difference));
                 let names: Vec<String> = numbers(&result[members]);
                 let ours: Vec<&str> = group.members.iter().map(|m| m.name.trim_end_matches(".weight")).collect();
-                if group.kind == Kind::Hidden {
+                if group.kind == GroupKind::Hidden {
                     // the reference walks in an order of its own; the first and the set are the same
                     let set = |names: Vec<&str>| names.into_iter().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
                     let theirs = names.iter().map(|n| n.rsplit_once('.').unwrap().0).collect::<Vec<_>>();
@@ -180,8 +180,8 @@ fn scores_and_selections_equal_the_references() {
                     assert!(ours.iter().zip(theirs).all(|(ours, theirs)| ours.ends_with(theirs)), "{here}: {ours:?} {names:?}");
                 }
                 let stored =
-                    if group.kind == Kind::Hidden { &result[root] } else { &result["pruned_root_indices_ratio_0.5"][root] };
-                let kept = &plan.find(group.kind, group.layer).unwrap().kept;
+                    if group.kind == GroupKind::Hidden { &result[root] } else { &result["pruned_root_indices_ratio_0.5"][root] };
+                let kept = &plan.find_entry(group.kind, group.layer).unwrap().kept;
                 if let Some(gone) = removed(&groups[g], kept, width) {
                     assert_eq!(gone, numbers::<usize>(stored), "{here} {root}");
                     selections += 1;

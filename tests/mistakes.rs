@@ -13,7 +13,7 @@ fn told(folder: &Path, content: &str) -> String {
     write(&folder.join("task.toml"), content);
     let found = Task::find(folder.join("task.toml").to_str().unwrap(), Some(folder));
     let tried =
-        found.and_then(|task| if task.is_text() { task.texts(None).map(drop) } else { task.documents(None, None).map(drop) });
+        found.and_then(|task| if task.is_text() { task.text_documents(None).map(drop) } else { task.questions(None, None).map(drop) });
     match tried {
         Ok(()) => "nothing is wrong".to_owned(),
         Err(e) => e.to_string().replace(&format!("{}/", folder.display()), ""),

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use secateur::model::blocks::Slots;
+use secateur::model::blocks::GradientRequests;
 use secateur::model::plan::{self, PruningPlan};
-use secateur::model::walk::{self, Pack, Sequence, Visitor};
-use secateur::model::wiring::{LLAMA, Part, Place, Space};
+use secateur::model::walk::{self, Pack, Sequence, GradientVisitor};
+use secateur::model::wiring::{LLAMA, BlockTensor, TensorId, ChannelSpace};
 use secateur::model::{Model, groups};
-use secateur::ops::{Answer, Ask};
+use secateur::ops::{GradientResult, GradientQuery};
 use secateur::stages::{Context, export};
 use serde_json::Value;
 
@@ -19,23 +19,23 @@ use crate::support::{context, copy_folder, json, numbers, shared, tiny};
 /// Gathers the gradient of every weight.
 #[derive(Default)]
 struct All {
-    gradients: BTreeMap<Place, Vec<f32>>,
+    gradients: BTreeMap<TensorId, Vec<f32>>,
     memory: Option<u64>,
 }
 
 impl All {
     /// The head's gradient is the embedding's.
     fn tie(&mut self) {
-        let gradient = self.gradients.remove(&Place::Head).unwrap();
-        self.add_up(Place::Embedding, gradient);
+        let gradient = self.gradients.remove(&TensorId::LmHead).unwrap();
+        self.add_up(TensorId::Embedding, gradient);
     }
 
-    fn add(&mut self, place: Place, answer: Answer) {
-        let Answer::Gradient { gradient, .. } = answer else { panic!("a gradient was asked for") };
+    fn add(&mut self, place: TensorId, answer: GradientResult) {
+        let GradientResult::Gradient { gradient, .. } = answer else { panic!("a gradient was asked for") };
         self.add_up(place, gradient.into_vec());
     }
 
-    fn add_up(&mut self, place: Place, gradient: Vec<f32>) {
+    fn add_up(&mut self, place: TensorId, gradient: Vec<f32>) {
         match self.gradients.get_mut(&place) {
             Some(sum) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
             None => drop(self.gradients.insert(place, gradient)),
@@ -43,21 +43,21 @@ impl All {
     }
 }
 
-impl Visitor for All {
-    type Lens = Slots;
-    fn lens(&self, _: usize, _: &Pack) -> Slots {
-        Slots::of(Part::ALL.map(|part| (part, Ask::Gradient)))
+impl GradientVisitor for All {
+    type Hooks = GradientRequests;
+    fn hooks(&self, _: usize, _: &Pack) -> GradientRequests {
+        GradientRequests::from_queries(BlockTensor::ALL.map(|part| (part, GradientQuery::Gradient)))
     }
-    fn block(&mut self, layer: usize, _: &Pack, lens: Slots) {
-        lens.answers().for_each(|(part, answer)| self.add(Place::Block(layer, part), answer));
+    fn visit_block(&mut self, layer: usize, _: &Pack, lens: GradientRequests) {
+        lens.into_results().for_each(|(part, answer)| self.add(TensorId::Block(layer, part), answer));
     }
-    fn asks(&self, _: Place, _: &Pack) -> Option<Ask> {
-        Some(Ask::Gradient)
+    fn query(&self, _: TensorId, _: &Pack) -> Option<GradientQuery> {
+        Some(GradientQuery::Gradient)
     }
-    fn outside(&mut self, at: Place, _: &Pack, answer: Answer) {
+    fn visit_outer_tensor(&mut self, at: TensorId, _: &Pack, answer: GradientResult) {
         self.add(at, answer);
     }
-    fn memory(&self) -> Option<u64> {
+    fn memory_limit(&self) -> Option<u64> {
         self.memory
     }
 }
@@ -101,21 +101,21 @@ fn gradients_equal_llm_pruner() {
         let loss = walk::backward(&model, &rows(numbers(&golden["calibration"]["A"])), 0, &mut all);
         let expected = golden["calibration"]["A_batch_mean_loss"].as_f64().unwrap();
         assert!((loss.mean / expected - 1.0).abs() < 1e-6, "{} {expected}", loss.mean);
-        if model.head.is_none() {
+        if model.lm_head.is_none() {
             all.tie();
         }
         let bytes = std::fs::read(stored).unwrap();
         let stored = SafeTensors::deserialize(&bytes).unwrap();
         let mut compared = 0;
         for (place, gradient) in &all.gradients {
-            let expected = stored.tensor(&format!("grad.{}", LLAMA.tensor(*place))).unwrap();
+            let expected = stored.tensor(&format!("grad.{}", LLAMA.tensor_name(*place))).unwrap();
             let expected: Vec<f32> = expected.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
             let largest = expected.iter().fold(0f32, |a, b| a.max(b.abs()));
             let worst = gradient.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
             assert!(worst <= 2e-5 * largest, "{place:?}: {} of the largest entry", worst / largest);
             compared += 1;
         }
-        assert_eq!(compared, model.places().len());
+        assert_eq!(compared, model.tensor_ids().len());
     }
 }
 
@@ -133,8 +133,8 @@ fn gradients_equal_differences() {
     walk::backward(&model, &sequences, 0, &mut all);
     all.tie();
     let last = model.blocks.len() - 1;
-    let places = [0, last].into_iter().flat_map(|layer| Part::ALL.map(|part| Place::Block(layer, part)));
-    for place in places.chain([Place::Embedding, Place::FinalNorm]) {
+    let places = [0, last].into_iter().flat_map(|layer| BlockTensor::ALL.map(|part| TensorId::Block(layer, part)));
+    for place in places.chain([TensorId::Embedding, TensorId::FinalNorm]) {
         let gradient = &all.gradients[&place];
         let length = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
         let loss = |step: f64| {
@@ -207,7 +207,7 @@ fn every_form_of_a_checkpoint_is_the_same_model() {
     for dtype in [Dtype::F16, Dtype::BF16] {
         let (_folder, halved) = rewritten(&["model.safetensors"], dtype, |_| {});
         let round = |v: f32| if dtype == Dtype::F16 { half::f16::from_f32(v).to_f32() } else { half::bf16::from_f32(v).to_f32() };
-        for place in model.places() {
+        for place in model.tensor_ids() {
             let expected: Vec<f32> = model.weight(place).values().iter().map(|&v| round(v)).collect();
             assert_eq!(halved.weight(place).values(), expected, "{place:?}");
         }
@@ -226,30 +226,30 @@ fn an_export_is_read_back_to_the_same_logits() {
     let mut pruned = model.clone();
     let mut plan = PruningPlan::default();
     for (layer, heads) in kept.iter().enumerate() {
-        for (space, units) in [(Space::Heads, heads.clone()), (Space::Mlp, (0..100 + 7 * layer).collect())] {
-            let group = groups::of_layer(&pruned, space, layer);
-            pruned = plan::keep(&pruned, &group, &units);
-            plan.keep(&group, &units);
+        for (space, units) in [(ChannelSpace::Heads, heads.clone()), (ChannelSpace::Mlp, (0..100 + 7 * layer).collect())] {
+            let group = groups::block_group(&pruned, space, layer);
+            pruned = plan::keep_units(&pruned, &group, &units);
+            plan.record_kept_units(&group, &units);
         }
     }
     let folder = tempfile::tempdir().unwrap();
-    let context = Context { folder: folder.path().to_owned(), ..context() };
+    let context = Context { output_folder: folder.path().to_owned(), ..context() };
     let options: export::Options = serde_json::from_value(serde_json::json!({ "formats": ["hf", "plan"] })).unwrap();
     export::run(&options, &context, &pruned, Some(&plan)).unwrap();
     let read = Model::load(&folder.path().join("hf")).unwrap();
     let ids = [0, 5, 9, 300, 44, 7];
     assert_eq!(walk::logits(&read, &ids).into_vec(), walk::logits(&pruned, &ids).into_vec());
-    assert_eq!(read.parameters(), pruned.parameters());
+    assert_eq!(read.parameter_count(), pruned.parameter_count());
     let text = "Anna is in the garden.";
     let encoded = |model: &Model| model.tokenizer.as_ref().unwrap().encode(text, true).unwrap();
     assert_eq!(encoded(&read), encoded(&model));
     // the plan and the dense checkpoint make the same model
     let stored: PruningPlan = serde_json::from_value(json(&folder.path().join("plan.json"))).unwrap();
     let rebuilt = stored.apply(&model).unwrap();
-    assert!(rebuilt.places().into_iter().all(|place| rebuilt.weight(place) == pruned.weight(place)));
+    assert!(rebuilt.tensor_ids().into_iter().all(|place| rebuilt.weight(place) == pruned.weight(place)));
     // the second export of what was read is the same file
     let again = tempfile::tempdir().unwrap();
-    export::run(&options, &Context { folder: again.path().to_owned(), ..context }, &read, Some(&plan)).unwrap();
+    export::run(&options, &Context { output_folder: again.path().to_owned(), ..context }, &read, Some(&plan)).unwrap();
     for file in ["hf/model.safetensors", "hf/config.json", "plan.json"] {
         assert_eq!(std::fs::read(folder.path().join(file)).unwrap(), std::fs::read(again.path().join(file)).unwrap(), "{file}");
     }
@@ -278,7 +278,7 @@ fn the_embedded_model_equals_transformers() {
     all.tie();
     for (place, gradient) in &all.gradients {
         let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-        let expected = golden["gradient_norms"][LLAMA.tensor(*place)].as_f64().unwrap();
+        let expected = golden["gradient_norms"][LLAMA.tensor_name(*place)].as_f64().unwrap();
         assert!((norm / expected - 1.0).abs() < 1e-4, "{place:?}: {norm} {expected}");
     }
     assert_eq!(all.gradients.len(), golden["gradient_norms"].as_object().unwrap().len());

@@ -3,19 +3,19 @@
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use secateur::model::blocks::Lens;
-use secateur::model::config::{Config, Rope, RopeScaling, Widths};
-use secateur::model::groups::{DependencyGraph, Group, Kind};
+use secateur::model::blocks::BlockHooks;
+use secateur::model::config::{Config, RopeConfig, RopeScaling, BlockWidths};
+use secateur::model::groups::{DependencyGraph, Group, GroupKind};
 use secateur::model::plan::PruningPlan;
-use secateur::model::sizes::Shape;
-use secateur::model::stored::Precision;
+use secateur::model::sizes::ModelShape;
+use secateur::model::stored::StorageDtype;
 use secateur::model::walk::{self, Sequence};
-use secateur::model::wiring::Part;
+use secateur::model::wiring::BlockTensor;
 use secateur::model::{Block, Model};
-use secateur::ops::{self, Target};
+use secateur::ops::{self, TokenTarget};
 use secateur::stages::products::GroupScores;
 use secateur::stages::{aggregate, dependencies, importance, prune};
-use secateur::tensor::{AnyTape, Hidden, Weight};
+use secateur::tensor::{AnyTape, Activations, Weight};
 use serde_json::json;
 
 use crate::support::{self, context};
@@ -83,16 +83,16 @@ impl Random {
             hidden,
             layers: self.layers,
             head_dim: dim,
-            widths: Widths::default(),
+            declared_widths: BlockWidths::default(),
             vocab: VOCAB,
             max_positions: 64,
             norm_epsilon: 1e-5,
-            tied: self.tied,
-            biases: Default::default(),
-            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+            tied_embeddings: self.tied,
+            declared_biases: Default::default(),
+            rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
             raw: serde_json::Map::new(),
         };
-        Model { config, embedding, blocks, norm, head, tokenizer: None }
+        Model { config, embedding, blocks, final_norm: norm, lm_head: head, tokenizer: None }
     }
 
     /// Token ids to look at.
@@ -103,10 +103,10 @@ impl Random {
 }
 
 /// The mean over the tokens of what a matrix of the first block hands back, its bias included.
-fn handed_back(model: &Model, part: Part, ids: &[u32]) -> Vec<f32> {
-    struct Watch(Part, usize, std::rc::Rc<std::cell::RefCell<Vec<f32>>>);
-    impl Lens for Watch {
-        fn linear<T: AnyTape>(&self, part: Part, weight: &Weight, x: Hidden<T>) -> Hidden<T> {
+fn handed_back(model: &Model, part: BlockTensor, ids: &[u32]) -> Vec<f32> {
+    struct Watch(BlockTensor, usize, std::rc::Rc<std::cell::RefCell<Vec<f32>>>);
+    impl BlockHooks for Watch {
+        fn linear<T: AnyTape>(&self, part: BlockTensor, weight: &Weight, x: Activations<T>) -> Activations<T> {
             let y = ops::linear(x, weight, None);
             if (part, self.1) == (self.0, 0) {
                 *self.2.borrow_mut() = y.values().into_owned();
@@ -124,8 +124,8 @@ fn handed_back(model: &Model, part: Part, ids: &[u32]) -> Vec<f32> {
 
 /// The log probability of every token at every position: logits up to a constant of each position.
 fn outputs(model: &Model, ids: &[u32]) -> Vec<f64> {
-    let targets: Vec<Target> =
-        (0..ids.len()).flat_map(|position| (0..VOCAB as u32).map(move |id| Target { position, id })).collect();
+    let targets: Vec<TokenTarget> =
+        (0..ids.len()).flat_map(|position| (0..VOCAB as u32).map(move |id| TokenTarget { position, token_id: id })).collect();
     let scores = walk::token_scores(model, &[Sequence { ids: ids.to_vec(), targets }]);
     scores[0].iter().map(|score| score.log_probability).collect()
 }
@@ -135,18 +135,18 @@ fn graph(model: &Model, grouping: &str) -> DependencyGraph {
 }
 
 /// Prunes by random scores.
-fn cut(model: &Model, graph: &DependencyGraph, seed: u64, options: serde_json::Value) -> (Model, prune::Pruning) {
+fn cut(model: &Model, graph: &DependencyGraph, seed: u64, options: serde_json::Value) -> (Model, prune::PruningResult) {
     let mut stream = ChaCha8Rng::seed_from_u64(seed ^ 2);
-    let groups = graph.groups.iter().map(|group| (0..group.units).map(|_| stream.random::<f64>()).collect()).collect();
+    let groups = graph.groups.iter().map(|group| (0..group.unit_count).map(|_| stream.random::<f64>()).collect()).collect();
     let options: prune::Options = serde_json::from_value(options).unwrap();
     let (pruned, pruning, _) =
-        prune::run(&options, None, model, graph, &GroupScores { groups, means: Vec::new() }, None).unwrap();
+        prune::run(&options, None, model, graph, &GroupScores { groups, input_means: Vec::new() }, None).unwrap();
     (pruned, pruning)
 }
 
 /// The channels of a member that belong to units that are gone.
 fn gone(group: &Group, kept: &[usize], width: usize) -> Vec<usize> {
-    (0..group.units).filter(|unit| !kept.contains(unit)).flat_map(|unit| unit * width..(unit + 1) * width).collect()
+    (0..group.unit_count).filter(|unit| !kept.contains(unit)).flat_map(|unit| unit * width..(unit + 1) * width).collect()
 }
 
 /// The model with what the removed units write set to zero, all widths as they were.
@@ -158,18 +158,18 @@ fn masked(model: &Model, graph: &DependencyGraph, kept: &[Vec<usize>]) -> Model 
     };
     for (group, kept) in graph.groups.iter().zip(kept) {
         match group.kind {
-            Kind::Attention | Kind::Mlp => {
-                let part = if group.kind == Kind::Attention { Part::O } else { Part::Down };
+            GroupKind::Attention | GroupKind::Mlp => {
+                let part = if group.kind == GroupKind::Attention { BlockTensor::O } else { BlockTensor::Down };
                 let weight = &mut masked.blocks[group.layer][part];
-                let width = weight.cols() / group.units;
+                let width = weight.cols() / group.unit_count;
                 zero_columns(weight, &gone(group, kept, width));
             }
-            Kind::Hidden => {
+            GroupKind::Hidden => {
                 let gone = gone(group, kept, 1);
-                let share = kept.len() as f32 / group.units as f32;
+                let share = kept.len() as f32 / group.unit_count as f32;
                 zero_columns(&mut masked.embedding, &gone);
                 for block in &mut masked.blocks {
-                    for part in [Part::O, Part::Down] {
+                    for part in [BlockTensor::O, BlockTensor::Down] {
                         let cols = block[part].cols();
                         block[part].update(|w| gone.iter().for_each(|r| w[r * cols..(r + 1) * cols].fill(0.0)));
                     }
@@ -178,15 +178,15 @@ fn masked(model: &Model, graph: &DependencyGraph, kept: &[Vec<usize>]) -> Model 
                 // x / √(Σx² / all + ε · kept / all) · w · √(kept / all).
                 masked.config.norm_epsilon *= share;
                 let scale = |w: &mut [f32]| w.iter_mut().for_each(|w| *w *= share.sqrt());
-                masked.norm.update(scale);
+                masked.final_norm.update(scale);
                 for block in &mut masked.blocks {
-                    block[Part::InputNorm].update(scale);
-                    block[Part::PostAttentionNorm].update(scale);
+                    block[BlockTensor::InputNorm].update(scale);
+                    block[BlockTensor::PostAttentionNorm].update(scale);
                 }
             }
-            Kind::Layer => {
-                for layer in (0..group.units).filter(|layer| !kept.contains(layer)) {
-                    for part in [Part::O, Part::Down] {
+            GroupKind::Layer => {
+                for layer in (0..group.unit_count).filter(|layer| !kept.contains(layer)) {
+                    for part in [BlockTensor::O, BlockTensor::Down] {
                         masked.blocks[layer][part].update(|w| w.fill(0.0));
                     }
                 }
@@ -197,7 +197,7 @@ fn masked(model: &Model, graph: &DependencyGraph, kept: &[Vec<usize>]) -> Model 
 }
 
 fn weights(model: &Model) -> Vec<Weight> {
-    model.places().into_iter().map(|place| model.weight(place).clone()).collect()
+    model.tensor_ids().into_iter().map(|place| model.weight(place).clone()).collect()
 }
 
 fn groupings() -> impl Strategy<Value = &'static str> {
@@ -216,15 +216,15 @@ proptest! {
         let model = random.model();
         let graph = graph(&model, grouping);
         let (pruned, pruning) = cut(&model, &graph, random.seed, json!({ "ratio": ratio, "scope": scope }));
-        let (cut, mask) = (outputs(&pruned, &random.ids()), outputs(&masked(&model, &graph, &pruning.kept), &random.ids()));
+        let (cut, mask) = (outputs(&pruned, &random.ids()), outputs(&masked(&model, &graph, &pruning.kept_units), &random.ids()));
         let largest = cut.iter().fold(0f64, |most, x| most.max(x.abs()));
         let worst = cut.iter().zip(&mask).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         prop_assert!(worst <= 1e-5 * largest, "{worst:.1e} of {largest}");
         // never an empty group, never a layer without width
-        let shape = Shape::of(&pruned);
-        prop_assert!(pruning.kept.iter().all(|kept| !kept.is_empty()));
-        prop_assert!(shape.hidden > 0 && !shape.blocks.is_empty() && shape.blocks.iter().all(|b| b.queries > 0 && b.mlp > 0));
-        prop_assert_eq!(shape.parameters(), pruned.parameters());
+        let shape = ModelShape::from_model(&pruned);
+        prop_assert!(pruning.kept_units.iter().all(|kept| !kept.is_empty()));
+        prop_assert!(shape.hidden > 0 && !shape.blocks.is_empty() && shape.blocks.iter().all(|b| b.query_heads > 0 && b.mlp_channels > 0));
+        prop_assert_eq!(shape.parameter_count(), pruned.parameter_count());
     }
 
     #[test]
@@ -240,7 +240,7 @@ proptest! {
         // and again from what it left
         let graph = self::graph(&pruned, "block");
         let options: prune::Options = serde_json::from_value(json!({ "ratio": 0.5 })).unwrap();
-        let scores = GroupScores { groups: graph.groups.iter().map(|g| (0..g.units).map(|u| u as f64).collect()).collect(), means: Vec::new() };
+        let scores = GroupScores { groups: graph.groups.iter().map(|g| (0..g.unit_count).map(|u| u as f64).collect()).collect(), input_means: Vec::new() };
         let (twice, pruning, _) = prune::run(&options, None, &pruned, &graph, &scores, Some(&pruning)).unwrap();
         prop_assert!(weights(&pruning.plan.apply(&model).unwrap()) == weights(&twice));
     }
@@ -251,9 +251,9 @@ proptest! {
         let same = PruningPlan::default().apply(&model).unwrap();
         prop_assert!(weights(&same) == weights(&model));
         let graph = graph(&model, "block");
-        let kept = graph.groups.iter().map(|group| (0..group.units).collect()).collect();
-        let nothing = prune::Pruning { kept, plan: PruningPlan::default(), initial: Default::default(), biases: Vec::new() };
-        let same = prune::cut(&model, &graph, &nothing);
+        let kept = graph.groups.iter().map(|group| (0..group.unit_count).collect()).collect();
+        let nothing = prune::PruningResult { kept_units, plan: PruningPlan::default(), initial_units: Default::default(), added_biases: Vec::new() };
+        let same = prune::apply_pruning(&model, &graph, &nothing);
         prop_assert!(weights(&same) == weights(&model));
     }
 
@@ -277,7 +277,7 @@ proptest! {
             let options = serde_json::from_value(json!({ "ratio": ratio, "compensation": compensation })).unwrap();
             prune::run(&options, None, &model, &graph, &units, None).unwrap().0
         };
-        let part = if attention { Part::O } else { Part::Down };
+        let part = if attention { BlockTensor::O } else { BlockTensor::Down };
         let dense = handed_back(&model, part, &ids);
         let (with, without) = (prune("bias"), prune("none"));
         let largest = dense.iter().fold(0f32, |most, x| most.max(x.abs())).max(1e-3);
@@ -288,9 +288,9 @@ proptest! {
         prop_assert!(worst(&with) < 1e-4, "{}", worst(&with));
         if with.blocks[0][part] != model.blocks[0][part] {
             prop_assert!(worst(&without) > worst(&with));
-            prop_assert_eq!(with.parameters() - without.parameters(), model.config.hidden as u64);
+            prop_assert_eq!(with.parameter_count() - without.parameter_count(), model.config.hidden as u64);
             // written and read again, and pruned further with its channels
-            with.save(&folder.path().join("hf"), Precision::Float32).unwrap();
+            with.save(&folder.path().join("hf"), StorageDtype::Float32).unwrap();
             let read = Model::load(&folder.path().join("hf")).unwrap();
             prop_assert!(outputs(&read, &ids) == outputs(&with, &ids));
             let config = support::json(&folder.path().join("hf/config.json"));

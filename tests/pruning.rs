@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 
 use safetensors::SafeTensors;
 use secateur::model::Model;
-use secateur::model::groups::{DependencyGraph, Kind};
+use secateur::model::groups::{DependencyGraph, GroupKind};
 use secateur::model::plan::PruningPlan;
-use secateur::model::wiring::{LLAMA, Part, Place};
-use secateur::stages::importance::taylor::{self, Form, Sums};
+use secateur::model::wiring::{LLAMA, BlockTensor, TensorId};
+use secateur::stages::importance::taylor::{self, TaylorCriterion, GradientSums};
 use secateur::stages::importance::{self, Fisher, Taylor};
-use secateur::stages::products::{Compat, GroupScores, Scores};
-use secateur::stages::prune::Schedule;
+use secateur::stages::products::{Compat, GroupScores, ChannelScores};
+use secateur::stages::prune::RepeatPosition;
 use secateur::stages::{aggregate, dependencies, prune};
 use secateur::tensor::Gradient;
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ struct Golden {
     model: Model,
     json: Value,
     paper: Value,
-    gradients: BTreeMap<Place, Sums>,
+    gradients: BTreeMap<TensorId, GradientSums>,
     folder: tempfile::TempDir,
 }
 
@@ -76,13 +76,13 @@ fn load(name: &'static str) -> Option<Golden> {
     let tensor = |name: String| -> Vec<f32> {
         stored.tensor(&name).unwrap().data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
     };
-    let sums = |place: &Place| {
-        let name = LLAMA.tensor(*place);
+    let sums = |place: &TensorId| {
+        let name = LLAMA.tensor_name(*place);
         let (rows, cols) = (model.weight(*place).rows(), model.weight(*place).cols());
         let of = |kind: &str| Gradient::new(tensor(format!("{kind}.{name}")), rows, cols);
-        (*place, Sums { gradient: of("grad"), squares: Some(of("acc")) })
+        (*place, GradientSums { gradient: of("grad"), squares: Some(of("acc")) })
     };
-    let gradients = model.places().iter().map(sums).collect();
+    let gradients = model.tensor_ids().iter().map(sums).collect();
     let folder = tempfile::tempdir().unwrap();
     for sample in ["A", "B"] {
         let rows: Vec<Vec<u32>> = numbers(&json["calibration"][sample]);
@@ -104,15 +104,15 @@ impl Golden {
     }
 
     /// Scores from the reference's gradients.
-    fn stored(&self, graph: &DependencyGraph, form: Form, compat: Compat) -> Scores {
+    fn stored(&self, graph: &DependencyGraph, form: TaylorCriterion, compat: Compat) -> ChannelScores {
         // the stored squares are a mean already
-        let groups = taylor::of_gradients(form, &self.model, graph, 1, &self.gradients);
-        Scores {
+        let groups = taylor::scores_from_gradients(form, &self.model, graph, 1, &self.gradients);
+        ChannelScores {
             groups,
-            signed: matches!(form.taylor, Taylor::Vector | Taylor::VectorMixed),
-            magnitudes: false,
+            is_signed: matches!(form.form, Taylor::Vector | Taylor::VectorMixed),
+            is_magnitude: false,
             compat,
-            means: Vec::new(),
+            input_means: Vec::new(),
         }
     }
 
@@ -125,7 +125,7 @@ impl Golden {
         taylor: Option<Taylor>,
         compat: Compat,
         sample: &str,
-    ) -> Scores {
+    ) -> ChannelScores {
         let corpus = self.folder.path().join(format!("{sample}.jsonl"));
         let mut options = json!({ "method": method, "compat": compat, "corpus": corpus, "sample": "file" });
         if let Some(taylor) = taylor {
@@ -139,7 +139,7 @@ impl Golden {
     }
 }
 
-fn units(model: &Model, graph: &DependencyGraph, scores: &Scores, with: &str, level: &str) -> GroupScores {
+fn units(model: &Model, graph: &DependencyGraph, scores: &ChannelScores, with: &str, level: &str) -> GroupScores {
     let options = serde_json::from_value(json!({ "with": with, "level": level })).unwrap();
     aggregate::run(&options, model, graph, scores).unwrap().0
 }
@@ -151,8 +151,8 @@ fn some<T: serde::de::DeserializeOwned>(value: &Value) -> Vec<T> {
 /// The stored scores in the order of our groups; none for a kind that is not stored.
 fn expected(graph: &DependencyGraph, stored: &Value) -> Vec<Vec<f64>> {
     let group = |group: &secateur::model::groups::Group| match group.kind {
-        Kind::Hidden => some(stored),
-        Kind::Attention => some(&stored[group.layer.to_string()]["attn"]),
+        GroupKind::Hidden => some(stored),
+        GroupKind::Attention => some(&stored[group.layer.to_string()]["attn"]),
         _ => some(&stored[group.layer.to_string()]["mlp"]),
     };
     graph.groups.iter().map(group).collect()
@@ -197,7 +197,7 @@ fn scores_from_the_references_gradients_equal_the_references() {
         for (name, stored, grouping, compat) in &tables {
             let (key, graph) = (key(name), golden.graph(&golden.model, grouping));
             let scores = match key.taylor() {
-                Some(taylor) => golden.stored(&graph, Form { taylor, fisher: Fisher::Mean }, *compat),
+                Some(taylor) => golden.stored(&graph, TaylorCriterion { form: taylor, fisher: Fisher::Mean }, *compat),
                 None => golden.own(&golden.model, &graph, key.method, None, *compat, "A"),
             };
             let found = units(&golden.model, &graph, &scores, key.with(), "channel");
@@ -239,15 +239,15 @@ fn members_scores_equal_the_references() {
         for mode in ["l1", "l2", "vectorize", "param_first", "param_second", "param_mix"] {
             let key = Key { method: mode, form: Some(mode).filter(|mode| !mode.starts_with('l')), with: "sum" };
             let scores = match key.taylor() {
-                Some(taylor) => golden.stored(&graph, Form { taylor, fisher: Fisher::Mean }, Compat::Reference),
+                Some(taylor) => golden.stored(&graph, TaylorCriterion { form: taylor, fisher: Fisher::Mean }, Compat::Reference),
                 None => golden.own(&golden.model, &graph, mode, None, Compat::Reference, "A"),
             };
             for (group, members) in graph.groups.iter().zip(&scores.groups) {
                 for scored in members {
-                    let member = &group.members[scored.member];
-                    let side = if member.last { "in" } else { "out" };
+                    let member = &group.members[scored.member_index];
+                    let side = if member.is_output { "in" } else { "out" };
                     let part = member.name.trim_end_matches(".weight").rsplit('.').next().unwrap();
-                    let kind = if group.kind == Kind::Attention { "attn" } else { "mlp" };
+                    let kind = if group.kind == GroupKind::Attention { "attn" } else { "mlp" };
                     let name = format!("{mode}.layer{}.{kind}.{part}.{side}", group.layer);
                     let tensor = stored.tensor(&name).unwrap();
                     let expected: Vec<f64> =
@@ -283,27 +283,27 @@ fn scores_equal_the_papers_equations() {
         for (table, level) in [("structures", "unit"), ("channelwise", "channel")] {
             for (name, layers) in golden.paper[table].as_object().unwrap() {
                 let (taylor, fisher) = equation(name);
-                let form = Form { taylor, fisher: Fisher::Mean };
+                let form = TaylorCriterion { form: taylor, fisher: Fisher::Mean };
                 let mut scores = golden.stored(&graph, form, Compat::Corrected);
                 if fisher == Fisher::Sum {
-                    let of_sum = |s: &Sums| {
+                    let of_sum = |s: &GradientSums| {
                         let (rows, cols) = s.gradient.shape();
                         let squares = s.squares.as_ref().unwrap().values().iter().map(|&q| q * samples as f32).collect();
-                        Sums { gradient: s.gradient.clone(), squares: Some(Gradient::new(squares, rows, cols)) }
+                        GradientSums { gradient: s.gradient.clone(), squares: Some(Gradient::new(squares, rows, cols)) }
                     };
                     let sums = golden.gradients.iter().map(|(place, s)| (*place, of_sum(s))).collect();
-                    scores.groups = taylor::of_gradients(Form { taylor, fisher }, &golden.model, &graph, samples, &sums);
+                    scores.groups = taylor::scores_from_gradients(TaylorCriterion { form: taylor, fisher }, &golden.model, &graph, samples, &sums);
                 }
                 for (group, with) in
                     [("group_sum", "sum"), ("group_prod", "product"), ("group_max", "max"), ("group_last", "last")]
                 {
                     let found = units(&golden.model, &graph, &scores, with, level);
                     let stored = |g: &secateur::model::groups::Group| {
-                        let kind = if g.kind == Kind::Attention { "attn" } else { "mlp" };
+                        let kind = if g.kind == GroupKind::Attention { "attn" } else { "mlp" };
                         numbers(&layers[g.layer.to_string()][kind][group])
                     };
                     let stored: Vec<Vec<f64>> = graph.groups.iter().map(stored).collect();
-                    let difference = worst(&found.groups, &stored, scores.signed);
+                    let difference = worst(&found.groups, &stored, scores.is_signed);
                     assert!(difference <= 4e-6, "{} {table}/{name}/{group}: {difference:.1e}", golden.name);
                     (largest, compared) = (largest.max(difference), compared + 1);
                 }
@@ -314,11 +314,11 @@ fn scores_equal_the_papers_equations() {
             let compat = if fold == "mod" { Compat::Reference } else { Compat::Corrected };
             let key = if form.starts_with('l') { key(form) } else { Key { method: "taylor", form: Some(form), with: "last" } };
             let scores = match key.taylor() {
-                Some(taylor) => golden.stored(&graph, Form { taylor, fisher: Fisher::Mean }, compat),
+                Some(taylor) => golden.stored(&graph, TaylorCriterion { form: taylor, fisher: Fisher::Mean }, compat),
                 None => golden.own(&golden.model, &graph, form, None, compat, "A"),
             };
             let found = units(&golden.model, &graph, &scores, "last", "channel");
-            let difference = worst(&found.groups, &expected(&graph, stored), scores.signed);
+            let difference = worst(&found.groups, &expected(&graph, stored), scores.is_signed);
             assert!(difference <= 1e-6, "{} last_only/{name}: {difference:.1e}", golden.name);
             (largest, compared) = (largest.max(difference), compared + 1);
         }
@@ -336,19 +336,19 @@ fn pruned(golden: &Golden, entry: &Value) -> (Model, PruningPlan) {
     let options: prune::Options =
         serde_json::from_value(json!({ "ratio": entry["ratio"], "scope": scope, "compat": "reference" })).unwrap();
     let times = entry["iterative_steps"].as_u64().unwrap() as u32;
-    let (mut model, mut before) = (golden.model.clone(), None::<prune::Pruning>);
+    let (mut model, mut before) = (golden.model.clone(), None::<prune::PruningResult>);
     for time in 1..=times {
         let graph = golden.graph(&model, grouping);
         let field = if grouping == "channel" { "channel_scores" } else { "scores" };
         let scores = match key.method {
-            "random" => GroupScores { groups: expected(&graph, &golden.json[field]["random"]), means: Vec::new() },
+            "random" => GroupScores { groups: expected(&graph, &golden.json[field]["random"]), input_means: Vec::new() },
             _ => {
                 let sample = if time == 1 { "A" } else { "B" };
                 let scores = golden.own(&model, &graph, key.method, key.taylor(), compat, sample);
                 units(&model, &graph, &scores, key.with(), "channel")
             }
         };
-        let schedule = (times > 1).then_some(Schedule { time, times });
+        let schedule = (times > 1).then_some(RepeatPosition { iteration: time, iterations: times });
         let (pruned, pruning, _) = prune::run(&options, schedule, &model, &graph, &scores, before.as_ref()).unwrap();
         (model, before) = (pruned, Some(pruning));
     }
@@ -359,8 +359,8 @@ fn pruned(golden: &Golden, entry: &Value) -> (Model, PruningPlan) {
 fn removed(plan: &PruningPlan) -> BTreeMap<(String, &'static str), Vec<usize>> {
     let gone = |e: &secateur::model::plan::KeptUnits| (0..e.units).filter(|u| !e.kept.contains(u)).collect::<Vec<_>>();
     let kind = |kind| match kind {
-        Kind::Attention => "attn",
-        Kind::Mlp => "mlp",
+        GroupKind::Attention => "attn",
+        GroupKind::Mlp => "mlp",
         _ => "hidden",
     };
     plan.groups.iter().map(|e| ((e.layer.to_string(), kind(e.kind)), gone(e))).filter(|(_, gone)| !gone.is_empty()).collect()
@@ -421,22 +421,22 @@ fn pruned_sets_shapes_sizes_and_perplexities_equal_the_references() {
                 let Ok(layer) = layer.parse::<usize>() else { continue }; // embedding, norm and head: counted below
                 let block = &model.blocks[layer];
                 for (name, part) in [
-                    ("q_proj", Part::Q),
-                    ("k_proj", Part::K),
-                    ("v_proj", Part::V),
-                    ("o_proj", Part::O),
-                    ("gate_proj", Part::Gate),
-                    ("up_proj", Part::Up),
-                    ("down_proj", Part::Down),
+                    ("q_proj", BlockTensor::Q),
+                    ("k_proj", BlockTensor::K),
+                    ("v_proj", BlockTensor::V),
+                    ("o_proj", BlockTensor::O),
+                    ("gate_proj", BlockTensor::Gate),
+                    ("up_proj", BlockTensor::Up),
+                    ("down_proj", BlockTensor::Down),
                 ] {
                     assert_eq!(json!([block[part].rows(), block[part].cols()]), shapes[name], "{here} {layer} {name}");
                 }
             }
             // The reference unties a tied head channel-wise and counts it twice.
-            let untied = entry["granularity"] == "channel" && model.head.is_none();
+            let untied = entry["granularity"] == "channel" && model.lm_head.is_none();
             let twice = if untied { (model.config.vocab * model.config.hidden) as u64 } else { 0 };
-            assert_eq!(model.parameters() + twice, entry["params"].as_u64().unwrap(), "{here}");
-            assert_eq!(plan.apply(&golden.model).unwrap().parameters(), model.parameters());
+            assert_eq!(model.parameter_count() + twice, entry["params"].as_u64().unwrap(), "{here}");
+            assert_eq!(plan.apply(&golden.model).unwrap().parameter_count(), model.parameter_count());
             let found = *known.entry(format!("{:?}", removed(&plan))).or_insert_with(|| golden.perplexity(&model));
             let difference = (found / entry["ppl"].as_f64().unwrap() - 1.0).abs();
             assert!(difference < 1e-5, "{here}: {found} {}", entry["ppl"]);

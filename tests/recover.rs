@@ -53,7 +53,7 @@ impl Golden {
 
     fn run(&self, options: Value, folder: &Path) -> Result<(Model, Adapter, Vec<Table>), recover::Error> {
         let options: recover::Options = serde_json::from_value(options).unwrap();
-        recover::run(&options, &Context { folder: folder.to_owned(), ..support::context() }, &self.model)
+        recover::run(&options, &Context { output_folder: folder.to_owned(), ..support::context() }, &self.model)
     }
 }
 
@@ -133,7 +133,7 @@ fn a_loss_of_nan_stops_the_stage_by_name() {
     );
     let error = error.err().expect("diverged").to_string();
     assert!(error.starts_with("the loss of update ") && error.contains("lower `learning_rate`"), "{error}");
-    golden.model.norm.update(|w| w[0] = f32::NAN);
+    golden.model.final_norm.update(|w| w[0] = f32::NAN);
     let error = golden.run(golden.options(&json!(1e-4)), folder.path()).err().expect("broken").to_string();
     assert!(error.starts_with("the loss of update 1 is NaN"), "{error}");
     assert!(!folder.path().join("adapter").exists());

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::Float64Type;
-use secateur::metrics::{Part, Table, write};
+use secateur::metrics::{TablePart, Table, write_parts};
 use secateur::pipeline::check::{Overrides, check};
 use secateur::pipeline::merge::merge;
-use secateur::pipeline::report::{VariantSummary, report, write_variants};
-use secateur::pipeline::results::{Manifest, Status};
-use secateur::pipeline::shape::{Shape, Steps, Sweep};
+use secateur::pipeline::report::{VariantSummary, summarize_results, write_report_tables};
+use secateur::pipeline::results::{VariantManifest, VariantStatus};
+use secateur::pipeline::shape::{VariantDescription, StepsByModel, SweepManifest};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -61,21 +61,21 @@ struct Generation {
 type Said<'a> = (u32, &'a str, &'a str, &'a [(u64, f64)], Option<f64>);
 
 /// A variant whose dense model is measured at steps 1 and 2, the pruned one at 6, the final one at 8 and 9.
-fn shape(id: &str) -> Shape {
-    let steps = Steps { dense: vec![1, 2], pruned: vec![6], last: vec![8, 9] };
-    Shape { id: id.to_owned(), swept: vec![("prune.ratio".to_owned(), 0.5.into())], evaluate: steps.clone(), generate: steps }
+fn shape(id: &str) -> VariantDescription {
+    let steps = StepsByModel { dense: vec![1, 2], pruned: vec![6], last: vec![8, 9] };
+    VariantDescription { id: id.to_owned(), swept: vec![("prune.ratio".to_owned(), 0.5.into())], evaluate: steps.clone(), generate: steps }
 }
 
 fn summarised(folder: &Path, id: &str) -> VariantSummary {
-    VariantSummary::new(shape(id), Status::Succeeded, None, folder.join(id))
+    VariantSummary::new(shape(id), VariantStatus::Succeeded, None, folder.join(id))
 }
 
 /// Writes a table of a variant, step by step.
 fn put<R: Serialize + DeserializeOwned>(folder: &Path, id: &str, name: &str, steps: Vec<(u32, Vec<R>)>) {
-    let part = |(step, rows): &(u32, Vec<R>)| Part { step: *step, stage: name.to_owned(), table: Table::of(name, rows).unwrap() };
-    let parts: Vec<Part> = steps.iter().map(part).collect();
+    let part = |(step, rows): &(u32, Vec<R>)| TablePart { step: *step, stage: name.to_owned(), table: Table::from_rows(name, rows).unwrap() };
+    let parts: Vec<TablePart> = steps.iter().map(part).collect();
     std::fs::create_dir_all(folder.join(id)).unwrap();
-    write(&folder.join(id).join(format!("{name}.parquet")), name, id, &parts.iter().collect::<Vec<_>>()).unwrap();
+    write_parts(&folder.join(id).join(format!("{name}.parquet")), name, id, &parts.iter().collect::<Vec<_>>()).unwrap();
 }
 
 fn value((_, task, metric, documents, chance): &Said) -> Value {
@@ -141,7 +141,7 @@ fn differences_have_the_standard_error_of_their_documents() {
         (9, "a", "acc", &last, Some(0.5)),
     ];
     evaluate(folder.path(), "v", said);
-    write_variants(folder.path(), &[summarised(folder.path(), "v")]).unwrap();
+    write_report_tables(folder.path(), &[summarised(folder.path(), "v")]).unwrap();
     let rows = table(&folder.path().join("variants.parquet"));
     let of = |name: &str| number(&rows, name, 0);
     // d = 0, -1, 0, 0: mean -1/4, sample variance (3/16 + 9/16) / 3 = 1/4, √(1/4 / 4) = 1/4
@@ -159,7 +159,7 @@ fn differences_have_the_standard_error_of_their_documents() {
 
     // results without the documents have the difference alone
     std::fs::remove_file(folder.path().join("v/evaluate_documents.parquet")).unwrap();
-    write_variants(folder.path(), &[summarised(folder.path(), "v")]).unwrap();
+    write_report_tables(folder.path(), &[summarised(folder.path(), "v")]).unwrap();
     let rows = table(&folder.path().join("variants.parquet"));
     assert_eq!((number(&rows, "a.acc.delta", 0), number(&rows, "a.acc.delta_stderr", 0)), (Some(-0.25), None));
 }
@@ -172,7 +172,7 @@ fn results_of_earlier_versions_are_still_read() {
         OldValue { task, split, metric, value, stderr: Some(0.1), n: 20 }
     };
     put(folder.path(), "v", "evaluate", vec![(1, vec![row(0.75)]), (8, vec![row(0.5)])]);
-    let summary = write_variants(folder.path(), &[summarised(folder.path(), "v")]).unwrap();
+    let summary = write_report_tables(folder.path(), &[summarised(folder.path(), "v")]).unwrap();
     let rows = table(&folder.path().join("variants.parquet"));
     let of = |name: &str| number(&rows, name, 0);
     assert_eq!((of("a.acc.delta"), of("a.acc.delta_stderr"), of("a.acc.chance")), (Some(-0.25), None, None));
@@ -194,12 +194,12 @@ v        0.5    * 50.0 % (-25.0)
     assert_eq!(kept.len() + 3, rows.num_columns());
     let old = Table { name: "variants".to_owned(), rows: rows.project(&kept).unwrap() };
     old.save(&folder.path().join("variants.parquet")).unwrap();
-    assert!(report(&[folder.path().to_owned()], false).unwrap().ends_with(&summary));
+    assert!(summarize_results(&[folder.path().to_owned()], false).unwrap().ends_with(&summary));
     // the list of its sweep
     let old = r#"{"variants": [{"id": "v", "swept": [], "dense": [1], "pruned": [], "last": [8]}]}"#;
     std::fs::write(folder.path().join("sweep.json"), old).unwrap();
-    let read = Sweep::read(folder.path()).unwrap().variants.remove(0);
-    assert_eq!((read.evaluate.last, read.generate), (vec![8], Steps::default()));
+    let read = SweepManifest::read(folder.path()).unwrap().variants.remove(0);
+    assert_eq!((read.evaluate.last, read.generate), (vec![8], StepsByModel::default()));
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn the_summary_says_how_sure_a_difference_is() {
         variant("many", 39, &others, [110.0, 12.0, 14.0]),
         variant("guess", 42, &[], [10.0, 12.0, 14.0]),
     ];
-    let summary = write_variants(folder.path(), &variants).unwrap();
+    let summary = write_report_tables(folder.path(), &variants).unwrap();
     let expected = "\
 variant  ratio                  a.acc                   b.acc           t.word_perplexity
 ───────  ─────  ─────────────────────  ──────────────────────  ──────────────────────────
@@ -248,7 +248,7 @@ guess    0.5    ~ 58.0 % (-22.0 ±4.2)                       –  * 12.000 ( +0.
 * the best of its column; in brackets the difference to the dense model, ± its paired standard error; ~ not above chance by two standard errors
 ";
     assert_eq!(summary, expected);
-    let again = report(&[folder.path().to_owned()], false).unwrap();
+    let again = summarize_results(&[folder.path().to_owned()], false).unwrap();
     assert!(again.ends_with(&summary), "{again}");
 }
 
@@ -268,9 +268,9 @@ fn what_variants_wrote_stands_side_by_side() {
     };
     put(folder.path(), "v", "generate", steps());
     put(folder.path(), "w", "generate", steps());
-    let none = VariantSummary::new(shape("none"), Status::Failed, Some("it broke".to_owned()), folder.path().join("none"));
-    let mut failed = VariantSummary::new(shape("w"), Status::Failed, Some("it broke".to_owned()), folder.path().join("w"));
-    let summary = write_variants(folder.path(), &[summarised(folder.path(), "v"), failed.clone(), none]).unwrap();
+    let none = VariantSummary::new(shape("none"), VariantStatus::Failed, Some("it broke".to_owned()), folder.path().join("none"));
+    let mut failed = VariantSummary::new(shape("w"), VariantStatus::Failed, Some("it broke".to_owned()), folder.path().join("w"));
+    let summary = write_report_tables(folder.path(), &[summarised(folder.path(), "v"), failed.clone(), none]).unwrap();
     let path = folder.path().join("generations.parquet");
     assert_eq!(
         columns(&path),
@@ -302,17 +302,17 @@ prompt 1: Two
 "
     );
     assert!(summary.ends_with(&shown), "{summary}");
-    let records: serde_json::Value = serde_json::from_str(&report(&[folder.path().to_owned()], true).unwrap()).unwrap();
+    let records: serde_json::Value = serde_json::from_str(&summarize_results(&[folder.path().to_owned()], true).unwrap()).unwrap();
     let record = &records[0]["generations"][1];
     assert_eq!((record["prompt"].as_u64(), record["output"].as_str()), (Some(1), Some("four")));
     assert!(record["dense"].is_null() && records[0]["generations"].as_array().unwrap().len() == 5);
-    assert!(report(&[folder.path().to_owned()], false).unwrap().ends_with(&shown));
+    assert!(summarize_results(&[folder.path().to_owned()], false).unwrap().ends_with(&shown));
 
     // nothing is left of it once no variant writes
-    failed.shape.generate = Steps::default();
-    write_variants(folder.path(), &[failed]).unwrap();
+    failed.description.generate = StepsByModel::default();
+    write_report_tables(folder.path(), &[failed]).unwrap();
     assert!(!path.exists());
-    let records: serde_json::Value = serde_json::from_str(&report(&[folder.path().to_owned()], true).unwrap()).unwrap();
+    let records: serde_json::Value = serde_json::from_str(&summarize_results(&[folder.path().to_owned()], true).unwrap()).unwrap();
     assert_eq!(records[0]["generations"], serde_json::json!([]));
 }
 
@@ -325,7 +325,7 @@ fn the_summary_shows_the_first_prompts_and_variants() {
         put(folder.path(), id, "generate", vec![(8, prompts.collect())]);
     }
     let variants: Vec<VariantSummary> = ids.iter().map(|id| summarised(folder.path(), id)).collect();
-    let summary = write_variants(folder.path(), &variants).unwrap();
+    let summary = write_report_tables(folder.path(), &variants).unwrap();
     assert!(summary.contains("prompt of 2") && !summary.contains("prompt of 3"), "{summary}");
     assert!(summary.contains("v11 says 2") && !summary.contains("v12 says"), "{summary}");
     assert!(!summary.contains("  dense  ") && summary.ends_with("\nall that was written: generations.parquet\n"), "{summary}");
@@ -335,7 +335,7 @@ fn the_summary_shows_the_first_prompts_and_variants() {
 #[test]
 fn shards_give_the_same_tables() {
     let folder = tempfile::tempdir().unwrap();
-    let sweep = Sweep { variants: ["v", "w"].map(shape).to_vec() };
+    let sweep = SweepManifest { variants: ["v", "w"].map(shape).to_vec() };
     let place = |name: &str, ids: &[&str]| -> PathBuf {
         let place = folder.path().join(name).join("sweep");
         for id in ids {
@@ -348,10 +348,10 @@ fn shards_give_the_same_tables() {
         place
     };
     let whole = place("whole", &["v", "w"]);
-    write_variants(&whole, &["v", "w"].map(|id| summarised(&whole, id))).unwrap();
+    write_report_tables(&whole, &["v", "w"].map(|id| summarised(&whole, id))).unwrap();
     let shards = [place("one", &["v"]), place("two", &["w"])];
     let merged = merge(&shards, Some(&folder.path().join("joined"))).unwrap();
-    assert!(merged[0].holes.is_empty() && merged[0].summary.contains("prompt 0: Once"), "{:?}", merged[0]);
+    assert!(merged[0].missing_variants.is_empty() && merged[0].summary.contains("prompt 0: Once"), "{:?}", merged[0]);
     for name in ["variants.parquet", "generations.parquet"] {
         let read = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
         assert!(read(&whole) == read(&merged[0].folder), "{name} differs");
@@ -367,7 +367,7 @@ fn manifest(id: &str) -> String {
         "threads": 1, "dtype": "float32", "may_differ": "", "inputs": {}, "status": "succeeded", "error": null, "stages": [],
         "outputs": {}
     });
-    serde_json::from_value::<Manifest>(manifest.clone()).unwrap();
+    serde_json::from_value::<VariantManifest>(manifest.clone()).unwrap();
     manifest.to_string()
 }
 
@@ -375,16 +375,16 @@ fn manifest(id: &str) -> String {
 fn steps_are_those_of_the_dense_the_pruned_and_the_final_model() {
     let sandbox = chain();
     let plan = check(&sandbox.path("chain.toml"), &Overrides::default(), false).unwrap();
-    let shape = Shape::from(&plan.variants[0]);
+    let shape = VariantDescription::from(&plan.variants[0]);
     let position = |nth: usize| plan.variants[0].steps[nth].position;
-    let expected = Steps { dense: vec![position(1)], pruned: vec![position(6)], last: vec![position(8)] };
-    assert_eq!((&shape.evaluate, &shape.generate), (&expected, &Steps::default()));
+    let expected = StepsByModel { dense: vec![position(1)], pruned: vec![position(6)], last: vec![position(8)] };
+    assert_eq!((&shape.evaluate, &shape.generate), (&expected, &StepsByModel::default()));
     // the list of the sweep keeps the names of its first version
-    let sweep = Sweep { variants: vec![shape.clone()] };
+    let sweep = SweepManifest { variants: vec![shape.clone()] };
     sweep.write(&sandbox.path("")).unwrap();
     let written = json(&sandbox.path("sweep.json"));
     assert_eq!(written["variants"][0]["pruned"], serde_json::json!(expected.pruned));
-    assert_eq!(Sweep::read(&sandbox.path("")).unwrap(), sweep);
+    assert_eq!(SweepManifest::read(&sandbox.path("")).unwrap(), sweep);
 }
 
 /// Two windows, before and after: each is compared with its own, and what has no like of its own is not paired.

@@ -2,7 +2,7 @@
 
 use secateur::model::Model;
 use secateur::model::walk::{self, Decoder, Sequence};
-use secateur::ops::{Target, TokenScore};
+use secateur::ops::{TokenTarget, TokenScore};
 use secateur::random::Seed;
 
 use crate::support::{json, numbers, shared, tiny};
@@ -11,13 +11,13 @@ use proptest::prelude::*;
 use rand::RngExt;
 
 fn bits(scores: &[TokenScore]) -> Vec<(u64, bool)> {
-    scores.iter().map(|score| (score.log_probability.to_bits(), score.greedy)).collect()
+    scores.iter().map(|score| (score.log_probability.to_bits(), score.is_greedy)).collect()
 }
 
 /// Sequences of a few tokens to a few hundred, many of which begin as another does, some of which are another or its
 /// beginning, asked about a few last positions each.
 fn sequences(seed: u32, vocabulary: u32) -> Vec<Sequence> {
-    let mut stream = Seed::root(u64::from(seed)).stream();
+    let mut stream = Seed::from_u64(u64::from(seed)).rng();
     let mut all: Vec<Vec<u32>> = Vec::new();
     for _ in 0..24 {
         let mut ids = match all.len() {
@@ -34,7 +34,7 @@ fn sequences(seed: u32, vocabulary: u32) -> Vec<Sequence> {
     }
     let asked = |ids: Vec<u32>| {
         let first = ids.len().saturating_sub(3);
-        let targets = (first..ids.len()).flat_map(|position| [1, 7].map(|id| Target { position, id })).collect();
+        let targets = (first..ids.len()).flat_map(|position| [1, 7].map(|id| TokenTarget { position, token_id: id })).collect();
         Sequence { ids, targets }
     };
     all.into_iter().map(asked).collect()
@@ -60,7 +60,7 @@ proptest! {
         let all: Vec<Vec<u32>> = sequences(seed, model.config.vocab as u32).into_iter().take(6).map(|s| s.ids).collect();
         let longest = all.iter().map(Vec::len).max().unwrap_or(0);
         let mut decoder = Decoder::new(&model, all.len(), longest);
-        let mut stream = Seed::root(u64::from(seed)).stream();
+        let mut stream = Seed::from_u64(u64::from(seed)).rng();
         let mut read = vec![0; all.len()];
         while read.iter().zip(&all).any(|(&read, ids)| read < ids.len()) {
             let mut on = Vec::new();
@@ -72,7 +72,7 @@ proptest! {
                 on.push((i, ids[read[i]..read[i] + step].to_vec()));
                 read[i] += step;
             }
-            for ((i, _), next) in on.iter().zip(decoder.read(&on)) {
+            for ((i, _), next) in on.iter().zip(decoder.extend_sequences(&on)) {
                 let whole = walk::logits(&model, &all[*i][..read[*i]]);
                 let whole = whole.values();
                 prop_assert!(whole[whole.len() - next.len()..] == next[..], "{} tokens", read[*i]);
@@ -91,7 +91,7 @@ fn a_real_model_writes_on_as_transformers_does() {
     let mut on: Vec<(usize, Vec<u32>)> = prompts.iter().map(|p| numbers(&p["token_ids"])).enumerate().collect();
     let mut written = vec![Vec::new(); prompts.len()];
     for _ in 0..40 {
-        let next = decoder.read(&on);
+        let next = decoder.extend_sequences(&on);
         for ((_, ids), (logits, written)) in on.iter_mut().zip(next.iter().zip(&mut written)) {
             let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32;
             written.push(best);

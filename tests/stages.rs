@@ -1,10 +1,10 @@
 //! Promises of single stages that no golden number holds.
 
 use secateur::model::Model;
-use secateur::model::blocks::Slots;
-use secateur::model::walk::{self, Pack, Sequence, Visitor};
-use secateur::model::wiring::Place;
-use secateur::ops::{Answer, Ask};
+use secateur::model::blocks::GradientRequests;
+use secateur::model::walk::{self, Pack, Sequence, GradientVisitor};
+use secateur::model::wiring::TensorId;
+use secateur::ops::{GradientResult, GradientQuery};
 use secateur::stages::{aggregate, dependencies, importance, prune};
 use serde_json::json;
 
@@ -14,17 +14,17 @@ use crate::support::{Sandbox, context, table, tiny};
 #[derive(Default)]
 struct Tied(Vec<f32>);
 
-impl Visitor for Tied {
-    type Lens = Slots;
-    fn lens(&self, _: usize, _: &Pack) -> Slots {
-        Slots::of([])
+impl GradientVisitor for Tied {
+    type Hooks = GradientRequests;
+    fn hooks(&self, _: usize, _: &Pack) -> GradientRequests {
+        GradientRequests::from_queries([])
     }
-    fn block(&mut self, _: usize, _: &Pack, _: Slots) {}
-    fn asks(&self, place: Place, _: &Pack) -> Option<Ask> {
-        matches!(place, Place::Head | Place::Embedding).then_some(Ask::Gradient)
+    fn visit_block(&mut self, _: usize, _: &Pack, _: GradientRequests) {}
+    fn query(&self, place: TensorId, _: &Pack) -> Option<GradientQuery> {
+        matches!(place, TensorId::LmHead | TensorId::Embedding).then_some(GradientQuery::Gradient)
     }
-    fn outside(&mut self, _: Place, _: &Pack, answer: Answer) {
-        let Answer::Gradient { gradient, .. } = answer else { panic!("a gradient was asked for") };
+    fn visit_outer_tensor(&mut self, _: TensorId, _: &Pack, answer: GradientResult) {
+        let GradientResult::Gradient { gradient, .. } = answer else { panic!("a gradient was asked for") };
         let gradient = gradient.into_vec();
         self.0.resize(gradient.len(), 0.0);
         self.0.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
@@ -52,8 +52,8 @@ fn the_second_order_of_a_tied_embedding_squares_the_whole_gradient() {
             expected[i % width] += f64::from(*w).powi(2) * f64::from(*g).powi(2) / 2.0;
         }
     }
-    let at = graph.groups[0].members.iter().position(|member| member.place == Place::Embedding).unwrap();
-    let scored = scores.groups[0].iter().find(|scored| scored.member == at).unwrap();
+    let at = graph.groups[0].members.iter().position(|member| member.tensor_id == TensorId::Embedding).unwrap();
+    let scored = scores.groups[0].iter().find(|scored| scored.member_index == at).unwrap();
     let worst = scored.channels.iter().zip(&expected).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
     assert!(worst < 1e-4, "{worst:.1e}");
 }
@@ -75,7 +75,7 @@ fn a_product_that_leaves_the_range_of_numbers_keeps_the_order() {
         order
     };
     let before = scored(&model);
-    for place in model.places() {
+    for place in model.tensor_ids() {
         // powers of two: the order stays to the last bit, the products of squares fall below 1e-308
         model.weight_mut(place).update(|w| w.iter_mut().for_each(|w| *w *= 2f32.powi(-60) * 2f32.powi(-60)));
     }

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use secateur::model::Model;
-use secateur::model::stored::Precision;
+use secateur::model::stored::StorageDtype;
 
 use crate::support::{CHAIN, Sandbox, chain, outcome};
 
@@ -39,10 +39,10 @@ fn a_streamed_model_gives_the_same_bytes() {
 fn half_precision_loses_nothing_that_it_holds() {
     let tiny = Model::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny"))).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    for (precision, name) in [(Precision::Float16, "half"), (Precision::Bfloat16, "brain")] {
+    for (precision, name) in [(StorageDtype::Float16, "half"), (StorageDtype::Bfloat16, "brain")] {
         let (first, second) = (folder.path().join(name), folder.path().join(format!("{name} again")));
         tiny.save(&first, precision).unwrap();
-        Model::stream(&first).unwrap().save(&second, precision).unwrap();
+        Model::open_streaming(&first).unwrap().save(&second, precision).unwrap();
         let file = "model.safetensors";
         assert_eq!(std::fs::read(first.join(file)).unwrap(), std::fs::read(second.join(file)).unwrap());
         let narrowed = Model::load(&first).unwrap();
@@ -50,7 +50,7 @@ fn half_precision_loses_nothing_that_it_holds() {
         let off = worst(&tiny.embedding.values(), &narrowed.embedding.values());
         assert!(off > 0.0 && off < if name == "half" { 5e-4 } else { 4e-3 }, "{name}: {off}");
         let config = std::fs::read_to_string(first.join("config.json")).unwrap();
-        assert!(config.contains(&format!("\"torch_dtype\": \"{}\"", precision.torch())), "{config}");
+        assert!(config.contains(&format!("\"torch_dtype\": \"{}\"", precision.torch_name())), "{config}");
     }
 }
 
@@ -59,9 +59,9 @@ fn a_number_that_half_precision_cannot_hold_is_an_error() {
     let mut model = Model::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny"))).unwrap();
     model.embedding.update(|values| values[7] = 7e4);
     let folder = tempfile::tempdir().unwrap();
-    let error = model.save(&folder.path().join("half"), Precision::Float16).unwrap_err();
+    let error = model.save(&folder.path().join("half"), StorageDtype::Float16).unwrap_err();
     assert!(format!("{error:?}").contains("model.embed_tokens.weight"), "{error:?}");
-    model.save(&folder.path().join("brain"), Precision::Bfloat16).unwrap();
+    model.save(&folder.path().join("brain"), StorageDtype::Bfloat16).unwrap();
 }
 
 /// A file that vanishes from under a streamed model fails the stage by name; what was complete stays.
@@ -70,11 +70,11 @@ fn a_checkpoint_cut_short_while_it_is_streamed_is_named() {
     let sandbox = Sandbox::new();
     let folder = sandbox.path("models/cut");
     crate::support::copy_folder(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny")), &folder);
-    let model = Model::stream(&folder).unwrap();
+    let model = Model::open_streaming(&folder).unwrap();
     let file = std::fs::OpenOptions::new().write(true).open(folder.join("model.safetensors")).unwrap();
     file.set_len(1000).unwrap();
     let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| model.embedding.values().len())).unwrap_err();
-    let unreadable = panic.downcast_ref::<secateur::tensor::Unreadable>().unwrap().to_string();
+    let unreadable = panic.downcast_ref::<secateur::tensor::WeightReadError>().unwrap().to_string();
     assert!(unreadable.contains("model.embed_tokens.weight") && unreadable.contains("model.safetensors"), "{unreadable}");
 }
 

@@ -7,7 +7,7 @@ use secateur::model::Model;
 use secateur::model::walk::{self, Sequence};
 use secateur::progress::Progress;
 use secateur::random::Seed;
-use secateur::stages::{Budget, Context, State};
+use secateur::stages::{MemoryBudget, Context, StageCheckpoint};
 
 /// A file or folder of the shared reference material: beside the project, or where `SECATEUR_SHARED` says.
 pub fn shared(path: &str) -> Option<PathBuf> {
@@ -24,14 +24,14 @@ pub fn shared(path: &str) -> Option<PathBuf> {
 /// The surroundings of a stage that is called alone.
 pub fn context() -> Context {
     Context {
-        seed: Seed::root(42),
-        data: shared("data"),
-        folder: std::env::temp_dir(),
-        budget: Budget { bytes: u64::MAX, stream: None },
+        seed: Seed::from_u64(42),
+        data_folder: shared("data"),
+        output_folder: std::env::temp_dir(),
+        memory_budget: MemoryBudget { bytes: u64::MAX, stream_override: None },
         occurrence: 0,
-        state: State::default(),
+        checkpoint: StageCheckpoint::default(),
         progress: Progress::default(),
-        stop: Arc::default(),
+        stop_requested: Arc::default(),
     }
 }
 
@@ -107,7 +107,7 @@ impl Sandbox {
     pub fn command(&self, arguments: &[&str]) -> std::process::Command {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_runner"));
         command.args(arguments).current_dir(self.folder.path()).env_remove("SECATEUR_LOG").env_remove("COLUMNS");
-        for key in secateur::pipeline::settings::KEYS {
+        for key in secateur::pipeline::settings::SETTING_KEYS {
             command.env_remove(format!("RUNNER_{}", key.to_uppercase()));
         }
         command

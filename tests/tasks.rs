@@ -9,7 +9,7 @@ use arrow::array::{ArrayRef, Int64Array, LargeStringArray, ListArray, RecordBatc
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field};
 use parquet::arrow::ArrowWriter;
-use secateur::data::task::{Document, Shots, Task};
+use secateur::data::task::{ChoiceQuestion, FewShot, Task};
 use serde_json::Value;
 
 use crate::support::{json, shared};
@@ -40,10 +40,10 @@ fn task(folder: &Path, content: &str) -> Task {
     Task::find(path.to_str().unwrap(), Some(folder)).unwrap()
 }
 
-fn documents(folder: &Path, content: &str) -> Result<Vec<Document>, String> {
+fn documents(folder: &Path, content: &str) -> Result<Vec<ChoiceQuestion>, String> {
     write(&folder.join("task.toml"), content);
     let found = Task::find(folder.join("task.toml").to_str().unwrap(), Some(folder));
-    found.and_then(|task| task.documents(None, None)).map_err(|e| e.to_string())
+    found.and_then(|task| task.questions(None, None)).map_err(|e| e.to_string())
 }
 
 fn parquet(path: &Path, columns: Vec<(&str, ArrayRef)>) {
@@ -105,9 +105,9 @@ fn parquet_rows_give_the_documents_of_json_lines() {
         nested(&folder.path().join(format!("nested/data/test-0000{i}-of-00003.parquet")), part);
     }
     let task = task(folder.path(), NESTED);
-    assert_eq!(task.documents(Some(1700), None).unwrap(), from_lines[..1700]);
-    assert_eq!(task.documents(None, None).unwrap(), from_lines);
-    assert_eq!(task.inputs(false).len(), 4, "the task file and three shards");
+    assert_eq!(task.questions(Some(1700), None).unwrap(), from_lines[..1700]);
+    assert_eq!(task.questions(None, None).unwrap(), from_lines);
+    assert_eq!(task.input_files(false).len(), 4, "the task file and three shards");
     // numbers
     let built_in = include_str!("../datasets/boolq.toml");
     let labels = Int64Array::from(vec![1, 0]);
@@ -202,18 +202,18 @@ fn few_shot_examples_are_those_of_the_harness() {
             let text = std::fs::read_to_string(format!("{}/datasets/{name}.toml", env!("CARGO_MANIFEST_DIR"))).unwrap();
             std::fs::write(&path, format!("{text}\n[examples]\nsplit = \"{split}\"\n")).unwrap();
             task = Task::find(path.to_str().unwrap(), Some(&data)).unwrap();
-            assert_eq!(task.inputs(true).len(), 3, "the examples are read too");
+            assert_eq!(task.input_files(true).len(), 3, "the examples are read too");
         }
-        let shots = Shots { count: case["shots"].as_u64().unwrap() as usize, seed: case["seed"].as_u64().unwrap() as u32 };
-        let documents = task.documents(Some(20), Some(shots)).unwrap();
+        let shots = FewShot { count: case["shots"].as_u64().unwrap() as usize, seed: case["seed"].as_u64().unwrap() as u32 };
+        let documents = task.questions(Some(20), Some(shots)).unwrap();
         let expected: Vec<&str> = case["documents"].as_array().unwrap().iter().map(|hash| hash.as_str().unwrap()).collect();
-        let hash = |document: &Document| {
+        let hash = |document: &ChoiceQuestion| {
             let parts = document.requests.iter().flat_map(|request| [request.context.as_str(), request.continuation.as_str()]);
             blake3::hash(parts.collect::<Vec<_>>().join("\0").as_bytes()).to_hex()[..16].to_owned()
         };
         assert_eq!(documents.iter().map(hash).collect::<Vec<_>>(), expected, "{name}, {shots:?}");
         // fewer documents have the same examples
-        assert_eq!(task.documents(Some(3), Some(shots)).unwrap(), documents[..3], "{name}");
+        assert_eq!(task.questions(Some(3), Some(shots)).unwrap(), documents[..3], "{name}");
     }
 }
 
@@ -240,7 +240,7 @@ fn no_question_is_its_own_example() {
     write(&folder.path().join("rows.jsonl"), &jsonl(&same));
     let few = task(folder.path(), FEW);
     for seed in 0..40 {
-        for (document, row) in few.documents(None, Some(Shots { count: 3, seed })).unwrap().iter().zip(&same) {
+        for (document, row) in few.questions(None, Some(FewShot { count: 3, seed })).unwrap().iter().zip(&same) {
             let example =
                 |row: &Value| format!("{} {}", row["q"].as_str().unwrap(), ["no", "yes"][row["a"].as_u64().unwrap() as usize]);
             let shown: Vec<&str> = document.requests[0].context.split("\n\n").collect();
@@ -248,14 +248,14 @@ fn no_question_is_its_own_example() {
             assert!(!shown[..3].contains(&example(row).as_str()), "{seed}: {shown:?}");
         }
     }
-    let too_many = few.documents(None, Some(Shots { count: 9, seed: 0 })).unwrap_err();
+    let too_many = few.questions(None, Some(FewShot { count: 9, seed: 0 })).unwrap_err();
     assert_eq!(too_many.to_string(), "9 examples are drawn for each question, and there are only 8 rows to draw from");
-    assert_eq!(few.documents(None, Some(Shots { count: 0, seed: 0 })).unwrap(), few.documents(None, None).unwrap());
+    assert_eq!(few.questions(None, Some(FewShot { count: 0, seed: 0 })).unwrap(), few.questions(None, None).unwrap());
     // examples of a file of their own, and what joins them
     write(&folder.path().join("others.jsonl"), "{\"q\": \"other\", \"a\": 1}\n");
     let with = format!("{FEW}\n[examples]\nbeside = \"others.jsonl\"\ndelimiter = \" | \"\n");
     let context =
-        |task: &Task| task.documents(Some(1), Some(Shots { count: 1, seed: 5 })).unwrap()[0].requests[0].context.clone();
+        |task: &Task| task.questions(Some(1), Some(FewShot { count: 1, seed: 5 })).unwrap()[0].requests[0].context.clone();
     assert_eq!(context(&task(folder.path(), &with)), "other yes | q3");
 }
 
@@ -263,27 +263,27 @@ fn no_question_is_its_own_example() {
 fn wikitext_is_joined_as_the_references_join_it() {
     let (Some(data), Some(golden)) = (shared("data"), shared("golden/perplexity.json")) else { return };
     let golden = json(&golden);
-    let whole = Task::find("wikitext2", Some(&data)).unwrap().texts(None).unwrap();
+    let whole = Task::find("wikitext2", Some(&data)).unwrap().text_documents(None).unwrap();
     let expected = &golden["windowed"]["wikitext2_test"];
     assert_eq!(whole.len(), 1);
     assert_eq!(whole[0].text.chars().count() as u64, expected["characters"].as_u64().unwrap());
-    assert_eq!((whole[0].bytes, whole[0].text.len() as u64), (1_296_370, 1_296_370));
-    let pages = Task::find("wikitext", Some(&data)).unwrap().texts(None).unwrap();
+    assert_eq!((whole[0].byte_count, whole[0].text.len() as u64), (1_296_370, 1_296_370));
+    let pages = Task::find("wikitext", Some(&data)).unwrap().text_documents(None).unwrap();
     let rolling = &golden["rolling"]["wikitext2"]["bos_scored"];
     let rows = rolling["document_rows"].as_array().unwrap();
     assert_eq!((pages.len(), rows.len()), (62, 62));
     for (page, row) in pages.iter().zip(rows) {
-        assert_eq!((Some(page.words), Some(page.bytes)), (row[1].as_u64(), row[2].as_u64()), "page {}", page.doc);
+        assert_eq!((Some(page.word_count), Some(page.byte_count)), (row[1].as_u64(), row[2].as_u64()), "page {}", page.index);
     }
-    assert_eq!(pages.iter().map(|page| page.words).sum::<u64>(), 241_335);
-    assert_eq!(pages.iter().map(|page| page.bytes).sum::<u64>(), 1_290_527);
+    assert_eq!(pages.iter().map(|page| page.word_count).sum::<u64>(), 241_335);
+    assert_eq!(pages.iter().map(|page| page.byte_count).sum::<u64>(), 1_290_527);
     // the harness's own detokeniser over these pages
     let read: Vec<&str> = pages.iter().map(|page| page.text.as_str()).collect();
     assert_eq!(
         blake3::hash(read.join("\0").as_bytes()).to_hex().as_str(),
         "7d7d3193d74ff2cb5e5f2af102bc600ca6dc8197c487af1f006cf8e63c73df0e"
     );
-    assert_eq!(Task::find("wikitext", Some(&data)).unwrap().texts(Some(2)).unwrap(), pages[..2]);
+    assert_eq!(Task::find("wikitext", Some(&data)).unwrap().text_documents(Some(2)).unwrap(), pages[..2]);
 }
 
 /// The Hub's rows of WikiText: the lines with their newlines, an empty text for a blank one.
@@ -298,9 +298,9 @@ fn wikitext_from_parquet_is_the_same_text() {
     let path = folder.path().join("wikitext/wikitext-2-raw-v1/test-00000-of-00001.parquet");
     parquet(&path, vec![("text", Arc::new(rows))]);
     let data = raw.parent().unwrap().parent().unwrap();
-    let read = |data: &Path| Task::find("wikitext2", Some(data)).unwrap().texts(None).unwrap();
+    let read = |data: &Path| Task::find("wikitext2", Some(data)).unwrap().text_documents(None).unwrap();
     assert!(read(folder.path()) == read(data), "the texts differ");
-    let pages = Task::find("wikitext", Some(folder.path())).unwrap().texts(None).unwrap();
+    let pages = Task::find("wikitext", Some(folder.path())).unwrap().text_documents(None).unwrap();
     assert_eq!(pages.len(), 62);
 }
 
@@ -312,9 +312,9 @@ fn stories_are_cut_at_their_ends_and_ptb_is_joined() {
         &folder.path().join("ptb_text_only/penn_treebank/validation-00000-of-00001.parquet"),
         vec![("sentence", Arc::new(ptb))],
     );
-    let text = &Task::find("ptb", Some(folder.path())).unwrap().texts(None).unwrap()[0];
+    let text = &Task::find("ptb", Some(folder.path())).unwrap().text_documents(None).unwrap()[0];
     assert_eq!(text.text, "no it was n't black monday\n\nbut while the new york stock exchange");
-    assert_eq!((text.words, text.bytes), (13, 65));
+    assert_eq!((text.word_count, text.byte_count), (13, 65));
     let Some(data) = shared("data") else { return };
     let file = |joined: &str| {
         format!(
@@ -339,11 +339,11 @@ row = "{{{{ text.strip() }}}}"
     let path = folder.path().join("stories.toml");
     let texts = |joined: &str| {
         write(&path, &file(joined));
-        Task::find(path.to_str().unwrap(), Some(&data)).unwrap().texts(None).unwrap()
+        Task::find(path.to_str().unwrap(), Some(&data)).unwrap().text_documents(None).unwrap()
     };
     assert_eq!(texts("").len(), 2316);
     let joined = texts("join = \"\\n\\n\"");
-    assert_eq!((joined.len(), joined[0].text.chars().count(), joined[0].bytes), (1, 2_062_371, 2_064_495));
+    assert_eq!((joined.len(), joined[0].text.chars().count(), joined[0].byte_count), (1, 2_062_371, 2_064_495));
 }
 
 #[test]
@@ -356,7 +356,7 @@ fn documents_begin_where_a_row_matches() {
         ("no heading\nat all\n", vec!["no heading\nat all"]),
     ] {
         write(&folder.path().join("t.txt"), text);
-        let found = task(folder.path(), file).texts(None).unwrap();
+        let found = task(folder.path(), file).text_documents(None).unwrap();
         assert_eq!(found.iter().map(|text| text.text.as_str()).collect::<Vec<_>>(), documents);
     }
 }

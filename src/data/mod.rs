@@ -8,8 +8,8 @@ pub mod task;
 
 /// Something that a stage reads, known by its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Input {
-    File(PathBuf),
+pub enum InputFile {
+    OnDisk(PathBuf),
     /// Built into the program.
     BuiltIn {
         name: String,
@@ -17,11 +17,11 @@ pub enum Input {
     },
 }
 
-impl Input {
+impl InputFile {
     /// The file's path as it was given, or the name of what is built in.
     pub fn name(&self) -> String {
         match self {
-            Self::File(path) => path.display().to_string(),
+            Self::OnDisk(path) => path.display().to_string(),
             Self::BuiltIn { name, .. } => name.clone(),
         }
     }

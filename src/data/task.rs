@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::Input;
+use super::InputFile;
 use crate::spelling::closest;
 
 mod built_in;
@@ -21,15 +21,15 @@ mod text;
 mod written;
 
 pub use error::TaskError;
-use error::Unfitted;
-use few_shot::{Examples, ExamplesAt};
-use locate::{Surroundings, Wrong};
-pub use place::Place;
-use question::{Asked, Question};
-use rows::{Row, Rows, RowsFile};
-pub use text::Text;
-use text::TextForm;
-use written::{Mistake, TaskFile};
+use error::RenderError;
+use few_shot::{ExampleSampler, ExampleSource};
+use locate::{TaskFileContext, LocateError};
+pub use place::FileLocation;
+use question::{RenderedQuestion, QuestionTemplates};
+use rows::{TaskRow, RowSource, RowsFile};
+pub use text::TextDocument;
+use text::TextTemplates;
+use written::{SpannedMessage, TaskFile};
 
 /// A task, found and read, its rows not yet.
 #[derive(Clone, Debug)]
@@ -39,20 +39,20 @@ pub struct Task {
     pub metrics: Vec<Metric>,
     /// The metric that stands in LLM-Pruner's tables.
     pub paper_metric: Option<Metric>,
-    kind: Kind,
-    rows: Rows,
-    examples: ExamplesAt,
+    kind: TaskKind,
+    rows: RowSource,
+    examples: ExampleSource,
     /// The task file.
-    written: Input,
+    task_file: InputFile,
     /// Its content.
-    content: String,
+    task_file_text: String,
 }
 
 /// What a row becomes.
 #[derive(Clone, Debug)]
-enum Kind {
-    Question(Question),
-    Text(TextForm),
+enum TaskKind {
+    Question(QuestionTemplates),
+    Text(TextTemplates),
 }
 
 /// What is measured.
@@ -85,36 +85,36 @@ impl Metric {
         }
     }
 
-    fn is_of_text(self) -> bool {
+    fn is_text_metric(self) -> bool {
         !matches!(self, Self::Acc | Self::AccNorm)
     }
 }
 
 /// Few-shot: how many examples stand before a question, and the seed of their draw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Shots {
+pub struct FewShot {
     pub count: usize,
     pub seed: u32,
 }
 
 /// A question: one request for each choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Document {
+pub struct ChoiceQuestion {
     /// Row of the file, from 0.
-    pub doc: u64,
-    pub requests: Vec<Request>,
+    pub index: u64,
+    pub requests: Vec<LikelihoodRequest>,
     /// Index of the right choice.
     pub gold: usize,
 }
 
 /// How likely is this continuation of this context?
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
+pub struct LikelihoodRequest {
     pub context: String,
     /// Begins with the space that joins it to the context.
     pub continuation: String,
     /// Characters of the choice, the joining space not counted.
-    pub chars: u32,
+    pub choice_chars: u32,
 }
 
 impl Task {
@@ -128,98 +128,98 @@ impl Task {
         };
         if local.exists() || local == Path::new(name) {
             let content = std::fs::read_to_string(&local).map_err(|source| TaskError::Read { path: local.clone(), source })?;
-            return Self::read(content, Input::File(local), data, None);
+            return Self::parse(content, InputFile::OnDisk(local), data, None);
         }
-        match built_in::ALL.iter().find(|task| task.name == name) {
-            Some(task) => Self::read(task.text().to_owned(), task.input(), data, task.rows),
+        match built_in::BUILT_IN_TASKS.iter().find(|task| task.name == name) {
+            Some(task) => Self::parse(task.text().to_owned(), task.to_input_file(), data, task.rows),
             None => {
-                let close = closest(name, Self::built_in()).map(str::to_owned);
-                Err(TaskError::Unknown { name: name.to_owned(), close })
+                let close = closest(name, Self::built_in_names()).map(str::to_owned);
+                Err(TaskError::Unknown { name: name.to_owned(), suggestion: close })
             }
         }
     }
 
     /// The names built into the program.
-    pub fn built_in() -> impl Iterator<Item = &'static str> {
-        built_in::ALL.iter().map(|task| task.name)
+    pub fn built_in_names() -> impl Iterator<Item = &'static str> {
+        built_in::BUILT_IN_TASKS.iter().map(|task| task.name)
     }
 
     /// `beside`: the rows of a task that is built in with them.
-    fn read(content: String, written: Input, data: Option<&Path>, beside: Option<&'static str>) -> Result<Self, TaskError> {
-        let named = |wrong: Wrong| match wrong {
-            Wrong::Mistake((message, span)) => {
-                let place = Place { file: written.name(), text: content.clone(), span };
-                TaskError::Mistake { message, place: Box::new(place) }
+    fn parse(content: String, written: InputFile, data: Option<&Path>, beside: Option<&'static str>) -> Result<Self, TaskError> {
+        let named = |wrong: LocateError| match wrong {
+            LocateError::InvalidTaskFile((message, span)) => {
+                let place = FileLocation { file: written.name(), file_text: content.clone(), span };
+                TaskError::InvalidTaskFile { message, location: Box::new(place) }
             }
-            Wrong::Elsewhere(error) => error,
+            LocateError::Task(error) => error,
         };
-        let mistake = |mistake: Mistake| named(mistake.into());
-        let file = TaskFile::read(&content).map_err(mistake)?;
+        let mistake = |mistake: SpannedMessage| named(mistake.into());
+        let file = TaskFile::parse(&content).map_err(mistake)?;
         let kind = file.kind().map_err(mistake)?;
         let (metrics, paper_metric) = file.metrics(&kind).map_err(mistake)?;
-        let around = Surroundings { written: &written, data, beside };
-        let rows = file.rows(&around).map_err(named)?;
-        let examples = file.examples(&around, &rows).map_err(named)?;
-        Ok(Self { name: file.name, split: file.split, metrics, paper_metric, kind, rows, examples, written, content })
+        let around = TaskFileContext { task_file: &written, data_folder: data, built_in_rows: beside };
+        let rows = file.locate_rows(&around).map_err(named)?;
+        let examples = file.locate_examples(&around, &rows).map_err(named)?;
+        Ok(Self { name: file.name, split: file.split, metrics, paper_metric, kind, rows, examples, task_file: written, task_file_text: content })
     }
 
     /// Whether texts are measured, not questions.
     pub fn is_text(&self) -> bool {
-        matches!(self.kind, Kind::Text(_))
+        matches!(self.kind, TaskKind::Text(_))
     }
 
     /// What the task is made of: its file, its rows, and, if they are asked for, examples that lie elsewhere.
-    pub fn inputs(&self, with_examples: bool) -> Vec<Input> {
-        let inputs = |files: Vec<RowsFile>| files.iter().map(RowsFile::input).collect::<Vec<_>>();
-        let mut all = vec![self.written.clone()];
-        match self.rows.files() {
+    pub fn input_files(&self, with_examples: bool) -> Vec<InputFile> {
+        let inputs = |files: Vec<RowsFile>| files.iter().map(RowsFile::to_input_file).collect::<Vec<_>>();
+        let mut all = vec![self.task_file.clone()];
+        match self.rows.list_files() {
             Ok(files) => all.extend(inputs(files)),
             // What is not there yet is looked for by its first name.
-            Err(_) => all.extend(self.rows.expected().map(Input::File)),
+            Err(_) => all.extend(self.rows.expected_file().map(InputFile::OnDisk)),
         }
         // Examples that are not there are missed only by those who ask for some.
-        if with_examples && let Some(Ok(files)) = self.examples.rows.as_ref().map(Rows::files) {
-            let others: Vec<Input> = inputs(files).into_iter().filter(|input| !all.contains(input)).collect();
+        if with_examples && let Some(Ok(files)) = self.examples.rows.as_ref().map(RowSource::list_files) {
+            let others: Vec<InputFile> = inputs(files).into_iter().filter(|input| !all.contains(input)).collect();
             all.extend(others);
         }
         all
     }
 
     /// The questions of the first `limit` rows, each behind its examples.
-    pub fn documents(&self, limit: Option<usize>, shots: Option<Shots>) -> Result<Vec<Document>, TaskError> {
-        let Kind::Question(question) = &self.kind else { return Err(TaskError::NoQuestions(self.name.clone())) };
-        let engine = template::engine();
-        let compiled = question.compile(&engine).map_err(|unfit| self.refused(unfit.into()))?;
+    pub fn questions(&self, limit: Option<usize>, shots: Option<FewShot>) -> Result<Vec<ChoiceQuestion>, TaskError> {
+        let TaskKind::Question(question) = &self.kind else { return Err(TaskError::NoQuestions(self.name.clone())) };
+        let engine = template::template_engine();
+        let compiled = question.compile(&engine).map_err(|unfit| self.task_error(unfit.into()))?;
         let rows = self.rows.read(limit)?;
         let shots = shots.filter(|shots| shots.count > 0);
-        let mut examples = shots.map(|shots| Examples::read(&self.examples, &self.rows, shots)).transpose()?;
-        let document = |(doc, row): (usize, &Row)| {
+        let mut examples = shots.map(|shots| ExampleSampler::load(&self.examples, &self.rows, shots)).transpose()?;
+        let document = |(doc, row): (usize, &TaskRow)| {
             let before = match &mut examples {
-                Some(examples) => examples.before(row, &compiled).map_err(|unfitted| self.refused(unfitted))?,
+                Some(examples) => examples.prompt_prefix(row, &compiled).map_err(|unfitted| self.task_error(unfitted))?,
                 None => String::new(),
             };
-            let Asked { requests, gold } = compiled.ask(&row.value()).map_err(|unfit| self.refused(Unfitted::row(unfit, row)))?;
-            let requests = requests.into_iter().map(|(context, choice)| Request {
+            let RenderedQuestion { requests, gold } = compiled.render(&row.to_template_value()).map_err(|unfit| self.task_error(RenderError::for_row(unfit, row)))?;
+            let requests = requests.into_iter().map(|(context, choice)| LikelihoodRequest {
                 context: format!("{before}{context}"),
-                chars: choice.chars().count() as u32,
+                choice_chars: choice.chars().count() as u32,
                 continuation: format!(" {choice}"),
             });
-            Ok(Document { doc: doc as u64, requests: requests.collect(), gold })
+            Ok(ChoiceQuestion { index: doc as u64, requests: requests.collect(), gold })
         };
         rows.iter().enumerate().map(document).collect()
     }
 
     /// The first `limit` texts.
-    pub fn texts(&self, limit: Option<usize>) -> Result<Vec<Text>, TaskError> {
-        let Kind::Text(form) = &self.kind else { return Err(TaskError::NoText(self.name.clone())) };
+    pub fn text_documents(&self, limit: Option<usize>) -> Result<Vec<TextDocument>, TaskError> {
+        let TaskKind::Text(form) = &self.kind else { return Err(TaskError::NoText(self.name.clone())) };
         // Where rows are joined, only the last of them tells how many documents there are.
-        let rows = self.rows.read(limit.filter(|_| form.join.is_none()))?;
-        form.texts(&rows, limit).map_err(|unfitted| self.refused(unfitted))
+        let rows = self.rows.read(limit.filter(|_| form.row_joiner.is_none()))?;
+        form.render_documents(&rows, limit).map_err(|unfitted| self.task_error(unfitted))
     }
 
     /// What a template refused, with its place in the task file.
-    fn refused(&self, unfitted: Unfitted) -> TaskError {
-        unfitted.located(|span| Place { file: self.written.name(), text: self.content.clone(), span })
+    fn task_error(&self, unfitted: RenderError) -> TaskError {
+        unfitted.into_task_error(|span| FileLocation { file: self.task_file.name(), file_text: self.task_file_text.clone(), span })
     }
 }
 

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use super::wiring::Part;
-use crate::ops::{self, Answer, Ask, Heads, Layout, Past, Slot};
-use crate::tensor::resident::Lent;
-use crate::tensor::{AnyTape, Hidden, Weight};
+use super::wiring::BlockTensor;
+use crate::ops::{self, GradientResult, GradientQuery, AttentionHeads, PackLayout, KvCache, GradientRequest};
+use crate::tensor::resident::GpuLease;
+use crate::tensor::{AnyTape, Activations, Weight};
 
 /// The weights of one block. Clones share memory.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,56 +15,56 @@ pub struct Block {
     /// In the order of [`Part::ALL`].
     weights: [Weight; 9],
     /// Of the matrices that have one; most families have none.
-    biases: BTreeMap<Part, Weight>,
+    biases: BTreeMap<BlockTensor, Weight>,
 }
 
-impl std::ops::Index<Part> for Block {
+impl std::ops::Index<BlockTensor> for Block {
     type Output = Weight;
-    fn index(&self, part: Part) -> &Weight {
+    fn index(&self, part: BlockTensor) -> &Weight {
         &self.weights[part as usize]
     }
 }
 
-impl std::ops::IndexMut<Part> for Block {
-    fn index_mut(&mut self, part: Part) -> &mut Weight {
+impl std::ops::IndexMut<BlockTensor> for Block {
+    fn index_mut(&mut self, part: BlockTensor) -> &mut Weight {
         &mut self.weights[part as usize]
     }
 }
 
 /// How a block applies its weights: plainly, gathering their gradients, with adapters beside them, or looking on.
-pub trait Lens {
+pub trait BlockHooks {
     /// y = x · Wᵀ, and whatever else this lens does with the matrix.
-    fn linear<T: AnyTape>(&self, part: Part, weight: &Weight, x: Hidden<T>) -> Hidden<T> {
-        ops::linear(x, weight, self.slot(part))
+    fn linear<T: AnyTape>(&self, part: BlockTensor, weight: &Weight, x: Activations<T>) -> Activations<T> {
+        ops::linear(x, weight, self.gradient_request(part))
     }
 
     /// Where the gradient of a weight goes, if anyone asked for it.
-    fn slot(&self, _: Part) -> Option<&Slot> {
+    fn gradient_request(&self, _: BlockTensor) -> Option<&GradientRequest> {
         None
     }
 }
 
 /// The weights as they are.
-pub struct Plain;
+pub struct NoHooks;
 
-impl Lens for Plain {}
+impl BlockHooks for NoHooks {}
 
 /// Asks about the gradients of some of a block's weights.
-pub struct Slots(Vec<(Part, Slot)>);
+pub struct GradientRequests(Vec<(BlockTensor, GradientRequest)>);
 
-impl Slots {
-    pub fn of(asks: impl IntoIterator<Item = (Part, Ask)>) -> Self {
-        Self(asks.into_iter().map(|(part, ask)| (part, Slot::new(ask))).collect())
+impl GradientRequests {
+    pub fn from_queries(asks: impl IntoIterator<Item = (BlockTensor, GradientQuery)>) -> Self {
+        Self(asks.into_iter().map(|(part, ask)| (part, GradientRequest::new(ask))).collect())
     }
 
     /// The answers, once the tape has run.
-    pub fn answers(self) -> impl Iterator<Item = (Part, Answer)> {
-        self.0.into_iter().filter_map(|(part, slot)| Some((part, slot.take()?)))
+    pub fn into_results(self) -> impl Iterator<Item = (BlockTensor, GradientResult)> {
+        self.0.into_iter().filter_map(|(part, slot)| Some((part, slot.take_result()?)))
     }
 }
 
-impl Lens for Slots {
-    fn slot(&self, part: Part) -> Option<&Slot> {
+impl BlockHooks for GradientRequests {
+    fn gradient_request(&self, part: BlockTensor) -> Option<&GradientRequest> {
         self.0.iter().find(|(at, _)| *at == part).map(|(_, slot)| slot)
     }
 }
@@ -73,9 +73,9 @@ impl Lens for Slots {
 pub struct BlockSettings<'a> {
     pub norm_epsilon: f32,
     pub head_dim: usize,
-    pub layout: &'a Layout,
+    pub layout: &'a PackLayout,
     /// What was read before, of this block.
-    pub past: Option<&'a Mutex<Past>>,
+    pub kv_cache: Option<&'a Mutex<KvCache>>,
 }
 
 impl Block {
@@ -85,23 +85,23 @@ impl Block {
     }
 
     /// What is added to a matrix's outputs.
-    pub fn bias(&self, part: Part) -> Option<&Weight> {
+    pub fn bias(&self, part: BlockTensor) -> Option<&Weight> {
         self.biases.get(&part)
     }
 
     /// The biases that there are.
-    pub fn biases(&self) -> impl Iterator<Item = (Part, &Weight)> {
+    pub fn biases(&self) -> impl Iterator<Item = (BlockTensor, &Weight)> {
         self.biases.iter().map(|(&part, bias)| (part, bias))
     }
 
     /// Gives a matrix a bias, one number for each of its outputs.
-    pub fn set_bias(&mut self, part: Part, bias: Weight) {
+    pub fn set_bias(&mut self, part: BlockTensor, bias: Weight) {
         debug_assert_eq!(bias.len(), self[part].rows());
         self.biases.insert(part, bias);
     }
 
     /// A matrix through its lens, then its bias.
-    fn apply<T: AnyTape>(&self, part: Part, x: Hidden<T>, lens: &impl Lens) -> Hidden<T> {
+    fn apply_linear<T: AnyTape>(&self, part: BlockTensor, x: Activations<T>, lens: &impl BlockHooks) -> Activations<T> {
         let y = lens.linear(part, &self[part], x);
         match self.bias(part) {
             Some(bias) => ops::add_bias(y, bias),
@@ -110,8 +110,8 @@ impl Block {
     }
 
     /// The block with all its weights in memory.
-    pub fn resident(&self) -> Self {
-        Self { weights: self.weights.each_ref().map(Weight::resident), biases: self.biases.clone() }
+    pub fn load_into_memory(&self) -> Self {
+        Self { weights: self.weights.each_ref().map(Weight::to_memory), biases: self.biases.clone() }
     }
 
     /// Whether all its weights are on the GPU.
@@ -120,8 +120,8 @@ impl Block {
     }
 
     /// The weights on the GPU for as long as this is held, if that is where they are used.
-    pub fn lent(&self) -> Vec<Lent> {
-        self.weights.iter().chain(self.biases.values()).filter_map(Weight::lent).collect()
+    pub fn gpu_leases(&self) -> Vec<GpuLease> {
+        self.weights.iter().chain(self.biases.values()).filter_map(Weight::lease_on_gpu).collect()
     }
 
     /// Whether its matrices stay on disk.
@@ -131,46 +131,46 @@ impl Block {
 
     /// Numbers that a tape of this block keeps for each position: what goes into the norms, queries, keys and values, the
     /// attention's output, gate and up. What comes of these element by element is made again on the CPU, and kept on a GPU.
-    pub fn tape_width(&self, head_dim: usize, on_gpu: bool) -> usize {
-        let Heads { queries, keys, dim } = self.heads(head_dim);
-        let (hidden, mlp) = (self[Part::Q].cols(), self[Part::Gate].rows());
+    pub fn tape_values_per_position(&self, head_dim: usize, on_gpu: bool) -> usize {
+        let AttentionHeads { query_heads: queries, key_value_heads: keys, head_dim: dim } = self.attention_heads(head_dim);
+        let (hidden, mlp) = (self[BlockTensor::Q].cols(), self[BlockTensor::Gate].rows());
         let made_again = if on_gpu { 2 * hidden + mlp } else { 0 };
         2 * hidden + 2 * (queries + keys) * dim + queries + 2 * mlp + made_again
     }
 
     /// How the attention's heads are laid out.
-    pub fn heads(&self, head_dim: usize) -> Heads {
-        Heads { queries: self[Part::Q].rows() / head_dim, keys: self[Part::K].rows() / head_dim, dim: head_dim }
+    pub fn attention_heads(&self, head_dim: usize) -> AttentionHeads {
+        AttentionHeads { query_heads: self[BlockTensor::Q].rows() / head_dim, key_value_heads: self[BlockTensor::K].rows() / head_dim, head_dim }
     }
 
     /// x + attention(norm(x)), then + mlp(norm(·)). x and the result are (positions, hidden).
-    pub fn forward<T: AnyTape>(&self, x: Hidden<T>, settings: &BlockSettings<'_>, lens: &impl Lens) -> Hidden<T> {
+    pub fn forward<T: AnyTape>(&self, x: Activations<T>, settings: &BlockSettings<'_>, lens: &impl BlockHooks) -> Activations<T> {
         let (residual, x) = fork(x);
-        let x = ops::rms_norm(x, &self[Part::InputNorm], settings.norm_epsilon, lens.slot(Part::InputNorm));
+        let x = ops::rms_norm(x, &self[BlockTensor::InputNorm], settings.norm_epsilon, lens.gradient_request(BlockTensor::InputNorm));
         let (x, x_k, x_v) = {
             let (a, b) = fork(x);
             let (b, c) = fork(b);
             (a, b, c)
         };
-        let q = self.apply(Part::Q, x, lens); // (positions, queries · head_dim)
-        let k = self.apply(Part::K, x_k, lens); // (positions, keys · head_dim)
-        let v = self.apply(Part::V, x_v, lens); // (positions, keys · head_dim)
-        let mut past = settings.past.map(|past| past.lock().unwrap_or_else(PoisonError::into_inner));
-        let x = ops::attention(q, k, v, self.heads(settings.head_dim), settings.layout, past.as_deref_mut());
+        let q = self.apply_linear(BlockTensor::Q, x, lens); // (positions, queries · head_dim)
+        let k = self.apply_linear(BlockTensor::K, x_k, lens); // (positions, keys · head_dim)
+        let v = self.apply_linear(BlockTensor::V, x_v, lens); // (positions, keys · head_dim)
+        let mut past = settings.kv_cache.map(|past| past.lock().unwrap_or_else(PoisonError::into_inner));
+        let x = ops::attention(q, k, v, self.attention_heads(settings.head_dim), settings.layout, past.as_deref_mut());
         drop(past);
-        let x = ops::add(self.apply(Part::O, x, lens), residual);
+        let x = ops::add(self.apply_linear(BlockTensor::O, x, lens), residual);
 
         let (residual, x) = fork(x);
-        let x = ops::rms_norm(x, &self[Part::PostAttentionNorm], settings.norm_epsilon, lens.slot(Part::PostAttentionNorm));
+        let x = ops::rms_norm(x, &self[BlockTensor::PostAttentionNorm], settings.norm_epsilon, lens.gradient_request(BlockTensor::PostAttentionNorm));
         let (x, x_up) = fork(x);
-        let gate = self.apply(Part::Gate, x, lens); // (positions, mlp)
-        let up = self.apply(Part::Up, x_up, lens); // (positions, mlp)
-        ops::add(self.apply(Part::Down, ops::swiglu(gate, up), lens), residual)
+        let gate = self.apply_linear(BlockTensor::Gate, x, lens); // (positions, mlp)
+        let up = self.apply_linear(BlockTensor::Up, x_up, lens); // (positions, mlp)
+        ops::add(self.apply_linear(BlockTensor::Down, ops::swiglu(gate, up), lens), residual)
     }
 }
 
 /// Two uses of one tensor. The tape goes with the second; the first begins an empty one, and they merge where the
 /// two meet again.
-fn fork<T: AnyTape>(x: Hidden<T>) -> (Hidden<T>, Hidden<T>) {
-    (x.retaped::<T>(), x)
+fn fork<T: AnyTape>(x: Activations<T>) -> (Activations<T>, Activations<T>) {
+    (x.with_empty_tape::<T>(), x)
 }

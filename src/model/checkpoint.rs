@@ -12,9 +12,9 @@ use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::config::{Config, ConfigError};
-use super::stored_tensor::StoredTensor;
-use super::wiring::{LLAMA, Part, Place};
-use crate::tensor::{Unreadable, Weight, WeightFile};
+use super::stored_tensor::CheckpointTensor;
+use super::wiring::{LLAMA, BlockTensor, TensorId};
+use crate::tensor::{WeightReadError, Weight, WeightFile};
 
 /// A checkpoint could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -34,13 +34,13 @@ pub enum CheckpointError {
     #[error("the tensor `{name}` has shape {found:?}; {expected}")]
     Shape { name: String, found: Vec<usize>, expected: String },
     #[error("the checkpoint holds `{name}`, and config.json says num_hidden_layers = {layers}")]
-    Unused { name: String, layers: usize },
+    UnusedTensor { name: String, layers: usize },
     #[error("the tensor `{name}` holds {found:?}; supported: F32, F16, BF16")]
     Dtype { name: String, found: Dtype },
-    #[error("the tensor `{name}` holds a NaN or an infinity at element {at}")]
-    NotFinite { name: String, at: usize },
+    #[error("the tensor `{name}` holds a NaN or an infinity at element {element_index}")]
+    NotFinite { name: String, element_index: usize },
     #[error(transparent)]
-    Unreadable(#[from] Unreadable),
+    Unreadable(#[from] WeightReadError),
     #[error(transparent)]
     Tokenizer(#[from] super::tokenizer::TokenizerError),
 }
@@ -48,16 +48,16 @@ pub enum CheckpointError {
 /// An opened checkpoint: headers read and checked, weights still on disk.
 pub struct Checkpoint {
     pub config: Config,
-    files: Vec<Shard>,
+    shards: Vec<Shard>,
     /// Tensor → the file that holds it.
-    holder: BTreeMap<String, usize>,
+    shard_by_tensor: BTreeMap<String, usize>,
 }
 
 struct Shard {
     path: PathBuf,
     file: Arc<File>,
     /// Where the tensors' bytes begin.
-    start: usize,
+    data_offset: usize,
     metadata: Metadata,
 }
 
@@ -78,7 +78,7 @@ impl Checkpoint {
             Config::parse(&text, LLAMA.model_types).map_err(|source| CheckpointError::Config { path: config_path, source })?;
         let files = weight_files(folder)?.into_iter().map(Shard::open).collect::<Result<Vec<_>, _>>()?;
         let mut holder = BTreeMap::new();
-        for (i, file) in files.iter().enumerate() {
+        for (i, file) in checkpoint_files.iter().enumerate() {
             for name in file.metadata.tensors().into_keys() {
                 if let Some(other) = holder.insert(name.clone(), i) {
                     let message = format!("`{name}` is also in `{}`", files[other].path.display());
@@ -86,127 +86,127 @@ impl Checkpoint {
                 }
             }
         }
-        let checkpoint = Self { config, files, holder };
+        let checkpoint = Self { config, shards: checkpoint_files, shard_by_tensor: holder };
         checkpoint.check_shapes()?;
         Ok(checkpoint)
     }
 
     /// Parameters, a tied head counted once.
-    pub fn parameters(&self) -> u64 {
-        let weights = self.places().map(|place| LLAMA.tensor(place));
-        let shapes = weights.chain(self.biases()).filter_map(|name| Some(&self.info(&name).ok()?.1.shape));
+    pub fn parameter_count(&self) -> u64 {
+        let weights = self.tensor_ids().map(|place| LLAMA.tensor_name(place));
+        let shapes = weights.chain(self.bias_names()).filter_map(|name| Some(&self.tensor_info(&name).ok()?.1.shape));
         shapes.map(|shape| shape.iter().map(|&n| n as u64).product::<u64>()).sum()
     }
 
     /// Reads one weight, widened to f32.
-    pub fn weight(&self, place: Place) -> Result<Weight, CheckpointError> {
-        self.read(LLAMA.tensor(place))
+    pub fn read_weight(&self, place: TensorId) -> Result<Weight, CheckpointError> {
+        self.read_tensor(LLAMA.tensor_name(place))
     }
 
     /// A weight that stays on disk. It is read once, to see whether it is whole.
-    pub fn weight_on_disk(&self, place: Place) -> Result<Weight, CheckpointError> {
+    pub fn open_weight(&self, place: TensorId) -> Result<Weight, CheckpointError> {
         let (rows, cols) = {
-            let weight = self.weight(place)?;
+            let weight = self.read_weight(place)?;
             (weight.rows(), weight.cols())
         };
-        Ok(Weight::on_disk(Arc::new(self.tensor(&LLAMA.tensor(place))?), rows, cols))
+        Ok(Weight::from_file(Arc::new(self.locate_tensor(&LLAMA.tensor_name(place))?), rows, cols))
     }
 
-    fn tensor(&self, name: &str) -> Result<StoredTensor, CheckpointError> {
-        let (shard, info) = self.info(name)?;
+    fn locate_tensor(&self, name: &str) -> Result<CheckpointTensor, CheckpointError> {
+        let (shard, info) = self.tensor_info(name)?;
         let (rows, cols) = match info.shape[..] {
             [rows, cols] => (rows, cols),
             _ => (1, info.shape.iter().product()),
         };
         let (file, path) = (shard.file.clone(), shard.path.clone());
-        let offset = (shard.start + info.data_offsets.0) as u64;
-        Ok(StoredTensor { file, path, name: name.to_owned(), dtype: info.dtype, offset, rows, cols })
+        let offset = (shard.data_offset + info.data_offsets.0) as u64;
+        Ok(CheckpointTensor { file, path, name: name.to_owned(), dtype: info.dtype, offset, rows, cols })
     }
 
     /// Reads the bias beside a block's matrix, widened to f32.
-    pub fn bias(&self, layer: usize, part: Part) -> Result<Weight, CheckpointError> {
-        self.read(LLAMA.bias(layer, part))
+    pub fn read_bias(&self, layer: usize, part: BlockTensor) -> Result<Weight, CheckpointError> {
+        self.read_tensor(LLAMA.bias_name(layer, part))
     }
 
-    fn read(&self, name: String) -> Result<Weight, CheckpointError> {
-        let tensor = self.tensor(&name)?;
+    fn read_tensor(&self, name: String) -> Result<Weight, CheckpointError> {
+        let tensor = self.locate_tensor(&name)?;
         let values = tensor.read()?;
         if let Some(at) = values.par_iter().position_first(|v| !v.is_finite()) {
-            return Err(CheckpointError::NotFinite { name, at });
+            return Err(CheckpointError::NotFinite { name, element_index: at });
         }
         Ok(Weight::new(values, tensor.rows, tensor.cols))
     }
 
     /// Every weight that the model has.
-    fn places(&self) -> impl Iterator<Item = Place> {
-        let blocks = (0..self.config.layers).flat_map(|i| Part::ALL.map(|part| Place::Block(i, part)));
-        let head = (!self.config.tied).then_some(Place::Head);
-        [Place::Embedding].into_iter().chain(blocks).chain([Place::FinalNorm]).chain(head)
+    fn tensor_ids(&self) -> impl Iterator<Item = TensorId> {
+        let blocks = (0..self.config.layers).flat_map(|i| BlockTensor::ALL.map(|part| TensorId::Block(i, part)));
+        let head = (!self.config.tied_embeddings).then_some(TensorId::LmHead);
+        [TensorId::Embedding].into_iter().chain(blocks).chain([TensorId::FinalNorm]).chain(head)
     }
 
     /// The names of the biases that the config speaks of.
-    fn biases(&self) -> impl Iterator<Item = String> {
-        (0..self.config.layers).flat_map(|layer| self.config.biased().map(move |part| LLAMA.bias(layer, part)))
+    fn bias_names(&self) -> impl Iterator<Item = String> {
+        (0..self.config.layers).flat_map(|layer| self.config.biased_tensors().map(move |part| LLAMA.bias_name(layer, part)))
     }
 
-    fn info(&self, name: &str) -> Result<(&Shard, &TensorInfo), CheckpointError> {
-        let file = &self.files[*self.holder.get(name).ok_or_else(|| CheckpointError::MissingTensor(name.to_owned()))?];
+    fn tensor_info(&self, name: &str) -> Result<(&Shard, &TensorInfo), CheckpointError> {
+        let file = &self.shards[*self.shard_by_tensor.get(name).ok_or_else(|| CheckpointError::MissingTensor(name.to_owned()))?];
         let info = file.metadata.info(name).ok_or_else(|| CheckpointError::MissingTensor(name.to_owned()))?;
         Ok((file, info))
     }
 
-    fn shape(&self, place: Place) -> Result<&[usize], CheckpointError> {
-        self.info(&LLAMA.tensor(place)).map(|(_, info)| &info.shape[..])
+    fn tensor_shape(&self, place: TensorId) -> Result<&[usize], CheckpointError> {
+        self.tensor_info(&LLAMA.tensor_name(place)).map(|(_, info)| &info.shape[..])
     }
 
     /// Shapes against each other and the config. Heads and MLP widths are the weights' own and may differ by layer.
     fn check_shapes(&self) -> Result<(), CheckpointError> {
         let Config { hidden, head_dim, vocab, layers, .. } = self.config;
-        for name in self.places().map(|place| LLAMA.tensor(place)).chain(self.biases()) {
-            let found = self.info(&name)?.1.dtype;
+        for name in self.tensor_ids().map(|place| LLAMA.tensor_name(place)).chain(self.bias_names()) {
+            let found = self.tensor_info(&name)?.1.dtype;
             if !matches!(found, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
                 return Err(CheckpointError::Dtype { name, found });
             }
         }
-        let expect = |place: Place, fits: bool, expected: String| {
-            let found = self.shape(place)?;
-            if fits { Ok(()) } else { Err(CheckpointError::Shape { name: LLAMA.tensor(place), found: found.to_vec(), expected }) }
+        let expect = |place: TensorId, fits: bool, expected: String| {
+            let found = self.tensor_shape(place)?;
+            if fits { Ok(()) } else { Err(CheckpointError::Shape { name: LLAMA.tensor_name(place), found: found.to_vec(), expected }) }
         };
-        let exactly = |place: Place, shape: &[usize], why: &str| {
-            expect(place, self.shape(place)? == shape, format!("{why} asks for {shape:?}"))
+        let exactly = |place: TensorId, shape: &[usize], why: &str| {
+            expect(place, self.tensor_shape(place)? == shape, format!("{why} asks for {shape:?}"))
         };
-        exactly(Place::Embedding, &[vocab, hidden], "config.json (vocab_size, hidden_size)")?;
-        exactly(Place::FinalNorm, &[hidden], "config.json (hidden_size)")?;
-        if !self.config.tied {
-            exactly(Place::Head, &[vocab, hidden], "config.json (vocab_size, hidden_size)")?;
+        exactly(TensorId::Embedding, &[vocab, hidden], "config.json (vocab_size, hidden_size)")?;
+        exactly(TensorId::FinalNorm, &[hidden], "config.json (hidden_size)")?;
+        if !self.config.tied_embeddings {
+            exactly(TensorId::LmHead, &[vocab, hidden], "config.json (vocab_size, hidden_size)")?;
         }
         for layer in 0..layers {
-            let at = |part| Place::Block(layer, part);
-            for part in [Part::InputNorm, Part::PostAttentionNorm] {
+            let at = |part| TensorId::Block(layer, part);
+            for part in [BlockTensor::InputNorm, BlockTensor::PostAttentionNorm] {
                 exactly(at(part), &[hidden], "config.json (hidden_size)")?;
             }
-            for part in [Part::Q, Part::K, Part::V, Part::Gate, Part::Up] {
-                let fits = matches!(self.shape(at(part))?, [rows, cols] if *cols == hidden && *rows > 0);
+            for part in [BlockTensor::Q, BlockTensor::K, BlockTensor::V, BlockTensor::Gate, BlockTensor::Up] {
+                let fits = matches!(self.tensor_shape(at(part))?, [rows, cols] if *cols == hidden && *rows > 0);
                 expect(at(part), fits, format!("it must read the {hidden} channels of config.json's hidden_size"))?;
             }
-            let rows = |part| self.shape(at(part)).map(|shape| shape[0]);
-            let (q, k, width) = (rows(Part::Q)?, rows(Part::K)?, rows(Part::Gate)?);
-            expect(at(Part::Q), q % head_dim == 0, format!("its rows must be heads of {head_dim} channels (config.json)"))?;
+            let rows = |part| self.tensor_shape(at(part)).map(|shape| shape[0]);
+            let (q, k, width) = (rows(BlockTensor::Q)?, rows(BlockTensor::K)?, rows(BlockTensor::Gate)?);
+            expect(at(BlockTensor::Q), q % head_dim == 0, format!("its rows must be heads of {head_dim} channels (config.json)"))?;
             expect(
-                at(Part::K),
+                at(BlockTensor::K),
                 k % head_dim == 0 && q % k == 0,
                 format!(
                     "its rows must be heads of {head_dim} channels (config.json) that share the {} query heads evenly",
                     q / head_dim
                 ),
             )?;
-            exactly(at(Part::V), &[k, hidden], "k_proj beside it")?;
-            exactly(at(Part::O), &[hidden, q], "q_proj beside it")?;
-            exactly(at(Part::Up), &[width, hidden], "gate_proj beside it")?;
-            exactly(at(Part::Down), &[hidden, width], "gate_proj beside it")?;
-            for part in self.config.biased() {
-                let (name, rows) = (LLAMA.bias(layer, part), self.shape(at(part))?[0]);
-                let found = self.info(&name)?.1.shape.clone();
+            exactly(at(BlockTensor::V), &[k, hidden], "k_proj beside it")?;
+            exactly(at(BlockTensor::O), &[hidden, q], "q_proj beside it")?;
+            exactly(at(BlockTensor::Up), &[width, hidden], "gate_proj beside it")?;
+            exactly(at(BlockTensor::Down), &[hidden, width], "gate_proj beside it")?;
+            for part in self.config.biased_tensors() {
+                let (name, rows) = (LLAMA.bias_name(layer, part), self.tensor_shape(at(part))?[0]);
+                let found = self.tensor_info(&name)?.1.shape.clone();
                 if found != [rows] {
                     return Err(CheckpointError::Shape {
                         name,
@@ -217,9 +217,9 @@ impl Checkpoint {
             }
         }
         self.check_widths()?;
-        for name in self.holder.keys().filter(|name| !self.is_known(name)) {
+        for name in self.shard_by_tensor.keys().filter(|name| !self.is_expected_tensor(name)) {
             if name.starts_with(LLAMA.block_prefix) {
-                return Err(CheckpointError::Unused { name: name.clone(), layers });
+                return Err(CheckpointError::UnusedTensor { name: name.clone(), layers });
             }
             tracing::warn!(tensor = name, "the checkpoint holds a tensor that this family does not have; it is not used");
         }
@@ -228,17 +228,17 @@ impl Checkpoint {
 
     /// Layers may have widths of their own, but a width that no layer has is a config of another model.
     fn check_widths(&self) -> Result<(), CheckpointError> {
-        let Config { layers, head_dim, widths, .. } = self.config;
+        let Config { layers, head_dim, declared_widths: widths, .. } = self.config;
         let said = [
-            ("num_attention_heads", Part::Q, widths.queries, head_dim),
-            ("num_key_value_heads", Part::K, widths.keys, head_dim),
-            ("intermediate_size", Part::Gate, widths.mlp, 1),
+            ("num_attention_heads", BlockTensor::Q, widths.query_heads, head_dim),
+            ("num_key_value_heads", BlockTensor::K, widths.key_value_heads, head_dim),
+            ("intermediate_size", BlockTensor::Gate, widths.mlp_channels, 1),
         ];
         for (key, part, said, channels) in said {
-            let found = (0..layers).map(|layer| self.shape(Place::Block(layer, part)).map(|shape| shape[0] / channels));
+            let found = (0..layers).map(|layer| self.tensor_shape(TensorId::Block(layer, part)).map(|shape| shape[0] / channels));
             let found = found.collect::<Result<Vec<_>, _>>()?;
             if let Some(said) = said.filter(|said| !found.contains(said)) {
-                let (name, found) = (LLAMA.tensor(Place::Block(0, part)), self.shape(Place::Block(0, part))?.to_vec());
+                let (name, found) = (LLAMA.tensor_name(TensorId::Block(0, part)), self.tensor_shape(TensorId::Block(0, part))?.to_vec());
                 let expected = format!("config.json says {key} = {said}, and no layer has it (heads of {head_dim} channels)");
                 return Err(CheckpointError::Shape { name, found, expected });
             }
@@ -247,11 +247,11 @@ impl Checkpoint {
     }
 
     /// Whether a tensor belongs to the model, or is known to be derivable (rotary tables, a second copy of a tied head).
-    fn is_known(&self, name: &str) -> bool {
+    fn is_expected_tensor(&self, name: &str) -> bool {
         name.ends_with("rotary_emb.inv_freq")
-            || name == LLAMA.tensor(Place::Head)
-            || self.places().any(|place| LLAMA.tensor(place) == name)
-            || self.biases().any(|bias| bias == name)
+            || name == LLAMA.tensor_name(TensorId::LmHead)
+            || self.tensor_ids().any(|place| LLAMA.tensor_name(place) == name)
+            || self.bias_names().any(|bias| bias == name)
     }
 }
 
@@ -280,12 +280,12 @@ impl Shard {
         if expected != length {
             return Err(broken(format!("its header speaks of {expected} bytes, and the file has {length}")));
         }
-        Ok(Self { path, file: Arc::new(file), start: (first + header) as usize, metadata })
+        Ok(Self { path, file: Arc::new(file), data_offset: (first + header) as usize, metadata })
     }
 }
 
 /// The files that make up a checkpoint, as far as they are there.
-pub fn files(folder: &Path) -> Vec<PathBuf> {
+pub fn checkpoint_files(folder: &Path) -> Vec<PathBuf> {
     let described = ["config.json", "model.safetensors.index.json"].map(|name| folder.join(name));
     described.into_iter().filter(|path| path.exists()).chain(weight_files(folder).unwrap_or_default()).collect()
 }

@@ -11,12 +11,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::Model;
-use super::wiring::{Axis, Family, LLAMA, Part, Place, Space};
+use super::wiring::{Axis, Family, LLAMA, BlockTensor, TensorId, ChannelSpace};
 
 /// What the units of a group are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum GroupKind {
     /// A unit is a head, or a key/value head with its query heads.
     Attention,
     /// A unit is a channel of one layer's MLP.
@@ -29,23 +29,23 @@ pub enum Kind {
 
 /// How the units lie in a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Lie {
+pub enum UnitLayout {
     /// Unit u owns an equal, contiguous share of this axis.
-    Along(Axis),
+    AlongAxis(Axis),
     /// Unit u is this weight of layer u.
-    ByLayer,
+    WholeTensor,
 }
 
 /// One weight of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// For a group of layers: the weight in layer 0, standing for all.
-    pub place: Place,
-    pub lie: Lie,
+    pub tensor_id: TensorId,
+    pub unit_layout: UnitLayout,
     /// The tensor's name; for a group of layers its name inside a block.
     pub name: String,
     /// Whether the group's activations flow out of this weight, back to the rest of the model: `o_proj`, `down_proj`.
-    pub last: bool,
+    pub is_output: bool,
 }
 
 /// Weights that lose a unit together. Plain data.
@@ -53,8 +53,8 @@ pub struct Member {
 pub struct Group {
     /// 0 for groups that span the model.
     pub layer: usize,
-    pub kind: Kind,
-    pub units: usize,
+    pub kind: GroupKind,
+    pub unit_count: usize,
     /// In the reference's order: the root first.
     pub members: Vec<Member>,
 }
@@ -65,14 +65,14 @@ pub struct DependencyGraph {
     pub groups: Vec<Group>,
 }
 
-impl Kind {
+impl GroupKind {
     /// As tables write it.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Attention => "attention",
-            Kind::Mlp => "mlp",
-            Kind::Hidden => "hidden",
-            Kind::Layer => "layer",
+            GroupKind::Attention => "attention",
+            GroupKind::Mlp => "mlp",
+            GroupKind::Hidden => "hidden",
+            GroupKind::Layer => "layer",
         }
     }
 }
@@ -80,44 +80,44 @@ impl Kind {
 impl Group {
     /// Channels that one unit owns in a member.
     pub fn channels_per_unit(&self, model: &Model, member: &Member) -> usize {
-        match member.lie {
-            Lie::Along(Axis::Rows) => model.weight(member.place).rows() / self.units,
-            Lie::Along(Axis::Cols) => model.weight(member.place).cols() / self.units,
-            Lie::ByLayer => 1,
+        match member.unit_layout {
+            UnitLayout::AlongAxis(Axis::Rows) => model.weight(member.tensor_id).rows() / self.unit_count,
+            UnitLayout::AlongAxis(Axis::Cols) => model.weight(member.tensor_id).cols() / self.unit_count,
+            UnitLayout::WholeTensor => 1,
         }
     }
 
     /// Channels that one unit owns in the member with the fewest: a head's width, or 1.
-    pub fn unit_width(&self, model: &Model) -> usize {
+    pub fn min_channels_per_unit(&self, model: &Model) -> usize {
         self.members.iter().map(|member| self.channels_per_unit(model, member)).min().unwrap_or(1)
     }
 }
 
 /// A node of the graph in which the rules are followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Node {
+pub enum GraphNode {
     /// A space; those inside a block carry its number, the others 0.
-    Space(Space, usize),
+    Space(ChannelSpace, usize),
     /// The side of a weight that reads a space.
-    Reads(Place),
+    InputSide(TensorId),
     /// The side of a weight that writes one.
-    Writes(Place),
+    OutputSide(TensorId),
 }
 
 /// Who produces for whom.
 #[derive(Clone, Debug)]
-pub struct Flow<N> {
+pub struct DataflowGraph<N> {
     edges: Vec<(N, N)>,
 }
 
-impl<N: Copy + Ord> Flow<N> {
+impl<N: Copy + Ord> DataflowGraph<N> {
     /// Edges go from a producer to its consumer.
     pub fn new(edges: Vec<(N, N)>) -> Self {
         Self { edges }
     }
 
     /// All that depends on the trigger, itself included, in order.
-    pub fn group(&self, trigger: N) -> BTreeSet<N> {
+    pub fn coupled_nodes(&self, trigger: N) -> BTreeSet<N> {
         let mut group = BTreeSet::from([trigger]);
         let mut triggers = vec![trigger];
         while let Some(at) = triggers.pop() {
@@ -142,91 +142,91 @@ impl<N: Copy + Ord> Flow<N> {
 }
 
 /// The flow of a model of this family with so many blocks.
-pub fn flow(family: &Family, layers: usize) -> Flow<Node> {
+pub fn build_dataflow(family: &Family, layers: usize) -> DataflowGraph<GraphNode> {
     let mut edges = Vec::new();
-    let mut wire = |place: Place, layer: usize, reads: Space, writes: Option<Space>| {
+    let mut wire = |place: TensorId, layer: usize, reads: ChannelSpace, writes: Option<ChannelSpace>| {
         let node = |space| match space {
-            Space::Heads | Space::Mlp => Node::Space(space, layer),
-            Space::Vocabulary | Space::Hidden => Node::Space(space, 0),
+            ChannelSpace::Heads | ChannelSpace::Mlp => GraphNode::Space(space, layer),
+            ChannelSpace::Vocabulary | ChannelSpace::Hidden => GraphNode::Space(space, 0),
         };
-        edges.push((node(reads), Node::Reads(place)));
-        edges.extend(writes.map(|space| (Node::Writes(place), node(space))));
+        edges.push((node(reads), GraphNode::InputSide(place)));
+        edges.extend(writes.map(|space| (GraphNode::OutputSide(place), node(space))));
     };
-    for w in family.outside {
-        wire(w.at, 0, w.reads.0, w.writes.map(|(space, _)| space));
+    for w in family.outer_tensors {
+        wire(w.tensor, 0, w.reads.0, w.writes.map(|(space, _)| space));
     }
     for layer in 0..layers {
-        for w in family.block {
-            wire(Place::Block(layer, w.at), layer, w.reads.0, w.writes.map(|(space, _)| space));
+        for w in family.block_tensors {
+            wire(TensorId::Block(layer, w.tensor), layer, w.reads.0, w.writes.map(|(space, _)| space));
         }
     }
-    Flow::new(edges)
+    DataflowGraph::new(edges)
 }
 
 /// The groups whose trigger is a space of one layer.
-pub fn of_layer(model: &Model, space: Space, layer: usize) -> Group {
-    let heads = model.blocks[layer].heads(model.config.head_dim);
+pub fn block_group(model: &Model, space: ChannelSpace, layer: usize) -> Group {
+    let heads = model.blocks[layer].attention_heads(model.config.head_dim);
     let (kind, units) = match space {
-        Space::Heads => (Kind::Attention, heads.keys),
-        _ => (Kind::Mlp, model.blocks[layer][Part::Gate].rows()),
+        ChannelSpace::Heads => (GroupKind::Attention, heads.key_value_heads),
+        _ => (GroupKind::Mlp, model.blocks[layer][BlockTensor::Gate].rows()),
     };
-    let mut members = members(model, Node::Space(space, layer));
+    let mut members = coupled_members(model, GraphNode::Space(space, layer));
     // The reference's order: q o v k (k o v q with grouped queries), gate up down.
-    let order: &[Part] = match (space, heads.keys < heads.queries) {
-        (Space::Heads, false) => &[Part::Q, Part::O, Part::V, Part::K],
-        (Space::Heads, true) => &[Part::K, Part::O, Part::V, Part::Q],
-        _ => &[Part::Gate, Part::Up, Part::Down],
+    let order: &[BlockTensor] = match (space, heads.key_value_heads < heads.query_heads) {
+        (ChannelSpace::Heads, false) => &[BlockTensor::Q, BlockTensor::O, BlockTensor::V, BlockTensor::K],
+        (ChannelSpace::Heads, true) => &[BlockTensor::K, BlockTensor::O, BlockTensor::V, BlockTensor::Q],
+        _ => &[BlockTensor::Gate, BlockTensor::Up, BlockTensor::Down],
     };
-    members.sort_by_key(|member| order.iter().position(|&part| member.place == Place::Block(layer, part)));
-    Group { layer, kind, units, members }
+    members.sort_by_key(|member| order.iter().position(|&part| member.tensor_id == TensorId::Block(layer, part)));
+    Group { layer, kind, unit_count: units, members }
 }
 
 /// The group of the residual stream. The reference's order: final norm, head, the blocks from the last down, embedding.
-pub fn of_hidden(model: &Model) -> Group {
-    let mut members = members(model, Node::Space(Space::Hidden, 0));
-    members.sort_by_key(|member| match member.place {
-        Place::FinalNorm => (0, 0, 0),
-        Place::Head => (0, 1, 0),
-        Place::Block(layer, part) => (1, usize::MAX - layer, usize::MAX - part as usize),
-        Place::Embedding => (2, 0, 0),
+pub fn residual_group(model: &Model) -> Group {
+    let mut members = coupled_members(model, GraphNode::Space(ChannelSpace::Hidden, 0));
+    members.sort_by_key(|member| match member.tensor_id {
+        TensorId::FinalNorm => (0, 0, 0),
+        TensorId::LmHead => (0, 1, 0),
+        TensorId::Block(layer, part) => (1, usize::MAX - layer, usize::MAX - part as usize),
+        TensorId::Embedding => (2, 0, 0),
     });
-    Group { layer: 0, kind: Kind::Hidden, units: model.config.hidden, members }
+    Group { layer: 0, kind: GroupKind::Hidden, unit_count: model.config.hidden, members }
 }
 
 /// The group whose units are whole layers.
-pub fn of_layers(model: &Model) -> Group {
-    let member = |wire: &super::wiring::Wire<Part>| Member {
-        place: Place::Block(0, wire.at),
-        lie: Lie::ByLayer,
+pub fn whole_layer_group(model: &Model) -> Group {
+    let member = |wire: &super::wiring::TensorWiring<BlockTensor>| Member {
+        tensor_id: TensorId::Block(0, wire.tensor),
+        unit_layout: UnitLayout::WholeTensor,
         name: wire.name.to_owned(),
-        last: wire.at == Part::Down,
+        is_output: wire.tensor == BlockTensor::Down,
     };
-    let matrices = LLAMA.block.iter().filter(|wire| Part::MATRICES.contains(&wire.at));
-    Group { layer: 0, kind: Kind::Layer, units: model.blocks.len(), members: matrices.map(member).collect() }
+    let matrices = LLAMA.block_tensors.iter().filter(|wire| BlockTensor::MATRICES.contains(&wire.tensor));
+    Group { layer: 0, kind: GroupKind::Layer, unit_count: model.blocks.len(), members: matrices.map(member).collect() }
 }
 
 /// What the rules reach from a space, as members.
-fn members(model: &Model, trigger: Node) -> Vec<Member> {
-    let axes: BTreeMap<Node, (Axis, bool)> = nodes(model.blocks.len()).collect();
-    let member = |node: Node| {
-        let (Node::Reads(place) | Node::Writes(place)) = node else { return None };
+fn coupled_members(model: &Model, trigger: GraphNode) -> Vec<Member> {
+    let axes: BTreeMap<GraphNode, (Axis, bool)> = weight_sides(model.blocks.len()).collect();
+    let member = |node: GraphNode| {
+        let (GraphNode::InputSide(place) | GraphNode::OutputSide(place)) = node else { return None };
         let (axis, inner) = axes.get(&node)?;
-        let last = *inner && matches!(node, Node::Reads(_));
-        Some(Member { place, lie: Lie::Along(*axis), name: LLAMA.tensor(place), last })
+        let last = *inner && matches!(node, GraphNode::InputSide(_));
+        Some(Member { tensor_id: place, unit_layout: UnitLayout::AlongAxis(*axis), name: LLAMA.tensor_name(place), is_output: last })
     };
-    flow(&LLAMA, model.blocks.len()).group(trigger).into_iter().filter_map(member).collect()
+    build_dataflow(&LLAMA, model.blocks.len()).coupled_nodes(trigger).into_iter().filter_map(member).collect()
 }
 
 /// Each side of each weight with its axis, and whether it lies in a space inside a block.
-fn nodes(layers: usize) -> impl Iterator<Item = (Node, (Axis, bool))> {
-    let sides = |place, reads: (Space, Axis), writes: Option<(Space, Axis)>| {
-        let inner = |space| matches!(space, Space::Heads | Space::Mlp);
-        let read = Some((Node::Reads(place), (reads.1, inner(reads.0))));
-        [read, writes.map(|(space, axis)| (Node::Writes(place), (axis, inner(space))))].into_iter().flatten()
+fn weight_sides(layers: usize) -> impl Iterator<Item = (GraphNode, (Axis, bool))> {
+    let sides = |place, reads: (ChannelSpace, Axis), writes: Option<(ChannelSpace, Axis)>| {
+        let inner = |space| matches!(space, ChannelSpace::Heads | ChannelSpace::Mlp);
+        let read = Some((GraphNode::InputSide(place), (reads.1, inner(reads.0))));
+        [read, writes.map(|(space, axis)| (GraphNode::OutputSide(place), (axis, inner(space))))].into_iter().flatten()
     };
-    let outside = LLAMA.outside.iter().flat_map(move |w| sides(w.at, w.reads, w.writes));
+    let outside = LLAMA.outer_tensors.iter().flat_map(move |w| sides(w.tensor, w.reads, w.writes));
     let blocks = (0..layers)
-        .flat_map(move |layer| LLAMA.block.iter().flat_map(move |w| sides(Place::Block(layer, w.at), w.reads, w.writes)));
+        .flat_map(move |layer| LLAMA.block_tensors.iter().flat_map(move |w| sides(TensorId::Block(layer, w.tensor), w.reads, w.writes)));
     outside.chain(blocks)
 }
 
@@ -235,7 +235,7 @@ mod tests {
     use super::*;
 
     fn group(edges: &[(char, char)], trigger: char) -> String {
-        Flow::new(edges.to_vec()).group(trigger).into_iter().collect()
+        DataflowGraph::new(edges.to_vec()).coupled_nodes(trigger).into_iter().collect()
     }
 
     #[test]
@@ -262,22 +262,22 @@ mod tests {
 
     #[test]
     fn a_llama_block_falls_into_attention_and_mlp() {
-        let flow = flow(&LLAMA, 2);
-        let at = |part| Place::Block(1, part);
-        let attention = flow.group(Node::Space(Space::Heads, 1));
+        let flow = build_dataflow(&LLAMA, 2);
+        let at = |part| TensorId::Block(1, part);
+        let attention = build_dataflow.coupled_nodes(GraphNode::Space(ChannelSpace::Heads, 1));
         let expected = [
-            Node::Space(Space::Heads, 1),
-            Node::Reads(at(Part::O)),
-            Node::Writes(at(Part::Q)),
-            Node::Writes(at(Part::K)),
-            Node::Writes(at(Part::V)),
+            GraphNode::Space(ChannelSpace::Heads, 1),
+            GraphNode::InputSide(at(BlockTensor::O)),
+            GraphNode::OutputSide(at(BlockTensor::Q)),
+            GraphNode::OutputSide(at(BlockTensor::K)),
+            GraphNode::OutputSide(at(BlockTensor::V)),
         ];
         assert_eq!(attention, expected.into());
-        let mlp = flow.group(Node::Space(Space::Mlp, 1));
+        let mlp = build_dataflow.coupled_nodes(GraphNode::Space(ChannelSpace::Mlp, 1));
         let expected =
-            [Node::Space(Space::Mlp, 1), Node::Reads(at(Part::Down)), Node::Writes(at(Part::Gate)), Node::Writes(at(Part::Up))];
+            [GraphNode::Space(ChannelSpace::Mlp, 1), GraphNode::InputSide(at(BlockTensor::Down)), GraphNode::OutputSide(at(BlockTensor::Gate)), GraphNode::OutputSide(at(BlockTensor::Up))];
         assert_eq!(mlp, expected.into());
         // the residual stream: embedding, head, final norm; two norms, five readers and two writers in each block
-        assert_eq!(flow.group(Node::Space(Space::Hidden, 0)).len(), 1 + 3 + 2 * 9);
+        assert_eq!(flow.coupled_nodes(GraphNode::Space(ChannelSpace::Hidden, 0)).len(), 1 + 3 + 2 * 9);
     }
 }

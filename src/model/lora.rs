@@ -12,16 +12,16 @@ use safetensors::tensor::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::Model;
-use super::blocks::Lens;
-use super::stored::{self, Precision, Stored, WriteError};
-use super::wiring::{LLAMA, Part, Place};
-use crate::ops::{self, Beside, Mask, Slot};
+use super::blocks::BlockHooks;
+use super::stored::{self, StorageDtype, TensorToWrite, SafetensorsWriteError};
+use super::wiring::{LLAMA, BlockTensor, TensorId};
+use crate::ops::{self, AdapterInput, DropoutMaskFn, GradientRequest};
 use crate::random::Seed;
-use crate::tensor::{AnyTape, Hidden, LowRank, Weight};
+use crate::tensor::{AnyTape, Activations, LowRank, Weight};
 
 /// The two factors beside one matrix.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Factors {
+pub struct LoraFactors {
     /// (rank, inputs)
     pub a: Weight,
     /// (outputs, rank)
@@ -33,7 +33,7 @@ pub struct Factors {
 pub struct Adapter {
     pub rank: usize,
     pub alpha: f64,
-    pub factors: BTreeMap<(usize, Part), Factors>,
+    pub factors: BTreeMap<(usize, BlockTensor), LoraFactors>,
 }
 
 /// An adapter file does not fit.
@@ -44,39 +44,39 @@ pub enum AdapterError {
     #[error("`{path}` is not a whole safetensors file: {message}")]
     Safetensors { path: String, message: String },
     #[error("`{path}` has no tensor `{name}`")]
-    Missing { path: String, name: String },
+    MissingTensor { path: String, name: String },
     #[error("`{path}`: `{name}` has shape {found:?} of {dtype}, the model and the rank ask for {expected:?} of F32")]
     Shape { path: String, name: String, found: Vec<usize>, dtype: String, expected: [usize; 2] },
     #[error("`{path}` holds the tensor `{name}`, which no target of this stage uses")]
-    Unused { path: String, name: String },
+    UnusedTensor { path: String, name: String },
 }
 
 impl Adapter {
     /// A drawn uniformly within ±1/√inputs (Kaiming with a = √5, PEFT's default), B zero: the model is unchanged.
-    pub fn new(model: &Model, targets: &[Part], rank: usize, alpha: f64, seed: Seed) -> Self {
+    pub fn new(model: &Model, targets: &[BlockTensor], rank: usize, alpha: f64, seed: Seed) -> Self {
         let mut factors = BTreeMap::new();
         for (layer, block) in model.blocks.iter().enumerate() {
             for &part in targets {
                 let (outputs, inputs) = (block[part].rows(), block[part].cols());
-                let mut stream = seed.derive(&LLAMA.tensor(Place::Block(layer, part))).stream();
+                let mut stream = seed.derive(&LLAMA.tensor_name(TensorId::Block(layer, part))).rng();
                 let bound = 1.0 / (inputs as f32).sqrt();
                 let a = (0..rank * inputs).map(|_| stream.random_range(-bound..bound)).collect();
                 let b = vec![0.0; outputs * rank];
-                factors.insert((layer, part), Factors { a: Weight::new(a, rank, inputs), b: Weight::new(b, outputs, rank) });
+                factors.insert((layer, part), LoraFactors { a: Weight::new(a, rank, inputs), b: Weight::new(b, outputs, rank) });
             }
         }
         Self { rank, alpha, factors }
     }
 
     /// Reads safetensors in PEFT's layout; every factor must be there and fit, and nothing else may be.
-    pub fn read(path: &Path, model: &Model, targets: &[Part], rank: usize, alpha: f64) -> Result<Self, AdapterError> {
+    pub fn load(path: &Path, model: &Model, targets: &[BlockTensor], rank: usize, alpha: f64) -> Result<Self, AdapterError> {
         let shown = path.display().to_string();
         let bytes = std::fs::read(path).map_err(|source| AdapterError::Read { path: shown.clone(), source })?;
         let file = SafeTensors::deserialize(&bytes)
             .map_err(|e| AdapterError::Safetensors { path: shown.clone(), message: e.to_string() })?;
         let mut used = Vec::new();
         let mut read = |name: String, rows: usize, cols: usize| {
-            let tensor = file.tensor(&name).map_err(|_| AdapterError::Missing { path: shown.clone(), name: name.clone() })?;
+            let tensor = file.tensor(&name).map_err(|_| AdapterError::MissingTensor { path: shown.clone(), name: name.clone() })?;
             if tensor.dtype() != Dtype::F32 || tensor.shape() != [rows, cols] {
                 let (found, dtype) = (tensor.shape().to_vec(), format!("{:?}", tensor.dtype()));
                 return Err(AdapterError::Shape { path: shown.clone(), name, found, dtype, expected: [rows, cols] });
@@ -91,28 +91,28 @@ impl Adapter {
         let mut factors = BTreeMap::new();
         for (layer, block) in model.blocks.iter().enumerate() {
             for &part in targets {
-                let a = read(name(layer, part, 'A'), rank, block[part].cols())?;
-                let b = read(name(layer, part, 'B'), block[part].rows(), rank)?;
-                factors.insert((layer, part), Factors { a, b });
+                let a = read(peft_tensor_name(layer, part, 'A'), rank, block[part].cols())?;
+                let b = read(peft_tensor_name(layer, part, 'B'), block[part].rows(), rank)?;
+                factors.insert((layer, part), LoraFactors { a, b });
             }
         }
         match file.names().into_iter().find(|name| !used.iter().any(|u| u == name)) {
-            Some(name) => Err(AdapterError::Unused { path: shown, name: name.to_owned() }),
+            Some(name) => Err(AdapterError::UnusedTensor { path: shown, name: name.to_owned() }),
             None => Ok(Self { rank, alpha, factors }),
         }
     }
 
     /// Writes the adapter as safetensors in PEFT's layout.
-    pub fn write(&self, path: &Path) -> Result<(), WriteError> {
-        let tensors = self.factors.iter().flat_map(|(at, Factors { a, b })| {
-            [Stored::matrix(name(at.0, at.1, 'A'), a), Stored::matrix(name(at.0, at.1, 'B'), b)]
+    pub fn save(&self, path: &Path) -> Result<(), SafetensorsWriteError> {
+        let tensors = self.factors.iter().flat_map(|(at, LoraFactors { a, b })| {
+            [TensorToWrite::matrix(peft_tensor_name(at.0, at.1, 'A'), a), TensorToWrite::matrix(peft_tensor_name(at.0, at.1, 'B'), b)]
         });
-        stored::write(path, Precision::Float32, tensors)
+        stored::write_safetensors(path, StorageDtype::Float32, tensors)
     }
 
     /// PEFT's `adapter_config.json`.
-    pub fn config_json(&self) -> serde_json::Value {
-        let mut targets: Vec<&str> = self.factors.keys().map(|&(_, part)| module(part)).collect();
+    pub fn peft_config(&self) -> serde_json::Value {
+        let mut targets: Vec<&str> = self.factors.keys().map(|&(_, part)| peft_module_name(part)).collect();
         targets.sort_unstable();
         targets.dedup();
         serde_json::json!({
@@ -127,62 +127,62 @@ impl Adapter {
     }
 
     /// The model with W + (alpha / rank) · B·A in place of W.
-    pub fn merge(&self, model: &Model) -> Model {
+    pub fn merge_into(&self, model: &Model) -> Model {
         let mut merged = model.clone();
-        for (&(layer, part), Factors { a, b }) in &self.factors {
+        for (&(layer, part), LoraFactors { a, b }) in &self.factors {
             let low_rank = LowRank { a: a.clone(), b: b.clone(), scale: self.scale() };
-            merged.blocks[layer][part] = model.blocks[layer][part].plus(low_rank);
+            merged.blocks[layer][part] = model.blocks[layer][part].add_low_rank(low_rank);
         }
         merged
     }
 }
 
 /// The gradients of the factors of one block: A's, then B's.
-pub type FactorGradients = Vec<(Part, Vec<f32>, Vec<f32>)>;
+pub type LoraGradients = Vec<(BlockTensor, Vec<f32>, Vec<f32>)>;
 
 /// What is dropped of the adapters' inputs in one pack.
 #[derive(Clone, Debug)]
 pub struct Dropout {
     /// 0 to below 1.
-    pub share: f64,
+    pub probability: f64,
     /// For each sequence its seed and its tokens. Which inputs are dropped follows from the seed and the matrix alone, so that
     /// a recomputed block drops the same.
     pub sequences: Vec<(Seed, usize)>,
 }
 
 /// A block seen with its adapters beside it, in training.
-pub struct Adapted<'a> {
+pub struct LoraHooks<'a> {
     adapter: &'a Adapter,
     layer: usize,
     dropout: Dropout,
-    slots: BTreeMap<Part, (Slot, Slot)>,
+    gradient_requests: BTreeMap<BlockTensor, (GradientRequest, GradientRequest)>,
 }
 
-impl<'a> Adapted<'a> {
+impl<'a> LoraHooks<'a> {
     pub fn new(adapter: &'a Adapter, layer: usize, dropout: Dropout) -> Self {
         let parts = adapter.factors.keys().filter(|(at, _)| *at == layer);
-        let slots = parts.map(|&(_, part)| (part, (Slot::gradient(), Slot::gradient())));
-        Self { adapter, layer, dropout, slots: slots.collect() }
+        let slots = parts.map(|&(_, part)| (part, (GradientRequest::for_gradient(), GradientRequest::for_gradient())));
+        Self { adapter, layer, dropout, gradient_requests: slots.collect() }
     }
 
     /// What a tape left in the slots.
-    pub fn gradients(self) -> FactorGradients {
-        self.slots.into_iter().filter_map(|(part, (a, b))| Some((part, a.take_gradient()?, b.take_gradient()?))).collect()
+    pub fn into_gradients(self) -> LoraGradients {
+        self.gradient_requests.into_iter().filter_map(|(part, (a, b))| Some((part, a.take_gradient()?, b.take_gradient()?))).collect()
     }
 
     /// What the inputs of a matrix are multiplied by: a share of them by 0, the others scaled up. Every sequence has a stream
     /// of its own, so what it loses does not depend on the pack that it lies in.
-    fn mask(&self, part: Part, inputs: usize) -> Option<Mask> {
-        if self.dropout.share == 0.0 {
+    fn dropout_mask(&self, part: BlockTensor, inputs: usize) -> Option<DropoutMaskFn> {
+        if self.dropout.probability == 0.0 {
             return None;
         }
-        let Dropout { share, sequences } = self.dropout.clone();
+        let Dropout { probability: share, sequences } = self.dropout.clone();
         let (threshold, kept) = ((share * f64::from(u32::MAX)) as u32, 1.0 / (1.0 - share) as f32);
-        let name = LLAMA.tensor(Place::Block(self.layer, part));
+        let name = LLAMA.tensor_name(TensorId::Block(self.layer, part));
         Some(Arc::new(move || {
             let mut masks: Vec<Vec<f32>> = sequences.iter().map(|(_, len)| vec![0.0; len * inputs]).collect();
             masks.par_iter_mut().zip(&sequences).for_each(|(mask, (seed, _))| {
-                let mut stream = seed.derive(&name).stream();
+                let mut stream = seed.derive(&name).rng();
                 mask.iter_mut().for_each(|m| *m = if stream.next_u32() < threshold { 0.0 } else { kept });
             });
             masks.concat()
@@ -190,33 +190,33 @@ impl<'a> Adapted<'a> {
     }
 }
 
-impl Lens for Adapted<'_> {
-    fn linear<T: AnyTape>(&self, part: Part, weight: &Weight, x: Hidden<T>) -> Hidden<T> {
-        let Some(Factors { a, b }) = self.adapter.factors.get(&(self.layer, part)) else {
+impl BlockHooks for LoraHooks<'_> {
+    fn linear<T: AnyTape>(&self, part: BlockTensor, weight: &Weight, x: Activations<T>) -> Activations<T> {
+        let Some(LoraFactors { a, b }) = self.adapter.factors.get(&(self.layer, part)) else {
             return ops::linear(x, weight, None);
         };
-        let slots = self.slots.get(&part).map(|(a, b)| (a, b));
-        let mask = self.mask(part, x.width());
-        ops::adapted(x, weight, Beside { a, b, scale: self.adapter.scale(), mask, slots })
+        let slots = self.gradient_requests.get(&part).map(|(a, b)| (a, b));
+        let mask = self.dropout_mask(part, x.width());
+        ops::linear_with_adapter(x, weight, AdapterInput { a, b, scale: self.adapter.scale(), dropout_mask: mask, gradient_requests: slots })
     }
 }
 
 /// The matrix's module name, as PEFT's `target_modules` has it.
-fn module(part: Part) -> &'static str {
+fn peft_module_name(part: BlockTensor) -> &'static str {
     match part {
-        Part::Q => "q_proj",
-        Part::K => "k_proj",
-        Part::V => "v_proj",
-        Part::O => "o_proj",
-        Part::Gate => "gate_proj",
-        Part::Up => "up_proj",
-        Part::Down => "down_proj",
-        Part::InputNorm | Part::PostAttentionNorm => "norm",
+        BlockTensor::Q => "q_proj",
+        BlockTensor::K => "k_proj",
+        BlockTensor::V => "v_proj",
+        BlockTensor::O => "o_proj",
+        BlockTensor::Gate => "gate_proj",
+        BlockTensor::Up => "up_proj",
+        BlockTensor::Down => "down_proj",
+        BlockTensor::InputNorm | BlockTensor::PostAttentionNorm => "norm",
     }
 }
 
 /// PEFT's name of a factor.
-fn name(layer: usize, part: Part, factor: char) -> String {
-    let matrix = LLAMA.tensor(Place::Block(layer, part));
+fn peft_tensor_name(layer: usize, part: BlockTensor, factor: char) -> String {
+    let matrix = LLAMA.tensor_name(TensorId::Block(layer, part));
     format!("base_model.model.{}.lora_{factor}.weight", matrix.trim_end_matches(".weight"))
 }

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{Biases, GRANITE_AT_REST, RopeScaling};
-use super::stored::{self, Precision, Stored};
-use super::wiring::{LLAMA, Part, Place};
+use super::config::{BiasFlags, GRANITE_UNIT_MULTIPLIERS, RopeScaling};
+use super::stored::{self, StorageDtype, TensorToWrite};
+use super::wiring::{LLAMA, BlockTensor, TensorId};
 use super::{Block, Model};
 use crate::files::FileError;
 
@@ -15,32 +15,32 @@ impl Model {
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn save(&self, folder: &Path, precision: Precision) -> Result<(), FileError> {
+    pub fn save(&self, folder: &Path, precision: StorageDtype) -> Result<(), FileError> {
         let failed = |path: &Path, source| FileError { path: path.to_owned(), source };
         std::fs::create_dir_all(folder).map_err(|e| failed(folder, e))?;
-        let tensors = self.places().into_iter().map(|place| {
+        let tensors = self.tensor_ids().into_iter().map(|place| {
             let weight = self.weight(place);
-            let vector = matches!(place, Place::FinalNorm | Place::Block(_, Part::InputNorm | Part::PostAttentionNorm));
-            let name = LLAMA.tensor(place);
-            if vector { Stored::vector(name, weight) } else { Stored::matrix(name, weight) }
+            let vector = matches!(place, TensorId::FinalNorm | TensorId::Block(_, BlockTensor::InputNorm | BlockTensor::PostAttentionNorm));
+            let name = LLAMA.tensor_name(place);
+            if vector { TensorToWrite::vector(name, weight) } else { TensorToWrite::matrix(name, weight) }
         });
         // Where one matrix has a bias, transformers gives one to all of its kind.
-        let biases = self.biases();
-        let kinds = [(biases.attention, &Part::ATTENTION[..]), (biases.mlp, &Part::MLP[..])];
-        let parts: Vec<Part> = kinds.into_iter().filter(|(has, _)| *has).flat_map(|(_, parts)| parts).copied().collect();
+        let biases = self.bias_flags();
+        let kinds = [(biases.attention, &BlockTensor::ATTENTION[..]), (biases.mlp, &BlockTensor::MLP[..])];
+        let parts: Vec<BlockTensor> = kinds.into_iter().filter(|(has, _)| *has).flat_map(|(_, parts)| parts).copied().collect();
         let beside = |layer: usize| {
             let block = &self.blocks[layer];
             parts.iter().map(move |&part| {
-                let name = LLAMA.bias(layer, part);
+                let name = LLAMA.bias_name(layer, part);
                 match block.bias(part) {
-                    Some(bias) => Stored::vector(name, bias),
-                    None => Stored::zeros(name, block[part].rows()),
+                    Some(bias) => TensorToWrite::vector(name, bias),
+                    None => TensorToWrite::zeros(name, block[part].rows()),
                 }
             })
         };
         let tensors = tensors.chain((0..self.blocks.len()).flat_map(beside));
         let weights = folder.join("model.safetensors");
-        stored::write(&weights, precision, tensors).map_err(|e| failed(&weights, std::io::Error::other(e)))?;
+        stored::write_safetensors(&weights, precision, tensors).map_err(|e| failed(&weights, std::io::Error::other(e)))?;
         let path = folder.join("config.json");
         let config = serde_json::to_string_pretty(&config_json(self, precision)).map_err(|e| failed(&path, e.into()))?;
         std::fs::write(&path, config + "\n").map_err(|e| failed(&path, e))?;
@@ -54,22 +54,22 @@ impl Model {
 
 impl Model {
     /// Which kinds of matrices have biases.
-    fn biases(&self) -> Biases {
-        let has = |parts: &[Part]| self.blocks.iter().flat_map(Block::biases).any(|(part, _)| parts.contains(&part));
-        Biases { attention: has(&Part::ATTENTION), mlp: has(&Part::MLP) }
+    fn bias_flags(&self) -> BiasFlags {
+        let has = |parts: &[BlockTensor]| self.blocks.iter().flat_map(Block::biases).any(|(part, _)| parts.contains(&part));
+        BiasFlags { attention: has(&BlockTensor::ATTENTION), mlp: has(&BlockTensor::MLP) }
     }
 }
 
 /// The config that came, with the sizes of the model as it is. Where layers differ, `per_layer_config` says how, as
 /// transformers' heterogeneous configurations write it.
-fn config_json(model: &Model, precision: Precision) -> Map<String, Value> {
-    let (config, biases) = (&model.config, model.biases());
+fn config_json(model: &Model, precision: StorageDtype) -> Map<String, Value> {
+    let (config, biases) = (&model.config, model.bias_flags());
     let widths: Vec<(usize, usize, usize)> = model
         .blocks
         .iter()
         .map(|block| {
-            let heads = block.heads(config.head_dim);
-            (heads.queries, heads.keys, block[Part::Gate].rows())
+            let heads = block.attention_heads(config.head_dim);
+            (heads.query_heads, heads.key_value_heads, block[BlockTensor::Gate].rows())
         })
         .collect();
     let widest = |width: fn(&(usize, usize, usize)) -> usize| widths.iter().map(width).max().unwrap_or(0);
@@ -85,14 +85,14 @@ fn config_json(model: &Model, precision: Precision) -> Map<String, Value> {
     let rope = match config.rope.scaling {
         RopeScaling::None => Value::Null,
         RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
-        RopeScaling::Llama3 { factor, low, high, original } => json!({
+        RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_max_positions: original } => json!({
             "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
             "original_max_position_embeddings": original,
         }),
     };
     let mut out = config.raw.clone();
     let stale = ["rope_parameters", "dtype", "per_layer_config", "quantization_config", "sliding_window", "attention_multiplier"];
-    for key in stale.into_iter().chain(GRANITE_AT_REST) {
+    for key in stale.into_iter().chain(GRANITE_UNIT_MULTIPLIERS) {
         out.shift_remove(key);
     }
     let said = json!({
@@ -112,8 +112,8 @@ fn config_json(model: &Model, precision: Precision) -> Map<String, Value> {
         "hidden_act": "silu",
         "attention_bias": biases.attention,
         "mlp_bias": biases.mlp,
-        "tie_word_embeddings": model.head.is_none(),
-        "torch_dtype": precision.torch(),
+        "tie_word_embeddings": model.lm_head.is_none(),
+        "torch_dtype": precision.torch_name(),
     });
     if let Value::Object(said) = said {
         out.extend(said);
@@ -121,7 +121,7 @@ fn config_json(model: &Model, precision: Precision) -> Map<String, Value> {
     match kind {
         "mistral" => drop(out.insert("sliding_window".to_owned(), Value::Null)),
         "granite" => {
-            out.extend(GRANITE_AT_REST.map(|key| (key.to_owned(), json!(1.0))));
+            out.extend(GRANITE_UNIT_MULTIPLIERS.map(|key| (key.to_owned(), json!(1.0))));
             out.insert("attention_multiplier".to_owned(), json!((config.head_dim as f64).powf(-0.5)));
         }
         _ => {}

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use safetensors::tensor::Dtype;
 
-use crate::tensor::{Unreadable, WeightFile};
+use crate::tensor::{WeightReadError, WeightFile};
 
 /// A tensor of an opened checkpoint.
 #[derive(Debug)]
-pub(super) struct StoredTensor {
+pub(super) struct CheckpointTensor {
     pub file: Arc<File>,
     pub path: PathBuf,
     pub name: String,
@@ -23,13 +23,13 @@ pub(super) struct StoredTensor {
     pub cols: usize,
 }
 
-impl StoredTensor {
+impl CheckpointTensor {
     /// Fills `to` with the numbers from element `first` on.
-    fn fill(&self, to: &mut [f32], first: usize) -> Result<(), Unreadable> {
+    fn read_into(&self, to: &mut [f32], first: usize) -> Result<(), WeightReadError> {
         let width = self.dtype.bitsize() / 8;
         let at = self.offset + (first * width) as u64;
         let read = |bytes: &mut [u8]| {
-            self.file.read_exact_at(bytes, at).map_err(|e| Unreadable {
+            self.file.read_exact_at(bytes, at).map_err(|e| WeightReadError {
                 tensor: self.name.clone(),
                 path: self.path.display().to_string(),
                 message: e.to_string(),
@@ -49,20 +49,20 @@ impl StoredTensor {
     }
 }
 
-impl WeightFile for StoredTensor {
-    fn read(&self) -> Result<Vec<f32>, Unreadable> {
+impl WeightFile for CheckpointTensor {
+    fn read(&self) -> Result<Vec<f32>, WeightReadError> {
         /// Numbers that are read and widened at a time.
-        const TOGETHER: usize = 1 << 18;
+        const CHUNK_VALUES: usize = 1 << 18;
         let mut values = vec![0.0; self.rows * self.cols];
-        values.par_chunks_mut(TOGETHER).enumerate().try_for_each(|(i, to)| self.fill(to, i * TOGETHER))?;
+        values.par_chunks_mut(CHUNK_VALUES).enumerate().try_for_each(|(i, to)| self.read_into(to, i * CHUNK_VALUES))?;
         Ok(values)
     }
 
-    fn read_rows(&self, rows: &[usize]) -> Result<Vec<f32>, Unreadable> {
+    fn read_rows(&self, rows: &[usize]) -> Result<Vec<f32>, WeightReadError> {
         let mut values = vec![0.0; rows.len() * self.cols];
         let each = values.chunks_exact_mut(self.cols).zip(rows);
         for (to, row) in each {
-            self.fill(to, row * self.cols)?;
+            self.read_into(to, row * self.cols)?;
         }
         Ok(values)
     }

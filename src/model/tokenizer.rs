@@ -10,7 +10,7 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, ModelWrapper, TokenizerBuilder};
 
 /// Files that make up a tokenizer, beside `tokenizer.json`; an export hands them on as they came.
-const FILES: [&str; 6] = [
+const FILE_NAMES: [&str; 6] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -20,8 +20,8 @@ const FILES: [&str; 6] = [
 ];
 
 /// The files of a folder's tokenizer, as far as they are there.
-pub fn files(folder: &Path) -> Vec<PathBuf> {
-    FILES.iter().map(|name| folder.join(name)).filter(|path| path.exists()).collect()
+pub fn tokenizer_files(folder: &Path) -> Vec<PathBuf> {
+    FILE_NAMES.iter().map(|name| folder.join(name)).filter(|path| path.exists()).collect()
 }
 
 /// Begins every document; token 0 of a tokenizer trained here.
@@ -41,9 +41,9 @@ pub enum TokenizerError {
     #[error("cannot read `{}`: {source}", .path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("`{}` is not a tokenizer: {message}", .path.display())]
-    Broken { path: PathBuf, message: String },
+    Invalid { path: PathBuf, message: String },
     #[error("the tokenizer has ids up to {largest}, the model's vocabulary has {vocab} entries")]
-    TooLarge { largest: usize, vocab: usize },
+    IdOutOfVocabulary { largest: usize, vocab: usize },
     #[error("the text cannot be tokenized: {0}")]
     Encode(String),
     #[error("the tokenizer cannot be trained: {0}")]
@@ -58,12 +58,12 @@ impl Tokenizer {
             return Ok(None);
         }
         let mut files = Vec::new();
-        for path in self::files(folder) {
+        for path in self::tokenizer_files(folder) {
             let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-            files.push((name, std::fs::read(&path).map_err(|source| TokenizerError::Read { path, source })?));
+            tokenizer_files.push((name, std::fs::read(&path).map_err(|source| TokenizerError::Read { path, source })?));
         }
-        let broken = |e: tokenizers::Error| TokenizerError::Broken { path: path.clone(), message: e.to_string() };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&files[0].1).map_err(broken)?;
+        let broken = |e: tokenizers::Error| TokenizerError::Invalid { path: path.clone(), message: e.to_string() };
+        let mut inner = tokenizers::Tokenizer::from_bytes(&tokenizer_files[0].1).map_err(broken)?;
         // What a training script left in the file must not cut or pad a text, or split it at random.
         inner.with_truncation(None).map_err(broken)?;
         inner.with_padding(None);
@@ -74,7 +74,7 @@ impl Tokenizer {
             bpe.dropout = None;
             inner.with_model(bpe);
         }
-        Ok(Some(Self { inner, files }))
+        Ok(Some(Self { inner, tokenizer_files }))
     }
 
     /// Learns a byte-level BPE (Radford et al. 2019) of `vocabulary` entries from documents; `<s>` stands before every
@@ -108,9 +108,9 @@ impl Tokenizer {
             "clean_up_tokenization_spaces": false, "model_max_length": 512,
         });
         let config = serde_json::to_string_pretty(&config).map_err(|e| failed(&e))? + "\n";
-        let files = vec![(FILES[0].to_owned(), text.clone().into_bytes()), (FILES[1].to_owned(), config.into_bytes())];
+        let files = vec![(FILE_NAMES[0].to_owned(), text.clone().into_bytes()), (FILE_NAMES[1].to_owned(), config.into_bytes())];
         let inner = tokenizers::Tokenizer::from_bytes(text.as_bytes()).map_err(|e| failed(&e))?;
-        Ok(Self { inner, files })
+        Ok(Self { inner, tokenizer_files })
     }
 
     /// The ids of a text; `special`: with what the tokenizer puts around every text, usually BOS in front.
@@ -128,12 +128,12 @@ impl Tokenizer {
 
     /// What stands before a text that has nothing before it: BOS, or EOS where there is none (lm-evaluation-harness's
     /// `prefix_token_id`).
-    pub fn prefix(&self) -> Option<u32> {
-        self.named("bos_token").or_else(|| self.named("eos_token"))
+    pub fn prefix_token(&self) -> Option<u32> {
+        self.special_token_id("bos_token").or_else(|| self.special_token_id("eos_token"))
     }
 
     /// The tokens that end a text: EOS, and those that `generation_config.json` names.
-    pub fn ends(&self) -> Vec<u32> {
+    pub fn end_tokens(&self) -> Vec<u32> {
         let config = self.files.iter().find(|(name, _)| name == "generation_config.json");
         let config: Value = config.and_then(|(_, bytes)| serde_json::from_slice(bytes).ok()).unwrap_or_default();
         let named = match &config["eos_token_id"] {
@@ -141,11 +141,11 @@ impl Tokenizer {
             one => vec![one.clone()],
         };
         let named = named.into_iter().filter_map(|id| u32::try_from(id.as_u64()?).ok());
-        named.chain(self.named("eos_token")).collect()
+        named.chain(self.special_token_id("eos_token")).collect()
     }
 
     /// A special token as `tokenizer_config.json` or `special_tokens_map.json` names it.
-    fn named(&self, role: &str) -> Option<u32> {
+    fn special_token_id(&self, role: &str) -> Option<u32> {
         let named = |(name, bytes): &(String, Vec<u8>)| {
             let map: Value = match name.as_str() {
                 "tokenizer_config.json" | "special_tokens_map.json" => serde_json::from_slice(bytes).ok()?,
@@ -158,16 +158,16 @@ impl Tokenizer {
     }
 
     /// Entries: the largest id and one.
-    pub fn vocabulary(&self) -> usize {
+    pub fn vocabulary_size(&self) -> usize {
         self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
     }
 
     /// # Errors
     /// If an id lies outside a model's vocabulary: of a token, or of what is put around every text.
-    pub fn fits(&self, vocab: usize) -> Result<(), TokenizerError> {
+    pub fn check_fits_vocabulary(&self, vocab: usize) -> Result<(), TokenizerError> {
         let around = self.encode("", true)?.into_iter().max().unwrap_or(0) as usize;
-        let largest = self.vocabulary().saturating_sub(1).max(around);
-        if largest >= vocab { Err(TokenizerError::TooLarge { largest, vocab }) } else { Ok(()) }
+        let largest = self.vocabulary_size().saturating_sub(1).max(around);
+        if largest >= vocab { Err(TokenizerError::IdOutOfVocabulary { largest, vocab }) } else { Ok(()) }
     }
 
     /// Its files, by name, as they came.
@@ -188,6 +188,6 @@ mod tests {
         let ids = tokenizer.encode("the cat é", true).expect("bytes cover everything");
         assert_eq!(ids[0], 0, "BOS stands in front");
         assert_eq!(tokenizer.inner.decode(&ids, true).expect("ids decode"), "the cat é");
-        assert!(tokenizer.vocabulary() <= 280 && tokenizer.fits(279).is_err() == (tokenizer.vocabulary() == 280));
+        assert!(tokenizer.vocabulary_size() <= 280 && tokenizer.check_fits_vocabulary(279).is_err() == (tokenizer.vocabulary_size() == 280));
     }
 }

@@ -5,7 +5,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::tensor::{Hidden, Weight};
+use crate::tensor::{Activations, Weight};
 
 mod cpu;
 mod face;
@@ -14,34 +14,34 @@ mod simd;
 mod slot;
 
 pub use face::{
-    Past, adapted, add, add_bias, attention, backward, column_moments, cross_entropy, embed, linear, picked, rms_norm, swiglu,
+    KvCache, linear_with_adapter, add, add_bias, attention, backward, column_moments, cross_entropy, embed, linear, gather_rows, rms_norm, swiglu,
     token_scores,
 };
-pub use gpu::QUERIES;
-pub use simd::vectorised;
-pub use slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot, Worth, side_sums};
+pub use gpu::QUERY_CHUNK_ROWS;
+pub use simd::dispatch_simd;
+pub use slot::{GradientResult, GradientQuery, SampleSpan, AxisSums, SumAxes, GradientRequest, ElementScore, axis_sums};
 
 /// An adapter beside a weight: scale · (mask ⊙ x) · Aᵀ · Bᵀ.
-pub struct Beside<'a> {
+pub struct AdapterInput<'a> {
     /// (rank, inputs)
     pub a: &'a Weight,
     /// (outputs, rank)
     pub b: &'a Weight,
     pub scale: f32,
     /// Makes what its inputs are multiplied by, (positions, inputs), the same every time: dropout. None: nothing is dropped.
-    pub mask: Option<Mask>,
+    pub dropout_mask: Option<DropoutMaskFn>,
     /// Where the gradients of A and B go.
-    pub slots: Option<(&'a Slot, &'a Slot)>,
+    pub gradient_requests: Option<(&'a GradientRequest, &'a GradientRequest)>,
 }
 
 /// Makes a mask.
-pub type Mask = Arc<dyn Fn() -> Vec<f32> + Send + Sync>;
+pub type DropoutMaskFn = Arc<dyn Fn() -> Vec<f32> + Send + Sync>;
 
 /// A prediction that counts: the logits at `position` are asked for `id`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct TokenTarget {
     pub position: usize,
-    pub id: u32,
+    pub token_id: u32,
 }
 
 /// How a model rates one token.
@@ -50,78 +50,78 @@ pub struct TokenScore {
     /// Natural logarithm of the token's probability.
     pub log_probability: f64,
     /// Whether no other token has a larger logit (the first of equals counts).
-    pub greedy: bool,
+    pub is_greedy: bool,
 }
 
 /// A loss and where to go from it.
 #[derive(Clone, Debug)]
-pub struct Scored {
+pub struct LossAndGradient {
     /// Σ −log p over the targets, in nats.
     pub nll: f64,
     /// The gradient of `scale · nll` with respect to the final hidden states: (positions, hidden).
-    pub gradient: Hidden,
+    pub gradient: Activations,
 }
 
 /// How the heads of one attention are laid out; widths are read off the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heads {
+pub struct AttentionHeads {
     /// Query heads.
-    pub queries: usize,
+    pub query_heads: usize,
     /// Key/value heads; divides `queries`. Query head h uses key/value head h div (queries / keys).
-    pub keys: usize,
+    pub key_value_heads: usize,
     /// Width of a head, even.
-    pub dim: usize,
+    pub head_dim: usize,
 }
 
 /// How sequences lie in a pack, one after another without a gap.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Layout {
-    pub spans: Arc<[Span]>,
-    pub rotary: Arc<Rotary>,
+pub struct PackLayout {
+    pub spans: Arc<[SequenceSpan]>,
+    pub rotary: Arc<RotaryTables>,
 }
 
 /// A sequence of a pack, or the rest of one whose beginning it shares with others.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Span {
+pub struct SequenceSpan {
     /// Its rows in the pack.
     pub rows: Range<usize>,
     /// Rows of the pack that stand before them in the sequence, in order. Without any, it begins here, at position 0.
-    pub before: Vec<Range<usize>>,
+    pub prefix: Vec<Range<usize>>,
     /// Its sequence in a [`Past`], where there is one.
-    pub past: usize,
+    pub cache_sequence: usize,
 }
 
-impl Span {
+impl SequenceSpan {
     /// A sequence that shares nothing.
-    pub fn of(rows: Range<usize>) -> Self {
+    pub fn from_rows(rows: Range<usize>) -> Self {
         Self { rows, ..Self::default() }
     }
 
     /// The position of its first row in its sequence, of which so much was read before.
-    fn start(&self, read: usize) -> usize {
-        read + self.before.iter().map(ExactSizeIterator::len).sum::<usize>()
+    fn first_position(&self, read: usize) -> usize {
+        read + self.prefix.iter().map(ExactSizeIterator::len).sum::<usize>()
     }
 }
 
 /// Rotary position embedding (Su et al. 2021), the half-split form: dimension i is paired with i + dim/2.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Rotary {
+pub struct RotaryTables {
     /// cos of position × frequency, (positions, dim / 2).
     pub cos: Vec<f32>,
     /// sin of the same.
     pub sin: Vec<f32>,
     /// dim / 2
-    pub half: usize,
+    pub half_dim: usize,
 }
 
-impl Rotary {
+impl RotaryTables {
     /// The tables for `positions` positions; `frequencies` has one entry per pair.
     pub fn new(frequencies: &[f32], positions: usize) -> Self {
         let angles = || (0..positions).flat_map(|p| frequencies.iter().map(move |f| f64::from(p as f32 * f)));
         Self {
             cos: angles().map(|a| a.cos() as f32).collect(),
             sin: angles().map(|a| a.sin() as f32).collect(),
-            half: frequencies.len(),
+            half_dim: frequencies.len(),
         }
     }
 }

@@ -5,7 +5,7 @@
 /// Runs a loop on the widest vector units there are. Only what is compiled into the same code is compiled for these units:
 /// the closure, and what it calls, must be `#[inline(always)]`.
 #[inline(always)]
-pub fn vectorised<R>(work: impl FnMut() -> R) -> R {
+pub fn dispatch_simd<R>(work: impl FnMut() -> R) -> R {
     struct Loop<F>(F);
     impl<R, F: FnMut() -> R> pulp::WithSimd for Loop<F> {
         type Output = R;
@@ -18,11 +18,11 @@ pub fn vectorised<R>(work: impl FnMut() -> R) -> R {
 }
 
 /// Elements that are worth a task of their own.
-pub const GRAIN: usize = 1 << 14;
+pub const ELEMENTS_PER_TASK: usize = 1 << 14;
 
 /// Rows of so many columns that are worth a task of their own.
 pub fn rows_per_task(cols: usize) -> usize {
-    (GRAIN / cols.max(1)).max(1)
+    (ELEMENTS_PER_TASK / cols.max(1)).max(1)
 }
 
 /// Running sums, so that a sum is both fast and accurate.
@@ -30,7 +30,7 @@ pub const LANES: usize = 16;
 
 /// Σ a, in f64.
 #[inline(always)]
-pub fn sum(a: &[f64]) -> f64 {
+pub fn sum_f64(a: &[f64]) -> f64 {
     let mut sums = [0.0f64; LANES];
     let lanes = a.chunks_exact(LANES);
     let rest: f64 = lanes.remainder().iter().sum();

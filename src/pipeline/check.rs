@@ -12,16 +12,16 @@ use serde_json::Value;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::file::{self, Decoded, Document, RawStage};
+use super::file::{self, DecodedStage, PipelineDocument, RawStage};
 use super::order;
 use super::plan::{self, Plan, Variant};
-use super::problem::{InvalidPipeline, Problem, Sources};
+use super::problem::{InvalidPipeline, Problem, SourceTexts};
 use super::select::{self, Selection};
 use super::settings::{self, RunSettings};
-use super::stage::{Entry, Listed, Stage, Step};
-use super::sweep::{self, Address, Setting, plain};
+use super::stage::{ListedStage, UnrolledStage, Stage, Step};
+use super::sweep::{self, OptionAddress, OptionAssignment, toml_to_json};
 use super::world;
-use crate::stages::prune::Schedule;
+use crate::stages::prune::RepeatPosition;
 
 /// What the command line adds to a pipeline file.
 #[derive(Clone, Debug, Default)]
@@ -34,7 +34,7 @@ pub struct Overrides {
     /// Every stage runs, whatever is kept.
     pub force: bool,
     /// Stages of these types run, and all that follow them.
-    pub from: Vec<String>,
+    pub force_from: Vec<String>,
     /// Whether the lock file beside the pipeline must hold.
     pub locked: bool,
 }
@@ -42,14 +42,14 @@ pub struct Overrides {
 /// Checks a pipeline. `world`: whether to look at files, folders and the device.
 pub fn check(path: &Path, overrides: &Overrides, world: bool) -> Result<Plan, InvalidPipeline> {
     let name = path.display().to_string();
-    let invalid = |problems| Err(InvalidPipeline { name: name.clone(), problems: Problem::sorted(problems) });
+    let invalid = |problems| Err(InvalidPipeline { name: name.clone(), problems: Problem::sort_and_dedup(problems) });
     let text = match std::fs::read(path)
         .map_err(|e| e.to_string())
         .and_then(|bytes| String::from_utf8(bytes).map_err(|e| format!("it is not UTF-8: {e}")))
     {
         Ok(text) => text,
         Err(message) => {
-            let sources = Sources::new(&name, "");
+            let sources = SourceTexts::new(&name, "");
             return invalid(vec![sources.problem(
                 0..0,
                 format!("cannot read `{name}`: {message}"),
@@ -57,12 +57,12 @@ pub fn check(path: &Path, overrides: &Overrides, world: bool) -> Result<Plan, In
             )]);
         }
     };
-    let mut sources = Sources::new(&name, &text);
+    let mut sources = SourceTexts::new(&name, &text);
     let mut problems = Vec::new();
     let given: Vec<(String, String)> = overrides.set.iter().map(|set| override_text(set, &mut sources)).collect();
     let document = file::parse(&text, &sources, &mut problems);
     let (run_sets, sets) = read_overrides(&given, &sources, &mut problems);
-    let mut settings = settings::layer(document.run.as_ref(), &run_sets, &mut sources, &mut problems);
+    let mut settings = settings::layer_settings(document.run.as_ref(), &run_sets, &mut sources, &mut problems);
     if let Some(results) = &overrides.results {
         settings.run.results = results.clone();
         settings.provenance.insert("results".to_owned(), "--results".to_owned());
@@ -71,66 +71,66 @@ pub fn check(path: &Path, overrides: &Overrides, world: bool) -> Result<Plan, In
         settings.run.locked = true;
         settings.provenance.insert("locked".to_owned(), "--locked".to_owned());
     }
-    let places = places(&document, &run_sets, overrides, &mut sources);
-    values(&settings.run, &places, &sources, &mut problems);
+    let places = setting_spans(&document, &run_sets, overrides, &mut sources);
+    check_run_settings(&settings.run, &places, &sources, &mut problems);
 
-    let all = variants(&document, &sets, &settings.run, &sources, &mut problems);
+    let all = expand_variants(&document, &sets, &settings.run, &sources, &mut problems);
     let order: Vec<String> = all.iter().map(|variant| variant.id.clone()).collect();
-    let (mut variants, others) = overrides.selection.apply(all, &mut sources, &mut problems);
-    let (mut nodes, roots) = plan::tree(&mut variants);
-    select::force(&mut nodes, overrides.force, &overrides.from, &mut sources, &mut problems);
+    let (mut variants, others) = overrides.selection.split_variants(all, &mut sources, &mut problems);
+    let (mut nodes, roots) = plan::build_tree(&mut variants);
+    select::mark_forced(&mut nodes, overrides.force, &overrides.force_from, &mut sources, &mut problems);
     let name = path.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
     if world {
-        world::look(&variants, &mut nodes, (&settings.run, &name), &places, &sources, &mut problems);
+        world::check_environment(&variants, &mut nodes, (&settings.run, &name), &places, &sources, &mut problems);
     }
     if problems.is_empty() {
-        let locked = place_of(&places, "locked");
-        Ok(Plan { name, file: path.to_owned(), text, sources, settings, locked, variants, others, order, nodes, roots })
+        let locked = setting_span(&places, "locked");
+        Ok(Plan { name, pipeline_path: path.to_owned(), pipeline_text: text, sources, settings, locked_span: locked, variants, unselected: others, variant_order: order, nodes, roots })
     } else {
         invalid(problems)
     }
 }
 
 /// Where each run setting is written; "" is `[run]` itself.
-pub type Places = BTreeMap<String, Range<usize>>;
+pub type SettingSpans = BTreeMap<String, Range<usize>>;
 
-fn places(document: &Document<'_>, run_sets: &RunSets<'_>, overrides: &Overrides, sources: &mut Sources) -> Places {
-    let mut places = Places::from([(String::new(), document.run.as_ref().map_or(0..0, Spanned::span))]);
+fn setting_spans(document: &PipelineDocument<'_>, run_sets: &RunOverrides<'_>, overrides: &Overrides, sources: &mut SourceTexts) -> SettingSpans {
+    let mut places = SettingSpans::from([(String::new(), document.run.as_ref().map_or(0..0, Spanned::span))]);
     for table in document.run.iter().chain(run_sets.iter().map(|(_, table)| table)) {
         places.extend(table.get_ref().iter().map(|(key, value)| (key.get_ref().to_string(), value.span())));
     }
     if let Some(results) = &overrides.results {
-        places.insert("results".to_owned(), sources.add_whole(&format!("--results {}", results.display())));
+        places.insert("results".to_owned(), sources.add_argument(&format!("--results {}", results.display())));
     }
     if overrides.locked {
-        places.insert("locked".to_owned(), sources.add_whole("--locked"));
+        places.insert("locked".to_owned(), sources.add_argument("--locked"));
     }
     places
 }
 
 /// The place of a setting, or of `[run]` where it is not written.
-pub fn place_of(places: &Places, key: &str) -> Range<usize> {
+pub fn setting_span(places: &SettingSpans, key: &str) -> Range<usize> {
     places.get(key).or(places.get("")).cloned().unwrap_or(0..0)
 }
 
 /// A `--set` as TOML text that begins at its place among the sources, so that its values carry the right spans.
-fn override_text(set: &str, sources: &mut Sources) -> (String, String) {
+fn override_text(set: &str, sources: &mut SourceTexts) -> (String, String) {
     let (key, value) = set.split_once('=').unwrap_or((set, ""));
     let is_toml = DeTable::parse(&format!("x = {value}")).is_ok() && !value.trim().is_empty();
     let value = if is_toml { value.to_owned() } else { Value::from(value).to_string() };
     let line = format!("\"{key}\" = {value}");
-    let start = sources.add(&format!("--set {set}"), &line);
+    let start = sources.add_text(&format!("--set {set}"), &line);
     (set.to_owned(), format!("{}{line}", " ".repeat(start)))
 }
 
-type RunSets<'t> = Vec<(String, Spanned<DeTable<'t>>)>;
+type RunOverrides<'t> = Vec<(String, Spanned<DeTable<'t>>)>;
 
 /// The overrides of run settings, and those of stages.
 fn read_overrides<'t>(
     given: &'t [(String, String)],
-    sources: &Sources,
+    sources: &SourceTexts,
     problems: &mut Vec<Problem>,
-) -> (RunSets<'t>, Vec<Setting<'t>>) {
+) -> (RunOverrides<'t>, Vec<OptionAssignment<'t>>) {
     let (mut run, mut stages) = (Vec::new(), Vec::new());
     for (set, text) in given {
         let whole = text.len() - text.trim_start().len()..text.len();
@@ -146,7 +146,7 @@ fn read_overrides<'t>(
             refuse(format!("`{set}` has no value"));
             continue;
         }
-        match Address::parse(key.get_ref()) {
+        match OptionAddress::parse(key.get_ref()) {
             Err(message) => refuse(message),
             Ok(address) if address.tag == "run" && (address.index.is_some() || address.path.len() > 1) => {
                 refuse(format!("`{set}` is no run setting"));
@@ -156,15 +156,15 @@ fn read_overrides<'t>(
                 table.insert(Spanned::new(key.span(), address.path[0].clone().into()), value);
                 run.push((format!("--set {set}"), Spanned::new(whole, table)));
             }
-            Ok(address) => stages.push(Setting { address, key: key.get_ref().to_string(), named: key.span(), value }),
+            Ok(address) => stages.push(OptionAssignment { address, key: key.get_ref().to_string(), name_span: key.span(), value }),
         }
     }
     (run, stages)
 }
 
-fn values(run: &RunSettings, places: &Places, sources: &Sources, problems: &mut Vec<Problem>) {
+fn check_run_settings(run: &RunSettings, places: &SettingSpans, sources: &SourceTexts, problems: &mut Vec<Problem>) {
     let mut refuse = |key: &str, message: String, help: &str| {
-        problems.push(sources.problem(place_of(places, key), message, help));
+        problems.push(sources.problem(setting_span(places, key), message, help));
     };
     let paths = [("results", Some(&run.results)), ("cache", run.cache.as_ref()), ("data", run.data.as_ref())];
     for (key, _) in paths.into_iter().filter(|(_, path)| path.is_some_and(|path| path.as_os_str().is_empty())) {
@@ -181,29 +181,29 @@ fn values(run: &RunSettings, places: &Places, sources: &Sources, problems: &mut 
 }
 
 /// Every variant of the sweep, decoded and in order.
-fn variants(
-    document: &Document<'_>,
-    sets: &[Setting<'_>],
+fn expand_variants(
+    document: &PipelineDocument<'_>,
+    sets: &[OptionAssignment<'_>],
     run: &RunSettings,
-    sources: &Sources,
+    sources: &SourceTexts,
     problems: &mut Vec<Problem>,
 ) -> Vec<Variant> {
-    let counts = sweep::counts(&document.stages);
-    let combinations = sweep::combinations(document.sweep.as_ref(), sets, &counts, sources, problems);
+    let counts = sweep::count_stages(&document.stages);
+    let combinations = sweep::expand_sweep(document.sweep.as_ref(), sets, &counts, sources, problems);
     let mut variants = Vec::with_capacity(combinations.len());
     for combination in combinations {
         let mut stages = document.stages.clone();
         // What the command line says comes last, so it wins.
         for setting in combination.iter().chain(sets) {
-            sweep::apply(&mut stages, setting, sources, problems);
+            sweep::apply_assignment(&mut stages, setting, sources, problems);
         }
-        let (entries, list) = decode(&stages, sources, problems);
-        order::check(&list, sources, problems);
+        let (entries, list) = decode_stages(&stages, sources, problems);
+        order::check_order(&list, sources, problems);
         let steps = list.into_iter().filter_map(|listed| match listed {
-            Listed::Step(step) => Some(step),
-            Listed::Unread(_) => None,
+            UnrolledStage::Step(step) => Some(step),
+            UnrolledStage::Invalid(_) => None,
         });
-        variants.push(variant(&combination, entries, steps.collect(), run));
+        variants.push(build_variant(&combination, entries, steps.collect(), run));
     }
     let mut seen = BTreeSet::new();
     if problems.is_empty()
@@ -226,66 +226,66 @@ fn variants(
 }
 
 /// Stages as written, and unrolled.
-fn decode(stages: &[RawStage<'_>], sources: &Sources, problems: &mut Vec<Problem>) -> (Vec<Entry>, Vec<Listed>) {
+fn decode_stages(stages: &[RawStage<'_>], sources: &SourceTexts, problems: &mut Vec<Problem>) -> (Vec<ListedStage>, Vec<UnrolledStage>) {
     let (mut entries, mut list) = (Vec::new(), Vec::new());
     for raw in stages {
         match raw.decode(sources, problems) {
-            Some(Decoded::Stage(stage)) => {
-                push(&mut list, &stage, raw, None);
-                entries.push(Entry::Stage(stage));
+            Some(DecodedStage::Stage(stage)) => {
+                push_step(&mut list, &stage, raw, None);
+                entries.push(ListedStage::Stage(stage));
             }
-            None if raw.tag != "repeat" => list.push(Listed::Unread(raw.tag.clone())),
+            None if raw.tag != "repeat" => list.push(UnrolledStage::Invalid(raw.tag.clone())),
             repeat => {
                 // A repeat that could not be read has stages all the same.
-                let times = if let Some(Decoded::Repeat(options)) = repeat { options.times.clamp(1, 1000) } else { 1 };
-                let inner: Vec<(Option<Decoded>, &RawStage<'_>)> =
-                    raw.inner.iter().map(|raw| (raw.decode(sources, problems), raw)).collect();
+                let times = if let Some(DecodedStage::Repeat(options)) = repeat { options.times.clamp(1, 1000) } else { 1 };
+                let inner: Vec<(Option<DecodedStage>, &RawStage<'_>)> =
+                    raw.repeated_stages.iter().map(|raw| (raw.decode(sources, problems), raw)).collect();
                 for time in 1..=times {
                     for (decoded, raw) in &inner {
                         match decoded {
-                            Some(Decoded::Stage(stage)) => push(&mut list, stage, raw, Some(Schedule { time, times })),
-                            _ => list.push(Listed::Unread(raw.tag.clone())),
+                            Some(DecodedStage::Stage(stage)) => push_step(&mut list, stage, raw, Some(RepeatPosition { iteration: time, iterations: times })),
+                            _ => list.push(UnrolledStage::Invalid(raw.tag.clone())),
                         }
                     }
                 }
                 let stages = inner.into_iter().filter_map(|(decoded, _)| match decoded? {
-                    Decoded::Stage(stage) => Some(stage),
-                    Decoded::Repeat(_) => None,
+                    DecodedStage::Stage(stage) => Some(stage),
+                    DecodedStage::Repeat(_) => None,
                 });
-                entries.push(Entry::Repeat { times, stages: stages.collect() });
+                entries.push(ListedStage::Repeat { times, stages: stages.collect() });
             }
         }
     }
     (entries, list)
 }
 
-fn push(list: &mut Vec<Listed>, stage: &Stage, raw: &RawStage<'_>, schedule: Option<Schedule>) {
-    let same = list.iter().filter(|listed| matches!(listed, Listed::Step(step) if step.stage.tag() == stage.tag()));
+fn push_step(list: &mut Vec<UnrolledStage>, stage: &Stage, raw: &RawStage<'_>, schedule: Option<RepeatPosition>) {
+    let same = list.iter().filter(|listed| matches!(listed, UnrolledStage::Step(step) if step.stage.tag() == stage.tag()));
     let occurrence = same.count() as u32;
     let schedule = schedule.filter(|_| matches!(stage, Stage::Prune(_)));
-    list.push(Listed::Step(Step {
+    list.push(UnrolledStage::Step(Step {
         position: list.len() as u32,
         stage: stage.clone(),
         schedule,
         occurrence,
-        span: raw.at.clone(),
+        span: raw.type_span.clone(),
         key_spans: raw.key_spans(),
     }));
 }
 
 /// The variant's id: a readable beginning, and a hash of its stages' options and the seed.
-fn variant(combination: &[Setting<'_>], entries: Vec<Entry>, steps: Vec<Step>, run: &RunSettings) -> Variant {
-    let swept: Vec<(String, Value)> = combination.iter().map(|s| (s.key.clone(), plain(&s.value))).collect();
+fn build_variant(combination: &[OptionAssignment<'_>], entries: Vec<ListedStage>, steps: Vec<Step>, run: &RunSettings) -> Variant {
+    let swept: Vec<(String, Value)> = combination.iter().map(|s| (s.key.clone(), toml_to_json(&s.value))).collect();
     let identities: Vec<Value> = steps.iter().map(Step::identity).collect();
     let hash = blake3::hash(serde_json::json!({ "seed": run.seed, "stages": identities }).to_string().as_bytes());
     let words = combination.iter().map(|setting| match setting.value.get_ref() {
         DeValue::String(text) => text.to_string(),
-        _ => format!("{}{}", setting.address.path.last().map_or("", String::as_str), plain(&setting.value)),
+        _ => format!("{}{}", setting.address.path.last().map_or("", String::as_str), toml_to_json(&setting.value)),
     });
     let readable = words.collect::<Vec<_>>().join("-").to_lowercase().replace('+', "");
     let readable: String =
         readable.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).take(40).collect();
     let readable = Some(readable.trim_matches(['-', '.'])).filter(|readable| !readable.is_empty());
     let id = format!("{}-{}", readable.unwrap_or("base"), &hash.to_hex()[..8]);
-    Variant { id, hash: *hash.as_bytes(), swept, entries, steps, path: Vec::new() }
+    Variant { id, hash: *hash.as_bytes(), swept, listed_stages: entries, steps, nodes: Vec::new() }
 }

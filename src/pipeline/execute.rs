@@ -4,30 +4,30 @@
 
 use std::sync::Arc;
 
-use super::cache::{Kept, Room};
-use super::stage::{Product, Stage, Step};
+use super::cache::{StoredProduct, ProductDraft};
+use super::stage::{ValueKind, Stage, Step};
 use crate::files::{self, FileError};
-use crate::metrics::{MetricsError, Table};
+use crate::metrics::{TableError, Table};
 use crate::model::Model;
 use crate::model::groups::DependencyGraph;
 use crate::model::lora::Adapter;
-use crate::model::stored::Precision;
-use crate::stages::products::{GroupScores, Scores};
-use crate::stages::prune::{self, Pruning};
+use crate::model::stored::StorageDtype;
+use crate::stages::products::{GroupScores, ChannelScores};
+use crate::stages::prune::{self, PruningResult};
 use crate::stages::{
-    Budget, Context, aggregate, dependencies, evaluate, export, generate, importance, load, pretrain, profile, recover,
+    MemoryBudget, Context, aggregate, dependencies, evaluate, export, generate, importance, load, pretrain, profile, recover,
 };
-use crate::tensor::Unreadable;
+use crate::tensor::WeightReadError;
 
 /// Values that stages hand on. Clones share them.
 #[derive(Clone, Default)]
-pub struct Products {
+pub struct StageValues {
     model: Option<Arc<Model>>,
     dense: Option<Arc<Model>>,
     graph: Option<Arc<DependencyGraph>>,
-    scores: Option<Arc<Scores>>,
+    scores: Option<Arc<ChannelScores>>,
     group_scores: Option<Arc<GroupScores>>,
-    pruning: Option<Arc<Pruning>>,
+    pruning: Option<Arc<PruningResult>>,
     adapter: Option<Arc<Adapter>>,
 }
 
@@ -57,19 +57,19 @@ pub enum StageError {
     #[error(transparent)]
     Export(#[from] export::Error),
     #[error("its results cannot be stored: {0}")]
-    Store(#[from] MetricsError),
+    Store(#[from] TableError),
     #[error("`{0}` was changed while the run was at work; run it again")]
-    Changed(String),
+    InputChanged(String),
     #[error(transparent)]
-    Unreadable(#[from] Unreadable),
+    Unreadable(#[from] WeightReadError),
     #[error("interrupted")]
     Interrupted,
     #[error("the GPU has no memory left: take fewer or shorter samples, precision = \"float16\", or a GPU that nobody else uses")]
-    GpuMemory,
+    GpuOutOfMemory,
     #[error("it broke off inside a library, which is a defect of this program or a file that it does not understand: {0}")]
     Panicked(String),
     #[error("the stage lacks {0}; this is a mistake of the check")]
-    Lacks(&'static str),
+    MissingInput(&'static str),
 }
 
 impl From<FileError> for StageError {
@@ -93,142 +93,142 @@ impl StageError {
     }
 }
 
-impl Products {
+impl StageValues {
     /// Takes one product from others.
-    pub fn add(&mut self, product: Product, from: &Self) {
+    pub fn copy_from(&mut self, product: ValueKind, from: &Self) {
         match product {
-            Product::Model => self.model.clone_from(&from.model),
-            Product::Dense => self.dense.clone_from(&from.dense),
-            Product::Graph => self.graph.clone_from(&from.graph),
-            Product::Scores => self.scores.clone_from(&from.scores),
-            Product::GroupScores => self.group_scores.clone_from(&from.group_scores),
-            Product::Plan => self.pruning.clone_from(&from.pruning),
-            Product::Adapter => self.adapter.clone_from(&from.adapter),
+            ValueKind::Model => self.model.clone_from(&from.model),
+            ValueKind::Dense => self.dense.clone_from(&from.dense),
+            ValueKind::Graph => self.graph.clone_from(&from.graph),
+            ValueKind::Scores => self.scores.clone_from(&from.scores),
+            ValueKind::GroupScores => self.group_scores.clone_from(&from.group_scores),
+            ValueKind::Plan => self.pruning.clone_from(&from.pruning),
+            ValueKind::Adapter => self.adapter.clone_from(&from.adapter),
         }
     }
 
     /// Whether it holds this product.
-    pub fn has(&self, product: Product) -> bool {
+    pub fn has(&self, product: ValueKind) -> bool {
         match product {
-            Product::Model => self.model.is_some(),
-            Product::Dense => self.dense.is_some(),
-            Product::Graph => self.graph.is_some(),
-            Product::Scores => self.scores.is_some(),
-            Product::GroupScores => self.group_scores.is_some(),
-            Product::Plan => self.pruning.is_some(),
-            Product::Adapter => self.adapter.is_some(),
+            ValueKind::Model => self.model.is_some(),
+            ValueKind::Dense => self.dense.is_some(),
+            ValueKind::Graph => self.graph.is_some(),
+            ValueKind::Scores => self.scores.is_some(),
+            ValueKind::GroupScores => self.group_scores.is_some(),
+            ValueKind::Plan => self.pruning.is_some(),
+            ValueKind::Adapter => self.adapter.is_some(),
         }
     }
 
     /// This product alone.
-    pub fn only(&self, product: Product) -> Self {
+    pub fn select(&self, product: ValueKind) -> Self {
         let mut one = Self::default();
-        one.add(product, self);
+        one.copy_from(product, self);
         one
     }
 
     /// Its model is the one that was loaded.
-    pub fn model_is_dense(&mut self) {
+    pub fn use_model_as_dense(&mut self) {
         self.dense.clone_from(&self.model);
     }
 
     /// Whether its model is read from disk as it is used.
     pub fn is_streamed(&self) -> bool {
-        self.model.as_ref().is_some_and(|model| model.embedding.is_on_disk())
+        self.model.as_ref().is_some_and(|model| restore_model.embedding.is_on_disk())
     }
 
-    fn of_model(model: Model) -> Self {
-        Self { model: Some(Arc::new(model)), ..Self::default() }
+    fn from_model(model: Model) -> Self {
+        Self { model: Some(Arc::new(restore_model)), ..Self::default() }
     }
 
     /// A model that was loaded: it is its own dense model.
-    fn of_dense(model: Model) -> Self {
-        let model = Some(Arc::new(model));
-        Self { dense: model.clone(), model, ..Self::default() }
+    fn from_dense_model(model: Model) -> Self {
+        let model = Some(Arc::new(restore_model));
+        Self { dense: restore_model.clone(), restore_model, ..Self::default() }
     }
 
-    fn model(&self) -> Result<&Model, StageError> {
-        there(&self.model, Product::Model)
+    fn require_model(&self) -> Result<&Model, StageError> {
+        require(&self.model, ValueKind::Model)
     }
 
-    fn graph(&self) -> Result<&DependencyGraph, StageError> {
-        there(&self.graph, Product::Graph)
+    fn require_graph(&self) -> Result<&DependencyGraph, StageError> {
+        require(&self.graph, ValueKind::Graph)
     }
 }
 
-fn there<T>(value: &Option<Arc<T>>, product: Product) -> Result<&T, StageError> {
-    value.as_deref().ok_or(StageError::Lacks(product.described().0))
+fn require<T>(value: &Option<Arc<T>>, product: ValueKind) -> Result<&T, StageError> {
+    value.as_deref().ok_or(StageError::MissingInput(product.phrase_and_maker().0))
 }
 
 /// Runs one stage. Returns what it hands on and what it measured.
-pub fn execute(step: &Step, context: &Context, inputs: &Products) -> Result<(Products, Vec<Table>), StageError> {
+pub fn run_stage(step: &Step, context: &Context, inputs: &StageValues) -> Result<(StageValues, Vec<Table>), StageError> {
     Ok(match &step.stage {
-        Stage::Load(options) => (Products::of_dense(load::run(options, context.budget)?), Vec::new()),
+        Stage::Load(options) => (StageValues::from_dense_model(load::run(options, context.memory_budget)?), Vec::new()),
         Stage::Pretrain(options) => {
             let (model, tables) = pretrain::run(options, context)?;
-            (Products::of_dense(model), tables)
+            (StageValues::from_dense_model(restore_model), tables)
         }
         Stage::Dependencies(options) => {
-            let graph = dependencies::run(options, inputs.model()?)?;
-            (Products { graph: Some(Arc::new(graph)), ..Products::default() }, Vec::new())
+            let graph = dependencies::run(options, inputs.require_model()?)?;
+            (StageValues { graph: Some(Arc::new(graph)), ..StageValues::default() }, Vec::new())
         }
         Stage::Importance(options) => {
-            let (scores, tables) = importance::run(options, context, inputs.model()?, inputs.graph()?)?;
-            (Products { scores: Some(Arc::new(scores)), ..Products::default() }, tables)
+            let (scores, tables) = importance::run(options, context, inputs.require_model()?, inputs.require_graph()?)?;
+            (StageValues { scores: Some(Arc::new(scores)), ..StageValues::default() }, tables)
         }
         Stage::Aggregate(options) => {
-            let scores = there(&inputs.scores, Product::Scores)?;
-            let (units, tables) = aggregate::run(options, inputs.model()?, inputs.graph()?, scores)?;
-            (Products { group_scores: Some(Arc::new(units)), ..Products::default() }, tables)
+            let scores = require(&inputs.scores, ValueKind::Scores)?;
+            let (units, tables) = aggregate::run(options, inputs.require_model()?, inputs.require_graph()?, scores)?;
+            (StageValues { group_scores: Some(Arc::new(units)), ..StageValues::default() }, tables)
         }
         Stage::Prune(options) => {
-            let scores = there(&inputs.group_scores, Product::GroupScores)?;
-            let (model, graph, before) = (inputs.model()?, inputs.graph()?, inputs.pruning.as_deref());
-            let (model, pruning, tables) = prune::run(options, step.schedule, model, graph, scores, before)?;
-            (Products { pruning: Some(Arc::new(pruning)), ..Products::of_model(model) }, tables)
+            let scores = require(&inputs.group_scores, ValueKind::GroupScores)?;
+            let (model, graph, before) = (inputs.require_model()?, inputs.require_graph()?, inputs.pruning.as_deref());
+            let (model, pruning, tables) = prune::run(options, step.schedule, restore_model, graph, scores, before)?;
+            (StageValues { pruning: Some(Arc::new(pruning)), ..StageValues::from_model(restore_model) }, tables)
         }
         Stage::Recover(options) => {
-            let (model, adapter, tables) = recover::run(options, context, inputs.model()?)?;
-            (Products { adapter: Some(Arc::new(adapter)), ..Products::of_model(model) }, tables)
+            let (model, adapter, tables) = recover::run(options, context, inputs.require_model()?)?;
+            (StageValues { adapter: Some(Arc::new(adapter)), ..StageValues::from_model(restore_model) }, tables)
         }
-        Stage::Evaluate(options) => (Products::default(), evaluate::run(options, context, inputs.model()?)?),
-        Stage::Generate(options) => (Products::default(), generate::run(options, context, inputs.model()?)?),
+        Stage::Evaluate(options) => (StageValues::default(), evaluate::run(options, context, inputs.require_model()?)?),
+        Stage::Generate(options) => (StageValues::default(), generate::run(options, context, inputs.require_model()?)?),
         Stage::Profile(options) => {
-            let (model, dense) = (inputs.model()?, there(&inputs.dense, Product::Dense)?);
-            profile::run(options, context, model, (!std::ptr::eq(model, dense)).then_some(dense))?;
-            (Products::default(), Vec::new())
+            let (model, dense) = (inputs.require_model()?, require(&inputs.dense, ValueKind::Dense)?);
+            profile::run(options, context, restore_model, (!std::ptr::eq(restore_model, dense)).then_some(dense))?;
+            (StageValues::default(), Vec::new())
         }
         Stage::Export(options) => {
-            export::run(options, context, inputs.model()?, inputs.pruning.as_deref().map(|pruning| &pruning.plan))?;
-            (Products::default(), Vec::new())
+            export::run(options, context, inputs.require_model()?, inputs.pruning.as_deref().map(|pruning| &pruning.plan))?;
+            (StageValues::default(), Vec::new())
         }
     })
 }
 
 /// Puts what a stage hands on into its room, as far as [`model`] and [`rest`] read it.
-pub fn store(step: &Step, products: &Products, room: &Room) -> Result<(), StageError> {
+pub fn store_values(step: &Step, products: &StageValues, room: &ProductDraft) -> Result<(), StageError> {
     let encoded = match &step.stage {
-        Stage::Pretrain(_) => return Ok(products.model()?.save(&room.path().join("model"), Precision::Float32)?),
-        Stage::Dependencies(_) => postcard::to_stdvec(products.graph()?),
-        Stage::Importance(_) => postcard::to_stdvec(there(&products.scores, Product::Scores)?),
-        Stage::Aggregate(_) => postcard::to_stdvec(there(&products.group_scores, Product::GroupScores)?),
-        Stage::Prune(_) => postcard::to_stdvec(there(&products.pruning, Product::Plan)?),
-        Stage::Recover(_) => postcard::to_stdvec(there(&products.adapter, Product::Adapter)?),
+        Stage::Pretrain(_) => return Ok(products.require_model()?.save(&room.path().join("model"), StorageDtype::Float32)?),
+        Stage::Dependencies(_) => postcard::to_stdvec(products.require_graph()?),
+        Stage::Importance(_) => postcard::to_stdvec(require(&products.scores, ValueKind::Scores)?),
+        Stage::Aggregate(_) => postcard::to_stdvec(require(&products.group_scores, ValueKind::GroupScores)?),
+        Stage::Prune(_) => postcard::to_stdvec(require(&products.pruning, ValueKind::Plan)?),
+        Stage::Recover(_) => postcard::to_stdvec(require(&products.adapter, ValueKind::Adapter)?),
         Stage::Load(_) | Stage::Evaluate(_) | Stage::Generate(_) | Stage::Profile(_) | Stage::Export(_) => return Ok(()),
     };
-    let path = room.path().join(PRODUCT);
+    let path = room.path().join(VALUE_FILE);
     let bytes = encoded.map_err(|e| FileError { path: path.clone(), source: std::io::Error::other(e) })?;
-    Ok(files::write_quickly(&path, &bytes)?)
+    Ok(files::write_atomic_unsynced(&path, &bytes)?)
 }
 
 /// The file of a product that is one.
-const PRODUCT: &str = "product";
+const VALUE_FILE: &str = "product";
 
 /// What [`model`] needs besides what is kept.
-pub fn model_takes(stage: &Stage) -> &'static [Product] {
+pub fn restore_model_inputs(stage: &Stage) -> &'static [ValueKind] {
     match stage {
-        Stage::Prune(_) => &[Product::Model, Product::Graph],
-        Stage::Recover(_) => &[Product::Model],
+        Stage::Prune(_) => &[ValueKind::Model, ValueKind::Graph],
+        Stage::Recover(_) => &[ValueKind::Model],
         Stage::Load(_) | Stage::Pretrain(_) | Stage::Dependencies(_) | Stage::Importance(_) => &[],
         Stage::Aggregate(_) | Stage::Evaluate(_) | Stage::Generate(_) | Stage::Profile(_) | Stage::Export(_) => &[],
     }
@@ -236,7 +236,7 @@ pub fn model_takes(stage: &Stage) -> &'static [Product] {
 
 /// A kept product could not be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Unusable {
+pub enum RestoreError {
     /// This file is not what was written.
     #[error("{0}")]
     Damaged(String),
@@ -245,38 +245,38 @@ pub enum Unusable {
 }
 
 /// Brings back the model that a stage handed on.
-pub fn model(step: &Step, kept: &Kept, inputs: &Products, budget: Budget) -> Result<Products, Unusable> {
+pub fn restore_model(step: &Step, kept: &StoredProduct, inputs: &StageValues, budget: MemoryBudget) -> Result<StageValues, RestoreError> {
     let model = match &step.stage {
-        Stage::Load(options) => return Ok(Products::of_dense(load::run(options, budget).map_err(StageError::from)?)),
+        Stage::Load(options) => return Ok(StageValues::from_dense_model(load::run(options, budget).map_err(StageError::from)?)),
         Stage::Pretrain(_) => {
-            let folder = kept.folder("model").map_err(Unusable::Damaged)?;
-            return Ok(Products::of_dense(load::model(&folder, budget).map_err(StageError::from)?));
+            let folder = kept.verified_folder("model").map_err(RestoreError::Damaged)?;
+            return Ok(StageValues::from_dense_model(load::load_model(&folder, budget).map_err(StageError::from)?));
         }
-        Stage::Prune(_) => prune::cut(inputs.model()?, inputs.graph()?, &*decoded::<Pruning>(kept)?),
-        Stage::Recover(_) => decoded::<Adapter>(kept)?.merge(inputs.model()?),
-        Stage::Dependencies(_) | Stage::Importance(_) | Stage::Aggregate(_) => return Ok(Products::default()),
-        Stage::Evaluate(_) | Stage::Generate(_) | Stage::Profile(_) | Stage::Export(_) => return Ok(Products::default()),
+        Stage::Prune(_) => prune::apply_pruning(inputs.require_model()?, inputs.require_graph()?, &*decode_stored::<PruningResult>(kept)?),
+        Stage::Recover(_) => decode_stored::<Adapter>(kept)?.merge_into(inputs.require_model()?),
+        Stage::Dependencies(_) | Stage::Importance(_) | Stage::Aggregate(_) => return Ok(StageValues::default()),
+        Stage::Evaluate(_) | Stage::Generate(_) | Stage::Profile(_) | Stage::Export(_) => return Ok(StageValues::default()),
     };
-    Ok(Products::of_model(model))
+    Ok(StageValues::from_model(restore_model))
 }
 
 /// Brings back all that a stage handed on but the model: it is small.
-pub fn rest(step: &Step, kept: &Kept) -> Result<Products, Unusable> {
-    let mut products = Products::default();
+pub fn restore_all_but_model(step: &Step, kept: &StoredProduct) -> Result<StageValues, RestoreError> {
+    let mut products = StageValues::default();
     match &step.stage {
-        Stage::Dependencies(_) => products.graph = Some(decoded(kept)?),
-        Stage::Importance(_) => products.scores = Some(decoded(kept)?),
-        Stage::Aggregate(_) => products.group_scores = Some(decoded(kept)?),
-        Stage::Prune(_) => products.pruning = Some(decoded(kept)?),
-        Stage::Recover(_) => products.adapter = Some(decoded(kept)?),
+        Stage::Dependencies(_) => products.graph = Some(decode_stored(kept)?),
+        Stage::Importance(_) => products.scores = Some(decode_stored(kept)?),
+        Stage::Aggregate(_) => products.group_scores = Some(decode_stored(kept)?),
+        Stage::Prune(_) => products.pruning = Some(decode_stored(kept)?),
+        Stage::Recover(_) => products.adapter = Some(decode_stored(kept)?),
         Stage::Load(_) | Stage::Pretrain(_) => {}
         Stage::Evaluate(_) | Stage::Generate(_) | Stage::Profile(_) | Stage::Export(_) => {}
     }
     Ok(products)
 }
 
-fn decoded<T: serde::de::DeserializeOwned>(kept: &Kept) -> Result<Arc<T>, Unusable> {
-    let damaged = || Unusable::Damaged(PRODUCT.to_owned());
-    let bytes = std::fs::read(kept.path(PRODUCT)).map_err(|_| damaged())?;
+fn decode_stored<T: serde::de::DeserializeOwned>(kept: &StoredProduct) -> Result<Arc<T>, RestoreError> {
+    let damaged = || RestoreError::Damaged(VALUE_FILE.to_owned());
+    let bytes = std::fs::read(kept.file_path(VALUE_FILE)).map_err(|_| damaged())?;
     postcard::from_bytes::<T>(&bytes).map(Arc::new).map_err(|_| damaged())
 }

@@ -9,13 +9,13 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer};
 
-use super::problem::{Problem, Sources, suggest};
+use super::problem::{Problem, SourceTexts, suggest};
 use super::stage::Stage;
-use crate::stages::{Fault, repeat};
+use crate::stages::{OptionFault, repeat};
 
 /// A pipeline file, parsed but not decoded.
 #[derive(Clone, Default)]
-pub struct Document<'t> {
+pub struct PipelineDocument<'t> {
     pub run: Option<Spanned<DeTable<'t>>>,
     pub stages: Vec<RawStage<'t>>,
     pub sweep: Option<Spanned<DeTable<'t>>>,
@@ -27,23 +27,23 @@ pub struct RawStage<'t> {
     /// "" if it could not be read; that has been said.
     pub tag: String,
     /// Where the `type` is written.
-    pub at: Range<usize>,
+    pub type_span: Range<usize>,
     /// Where the table is written.
-    pub whole: Range<usize>,
+    pub table_span: Range<usize>,
     pub options: DeTable<'t>,
     /// The list of a `repeat`.
-    pub inner: Vec<RawStage<'t>>,
+    pub repeated_stages: Vec<RawStage<'t>>,
 }
 
 /// A stage or a repeat, decoded.
 #[expect(clippy::large_enum_variant, reason = "there are a few for each file, and none is kept")]
-pub enum Decoded {
+pub enum DecodedStage {
     Stage(Stage),
     Repeat(repeat::Options),
 }
 
 /// Reads the file's outline: syntax, top-level keys, and the type of every stage.
-pub fn parse<'t>(text: &'t str, sources: &Sources, problems: &mut Vec<Problem>) -> Document<'t> {
+pub fn parse<'t>(text: &'t str, sources: &SourceTexts, problems: &mut Vec<Problem>) -> PipelineDocument<'t> {
     let table = match DeTable::parse(text) {
         Ok(table) => table.into_inner(),
         Err(error) => {
@@ -52,10 +52,10 @@ pub fn parse<'t>(text: &'t str, sources: &Sources, problems: &mut Vec<Problem>) 
                 format!("this is not valid TOML: {}", error.message()),
                 "",
             ));
-            return Document::default();
+            return PipelineDocument::default();
         }
     };
-    let mut document = Document::default();
+    let mut document = PipelineDocument::default();
     let mut has_stages = false;
     for (key, value) in table {
         let span = key.span();
@@ -64,7 +64,7 @@ pub fn parse<'t>(text: &'t str, sources: &Sources, problems: &mut Vec<Problem>) 
             ("sweep", DeValue::Table(_)) => document.sweep = as_table(value),
             ("stage", DeValue::Array(_)) => {
                 has_stages = true;
-                document.stages = raw_stages(value, sources, problems, false);
+                document.stages = parse_stages(value, sources, problems, false);
             }
             ("run" | "sweep", _) => problems.push(sources.problem(
                 value.span(),
@@ -93,9 +93,9 @@ fn as_table(value: Spanned<DeValue<'_>>) -> Option<Spanned<DeTable<'_>>> {
     }
 }
 
-fn raw_stages<'t>(
+fn parse_stages<'t>(
     list: Spanned<DeValue<'t>>,
-    sources: &Sources,
+    sources: &SourceTexts,
     problems: &mut Vec<Problem>,
     inside_repeat: bool,
 ) -> Vec<RawStage<'t>> {
@@ -105,12 +105,12 @@ fn raw_stages<'t>(
         return Vec::new();
     };
     let items = items.into_iter();
-    items.map(|item| raw_stage(item, sources, problems, inside_repeat).unwrap_or_default()).collect()
+    items.map(|item| parse_stage(item, sources, problems, inside_repeat).unwrap_or_default()).collect()
 }
 
-fn raw_stage<'t>(
+fn parse_stage<'t>(
     item: Spanned<DeValue<'t>>,
-    sources: &Sources,
+    sources: &SourceTexts,
     problems: &mut Vec<Problem>,
     inside_repeat: bool,
 ) -> Option<RawStage<'t>> {
@@ -144,7 +144,7 @@ fn raw_stage<'t>(
             return refuse(at, "a `repeat` inside a `repeat` is not supported".into(), "write its stages one level up".into());
         }
         match options.remove_entry("stage") {
-            Some((_, list)) => inner = raw_stages(list, sources, problems, true),
+            Some((_, list)) => inner = parse_stages(list, sources, problems, true),
             None => {
                 return refuse(
                     at,
@@ -154,41 +154,41 @@ fn raw_stage<'t>(
             }
         }
     }
-    Some(RawStage { tag, at, whole, options, inner })
+    Some(RawStage { tag, type_span: at, table_span: whole, options, repeated_stages: inner })
 }
 
 impl RawStage<'_> {
     /// Reads the options and checks their values; problems are blamed at their keys.
-    pub fn decode(&self, sources: &Sources, problems: &mut Vec<Problem>) -> Option<Decoded> {
+    pub fn decode(&self, sources: &SourceTexts, problems: &mut Vec<Problem>) -> Option<DecodedStage> {
         if self.tag.is_empty() {
             return None;
         }
-        let options = || Deserializer::from(Spanned::new(self.whole.clone(), self.options.clone()));
+        let options = || Deserializer::from(Spanned::new(self.table_span.clone(), self.options.clone()));
         let decoded = if self.tag == "repeat" {
-            <repeat::Options as serde::Deserialize>::deserialize(options()).map(Decoded::Repeat)
+            <repeat::Options as serde::Deserialize>::deserialize(options()).map(DecodedStage::Repeat)
         } else {
-            Stage::decode(&self.tag, options())?.map(Decoded::Stage)
+            Stage::decode(&self.tag, options())?.map(DecodedStage::Stage)
         };
         match decoded {
             Ok(decoded) => {
                 let faults = match &decoded {
-                    Decoded::Stage(stage) => stage.faults(),
-                    Decoded::Repeat(options) => options.faults(),
+                    DecodedStage::Stage(stage) => stage.option_faults(),
+                    DecodedStage::Repeat(options) => options.faults(),
                 };
-                problems.extend(faults.into_iter().map(|fault| self.problem(sources, fault)));
+                problems.extend(faults.into_iter().map(|fault| self.fault_problem(sources, fault)));
                 Some(decoded)
             }
             Err(error) => {
-                let span = error.span().filter(|span| *span != self.whole).unwrap_or(self.at.clone());
-                problems.push(decode_problem(sources, span, error.message(), &format!("`{}`", self.tag)));
+                let span = error.span().filter(|span| *span != self.table_span).unwrap_or(self.type_span.clone());
+                problems.push(deserialize_problem(sources, span, error.message(), &format!("`{}`", self.tag)));
                 None
             }
         }
     }
 
     /// A fault at the place of its key; at the stage's `type` if the key is not written.
-    fn problem(&self, sources: &Sources, fault: Fault) -> Problem {
-        let span = self.key_spans().remove(&fault.key).unwrap_or(self.at.clone());
+    fn fault_problem(&self, sources: &SourceTexts, fault: OptionFault) -> Problem {
+        let span = self.key_spans().remove(&fault.key).unwrap_or(self.type_span.clone());
         sources.problem(span, fault.message, fault.help)
     }
 
@@ -213,7 +213,7 @@ impl RawStage<'_> {
 }
 
 /// serde's words for a wrong key or value, with what was meant.
-pub fn decode_problem(sources: &Sources, span: Range<usize>, message: &str, of: &str) -> Problem {
+pub fn deserialize_problem(sources: &SourceTexts, span: Range<usize>, message: &str, of: &str) -> Problem {
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let message = message.trim();
     match (message.split_whitespace().next(), &quoted[..]) {

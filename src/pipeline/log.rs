@@ -24,7 +24,7 @@ pub struct LogFiles {
 impl LogFiles {
     /// From now on events go to these files, at their ends. One that cannot be written is left out: a log is not worth a
     /// run.
-    pub fn set(&self, paths: impl IntoIterator<Item = PathBuf>) {
+    pub fn set_paths(&self, paths: impl IntoIterator<Item = PathBuf>) {
         if let Ok(mut held) = self.paths.lock() {
             *held = paths.into_iter().collect();
         }
@@ -55,11 +55,11 @@ impl<'a> MakeWriter<'a> for LogFiles {
 
 /// Standard error, above the bars.
 #[derive(Clone)]
-struct Console(Progress);
+struct ConsoleWriter(Progress);
 
-impl Write for Console {
+impl Write for ConsoleWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.above(|| io::stderr().write_all(bytes))?;
+        self.0.print_above_bars(|| io::stderr().write_all(bytes))?;
         Ok(bytes.len())
     }
     fn flush(&mut self) -> io::Result<()> {
@@ -70,9 +70,9 @@ impl Write for Console {
 /// Sets up the events of this process: on the console one line for each stage and what needs attention, in `log.jsonl`
 /// the beginning and the end of each besides. The environment variable `SECATEUR_LOG` filters those of the console, in
 /// tracing's notation.
-pub fn start(format: LogFormat, terminal: bool, progress: &Progress, files: &LogFiles) {
+pub fn init(format: LogFormat, terminal: bool, progress: &Progress, files: &LogFiles) {
     let filter = EnvFilter::try_from_env("SECATEUR_LOG").unwrap_or_else(|_| EnvFilter::new("warn,secateur=info"));
-    let console = Console(progress.clone());
+    let console = ConsoleWriter(progress.clone());
     let lines = fmt::layer().with_writer(move || console.clone()).with_target(false);
     let lines = match format {
         LogFormat::Json => lines.json().flatten_event(true).with_filter(filter).boxed(),

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::problem::{Problem, Sources};
-use super::stage::{Listed, Product, Stage};
+use super::problem::{Problem, SourceTexts};
+use super::stage::{UnrolledStage, ValueKind, Stage};
 use crate::stages::aggregate::Reduction;
 use crate::stages::dependencies::Grouping;
 use crate::stages::export::Format;
@@ -12,34 +12,34 @@ use crate::stages::products::Compat;
 
 /// What became of a product.
 #[derive(Clone, Copy)]
-enum State {
+enum ValueState {
     Fresh,
     /// The stage that made it stale.
-    SpentBy(&'static str),
+    StaleAfter(&'static str),
 }
 
 /// Checks one variant's unrolled list.
-pub fn check(list: &[Listed], sources: &Sources, problems: &mut Vec<Problem>) {
-    let mut states: HashMap<Product, State> = HashMap::new();
+pub fn check_order(list: &[UnrolledStage], sources: &SourceTexts, problems: &mut Vec<Problem>) {
+    let mut states: HashMap<ValueKind, ValueState> = HashMap::new();
     for listed in list {
         let step = match listed {
-            Listed::Step(step) => step,
-            Listed::Unread(tag) => {
-                states.extend(Stage::made_by(tag).iter().map(|&made| (made, State::Fresh)));
+            UnrolledStage::Step(step) => step,
+            UnrolledStage::Invalid(tag) => {
+                states.extend(Stage::outputs_of_type(tag).iter().map(|&made| (made, ValueState::Fresh)));
                 continue;
             }
         };
         let tag = step.stage.tag();
         let plan =
-            matches!(&step.stage, Stage::Export(options) if options.formats.contains(&Format::Plan)).then_some(Product::Plan);
+            matches!(&step.stage, Stage::Export(options) if options.formats.contains(&Format::Plan)).then_some(ValueKind::Plan);
         for &need in step.stage.needs().iter().chain(&plan) {
-            let (what, maker) = need.described();
+            let (what, maker) = need.phrase_and_maker();
             let message = match states.get(&need) {
-                Some(State::Fresh) => continue,
+                Some(ValueState::Fresh) => continue,
                 // one mistake is told once
-                None if need == Product::Dense && !states.contains_key(&Product::Model) => continue,
-                Some(State::SpentBy(spender)) => {
-                    let changes = Stage::made_by(spender).contains(&Product::Model);
+                None if need == ValueKind::Dense && !states.contains_key(&ValueKind::Model) => continue,
+                Some(ValueState::StaleAfter(spender)) => {
+                    let changes = Stage::outputs_of_type(spender).contains(&ValueKind::Model);
                     let why = if changes { "changed the model" } else { "came after them" };
                     (
                         format!("`{tag}` needs {what}, and those of before no longer fit: `{spender}` {why}"),
@@ -54,20 +54,20 @@ pub fn check(list: &[Listed], sources: &Sources, problems: &mut Vec<Problem>) {
             problems.push(sources.problem(step.span.clone(), message.0, message.1));
         }
         for &spent in step.stage.spends() {
-            if let Some(state @ State::Fresh) = states.get_mut(&spent) {
-                *state = State::SpentBy(tag);
+            if let Some(state @ ValueState::Fresh) = states.get_mut(&spent) {
+                *state = ValueState::StaleAfter(tag);
             }
         }
-        states.extend(step.stage.makes().iter().map(|&made| (made, State::Fresh)));
+        states.extend(step.stage.makes().iter().map(|&made| (made, ValueState::Fresh)));
     }
-    agree(list, sources, problems);
+    check_compatible_options(list, sources, problems);
 }
 
 /// Options of different stages that must fit each other.
-fn agree(list: &[Listed], sources: &Sources, problems: &mut Vec<Problem>) {
+fn check_compatible_options(list: &[UnrolledStage], sources: &SourceTexts, problems: &mut Vec<Problem>) {
     let (mut grouping, mut importance) = (Grouping::Block, None);
     for listed in list {
-        let Listed::Step(step) = listed else { continue };
+        let UnrolledStage::Step(step) = listed else { continue };
         let mut refuse = |key: &str, message: &str, help: &str| {
             let span = step.key_spans.get(key).unwrap_or(&step.span).clone();
             problems.push(sources.problem(span, message, help));

@@ -6,18 +6,18 @@ use std::sync::Arc;
 use miette::{Diagnostic, NamedSource, SourceSpan};
 use serde::Serialize;
 
-use crate::data::task::Place;
+use crate::data::task::FileLocation;
 use crate::spelling::closest;
 
 /// The texts a pipeline is made of, laid one after another in one space of offsets: the file, then every `--set`. A
 /// span says by itself which text it lies in.
 #[derive(Clone, Debug)]
-pub struct Sources {
-    parts: Vec<Source>,
+pub struct SourceTexts {
+    texts: Vec<SourceText>,
 }
 
 #[derive(Clone, Debug)]
-struct Source {
+struct SourceText {
     start: usize,
     name: String,
     text: Arc<str>,
@@ -31,11 +31,11 @@ pub struct Problem {
     #[source_code]
     source_text: NamedSource<Arc<str>>,
     #[label]
-    at: SourceSpan,
+    label_span: SourceSpan,
     #[help]
     pub help: Option<String>,
     /// In the space of all sources, for sorting.
-    order: Range<usize>,
+    sort_span: Range<usize>,
 }
 
 /// Every mistake of a pipeline. No work was started.
@@ -50,7 +50,7 @@ pub struct InvalidPipeline {
 /// A stage failed, for one variant or several.
 #[derive(Clone, Debug, thiserror::Error, Diagnostic)]
 #[error("{variant}, step {step}: `{stage}` failed: {reason}")]
-pub struct StageFailed {
+pub struct StageFailure {
     pub variant: String,
     pub step: u32,
     pub stage: &'static str,
@@ -58,7 +58,7 @@ pub struct StageFailed {
     #[source_code]
     source_text: NamedSource<Arc<str>>,
     #[label("this stage")]
-    at: SourceSpan,
+    label_span: SourceSpan,
 }
 
 /// A problem as `--format json` prints it.
@@ -74,32 +74,32 @@ pub struct ProblemRecord {
 }
 
 /// The order of problems in other files: after those of the pipeline.
-const AFTER_ALL: Range<usize> = usize::MAX..usize::MAX;
+const OTHER_FILES_SPAN: Range<usize> = usize::MAX..usize::MAX;
 
 fn count(problems: usize) -> String {
     if problems == 1 { "1 problem".to_owned() } else { format!("{problems} problems") }
 }
 
-impl Sources {
+impl SourceTexts {
     pub fn new(name: &str, text: &str) -> Self {
-        Self { parts: vec![Source { start: 0, name: name.to_owned(), text: text.into() }] }
+        Self { texts: vec![SourceText { start: 0, name: name.to_owned(), text: text.into() }] }
     }
 
     /// Adds a text and returns where it begins.
-    pub fn add(&mut self, name: &str, text: &str) -> usize {
-        let start = self.parts.last().map_or(0, |last| last.start + last.text.len() + 1);
-        self.parts.push(Source { start, name: name.to_owned(), text: text.into() });
+    pub fn add_text(&mut self, name: &str, text: &str) -> usize {
+        let start = self.texts.last().map_or(0, |last| last.start + last.text.len() + 1);
+        self.texts.push(SourceText { start, name: name.to_owned(), text: text.into() });
         start
     }
 
     /// Adds a text that is its own name, and returns its place.
-    pub fn add_whole(&mut self, text: &str) -> Range<usize> {
-        let start = self.add(text, text);
+    pub fn add_argument(&mut self, text: &str) -> Range<usize> {
+        let start = self.add_text(text, text);
         start..start + text.len()
     }
 
     fn locate(&self, span: &Range<usize>) -> (NamedSource<Arc<str>>, SourceSpan) {
-        let part = self.parts.iter().rev().find(|part| part.start <= span.start).unwrap_or(&self.parts[0]);
+        let part = self.texts.iter().rev().find(|part| part.start <= span.start).unwrap_or(&self.texts[0]);
         let start = (span.start - part.start).min(part.text.len());
         let end = span.end.saturating_sub(part.start).clamp(start, part.text.len());
         (NamedSource::new(&part.name, part.text.clone()), (start, end - start).into())
@@ -107,40 +107,40 @@ impl Sources {
 
     pub fn problem(&self, span: Range<usize>, message: impl Into<String>, help: impl Into<String>) -> Problem {
         let (source_text, at) = self.locate(&span);
-        Problem { message: message.into(), source_text, at, help: Some(help.into()).filter(|h| !h.is_empty()), order: span }
+        Problem { message: message.into(), source_text, label_span: at, help: Some(help.into()).filter(|h| !h.is_empty()), sort_span: span }
     }
 
     /// A problem in a file that the pipeline names, at a place of that file.
-    pub fn elsewhere(place: Place, message: impl Into<String>, help: impl Into<String>) -> Problem {
-        let end = place.text.len();
+    pub fn problem_in_file(place: FileLocation, message: impl Into<String>, help: impl Into<String>) -> Problem {
+        let end = place.file_text.len();
         let start = place.span.start.min(end);
         Problem {
             message: message.into(),
-            source_text: NamedSource::new(&place.file, place.text.into()),
-            at: (start, place.span.end.clamp(start, end) - start).into(),
+            source_text: NamedSource::new(&place.file, place.file_text.into()),
+            label_span: (start, place.span.end.clamp(start, end) - start).into(),
             help: Some(help.into()).filter(|h| !h.is_empty()),
-            order: AFTER_ALL,
+            sort_span: OTHER_FILES_SPAN,
         }
     }
 
-    pub fn stage_failed(
+    pub fn stage_failure(
         &self,
         span: &Range<usize>,
         variant: String,
         step: u32,
         stage: &'static str,
         reason: String,
-    ) -> StageFailed {
+    ) -> StageFailure {
         let (source_text, at) = self.locate(span);
-        StageFailed { variant, step, stage, reason, source_text, at }
+        StageFailure { variant, step, stage, reason, source_text, label_span: at }
     }
 }
 
 impl Problem {
     /// In the order of their places, each once.
-    pub fn sorted(mut problems: Vec<Problem>) -> Vec<Problem> {
+    pub fn sort_and_dedup(mut problems: Vec<Problem>) -> Vec<Problem> {
         fn key(problem: &Problem) -> (usize, usize, &str, usize, usize, &str) {
-            let Problem { order, source_text, at, message, .. } = problem;
+            let Problem { sort_span: order, source_text, label_span: at, message, .. } = problem;
             (order.start, order.end, source_text.name(), at.offset(), at.len(), message)
         }
         problems.sort_by(|a, b| key(a).cmp(&key(b)));
@@ -148,8 +148,8 @@ impl Problem {
         problems
     }
 
-    pub fn record(&self) -> ProblemRecord {
-        let before = &self.source_text.inner()[..self.at.offset()];
+    pub fn to_record(&self) -> ProblemRecord {
+        let before = &self.source_text.inner()[..self.label_span.offset()];
         let line_start = before.rfind('\n').map_or(0, |at| at + 1);
         ProblemRecord {
             message: self.message.clone(),

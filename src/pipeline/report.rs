@@ -9,11 +9,11 @@ use polars::prelude::*;
 use serde_json::Value;
 
 use super::plan::Plan;
-use super::results::{self, Manifest, Status};
-use super::shape::Shape;
-use crate::files::{FileError, write_whole};
-use generations::Texts;
-use numbers::{Measurement, Numbers, SIZES};
+use super::results::{self, VariantManifest, VariantStatus};
+use super::shape::VariantDescription;
+use crate::files::{FileError, write_atomic};
+use generations::GeneratedTexts;
+use numbers::{Measurement, VariantMetrics, SIZE_COLUMNS};
 
 mod asked;
 mod generations;
@@ -22,32 +22,32 @@ mod paired;
 mod text;
 
 /// The file of the table, in the folder of a pipeline.
-pub const TABLE: &str = "variants.parquet";
+pub const VARIANTS_FILE: &str = "variants.parquet";
 
 /// What became of one variant.
 #[derive(Clone, Debug)]
 pub struct VariantSummary {
-    pub shape: Shape,
-    pub status: Status,
+    pub description: VariantDescription,
+    pub status: VariantStatus,
     pub error: Option<String>,
     /// The folder of its tables.
-    tables: PathBuf,
+    tables_folder: PathBuf,
 }
 
 impl VariantSummary {
-    pub fn new(shape: Shape, status: Status, error: Option<String>, tables: PathBuf) -> Self {
-        Self { shape, status, error, tables }
+    pub fn new(shape: VariantDescription, status: VariantStatus, error: Option<String>, tables: PathBuf) -> Self {
+        Self { description: shape, status, error, tables_folder: tables }
     }
 
     /// As its folder in the pipeline's tells; None if it has none.
-    pub fn of_folder(shape: Shape, folder: &Path) -> Option<Self> {
-        let (tables, manifest) = results::outcome(&folder.join(&shape.id))?;
-        Some(Self { shape, status: manifest.status, error: manifest.error, tables })
+    pub fn from_folder(shape: VariantDescription, folder: &Path) -> Option<Self> {
+        let (tables, manifest) = results::read_last_manifest(&folder.join(&shape.id))?;
+        Some(Self { description: shape, status: manifest.status, error: manifest.error, tables_folder: tables })
     }
 
     /// A file that it was made from and that is another one now.
-    fn of_another(&self, now: &BTreeMap<String, String>) -> Option<String> {
-        let manifest = Manifest::read(&self.tables)?;
+    fn changed_input(&self, now: &BTreeMap<String, String>) -> Option<String> {
+        let manifest = VariantManifest::read(&self.tables_folder)?;
         manifest.inputs.into_iter().find(|(path, hash)| now.get(path).is_some_and(|now| now != hash)).map(|(path, _)| path)
     }
 }
@@ -66,57 +66,57 @@ pub enum ReportError {
 }
 
 /// Variants of the sweep that a run was not asked for, as their folders tell; `inputs`: what the run read.
-pub fn others(plan: &Plan, folder: &Path, inputs: &BTreeMap<String, String>) -> Vec<VariantSummary> {
-    let others = plan.others.iter().filter_map(|other| VariantSummary::of_folder(other.into(), folder));
+pub fn unselected_summaries(plan: &Plan, folder: &Path, inputs: &BTreeMap<String, String>) -> Vec<VariantSummary> {
+    let others = plan.unselected.iter().filter_map(|other| VariantSummary::from_folder(other.into(), folder));
     let told = |other: &VariantSummary| {
-        if let Some(changed) = other.of_another(inputs) {
-            tracing::warn!(variant = other.shape.id, "its row is of another `{changed}`: run it again");
+        if let Some(changed) = other.changed_input(inputs) {
+            tracing::warn!(variant = other.description.id, "its row is of another `{changed}`: run it again");
         }
     };
-    others.inspect(told).collect()
+    unselected_summaries.inspect(told).collect()
 }
 
 /// Writes `variants.parquet` and `generations.parquet` from the variants' own tables, and returns the summary.
-pub fn write_variants(folder: &Path, variants: &[VariantSummary]) -> Result<String, ReportError> {
-    let rows: Vec<Row> = variants.iter().map(Row::read).collect();
+pub fn write_report_tables(folder: &Path, variants: &[VariantSummary]) -> Result<String, ReportError> {
+    let rows: Vec<VariantRow> = variants.iter().map(VariantRow::read).collect();
     let mut frame = variants_frame(&rows)?;
-    write(&folder.join(TABLE), &mut frame)?;
-    let mut generations = generations::frame(&rows)?;
-    let path = folder.join(generations::TABLE);
+    write_parquet(&folder.join(VARIANTS_FILE), &mut frame)?;
+    let mut generations = generations::generations_frame(&rows)?;
+    let path = folder.join(generations::GENERATIONS_FILE);
     match &mut generations {
-        Some(generations) => write(&path, generations)?,
+        Some(generations) => write_parquet(&path, generations)?,
         // of an earlier run, whose pipeline still had such a stage
         None if path.exists() => std::fs::remove_file(&path).map_err(|source| FileError { path, source })?,
         None => {}
     }
-    text::summary(&frame, generations.as_ref())
+    text::format_sweep(&frame, generations.as_ref())
 }
 
-fn write(path: &Path, frame: &mut DataFrame) -> Result<(), ReportError> {
+fn write_parquet(path: &Path, frame: &mut DataFrame) -> Result<(), ReportError> {
     let mut bytes = Vec::new();
     ParquetWriter::new(&mut bytes).with_compression(ParquetCompression::Snappy).finish(frame)?;
-    Ok(write_whole(path, &bytes)?)
+    Ok(write_atomic(path, &bytes)?)
 }
 
 /// Summarises results folders: `results/<pipeline>`, or a folder of several.
-pub fn report(paths: &[PathBuf], json: bool) -> Result<String, ReportError> {
+pub fn summarize_results(paths: &[PathBuf], json: bool) -> Result<String, ReportError> {
     let mut texts = Vec::new();
     let mut records = Vec::new();
     for path in paths {
-        let folders = result_folders(path, |folder| folder.join(TABLE).exists());
+        let folders = find_result_folders(path, |folder| folder.join(VARIANTS_FILE).exists());
         if folders.is_empty() {
             return Err(ReportError::NoResults(path.clone()));
         }
         for folder in folders {
-            let frame = read(&folder.join(TABLE), None)?;
-            let generations = folder.join(generations::TABLE);
-            let generations = if generations.exists() { Some(read(&generations, None)?) } else { None };
+            let frame = read_parquet(&folder.join(VARIANTS_FILE), None)?;
+            let generations = folder.join(generations::GENERATIONS_FILE);
+            let generations = if generations.exists() { Some(read_parquet(&generations, None)?) } else { None };
             if json {
-                let generations = generations.map_or_else(|| Value::Array(Vec::new()), |frame| text::records(&frame));
-                let variants = text::records(&frame);
+                let generations = generations.map_or_else(|| Value::Array(Vec::new()), |frame| text::to_json_records(&frame));
+                let variants = text::to_json_records(&frame);
                 records.push(serde_json::json!({ "results": folder, "variants": variants, "generations": generations }));
             } else {
-                texts.push(format!("{}\n\n{}", folder.display(), text::summary(&frame, generations.as_ref())?));
+                texts.push(format!("{}\n\n{}", folder.display(), text::format_sweep(&frame, generations.as_ref())?));
             }
         }
     }
@@ -124,7 +124,7 @@ pub fn report(paths: &[PathBuf], json: bool) -> Result<String, ReportError> {
 }
 
 /// The folder itself if it holds results, or the folders in it that do, in order.
-pub fn result_folders(path: &Path, has_results: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
+pub fn find_result_folders(path: &Path, has_results: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
     if has_results(path) {
         return vec![path.to_owned()];
     }
@@ -135,7 +135,7 @@ pub fn result_folders(path: &Path, has_results: impl Fn(&Path) -> bool) -> Vec<P
 }
 
 /// A table, or these columns of it.
-fn read(path: &Path, columns: Option<&[&str]>) -> Result<DataFrame, ReportError> {
+fn read_parquet(path: &Path, columns: Option<&[&str]>) -> Result<DataFrame, ReportError> {
     let broken = |message: String| ReportError::Broken { path: path.to_owned(), message };
     let file = File::open(path).map_err(|e| broken(e.to_string()))?;
     let columns = columns.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
@@ -143,37 +143,37 @@ fn read(path: &Path, columns: Option<&[&str]>) -> Result<DataFrame, ReportError>
 }
 
 /// A variant, and what its tables hold.
-struct Row {
+struct VariantRow {
     variant: VariantSummary,
-    numbers: Numbers,
-    texts: Texts,
+    metrics: VariantMetrics,
+    texts: GeneratedTexts,
 }
 
-impl Row {
+impl VariantRow {
     fn read(variant: &VariantSummary) -> Self {
         let mut variant = variant.clone();
-        let read = Numbers::read(&variant).and_then(|numbers| Ok((numbers, Texts::read(&variant)?)));
+        let read = VariantMetrics::read(&variant).and_then(|numbers| Ok((numbers, GeneratedTexts::read(&variant)?)));
         // One variant's broken table is no reason to lose the others' rows.
         let (numbers, texts) = read.unwrap_or_else(|error| {
-            (variant.status, variant.error) = (Status::Failed, Some(format!("{error}; run it again")));
+            (variant.status, variant.error) = (VariantStatus::Failed, Some(format!("{error}; run it again")));
             Default::default()
         });
-        Self { variant, numbers, texts }
+        Self { variant, metrics: numbers, texts }
     }
 }
 
 /// One row for each variant: swept options, status, sizes, metrics, and their differences to the dense model.
-fn variants_frame(rows: &[Row]) -> Result<DataFrame, ReportError> {
+fn variants_frame(rows: &[VariantRow]) -> Result<DataFrame, ReportError> {
     let variants: Vec<&VariantSummary> = rows.iter().map(|row| &row.variant).collect();
-    let numbers: Vec<&Numbers> = rows.iter().map(|row| &row.numbers).collect();
+    let numbers: Vec<&VariantMetrics> = rows.iter().map(|row| &row.metrics).collect();
     let mut columns: Vec<Column> =
-        vec![Column::new("variant".into(), variants.iter().map(|v| v.shape.id.as_str()).collect::<Vec<_>>())];
+        vec![Column::new("variant".into(), variants.iter().map(|v| v.description.id.as_str()).collect::<Vec<_>>())];
     for key in swept_keys(&variants) {
         columns.push(swept_column(&key, &variants));
     }
     columns.push(Column::new("status".into(), variants.iter().map(|v| v.status.name()).collect::<Vec<_>>()));
     columns.push(Column::new("error".into(), variants.iter().map(|v| v.error.as_deref()).collect::<Vec<_>>()));
-    for name in SIZES {
+    for name in SIZE_COLUMNS {
         let values: Vec<AnyValue<'_>> =
             numbers.iter().map(|row| row.sizes.get(name).cloned().unwrap_or(AnyValue::Null)).collect();
         let kind = if name.ends_with("_ratio") { DataType::Float64 } else { DataType::UInt64 };
@@ -187,12 +187,12 @@ fn variants_frame(rows: &[Row]) -> Result<DataFrame, ReportError> {
 }
 
 /// What is known of a metric, a column for each.
-fn metric_columns(metric: &str, numbers: &[&Numbers]) -> Vec<Column> {
-    let column = |ending: &str, value: &dyn Fn(&Numbers) -> Option<f64>| {
+fn metric_columns(metric: &str, numbers: &[&VariantMetrics]) -> Vec<Column> {
+    let column = |ending: &str, value: &dyn Fn(&VariantMetrics) -> Option<f64>| {
         Column::new(format!("{metric}{ending}").into(), numbers.iter().map(|row| value(row)).collect::<Vec<Option<f64>>>())
     };
-    let last = |row: &Numbers| row.last.get(metric).cloned();
-    let dense = |row: &Numbers| row.dense.get(metric).cloned();
+    let last = |row: &VariantMetrics| row.last.get(metric).cloned();
+    let dense = |row: &VariantMetrics| row.dense.get(metric).cloned();
     let value = |of: Option<Measurement>| of.map(|m| m.value);
     vec![
         column("", &|row| value(last(row))),
@@ -208,7 +208,7 @@ fn metric_columns(metric: &str, numbers: &[&Numbers]) -> Vec<Column> {
 
 fn swept_keys(variants: &[&VariantSummary]) -> Vec<String> {
     let mut keys: Vec<String> = Vec::new();
-    for (key, _) in variants.iter().flat_map(|v| &v.shape.swept) {
+    for (key, _) in variants.iter().flat_map(|v| &v.description.swept) {
         if !keys.contains(key) {
             keys.push(key.clone());
         }
@@ -219,7 +219,7 @@ fn swept_keys(variants: &[&VariantSummary]) -> Vec<String> {
 /// A swept option as a column: numbers as numbers, everything else as text.
 fn swept_column(key: &str, variants: &[&VariantSummary]) -> Column {
     let values: Vec<Option<&Value>> =
-        variants.iter().map(|v| v.shape.swept.iter().find(|(k, _)| k == key).map(|(_, value)| value)).collect();
+        variants.iter().map(|v| v.description.swept.iter().find(|(k, _)| k == key).map(|(_, value)| value)).collect();
     let all = |is: fn(&Value) -> bool| values.iter().flatten().all(|value| is(value));
     let name: PlSmallStr = key.into();
     if all(Value::is_i64) {

@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::cache::{Cost, Kept};
+use super::cache::{ProductCost, StoredProduct};
 use super::plan::{Plan, Variant};
 use super::recipe;
 use crate::files::{self, FileError, Fingerprint, PartialFolder};
 use crate::locks::{Claim, SharedFolder};
-use crate::metrics::{self, MetricsError, Part, Table};
+use crate::metrics::{self, TableError, TablePart, Table};
 
 /// `results/<pipeline>/`, while a run is at work in it.
 #[derive(Debug)]
-pub struct Results {
+pub struct ResultsFolder {
     folder: SharedFolder,
 }
 
@@ -27,16 +27,16 @@ pub struct VariantFolder {
     id: String,
     folder: PathBuf,
     /// Where it is built if an earlier, complete result stands in its place: that one stays until this one is complete.
-    staged: Option<PartialFolder>,
+    replacement: Option<PartialFolder>,
     /// What was measured so far.
-    parts: Vec<Part>,
-    manifest: Manifest,
+    parts: Vec<TablePart>,
+    manifest: VariantManifest,
     _claim: Claim,
 }
 
 /// What a run was made of: `manifest.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Manifest {
+pub struct VariantManifest {
     /// The program and its version.
     pub program: String,
     /// blake3 of the pipeline file as it was read.
@@ -54,7 +54,7 @@ pub struct Manifest {
     pub may_differ: String,
     /// blake3 of every file that a stage read.
     pub inputs: BTreeMap<String, String>,
-    pub status: Status,
+    pub status: VariantStatus,
     pub error: Option<String>,
     pub stages: Vec<StageRecord>,
     /// Every file of the result but this one and the log. Empty until it is complete.
@@ -64,7 +64,7 @@ pub struct Manifest {
 /// How far a variant came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Status {
+pub enum VariantStatus {
     Running,
     Succeeded,
     Failed,
@@ -86,55 +86,55 @@ pub struct StageRecord {
     /// Whether it was kept from an earlier run; then the cost is what it was at that time.
     pub kept: bool,
     #[serde(flatten)]
-    pub cost: Cost,
+    pub cost: ProductCost,
     /// Variants that shared this one run of the stage.
     pub shared_by: usize,
 }
 
 /// What stands in a variant's place.
 #[derive(Debug)]
-pub enum Standing {
+pub enum ResultState {
     /// Nothing that could be used.
-    Nothing,
+    Missing,
     /// A complete result of other inputs, code or options.
-    Other,
+    Outdated,
     /// The result itself.
     Complete,
     /// The result, but for this file.
     Damaged(String),
 }
 
-impl Status {
+impl VariantStatus {
     pub fn name(self) -> &'static str {
         match self {
-            Status::Running => "running",
-            Status::Succeeded => "succeeded",
-            Status::Failed => "failed",
-            Status::Interrupted => "interrupted",
+            VariantStatus::Running => "running",
+            VariantStatus::Succeeded => "succeeded",
+            VariantStatus::Failed => "failed",
+            VariantStatus::Interrupted => "interrupted",
         }
     }
 }
 
 /// What the manifest says of other machines.
-const MAY_DIFFER: &str = "On processors of another name, and on GPUs, the last bits of sums may differ, and with them the last \
+const MAY_DIFFER_NOTICE: &str = "On processors of another name, and on GPUs, the last bits of sums may differ, and with them the last \
      digits of every measured number and weight. Threads, folders, other variants and kept products change no bit.";
 
-impl Manifest {
+impl VariantManifest {
     /// Of a variant that begins; `resolved`: its own pipeline.
     pub fn new(plan: &Plan, variant: &Variant, resolved: &str) -> Self {
         Self {
-            program: recipe::PROGRAM.to_owned(),
-            source: blake3::hash(plan.text.as_bytes()).to_hex().to_string(),
+            program: recipe::PROGRAM_VERSION.to_owned(),
+            source: blake3::hash(plan.pipeline_text.as_bytes()).to_hex().to_string(),
             pipeline: blake3::hash(resolved.as_bytes()).to_hex().to_string(),
             variant: variant.id.clone(),
             seed: plan.settings.run.seed,
-            device: recipe::device(plan.settings.run.device),
-            processor: recipe::processor().to_owned(),
+            device: recipe::device_description(plan.settings.run.device),
+            processor: recipe::cpu_description().to_owned(),
             threads: rayon::current_num_threads(),
             dtype: "float32".to_owned(),
-            may_differ: MAY_DIFFER.to_owned(),
+            may_differ: MAY_DIFFER_NOTICE.to_owned(),
             inputs: BTreeMap::new(),
-            status: Status::Running,
+            status: VariantStatus::Running,
             error: None,
             stages: Vec::new(),
             outputs: BTreeMap::new(),
@@ -146,51 +146,51 @@ impl Manifest {
     }
 
     /// Whether it stands for these stages.
-    pub fn is_of(&self, keys: &[&str]) -> bool {
+    pub fn has_stage_keys(&self, keys: &[&str]) -> bool {
         self.stages.iter().map(|record| record.key.as_str()).eq(keys.iter().copied())
     }
 
     fn write(&self, folder: &Path) -> Result<(), FileError> {
         let path = folder.join("manifest.json");
         let text = serde_json::to_string_pretty(self).map_err(|e| FileError { path: path.clone(), source: e.into() })?;
-        files::write_whole(&path, (text + "\n").as_bytes())
+        files::write_atomic(&path, (text + "\n").as_bytes())
     }
 }
 
 /// What became of a variant as its folder tells, and where its tables lie: the last attempt, if it did not succeed.
-pub fn outcome(folder: &Path) -> Option<(PathBuf, Manifest)> {
-    let places = [folder.join(ATTEMPT), folder.to_owned()];
-    places.into_iter().find_map(|folder| Manifest::read(&folder).map(|manifest| (folder, manifest)))
+pub fn read_last_manifest(folder: &Path) -> Option<(PathBuf, VariantManifest)> {
+    let places = [folder.join(ATTEMPT_FOLDER), folder.to_owned()];
+    places.into_iter().find_map(|folder| VariantManifest::read(&folder).map(|manifest| (folder, manifest)))
 }
 
 /// Where an attempt that did not succeed lies, in the folder of the complete result that it would have replaced.
-const ATTEMPT: &str = "attempt";
+const ATTEMPT_FOLDER: &str = "attempt";
 
 /// What stands in a variant's folder. `whole`: read every file, in place of a look at its length.
-pub fn standing(folder: &Path, keys: &[&str], whole: bool) -> Standing {
-    let Some(manifest) = Manifest::read(folder).filter(|manifest| manifest.status == Status::Succeeded) else {
-        return Standing::Nothing;
+pub fn result_state(folder: &Path, keys: &[&str], whole: bool) -> ResultState {
+    let Some(manifest) = VariantManifest::read(folder).filter(|manifest| manifest.status == VariantStatus::Succeeded) else {
+        return ResultState::Missing;
     };
-    if !manifest.is_of(keys) {
-        return Standing::Other;
+    if !manifest.has_stage_keys(keys) {
+        return ResultState::Outdated;
     }
     let has_length = |(name, file): (&String, &Fingerprint)| file.has_length(&folder.join(name));
     let damaged = match whole {
-        true => damaged(folder, &manifest),
+        true => find_damaged_file(folder, &manifest),
         false => manifest.outputs.iter().find(|output| !has_length(*output)).map(|(name, _)| name.clone()),
     };
-    damaged.map_or(Standing::Complete, Standing::Damaged)
+    find_damaged_file.map_or(ResultState::Complete, ResultState::Damaged)
 }
 
 /// A file of a complete result that is not what was written.
-pub fn damaged(folder: &Path, manifest: &Manifest) -> Option<String> {
-    manifest.outputs.iter().find(|(name, file)| !file.matches(&folder.join(name))).map(|(name, _)| name.clone())
+pub fn find_damaged_file(folder: &Path, manifest: &VariantManifest) -> Option<String> {
+    manifest.outputs.iter().find(|(name, file)| !file.matches_file(&folder.join(name))).map(|(name, _)| name.clone())
 }
 
-impl Results {
+impl ResultsFolder {
     /// Opens the folder of a pipeline.
     pub fn open(folder: &Path) -> Result<Self, FileError> {
-        Ok(Self { folder: SharedFolder::enter(folder)? })
+        Ok(Self { folder: SharedFolder::open(folder)? })
     }
 
     pub fn folder(&self) -> &Path {
@@ -199,34 +199,34 @@ impl Results {
 
     /// Claims a variant; None while another run works on it.
     pub fn claim(&self, id: &str) -> Result<Option<Claim>, FileError> {
-        self.folder.claim(id)
+        self.folder.try_claim(id)
     }
 
     /// Whether a variant's result is there. An attempt at another one goes; a damaged result is told.
     pub fn is_complete(&self, id: &str, keys: &[&str]) -> bool {
         let folder = self.folder().join(id);
-        match standing(&folder, keys, true) {
-            Standing::Complete => {
-                drop(fs::remove_dir_all(folder.join(ATTEMPT)));
+        match result_state(&folder, keys, true) {
+            ResultState::Complete => {
+                drop(fs::remove_dir_all(folder.join(ATTEMPT_FOLDER)));
                 true
             }
-            Standing::Damaged(file) => {
+            ResultState::Damaged(file) => {
                 tracing::warn!(variant = id, file, "a result is damaged: it is put together again");
                 false
             }
-            Standing::Nothing | Standing::Other => false,
+            ResultState::Missing | ResultState::Outdated => false,
         }
     }
 
     /// Begins a variant: its pipeline and manifest are written before any work. A complete result of an earlier run stays
     /// until this one is complete; an incomplete one goes.
-    pub fn begin(&self, claim: Claim, resolved: &str, manifest: Manifest) -> Result<VariantFolder, FileError> {
+    pub fn begin_variant(&self, claim: Claim, resolved: &str, manifest: VariantManifest) -> Result<VariantFolder, FileError> {
         let id = manifest.variant.clone();
         let folder = self.folder().join(&id);
         let mut staged = None;
-        match Manifest::read(&folder) {
-            Some(earlier) if earlier.status == Status::Succeeded => staged = Some(PartialFolder::new(self.folder())?),
-            Some(_) => files::remove(&folder)?,
+        match VariantManifest::read(&folder) {
+            Some(earlier) if earlier.status == VariantStatus::Succeeded => staged = Some(PartialFolder::new(self.folder())?),
+            Some(_) => files::remove_folder(&folder)?,
             // An empty folder, or one that holds what no run left.
             None if folder.is_dir() && fs::remove_dir(&folder).is_ok() => {}
             None if folder.symlink_metadata().is_ok() => {
@@ -235,51 +235,51 @@ impl Results {
             }
             None => {}
         }
-        let mut variant = VariantFolder { id, folder, staged, parts: Vec::new(), manifest, _claim: claim };
+        let mut variant = VariantFolder { id, folder, replacement: staged, parts: Vec::new(), manifest, _claim: claim };
         // Its manifest says whose a folder is, so a folder never stands there without one.
-        let begun = if variant.staged.is_none() { Some(PartialFolder::new(self.folder())?) } else { None };
-        let work = begun.as_ref().map_or(variant.work(), PartialFolder::path);
-        files::write_quickly(&work.join("pipeline.toml"), resolved.as_bytes())?;
+        let begun = if variant.replacement.is_none() { Some(PartialFolder::new(self.folder())?) } else { None };
+        let work = begun.as_ref().map_or(variant.work_folder(), PartialFolder::path);
+        files::write_atomic_unsynced(&work.join("pipeline.toml"), resolved.as_bytes())?;
         variant.manifest.write(work)?;
         if let Some(begun) = begun {
-            begun.replace_quickly(&variant.folder)?;
+            begun.replace_unsynced(&variant.folder)?;
         }
-        variant.manifest.outputs.insert("pipeline.toml".to_owned(), Fingerprint::of_bytes(resolved.as_bytes()));
+        variant.manifest.outputs.insert("pipeline.toml".to_owned(), Fingerprint::from_bytes(resolved.as_bytes()));
         Ok(variant)
     }
 }
 
 impl VariantFolder {
     /// Where the variant is built.
-    fn work(&self) -> &Path {
-        self.staged.as_ref().map_or(&self.folder, PartialFolder::path)
+    fn work_folder(&self) -> &Path {
+        self.replacement.as_ref().map_or(&self.folder, PartialFolder::path)
     }
 
     pub fn log(&self) -> PathBuf {
-        self.work().join("log.jsonl")
+        self.work_folder().join("log.jsonl")
     }
 
     /// Takes what a stage measured, wrote and read.
-    pub fn stage_done(
+    pub fn add_stage(
         &mut self,
         record: StageRecord,
         tables: &[Table],
-        kept: &Kept,
+        kept: &StoredProduct,
         inputs: &BTreeMap<String, String>,
-    ) -> Result<(), MetricsError> {
+    ) -> Result<(), TableError> {
         let (step, stage) = (record.step, record.stage.clone());
-        self.parts.extend(tables.iter().map(|table| Part { step, stage: stage.clone(), table: table.clone() }));
+        self.parts.extend(tables.iter().map(|table| TablePart { step, stage: stage.clone(), table: table.clone() }));
         for Table { name, .. } in tables {
-            let parts: Vec<&Part> = self.parts.iter().filter(|part| part.table.name == *name).collect();
+            let parts: Vec<&TablePart> = self.parts.iter().filter(|part| part.table.name == *name).collect();
             let file = format!("{name}.parquet");
-            let written = metrics::write(&self.work().join(&file), name, &self.id, &parts)?;
+            let written = metrics::write_parts(&self.work_folder().join(&file), name, &self.id, &parts)?;
             self.manifest.outputs.insert(file, written);
         }
         let written = kept.written_files();
         if !written.is_empty() {
-            let copy = PartialFolder::new(self.work())?;
-            files::link_files(&kept.written(), written.keys().map(Path::new), copy.path())?;
-            copy.move_into(self.work())?;
+            let copy = PartialFolder::new(self.work_folder())?;
+            files::link_or_copy_files(&kept.written_folder(), written.keys().map(Path::new), copy.path())?;
+            copy.move_into(self.work_folder())?;
         }
         self.manifest.outputs.extend(written);
         self.manifest.inputs.extend(inputs.iter().map(|(path, hash)| (path.clone(), hash.clone())));
@@ -289,24 +289,24 @@ impl VariantFolder {
 
     /// Ends the variant: what was built takes its place, or, if it failed where a complete result stands, a place in it.
     /// Returns where its tables lie.
-    pub fn end(mut self, status: Status, error: Option<String>) -> Result<PathBuf, FileError> {
+    pub fn finish(mut self, status: VariantStatus, error: Option<String>) -> Result<PathBuf, FileError> {
         (self.manifest.status, self.manifest.error) = (status, error);
-        let place = match (&self.staged, status) {
-            (Some(_), Status::Succeeded) | (None, _) => self.folder.clone(),
-            (Some(_), _) => self.folder.join(ATTEMPT),
+        let place = match (&self.replacement, status) {
+            (Some(_), VariantStatus::Succeeded) | (None, _) => self.folder.clone(),
+            (Some(_), _) => self.folder.join(ATTEMPT_FOLDER),
         };
-        match (status, &self.staged) {
+        match (status, &self.replacement) {
             // what is staged is put on the disk as a whole before it takes its place
-            (Status::Succeeded, Some(_)) => {}
-            (Status::Succeeded, None) => {
-                files::publish_all_in(&self.folder).map_err(|source| FileError { path: self.folder.clone(), source })?;
+            (VariantStatus::Succeeded, Some(_)) => {}
+            (VariantStatus::Succeeded, None) => {
+                files::sync_and_make_readable(&self.folder).map_err(|source| FileError { path: self.folder.clone(), source })?;
             }
             _ => self.manifest.outputs.clear(),
         }
-        self.manifest.write(self.work())?;
-        if let Some(staged) = self.staged.take() {
+        self.manifest.write(self.work_folder())?;
+        if let Some(staged) = self.replacement.take() {
             if place == self.folder {
-                hand_on_others_files(&place, staged.path());
+                keep_foreign_files(&place, staged.path());
             }
             staged.replace(&place)?;
         }
@@ -315,15 +315,15 @@ impl VariantFolder {
 }
 
 /// What others put into a result stays there when a new one takes its place.
-fn hand_on_others_files(old: &Path, new: &Path) {
-    let Some(manifest) = Manifest::read(old) else { return };
-    for file in files::files_in(old).unwrap_or_default() {
+fn keep_foreign_files(old: &Path, new: &Path) {
+    let Some(manifest) = VariantManifest::read(old) else { return };
+    for file in files::list_files(old).unwrap_or_default() {
         let is_ours = manifest.outputs.contains_key(&*file.to_string_lossy())
-            || file.starts_with(ATTEMPT)
+            || file.starts_with(ATTEMPT_FOLDER)
             || [Path::new("manifest.json"), Path::new("log.jsonl")].contains(&&*file);
         if !is_ours
             && !new.join(&file).exists()
-            && let Err(error) = files::link_files(old, [&*file], new)
+            && let Err(error) = files::link_or_copy_files(old, [&*file], new)
         {
             tracing::warn!("`{}` is not handed on to the new result: {error}", old.join(&file).display());
         }

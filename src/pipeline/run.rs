@@ -6,26 +6,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::cache::Cache;
+use super::cache::ProductCache;
 use super::execute::StageError;
 use super::log::LogFiles;
-use super::make::Maker;
+use super::make::NodeRunner;
 use super::plan::{Plan, Variant};
-use super::problem::StageFailed;
-use super::recipe::{self, Recipes};
+use super::problem::StageFailure;
+use super::recipe::{self, ProductKeys};
 use super::report::{self, ReportError, VariantSummary};
-use super::results::{Manifest, Results, StageRecord, Status, VariantFolder};
-use super::shape::Sweep;
+use super::results::{VariantManifest, ResultsFolder, StageRecord, VariantStatus, VariantFolder};
+use super::shape::SweepManifest;
 use super::stage::Step;
-use super::status::{Now, RunState, Teller};
-use super::survey::{Costs, Survey};
-use super::values::{Made, Values};
+use super::status::{CurrentStage, RunState, StatusWriter};
+use super::survey::{SecondsByType, Survey};
+use super::values::{NodeOutput, LazyValues};
 use crate::files::FileError;
-use crate::progress::{Progress, clock};
+use crate::progress::{Progress, format_clock};
 
 /// What surrounds a run.
 #[derive(Clone, Default)]
-pub struct Surroundings {
+pub struct RunContext {
     pub progress: Progress,
     pub log: LogFiles,
     /// Raised by Ctrl-C and SIGTERM.
@@ -36,11 +36,11 @@ pub struct Surroundings {
 
 /// What became of the variants.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct RunOutcome {
     /// In the order of the plan.
     pub variants: Vec<VariantSummary>,
-    pub failures: Vec<StageFailed>,
-    pub interrupted: bool,
+    pub failures: Vec<StageFailure>,
+    pub is_interrupted: bool,
     /// The table of the sweep, as a person reads it.
     pub summary: String,
     pub folder: PathBuf,
@@ -58,76 +58,76 @@ pub enum RunError {
 }
 
 /// Between two looks at a variant that another run works on.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Runs every variant that is not complete; one that fails does not stop the others.
-pub fn run(plan: &Plan, recipes: &Recipes, survey: &Survey, surroundings: &Surroundings) -> Result<Outcome, RunError> {
+pub fn run(plan: &Plan, recipes: &ProductKeys, survey: &Survey, surroundings: &RunContext) -> Result<RunOutcome, RunError> {
     let settings = &plan.settings.run;
-    let results = Results::open(&settings.results.join(&plan.name))?;
-    let cache = Cache::open(&settings.cache(), settings.cache_limit.as_u64())?;
-    Sweep::of(plan).write(results.folder())?;
-    let teller = Teller::new(results.folder(), &plan.name, plan.variants.len(), &surroundings.progress);
-    let mut walk = Walk {
+    let results = ResultsFolder::open(&settings.results.join(&plan.name))?;
+    let cache = ProductCache::open(&settings.cache_folder(), settings.cache_limit.as_u64())?;
+    SweepManifest::from_plan(plan).write(results.folder())?;
+    let teller = StatusWriter::new(results.folder(), &plan.name, plan.variants.len(), &surroundings.progress);
+    let mut walk = TreeWalk {
         plan,
-        recipes,
+        keys: recipes,
         survey,
-        surroundings,
-        maker: Maker { plan, recipes, cache, progress: surroundings.progress.clone(), stop: surroundings.stop.clone() },
+        context: surroundings,
+        runner: NodeRunner { plan, keys: recipes, cache, progress: surroundings.progress.clone(), stop: surroundings.stop.clone() },
         results,
-        teller,
-        folders: plan.variants.iter().map(|_| None).collect(),
-        ended: vec![None; plan.variants.len()],
-        done: vec![false; plan.nodes.len()],
-        costs: Costs::new(),
+        status_writer: teller,
+        open_folders: plan.variants.iter().map(|_| None).collect(),
+        endings: vec![None; plan.variants.len()],
+        finished_nodes: vec![false; plan.nodes.len()],
+        measured_seconds: SecondsByType::new(),
         failures: Vec::new(),
     };
-    let outcome = walk.go();
+    let outcome = walk.run_rounds();
     if outcome.is_err() {
-        walk.teller.tell(|status| (status.state, status.now) = (RunState::Failed, None));
+        walk.status_writer.update(|status| (status.state, status.now) = (RunState::Failed, None));
     }
     outcome
 }
 
-struct Walk<'a> {
+struct TreeWalk<'a> {
     plan: &'a Plan,
-    recipes: &'a Recipes,
+    keys: &'a ProductKeys,
     survey: &'a Survey,
-    surroundings: &'a Surroundings,
-    maker: Maker<'a>,
-    results: Results,
-    teller: Teller,
+    context: &'a RunContext,
+    runner: NodeRunner<'a>,
+    results: ResultsFolder,
+    status_writer: StatusWriter,
     /// Variants that are being built.
-    folders: Vec<Option<VariantFolder>>,
+    open_folders: Vec<Option<VariantFolder>>,
     /// Those that have ended.
-    ended: Vec<Option<Ended>>,
+    endings: Vec<Option<VariantEnding>>,
     /// Nodes that were run, or taken from what is kept.
-    done: Vec<bool>,
+    finished_nodes: Vec<bool>,
     /// What the stages of each type took that ran.
-    costs: Costs,
-    failures: Vec<StageFailed>,
+    measured_seconds: SecondsByType,
+    failures: Vec<StageFailure>,
 }
 
 /// How a variant ended, why, and where its tables lie.
-type Ended = (Status, Option<String>, PathBuf);
+type VariantEnding = (VariantStatus, Option<String>, PathBuf);
 
-impl Walk<'_> {
+impl TreeWalk<'_> {
     /// Rounds down the tree: the first for all variants, further ones for those that another run had begun.
-    fn go(&mut self) -> Result<Outcome, RunError> {
+    fn run_rounds(&mut self) -> Result<RunOutcome, RunError> {
         let mut waiting: Vec<usize> = (0..self.plan.variants.len()).collect();
         loop {
-            waiting = self.begin(&waiting)?;
+            waiting = self.begin_variants(&waiting)?;
             for &root in &self.plan.roots {
-                self.descend(root, Values::default());
+                self.run_subtree(root, LazyValues::default());
             }
-            if waiting.is_empty() || self.is_over() {
+            if waiting.is_empty() || self.is_stopping() {
                 return self.finish();
             }
-            self.wait_for(&waiting)?;
+            self.wait_for_any(&waiting)?;
         }
     }
 
     /// Begins the variants that are not complete. Returns those that another run works on.
-    fn begin(&mut self, variants: &[usize]) -> Result<Vec<usize>, RunError> {
+    fn begin_variants(&mut self, variants: &[usize]) -> Result<Vec<usize>, RunError> {
         let mut busy = Vec::new();
         for &v in variants {
             let variant = &self.plan.variants[v];
@@ -138,150 +138,150 @@ impl Walk<'_> {
                     continue;
                 }
                 Err(error) => {
-                    self.fail(&[v], &variant.steps[0], &error.into());
+                    self.fail_variants(&[v], &variant.steps[0], &error.into());
                     continue;
                 }
             };
             let folder = self.results.folder().join(&variant.id);
-            if !self.plan.is_forced(variant) && self.results.is_complete(&variant.id, &self.recipes.keys(variant)) {
-                self.ended[v] = Some((Status::Succeeded, None, folder));
+            if !self.plan.is_forced(variant) && self.results.is_complete(&variant.id, &self.keys.stage_keys(variant)) {
+                self.endings[v] = Some((VariantStatus::Succeeded, None, folder));
                 continue;
             }
-            let resolved = self.plan.resolved(variant)?;
-            match self.results.begin(claim, &resolved, Manifest::new(self.plan, variant, &resolved)) {
-                Ok(begun) => self.folders[v] = Some(begun),
+            let resolved = self.plan.variant_toml(variant)?;
+            match self.results.begin_variant(claim, &resolved, VariantManifest::new(self.plan, variant, &resolved)) {
+                Ok(begun) => self.open_folders[v] = Some(begun),
                 // One variant's folder is no reason for the others to fail.
-                Err(error) => self.fail(&[v], &variant.steps[0], &error.into()),
+                Err(error) => self.fail_variants(&[v], &variant.steps[0], &error.into()),
             }
         }
-        let complete = variants.iter().filter(|&&v| self.ended[v].is_some()).count();
+        let complete = variants.iter().filter(|&&v| self.endings[v].is_some()).count();
         if complete > 0 {
             tracing::info!("{complete} of {} variants are complete", self.plan.variants.len());
         }
         if !busy.is_empty() && variants.len() == self.plan.variants.len() {
             tracing::info!("{} variants are left to another run that works on them", busy.len());
         }
-        self.tell(None);
+        self.update_status(None);
         Ok(busy)
     }
 
     /// Until another run lets go of one of its variants.
-    fn wait_for(&self, variants: &[usize]) -> Result<(), RunError> {
-        while !self.is_over() {
+    fn wait_for_any(&self, variants: &[usize]) -> Result<(), RunError> {
+        while !self.is_stopping() {
             for &v in variants {
                 if self.results.claim(&self.plan.variants[v].id)?.is_some() {
                     return Ok(());
                 }
             }
-            std::thread::sleep(BETWEEN_LOOKS);
+            std::thread::sleep(POLL_INTERVAL);
         }
         Ok(())
     }
 
     /// Whether no further stage may begin.
-    fn is_over(&self) -> bool {
-        self.surroundings.stop.load(Ordering::Relaxed) || (self.surroundings.fail_fast && !self.failures.is_empty())
+    fn is_stopping(&self) -> bool {
+        self.context.stop.load(Ordering::Relaxed) || (self.context.fail_fast && !self.failures.is_empty())
     }
 
     /// The variants of a node that are being built.
-    fn open(&self, at: usize) -> Vec<usize> {
-        self.plan.nodes[at].variants.iter().copied().filter(|&v| self.folders[v].is_some()).collect()
+    fn open_variants(&self, at: usize) -> Vec<usize> {
+        self.plan.nodes[at].variants.iter().copied().filter(|&v| self.open_folders[v].is_some()).collect()
     }
 
     /// Runs a node, then what comes after it in each of its branches.
-    fn descend(&mut self, mut at: usize, mut values: Values) {
-        while !self.is_over() {
+    fn run_subtree(&mut self, mut at: usize, mut values: LazyValues) {
+        while !self.is_stopping() {
             let node = &self.plan.nodes[at];
-            let variants = self.open(at);
+            let variants = self.open_variants(at);
             if variants.is_empty() {
                 return;
             }
-            match self.stage(at, &variants, &values) {
-                Ok(made) => values.advance(at, &node.step.stage, &made),
-                Err(failure) => return self.fail(&variants, &node.step, &failure),
+            match self.run_node(at, &variants, &values) {
+                Ok(made) => values.apply_stage(at, &node.step.stage, &made),
+                Err(failure) => return self.fail_variants(&variants, &node.step, &failure),
             }
-            for variant in self.open(at).into_iter().filter(|&v| self.plan.variants[v].path.last() == Some(&at)) {
-                if let Err(error) = self.end(variant, Status::Succeeded, None) {
-                    self.fail(&[variant], &node.step, &error.into());
+            for variant in self.open_variants(at).into_iter().filter(|&v| self.plan.variants[v].nodes.last() == Some(&at)) {
+                if let Err(error) = self.end_variant(variant, VariantStatus::Succeeded, None) {
+                    self.fail_variants(&[variant], &node.step, &error.into());
                 }
             }
             let Some((&last, others)) = node.children.split_last() else { return };
-            others.iter().for_each(|&child| self.descend(child, values.clone()));
+            others.iter().for_each(|&child| self.run_subtree(child, values.clone()));
             at = last;
         }
     }
 
     /// Runs one stage, or takes what is kept of it, and gives what it measured and wrote to every variant that shares it.
-    fn stage(&mut self, at: usize, variants: &[usize], values: &Values) -> Result<Made, StageError> {
+    fn run_node(&mut self, at: usize, variants: &[usize], values: &LazyValues) -> Result<NodeOutput, StageError> {
         let step = &self.plan.nodes[at].step;
-        self.surroundings.log.set(variants.iter().filter_map(|&v| self.folders[v].as_ref().map(VariantFolder::log)));
-        self.tell(Some((step, variants)));
-        let whose = self.whose(variants);
-        let left = self.teller.status.seconds_left.map(clock);
+        self.context.log.set_paths(variants.iter().filter_map(|&v| self.open_folders[v].as_ref().map(VariantFolder::log)));
+        self.update_status(Some((step, variants)));
+        let whose = self.variants_label(variants);
+        let left = self.status_writer.status.seconds_left.map(format_clock);
         let _span =
-            tracing::info_span!("stage", step = step.position, r#for = whose, variant = self.teller.variant(), left).entered();
+            tracing::info_span!("stage", step = step.position, r#for = whose, variant = self.status_writer.variant_progress(), left).entered();
         tracing::debug!("{} begins", step.stage.tag());
         // Forced once: a second round is for variants that another run let go of.
-        let first = !std::mem::replace(&mut self.done[at], true);
-        let forced = first && self.plan.nodes[at].forced.is_some();
-        let ran = self.maker.outcome(at, forced, values)?;
-        let cost = ran.kept.entry.cost;
-        if !ran.reused {
-            self.costs.entry(step.stage.tag()).or_default().push(cost.wall_seconds);
+        let first = !std::mem::replace(&mut self.finished_nodes[at], true);
+        let forced = first && self.plan.nodes[at].forced_by.is_some();
+        let ran = self.runner.run_or_reuse(at, forced, values)?;
+        let cost = ran.stored.manifest.cost;
+        if !ran.is_reused {
+            self.measured_seconds.entry(step.stage.tag()).or_default().push(cost.wall_seconds);
         }
-        tracing::debug!(seconds = cost.wall_seconds, kept = ran.reused, "{} is done", step.stage.tag());
-        let recipe = self.recipes.get(at);
+        tracing::debug!(seconds = cost.wall_seconds, kept = ran.is_reused, "{} is done", step.stage.tag());
+        let recipe = self.keys.get(at);
         let record = StageRecord {
             step: step.position,
             stage: step.stage.tag().to_owned(),
             options: step.stage.options(),
             key: recipe.key.clone(),
-            code: recipe::code(step.stage.tag()).to_owned(),
-            kept: ran.reused,
+            code: recipe::code_version(step.stage.tag()).to_owned(),
+            kept: ran.is_reused,
             cost,
             shared_by: variants.len(),
         };
         for &v in variants {
-            let Some(folder) = &mut self.folders[v] else { continue };
+            let Some(folder) = &mut self.open_folders[v] else { continue };
             // One variant's folder is no reason for the others to fail.
-            if let Err(error) = folder.stage_done(record.clone(), &ran.tables, &ran.kept, &recipe.inputs) {
-                self.fail(&[v], step, &error.into());
+            if let Err(error) = folder.add_stage(record.clone(), &ran.tables, &ran.stored, &recipe.input_hashes) {
+                self.fail_variants(&[v], step, &error.into());
             }
         }
-        let stages = &mut self.teller.status.stages;
-        match (first, ran.reused) {
+        let stages = &mut self.status_writer.status.stages;
+        match (first, ran.is_reused) {
             (true, true) => stages.kept += 1,
             (true, false) => stages.run += 1,
             (false, _) => {}
         }
-        let made = ran.handed_over();
-        self.maker.cache.trim();
+        let made = ran.into_output();
+        self.runner.cache.trim();
         Ok(made)
     }
 
     /// Records that variants cannot go on, and says so once.
-    fn fail(&mut self, variants: &[usize], step: &Step, failure: &StageError) {
+    fn fail_variants(&mut self, variants: &[usize], step: &Step, failure: &StageError) {
         let interrupted = failure.is_interrupted();
-        let whose = self.whose(variants);
+        let whose = self.variants_label(variants);
         if !interrupted {
             tracing::error!(r#for = whose, "{} failed: {failure}", step.stage.tag());
         }
-        let status = if interrupted { Status::Interrupted } else { Status::Failed };
+        let status = if interrupted { VariantStatus::Interrupted } else { VariantStatus::Failed };
         for &v in variants {
             let why = format!("step {}: `{}` failed: {failure}", step.position, step.stage.tag());
-            if let Err(error) = self.end(v, status, (!interrupted).then_some(why)) {
+            if let Err(error) = self.end_variant(v, status, (!interrupted).then_some(why)) {
                 tracing::error!(variant = self.plan.variants[v].id, "its manifest cannot be written: {error}");
             }
         }
         if !interrupted {
             let sources = &self.plan.sources;
             let reason = failure.to_string();
-            self.failures.push(sources.stage_failed(&step.span, whose, step.position, step.stage.tag(), reason));
+            self.failures.push(sources.stage_failure(&step.span, whose, step.position, step.stage.tag(), reason));
         }
     }
 
     /// A variant by its name, several by their number.
-    fn whose(&self, variants: &[usize]) -> String {
+    fn variants_label(&self, variants: &[usize]) -> String {
         match variants {
             [one] => self.plan.variants[*one].id.clone(),
             _ => format!("{} variants", variants.len()),
@@ -289,33 +289,33 @@ impl Walk<'_> {
     }
 
     /// Ends a variant. Nobody may take it for complete before it is, so what is written last says so.
-    fn end(&mut self, v: usize, status: Status, error: Option<String>) -> Result<(), FileError> {
+    fn end_variant(&mut self, v: usize, status: VariantStatus, error: Option<String>) -> Result<(), FileError> {
         let id = &self.plan.variants[v].id;
         let mut place = self.results.folder().join(id);
-        self.ended[v] = Some((status, error.clone(), place.clone()));
-        if let Some(folder) = self.folders[v].take() {
-            place = folder.end(status, error.clone())?;
+        self.endings[v] = Some((status, error.clone(), place.clone()));
+        if let Some(folder) = self.open_folders[v].take() {
+            place = folder.finish(status, error.clone())?;
         }
-        self.ended[v] = Some((status, error, place));
-        if status == Status::Succeeded {
+        self.endings[v] = Some((status, error, place));
+        if status == VariantStatus::Succeeded {
             tracing::info!("{id} is complete");
         }
         Ok(())
     }
 
     /// Says where the run is: which stage begins, for which variants.
-    fn tell(&mut self, begins: Option<(&Step, &[usize])>) {
-        let count = |status| self.ended.iter().flatten().filter(|ended| ended.0 == status).count();
-        let (succeeded, failed) = (count(Status::Succeeded), count(Status::Failed));
-        let is_left = |at: usize| !self.done[at] && !self.open(at).is_empty();
-        let (left, seconds_left) = self.survey.left(self.plan, is_left, &self.costs);
-        let now = begins.map(|(step, variants)| Now {
+    fn update_status(&mut self, begins: Option<(&Step, &[usize])>) {
+        let count = |status| self.endings.iter().flatten().filter(|ended| ended.0 == status).count();
+        let (succeeded, failed) = (count(VariantStatus::Succeeded), count(VariantStatus::Failed));
+        let is_left = |at: usize| !self.finished_nodes[at] && !self.open_variants(at).is_empty();
+        let (left, seconds_left) = self.survey.remaining_stages(self.plan, is_left, &self.measured_seconds);
+        let now = begins.map(|(step, variants)| CurrentStage {
             step: step.position,
             stage: step.stage.tag(),
             variants: variants.iter().map(|&v| self.plan.variants[v].id.clone()).collect(),
-            since: super::status::now(),
+            since: super::status::unix_seconds(),
         });
-        self.teller.tell(|status| {
+        self.status_writer.update(|status| {
             (status.variants.succeeded, status.variants.failed) = (succeeded, failed);
             (status.stages.left, status.seconds_left) = (left, seconds_left);
             status.now = now;
@@ -323,47 +323,47 @@ impl Walk<'_> {
     }
 
     /// Ends what has not ended, and writes the table of the sweep.
-    fn finish(&mut self) -> Result<Outcome, RunError> {
-        let stopped = self.surroundings.stop.load(Ordering::Relaxed);
+    fn finish(&mut self) -> Result<RunOutcome, RunError> {
+        let stopped = self.context.stop.load(Ordering::Relaxed);
         let first = self.failures.first().filter(|_| !stopped);
         let why = first.map(|first| format!("not run: {} failed, and --fail-fast was given", first.variant));
         for v in 0..self.plan.variants.len() {
-            if self.folders[v].is_some()
-                && let Err(error) = self.end(v, Status::Interrupted, why.clone())
+            if self.open_folders[v].is_some()
+                && let Err(error) = self.end_variant(v, VariantStatus::Interrupted, why.clone())
             {
                 tracing::error!(variant = self.plan.variants[v].id, "its manifest cannot be written: {error}");
             }
         }
-        self.surroundings.log.set([]);
-        self.tell(None);
+        self.context.log.set_paths([]);
+        self.update_status(None);
         // Whoever writes the table last has seen all that was there before.
         let _claim = loop {
-            match self.results.claim(report::TABLE)? {
+            match self.results.claim(report::VARIANTS_FILE)? {
                 Some(claim) => break claim,
-                None => std::thread::sleep(BETWEEN_LOOKS),
+                None => std::thread::sleep(POLL_INTERVAL),
             }
         };
         let folder = self.results.folder().to_owned();
-        let summary = |(variant, ended): (&Variant, &Option<Ended>)| match ended.clone() {
+        let summary = |(variant, ended): (&Variant, &Option<VariantEnding>)| match ended.clone() {
             Some((status, error, tables)) => VariantSummary::new(variant.into(), status, error, tables),
             // another run had it to the end
-            None => VariantSummary::of_folder(variant.into(), &folder)
-                .unwrap_or_else(|| VariantSummary::new(variant.into(), Status::Interrupted, None, folder.join(&variant.id))),
+            None => VariantSummary::from_folder(variant.into(), &folder)
+                .unwrap_or_else(|| VariantSummary::new(variant.into(), VariantStatus::Interrupted, None, folder.join(&variant.id))),
         };
-        let variants: Vec<VariantSummary> = self.plan.variants.iter().zip(&self.ended).map(summary).collect();
-        let others = report::others(self.plan, &folder, &self.recipes.inputs());
+        let variants: Vec<VariantSummary> = self.plan.variants.iter().zip(&self.endings).map(summary).collect();
+        let others = report::unselected_summaries(self.plan, &folder, &self.keys.input_hashes());
         let mut rows: Vec<VariantSummary> = variants.iter().cloned().chain(others).collect();
-        rows.sort_by_key(|row| self.plan.order.iter().position(|id| *id == row.shape.id));
-        let summary = report::write_variants(&folder, &rows)?;
+        rows.sort_by_key(|row| self.plan.variant_order.iter().position(|id| *id == row.description.id));
+        let summary = report::write_report_tables(&folder, &rows)?;
         let is_any = |status| variants.iter().any(|variant| variant.status == status);
-        let (failed, interrupted) = (is_any(Status::Failed), stopped && variants.iter().any(|v| v.status != Status::Succeeded));
-        self.teller.tell(|status| {
+        let (failed, interrupted) = (is_any(VariantStatus::Failed), stopped && variants.iter().any(|v| v.status != VariantStatus::Succeeded));
+        self.status_writer.update(|status| {
             status.state = match (interrupted, failed) {
                 (true, _) => RunState::Interrupted,
                 (false, true) => RunState::Failed,
                 (false, false) => RunState::Succeeded,
             };
         });
-        Ok(Outcome { variants, failures: std::mem::take(&mut self.failures), interrupted, summary, folder })
+        Ok(RunOutcome { variants, failures: std::mem::take(&mut self.failures), is_interrupted: interrupted, summary, folder })
     }
 }

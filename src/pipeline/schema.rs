@@ -11,8 +11,8 @@ use crate::stages::repeat;
 pub fn schema() -> Value {
     let mut generator = SchemaGenerator::new(SchemaSettings::draft2020_12());
     let stages: Vec<Value> =
-        Stage::schemas(&mut generator).into_iter().map(|(tag, schema)| tagged(tag, schema.to_value())).collect();
-    let mut repeat = tagged("repeat", generator.root_schema_for::<repeat::Options>().to_value());
+        Stage::option_schemas(&mut generator).into_iter().map(|(tag, schema)| with_type_property(tag, schema.to_value())).collect();
+    let mut repeat = with_type_property("repeat", generator.root_schema_for::<repeat::Options>().to_value());
     if let Some(properties) = repeat["properties"].as_object_mut() {
         properties.insert(
             "stage".to_owned(),
@@ -45,7 +45,7 @@ pub fn schema() -> Value {
 }
 
 /// A stage's options with its `type`.
-fn tagged(tag: &str, mut schema: Value) -> Value {
+fn with_type_property(tag: &str, mut schema: Value) -> Value {
     if let Some(object) = schema.as_object_mut() {
         object.remove("$schema");
         let properties = object.entry("properties").or_insert_with(|| json!({}));

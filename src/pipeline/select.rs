@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
-use super::plan::{Node, Variant};
-use super::problem::{Problem, Sources, suggest};
+use super::plan::{PlanNode, Variant};
+use super::problem::{Problem, SourceTexts, suggest};
 use crate::spelling::closest;
 
 /// The variants that are asked for.
@@ -22,7 +22,7 @@ pub struct Selection {
 pub struct Shard {
     /// From 1.
     number: u64,
-    of: u64,
+    count: u64,
 }
 
 impl FromStr for Shard {
@@ -31,7 +31,7 @@ impl FromStr for Shard {
     fn from_str(text: &str) -> Result<Self, String> {
         let (number, of) = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?))).unwrap_or((0, 0));
         if (1..=of).contains(&number) {
-            Ok(Self { number, of })
+            Ok(Self { number, count: of })
         } else {
             Err("a shard is K/N, such as 1/4: the first of four".to_owned())
         }
@@ -41,19 +41,19 @@ impl FromStr for Shard {
 impl Shard {
     fn has(self, variant: &Variant) -> bool {
         let [a, b, c, d, e, f, g, h, ..] = variant.hash;
-        u64::from_le_bytes([a, b, c, d, e, f, g, h]) % self.of == self.number - 1
+        u64::from_le_bytes([a, b, c, d, e, f, g, h]) % self.count == self.number - 1
     }
 }
 
 impl Selection {
     /// Those that are asked for, and the others.
-    pub fn apply(
+    pub fn split_variants(
         &self,
         variants: Vec<Variant>,
-        sources: &mut Sources,
+        sources: &mut SourceTexts,
         problems: &mut Vec<Problem>,
     ) -> (Vec<Variant>, Vec<Variant>) {
-        let named = self.named(&variants, sources, problems);
+        let named = self.resolve_names(&variants, sources, problems);
         let is_wanted = |(v, variant): &(usize, Variant)| {
             named.as_ref().is_none_or(|named| named.contains(v)) && self.shard.is_none_or(|shard| shard.has(variant))
         };
@@ -63,10 +63,10 @@ impl Selection {
     }
 
     /// The variants that have been named; None if none has.
-    fn named(&self, variants: &[Variant], sources: &mut Sources, problems: &mut Vec<Problem>) -> Option<BTreeSet<usize>> {
+    fn resolve_names(&self, variants: &[Variant], sources: &mut SourceTexts, problems: &mut Vec<Problem>) -> Option<BTreeSet<usize>> {
         let mut wanted = BTreeSet::new();
         for name in &self.only {
-            let at = sources.add_whole(&format!("--only {name}"));
+            let at = sources.add_argument(&format!("--only {name}"));
             let exact: Vec<usize> = (0..variants.len()).filter(|&v| variants[v].id == *name).collect();
             let begin: Vec<usize> = (0..variants.len()).filter(|&v| variants[v].id.starts_with(name)).collect();
             match if exact.is_empty() { &begin[..] } else { &exact[..] } {
@@ -94,27 +94,27 @@ impl Selection {
 }
 
 /// Marks the nodes that must run, whatever is kept: all of them, or those of these types and all that follow.
-pub fn force(nodes: &mut [Node], all: bool, from: &[String], sources: &mut Sources, problems: &mut Vec<Problem>) {
+pub fn mark_forced(nodes: &mut [PlanNode], all: bool, from: &[String], sources: &mut SourceTexts, problems: &mut Vec<Problem>) {
     for tag in from {
         let mut tags: Vec<&str> = nodes.iter().map(|node| node.step.stage.tag()).collect();
         if !nodes.is_empty() && !tags.contains(&tag.as_str()) {
             tags.sort_unstable();
             tags.dedup();
-            let at = sources.add_whole(&format!("--from {tag}"));
+            let at = sources.add_argument(&format!("--from {tag}"));
             problems.push(sources.problem(at, format!("the pipeline has no stage of type `{tag}`"), suggest(tag, &tags)));
         }
     }
     for at in 0..nodes.len() {
         let tag = nodes[at].step.stage.tag();
         if all {
-            nodes[at].forced = Some("--force".to_owned());
-        } else if nodes[at].forced.is_none() && from.iter().any(|from| from == tag) {
-            nodes[at].forced = Some(format!("--from {tag}"));
+            nodes[at].forced_by = Some("--force".to_owned());
+        } else if nodes[at].forced_by.is_none() && from.iter().any(|from| from == tag) {
+            nodes[at].forced_by = Some(format!("--from {tag}"));
         }
         // a node stands before its children
-        let forced = nodes[at].forced.clone();
+        let forced = nodes[at].forced_by.clone();
         if forced.is_some() {
-            nodes[at].children.clone().into_iter().for_each(|child| nodes[child].forced.clone_from(&forced));
+            nodes[at].children.clone().into_iter().for_each(|child| nodes[child].forced_by.clone_from(&forced));
         }
     }
 }
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_shard_has_a_number_and_a_count() {
-        assert_eq!("2/3".parse(), Ok(Shard { number: 2, of: 3 }));
+        assert_eq!("2/3".parse(), Ok(Shard { number: 2, count: 3 }));
         for wrong in ["0/3", "4/3", "1", "1/", "/2", "a/b", "1/0", "-1/2"] {
             assert!(wrong.parse::<Shard>().is_err(), "{wrong}");
         }

@@ -13,10 +13,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::Spanned;
 use toml::de::{self, DeTable};
 
-use super::file::decode_problem;
-use super::problem::{Problem, Sources};
+use super::file::deserialize_problem;
+use super::problem::{Problem, SourceTexts};
 use crate::memory;
-use crate::stages::Budget;
+use crate::stages::MemoryBudget;
 use crate::tensor::Device;
 
 /// Where and how a run takes place. None of it but the seed, and within rounding the device, changes a variant's numbers.
@@ -42,7 +42,7 @@ pub struct RunSettings {
     /// How much memory the program may take, in bytes or as "4 GiB": more of it saves arithmetic, and a model that does not fit
     /// is read block by block. Default `auto`: four fifths of what is free. Results do not depend on it.
     #[schemars(with = "String")]
-    pub memory: Memory,
+    pub memory: MemoryLimit,
     /// Whether blocks stay on disk and are read one at a time. Default: where the model does not fit. Results do not depend
     /// on it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,23 +61,23 @@ pub struct RunSettings {
 
 /// How much memory a program may take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Memory {
+pub enum MemoryLimit {
     #[default]
     Auto,
     Bytes(ByteSize),
 }
 
-impl Memory {
+impl MemoryLimit {
     /// In bytes.
     pub fn bytes(self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.as_u64(),
-            Self::Auto => memory::resident() + memory::free() / 5 * 4,
+            Self::Auto => memory::resident_bytes() + memory::available_bytes() / 5 * 4,
         }
     }
 }
 
-impl Serialize for Memory {
+impl Serialize for MemoryLimit {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Auto => serializer.serialize_str("auto"),
@@ -86,25 +86,25 @@ impl Serialize for Memory {
     }
 }
 
-impl<'de> Deserialize<'de> for Memory {
+impl<'de> Deserialize<'de> for MemoryLimit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Reader;
         impl serde::de::Visitor<'_> for Reader {
-            type Value = Memory;
+            type Value = MemoryLimit;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("`auto`, a number of bytes, or a size such as \"4 GiB\"")
             }
-            fn visit_u64<E: serde::de::Error>(self, bytes: u64) -> Result<Memory, E> {
-                Ok(Memory::Bytes(ByteSize(bytes)))
+            fn visit_u64<E: serde::de::Error>(self, bytes: u64) -> Result<MemoryLimit, E> {
+                Ok(MemoryLimit::Bytes(ByteSize(bytes)))
             }
-            fn visit_i64<E: serde::de::Error>(self, bytes: i64) -> Result<Memory, E> {
+            fn visit_i64<E: serde::de::Error>(self, bytes: i64) -> Result<MemoryLimit, E> {
                 let unsigned = u64::try_from(bytes);
                 unsigned.map_err(|_| E::invalid_value(Unexpected::Signed(bytes), &self)).and_then(|bytes| self.visit_u64(bytes))
             }
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Memory, E> {
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<MemoryLimit, E> {
                 match text {
-                    "auto" => Ok(Memory::Auto),
-                    size => size.parse().map(Memory::Bytes).map_err(|_| E::invalid_value(Unexpected::Str(text), &self)),
+                    "auto" => Ok(MemoryLimit::Auto),
+                    size => size.parse().map(MemoryLimit::Bytes).map_err(|_| E::invalid_value(Unexpected::Str(text), &self)),
                 }
             }
         }
@@ -130,7 +130,7 @@ impl Default for RunSettings {
             cache_limit: ByteSize::gib(50),
             data: None,
             threads: None,
-            memory: Memory::Auto,
+            memory: MemoryLimit::Auto,
             stream: None,
             device: Device::Auto,
             log: LogFormat::Text,
@@ -141,42 +141,42 @@ impl Default for RunSettings {
 
 impl RunSettings {
     /// How much memory the stages have.
-    pub fn budget(&self) -> Budget {
-        Budget { bytes: self.memory.bytes(), stream: self.stream }
+    pub fn budget(&self) -> MemoryBudget {
+        MemoryBudget { bytes: self.memory.bytes(), stream_override: self.stream }
     }
 
     /// The folder of kept products.
-    pub fn cache(&self) -> PathBuf {
+    pub fn cache_folder(&self) -> PathBuf {
         self.cache.clone().unwrap_or_else(|| self.results.join(".cache"))
     }
 }
 
 /// Every setting's name.
-pub const KEYS: [&str; 11] =
+pub const SETTING_KEYS: [&str; 11] =
     ["seed", "results", "cache", "cache_limit", "data", "threads", "memory", "stream", "device", "log", "locked"];
 
 /// Those that are paths, whatever they look like.
-const PATHS: [&str; 3] = ["results", "cache", "data"];
+const PATH_SETTING_KEYS: [&str; 3] = ["results", "cache", "data"];
 
 /// The environment variable of a setting.
-fn variable(key: &str) -> String {
+fn environment_variable(key: &str) -> String {
     format!("RUNNER_{}", key.to_uppercase())
 }
 
 /// The settings and, for each, which layer it comes from.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Settings {
+pub struct LayeredSettings {
     pub run: RunSettings,
     pub provenance: BTreeMap<String, String>,
 }
 
 /// One layer: a table of settings and its name.
-struct Layer {
+struct SettingsLayer {
     name: String,
     values: Dict,
 }
 
-impl Provider for Layer {
+impl Provider for SettingsLayer {
     fn metadata(&self) -> Metadata {
         Metadata::named(self.name.clone())
     }
@@ -186,12 +186,12 @@ impl Provider for Layer {
 }
 
 /// Layers the settings. `sets`: `run.` overrides as one-key tables with the text each was given as.
-pub fn layer(
+pub fn layer_settings(
     file: Option<&Spanned<DeTable<'_>>>,
     sets: &[(String, Spanned<DeTable<'_>>)],
-    sources: &mut Sources,
+    sources: &mut SourceTexts,
     problems: &mut Vec<Problem>,
-) -> Settings {
+) -> LayeredSettings {
     let mut figment = Figment::from(Serialized::defaults(RunSettings::default()));
     let tables = file
         .map(|table| ("the pipeline".to_owned(), table))
@@ -202,49 +202,49 @@ pub fn layer(
         let deserializer = || de::Deserializer::from(table.clone());
         // First with the places of the values, then for the layer.
         if let Err(error) = RunSettings::deserialize(deserializer()) {
-            problems.push(decode_problem(sources, error.span().unwrap_or(table.span()), error.message(), "`[run]`"));
+            problems.push(deserialize_problem(sources, error.span().unwrap_or(table.span()), error.message(), "`[run]`"));
             continue;
         }
-        layers.extend(Dict::deserialize(deserializer()).map(|values| Layer { name, values }));
+        layers.extend(Dict::deserialize(deserializer()).map(|values| SettingsLayer { name, values }));
     }
     let sets = layers.split_off(usize::from(file.is_some()).min(layers.len()));
     for layer in layers {
-        figment = figment.merge(layer);
+        figment = figment.merge(layer_settings);
     }
     // Only the settings' own names: CI systems have RUNNER_ variables of their own.
-    for key in KEYS {
-        let variable = variable(key);
+    for key in SETTING_KEYS {
+        let variable = environment_variable(key);
         let Ok(text) = std::env::var(&variable) else { continue };
         if text.is_empty() {
             continue;
         }
         let Ok(read) = text.parse::<Value>();
-        let value = if PATHS.contains(&key) { Value::from(text) } else { read };
-        figment = figment.merge(Layer { name: variable, values: Dict::from([(key.to_owned(), value)]) });
+        let value = if PATH_SETTING_KEYS.contains(&key) { Value::from(text) } else { read };
+        figment = figment.merge(SettingsLayer { name: variable, values: Dict::from([(key.to_owned(), value)]) });
     }
     for layer in sets {
-        figment = figment.merge(layer);
+        figment = figment.merge(layer_settings);
     }
     let run: RunSettings = match figment.extract() {
         Ok(run) => run,
         Err(errors) => {
             for error in errors {
                 let key = error.path.first().cloned().unwrap_or_default();
-                let variable = variable(&key);
-                let start = sources.add("environment", &format!("{variable}={}", std::env::var(&variable).unwrap_or_default()));
+                let variable = environment_variable(&key);
+                let start = sources.add_text("environment", &format!("{variable}={}", std::env::var(&variable).unwrap_or_default()));
                 problems.push(sources.problem(
                     start..start + variable.len(),
                     format!("the environment variable {variable} is wrong: {}", error.kind),
                     "",
                 ));
             }
-            return Settings::default();
+            return LayeredSettings::default();
         }
     };
-    let provenance = KEYS.iter().filter_map(|key| {
+    let provenance = SETTING_KEYS.iter().filter_map(|key| {
         let name = figment.find_metadata(key)?.name.to_string();
         let name = if name.contains("RunSettings") { "default".to_owned() } else { name.replace('`', "") };
         Some(((*key).to_owned(), name))
     });
-    Settings { provenance: provenance.collect(), run }
+    LayeredSettings { provenance: provenance.collect(), run }
 }

@@ -7,26 +7,26 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::plan::{Plan, Variant};
-use super::stage::{Product, Stage, Step};
-use crate::files::{FileError, write_quickly};
+use super::stage::{ValueKind, Stage, Step};
+use crate::files::{FileError, write_atomic_unsynced};
 
 /// What a variant is, whatever became of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Shape {
+pub struct VariantDescription {
     pub id: String,
     /// The options that the sweep decides, and their values.
     pub swept: Vec<(String, Value)>,
     /// Its stages of type `evaluate`.
     #[serde(flatten)]
-    pub evaluate: Steps,
+    pub evaluate: StepsByModel,
     /// Its stages of type `generate`.
     #[serde(default)]
-    pub generate: Steps,
+    pub generate: StepsByModel,
 }
 
 /// Which stages of one type look at which model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Steps {
+pub struct StepsByModel {
     /// Every one before any pruning: the dense model. The first that has a metric, or a prompt, counts.
     pub dense: Vec<u32>,
     /// Every one between the last pruning and what changes the model after it: not yet recovered.
@@ -37,24 +37,24 @@ pub struct Steps {
 
 /// The variants of a sweep, in its order: `sweep.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Sweep {
-    pub variants: Vec<Shape>,
+pub struct SweepManifest {
+    pub variants: Vec<VariantDescription>,
 }
 
-impl From<&Variant> for Shape {
+impl From<&Variant> for VariantDescription {
     fn from(variant: &Variant) -> Self {
         Self {
             id: variant.id.clone(),
             swept: variant.swept.clone(),
-            evaluate: Steps::of(&variant.steps, "evaluate"),
-            generate: Steps::of(&variant.steps, "generate"),
+            evaluate: StepsByModel::from_steps(&variant.steps, "evaluate"),
+            generate: StepsByModel::from_steps(&variant.steps, "generate"),
         }
     }
 }
 
-impl Steps {
-    fn of(steps: &[Step], tag: &str) -> Self {
-        let changes = |step: &Step| step.stage.makes().contains(&Product::Model);
+impl StepsByModel {
+    fn from_steps(steps: &[Step], tag: &str) -> Self {
+        let changes = |step: &Step| step.stage.makes().contains(&ValueKind::Model);
         let among = |steps: &[Step]| -> Vec<u32> {
             steps.iter().filter(|step| step.stage.tag() == tag).map(|step| step.position).collect()
         };
@@ -69,24 +69,24 @@ impl Steps {
     }
 }
 
-impl Sweep {
+impl SweepManifest {
     /// Every variant of a plan, those that were not asked for included.
-    pub fn of(plan: &Plan) -> Self {
-        let mut variants: Vec<Shape> = plan.variants.iter().chain(&plan.others).map(Shape::from).collect();
-        variants.sort_by_key(|shape| plan.order.iter().position(|id| *id == shape.id));
+    pub fn from_plan(plan: &Plan) -> Self {
+        let mut variants: Vec<VariantDescription> = plan.variants.iter().chain(&plan.unselected).map(VariantDescription::from).collect();
+        variants.sort_by_key(|shape| plan.variant_order.iter().position(|id| *id == shape.id));
         Self { variants }
     }
 
     /// What lies in a folder of results.
     pub fn read(folder: &Path) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(folder.join(FILE)).ok()?).ok()
+        serde_json::from_slice(&std::fs::read(folder.join(FILE_NAME)).ok()?).ok()
     }
 
     pub fn write(&self, folder: &Path) -> Result<(), FileError> {
-        let path = folder.join(FILE);
+        let path = folder.join(FILE_NAME);
         let text = serde_json::to_vec_pretty(self).map_err(|e| FileError { path: path.clone(), source: e.into() })?;
-        write_quickly(&path, &text)
+        write_atomic_unsynced(&path, &text)
     }
 }
 
-const FILE: &str = "sweep.json";
+const FILE_NAME: &str = "sweep.json";

@@ -10,12 +10,12 @@ use serde_json::{Map, Value};
 use toml::de::Deserializer;
 
 use crate::stages::{
-    Fault, Input, World, aggregate, dependencies, evaluate, export, generate, importance, load, pretrain, profile, prune, recover,
+    OptionFault, InputFile, Environment, aggregate, dependencies, evaluate, export, generate, importance, load, pretrain, profile, prune, recover,
 };
 
 /// A value that one stage hands to a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Product {
+pub enum ValueKind {
     Model,
     /// The model as it was loaded.
     Dense,
@@ -26,33 +26,33 @@ pub enum Product {
     Adapter,
 }
 
-impl Product {
-    pub const ALL: &[Product] =
-        &[Product::Model, Product::Dense, Product::Graph, Product::Scores, Product::GroupScores, Product::Plan, Product::Adapter];
+impl ValueKind {
+    pub const ALL: &[ValueKind] =
+        &[ValueKind::Model, ValueKind::Dense, ValueKind::Graph, ValueKind::Scores, ValueKind::GroupScores, ValueKind::Plan, ValueKind::Adapter];
 
     /// In few words.
-    pub fn name(self) -> &'static str {
+    pub fn label(self) -> &'static str {
         match self {
-            Product::Model => "model",
-            Product::Dense => "dense model",
-            Product::Graph => "set of groups",
-            Product::Scores => "set of scores",
-            Product::GroupScores => "set of scores of units",
-            Product::Plan => "pruning plan",
-            Product::Adapter => "adapter",
+            ValueKind::Model => "model",
+            ValueKind::Dense => "dense model",
+            ValueKind::Graph => "set of groups",
+            ValueKind::Scores => "set of scores",
+            ValueKind::GroupScores => "set of scores of units",
+            ValueKind::Plan => "pruning plan",
+            ValueKind::Adapter => "adapter",
         }
     }
 
     /// As a message says it, and the stage that makes it.
-    pub fn described(self) -> (&'static str, &'static str) {
+    pub fn phrase_and_maker(self) -> (&'static str, &'static str) {
         match self {
-            Product::Model => ("a model", "load"),
-            Product::Dense => ("the dense model", "load"),
-            Product::Graph => ("the groups", "dependencies"),
-            Product::Scores => ("scores", "importance"),
-            Product::GroupScores => ("scores of units", "aggregate"),
-            Product::Plan => ("a pruning plan", "prune"),
-            Product::Adapter => ("an adapter", "recover"),
+            ValueKind::Model => ("a model", "load"),
+            ValueKind::Dense => ("the dense model", "load"),
+            ValueKind::Graph => ("the groups", "dependencies"),
+            ValueKind::Scores => ("scores", "importance"),
+            ValueKind::GroupScores => ("scores of units", "aggregate"),
+            ValueKind::Plan => ("a pruning plan", "prune"),
+            ValueKind::Adapter => ("an adapter", "recover"),
         }
     }
 }
@@ -73,26 +73,26 @@ macro_rules! stages {
             }
             pub fn tag(&self) -> &'static str { match self { $( Stage::$variant(_) => $tag ),+ } }
             /// What stages of a `type` make, whatever their options.
-            pub fn made_by(tag: &str) -> &'static [Product] { match tag { $( $tag => &[$(Product::$make),*], )+ _ => Product::ALL } }
+            pub fn outputs_of_type(tag: &str) -> &'static [ValueKind] { match tag { $( $tag => &[$(ValueKind::$make),*], )+ _ => ValueKind::ALL } }
             /// What earlier stages must have made.
-            pub fn needs(&self) -> &'static [Product] { match self { $( Stage::$variant(_) => &[$(Product::$need),*] ),+ } }
+            pub fn needs(&self) -> &'static [ValueKind] { match self { $( Stage::$variant(_) => &[$(ValueKind::$need),*] ),+ } }
             /// What it takes of what was made: all that it needs, and what it uses where it is there.
-            pub fn takes(&self) -> impl Iterator<Item = Product> {
-                let uses: &[Product] = match self { $( Stage::$variant(_) => &[$(Product::$use),*] ),+ };
+            pub fn all_inputs(&self) -> impl Iterator<Item = ValueKind> {
+                let uses: &[ValueKind] = match self { $( Stage::$variant(_) => &[$(ValueKind::$use),*] ),+ };
                 self.needs().iter().chain(uses).copied()
             }
             /// Whether its outcome depends on the seed.
-            pub fn draws(&self) -> bool { match self { $( Stage::$variant(_) => $draws ),+ } }
+            pub fn uses_seed(&self) -> bool { match self { $( Stage::$variant(_) => $draws ),+ } }
             /// What later stages can use.
-            pub fn makes(&self) -> &'static [Product] { match self { $( Stage::$variant(_) => &[$(Product::$make),*] ),+ } }
+            pub fn makes(&self) -> &'static [ValueKind] { match self { $( Stage::$variant(_) => &[$(ValueKind::$make),*] ),+ } }
             /// What no longer fits the model afterwards.
-            pub fn spends(&self) -> &'static [Product] { match self { $( Stage::$variant(_) => &[$(Product::$spend),*] ),+ } }
+            pub fn spends(&self) -> &'static [ValueKind] { match self { $( Stage::$variant(_) => &[$(ValueKind::$spend),*] ),+ } }
             /// Mistakes in the options' values.
-            pub fn faults(&self) -> Vec<Fault> { match self { $( Stage::$variant(options) => options.faults() ),+ } }
+            pub fn option_faults(&self) -> Vec<OptionFault> { match self { $( Stage::$variant(options) => options.faults() ),+ } }
             /// What it reads; `data` is `run.data`.
-            pub fn inputs(&self, data: Option<&Path>) -> Vec<Input> { match self { $( Stage::$variant(options) => options.inputs(data) ),+ } }
+            pub fn input_files(&self, data: Option<&Path>) -> Vec<InputFile> { match self { $( Stage::$variant(options) => options.inputs(data) ),+ } }
             /// Mistakes that show when files and earlier stages are looked at.
-            pub fn world(&self, world: &mut World) -> Vec<Fault> { match self { $( Stage::$variant(options) => options.world(world) ),+ } }
+            pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> { match self { $( Stage::$variant(options) => options.environment_faults(world) ),+ } }
             /// The options, every default filled in; one that is not given and has none is left out.
             pub fn options(&self) -> Map<String, Value> {
                 let value = match self { $( Stage::$variant(options) => serde_json::to_value(options) ),+ };
@@ -101,7 +101,7 @@ macro_rules! stages {
                 options
             }
             /// The JSON Schema of each type's options.
-            pub fn schemas(generator: &mut SchemaGenerator) -> Vec<(&'static str, Schema)> {
+            pub fn option_schemas(generator: &mut SchemaGenerator) -> Vec<(&'static str, Schema)> {
                 vec![$( ($tag, <$options>::json_schema(generator)) ),+]
             }
         }
@@ -123,13 +123,13 @@ stages! {
 }
 
 /// The options that say what a stage does, in few words.
-pub fn told(options: &Map<String, Value>) -> String {
-    const TELLING: [&str; 18] = [
+pub fn summary(options: &Map<String, Value>) -> String {
+    const SUMMARY_KEYS: [&str; 18] = [
         "model", "grouping", "method", "taylor", "with", "level", "ratio", "scope", "rank", "duration", "tasks", "corpora",
         "formats", "updates", "prompts", "file", "prefill", "shots",
     ];
     let has_form = options.get("method").is_some_and(|method| method == "taylor");
-    let tells = |key: &str| TELLING.contains(&key) && (key != "taylor" || has_form);
+    let tells = |key: &str| SUMMARY_KEYS.contains(&key) && (key != "taylor" || has_form);
     let words = options.iter().filter(|(key, value)| tells(key) && value.as_array().is_none_or(|list| !list.is_empty()));
     let word = |(key, value): (&String, &Value)| {
         format!(" {key}={}", value.as_str().map_or_else(|| value.to_string().replace('"', ""), str::to_owned))
@@ -144,7 +144,7 @@ pub struct Step {
     pub position: u32,
     pub stage: Stage,
     /// Inside a `repeat`: which of its times this is.
-    pub schedule: Option<prune::Schedule>,
+    pub schedule: Option<prune::RepeatPosition>,
     /// How many stages of this type stand before it: names its random streams.
     pub occurrence: u32,
     /// Where its `type` is written.
@@ -160,7 +160,7 @@ impl Step {
         identity.insert("type".to_owned(), self.stage.tag().into());
         identity.insert("occurrence".to_owned(), self.occurrence.into());
         if let Some(schedule) = self.schedule {
-            identity.insert("schedule".to_owned(), format!("{}/{}", schedule.time, schedule.times).into());
+            identity.insert("schedule".to_owned(), format!("{}/{}", schedule.iteration, schedule.iterations).into());
         }
         identity.insert("options".to_owned(), Value::Object(self.stage.options()));
         Value::Object(identity)
@@ -169,20 +169,20 @@ impl Step {
 
 /// A stage of the unrolled list, as far as it could be read.
 #[expect(clippy::large_enum_variant, reason = "there are a few for each variant, and none is kept")]
-pub enum Listed {
+pub enum UnrolledStage {
     Step(Step),
     /// A stage with a mistake in it, by its type; "" if that is the mistake. Later stages may count on it.
-    Unread(String),
+    Invalid(String),
 }
 
 /// The list as it is written: `repeat` keeps its own.
 #[derive(Clone, Debug)]
-pub enum Entry {
+pub enum ListedStage {
     Stage(Stage),
     Repeat { times: u32, stages: Vec<Stage> },
 }
 
-impl Entry {
+impl ListedStage {
     /// As a `[[stage]]` table, every default filled in.
     pub fn to_table(&self) -> Value {
         let tagged = |tag: &str, options: Map<String, Value>| {
@@ -192,8 +192,8 @@ impl Entry {
             Value::Object(table)
         };
         match self {
-            Entry::Stage(stage) => tagged(stage.tag(), stage.options()),
-            Entry::Repeat { times, stages } => {
+            ListedStage::Stage(stage) => tagged(stage.tag(), stage.options()),
+            ListedStage::Repeat { times, stages } => {
                 let inner = stages.iter().map(|stage| tagged(stage.tag(), stage.options())).collect();
                 tagged(
                     "repeat",

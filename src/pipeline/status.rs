@@ -19,11 +19,11 @@ pub struct RunStatus {
     pub started: u64,
     /// Seconds since 1970.
     pub updated: u64,
-    pub variants: Variants,
+    pub variants: VariantCounts,
     /// Stages of the tree; each counts once, however many variants share it.
-    pub stages: Stages,
+    pub stages: StageCounts,
     /// What is being done.
-    pub now: Option<Now>,
+    pub now: Option<CurrentStage>,
     pub seconds_elapsed: f64,
     /// For all that is left, from what such stages took so far; null until each kind was seen once.
     pub seconds_left: Option<f64>,
@@ -42,14 +42,14 @@ pub enum RunState {
 
 /// Of the variants that this run was asked for.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Variants {
+pub struct VariantCounts {
     pub total: usize,
     pub succeeded: usize,
     pub failed: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Stages {
+pub struct StageCounts {
     /// That ran.
     pub run: usize,
     /// That were kept from an earlier run.
@@ -60,7 +60,7 @@ pub struct Stages {
 
 /// The stage at work.
 #[derive(Clone, Debug, Serialize)]
-pub struct Now {
+pub struct CurrentStage {
     pub step: u32,
     pub stage: &'static str,
     /// The variants that share it.
@@ -71,55 +71,55 @@ pub struct Now {
 
 /// Tells people and machines.
 #[derive(Debug)]
-pub struct Teller {
+pub struct StatusWriter {
     pub status: RunStatus,
     path: PathBuf,
-    began: Instant,
+    started: Instant,
     headline: Headline,
 }
 
-impl Teller {
+impl StatusWriter {
     pub fn new(folder: &Path, pipeline: &str, variants: usize, progress: &Progress) -> Self {
         let status = RunStatus {
             pipeline: pipeline.to_owned(),
             state: RunState::Running,
             process: std::process::id(),
-            started: now(),
-            updated: now(),
-            variants: Variants { total: variants, ..Variants::default() },
-            stages: Stages::default(),
+            started: unix_seconds(),
+            updated: unix_seconds(),
+            variants: VariantCounts { total: variants, ..VariantCounts::default() },
+            stages: StageCounts::default(),
             now: None,
             seconds_elapsed: 0.0,
             seconds_left: None,
         };
-        Self { status, path: folder.join("status.json"), began: Instant::now(), headline: progress.headline() }
+        Self { status, path: folder.join("status.json"), started: Instant::now(), headline: progress.headline() }
     }
 
     /// Says where the run is. That it cannot be written is no reason to stop work.
-    pub fn tell(&mut self, change: impl FnOnce(&mut RunStatus)) {
+    pub fn update(&mut self, change: impl FnOnce(&mut RunStatus)) {
         change(&mut self.status);
-        self.status.updated = now();
-        self.status.seconds_elapsed = self.began.elapsed().as_secs_f64();
-        self.headline.say(self.line(), self.status.seconds_left);
+        self.status.updated = unix_seconds();
+        self.status.seconds_elapsed = self.started.elapsed().as_secs_f64();
+        self.headline.update(self.headline_text(), self.status.seconds_left);
         if let Ok(text) = serde_json::to_vec_pretty(&self.status) {
-            drop(files::write_quickly(&self.path, &text));
+            drop(files::write_atomic_unsynced(&self.path, &text));
         }
     }
 
     /// `variant 3 of 24 · importance`
-    fn line(&self) -> String {
+    fn headline_text(&self) -> String {
         let stage = self.status.now.as_ref().map_or_else(String::new, |now| format!(" · {}", now.stage));
-        format!("variant {}{stage}", self.variant())
+        format!("variant {}{stage}", self.variant_progress())
     }
 
     /// `3 of 24`: the variant at work.
-    pub fn variant(&self) -> String {
-        let Variants { total, succeeded, failed } = self.status.variants;
+    pub fn variant_progress(&self) -> String {
+        let VariantCounts { total, succeeded, failed } = self.status.variants;
         format!("{} of {total}", (succeeded + failed + 1).min(total))
     }
 }
 
 /// Seconds since 1970.
-pub fn now() -> u64 {
+pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -8,12 +8,12 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::file::RawStage;
-use super::problem::{Problem, Sources, suggest};
+use super::problem::{Problem, SourceTexts, suggest};
 use super::stage::Stage;
 
 /// An option of a stage: `prune.ratio`, `recover.duration.updates`, `evaluate[2].limit`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Address {
+pub struct OptionAddress {
     pub tag: String,
     /// The how-manieth stage of the type, from 1. None: all of them.
     pub index: Option<usize>,
@@ -22,46 +22,46 @@ pub struct Address {
 
 /// One option of an axis, where it is named, and its value.
 #[derive(Clone)]
-pub struct Setting<'t> {
-    pub address: Address,
+pub struct OptionAssignment<'t> {
+    pub address: OptionAddress,
     pub key: String,
-    pub named: Range<usize>,
+    pub name_span: Range<usize>,
     pub value: Spanned<DeValue<'t>>,
 }
 
 /// Settings that change together, one entry for each value.
-type Axis<'t> = Vec<Vec<Setting<'t>>>;
+type SweepAxis<'t> = Vec<Vec<OptionAssignment<'t>>>;
 
 /// How many stages of each type there are, those inside a `repeat` included.
-pub type Counts = BTreeMap<String, usize>;
+pub type CountByType = BTreeMap<String, usize>;
 
 /// Counts the stages.
-pub fn counts(stages: &[RawStage<'_>]) -> Counts {
-    let mut counts = Counts::new();
+pub fn count_stages(stages: &[RawStage<'_>]) -> CountByType {
+    let mut counts = CountByType::new();
     for stage in stages {
-        *counts.entry(stage.tag.clone()).or_default() += 1;
-        for (tag, count) in self::counts(&stage.inner) {
-            *counts.entry(tag).or_default() += count;
+        *count_stages.entry(stage.tag.clone()).or_default() += 1;
+        for (tag, count) in self::count_stages(&stage.repeated_stages) {
+            *count_stages.entry(tag).or_default() += count;
         }
     }
-    counts
+    count_stages
 }
 
-impl Address {
+impl OptionAddress {
     /// The stage that is meant, None for all; the only one of its type is all of them.
-    fn stage(&self, counts: &Counts) -> Option<usize> {
-        self.index.filter(|index| !(*index == 1 && counts.get(&self.tag) == Some(&1)))
+    fn stage_index(&self, counts: &CountByType) -> Option<usize> {
+        self.index.filter(|index| !(*index == 1 && count_stages.get(&self.tag) == Some(&1)))
     }
 
     /// Whether a value here decides all that one there would.
-    fn covers(&self, other: &Self, counts: &Counts) -> bool {
-        let (own, others) = (self.stage(counts), other.stage(counts));
+    fn covers(&self, other: &Self, counts: &CountByType) -> bool {
+        let (own, others) = (self.stage_index(count_stages), other.stage_index(count_stages));
         self.tag == other.tag && (own.is_none() || own == others) && other.path.starts_with(&self.path)
     }
 
     /// Whether values here and there decide a thing in common.
-    fn meets(&self, other: &Self, counts: &Counts) -> bool {
-        let (own, others) = (self.stage(counts), other.stage(counts));
+    fn overlaps(&self, other: &Self, counts: &CountByType) -> bool {
+        let (own, others) = (self.stage_index(count_stages), other.stage_index(count_stages));
         let same_stage = own.is_none() || others.is_none() || own == others;
         self.tag == other.tag && same_stage && (self.path.starts_with(&other.path) || other.path.starts_with(&self.path))
     }
@@ -85,8 +85,8 @@ impl Address {
 }
 
 /// Puts a setting into the stages it names, those inside a `repeat` included.
-pub fn apply<'t>(stages: &mut [RawStage<'t>], setting: &Setting<'t>, sources: &Sources, problems: &mut Vec<Problem>) {
-    let Address { tag, index, .. } = &setting.address;
+pub fn apply_assignment<'t>(stages: &mut [RawStage<'t>], setting: &OptionAssignment<'t>, sources: &SourceTexts, problems: &mut Vec<Problem>) {
+    let OptionAddress { tag, index, .. } = &setting.address;
     let mut seen = 0;
     if apply_within(stages, setting, &mut seen, sources, problems) {
         return;
@@ -99,101 +99,101 @@ pub fn apply<'t>(stages: &mut [RawStage<'t>], setting: &Setting<'t>, sources: &S
             (format!("the pipeline has no stage of type `{tag}`"), format!("add one: [[stage]] and type = \"{tag}\""))
         }
     };
-    problems.push(sources.problem(setting.named.clone(), message, help));
+    problems.push(sources.problem(setting.name_span.clone(), message, help));
 }
 
 /// Whether any stage was found. `seen` counts the stages of the type.
 fn apply_within<'t>(
     stages: &mut [RawStage<'t>],
-    setting: &Setting<'t>,
+    setting: &OptionAssignment<'t>,
     seen: &mut usize,
-    sources: &Sources,
+    sources: &SourceTexts,
     problems: &mut Vec<Problem>,
 ) -> bool {
-    let Address { tag, index, path } = &setting.address;
+    let OptionAddress { tag, index, path } = &setting.address;
     let mut found = false;
     for stage in stages {
         if stage.tag == *tag {
             *seen += 1;
             if index.is_none_or(|index| index == *seen) {
                 found = true;
-                if let Err(message) = insert(&mut stage.options, path, setting) {
-                    problems.push(sources.problem(setting.named.clone(), message, ""));
+                if let Err(message) = insert_value(&mut stage.options, path, setting) {
+                    problems.push(sources.problem(setting.name_span.clone(), message, ""));
                 }
             }
         }
-        found |= apply_within(&mut stage.inner, setting, seen, sources, problems);
+        found |= apply_within(&mut stage.repeated_stages, setting, seen, sources, problems);
     }
     found
 }
 
-fn insert<'t>(table: &mut DeTable<'t>, path: &[String], setting: &Setting<'t>) -> Result<(), String> {
-    let key = || Spanned::new(setting.named.clone(), DeString::Owned(path[0].clone()));
+fn insert_value<'t>(table: &mut DeTable<'t>, path: &[String], setting: &OptionAssignment<'t>) -> Result<(), String> {
+    let key = || Spanned::new(setting.name_span.clone(), DeString::Owned(path[0].clone()));
     if path.len() == 1 {
         table.insert(key(), setting.value.clone());
         return Ok(());
     }
-    let inner = table.entry(key()).or_insert_with(|| Spanned::new(setting.named.clone(), DeValue::Table(DeTable::new())));
+    let inner = table.entry(key()).or_insert_with(|| Spanned::new(setting.name_span.clone(), DeValue::Table(DeTable::new())));
     match inner.get_mut() {
-        DeValue::Table(inner) => insert(inner, &path[1..], setting),
+        DeValue::Table(inner) => insert_value(inner, &path[1..], setting),
         _ => Err(format!("`{}` is not a table, so it has no `{}`", path[0], path[1])),
     }
 }
 
 /// Every combination of the sweep that is not excluded, in the order of the file; one empty combination without a sweep.
 /// `sets`: what `--set` decides, in place of what the sweep says of it.
-pub fn combinations<'t>(
+pub fn expand_sweep<'t>(
     sweep: Option<&Spanned<DeTable<'t>>>,
-    sets: &[Setting<'t>],
-    counts: &Counts,
-    sources: &Sources,
+    sets: &[OptionAssignment<'t>],
+    counts: &CountByType,
+    sources: &SourceTexts,
     problems: &mut Vec<Problem>,
-) -> Vec<Vec<Setting<'t>>> {
+) -> Vec<Vec<OptionAssignment<'t>>> {
     let Some(sweep) = sweep else { return vec![Vec::new()] };
     let before = problems.len();
-    let mut axes: Vec<Axis<'t>> = Vec::new();
-    let mut exclusions: Vec<(Range<usize>, Vec<Setting<'t>>)> = Vec::new();
+    let mut axes: Vec<SweepAxis<'t>> = Vec::new();
+    let mut exclusions: Vec<(Range<usize>, Vec<OptionAssignment<'t>>)> = Vec::new();
     for (key, value) in sweep.get_ref() {
         match key.get_ref().as_ref() {
-            "zip" => tables(value, "zip", sources, problems)
-                .for_each(|(span, table)| axes.extend(zip(span, table, (sets, counts), sources, problems))),
+            "zip" => parse_tables(value, "zip", sources, problems)
+                .for_each(|(span, table)| axes.extend(parse_zip(span, table, (sets, count_stages), sources, problems))),
             "exclude" => exclusions.extend(
-                tables(value, "exclude", sources, problems)
+                parse_tables(value, "exclude", sources, problems)
                     .map(|(span, table)| {
-                        let single = table.iter().filter_map(|(key, value)| setting(key, value.clone(), sources, problems));
+                        let single = table.iter().filter_map(|(key, value)| parse_assignment(key, value.clone(), sources, problems));
                         (span, single.collect())
                     })
                     .collect::<Vec<_>>(),
             ),
-            _ => axes.extend(axis(key, value, (sets, counts), sources, problems)),
+            _ => axes.extend(parse_axis(key, value, (sets, count_stages), sources, problems)),
         }
     }
-    overlaps(&axes, counts, sources, problems);
+    check_overlaps(&axes, count_stages, sources, problems);
     if problems.len() > before {
         return vec![Vec::new()];
     }
-    if axes.iter().fold(1usize, |all, axis| all.saturating_mul(axis.len())) > MOST_VARIANTS {
+    if axes.iter().fold(1usize, |all, axis| all.saturating_mul(axis.len())) > MAX_VARIANTS {
         problems.push(sources.problem(
             sweep.span(),
-            format!("the sweep has more than {MOST_VARIANTS} variants"),
+            format!("the sweep has more than {MAX_VARIANTS} variants"),
             "sweep fewer values, or split the file",
         ));
         return vec![Vec::new()];
     }
-    let mut all: Vec<Vec<Setting<'t>>> = vec![Vec::new()];
+    let mut all: Vec<Vec<OptionAssignment<'t>>> = vec![Vec::new()];
     for axis in &axes {
         all =
             all.iter().flat_map(|chosen| axis.iter().map(move |values| chosen.iter().chain(values).cloned().collect())).collect();
     }
     for (span, exclusion) in &exclusions {
-        let excluded = |chosen: &Vec<Setting<'t>>| {
+        let excluded = |chosen: &Vec<OptionAssignment<'t>>| {
             let says =
-                |e: &Setting<'t>, s: &Setting<'t>| s.address.covers(&e.address, counts) && plain(&s.value) == plain(&e.value);
+                |e: &OptionAssignment<'t>, s: &OptionAssignment<'t>| s.address.covers(&e.address, count_stages) && toml_to_json(&s.value) == toml_to_json(&e.value);
             exclusion.iter().all(|e| chosen.iter().chain(sets).any(|s| says(e, s)))
         };
         let found = all.len();
         all.retain(|chosen| !excluded(chosen));
-        let is_set = exclusion.iter().any(|e| sets.iter().any(|s| s.address.covers(&e.address, counts)));
+        let is_set = exclusion.iter().any(|e| sets.iter().any(|s| s.address.covers(&e.address, count_stages)));
         if all.len() == found && !is_set {
             problems.push(sources.problem(
                 span.clone(),
@@ -209,15 +209,15 @@ pub fn combinations<'t>(
 }
 
 /// A sweep larger than this is a mistake.
-const MOST_VARIANTS: usize = 100_000;
+const MAX_VARIANTS: usize = 100_000;
 
 /// No two axes may decide one option: which of them would count?
-fn overlaps(axes: &[Axis<'_>], counts: &Counts, sources: &Sources, problems: &mut Vec<Problem>) {
-    let options: Vec<&Setting<'_>> = axes.iter().filter_map(|axis| axis.first()).flatten().collect();
+fn check_overlaps(axes: &[SweepAxis<'_>], counts: &CountByType, sources: &SourceTexts, problems: &mut Vec<Problem>) {
+    let options: Vec<&OptionAssignment<'_>> = axes.iter().filter_map(|axis| axis.first()).flatten().collect();
     for (i, option) in options.iter().enumerate() {
-        if let Some(other) = options[..i].iter().find(|other| other.address.meets(&option.address, counts)) {
+        if let Some(other) = options[..i].iter().find(|other| other.address.overlaps(&option.address, count_stages)) {
             problems.push(sources.problem(
-                option.named.clone(),
+                option.name_span.clone(),
                 format!("`{}` decides what `{}` decides already", option.key, other.key),
                 "sweep an option once",
             ));
@@ -226,13 +226,13 @@ fn overlaps(axes: &[Axis<'_>], counts: &Counts, sources: &Sources, problems: &mu
 }
 
 /// `"type.key" = [values]`
-fn axis<'t>(
+fn parse_axis<'t>(
     key: &Spanned<DeString<'t>>,
     value: &Spanned<DeValue<'t>>,
-    (sets, counts): (&[Setting<'t>], &Counts),
-    sources: &Sources,
+    (sets, counts): (&[OptionAssignment<'t>], &CountByType),
+    sources: &SourceTexts,
     problems: &mut Vec<Problem>,
-) -> Option<Axis<'t>> {
+) -> Option<SweepAxis<'t>> {
     let DeValue::Array(values) = value.get_ref() else {
         problems.push(sources.problem(
             value.span(),
@@ -255,21 +255,21 @@ fn axis<'t>(
         ));
         return None;
     }
-    let entries: Axis<'t> =
-        values.iter().map(|value| setting(key, value.clone(), sources, problems).into_iter().collect()).collect();
+    let entries: SweepAxis<'t> =
+        values.iter().map(|value| parse_assignment(key, value.clone(), sources, problems).into_iter().collect()).collect();
     let first = entries.first()?.first()?;
-    (!sets.iter().any(|set| set.address.covers(&first.address, counts))).then_some(entries)
+    (!sets.iter().any(|set| set.address.covers(&first.address, count_stages))).then_some(entries)
 }
 
 /// `{ "a.b" = [..], "c.d" = [..] }`: lists that advance together.
-fn zip<'t>(
+fn parse_zip<'t>(
     span: Range<usize>,
     table: &DeTable<'t>,
-    decided: (&[Setting<'t>], &Counts),
-    sources: &Sources,
+    decided: (&[OptionAssignment<'t>], &CountByType),
+    sources: &SourceTexts,
     problems: &mut Vec<Problem>,
-) -> Option<Axis<'t>> {
-    let axes: Vec<Axis<'t>> = table.iter().filter_map(|(key, value)| axis(key, value, decided, sources, problems)).collect();
+) -> Option<SweepAxis<'t>> {
+    let axes: Vec<SweepAxis<'t>> = table.iter().filter_map(|(key, value)| parse_axis(key, value, decided, sources, problems)).collect();
     let lengths: BTreeSet<usize> = axes.iter().map(Vec::len).collect();
     if lengths.len() > 1 {
         let lengths: Vec<String> = axes.iter().map(|axis| axis.len().to_string()).collect();
@@ -284,10 +284,10 @@ fn zip<'t>(
     Some((0..entries).map(|i| axes.iter().flat_map(|axis| axis[i].clone()).collect()).collect())
 }
 
-fn tables<'a, 't>(
+fn parse_tables<'a, 't>(
     value: &'a Spanned<DeValue<'t>>,
     key: &str,
-    sources: &Sources,
+    sources: &SourceTexts,
     problems: &mut Vec<Problem>,
 ) -> std::vec::IntoIter<(Range<usize>, &'a DeTable<'t>)> {
     let items = match value.get_ref() {
@@ -308,14 +308,14 @@ fn tables<'a, 't>(
     found.into_iter()
 }
 
-fn setting<'t>(
+fn parse_assignment<'t>(
     key: &Spanned<DeString<'t>>,
     value: Spanned<DeValue<'t>>,
-    sources: &Sources,
+    sources: &SourceTexts,
     problems: &mut Vec<Problem>,
-) -> Option<Setting<'t>> {
+) -> Option<OptionAssignment<'t>> {
     let text = key.get_ref().to_string();
-    match Address::parse(&text) {
+    match OptionAddress::parse(&text) {
         Ok(address) if address.tag == "run" => {
             problems.push(sources.problem(
                 key.span(),
@@ -324,7 +324,7 @@ fn setting<'t>(
             ));
             None
         }
-        Ok(address) => Some(Setting { address, key: text, named: key.span(), value }),
+        Ok(address) => Some(OptionAssignment { address, key: text, name_span: key.span(), value }),
         Err(message) => {
             problems.push(sources.problem(key.span(), message, "for example \"prune.ratio\" = [0.25, 0.5]"));
             None
@@ -333,7 +333,7 @@ fn setting<'t>(
 }
 
 /// A value without its place.
-pub fn plain(value: &Spanned<DeValue<'_>>) -> serde_json::Value {
+pub fn toml_to_json(value: &Spanned<DeValue<'_>>) -> serde_json::Value {
     match value.get_ref() {
         DeValue::String(text) => text.as_ref().into(),
         DeValue::Integer(number) => {
@@ -342,9 +342,9 @@ pub fn plain(value: &Spanned<DeValue<'_>>) -> serde_json::Value {
         DeValue::Float(number) => number.as_str().parse::<f64>().map_or(number.as_str().into(), Into::into),
         DeValue::Boolean(truth) => (*truth).into(),
         DeValue::Datetime(time) => time.to_string().into(),
-        DeValue::Array(items) => items.iter().map(plain).collect(),
+        DeValue::Array(items) => items.iter().map(toml_to_json).collect(),
         DeValue::Table(table) => {
-            serde_json::Value::Object(table.iter().map(|(key, value)| (key.get_ref().to_string(), plain(value))).collect())
+            serde_json::Value::Object(table.iter().map(|(key, value)| (key.get_ref().to_string(), toml_to_json(value))).collect())
         }
     }
 }

@@ -5,68 +5,68 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::execute::Products;
-use super::stage::{Product, Stage};
+use super::execute::StageValues;
+use super::stage::{ValueKind, Stage};
 
 /// What can be asked for at a place of the tree. Clones share it.
 #[derive(Clone, Default)]
-pub struct Values {
-    promises: BTreeMap<Product, Rc<Promise>>,
+pub struct LazyValues {
+    by_kind: BTreeMap<ValueKind, Rc<Lazy>>,
 }
 
 /// One product of one stage.
-pub struct Promise {
+pub struct Lazy {
     /// The stage's node.
     pub node: usize,
-    pub product: Product,
-    state: RefCell<State>,
+    pub kind: ValueKind,
+    state: RefCell<LazyState>,
 }
 
-enum State {
+enum LazyState {
     /// On disk, or to be made from these.
-    Absent(Values),
-    There(Products),
+    Unloaded(LazyValues),
+    Loaded(StageValues),
 }
 
 /// What a stage left behind.
-pub struct Made {
-    pub products: Products,
+pub struct NodeOutput {
+    pub values: StageValues,
     /// Where they lack the model: the values that it is made from.
-    pub before: Values,
+    pub inputs: LazyValues,
 }
 
-impl Promise {
+impl Lazy {
     /// The product, which `bring` makes from the values before the stage if nobody has asked so far.
-    pub fn keep<E>(&self, bring: impl FnOnce(&Values) -> Result<Products, E>) -> Result<Products, E> {
+    pub fn get_or_load<E>(&self, bring: impl FnOnce(&LazyValues) -> Result<StageValues, E>) -> Result<StageValues, E> {
         let before = match &*self.state.borrow() {
-            State::There(product) => return Ok(product.clone()),
-            State::Absent(before) => before.clone(),
+            LazyState::Loaded(product) => return Ok(product.clone()),
+            LazyState::Unloaded(before) => before.clone(),
         };
-        let product = bring(&before)?.only(self.product);
-        if self.product == Product::Dense {
+        let product = bring(&before)?.select(self.kind);
+        if self.kind == ValueKind::Dense {
             return Ok(product);
         }
-        *self.state.borrow_mut() = State::There(product.clone());
+        *self.state.borrow_mut() = LazyState::Loaded(product.clone());
         Ok(product)
     }
 }
 
-impl Values {
-    pub fn get(&self, product: Product) -> Option<&Rc<Promise>> {
-        self.promises.get(&product)
+impl LazyValues {
+    pub fn get(&self, product: ValueKind) -> Option<&Rc<Lazy>> {
+        self.by_kind.get(&product)
     }
 
     /// After a stage: what it spends is gone, what it makes is promised.
-    pub fn advance(&mut self, node: usize, stage: &Stage, made: &Made) {
-        self.promises.retain(|product, _| !stage.spends().contains(product));
+    pub fn apply_stage(&mut self, node: usize, stage: &Stage, made: &NodeOutput) {
+        self.by_kind.retain(|product, _| !stage.spends().contains(product));
         for &product in stage.makes() {
             // few ask for the dense model, and it can be read again: it is never kept in memory for them
-            let is_at_hand = made.products.has(product) && product != Product::Dense;
+            let is_at_hand = made.values.has(product) && product != ValueKind::Dense;
             let state = match is_at_hand {
-                true => State::There(made.products.only(product)),
-                false => State::Absent(made.before.clone()),
+                true => LazyState::Loaded(made.values.select(product)),
+                false => LazyState::Unloaded(made.inputs.clone()),
             };
-            self.promises.insert(product, Rc::new(Promise { node, product, state: RefCell::new(state) }));
+            self.by_kind.insert(product, Rc::new(Lazy { node, kind: product, state: RefCell::new(state) }));
         }
     }
 }

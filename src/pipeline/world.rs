@@ -3,38 +3,38 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::check::{Places, place_of};
-use super::plan::{Node, Plan, Variant, size};
-use super::problem::{InvalidPipeline, Problem, Sources};
+use super::check::{SettingSpans, setting_span};
+use super::plan::{PlanNode, Plan, Variant, format_bytes};
+use super::problem::{InvalidPipeline, Problem, SourceTexts};
 use super::settings::RunSettings;
 use super::stage::Step;
-use super::survey::{State, Survey};
+use super::survey::{NodeState, Survey};
 use crate::memory;
-use crate::stages::{Estimate, Fault, World};
+use crate::stages::{ResourceEstimate, OptionFault, Environment};
 use crate::tensor::{self, Device};
 
 /// Looks once at every beginning that variants share, and leaves each node's estimate.
-pub fn look(
+pub fn check_environment(
     variants: &[Variant],
-    nodes: &mut [Node],
+    nodes: &mut [PlanNode],
     (run, name): (&RunSettings, &str),
-    places: &Places,
-    sources: &Sources,
+    places: &SettingSpans,
+    sources: &SourceTexts,
     problems: &mut Vec<Problem>,
 ) {
     let mut refuse = |key: &str, message: String, help: &str| {
-        problems.push(sources.problem(place_of(places, key), message, help));
+        problems.push(sources.problem(setting_span(places, key), message, help));
     };
-    let device = tensor::find(run.device);
+    let device = tensor::resolve_device(run.device);
     if let Err(missing) = &device {
         refuse("device", format!("there is no device `{}`: {missing}", run.device), missing.help());
     }
     let on_gpu = device.is_ok_and(|device| device != Device::Cpu);
-    let cache = run.cache();
+    let cache = run.cache_folder();
     for (key, what, folder) in
         [("results", "results folder", run.results.as_path()), ("cache", "folder of kept products", &cache)]
     {
-        if let Err(error) = tempfile::tempfile_in(existing(folder)) {
+        if let Err(error) = tempfile::tempfile_in(nearest_existing_folder(folder)) {
             let message = format!("the {what} `{}` cannot be written: {error}", folder.display());
             refuse(key, message, &format!("write another folder in [run] {key}"));
         }
@@ -44,24 +44,24 @@ pub fn look(
         let message = format!("the results go to `{}`, and a file stands there", own.display());
         refuse("results", message, "move the file away, or write another folder in [run] results, or --results");
     }
-    let mut after: BTreeMap<usize, World> = BTreeMap::new();
+    let mut after: BTreeMap<usize, Environment> = BTreeMap::new();
     let budget = Some(run.budget());
-    let mut shared = World { data: run.data.clone(), budget, on_gpu, ..World::default() };
+    let mut shared = Environment { data_folder: run.data.clone(), memory_budget: budget, is_on_gpu: on_gpu, ..Environment::default() };
     for variant in variants {
-        for (i, (&node, step)) in variant.path.iter().zip(&variant.steps).enumerate() {
+        for (i, (&node, step)) in variant.nodes.iter().zip(&variant.steps).enumerate() {
             if after.contains_key(&node) {
                 continue;
             }
             let mut world = match i.checked_sub(1) {
-                Some(before) => after[&variant.path[before]].clone(),
-                None => World { data: shared.data.clone(), budget, on_gpu, ..World::default() },
+                Some(before) => after[&variant.nodes[before]].clone(),
+                None => Environment { data_folder: shared.data_folder.clone(), memory_budget: budget, is_on_gpu: on_gpu, ..Environment::default() },
             };
-            world.estimate = Estimate::default();
+            world.estimate = ResourceEstimate::default();
             // What was read once is not read again, whichever variant asked.
-            std::mem::swap(&mut world.memory, &mut shared.memory);
-            let faults = step.stage.world(&mut world);
-            problems.extend(faults.into_iter().map(|fault| located(step, fault, sources)));
-            std::mem::swap(&mut world.memory, &mut shared.memory);
+            std::mem::swap(&mut world.lookup_cache, &mut shared.lookup_cache);
+            let faults = step.stage.environment_faults(&mut world);
+            problems.extend(faults.into_iter().map(|fault| step_problem(step, fault, sources)));
+            std::mem::swap(&mut world.lookup_cache, &mut shared.lookup_cache);
             nodes[node].estimate = Some(world.estimate);
             after.insert(node, world);
         }
@@ -69,49 +69,49 @@ pub fn look(
 }
 
 /// Refuses a plan that needs more memory or disk than there is. `survey`: what is kept needs none; None: nothing is.
-pub fn room(plan: &Plan, survey: Option<&Survey>) -> Result<(), InvalidPipeline> {
-    let must_run = |at: &usize| survey.is_none_or(|survey| matches!(survey.nodes[*at], State::MustRun(_)));
+pub fn check_capacity(plan: &Plan, survey: Option<&Survey>) -> Result<(), InvalidPipeline> {
+    let must_run = |at: &usize| survey.is_none_or(|survey| matches!(survey.nodes[*at], NodeState::MustRun(_)));
     let nodes = || (0..plan.nodes.len()).filter(must_run).map(|at| &plan.nodes[at]);
     let estimated = || nodes().filter_map(|node| Some((node, node.estimate?)));
-    let memory = memory::total();
+    let memory = memory::total_bytes();
     let mut problems = Vec::new();
     let mut refuse =
-        |node: &Node, message: String, help: &str| problems.push(plan.sources.problem(node.step.span.clone(), message, help));
+        |node: &PlanNode, message: String, help: &str| problems.push(plan.sources.problem(node.step.span.clone(), message, help));
     // A machine that does not tell is not held against anybody.
-    if let Some((node, needed)) = estimated().find(|(_, estimate)| memory > 0 && estimate.memory > memory) {
-        let message = format!("this needs about {} of memory, the machine has {}", size(needed.memory), size(memory));
+    if let Some((node, needed)) = estimated().find(|(_, estimate)| memory > 0 && estimate.cpu_memory > memory) {
+        let message = format!("this needs about {} of memory, the machine has {}", format_bytes(needed.cpu_memory), format_bytes(memory));
         refuse(node, message, "take a smaller model, fewer samples, or shorter ones");
     }
-    let gpu = tensor::memory_of(plan.settings.run.device);
+    let gpu = tensor::total_gpu_memory(plan.settings.run.device);
     if let Some(there) = gpu
-        && let Some((node, needed)) = estimated().find(|(_, estimate)| estimate.gpu_at_least > there)
+        && let Some((node, needed)) = estimated().find(|(_, estimate)| estimate.min_gpu_memory > there)
     {
-        let needed = size(needed.gpu_at_least);
-        let message = format!("this needs about {needed} of the GPU's memory even block by block, it has {}", size(there));
+        let needed = format_bytes(needed.min_gpu_memory);
+        let message = format!("this needs about {needed} of the GPU's memory even block by block, it has {}", format_bytes(there));
         refuse(node, message, "take a smaller model, shorter samples, or precision = \"float16\"");
     }
-    let disk: u64 = estimated().map(|(_, estimate)| estimate.disk).sum();
-    if let Ok(free) = fs4::available_space(existing(&plan.settings.run.results))
+    let disk: u64 = estimated().map(|(_, estimate)| estimate.disk_space).sum();
+    if let Ok(free) = fs4::available_space(nearest_existing_folder(&plan.settings.run.results))
         && disk > free
-        && let Some((node, _)) = estimated().find(|(_, estimate)| estimate.disk > 0)
+        && let Some((node, _)) = estimated().find(|(_, estimate)| estimate.disk_space > 0)
     {
-        let message = format!("all exports take about {}, and the results folder has room for {}", size(disk), size(free));
+        let message = format!("all exports take about {}, and the results folder has room for {}", format_bytes(disk), format_bytes(free));
         refuse(node, message, "write results to a larger disk, or export fewer variants");
     }
-    if problems.is_empty() { Ok(()) } else { Err(InvalidPipeline { name: plan.file.display().to_string(), problems }) }
+    if problems.is_empty() { Ok(()) } else { Err(InvalidPipeline { name: plan.pipeline_path.display().to_string(), problems }) }
 }
 
 /// A fault of a decoded step: at its place in another file, else at the value of its key, else at the stage.
-fn located(step: &Step, fault: Fault, sources: &Sources) -> Problem {
-    if let Some(place) = fault.place {
-        return Sources::elsewhere(*place, fault.message, fault.help);
+fn step_problem(step: &Step, fault: OptionFault, sources: &SourceTexts) -> Problem {
+    if let Some(place) = fault.location {
+        return SourceTexts::problem_in_file(*place, fault.message, fault.help);
     }
     let span = step.key_spans.get(&fault.key).cloned().unwrap_or(step.span.clone());
     sources.problem(span, fault.message, fault.help)
 }
 
 /// The folder, or the nearest one above it that exists.
-fn existing(folder: &Path) -> &Path {
+fn nearest_existing_folder(folder: &Path) -> &Path {
     let nearest = folder.ancestors().find(|f| f.exists()).unwrap_or(Path::new("."));
     if nearest.as_os_str().is_empty() { Path::new(".") } else { nearest }
 }

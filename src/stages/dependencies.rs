@@ -5,10 +5,10 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, Input, World};
+use super::{OptionFault, InputFile, Environment};
 use crate::model::Model;
 use crate::model::groups::{self, DependencyGraph};
-use crate::model::wiring::Space;
+use crate::model::wiring::ChannelSpace;
 
 /// Finds what must be removed together.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -37,22 +37,22 @@ pub enum Grouping {
 
 impl Options {
     /// What the stage reads: nothing.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
         Vec::new()
     }
 
-    pub fn faults(&self) -> Vec<Fault> {
+    pub fn faults(&self) -> Vec<OptionFault> {
         let mut faults = Vec::new();
-        for (key, [start, end]) in self.ranges() {
+        for (key, [start, end]) in self.layer_ranges() {
             if start > end {
-                faults.push(Fault::new(
+                faults.push(OptionFault::new(
                     key,
                     format!("the layer range [{start}, {end}] ends before it starts"),
                     "a range is `[start, end]`, 0-based, the end not included",
                 ));
             }
             if self.grouping != Grouping::Block {
-                faults.push(Fault::new(
+                faults.push(OptionFault::new(
                     key,
                     "only block groups have a range of layers: the other groups span the model",
                     "remove the line, or write grouping = \"block\"",
@@ -61,25 +61,25 @@ impl Options {
         }
         let is_empty = |range: Option<[usize; 2]>| range.is_some_and(|[start, end]| start == end);
         if is_empty(self.attention_layers) && is_empty(self.mlp_layers) {
-            faults.push(Fault::new("mlp_layers", "no layer takes part: both ranges are empty", "give one of them a layer"));
+            faults.push(OptionFault::new("mlp_layers", "no layer takes part: both ranges are empty", "give one of them a layer"));
         }
         faults
     }
 
-    pub fn world(&self, world: &mut World) -> Vec<Fault> {
-        world.holds_weights(1);
+    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
+        world.add_weights(1);
         let Some(layers) = world.model.as_ref().map(|model| model.layers) else { return Vec::new() };
-        self.ranges()
+        self.layer_ranges()
             .filter(|(_, [_, end])| *end > layers)
             .map(|(key, [start, end])| {
                 let message = format!("the layer range [{start}, {end}] reaches beyond the model's {layers} layers");
-                Fault::new(key, message, format!("the last range that fits is [{}, {layers}]", start.min(layers - 1)))
+                OptionFault::new(key, message, format!("the last range that fits is [{}, {layers}]", start.min(layers - 1)))
             })
             .collect()
     }
 
     /// The ranges that are given, by their option.
-    fn ranges(&self) -> impl Iterator<Item = (&'static str, [usize; 2])> {
+    fn layer_ranges(&self) -> impl Iterator<Item = (&'static str, [usize; 2])> {
         let given = [("attention_layers", self.attention_layers), ("mlp_layers", self.mlp_layers)];
         given.into_iter().filter_map(|(key, range)| Some((key, range?)))
     }
@@ -89,29 +89,29 @@ impl Options {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the layer range [{start}, {end}] reaches beyond the model's {layers} layers")]
-    Range { start: usize, end: usize, layers: usize },
+    LayersOutOfRange { start: usize, end: usize, layers: usize },
 }
 
 /// Finds the groups of a model.
 pub fn run(options: &Options, model: &Model) -> Result<DependencyGraph, Error> {
     let layers = model.blocks.len();
-    if let Some((_, [start, end])) = options.ranges().find(|(_, [_, end])| *end > layers) {
-        return Err(Error::Range { start, end, layers });
+    if let Some((_, [start, end])) = options.layer_ranges().find(|(_, [_, end])| *end > layers) {
+        return Err(Error::LayersOutOfRange { start, end, layers });
     }
     let range = |given: Option<[usize; 2]>| given.map_or(0..layers, |[start, end]| start..end);
     let (attention, mlp) = (range(options.attention_layers), range(options.mlp_layers));
     let groups = match options.grouping {
-        Grouping::Channel => vec![groups::of_hidden(model)],
-        Grouping::Layer => vec![groups::of_layers(model)],
+        Grouping::Channel => vec![groups::residual_group(model)],
+        Grouping::Layer => vec![groups::whole_layer_group(model)],
         // The reference's order: ascending layers, attention before MLP.
         Grouping::Block => (0..layers)
             .flat_map(|layer| {
-                let attention = attention.contains(&layer).then(|| groups::of_layer(model, Space::Heads, layer));
-                let mlp = mlp.contains(&layer).then(|| groups::of_layer(model, Space::Mlp, layer));
+                let attention = attention.contains(&layer).then(|| groups::block_group(model, ChannelSpace::Heads, layer));
+                let mlp = mlp.contains(&layer).then(|| groups::block_group(model, ChannelSpace::Mlp, layer));
                 attention.into_iter().chain(mlp)
             })
             .collect(),
     };
-    tracing::info!(groups = groups.len(), units = groups.iter().map(|g| g.units).sum::<usize>(), "groups found");
+    tracing::info!(groups = groups.len(), units = groups.iter().map(|g| g.unit_count).sum::<usize>(), "groups found");
     Ok(DependencyGraph { groups })
 }

@@ -6,10 +6,10 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Fault, Input, Interrupted, World};
+use super::{Context, OptionFault, InputFile, Interrupted, Environment};
 use crate::data::corpus::{CorpusError, CorpusSource};
-use crate::data::task::{Metric, Shots, Task, TaskError};
-use crate::metrics::{MetricsError, Table};
+use crate::data::task::{Metric, FewShot, Task, TaskError};
+use crate::metrics::{TableError, Table};
 use crate::model::Model;
 use crate::model::tokenizer::TokenizerError;
 
@@ -19,7 +19,7 @@ mod requests;
 mod rows;
 mod statistics;
 
-pub use rows::{DocumentRow, Row, SampleRow};
+pub use rows::{DocumentRow, EvaluateRow, SampleRow};
 
 /// Measures the model as it stands at this place of the pipeline.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -105,16 +105,16 @@ impl Protocol {
 }
 
 impl Options {
-    fn few_shot(&self) -> Option<Shots> {
-        (self.shots > 0).then_some(Shots { count: self.shots, seed: self.shots_seed })
+    fn few_shot(&self) -> Option<FewShot> {
+        (self.shots > 0).then_some(FewShot { count: self.shots, seed: self.shots_seed })
     }
 
-    fn window(&self) -> usize {
+    fn window_or_default(&self) -> usize {
         self.window.unwrap_or(DEFAULT_WINDOW)
     }
 
     /// How something was measured, as it stands in the table: `harness`, `llm-pruner`, `harness, 2 shots`, `harness, no BOS`.
-    fn told(&self, protocol: Protocol, asks: bool) -> String {
+    fn protocol_label(&self, protocol: Protocol, asks: bool) -> String {
         let shots = if asks && self.shots > 0 { format!(", {} shots", self.shots) } else { String::new() };
         // the paper's questions have none in any case
         let is_apart = asks && protocol == Protocol::LlmPruner;
@@ -122,43 +122,43 @@ impl Options {
     }
 
     /// What the stage reads: tasks, their rows, and corpora.
-    pub fn inputs(&self, data: Option<&Path>) -> Vec<Input> {
+    pub fn inputs(&self, data: Option<&Path>) -> Vec<InputFile> {
         let tasks = self.tasks.iter().filter_map(|name| Task::find(name, data).ok());
-        let corpora = self.corpora.iter().map(|path| Input::File(path.into()));
-        tasks.flat_map(|task| task.inputs(self.shots > 0)).chain(corpora).collect()
+        let corpora = self.corpora.iter().map(|path| InputFile::OnDisk(path.into()));
+        tasks.flat_map(|task| task.input_files(self.shots > 0)).chain(corpora).collect()
     }
 
-    pub fn faults(&self) -> Vec<Fault> {
+    pub fn faults(&self) -> Vec<OptionFault> {
         let mut faults = Vec::new();
         if self.tasks.is_empty() && self.corpora.is_empty() {
-            faults.push(Fault::new("", "nothing to evaluate", "add `tasks = [\"…\"]`, `corpora = [\"…\"]`, or both"));
+            faults.push(OptionFault::new("", "nothing to evaluate", "add `tasks = [\"…\"]`, `corpora = [\"…\"]`, or both"));
         }
         if self.limit == Some(0) {
-            faults.push(Fault::new("limit", "a limit of 0 rows measures nothing", "write at least 1, or remove the line"));
+            faults.push(OptionFault::new("limit", "a limit of 0 rows measures nothing", "write at least 1, or remove the line"));
         }
         if self.max_length == Some(0) {
-            faults.push(Fault::new(
+            faults.push(OptionFault::new(
                 "max_length",
                 "a request of 0 tokens holds no choice",
                 "write at least 1, or remove the line",
             ));
         }
-        let corpora: Vec<String> = self.corpora.iter().map(|path| perplexity::name(path.as_ref())).collect();
-        faults.extend(repeated(&self.tasks, &corpora));
+        let corpora: Vec<String> = self.corpora.iter().map(|path| perplexity::corpus_name(path.as_ref())).collect();
+        faults.extend(duplicate_name_faults(&self.tasks, &corpora));
         if self.window.is_some_and(|w| w < 2) {
-            faults.push(Fault::new("window", "a window below 2 tokens predicts nothing", "the usual number is 128"));
+            faults.push(OptionFault::new("window", "a window below 2 tokens predicts nothing", "the usual number is 128"));
         }
         faults
     }
 
-    pub fn world(&self, world: &mut World) -> Vec<Fault> {
-        world.holds_weights(1);
-        world.carries_forward((perplexity::CHUNK / self.window().max(1)).max(1), self.window());
+    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
+        world.add_weights(1);
+        world.add_forward_pass((perplexity::TOKENS_PER_CHUNK / self.window_or_default().max(1)).max(1), self.window_or_default());
         let mut faults = Vec::new();
         let mut names = self.tasks.clone();
         let mut asks = false;
         for (i, name) in self.tasks.iter().enumerate() {
-            match world.task(&format!("tasks[{i}]"), name, self.few_shot()) {
+            match world.check_task(&format!("tasks[{i}]"), name, self.few_shot()) {
                 Ok(task) => {
                     asks |= !task.is_text();
                     names[i] = task.name;
@@ -170,36 +170,36 @@ impl Options {
             }
         }
         if self.shots > 0 && !asks {
-            faults.push(Fault::new("shots", "examples stand before questions, and there is no multiple-choice task", ""));
+            faults.push(OptionFault::new("shots", "examples stand before questions, and there is no multiple-choice task", ""));
         }
-        let corpora: Vec<String> = self.corpora.iter().map(|path| perplexity::name(path.as_ref())).collect();
-        faults.extend(repeated(&names, &corpora));
+        let corpora: Vec<String> = self.corpora.iter().map(|path| perplexity::corpus_name(path.as_ref())).collect();
+        faults.extend(duplicate_name_faults(&names, &corpora));
         for (i, corpus) in self.corpora.iter().enumerate() {
-            faults.extend(world.corpus(&format!("corpora[{i}]"), &CorpusSource::whole(corpus.as_ref())));
+            faults.extend(world.check_corpus(&format!("corpora[{i}]"), &CorpusSource::from_path(corpus.as_ref())));
         }
         if world.model.as_ref().is_some_and(|model| !model.has_tokenizer) && !self.tasks.is_empty() {
-            faults.push(Fault::new(
+            faults.push(OptionFault::new(
                 "tasks",
                 "tasks are text, and the model's folder has no tokenizer.json",
                 "put the tokenizer beside the model",
             ));
         }
-        faults.extend(self.window.and_then(|window| world.too_long("window", "window", window)));
+        faults.extend(self.window.and_then(|window| world.check_length("window", "window", window)));
         faults
     }
 }
 
 /// Rows of the table are known by their names, so each may be measured once.
-fn repeated(tasks: &[String], corpora: &[String]) -> Vec<Fault> {
+fn duplicate_name_faults(tasks: &[String], corpora: &[String]) -> Vec<OptionFault> {
     let names: Vec<&String> = tasks.iter().chain(corpora).collect();
-    let again = names.iter().enumerate().filter(|(i, name)| names[..*i].contains(name) || **name == choices::AVERAGE);
+    let again = names.iter().enumerate().filter(|(i, name)| names[..*i].contains(name) || **name == choices::AVERAGE_TASK_NAME);
     let fault = |(i, name): (usize, &&String)| {
         let key = if i < tasks.len() { format!("tasks[{i}]") } else { format!("corpora[{}]", i - tasks.len()) };
         let message = match name.as_str() {
-            choices::AVERAGE => format!("`{name}` is the name of the tasks' mean"),
+            choices::AVERAGE_TASK_NAME => format!("`{name}` is the name of the tasks' mean"),
             _ => format!("`{name}` is measured twice: a row of the table is known by its name"),
         };
-        Fault::new(key, message, "give each a name of its own")
+        OptionFault::new(key, message, "give each a name of its own")
     };
     again.map(fault).collect()
 }
@@ -214,7 +214,7 @@ pub enum Error {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
-    Metrics(#[from] MetricsError),
+    Metrics(#[from] TableError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
     #[error("tasks are text, and the model's folder has no tokenizer.json")]
@@ -229,76 +229,76 @@ pub enum Error {
 
 /// What was measured so far; left on disk when the run is interrupted.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Measured {
+struct PartialEvaluation {
     /// Tasks, then corpora, that are done.
-    done: usize,
-    rows: Vec<Row>,
+    completed_count: usize,
+    rows: Vec<EvaluateRow>,
     documents: Vec<DocumentRow>,
     /// Of the tasks that are done, and of the one at work.
     samples: Vec<SampleRow>,
     /// −Σ log p of the windows of the text at work, and which part of its measurement they are of.
-    nll: Vec<f64>,
-    part: u32,
+    window_nlls: Vec<f64>,
+    text_pass: u32,
 }
 
 /// Measures tasks, then corpora.
 pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Table>, Error> {
-    let mut measured: Measured = context.state.read().unwrap_or_default();
-    for at in measured.done..options.tasks.len() + options.corpora.len() {
-        context.go_on_or_keep(|| &measured)?;
+    let mut measured: PartialEvaluation = context.checkpoint.read().unwrap_or_default();
+    for at in measured.completed_count..options.tasks.len() + options.corpora.len() {
+        context.checkpoint_or_stop(|| &measured)?;
         match options.tasks.get(at) {
-            Some(name) => task(&Task::find(name, context.data.as_deref())?, options, context, model, &mut measured)?,
+            Some(name) => measure_task(&Task::find(name, context.data_folder.as_deref())?, options, context, model, &mut measured)?,
             None => {
                 let path = Path::new(&options.corpora[at - options.tasks.len()]);
-                let found = perplexity::of_corpus(path, options, context, model, &mut measured)?;
-                measured.add(found);
+                let found = perplexity::corpus_perplexity(path, options, context, model, &mut measured)?;
+                measured.add_rows(found);
             }
         }
-        measured.done += 1;
+        measured.completed_count += 1;
     }
-    let Measured { mut rows, documents, samples, .. } = measured;
+    let PartialEvaluation { mut rows, documents, samples, .. } = measured;
     if options.protocol == Protocol::LlmPruner {
-        rows.extend(choices::average(&rows));
+        rows.extend(choices::average_row(&rows));
     }
     let values: Vec<String> = rows.iter().map(|row| format!("{} {} {:.4}", row.task, row.metric, row.value)).collect();
     tracing::info!("evaluated: {}", values.join(", "));
-    let mut tables = vec![Table::of("evaluate", &rows)?, Table::of("evaluate_documents", &documents)?];
+    let mut tables = vec![Table::from_rows("evaluate", &rows)?, Table::from_rows("evaluate_documents", &documents)?];
     if !samples.is_empty() {
-        tables.push(Table::of("evaluate_samples", &samples)?);
+        tables.push(Table::from_rows("evaluate_samples", &samples)?);
     }
     Ok(tables)
 }
 
 /// One task: questions, or a text in windows, in whole documents, or both.
-fn task(task: &Task, options: &Options, context: &Context, model: &Model, measured: &mut Measured) -> Result<(), Error> {
+fn measure_task(task: &Task, options: &Options, context: &Context, model: &Model, measured: &mut PartialEvaluation) -> Result<(), Error> {
     if !task.is_text() {
-        choices::score(task, options, context, model, measured)?;
+        choices::score_choices(task, options, context, model, measured)?;
         let own: Vec<&SampleRow> = measured.samples.iter().filter(|sample| sample.task == task.name).collect();
-        let found = choices::metrics(task, options, &own);
-        measured.add(found);
+        let found = choices::accuracy_rows(task, options, &own);
+        measured.add_rows(found);
         return Ok(());
     }
-    let mut found = Found::default();
+    let mut found = MetricRows::default();
     if task.metrics.contains(&Metric::Perplexity) {
-        found = perplexity::of_windows(task, options, context, model, measured)?;
+        found = perplexity::task_window_perplexity(task, options, context, model, measured)?;
     }
     if task.metrics.iter().any(|&metric| metric != Metric::Perplexity) {
-        let (rows, documents) = perplexity::of_documents(task, options, context, model, measured)?;
+        let (rows, documents) = perplexity::document_perplexities(task, options, context, model, measured)?;
         found.0.extend(rows);
         found.1.extend(documents);
     }
-    measured.add(found);
+    measured.add_rows(found);
     Ok(())
 }
 
-type Found = (Vec<Row>, Vec<DocumentRow>);
+type MetricRows = (Vec<EvaluateRow>, Vec<DocumentRow>);
 
-impl Measured {
+impl PartialEvaluation {
     /// What was found of one task or corpus, all of it: nothing is left at work.
-    fn add(&mut self, (rows, documents): Found) {
+    fn add_rows(&mut self, (rows, documents): MetricRows) {
         self.rows.extend(rows);
         self.documents.extend(documents);
-        (self.nll, self.part) = (Vec::new(), 0);
+        (self.window_nlls, self.text_pass) = (Vec::new(), 0);
     }
 }
 

@@ -5,11 +5,11 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Fault, Input, World};
+use super::{Context, OptionFault, InputFile, Environment};
 use crate::files::FileError;
 use crate::model::Model;
 use crate::model::plan::PruningPlan;
-use crate::model::stored::Precision;
+use crate::model::stored::StorageDtype;
 
 /// Writes the model.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -20,16 +20,16 @@ pub struct Options {
     /// How the numbers of `hf` are written. Default `float32`.
     // Younger than the others: variants without it keep their ids.
     #[serde(skip_serializing_if = "is_default")]
-    pub dtype: Precision,
+    pub dtype: StorageDtype,
 }
 
-fn is_default(dtype: &Precision) -> bool {
-    *dtype == Precision::default()
+fn is_default(dtype: &StorageDtype) -> bool {
+    *dtype == StorageDtype::default()
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { formats: vec![Format::Hf], dtype: Precision::default() }
+        Self { formats: vec![Format::Hf], dtype: StorageDtype::default() }
     }
 }
 
@@ -49,20 +49,20 @@ pub enum Format {
 
 impl Options {
     /// What the stage reads: nothing.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
         Vec::new()
     }
 
-    pub fn faults(&self) -> Vec<Fault> {
+    pub fn faults(&self) -> Vec<OptionFault> {
         let mut faults = Vec::new();
         if self.formats.is_empty() {
-            faults.push(Fault::new("formats", "nothing to export", "name at least one of `hf`, `plan`"));
+            faults.push(OptionFault::new("formats", "nothing to export", "name at least one of `hf`, `plan`"));
         }
-        if self.dtype != Precision::default() && !self.formats.contains(&Format::Hf) {
-            faults.push(Fault::new("dtype", "only `hf` holds numbers, and it is not written", "remove the line, or add `hf`"));
+        if self.dtype != StorageDtype::default() && !self.formats.contains(&Format::Hf) {
+            faults.push(OptionFault::new("dtype", "only `hf` holds numbers, and it is not written", "remove the line, or add `hf`"));
         }
         for (i, reserved) in self.formats.iter().enumerate().filter(|(_, f)| matches!(f, Format::Gguf | Format::Peft)) {
-            faults.push(Fault::new(
+            faults.push(OptionFault::new(
                 format!("formats[{i}]"),
                 format!("`{reserved:?}` is reserved and not written yet").to_lowercase(),
                 "the formats are `hf` and `plan`",
@@ -71,11 +71,11 @@ impl Options {
         faults
     }
 
-    pub fn world(&self, world: &mut World) -> Vec<Fault> {
-        world.holds_weights(1);
+    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
+        world.add_weights(1);
         if self.formats.contains(&Format::Hf) {
             let parameters = world.model.as_ref().map_or(0, |model| model.parameters);
-            world.estimate.disk = parameters * self.dtype.bytes() as u64;
+            world.estimate.disk_space = parameters * self.dtype.bytes_per_value() as u64;
         }
         Vec::new()
     }
@@ -94,8 +94,8 @@ pub enum Error {
 pub fn run(options: &Options, context: &Context, model: &Model, plan: Option<&PruningPlan>) -> Result<(), Error> {
     for format in &options.formats {
         match format {
-            Format::Hf => model.save(&context.place("hf", ""), options.dtype)?,
-            Format::Plan => write_plan(plan.ok_or(Error::NoPlan)?, &context.place("plan", ".json"))?,
+            Format::Hf => model.save(&context.output_path("hf", ""), options.dtype)?,
+            Format::Plan => write_plan(plan.ok_or(Error::NoPlan)?, &context.output_path("plan", ".json"))?,
             Format::Gguf | Format::Peft => {} // refused by the check
         }
     }

@@ -6,13 +6,13 @@ use rand::{Rng, RngExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Fault, Input, Interrupted, World, positive_faults, size_faults};
+use super::{Context, OptionFault, InputFile, Interrupted, Environment, positive_faults, size_faults};
 use crate::data::corpus::{self, CorpusError, CorpusSource};
-use crate::metrics::{MetricsError, Table};
+use crate::metrics::{TableError, Table};
 use crate::model::Model;
 use crate::model::tokenizer::{Tokenizer, TokenizerError};
 use crate::model::walk::Decoder;
-use crate::model::wiring::Part;
+use crate::model::wiring::BlockTensor;
 use crate::random::Seed;
 use crate::tensor;
 
@@ -56,15 +56,15 @@ impl Default for Options {
 }
 
 impl Options {
-    fn source(&self) -> Option<CorpusSource> {
-        self.file.as_ref().map(|path| CorpusSource::whole(path.as_ref()))
+    fn prompt_source(&self) -> Option<CorpusSource> {
+        self.file.as_ref().map(|path| CorpusSource::from_path(path.as_ref()))
     }
 
     /// All prompts, in their order.
-    fn all(&self) -> Result<Vec<String>, CorpusError> {
+    fn read_prompts(&self) -> Result<Vec<String>, CorpusError> {
         let mut all = self.prompts.clone();
-        match self.source() {
-            Some(source) if source.is_jsonl() => all.extend(corpus::documents(&source)?),
+        match self.prompt_source() {
+            Some(source) if source.is_jsonl() => all.extend(corpus::read_text_documents(&source)?),
             Some(source) => {
                 let text = corpus::read_text(&source.path)?;
                 all.extend(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned));
@@ -75,46 +75,46 @@ impl Options {
     }
 
     /// What the stage reads: the file of prompts.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
-        self.file.iter().map(|path| Input::File(path.into())).collect()
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
+        self.file.iter().map(|path| InputFile::OnDisk(path.into())).collect()
     }
 
-    pub fn faults(&self) -> Vec<Fault> {
+    pub fn faults(&self) -> Vec<OptionFault> {
         let mut faults = size_faults([("max_new_tokens", self.max_new_tokens)]);
         if self.prompts.is_empty() && self.file.is_none() {
-            faults.push(Fault::new("", "nothing to write on from", "add `prompts = [\"…\"]`, `file = \"…\"`, or both"));
+            faults.push(OptionFault::new("", "nothing to write on from", "add `prompts = [\"…\"]`, `file = \"…\"`, or both"));
         }
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             let message = format!("{} is not a temperature", self.temperature);
-            faults.push(Fault::new("temperature", message, "write 0 for greedy, or a number above it"));
+            faults.push(OptionFault::new("temperature", message, "write 0 for greedy, or a number above it"));
         }
         if self.top_k == Some(0) {
-            faults.push(Fault::new("top_k", "there is nothing to draw from 0 tokens", "write at least 1, or remove the line"));
+            faults.push(OptionFault::new("top_k", "there is nothing to draw from 0 tokens", "write at least 1, or remove the line"));
         }
         faults.extend(positive_faults([("top_p", self.top_p)]));
         if self.top_p > 1.0 {
-            faults.push(Fault::new("top_p", format!("{} is not a probability", self.top_p), "write a number above 0, up to 1"));
+            faults.push(OptionFault::new("top_p", format!("{} is not a probability", self.top_p), "write a number above 0, up to 1"));
         }
         let draws = [("top_k", self.top_k.is_some()), ("top_p", self.top_p < 1.0)];
         for (key, _) in draws.into_iter().filter(|(_, is_given)| *is_given && self.temperature == 0.0) {
-            faults.push(Fault::new(key, "a greedy choice draws nothing", "write a `temperature` above 0, or remove the line"));
+            faults.push(OptionFault::new(key, "a greedy choice draws nothing", "write a `temperature` above 0, or remove the line"));
         }
         faults
     }
 
-    pub fn world(&self, world: &mut World) -> Vec<Fault> {
-        world.holds_weights(1);
+    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
+        world.add_weights(1);
         let positions = world.model.as_ref().map_or(usize::MAX, |model| model.max_positions);
         let longest = self.max_new_tokens.min(positions);
-        world.carries_forward(CHUNK, longest);
-        world.remembers(1, longest);
-        let mut faults: Vec<Fault> = self.source().map_or_else(Vec::new, |source| world.corpus("file", &source));
-        if faults.is_empty() && self.source().is_some_and(|source| !source.needs_tokenizer()) {
-            faults.push(Fault::new("file", "its rows are token ids, and prompts are text", "give rows with a field `text`"));
+        world.add_forward_pass(MAX_BATCH_SIZE, longest);
+        world.add_kv_cache(1, longest);
+        let mut faults: Vec<OptionFault> = self.prompt_source().map_or_else(Vec::new, |source| world.check_corpus("file", &source));
+        if faults.is_empty() && self.prompt_source().is_some_and(|source| !source.needs_tokenizer()) {
+            faults.push(OptionFault::new("file", "its rows are token ids, and prompts are text", "give rows with a field `text`"));
         }
         if faults.is_empty() && world.model.as_ref().is_some_and(|model| !model.has_tokenizer) {
             let message = "prompts are text, and the model's folder has no tokenizer.json";
-            faults.push(Fault::new(
+            faults.push(OptionFault::new(
                 if self.prompts.is_empty() { "file" } else { "prompts" },
                 message,
                 "put the tokenizer beside the model",
@@ -126,7 +126,7 @@ impl Options {
 
 /// One row of `generate.parquet`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Row {
+pub struct GenerateRow {
     /// Its number, from 0.
     pub prompt: u32,
     /// The prompt.
@@ -147,136 +147,136 @@ pub enum Error {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
-    Metrics(#[from] MetricsError),
+    Metrics(#[from] TableError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
     #[error("prompts are text, and the model's folder has no tokenizer.json")]
     NoTokenizer,
     #[error("prompt {prompt} has {tokens} tokens, which leaves no room in the model's {positions} positions")]
-    TooLong { prompt: u32, tokens: usize, positions: usize },
+    PromptTooLong { prompt: u32, tokens: usize, positions: usize },
     #[error("prompt {0} is empty, and the tokenizer names neither a BOS nor an EOS token")]
-    Empty(u32),
+    EmptyPrompt(u32),
     #[error("prompt {prompt}: a logit is {value}, the model is broken")]
     NotFinite { prompt: u32, value: f32 },
 }
 
 /// Prompts that are written on together at most.
-const CHUNK: usize = 32;
+const MAX_BATCH_SIZE: usize = 32;
 
 /// As many as have room in a quarter of the memory with their keys and values. On a GPU, where the last bits depend on how many they
 /// are, it is all the memory that the GPU has, free or not.
-fn together(texts: &[Text], context: &Context, model: &Model) -> usize {
-    let longest = texts.iter().map(|text| text.read.len() + text.room).max().unwrap_or(1);
-    let numbers: usize = model.blocks.iter().map(|block| block[Part::K].rows() + block[Part::V].rows()).sum();
+fn batch_size(texts: &[Continuation], context: &Context, model: &Model) -> usize {
+    let longest = texts.iter().map(|text| text.prompt_ids.len() + text.max_output_tokens).max().unwrap_or(1);
+    let numbers: usize = model.blocks.iter().map(|block| block[BlockTensor::K].rows() + block[BlockTensor::V].rows()).sum();
     let each = (longest * numbers * size_of::<f32>()) as u64;
-    (tensor::whole_memory().unwrap_or(context.budget.bytes) / 4 / each.max(1)).clamp(1, CHUNK as u64) as usize
+    (tensor::selected_gpu_memory().unwrap_or(context.memory_budget.bytes) / 4 / each.max(1)).clamp(1, MAX_BATCH_SIZE as u64) as usize
 }
 
 /// Writes on from every prompt.
 pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Table>, Error> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
-    let prompts = options.all()?;
-    if let (true, Some(source)) = (prompts.is_empty(), options.source()) {
+    let prompts = options.read_prompts()?;
+    if let (true, Some(source)) = (prompts.is_empty(), options.prompt_source()) {
         return Err(CorpusError::Empty(source.path).into());
     }
     let bar = context.progress.bar("generate", prompts.len() as u64);
-    let mut rows: Vec<Row> = context.state.read().unwrap_or_default();
+    let mut rows: Vec<GenerateRow> = context.checkpoint.read().unwrap_or_default();
     bar.skip(rows.len() as u64);
-    let mut left: Vec<Text> = Vec::new();
+    let mut left: Vec<Continuation> = Vec::new();
     for (prompt, input) in (0..).zip(&prompts) {
-        left.push(Text::begin(prompt, input, tokenizer, model, options)?);
+        left.push(Continuation::new(prompt, input, tokenizer, model, options)?);
     }
-    let ends = if options.ignore_eos { Vec::new() } else { tokenizer.ends() };
-    let together = together(&left, context, model);
+    let ends = if options.ignore_eos { Vec::new() } else { tokenizer.end_tokens() };
+    let together = batch_size(&left, context, model);
     left.drain(..rows.len().min(left.len()));
     for chunk in left.chunks_mut(together) {
-        context.go_on_or_keep(|| &rows)?;
-        write_on(chunk, options, context, model, &ends).inspect_err(|error| {
+        context.checkpoint_or_stop(|| &rows)?;
+        generate_batch(chunk, options, context, model, &ends).inspect_err(|error| {
             if matches!(error, Error::Interrupted(_)) {
-                context.state.write(&rows);
+                context.checkpoint.write(&rows);
             }
         })?;
         for text in chunk {
-            rows.push(text.row(tokenizer)?);
+            rows.push(text.to_row(tokenizer)?);
             bar.step();
         }
     }
     tracing::info!(texts = rows.len(), "generated");
-    Ok(vec![Table::of("generate", &rows)?])
+    Ok(vec![Table::from_rows("generate", &rows)?])
 }
 
 /// A prompt and what is written behind it.
-struct Text {
+struct Continuation {
     prompt: u32,
     input: String,
     /// The prompt in tokens.
-    read: Vec<u32>,
-    written: Vec<u32>,
+    prompt_ids: Vec<u32>,
+    output_ids: Vec<u32>,
     /// Tokens that may be written.
-    room: usize,
-    finished: bool,
-    stream: Box<dyn Rng>,
+    max_output_tokens: usize,
+    is_finished: bool,
+    rng: Box<dyn Rng>,
 }
 
-impl Text {
-    fn begin(prompt: u32, input: &str, tokenizer: &Tokenizer, model: &Model, options: &Options) -> Result<Self, Error> {
+impl Continuation {
+    fn new(prompt: u32, input: &str, tokenizer: &Tokenizer, model: &Model, options: &Options) -> Result<Self, Error> {
         let mut read = tokenizer.encode(input, true)?;
         if read.is_empty() {
-            read.push(tokenizer.prefix().ok_or(Error::Empty(prompt))?);
+            read.push(tokenizer.prefix_token().ok_or(Error::EmptyPrompt(prompt))?);
         }
         let (tokens, positions) = (read.len(), model.config.max_positions);
         if tokens >= positions {
-            return Err(Error::TooLong { prompt, tokens, positions });
+            return Err(Error::PromptTooLong { prompt, tokens, positions });
         }
         let room = options.max_new_tokens.min(positions - tokens);
-        let stream = Box::new(Seed::root(options.seed).derive(&format!("generate {prompt}")).stream());
-        Ok(Self { prompt, input: input.to_owned(), read, written: Vec::new(), room, finished: false, stream })
+        let stream = Box::new(Seed::from_u64(options.seed).derive(&format!("generate {prompt}")).rng());
+        Ok(Self { prompt, input: input.to_owned(), prompt_ids: read, output_ids: Vec::new(), max_output_tokens: room, is_finished: false, rng: stream })
     }
 
-    fn goes_on(&self) -> bool {
-        !self.finished && self.written.len() < self.room
+    fn is_active(&self) -> bool {
+        !self.is_finished && self.output_ids.len() < self.max_output_tokens
     }
 
     /// The output with the space, if any, between it and the prompt.
-    fn row(&self, tokenizer: &Tokenizer) -> Result<Row, Error> {
-        let whole: Vec<u32> = self.read.iter().chain(&self.written).copied().collect();
-        let (before, whole) = (tokenizer.decode(&self.read)?, tokenizer.decode(&whole)?);
+    fn to_row(&self, tokenizer: &Tokenizer) -> Result<GenerateRow, Error> {
+        let whole: Vec<u32> = self.prompt_ids.iter().chain(&self.output_ids).copied().collect();
+        let (before, whole) = (tokenizer.decode(&self.prompt_ids)?, tokenizer.decode(&whole)?);
         let output = match whole.strip_prefix(&before) {
             Some(output) => output.to_owned(),
-            None => tokenizer.decode(&self.written)?,
+            None => tokenizer.decode(&self.output_ids)?,
         };
-        let (input, ids) = (self.input.clone(), self.written.clone());
-        Ok(Row { prompt: self.prompt, input, output, ids, finished: self.finished })
+        let (input, ids) = (self.input.clone(), self.output_ids.clone());
+        Ok(GenerateRow { prompt: self.prompt, input, output, ids, finished: self.is_finished })
     }
 }
 
 /// Writes on in all texts, a token of each at a time.
-fn write_on(texts: &mut [Text], options: &Options, context: &Context, model: &Model, ends: &[u32]) -> Result<(), Error> {
-    let longest = texts.iter().map(|text| text.read.len() + text.room).max().unwrap_or(0);
+fn generate_batch(texts: &mut [Continuation], options: &Options, context: &Context, model: &Model, ends: &[u32]) -> Result<(), Error> {
+    let longest = texts.iter().map(|text| text.prompt_ids.len() + text.max_output_tokens).max().unwrap_or(0);
     let mut decoder = Decoder::new(model, texts.len(), longest);
-    let mut on: Vec<(usize, Vec<u32>)> = texts.iter().map(|text| text.read.clone()).enumerate().collect();
+    let mut on: Vec<(usize, Vec<u32>)> = texts.iter().map(|text| text.prompt_ids.clone()).enumerate().collect();
     while !on.is_empty() {
-        context.go_on()?;
-        let next = decoder.read(&on);
+        context.check_interrupt()?;
+        let next = decoder.extend_sequences(&on);
         for ((at, ids), logits) in on.iter_mut().zip(next) {
             let text = &mut texts[*at];
             if let Some(&value) = logits.iter().find(|logit| !logit.is_finite()) {
                 return Err(Error::NotFinite { prompt: text.prompt, value });
             }
-            let id = chosen(&logits, options, &mut text.stream);
-            text.finished = ends.contains(&id);
-            if !text.finished {
-                text.written.push(id);
+            let id = choose_token(&logits, options, &mut text.rng);
+            text.is_finished = ends.contains(&id);
+            if !text.is_finished {
+                text.output_ids.push(id);
             }
             *ids = vec![id];
         }
-        on.retain(|(at, _)| texts[*at].goes_on());
+        on.retain(|(at, _)| texts[*at].is_active());
     }
     Ok(())
 }
 
 /// The next token: the likeliest, the first of equals; or one drawn.
-fn chosen(logits: &[f32], options: &Options, stream: &mut impl Rng) -> u32 {
+fn choose_token(logits: &[f32], options: &Options, stream: &mut impl Rng) -> u32 {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     let likelier = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
     if options.temperature == 0.0 {
@@ -307,15 +307,15 @@ mod tests {
     use super::*;
 
     fn frequencies(options: &Options) -> Vec<f64> {
-        let mut stream = Seed::root(1).stream();
+        let mut stream = Seed::from_u64(1).rng();
         let logits = [0.0, 2f32.ln(), 5f32.ln(), -1000.0];
         let mut counts = vec![0.0; 4];
-        (0..8000).for_each(|_| counts[chosen(&logits, options, &mut stream) as usize] += 1.0 / 8000.0);
+        (0..8000).for_each(|_| counts[choose_token(&logits, options, &mut stream) as usize] += 1.0 / 8000.0);
         counts
     }
 
     #[test]
-    fn draws_follow_temperature_and_what_is_drawn_from() {
+    fn sampling_follows_temperature_top_k_and_top_p() {
         let near = |options: Options, expected: [f64; 4]| {
             let found = frequencies(&options);
             assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 0.02), "{found:?}");

@@ -5,12 +5,12 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::products::{Compat, Means, Scores};
-use super::{Context, Fault, Input, Interrupted, World, size_faults};
+use super::products::{Compat, InputMeans, ChannelScores};
+use super::{Context, OptionFault, InputFile, Interrupted, Environment, size_faults};
 use crate::data::corpus::{self, CorpusError, CorpusSource, Sample};
-use crate::metrics::{MetricsError, Table};
+use crate::metrics::{TableError, Table};
 use crate::model::Model;
-use crate::model::groups::{DependencyGraph, Kind, Lie};
+use crate::model::groups::{DependencyGraph, GroupKind, UnitLayout};
 use crate::model::walk::Sequence;
 use crate::model::wiring::Axis;
 
@@ -109,9 +109,9 @@ pub enum Fisher {
 
 impl Options {
     /// Where the calibration data is read from.
-    pub fn source(&self) -> Option<CorpusSource> {
+    pub fn corpus_source(&self) -> Option<CorpusSource> {
         let path = self.corpus.as_ref()?;
-        Some(CorpusSource { separator: self.separator.clone(), field: self.field.clone(), ..CorpusSource::whole(path.as_ref()) })
+        Some(CorpusSource { separator: self.separator.clone(), field: self.field.clone(), ..CorpusSource::from_path(path.as_ref()) })
     }
 
     /// Whether the method looks at calibration data.
@@ -120,18 +120,18 @@ impl Options {
     }
 
     /// What the stage reads.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
         let corpus = self.corpus.iter().filter(|_| self.needs_corpus());
-        corpus.map(|path| Input::File(path.into())).collect()
+        corpus.map(|path| InputFile::OnDisk(path.into())).collect()
     }
 
-    pub fn faults(&self) -> Vec<Fault> {
+    pub fn faults(&self) -> Vec<OptionFault> {
         let mut faults = size_faults([("samples", self.samples), ("length", self.length)]);
         if self.needs_corpus() && self.corpus.is_none() {
-            faults.push(Fault::new("method", "this method needs calibration data", "add `corpus = \"…\"`, a text file or JSONL"));
+            faults.push(OptionFault::new("method", "this method needs calibration data", "add `corpus = \"…\"`, a text file or JSONL"));
         }
         if self.length == 1 {
-            faults.push(Fault::new(
+            faults.push(OptionFault::new(
                 "length",
                 format!("a sample of {} tokens predicts nothing", self.length),
                 "write at least 2; the usual number is 64",
@@ -140,17 +140,17 @@ impl Options {
         faults
     }
 
-    pub fn world(&self, world: &mut World) -> Vec<Fault> {
-        world.holds_weights(1);
-        world.has_means = self.method == Method::Wifv;
+    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
+        world.add_weights(1);
+        world.has_input_means = self.method == Method::Wifv;
         match self.method {
-            Method::Taylor => world.walks(self.samples, self.length),
-            Method::Wifv | Method::Wanda => world.carries_forward(self.samples.min(activation::TOGETHER), self.length),
+            Method::Taylor => world.add_backward_walk(self.samples, self.length),
+            Method::Wifv | Method::Wanda => world.add_forward_pass(self.samples.min(activation::CALIBRATION_BATCH), self.length),
             Method::Random | Method::L1 | Method::L2 | Method::First => {}
         }
-        let mut faults = self.source().map(|source| world.corpus("corpus", &source)).unwrap_or_default();
+        let mut faults = self.corpus_source().map(|source| world.check_corpus("corpus", &source)).unwrap_or_default();
         if self.needs_corpus() && self.sample == Sample::Random {
-            faults.extend(world.too_long("length", "sample", self.length));
+            faults.extend(world.check_length("length", "sample", self.length));
         }
         faults
     }
@@ -158,7 +158,7 @@ impl Options {
 
 /// One row of `importance.parquet`: layers and channels of the model as it is at this place of the pipeline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Row {
+pub struct ImportanceRow {
     pub layer: u32,
     /// `attention`, `mlp`, `hidden` or `layer`.
     pub group: String,
@@ -174,91 +174,91 @@ pub enum Error {
     #[error(transparent)]
     Corpus(#[from] CorpusError),
     #[error(transparent)]
-    Metrics(#[from] MetricsError),
+    Metrics(#[from] TableError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
     #[error("the calibration loss is {0}: the model or the data is broken")]
-    NotFinite(f64),
+    NonFiniteLoss(f64),
     #[error("`{method}` looks at the inputs of matrices and scores blocks only; write grouping = \"block\", or another method")]
-    BlocksOnly { method: &'static str },
+    NeedsBlockGrouping { method: &'static str },
 }
 
 /// Scores every channel of every member of every group.
-pub fn run(options: &Options, context: &Context, model: &Model, graph: &DependencyGraph) -> Result<(Scores, Vec<Table>), Error> {
-    let mut means = Means::new();
+pub fn run(options: &Options, context: &Context, model: &Model, graph: &DependencyGraph) -> Result<(ChannelScores, Vec<Table>), Error> {
+    let mut means = InputMeans::new();
     let groups = match options.method {
-        Method::Random => magnitude::random(model, graph, context.seed.derive("random")),
-        Method::First => magnitude::first(model, graph),
-        Method::L1 => magnitude::magnitudes(model, graph, options.compat, |w| w.abs()),
-        Method::L2 => magnitude::magnitudes(model, graph, options.compat, |w| w * w),
+        Method::Random => magnitude::random_scores(model, graph, context.seed.derive("random")),
+        Method::First => magnitude::unit_order_scores(model, graph),
+        Method::L1 => magnitude::magnitude_scores(model, graph, options.compat, |w| w.abs()),
+        Method::L2 => magnitude::magnitude_scores(model, graph, options.compat, |w| w * w),
         Method::Taylor => {
-            let form = taylor::Form { taylor: options.taylor, fisher: options.fisher };
-            taylor::scores(form, context, model, graph, &calibration(options, context, model)?)?
+            let form = taylor::TaylorCriterion { form: options.taylor, fisher: options.fisher };
+            taylor::taylor_scores(form, context, model, graph, &calibration_sequences(options, context, model)?)?
         }
         Method::Wanda | Method::Wifv => {
             let (groups, seen) =
-                activation::scores(options.method, context, model, graph, &calibration(options, context, model)?)?;
+                activation::activation_scores(options.method, context, model, graph, &calibration_sequences(options, context, model)?)?;
             means = seen;
             groups
         }
     };
-    let scores = Scores {
+    let scores = ChannelScores {
         groups,
-        signed: matches!((options.method, options.taylor), (Method::Taylor, Taylor::Vector | Taylor::VectorMixed)),
-        magnitudes: matches!(options.method, Method::L1 | Method::L2),
+        is_signed: matches!((options.method, options.taylor), (Method::Taylor, Taylor::Vector | Taylor::VectorMixed)),
+        is_magnitude: matches!(options.method, Method::L1 | Method::L2),
         compat: options.compat,
-        means,
+        input_means: means,
     };
-    if options.compat == Compat::Reference && graph.groups.iter().any(|group| group.kind == Kind::Hidden) {
+    if options.compat == Compat::Reference && graph.groups.iter().any(|group| group.kind == GroupKind::Hidden) {
         match (options.method, options.taylor) {
             (Method::Taylor, Taylor::ElementSecond | Taylor::ElementMixed | Taylor::VectorMixed) => {
                 tracing::warn!("the reference keeps no squared gradients for channels and raises; they are scored as blocks are");
             }
-            (Method::L1 | Method::L2, _) if model.head.is_none() => {
+            (Method::L1 | Method::L2, _) if model.lm_head.is_none() => {
                 tracing::warn!("the reference cannot take the magnitudes of a tied head and raises; it is left out");
             }
             _ => {}
         }
     }
-    let table = Table::of("importance", &rows(graph, &scores))?;
+    let table = Table::from_rows("importance", &table_rows(graph, &scores))?;
     tracing::info!(method = ?options.method, channels = table.rows.num_rows(), "scored");
     Ok((scores, vec![table]))
 }
 
 /// The calibration sequences.
-fn calibration(options: &Options, context: &Context, model: &Model) -> Result<Vec<Sequence>, Error> {
-    let Some(source) = options.source() else { return Ok(Vec::new()) };
+fn calibration_sequences(options: &Options, context: &Context, model: &Model) -> Result<Vec<Sequence>, Error> {
+    let Some(source) = options.corpus_source() else { return Ok(Vec::new()) };
     let (tokenizer, vocab) = (model.tokenizer.as_deref(), model.config.vocab);
     let rows = match options.sample {
-        Sample::Random => corpus::windows(
+        Sample::Random => corpus::sample_windows(
             &source,
             tokenizer,
             vocab,
             options.samples,
             options.length,
-            &mut context.seed.derive("windows").stream(),
+            &mut context.seed.derive("windows").rng(),
         )?,
         Sample::File => {
-            let rows: Vec<_> = corpus::rows(&source, tokenizer, vocab)?.into_iter().take(options.samples).collect();
-            corpus::fit(&source, &rows, model.config.max_positions)?;
+            let rows: Vec<_> = corpus::read_rows(&source, tokenizer, vocab)?.into_iter().take(options.samples).collect();
+            corpus::check_row_lengths(&source, &rows, model.config.max_positions)?;
             rows
         }
     };
-    let sequences = rows.into_iter().map(|row| Sequence::new(row.ids, &row.counts));
+    let sequences = rows.into_iter().map(|row| Sequence::new(row.ids, &row.loss_mask));
     let sequences: Vec<Sequence> = sequences.filter(|sequence| !sequence.targets.is_empty()).collect();
     if sequences.is_empty() { Err(CorpusError::NothingToPredict(source.path).into()) } else { Ok(sequences) }
 }
 
-fn rows(graph: &DependencyGraph, scores: &Scores) -> Vec<Row> {
+fn table_rows(graph: &DependencyGraph, scores: &ChannelScores) -> Vec<ImportanceRow> {
     let mut rows = Vec::new();
     for (group, members) in graph.groups.iter().zip(&scores.groups) {
         for scored in members {
-            rows.extend(scored.channels.iter().enumerate().map(|(channel, &score)| Row {
+            rows.extend(scored.channels.iter().enumerate().map(|(channel, &score)| ImportanceRow {
                 layer: group.layer as u32,
                 group: group.kind.name().to_owned(),
-                member: group.members[scored.member].name.clone(),
+                member: group.members[scored.member_index].name.clone(),
                 channel: channel as u32,
-                score: if scores.signed { score.abs() } else { score },
+                score: if scores.is_signed { score.abs() } else { score },
             }));
         }
     }
@@ -266,16 +266,16 @@ fn rows(graph: &DependencyGraph, scores: &Scores) -> Vec<Row> {
 }
 
 /// Reduces f(element index) over each channel of a member: rows, columns, or the whole weight.
-fn reduce(lie: Lie, rows: usize, cols: usize, mut element: impl FnMut(usize) -> f64) -> Vec<f64> {
+fn reduce_channels(lie: UnitLayout, rows: usize, cols: usize, mut element: impl FnMut(usize) -> f64) -> Vec<f64> {
     match lie {
-        Lie::Along(Axis::Rows) => (0..rows).map(|r| (r * cols..(r + 1) * cols).map(&mut element).sum()).collect(),
-        Lie::Along(Axis::Cols) => {
+        UnitLayout::AlongAxis(Axis::Rows) => (0..rows).map(|r| (r * cols..(r + 1) * cols).map(&mut element).sum()).collect(),
+        UnitLayout::AlongAxis(Axis::Cols) => {
             let mut sums = vec![0.0; cols];
             for r in 0..rows {
                 sums.iter_mut().enumerate().for_each(|(c, sum)| *sum += element(r * cols + c));
             }
             sums
         }
-        Lie::ByLayer => vec![(0..rows * cols).map(element).sum()],
+        UnitLayout::WholeTensor => vec![(0..rows * cols).map(element).sum()],
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Budget, Fault, Input, World};
+use super::{MemoryBudget, OptionFault, InputFile, Environment};
 use crate::model::{Checkpoint, CheckpointError, Model, checkpoint, tokenizer};
 use crate::tensor::{Precision, gpu};
 
@@ -31,47 +31,47 @@ pub enum Error {
     #[error("cannot load the model: {0}")]
     Checkpoint(#[from] CheckpointError),
     #[error("models from a hub (`hf://`) are not supported yet")]
-    Hub,
+    HubNotSupported,
     #[error(
         "the GPU cannot compute in float16: its kernel does not compile, for which NVRTC and libnvrtc-builtins must be found: {0}"
     )]
-    Halves(String),
+    Float16NotAvailable(String),
 }
 
 impl Options {
     /// What the stage reads.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
         let folder = Path::new(&self.model);
-        checkpoint::files(folder).into_iter().chain(tokenizer::files(folder)).map(Input::File).collect()
+        checkpoint::checkpoint_files(folder).into_iter().chain(tokenizer::tokenizer_files(folder)).map(InputFile::OnDisk).collect()
     }
 
-    pub fn faults(&self) -> Vec<Fault> {
+    pub fn faults(&self) -> Vec<OptionFault> {
         if self.model.is_empty() {
-            vec![Fault::new("model", "the model has no name", "write the path of a folder")]
+            vec![OptionFault::new("model", "the model has no name", "write the path of a folder")]
         } else {
             Vec::new()
         }
     }
 
-    pub fn world(&self, world: &mut World) -> Vec<Fault> {
+    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
         world.model = None;
         if self.model.starts_with("hf://") {
-            return vec![Fault::new(
+            return vec![OptionFault::new(
                 "model",
                 "models from a hub are not supported yet",
                 "download the folder and write its path",
             )];
         }
-        match world.header(Path::new(&self.model)) {
+        match world.read_header(Path::new(&self.model)) {
             Ok(header) => {
                 world.model = Some(header);
                 world.precision = self.precision;
-                world.holds_weights(1);
-                let misplaced = self.precision == Precision::Float16 && !world.on_gpu;
+                world.add_weights(1);
+                let misplaced = self.precision == Precision::Float16 && !world.is_on_gpu;
                 let help = "leave the line out, or compute on a GPU";
-                misplaced.then(|| Fault::new("precision", "the processor computes in float32 alone", help)).into_iter().collect()
+                misplaced.then(|| OptionFault::new("precision", "the processor computes in float32 alone", help)).into_iter().collect()
             }
-            Err(message) => vec![Fault::new(
+            Err(message) => vec![OptionFault::new(
                 "model",
                 message,
                 "a model is a folder with config.json and safetensors files, relative to the working directory",
@@ -81,21 +81,21 @@ impl Options {
 }
 
 /// Loads the model.
-pub fn run(options: &Options, budget: Budget) -> Result<Model, Error> {
+pub fn run(options: &Options, budget: MemoryBudget) -> Result<Model, Error> {
     if options.model.starts_with("hf://") {
-        return Err(Error::Hub);
+        return Err(Error::HubNotSupported);
     }
     if options.precision == Precision::Float16 {
-        gpu::try_halves().map_err(Error::Halves)?;
+        gpu::check_half_precision().map_err(Error::Float16NotAvailable)?;
     }
-    let model = model(Path::new(&options.model), budget)?.held_in(options.precision);
-    let streamed = model.embedding.is_on_disk();
-    tracing::info!(model = options.model, parameters = model.parameters(), layers = model.blocks.len(), streamed, "loaded");
-    Ok(model)
+    let model = load_model(Path::new(&options.model), budget)?.with_gpu_precision(options.precision);
+    let streamed = load_model.embedding.is_on_disk();
+    tracing::info!(model = options.model, parameters = model.parameter_count(), layers = model.blocks.len(), streamed, "loaded");
+    Ok(load_model)
 }
 
 /// The model of a folder, in memory or on disk as the budget asks for.
-pub fn model(folder: &Path, budget: Budget) -> Result<Model, Error> {
-    let needed = Checkpoint::open(folder)?.parameters() * size_of::<f32>() as u64;
-    Ok(if budget.streams(needed) { Model::stream(folder)? } else { Model::load(folder)? })
+pub fn load_model(folder: &Path, budget: MemoryBudget) -> Result<Model, Error> {
+    let needed = Checkpoint::open(folder)?.parameter_count() * size_of::<f32>() as u64;
+    Ok(if budget.should_stream(needed) { Model::open_streaming(folder)? } else { Model::load(folder)? })
 }

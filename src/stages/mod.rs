@@ -22,7 +22,7 @@ mod context;
 mod state;
 mod world;
 
-pub use crate::data::Input;
-pub use context::{Budget, Context, Interrupted};
-pub use state::State;
-pub use world::{Estimate, Fault, World, positive_faults, size_faults};
+pub use crate::data::InputFile;
+pub use context::{MemoryBudget, Context, Interrupted};
+pub use state::StageCheckpoint;
+pub use world::{ResourceEstimate, OptionFault, Environment, positive_faults, size_faults};

@@ -7,17 +7,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::products::UpdateRow;
-use super::{Context, Fault, Input, Interrupted, World, positive_faults, size_faults};
-use crate::adam::{Moments, SHORT_MEMORY, clip_factor, cosine_schedule, global_norm};
-use crate::data::corpus::{self, CorpusError, CorpusSource, Row as Tokens};
-use crate::data::feed::Feed;
-use crate::metrics::{MetricsError, Table};
-use crate::model::blocks::Slots;
+use super::{Context, OptionFault, InputFile, Interrupted, Environment, positive_faults, size_faults};
+use crate::adam::{AdamMoments, BETA2_PRETRAIN, clip_factor, cosine_schedule, global_norm};
+use crate::data::corpus::{self, CorpusError, CorpusSource, TokenRow as Tokens};
+use crate::data::feed::RowSampler;
+use crate::metrics::{TableError, Table};
+use crate::model::blocks::GradientRequests;
 use crate::model::tokenizer::{Tokenizer, TokenizerError};
-use crate::model::walk::{self, Pack, Sequence, Visitor};
-use crate::model::wiring::{Part, Place};
+use crate::model::walk::{self, Pack, Sequence, GradientVisitor};
+use crate::model::wiring::{BlockTensor, TensorId};
 use crate::model::{Model, ModelHeader};
-use crate::ops::{Answer, Ask};
+use crate::ops::{GradientResult, GradientQuery};
 use crate::tensor::Weight;
 
 mod initial;
@@ -113,26 +113,26 @@ fn weight_decay() -> f64 {
 
 impl Options {
     /// Where the training text is read from.
-    pub fn source(&self) -> CorpusSource {
-        CorpusSource { separator: self.separator.clone(), field: self.field.clone(), ..CorpusSource::whole(self.corpus.as_ref()) }
+    pub fn corpus_source(&self) -> CorpusSource {
+        CorpusSource { separator: self.separator.clone(), field: self.field.clone(), ..CorpusSource::from_path(self.corpus.as_ref()) }
     }
 
     /// What the stage reads.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
-        vec![Input::File((&self.corpus).into())]
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
+        vec![InputFile::OnDisk((&self.corpus).into())]
     }
 
     /// Longest sequence that the model is made for.
-    fn positions(&self) -> usize {
+    fn max_positions(&self) -> usize {
         self.length.max(512)
     }
 
     /// Key/value heads and the width of a head, with their defaults.
-    fn attention(&self) -> (usize, usize) {
+    fn kv_heads_and_head_dim(&self) -> (usize, usize) {
         (self.kv_heads.unwrap_or(self.heads), self.head_dim.unwrap_or(self.hidden / self.heads.max(1)))
     }
 
-    pub fn faults(&self) -> Vec<Fault> {
+    pub fn faults(&self) -> Vec<OptionFault> {
         let mut faults = size_faults([
             ("vocabulary", self.vocabulary),
             ("hidden", self.hidden),
@@ -146,40 +146,40 @@ impl Options {
             ("updates", self.updates),
         ]);
         faults.extend(positive_faults([("learning_rate", self.learning_rate)]));
-        let (kv_heads, head_dim) = self.attention();
+        let (kv_heads, head_dim) = self.kv_heads_and_head_dim();
         if kv_heads > 0 && !self.heads.is_multiple_of(kv_heads) {
-            faults.push(Fault::new(
+            faults.push(OptionFault::new(
                 "kv_heads",
                 format!("{} query heads cannot share {kv_heads} key/value heads evenly", self.heads),
                 "write a divisor of `heads`",
             ));
         }
         if head_dim == 0 || head_dim % 2 == 1 {
-            faults.push(Fault::new(
+            faults.push(OptionFault::new(
                 "head_dim",
                 format!("a head of {head_dim} channels cannot be rotated in pairs"),
                 "write an even number",
             ));
         }
         if self.vocabulary < 259 {
-            faults.push(Fault::new(
+            faults.push(OptionFault::new(
                 "vocabulary",
                 format!("{} entries cannot hold 256 bytes and the special tokens", self.vocabulary),
                 "write at least 259",
             ));
         }
         if self.length < 2 {
-            faults.push(Fault::new("length", format!("a window of {} tokens predicts nothing", self.length), "write at least 2"));
+            faults.push(OptionFault::new("length", format!("a window of {} tokens predicts nothing", self.length), "write at least 2"));
         }
         if !(self.rope_theta > 1.0 && self.rope_theta.is_finite()) {
-            faults.push(Fault::new(
+            faults.push(OptionFault::new(
                 "rope_theta",
                 format!("{} is not a base above 1", self.rope_theta),
                 "the usual number is 10000",
             ));
         }
         if !(0.0..1.0).contains(&self.weight_decay) {
-            faults.push(Fault::new(
+            faults.push(OptionFault::new(
                 "weight_decay",
                 format!("{} is not a share", self.weight_decay),
                 "write a number from 0 to below 1",
@@ -188,23 +188,23 @@ impl Options {
         faults
     }
 
-    pub fn world(&self, world: &mut World) -> Vec<Fault> {
-        let (kv_heads, head_dim) = self.attention();
+    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
+        let (kv_heads, head_dim) = self.kv_heads_and_head_dim();
         let block = self.hidden.saturating_mul(2 * head_dim * (self.heads + kv_heads) + 3 * self.mlp + 2);
         world.model = Some(ModelHeader {
-            cached: self.blocks.saturating_mul(2 * kv_heads * head_dim) as u64,
+            kv_values_per_token: self.blocks.saturating_mul(2 * kv_heads * head_dim) as u64,
             layers: self.blocks,
             hidden: self.hidden,
             heads: self.heads,
             vocab: self.vocabulary,
-            max_positions: self.positions(),
+            max_positions: self.max_positions(),
             parameters: (self.vocabulary * self.hidden + self.hidden).saturating_add(self.blocks.saturating_mul(block)) as u64,
             has_tokenizer: true,
         });
         // weights, gradients and two moments
-        world.holds_weights(4);
-        world.walks(self.batch, self.length);
-        world.corpus("corpus", &self.source())
+        world.add_weights(4);
+        world.add_backward_walk(self.batch, self.length);
+        world.check_corpus("corpus", &self.corpus_source())
     }
 }
 
@@ -216,64 +216,64 @@ pub enum Error {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
-    Metrics(#[from] MetricsError),
+    Metrics(#[from] TableError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
     #[error("a weight is no number after the last update: training has diverged; lower `learning_rate`, or lengthen `warmup`")]
-    Diverged,
+    NonFiniteWeight,
     #[error("the loss of update {update} is {loss}: training has diverged; lower `learning_rate`, or lengthen `warmup`")]
-    NotFinite { update: usize, loss: f64 },
+    NonFiniteLoss { update: usize, loss: f64 },
 }
 
 /// Gradients are scaled down to this global norm.
-const CLIP: f64 = 1.0;
+const MAX_GRADIENT_NORM: f64 = 1.0;
 
 /// The learning rate ends at this share of its peak.
-const FLOOR: f64 = 0.1;
+const FINAL_LEARNING_RATE_SHARE: f64 = 0.1;
 
 /// Learns a tokenizer and a model from the text.
 pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), Error> {
-    let documents = corpus::documents(&options.source())?;
+    let documents = corpus::read_text_documents(&options.corpus_source())?;
     let tokenizer = Tokenizer::train(documents.iter().cloned(), options.vocabulary)?;
     let mut rows = Vec::new();
     for document in &documents {
         let ids = tokenizer.encode(document, true)?;
-        rows.extend(ids.chunks(options.length).map(|ids| Tokens { ids: ids.to_vec(), counts: vec![true; ids.len()] }));
+        rows.extend(ids.chunks(options.length).map(|ids| Tokens { ids: ids.to_vec(), loss_mask: vec![true; ids.len()] }));
     }
-    let mut model = initial::model(options, tokenizer, context.seed.derive("weights"));
+    let mut model = initial::initial_model(options, tokenizer, context.seed.derive("weights"));
     let tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
     tracing::debug!(tokens, rows = rows.len(), vocabulary = model.config.vocab, "corpus");
-    let mut feed = Feed::new(rows, Some((options.length, context.seed.derive("rows"))))
+    let mut feed = RowSampler::new(rows, Some((options.length, context.seed.derive("rows"))))
         .ok_or_else(|| CorpusError::NothingToPredict((&options.corpus).into()))?;
 
-    let mut moments: BTreeMap<Place, Moments> =
-        model.places().into_iter().map(|place| (place, Moments::new(model.weight(place).len(), SHORT_MEMORY))).collect();
+    let mut moments: BTreeMap<TensorId, AdamMoments> =
+        model.tensor_ids().into_iter().map(|place| (place, AdamMoments::new(model.weight(place).len(), BETA2_PRETRAIN))).collect();
     let mut table: Vec<UpdateRow> = Vec::new();
-    if let Some(left) = context.state.read::<(Vec<Weight>, _, _)>() {
+    if let Some(left) = context.checkpoint.read::<(Vec<Weight>, _, _)>() {
         let weights;
         (weights, moments, table) = left;
-        model.places().into_iter().zip(weights).for_each(|(place, weight)| *model.weight_mut(place) = weight);
+        model.tensor_ids().into_iter().zip(weights).for_each(|(place, weight)| *model.weight_mut(place) = weight);
         feed.skip(table.len() * options.batch);
         tracing::info!(updates = table.len(), "training goes on where it was interrupted");
     }
     let bar = context.progress.bar("pretrain", options.updates as u64);
     bar.skip(table.len() as u64);
     for update in table.len()..options.updates {
-        let weights = || -> Vec<&Weight> { model.places().into_iter().map(|place| model.weight(place)).collect() };
-        context.go_on_or_keep(|| (weights(), &moments, &table))?;
+        let weights = || -> Vec<&Weight> { model.tensor_ids().into_iter().map(|place| model.weight(place)).collect() };
+        context.checkpoint_or_stop(|| (weights(), &moments, &table))?;
         let batch: Vec<Sequence> =
-            (0..options.batch).map(|_| feed.draw()).map(|row| Sequence::new(row.ids, &row.counts)).collect();
-        let mut gradients = Gradients { memory: context.budget.bytes, sums: BTreeMap::new() };
+            (0..options.batch).map(|_| feed.next_row()).map(|row| Sequence::new(row.ids, &row.loss_mask)).collect();
+        let mut gradients = WeightGradientSums { memory_bytes: context.memory_budget.bytes, sums: BTreeMap::new() };
         let loss = walk::backward(&model, &batch, 0, &mut gradients);
         let norm = global_norm(gradients.sums.values().map(|g| &g[..]));
         if !loss.mean.is_finite() || !norm.is_finite() {
-            return Err(Error::NotFinite { update: update + 1, loss: loss.mean });
+            return Err(Error::NonFiniteLoss { update: update + 1, loss: loss.mean });
         }
         let (clip, rate) =
-            (clip_factor(norm, CLIP), options.learning_rate * cosine_schedule(update, options.warmup, options.updates, FLOOR));
+            (clip_factor(norm, MAX_GRADIENT_NORM), options.learning_rate * cosine_schedule(update, options.warmup, options.updates, FINAL_LEARNING_RATE_SHARE));
         for (place, mut gradient) in gradients.sums {
             gradient.iter_mut().for_each(|g| *g *= clip);
-            let decays = matches!(place, Place::Block(_, part) if Part::MATRICES.contains(&part));
+            let decays = matches!(place, TensorId::Block(_, part) if BlockTensor::MATRICES.contains(&part));
             let decay = if decays { options.weight_decay } else { 0.0 };
             if let Some(moments) = moments.get_mut(&place) {
                 model.weight_mut(place).update(|w| moments.step(w, &gradient, update + 1, rate, decay));
@@ -284,27 +284,27 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
             loss: loss.mean,
             grad_norm: norm,
             lr: rate,
-            tokens: loss.targets as u64,
+            tokens: loss.target_count as u64,
         });
-        bar.note(format_args!("loss {:.4}", loss.mean));
+        bar.set_note(format_args!("loss {:.4}", loss.mean));
         bar.step();
     }
     if !model.is_finite() {
-        return Err(Error::Diverged);
+        return Err(Error::NonFiniteWeight);
     }
-    tracing::info!(parameters = model.parameters(), loss = table.last().map(|row| row.loss), "pretrained");
-    Ok((model, vec![Table::of("pretrain", &table)?]))
+    tracing::info!(parameters = model.parameter_count(), loss = table.last().map(|row| row.loss), "pretrained");
+    Ok((model, vec![Table::from_rows("pretrain", &table)?]))
 }
 
 /// Adds up the gradient of every weight; a tied head's goes to the embedding.
-struct Gradients {
-    memory: u64,
-    sums: BTreeMap<Place, Vec<f32>>,
+struct WeightGradientSums {
+    memory_bytes: u64,
+    sums: BTreeMap<TensorId, Vec<f32>>,
 }
 
-impl Gradients {
-    fn add(&mut self, place: Place, answer: Answer) {
-        let Answer::Gradient { gradient, .. } = answer else { return };
+impl WeightGradientSums {
+    fn add_result(&mut self, place: TensorId, answer: GradientResult) {
+        let GradientResult::Gradient { gradient, .. } = answer else { return };
         let gradient = gradient.into_vec();
         match self.sums.get_mut(&place) {
             Some(sum) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
@@ -313,26 +313,26 @@ impl Gradients {
     }
 }
 
-impl Visitor for Gradients {
-    type Lens = Slots;
+impl GradientVisitor for WeightGradientSums {
+    type Hooks = GradientRequests;
 
-    fn lens(&self, _: usize, _: &Pack) -> Slots {
-        Slots::of(Part::ALL.map(|part| (part, Ask::Gradient)))
+    fn hooks(&self, _: usize, _: &Pack) -> GradientRequests {
+        GradientRequests::from_queries(BlockTensor::ALL.map(|part| (part, GradientQuery::Gradient)))
     }
 
-    fn block(&mut self, layer: usize, _: &Pack, lens: Slots) {
-        lens.answers().for_each(|(part, answer)| self.add(Place::Block(layer, part), answer));
+    fn visit_block(&mut self, layer: usize, _: &Pack, lens: GradientRequests) {
+        lens.into_results().for_each(|(part, answer)| self.add_result(TensorId::Block(layer, part), answer));
     }
 
-    fn asks(&self, _: Place, _: &Pack) -> Option<Ask> {
-        Some(Ask::Gradient)
+    fn query(&self, _: TensorId, _: &Pack) -> Option<GradientQuery> {
+        Some(GradientQuery::Gradient)
     }
 
-    fn outside(&mut self, at: Place, _: &Pack, answer: Answer) {
-        self.add(if at == Place::Head { Place::Embedding } else { at }, answer);
+    fn visit_outer_tensor(&mut self, at: TensorId, _: &Pack, answer: GradientResult) {
+        self.add_result(if at == TensorId::LmHead { TensorId::Embedding } else { at }, answer);
     }
 
-    fn memory(&self) -> Option<u64> {
-        Some(self.memory)
+    fn memory_limit(&self) -> Option<u64> {
+        Some(self.memory_bytes)
     }
 }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::model::wiring::Part;
+use crate::model::wiring::BlockTensor;
 
 /// Where the reference implementation differs from the paper or has a defect worth reproducing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
@@ -21,26 +21,26 @@ pub enum Compat {
 
 /// What `importance` hands on: for each group of the graph, in its order, the scores of its members.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Scores {
+pub struct ChannelScores {
     pub groups: Vec<Vec<MemberScores>>,
     /// Whether sums of scores are what counts, and their magnitude is taken last (the `vector` forms).
-    pub signed: bool,
+    pub is_signed: bool,
     /// Whether these are magnitudes of weights, which the reference always reduces by mean.
-    pub magnitudes: bool,
+    pub is_magnitude: bool,
     pub compat: Compat,
     /// What `wifv` sees besides; empty for the other methods.
-    pub means: Means,
+    pub input_means: InputMeans,
 }
 
 /// Means of what goes into the matrices that write back to the residual stream, over the calibration tokens: layer, part
 /// (`o_proj` or `down_proj`), and one mean per input channel.
-pub type Means = Vec<(usize, Part, Vec<f64>)>;
+pub type InputMeans = Vec<(usize, BlockTensor, Vec<f64>)>;
 
 /// One score per channel of a member.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemberScores {
     /// Index into the group's members.
-    pub member: usize,
+    pub member_index: usize,
     pub channels: Vec<f64>,
 }
 
@@ -49,7 +49,7 @@ pub struct MemberScores {
 pub struct GroupScores {
     pub groups: Vec<Vec<f64>>,
     /// As the importance saw them.
-    pub means: Means,
+    pub input_means: InputMeans,
 }
 
 /// One row of `pretrain.parquet` and `recover.parquet`: one update of the optimiser.

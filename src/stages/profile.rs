@@ -9,11 +9,11 @@ use std::time::Instant;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Fault, Input, Interrupted, World, size_faults};
-use crate::files::{FileError, write_whole};
+use super::{Context, OptionFault, InputFile, Interrupted, Environment, size_faults};
+use crate::files::{FileError, write_atomic};
 use crate::memory;
 use crate::model::Model;
-use crate::model::sizes::Shape;
+use crate::model::sizes::ModelShape;
 use crate::model::walk::Decoder;
 
 /// Measures the model at this place of the pipeline beside the one that was loaded.
@@ -38,24 +38,24 @@ impl Default for Options {
 
 impl Options {
     /// What the stage reads: nothing.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
         Vec::new()
     }
 
-    pub fn faults(&self) -> Vec<Fault> {
+    pub fn faults(&self) -> Vec<OptionFault> {
         size_faults([("prefill", self.prefill), ("decode", self.decode), ("batch", self.batch), ("repeat", self.repeat)])
     }
 
-    pub fn world(&self, world: &mut World) -> Vec<Fault> {
+    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
         let all = self.prefill.saturating_add(self.decode);
-        world.holds_weights(2);
-        world.carries_forward(self.batch, self.prefill);
-        world.remembers(self.batch, all);
+        world.add_weights(2);
+        world.add_forward_pass(self.batch, self.prefill);
+        world.add_kv_cache(self.batch, all);
         let Some(positions) = world.model.as_ref().map(|model| model.max_positions) else { return Vec::new() };
         let message = format!("`prefill` and `decode` are {all} tokens, and the model has {positions} positions");
         let key = if self.prefill < positions { "decode" } else { "prefill" };
         let help = format!("write numbers that are {positions} together at most");
-        (all > positions).then(|| Fault::new(key, message, help)).into_iter().collect()
+        (all > positions).then(|| OptionFault::new(key, message, help)).into_iter().collect()
     }
 }
 
@@ -81,7 +81,7 @@ pub struct Profile {
 
 /// `profile.json`.
 #[derive(Clone, Debug, Serialize)]
-struct Report<'a> {
+struct ProfileReport<'a> {
     #[serde(flatten)]
     options: &'a Options,
     threads: usize,
@@ -110,80 +110,80 @@ pub fn run(options: &Options, context: &Context, model: &Model, dense: Option<&M
     // the first round warms up, and its memory is watched
     let mut at_work = Vec::new();
     for model in &models {
-        context.go_on()?;
-        at_work.push(memory::most_allocated(|| _ = pass(options, model)));
+        context.check_interrupt()?;
+        at_work.push(memory::peak_allocated_bytes(|| _ = time_pass(options, model)));
     }
-    let mut seen: Vec<Vec<Pass>> = vec![Vec::new(); models.len()];
+    let mut seen: Vec<Vec<PassTimes>> = vec![Vec::new(); models.len()];
     for _ in 0..options.repeat {
         for (model, seen) in models.iter().zip(&mut seen) {
-            context.go_on()?;
-            seen.push(pass(options, model));
+            context.check_interrupt()?;
+            seen.push(time_pass(options, model));
         }
     }
     let mut profiles =
-        models.iter().zip(&seen).zip(at_work).map(|((model, seen), at_work)| profile(options, model, seen, at_work));
+        models.iter().zip(&seen).zip(at_work).map(|((model, seen), at_work)| build_profile(options, model, seen, at_work));
     let (model, dense) = (profiles.next().unwrap_or_else(|| unreachable!("one model at least")), profiles.next());
     let alike = dense.filter(|dense| dense.streamed == model.streamed);
     if dense.is_some() && alike.is_none() {
         tracing::warn!("one model is in memory and the other on disk, so no ratio is given; set `[run] memory` or `stream`");
     }
-    let ratio = alike.map(|dense| model.over(&dense));
-    let report = Report { options, threads: rayon::current_num_threads(), model, dense, ratio };
+    let ratio = alike.map(|dense| model.ratio_to(&dense));
+    let report = ProfileReport { options, threads: rayon::current_num_threads(), model, dense, ratio };
     if let Some(ratio) = &report.ratio {
         let Profile { parameters, prefill_tokens_per_second: prefill, decode_tokens_per_second: decode, .. } = ratio;
         tracing::info!(
             "of the dense model: {parameters:.3} parameters; {prefill:.2} prefill, {decode:.2} decode tokens per second"
         );
     }
-    Ok(write_whole(&context.place("profile", ".json"), &serde_json::to_vec_pretty(&report)?)?)
+    Ok(write_atomic(&context.output_path("profile", ".json"), &serde_json::to_vec_pretty(&report)?)?)
 }
 
 /// One measurement, in seconds.
 #[derive(Clone, Copy)]
-struct Pass {
-    prefill: f64,
-    decode: f64,
+struct PassTimes {
+    prefill_seconds: f64,
+    decode_seconds: f64,
 }
 
-fn pass(options: &Options, model: &Model) -> Pass {
+fn time_pass(options: &Options, model: &Model) -> PassTimes {
     let mut decoder = Decoder::new(model, options.batch, options.prefill + options.decode);
     // which tokens these are does not matter
     let ids = |from: usize, n: usize| (from..from + n).map(|i| (i * 7919 % model.config.vocab) as u32).collect::<Vec<u32>>();
     let on = |from: usize, n: usize| (0..options.batch).map(|i| (i, ids(from + i, n))).collect::<Vec<_>>();
     let began = Instant::now();
-    std::hint::black_box(decoder.read(&on(0, options.prefill)));
+    std::hint::black_box(decoder.extend_sequences(&on(0, options.prefill)));
     let prefill = began.elapsed().as_secs_f64();
     let began = Instant::now();
     for step in 0..options.decode {
-        std::hint::black_box(decoder.read(&on(options.prefill + step, 1)));
+        std::hint::black_box(decoder.extend_sequences(&on(options.prefill + step, 1)));
     }
     let decode = began.elapsed().as_secs_f64();
-    Pass { prefill, decode }
+    PassTimes { prefill_seconds: prefill, decode_seconds: decode }
 }
 
-fn profile(options: &Options, model: &Model, passes: &[Pass], at_work: u64) -> Profile {
-    let shape = Shape::of(model);
-    let median = |of: fn(&Pass) -> f64| {
+fn build_profile(options: &Options, model: &Model, passes: &[PassTimes], at_work: u64) -> Profile {
+    let shape = ModelShape::from_model(model);
+    let median = |of: fn(&PassTimes) -> f64| {
         let mut all: Vec<f64> = passes.iter().map(of).collect();
         all.sort_by(f64::total_cmp);
         all[all.len() / 2]
     };
     let tokens = |n: usize| (n * options.batch) as f64;
-    let bytes = (shape.parameters() * size_of::<f32>() as u64) as f64;
+    let bytes = (shape.parameter_count() * size_of::<f32>() as u64) as f64;
     let streamed = model.blocks.iter().any(|block| block.is_on_disk());
     Profile {
-        parameters: shape.parameters() as f64,
+        parameters: shape.parameter_count() as f64,
         macs: shape.macs(64) as f64,
         bytes,
-        prefill_tokens_per_second: tokens(options.prefill) / median(|pass| pass.prefill),
-        decode_tokens_per_second: tokens(options.decode) / median(|pass| pass.decode),
+        prefill_tokens_per_second: tokens(options.prefill) / median(|pass| pass.prefill_seconds),
+        decode_tokens_per_second: tokens(options.decode) / median(|pass| pass.decode_seconds),
         peak_memory: at_work as f64 + if streamed { 0.0 } else { bytes },
         streamed,
     }
 }
 
 impl Profile {
-    fn over(&self, dense: &Self) -> Self {
+    fn ratio_to(&self, dense: &Self) -> Self {
         Self {
             parameters: self.parameters / dense.parameters,
             macs: self.macs / dense.macs,

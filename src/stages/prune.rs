@@ -6,14 +6,14 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::products::{Compat, GroupScores, Means};
-use super::{Fault, Input, World, size_faults};
-use crate::metrics::{MetricsError, Table};
+use super::products::{Compat, GroupScores, InputMeans};
+use super::{OptionFault, InputFile, Environment, size_faults};
+use crate::metrics::{TableError, Table};
 use crate::model::Model;
-use crate::model::groups::{DependencyGraph, Group, Kind};
+use crate::model::groups::{DependencyGraph, Group, GroupKind};
 use crate::model::plan::{self, PruningPlan};
-use crate::model::sizes::Shape;
-use crate::model::wiring::{Part, Place};
+use crate::model::sizes::ModelShape;
+use crate::model::wiring::{BlockTensor, TensorId};
 use crate::tensor::Weight;
 
 mod decide;
@@ -74,14 +74,14 @@ pub enum Scope {
 
 impl Options {
     /// What the stage reads: nothing.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
         Vec::new()
     }
 
-    pub fn faults(&self) -> Vec<Fault> {
+    pub fn faults(&self) -> Vec<OptionFault> {
         let mut faults = Vec::new();
         if !(self.ratio > 0.0 && self.ratio < 1.0) {
-            faults.push(Fault::new(
+            faults.push(OptionFault::new(
                 "ratio",
                 format!("a ratio of {} prunes nothing or everything", self.ratio),
                 "write a share strictly between 0 and 1, such as 0.25",
@@ -91,11 +91,11 @@ impl Options {
         faults
     }
 
-    pub fn world(&self, world: &mut World) -> Vec<Fault> {
-        world.holds_weights(2);
-        if self.compensation == Compensation::Bias && !world.has_means {
+    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
+        world.add_weights(2);
+        if self.compensation == Compensation::Bias && !world.has_input_means {
             let message = "a bias is made of the means of activations, and this importance does not see them";
-            return vec![Fault::new("compensation", message, "write method = \"wifv\" in the importance, or remove the line")];
+            return vec![OptionFault::new("compensation", message, "write method = \"wifv\" in the importance, or remove the line")];
         }
         Vec::new()
     }
@@ -103,7 +103,7 @@ impl Options {
 
 /// One row of `prune.parquet`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Row {
+pub struct PruneRow {
     /// Layer of the dense model.
     pub layer: u32,
     /// `attention`, `mlp`, `hidden` or `layer`.
@@ -119,7 +119,7 @@ pub struct Row {
 
 /// The row of `prune_sizes.parquet`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SizesRow {
+pub struct PruneSizesRow {
     pub params_before: u64,
     pub params_after: u64,
     /// Multiply-accumulates of a forward pass over 64 tokens.
@@ -136,35 +136,35 @@ pub struct SizesRow {
 
 /// The t-th of several times, from 1: a `prune` inside a `repeat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct Schedule {
-    pub time: u32,
-    pub times: u32,
+pub struct RepeatPosition {
+    pub iteration: u32,
+    pub iterations: u32,
 }
 
 /// The model could not be pruned.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
-    Metrics(#[from] MetricsError),
+    Metrics(#[from] TableError),
     #[error("a bias is made of the means of activations, and this importance does not see them; write method = \"wifv\"")]
     NoMeans,
 }
 
 /// What pruning decided.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Pruning {
+pub struct PruningResult {
     /// The units that stay of each group of the graph, counted in the model that was pruned; [`cut`] leaves them alone.
-    pub kept: Vec<Vec<usize>>,
+    pub kept_units: Vec<Vec<usize>>,
     /// The same counted in the dense model, earlier prunings included.
     pub plan: PruningPlan,
     /// Units of each group before the first time of a repeat.
-    pub initial: Baseline,
+    pub initial_units: InitialUnits,
     /// What is added to the outputs of matrices: layer of the model that was pruned, matrix, one number per output.
-    pub biases: Vec<(usize, Part, Vec<f32>)>,
+    pub added_biases: Vec<(usize, BlockTensor, Vec<f32>)>,
 }
 
 /// Units of groups when a repeat began, by kind and dense layer.
-pub type Baseline = BTreeMap<(Kind, usize), usize>;
+pub type InitialUnits = BTreeMap<(GroupKind, usize), usize>;
 
 /// How many tokens the MACs are counted for.
 const MACS_TOKENS: u64 = 64;
@@ -174,87 +174,87 @@ const MACS_TOKENS: u64 = 64;
 /// `before`: what the pruning before this one decided.
 pub fn run(
     options: &Options,
-    schedule: Option<Schedule>,
+    schedule: Option<RepeatPosition>,
     model: &Model,
     graph: &DependencyGraph,
     scores: &GroupScores,
-    before: Option<&Pruning>,
-) -> Result<(Model, Pruning, Vec<Table>), Error> {
-    let (mut plan, mut baseline) = before.map(|before| (before.plan.clone(), before.initial.clone())).unwrap_or_default();
+    before: Option<&PruningResult>,
+) -> Result<(Model, PruningResult, Vec<Table>), Error> {
+    let (mut plan, mut baseline) = before.map(|before| (before.plan.clone(), before.initial_units.clone())).unwrap_or_default();
     let initial: Vec<usize> = graph
         .groups
         .iter()
         .map(|group| {
-            let units = baseline.entry((group.kind, plan.layer_of(group.kind, group.layer))).or_insert(group.units);
-            if schedule.is_none_or(|s| s.time == 1) {
-                *units = group.units;
+            let units = baseline.entry((group.kind, plan.dense_group_layer(group.kind, group.layer))).or_insert(group.unit_count);
+            if schedule.is_none_or(|s| s.iteration == 1) {
+                *units = group.unit_count;
             }
             *units
         })
         .collect();
-    let share = decide::share(options.ratio, schedule);
+    let share = decide::scheduled_share(options.ratio, schedule);
     let decision = match options.scope {
-        Scope::Local => decide::local(options, share, model, graph, scores, &initial),
-        Scope::Global => decide::global(options, share, graph, scores, &initial),
+        Scope::Local => decide::select_per_group(options, share, model, graph, scores, &initial),
+        Scope::Global => decide::select_across_groups(options, share, graph, scores, &initial),
     };
     let removed = &decision.removed;
-    let shares_keys = model.blocks.iter().any(|block| block[Part::Q].rows() != block[Part::K].rows());
-    let is_later = schedule.is_some_and(|schedule| schedule.time > 1);
-    if options.compat == Compat::Reference && is_later && shares_keys && graph.groups.iter().any(|g| g.kind == Kind::Attention) {
+    let shares_keys = model.blocks.iter().any(|block| block[BlockTensor::Q].rows() != block[BlockTensor::K].rows());
+    let is_later = schedule.is_some_and(|schedule| schedule.iteration > 1);
+    if options.compat == Compat::Reference && is_later && shares_keys && graph.groups.iter().any(|g| g.kind == GroupKind::Attention) {
         tracing::warn!("the reference's second step tears grouped queries from their keys; here they go together");
     }
     if removed.iter().all(Vec::is_empty) {
         tracing::warn!(ratio = share, "no group loses a unit: one is more than this share");
     }
     let (mut rows, mut kept) = (Vec::new(), Vec::new());
-    for (((group, scores), removed), near) in graph.groups.iter().zip(&scores.groups).zip(removed).zip(&decision.near) {
-        let own: Vec<usize> = (0..group.units).filter(|unit| removed.binary_search(unit).is_err()).collect();
+    for (((group, scores), removed), near) in graph.groups.iter().zip(&scores.groups).zip(removed).zip(&decision.is_near_tie) {
+        let own: Vec<usize> = (0..group.unit_count).filter(|unit| removed.binary_search(unit).is_err()).collect();
         rows.extend(table_rows(&plan, group, scores, removed, near));
-        plan.keep(group, &own);
+        plan.record_kept_units(group, &own);
         kept.push(own);
     }
     let biases = match options.compensation {
         Compensation::None => Vec::new(),
-        Compensation::Bias => lost_means(model, graph, &kept, &scores.means)?,
+        Compensation::Bias => compensation_biases(model, graph, &kept, &scores.input_means)?,
     };
-    let pruning = Pruning { kept, plan, initial: baseline, biases };
-    let pruned = cut(model, graph, &pruning);
-    let sizes = sizes(model, &pruned, graph, removed);
+    let pruning = PruningResult { kept_units: kept, plan, initial_units: baseline, added_biases: biases };
+    let pruned = apply_pruning(model, graph, &pruning);
+    let sizes = sizes_row(model, &pruned, graph, removed);
     tracing::info!(params = sizes.params_after, removed = format!("{:.1} %", 100.0 * sizes.param_ratio), "pruned");
-    let tables = vec![Table::of("prune", &rows)?, Table::of("prune_sizes", &[sizes])?];
+    let tables = vec![Table::from_rows("prune", &rows)?, Table::from_rows("prune_sizes", &[sizes])?];
     Ok((pruned, pruning, tables))
 }
 
 /// Units of a group that stay where this share of them goes, `width` channels to a unit: the reference's rule of counting.
-pub fn units_that_stay(units: usize, width: usize, ratio: f64) -> usize {
+pub fn remaining_units(units: usize, width: usize, ratio: f64) -> usize {
     units - decide::units_to_remove(units, units, width, ratio)
 }
 
 /// The model with only the units of each group that stay, and what makes up for the others.
-pub fn cut(model: &Model, graph: &DependencyGraph, pruning: &Pruning) -> Model {
+pub fn apply_pruning(model: &Model, graph: &DependencyGraph, pruning: &PruningResult) -> Model {
     let mut compensated = model.clone();
-    for (layer, part, bias) in &pruning.biases {
+    for (layer, part, bias) in &pruning.added_biases {
         let block = &mut compensated.blocks[*layer];
         let before = block.bias(*part).map(|before| before.values().into_owned());
         let sum = before.map_or_else(|| bias.clone(), |before| before.iter().zip(bias).map(|(a, b)| a + b).collect());
         block.set_bias(*part, Weight::new(sum, 1, bias.len()));
     }
-    graph.groups.iter().zip(&pruning.kept).fold(compensated, |model, (group, kept)| plan::keep(&model, group, kept))
+    graph.groups.iter().zip(&pruning.kept_units).fold(compensated, |model, (group, kept)| plan::keep_units(&model, group, kept))
 }
 
 /// W[:, removed] · mean(x[removed]) for each matrix that loses inputs.
-fn lost_means(
+fn compensation_biases(
     model: &Model,
     graph: &DependencyGraph,
     kept: &[Vec<usize>],
-    means: &Means,
-) -> Result<Vec<(usize, Part, Vec<f32>)>, Error> {
+    means: &InputMeans,
+) -> Result<Vec<(usize, BlockTensor, Vec<f32>)>, Error> {
     let mut biases = Vec::new();
-    for (group, kept) in graph.groups.iter().zip(kept).filter(|(group, kept)| kept.len() < group.units) {
-        let Some(member) = group.members.iter().find(|member| member.last) else { continue };
-        let Place::Block(layer, part) = member.place else { continue };
+    for (group, kept) in graph.groups.iter().zip(kept).filter(|(group, kept)| kept.len() < group.unit_count) {
+        let Some(member) = group.members.iter().find(|member| member.is_output) else { continue };
+        let TensorId::Block(layer, part) = member.tensor_id else { continue };
         let seen = means.iter().find(|(at, of, _)| (*at, *of) == (layer, part)).ok_or(Error::NoMeans)?;
-        let (weight, width) = (model.weight(member.place), group.channels_per_unit(model, member));
+        let (weight, width) = (model.weight(member.tensor_id), group.channels_per_unit(model, member));
         let lost: Vec<usize> = (0..weight.cols()).filter(|channel| kept.binary_search(&(channel / width)).is_err()).collect();
         let rows = weight.values();
         let rows = rows.chunks_exact(weight.cols());
@@ -265,10 +265,10 @@ fn lost_means(
 }
 
 /// One row for each unit of the dense model's group.
-fn table_rows(before: &PruningPlan, group: &Group, scores: &[f64], removed: &[usize], near: &[bool]) -> Vec<Row> {
-    let entry = before.find(group.kind, group.layer);
-    let layer = before.layer_of(group.kind, group.layer);
-    let row = |unit, kept, score, near_tie| Row {
+fn table_rows(before: &PruningPlan, group: &Group, scores: &[f64], removed: &[usize], near: &[bool]) -> Vec<PruneRow> {
+    let entry = before.find_entry(group.kind, group.layer);
+    let layer = before.dense_group_layer(group.kind, group.layer);
+    let row = |unit, kept, score, near_tie| PruneRow {
         layer: layer as u32,
         group: group.kind.name().to_owned(),
         unit,
@@ -276,8 +276,8 @@ fn table_rows(before: &PruningPlan, group: &Group, scores: &[f64], removed: &[us
         score,
         near_tie,
     };
-    let dense_units = entry.map_or(group.units, |e| e.units);
-    let mut rows: Vec<Row> = (0..dense_units).map(|unit| row(unit as u32, false, None, false)).collect();
+    let dense_units = entry.map_or(group.unit_count, |e| e.units);
+    let mut rows: Vec<PruneRow> = (0..dense_units).map(|unit| row(unit as u32, false, None, false)).collect();
     for (now, &score) in scores.iter().enumerate() {
         let unit = entry.map_or(now, |e| e.kept[now]);
         rows[unit] = row(unit as u32, removed.binary_search(&now).is_err(), Some(score), near[now]);
@@ -285,14 +285,14 @@ fn table_rows(before: &PruningPlan, group: &Group, scores: &[f64], removed: &[us
     rows
 }
 
-fn sizes(before: &Model, after: &Model, graph: &DependencyGraph, removed: &[Vec<usize>]) -> SizesRow {
-    let (params_before, params_after) = (before.parameters(), after.parameters());
-    let units: usize = graph.groups.iter().map(|group| group.units).sum();
-    SizesRow {
+fn sizes_row(before: &Model, after: &Model, graph: &DependencyGraph, removed: &[Vec<usize>]) -> PruneSizesRow {
+    let (params_before, params_after) = (before.parameter_count(), after.parameter_count());
+    let units: usize = graph.groups.iter().map(|group| group.unit_count).sum();
+    PruneSizesRow {
         params_before,
         params_after,
-        macs_before: Shape::of(before).macs(MACS_TOKENS),
-        macs_after: Shape::of(after).macs(MACS_TOKENS),
+        macs_before: ModelShape::from_model(before).macs(MACS_TOKENS),
+        macs_after: ModelShape::from_model(after).macs(MACS_TOKENS),
         bytes_before: params_before * size_of::<f32>() as u64,
         bytes_after: params_after * size_of::<f32>() as u64,
         group_ratio: removed.iter().map(Vec::len).sum::<usize>() as f64 / units as f64,

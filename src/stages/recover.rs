@@ -5,17 +5,17 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Fault, Input, Interrupted, World, positive_faults, size_faults};
+use super::{Context, OptionFault, InputFile, Interrupted, Environment, positive_faults, size_faults};
 use crate::data::corpus::{self, CorpusError, CorpusSource, Sample};
-use crate::data::feed::Feed;
-use crate::metrics::{MetricsError, Table};
+use crate::data::feed::RowSampler;
+use crate::metrics::{TableError, Table};
 use crate::model::Model;
 use crate::model::lora::{Adapter, AdapterError};
 use crate::model::walk::Sequence;
-use crate::model::wiring::Part;
+use crate::model::wiring::BlockTensor;
 
 mod training;
-pub use training::Training;
+pub use training::AdapterTraining;
 
 /// Trains low-rank adapters on the pruned model.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -115,16 +115,16 @@ pub enum Duration {
 
 impl Options {
     /// Where the training data is read from.
-    pub fn source(&self) -> CorpusSource {
-        CorpusSource { separator: self.separator.clone(), field: self.field.clone(), ..CorpusSource::whole(self.corpus.as_ref()) }
+    pub fn corpus_source(&self) -> CorpusSource {
+        CorpusSource { separator: self.separator.clone(), field: self.field.clone(), ..CorpusSource::from_path(self.corpus.as_ref()) }
     }
 
     /// What the stage reads.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<Input> {
-        [&self.corpus].into_iter().chain(&self.init).map(|path| Input::File(path.into())).collect()
+    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
+        [&self.corpus].into_iter().chain(&self.init).map(|path| InputFile::OnDisk(path.into())).collect()
     }
 
-    pub fn faults(&self) -> Vec<Fault> {
+    pub fn faults(&self) -> Vec<OptionFault> {
         let duration = match self.duration {
             Duration::Updates(updates) => ("duration.updates", updates),
             Duration::Epochs(epochs) => ("duration.epochs", epochs),
@@ -138,38 +138,38 @@ impl Options {
         ]);
         faults.extend(positive_faults([("alpha", self.alpha), ("learning_rate", self.learning_rate), ("clip", self.clip)]));
         if !(0.0..1.0).contains(&self.dropout) {
-            faults.push(Fault::new(
+            faults.push(OptionFault::new(
                 "dropout",
                 format!("a dropout of {} is not a share", self.dropout),
                 "write a number from 0 to below 1",
             ));
         }
         if self.targets.is_empty() {
-            faults.push(Fault::new(
+            faults.push(OptionFault::new(
                 "targets",
                 "without a target nothing is trained",
                 "name at least one of q, k, v, o, gate, up, down",
             ));
         }
         if self.length < 2 {
-            faults.push(Fault::new("length", format!("a window of {} tokens predicts nothing", self.length), "write at least 2"));
+            faults.push(OptionFault::new("length", format!("a window of {} tokens predicts nothing", self.length), "write at least 2"));
         }
         faults
     }
 
-    pub fn world(&self, world: &mut World) -> Vec<Fault> {
-        world.holds_weights(2);
-        world.walks(self.micro_batch.unwrap_or(self.batch), self.length);
-        let mut faults = world.corpus("corpus", &self.source());
-        faults.extend(world.too_long("length", "window", self.length));
+    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
+        world.add_weights(2);
+        world.add_backward_walk(self.micro_batch.unwrap_or(self.batch), self.length);
+        let mut faults = world.check_corpus("corpus", &self.corpus_source());
+        faults.extend(world.check_length("length", "window", self.length));
         if let Some(hidden) = world.model.as_ref().map(|model| model.hidden).filter(|hidden| self.rank > *hidden) {
             let message = format!("a rank of {} is more than the model's width of {hidden}", self.rank);
-            faults.push(Fault::new("rank", message, "the usual numbers are 8 to 64"));
+            faults.push(OptionFault::new("rank", message, "the usual numbers are 8 to 64"));
         }
         if let Some(init) = &self.init
-            && let Err(message) = world.readable(init.as_ref())
+            && let Err(message) = world.check_readable(init.as_ref())
         {
-            faults.push(Fault::new("init", message, ""));
+            faults.push(OptionFault::new("init", message, ""));
         }
         faults
     }
@@ -183,83 +183,83 @@ pub enum Error {
     #[error(transparent)]
     Adapter(#[from] AdapterError),
     #[error(transparent)]
-    Metrics(#[from] MetricsError),
+    Metrics(#[from] TableError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
     #[error("cannot write the adapter: {0}")]
-    Write(String),
+    WriteAdapter(String),
     #[error("the loss of update {update} is {loss}: training has diverged; lower `learning_rate`, or lengthen `warmup`")]
-    NotFinite { update: usize, loss: f64 },
+    NonFiniteLoss { update: usize, loss: f64 },
     #[error("a weight is no number after the last update: training has diverged; lower `learning_rate`, or lengthen `warmup`")]
-    Diverged,
+    NonFiniteWeight,
     #[error("the adapter is still zero after update {update} with a learning rate of {rate}: it would change nothing")]
-    StillZero { update: usize, rate: f64 },
+    AdapterStillZero { update: usize, rate: f64 },
 }
 
 /// Trains adapters, saves them as `adapter/` (`adapter-2/` the second time) in PEFT's layout, and hands on the model with them merged.
 pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model, Adapter, Vec<Table>), Error> {
-    let targets: Vec<Part> = options.targets.iter().map(|&target| target.into()).collect();
+    let targets: Vec<BlockTensor> = options.targets.iter().map(|&target| target.into()).collect();
     let adapter = match &options.init {
-        Some(path) => Adapter::read(path.as_ref(), model, &targets, options.rank, options.alpha)?,
+        Some(path) => Adapter::load(path.as_ref(), model, &targets, options.rank, options.alpha)?,
         None => Adapter::new(model, &targets, options.rank, options.alpha, context.seed.derive("adapter")),
     };
-    let rows = corpus::rows(&options.source(), model.tokenizer.as_deref(), model.config.vocab)?;
+    let rows = corpus::read_rows(&options.corpus_source(), model.tokenizer.as_deref(), model.config.vocab)?;
     if options.sample == Sample::File {
-        corpus::fit(&options.source(), &rows, model.config.max_positions)?;
+        corpus::check_row_lengths(&options.corpus_source(), &rows, model.config.max_positions)?;
     }
     let random = (options.sample == Sample::Random).then(|| (options.length, context.seed.derive("rows")));
-    let mut feed = Feed::new(rows, random).ok_or_else(|| CorpusError::NothingToPredict((&options.corpus).into()))?;
+    let mut feed = RowSampler::new(rows, random).ok_or_else(|| CorpusError::NothingToPredict((&options.corpus).into()))?;
     let updates = match options.duration {
         Duration::Updates(updates) => updates,
-        Duration::Epochs(epochs) => feed.rows().saturating_mul(epochs).div_ceil(options.batch),
+        Duration::Epochs(epochs) => feed.rows_per_pass().saturating_mul(epochs).div_ceil(options.batch),
     };
-    let mut training = match context.state.read::<Training>() {
+    let mut training = match context.checkpoint.read::<AdapterTraining>() {
         Some(left) => {
-            feed.skip(left.updates() * options.batch);
-            tracing::info!(updates = left.updates(), "recovery goes on where it was interrupted");
+            feed.skip(left.completed_updates() * options.batch);
+            tracing::info!(updates = left.completed_updates(), "recovery goes on where it was interrupted");
             left
         }
-        None => Training::new(adapter),
+        None => AdapterTraining::new(adapter),
     };
     let bar = context.progress.bar("recover", updates as u64);
-    bar.skip(training.updates() as u64);
-    while training.updates() < updates {
-        context.go_on_or_keep(|| &training)?;
+    bar.skip(training.completed_updates() as u64);
+    while training.completed_updates() < updates {
+        context.checkpoint_or_stop(|| &training)?;
         let batch: Vec<Sequence> =
-            (0..options.batch).map(|_| feed.draw()).map(|row| Sequence::new(row.ids, &row.counts)).collect();
-        let loss = training.update(options, context, model, &batch, updates)?;
-        bar.note(format_args!("loss {loss:.4}"));
+            (0..options.batch).map(|_| feed.next_row()).map(|row| Sequence::new(row.ids, &row.loss_mask)).collect();
+        let loss = training.run_update(options, context, model, &batch, updates)?;
+        bar.set_note(format_args!("loss {loss:.4}"));
         bar.step();
     }
-    let (adapter, table) = training.finish();
-    let merged = adapter.merge(model);
+    let (adapter, table) = training.into_adapter_and_rows();
+    let merged = adapter.merge_into(model);
     if !merged.is_finite() {
-        return Err(Error::Diverged);
+        return Err(Error::NonFiniteWeight);
     }
-    save(&adapter, &context.place("adapter", ""))?;
+    save_adapter(&adapter, &context.output_path("adapter", ""))?;
     tracing::info!(updates, first = table.first().map(|r| r.loss), last = table.last().map(|r| r.loss), "recovered");
-    Ok((merged, adapter, vec![Table::of("recover", &table)?]))
+    Ok((merged, adapter, vec![Table::from_rows("recover", &table)?]))
 }
 
 /// `adapter_model.safetensors` and `adapter_config.json`, as PEFT names them.
-fn save(adapter: &Adapter, folder: &Path) -> Result<(), Error> {
-    let failed = |e: &dyn std::fmt::Display| Error::Write(format!("`{}`: {e}", folder.display()));
+fn save_adapter(adapter: &Adapter, folder: &Path) -> Result<(), Error> {
+    let failed = |e: &dyn std::fmt::Display| Error::WriteAdapter(format!("`{}`: {e}", folder.display()));
     std::fs::create_dir_all(folder).map_err(|e| failed(&e))?;
-    adapter.write(&folder.join("adapter_model.safetensors")).map_err(|e| failed(&e))?;
-    let config = serde_json::to_string_pretty(&adapter.config_json()).map_err(|e| failed(&e))?;
+    adapter.save(&folder.join("adapter_model.safetensors")).map_err(|e| failed(&e))?;
+    let config = serde_json::to_string_pretty(&adapter.peft_config()).map_err(|e| failed(&e))?;
     std::fs::write(folder.join("adapter_config.json"), config).map_err(|e| failed(&e))
 }
 
-impl From<Target> for Part {
+impl From<Target> for BlockTensor {
     fn from(target: Target) -> Self {
         match target {
-            Target::Q => Part::Q,
-            Target::K => Part::K,
-            Target::V => Part::V,
-            Target::O => Part::O,
-            Target::Gate => Part::Gate,
-            Target::Up => Part::Up,
-            Target::Down => Part::Down,
+            Target::Q => BlockTensor::Q,
+            Target::K => BlockTensor::K,
+            Target::V => BlockTensor::V,
+            Target::O => BlockTensor::O,
+            Target::Gate => BlockTensor::Gate,
+            Target::Up => BlockTensor::Up,
+            Target::Down => BlockTensor::Down,
         }
     }
 }

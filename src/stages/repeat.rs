@@ -6,7 +6,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Fault;
+use super::OptionFault;
 
 /// Runs its own `[[stage.stage]]` list several times.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -17,11 +17,11 @@ pub struct Options {
 }
 
 impl Options {
-    pub fn faults(&self) -> Vec<Fault> {
+    pub fn faults(&self) -> Vec<OptionFault> {
         if (1..=1000).contains(&self.times) {
             Vec::new()
         } else {
-            vec![Fault::new("times", format!("the list cannot run {} times", self.times), "write a number from 1 to 1000")]
+            vec![OptionFault::new("times", format!("the list cannot run {} times", self.times), "write a number from 1 to 1000")]
         }
     }
 }

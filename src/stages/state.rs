@@ -11,22 +11,22 @@ use serde::de::DeserializeOwned;
 use crate::files;
 
 /// At least so long between two writes.
-const BETWEEN_WRITES: Duration = Duration::from_secs(5);
+const MIN_WRITE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Between two writes passes so many times what a write takes: at most two percent of the time go into writing.
-const WRITES_APART: u32 = 50;
+const INTERVAL_PER_WRITE_TIME: u32 = 50;
 
 /// The place of one stage's state. Clones are the same place. The default keeps nothing.
 #[derive(Clone, Debug, Default)]
-pub struct State {
+pub struct StageCheckpoint {
     file: Option<PathBuf>,
-    next: Arc<Mutex<Option<Instant>>>,
+    next_write: Arc<Mutex<Option<Instant>>>,
 }
 
-impl State {
+impl StageCheckpoint {
     /// State in a file, which may be there from an earlier run.
-    pub fn at(file: PathBuf) -> Self {
-        Self { file: Some(file), next: Arc::new(Mutex::new(Some(Instant::now() + BETWEEN_WRITES))) }
+    pub fn new(file: PathBuf) -> Self {
+        Self { file: Some(file), next_write: Arc::new(Mutex::new(Some(Instant::now() + MIN_WRITE_INTERVAL))) }
     }
 
     /// What an earlier run left. A file that is not whole counts as none.
@@ -41,7 +41,7 @@ impl State {
     }
 
     /// Drops what an earlier run left.
-    pub fn forget(&self) {
+    pub fn delete(&self) {
         if let Some(file) = &self.file {
             drop(std::fs::remove_file(file));
         }
@@ -49,15 +49,15 @@ impl State {
 
     /// Whether it is time for a write.
     pub fn is_due(&self) -> bool {
-        self.next.lock().is_ok_and(|next| next.is_some_and(|next| next <= Instant::now()))
+        self.next_write.lock().is_ok_and(|next| next.is_some_and(|next| next <= Instant::now()))
     }
 
     /// Leaves the state. That it cannot be written is no reason to stop work.
     pub fn write<S: Serialize>(&self, state: &S) {
         let Some(file) = &self.file else { return };
         let began = Instant::now();
-        let written = files::write_with(file, |file| {
-            let hashing = Hashing { inner: std::io::BufWriter::new(file), hasher: blake3::Hasher::new() };
+        let written = files::write_atomic_with(file, |file| {
+            let hashing = HashingWriter { inner: std::io::BufWriter::new(file), hasher: blake3::Hasher::new() };
             let mut hashing = postcard::to_io(state, hashing).map_err(std::io::Error::other)?;
             hashing.inner.write_all(hashing.hasher.finalize().as_bytes())?;
             hashing.inner.flush()
@@ -65,19 +65,19 @@ impl State {
         if let Err(error) = written {
             tracing::warn!("how far the stage is cannot be kept: {error}");
         }
-        if let Ok(mut next) = self.next.lock() {
-            *next = Some(Instant::now() + BETWEEN_WRITES.max(began.elapsed() * WRITES_APART));
+        if let Ok(mut next) = self.next_write.lock() {
+            *next = Some(Instant::now() + MIN_WRITE_INTERVAL.max(began.elapsed() * INTERVAL_PER_WRITE_TIME));
         }
     }
 }
 
 /// Hashes what goes through it.
-struct Hashing<W> {
+struct HashingWriter<W> {
     inner: W,
     hasher: blake3::Hasher,
 }
 
-impl<W: Write> Write for Hashing<W> {
+impl<W: Write> Write for HashingWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let written = self.inner.write(bytes)?;
         self.hasher.update(&bytes[..written]);
@@ -93,14 +93,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_state_comes_back_whole_or_not_at_all() {
+    fn damaged_checkpoint_reads_as_none() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("a.state");
-        let state = State::at(file.clone());
+        let state = StageCheckpoint::new(file.clone());
         assert_eq!(state.read::<Vec<f32>>(), None);
         let values = vec![0.1f32, f32::MIN_POSITIVE, -3.0e38];
         state.write(&values);
-        assert_eq!(State::at(file.clone()).read::<Vec<f32>>(), Some(values));
+        assert_eq!(StageCheckpoint::new(file.clone()).read::<Vec<f32>>(), Some(values));
         let mut bytes = std::fs::read(&file).expect("there");
         *bytes.last_mut().expect("some") ^= 1;
         std::fs::write(&file, &bytes).expect("written");

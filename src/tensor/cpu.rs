@@ -11,95 +11,95 @@ use super::AnyTape;
 
 /// Activations, (positions, width), row-major.
 #[derive(Clone, Debug)]
-pub struct Hidden<T = NoneTape> {
+pub struct CpuActivations<T = NoneTape> {
     values: Arc<Vec<f32>>,
     shape: (usize, usize),
     /// Empty: its id names the values on the tape.
-    name: Tensor<(usize,), f32, Cpu>,
-    recipe: Option<Recipe>,
+    tape_id: Tensor<(usize,), f32, Cpu>,
+    recomputation: Option<Recomputation>,
     tape: T,
 }
 
 /// How to make cheap values again from what a tape keeps in any case.
 #[derive(Clone)]
-struct Recipe(Arc<Made>);
+struct Recomputation(Arc<RecomputedValues>);
 
-struct Made {
-    make: Box<dyn Fn() -> Vec<f32> + Send + Sync>,
+struct RecomputedValues {
+    compute: Box<dyn Fn() -> Vec<f32> + Send + Sync>,
     /// Made again, for all who need them, until whoever made them first says that the last has had them.
-    again: Mutex<Option<Arc<Vec<f32>>>>,
+    cached: Mutex<Option<Arc<Vec<f32>>>>,
 }
 
-impl std::fmt::Debug for Recipe {
+impl std::fmt::Debug for Recomputation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Recipe")
     }
 }
 
 /// Activations that an operation needs again on the way back.
-pub struct Kept(Keep);
+pub struct SavedActivations(SavedSource);
 
-enum Keep {
-    Values(Arc<Vec<f32>>),
-    Recipe(Recipe),
+enum SavedSource {
+    Stored(Arc<Vec<f32>>),
+    Recomputed(Recomputation),
 }
 
-impl Kept {
+impl SavedActivations {
     pub fn values(&self) -> Arc<Vec<f32>> {
         match &self.0 {
-            Keep::Values(values) => values.clone(),
-            Keep::Recipe(Recipe(made)) => {
-                let mut again = made.again.lock().unwrap_or_else(PoisonError::into_inner);
-                again.get_or_insert_with(|| Arc::new((made.make)())).clone()
+            SavedSource::Stored(values) => values.clone(),
+            SavedSource::Recomputed(Recomputation(made)) => {
+                let mut again = made.cached.lock().unwrap_or_else(PoisonError::into_inner);
+                again.get_or_insert_with(|| Arc::new((made.compute)())).clone()
             }
         }
     }
 
     /// Everybody has had the values.
-    pub fn forget(&self) {
-        if let Keep::Recipe(Recipe(made)) = &self.0 {
-            *made.again.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    pub fn drop_cached(&self) {
+        if let SavedSource::Recomputed(Recomputation(made)) = &self.0 {
+            *made.cached.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
     }
 }
 
 /// The name of activations among the gradients of a tape. A gradient that is empty there is zero.
 #[derive(Clone)]
-pub struct Node {
-    name: Tensor<(usize,), f32, Cpu>,
+pub struct CpuTapeNode {
+    tape_id: Tensor<(usize,), f32, Cpu>,
     len: usize,
 }
 
 /// dfdx's own device, of which only the tape is used.
-pub fn device() -> Cpu {
+pub fn dfdx_cpu() -> Cpu {
     thread_local! {
-        static DEVICE: Cpu = Cpu::default();
+        static DFDX_CPU: Cpu = Cpu::default();
     }
-    DEVICE.with(Cpu::clone)
+    DFDX_CPU.with(Cpu::clone)
 }
 
 /// Activations from row-major values, without a copy.
 ///
 /// # Panics
 /// If `values` does not hold `rows * cols` numbers.
-pub fn hidden(values: Vec<f32>, rows: usize, cols: usize) -> Hidden {
-    Hidden::new(values, rows, cols)
+pub fn activations_from_vec(values: Vec<f32>, rows: usize, cols: usize) -> CpuActivations {
+    CpuActivations::new(values, rows, cols)
 }
 
-impl Hidden {
+impl CpuActivations {
     fn new(values: Vec<f32>, rows: usize, cols: usize) -> Self {
         assert_eq!(values.len(), rows * cols, "activations of {rows} × {cols}");
-        let name = device().tensor_from_vec(Vec::new(), (0,));
-        Self { values: Arc::new(values), shape: (rows, cols), name, recipe: None, tape: NoneTape }
+        let name = dfdx_cpu().tensor_from_vec(Vec::new(), (0,));
+        Self { values: Arc::new(values), shape: (rows, cols), tape_id: name, recomputation: None, tape: NoneTape }
     }
 
-    pub fn put_tape<T>(self, tape: T) -> Hidden<T> {
-        Hidden { values: self.values, shape: self.shape, name: self.name, recipe: self.recipe, tape }
+    pub fn put_tape<T>(self, tape: T) -> CpuActivations<T> {
+        CpuActivations { values: self.values, shape: self.shape, tape_id: self.tape_id, recomputation: self.recomputation, tape }
     }
 
     /// The same activations, which nobody needs to keep: `make` makes them again, to the bit.
-    pub fn made_by(mut self, make: impl Fn() -> Vec<f32> + Send + Sync + 'static) -> Self {
-        self.recipe = Some(Recipe(Arc::new(Made { make: Box::new(make), again: Mutex::default() })));
+    pub fn with_recomputation(mut self, make: impl Fn() -> Vec<f32> + Send + Sync + 'static) -> Self {
+        self.recomputation = Some(Recomputation(Arc::new(RecomputedValues { compute: Box::new(make), cached: Mutex::default() })));
         self
     }
 
@@ -109,7 +109,7 @@ impl Hidden {
     }
 }
 
-impl<T> Hidden<T> {
+impl<T> CpuActivations<T> {
     /// (positions, width)
     pub fn shape(&self) -> &(usize, usize) {
         &self.shape
@@ -120,49 +120,49 @@ impl<T> Hidden<T> {
     }
 
     /// The memory itself, to be kept by an operation that runs later.
-    pub fn shared(&self) -> Arc<Vec<f32>> {
+    pub fn shared_values(&self) -> Arc<Vec<f32>> {
         self.values.clone()
     }
 
     /// A copy of the values.
-    pub fn as_vec(&self) -> Vec<f32> {
+    pub fn to_vec(&self) -> Vec<f32> {
         self.values.to_vec()
     }
 
     /// The values for the way back, or how to make them again.
-    pub fn keep(&self) -> Kept {
-        Kept(match &self.recipe {
-            Some(recipe) => Keep::Recipe(recipe.clone()),
-            None => Keep::Values(self.values.clone()),
+    pub fn save_for_backward(&self) -> SavedActivations {
+        SavedActivations(match &self.recomputation {
+            Some(recipe) => SavedSource::Recomputed(recipe.clone()),
+            None => SavedSource::Stored(self.values.clone()),
         })
     }
 
-    pub fn node(&self) -> Node {
-        Node { name: self.name.clone(), len: self.values.len() }
+    pub fn node(&self) -> CpuTapeNode {
+        CpuTapeNode { tape_id: self.tape_id.clone(), len: self.values.len() }
     }
 
-    pub fn split_tape(self) -> (Hidden, T) {
-        let Self { values, shape, name, recipe, tape } = self;
-        (Hidden { values, shape, name, recipe, tape: NoneTape }, tape)
+    pub fn split_tape(self) -> (CpuActivations, T) {
+        let Self { values, shape, tape_id: name, recomputation: recipe, tape } = self;
+        (CpuActivations { values, shape, tape_id: name, recomputation: recipe, tape: NoneTape }, tape)
     }
 
     /// The same activations on an empty tape.
-    pub fn retaped<U: AnyTape>(&self) -> Hidden<U> {
-        let (values, name, recipe) = (self.values.clone(), self.name.clone(), self.recipe.clone());
-        Hidden { values, shape: self.shape, name, recipe, tape: U::default() }
+    pub fn with_empty_tape<U: AnyTape>(&self) -> CpuActivations<U> {
+        let (values, name, recipe) = (self.values.clone(), self.tape_id.clone(), self.recomputation.clone());
+        CpuActivations { values, shape: self.shape, tape_id: name, recomputation: recipe, tape: U::default() }
     }
 }
 
-impl Node {
+impl CpuTapeNode {
     /// Takes the gradient; nothing reads it afterwards.
-    pub fn take(&self, gradients: &mut Gradients<f32, Cpu>) -> Result<Vec<f32>, <Cpu as HasErr>::Err> {
-        let taken = std::mem::take(&mut **gradients.get_or_alloc_mut(&self.name)?);
+    pub fn take_gradient(&self, gradients: &mut Gradients<f32, Cpu>) -> Result<Vec<f32>, <Cpu as HasErr>::Err> {
+        let taken = std::mem::take(&mut **gradients.get_or_alloc_mut(&self.tape_id)?);
         Ok(if taken.is_empty() { vec![0.0; self.len] } else { taken })
     }
 
     /// Adds to the gradient.
-    pub fn add(&self, gradients: &mut Gradients<f32, Cpu>, part: Vec<f32>) -> Result<(), <Cpu as HasErr>::Err> {
-        let sum = &mut **gradients.get_or_alloc_mut(&self.name)?;
+    pub fn add_gradient(&self, gradients: &mut Gradients<f32, Cpu>, part: Vec<f32>) -> Result<(), <Cpu as HasErr>::Err> {
+        let sum = &mut **gradients.get_or_alloc_mut(&self.tape_id)?;
         match sum.is_empty() {
             true => *sum = part,
             false => {
@@ -176,8 +176,8 @@ impl Node {
     }
 
     /// The gradient itself, for an operation that adds to it or writes all of it, and whether it must add.
-    pub fn sum<'a>(&self, gradients: &'a mut Gradients<f32, Cpu>) -> Result<(&'a mut [f32], bool), <Cpu as HasErr>::Err> {
-        let sum = &mut **gradients.get_or_alloc_mut(&self.name)?;
+    pub fn gradient_mut<'a>(&self, gradients: &'a mut Gradients<f32, Cpu>) -> Result<(&'a mut [f32], bool), <Cpu as HasErr>::Err> {
+        let sum = &mut **gradients.get_or_alloc_mut(&self.tape_id)?;
         let is_begun = !sum.is_empty();
         sum.resize(self.len, 0.0);
         Ok((sum, is_begun))

@@ -6,17 +6,17 @@ use cudarc::driver::{result, sys};
 use dfdx::prelude::{TensorFromVec, TryAdd, TryMatMul};
 use dfdx::tensor::Cuda;
 
-use super::device::NoDevice;
-use super::gpu::Matrix;
+use super::device::DeviceError;
+use super::gpu::GpuMatrix;
 
 mod libraries;
 
 /// Whether there is a GPU of this number.
-pub fn look_for(number: usize) -> Result<(), NoDevice> {
-    libraries::open()?;
-    result::init().map_err(refused)?;
-    let found = result::device::get_count().map_err(refused)? as usize;
-    if number < found { Ok(()) } else { Err(NoDevice::Missing { asked: number, found }) }
+pub fn check_gpu(number: usize) -> Result<(), DeviceError> {
+    libraries::load_all()?;
+    result::init().map_err(driver_error)?;
+    let found = result::device::get_count().map_err(driver_error)? as usize;
+    if number < found { Ok(()) } else { Err(DeviceError::NoSuchGpu { asked: number, found }) }
 }
 
 /// All memory of a GPU that is there, in bytes.
@@ -30,22 +30,22 @@ pub fn total_memory(number: usize) -> Option<u64> {
 
 /// The GPU of this number, which is there, and how many bytes of it this process may take: nine tenths of what is free. A small product is made, so
 /// that a GPU which cannot be used is found out now.
-pub fn open(number: usize) -> Result<(Option<Cuda>, u64), NoDevice> {
-    let failed = |error: &dyn std::fmt::Debug| NoDevice::Unusable(format!("{error:?}"));
+pub fn open_gpu(number: usize) -> Result<(Option<Cuda>, u64), DeviceError> {
+    let failed = |error: &dyn std::fmt::Debug| DeviceError::Unusable(format!("{error:?}"));
     let device = Cuda::try_build(number, 0).map_err(|error| failed(&error))?;
-    keep_memory(number);
-    let one: Matrix = device.try_tensor_from_vec(vec![1.0], (1, 1)).map_err(|error| failed(&error))?;
+    retain_freed_memory(number);
+    let one: GpuMatrix = device.try_tensor_from_vec(vec![1.0], (1, 1)).map_err(|error| failed(&error))?;
     let two = one.clone().try_add(one.clone()).and_then(|two| two.try_matmul(one)).map_err(|error| failed(&error))?;
     if two.as_vec() != [2.0] {
-        return Err(NoDevice::Unusable("1 + 1 is not 2 there".to_owned()));
+        return Err(DeviceError::Unusable("1 + 1 is not 2 there".to_owned()));
     }
-    let (free, _) = result::mem_get_info().map_err(refused)?;
+    let (free, _) = result::mem_get_info().map_err(driver_error)?;
     Ok((Some(device), free as u64 / 10 * 9))
 }
 
 /// Has the driver keep memory that is given back for the next who asks: by default it returns it to the system whenever anybody
 /// waits for the GPU.
-fn keep_memory(number: usize) {
+fn retain_freed_memory(number: usize) {
     let Ok(device) = result::device::get(number as i32) else { return };
     let (mut pool, mut all) = (std::ptr::null_mut(), u64::MAX);
     #[expect(unsafe_code, reason = "the driver is told how to keep memory")]
@@ -65,7 +65,7 @@ fn keep_memory(number: usize) {
 }
 
 /// The GPU's name and the version of cuBLAS, which decide the last bits of sums.
-pub fn describe(number: usize) -> String {
+pub fn gpu_description(number: usize) -> String {
     let mut name = [0u8; 128];
     let mut version = [0; 3];
     let parts = [
@@ -88,8 +88,8 @@ pub fn describe(number: usize) -> String {
     format!("{name}, cuBLAS {}.{}.{}", version[0], version[1], version[2])
 }
 
-fn refused(error: result::DriverError) -> NoDevice {
-    NoDevice::Driver(format!("{error:?}"))
+fn driver_error(error: result::DriverError) -> DeviceError {
+    DeviceError::DriverFailed(format!("{error:?}"))
 }
 
 /// Has the driver lock a piece of host memory where it lies. Copies from memory that it does not lock are slower, and that is all.

@@ -25,78 +25,78 @@ pub enum Device {
 
 /// There is no such device.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum NoDevice {
+pub enum DeviceError {
     #[error("this program was built without CUDA")]
-    NotBuilt,
+    BuiltWithoutCuda,
     #[error("this program was built for CUDA: the operations of its GPU run on no processor")]
-    OnlyGpu,
+    BuiltOnlyForCuda,
     #[error("{library} cannot be opened: {message}")]
-    Library { library: &'static str, message: String },
+    LibraryNotLoaded { library: &'static str, message: String },
     #[error("the driver has no GPU to offer: {0}")]
-    Driver(String),
+    DriverFailed(String),
     #[error("it is there and cannot be used: {0}")]
     Unusable(String),
     #[error("there is no GPU {asked}: the machine has {found}, counted from 0")]
-    Missing { asked: usize, found: usize },
+    NoSuchGpu { asked: usize, found: usize },
 }
 
-impl NoDevice {
+impl DeviceError {
     /// What to do about it.
     pub fn help(&self) -> &'static str {
         match self {
-            Self::NotBuilt => "build it with --features cuda, or write device = \"cpu\"",
-            Self::OnlyGpu => "build it without --features cuda, or write device = \"cpu\"",
-            Self::Library { .. } => {
+            Self::BuiltWithoutCuda => "build it with --features cuda, or write device = \"cpu\"",
+            Self::BuiltOnlyForCuda => "build it without --features cuda, or write device = \"cpu\"",
+            Self::LibraryNotLoaded { .. } => {
                 "install NVIDIA's driver and the libraries of CUDA (see the README), or write device = \"cpu\""
             }
-            Self::Driver(_) => "look at what nvidia-smi says, or write device = \"cpu\"",
+            Self::DriverFailed(_) => "look at what nvidia-smi says, or write device = \"cpu\"",
             Self::Unusable(_) => {
                 "the driver may be older than the program's CUDA (13 asks for 580), or the GPU than its CUDA_ARCH; see the README"
             }
-            Self::Missing { .. } => "write the number of a GPU that is there, as nvidia-smi counts them",
+            Self::NoSuchGpu { .. } => "write the number of a GPU that is there, as nvidia-smi counts them",
         }
     }
 }
 
 thread_local! {
-    static MEMORY: Cell<u64> = const { Cell::new(u64::MAX) };
-    static WHOLE: Cell<Option<u64>> = const { Cell::new(None) };
+    static MEMORY_LIMIT: Cell<u64> = const { Cell::new(u64::MAX) };
+    static TOTAL_MEMORY: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
 /// All bytes of the selected GPU, whoever takes them; None on the processor.
-pub fn whole_memory() -> Option<u64> {
-    WHOLE.get()
+pub fn selected_gpu_memory() -> Option<u64> {
+    TOTAL_MEMORY.get()
 }
 
 /// Bytes of the selected GPU that this process may take.
-pub fn device_memory() -> u64 {
-    MEMORY.get()
+pub fn memory_limit() -> u64 {
+    MEMORY_LIMIT.get()
 }
 
 /// The device that is meant, which is there: `auto` is a GPU if there is one, else the processor.
 ///
 /// # Errors
 /// If there is no such device.
-pub fn find(device: Device) -> Result<Device, NoDevice> {
+pub fn resolve_device(device: Device) -> Result<Device, DeviceError> {
     match device {
-        Device::Auto => Ok(look_for(0).map_or(Device::Cpu, |()| Device::Cuda(0))),
-        Device::Cuda(number) => look_for(number).map(|()| device),
-        Device::CpuAsGpu if cfg!(feature = "cuda") => Err(NoDevice::OnlyGpu),
+        Device::Auto => Ok(check_gpu(0).map_or(Device::Cpu, |()| Device::Cuda(0))),
+        Device::Cuda(number) => check_gpu(number).map(|()| device),
+        Device::CpuAsGpu if cfg!(feature = "cuda") => Err(DeviceError::BuiltOnlyForCuda),
         Device::Cpu | Device::CpuAsGpu => Ok(device),
     }
 }
 
 /// What decides the last bits of a GPU's sums, as far as it tells; None for the processor.
-pub fn description(device: Device) -> Option<String> {
-    match find(device) {
-        Ok(Device::Cuda(number)) => Some(describe(number)),
+pub fn device_description(device: Device) -> Option<String> {
+    match resolve_device(device) {
+        Ok(Device::Cuda(number)) => Some(gpu_description(number)),
         _ => None,
     }
 }
 
 /// All memory of a GPU, in bytes; None for the processor.
-pub fn memory_of(device: Device) -> Option<u64> {
-    match find(device) {
+pub fn total_gpu_memory(device: Device) -> Option<u64> {
+    match resolve_device(device) {
         Ok(Device::Cuda(number)) => total_memory(number),
         _ => None,
     }
@@ -106,31 +106,31 @@ pub fn memory_of(device: Device) -> Option<u64> {
 ///
 /// # Errors
 /// If there is no such device, or it cannot be used.
-pub fn select(device: Device) -> Result<(), NoDevice> {
-    let found = find(device)?;
+pub fn select_device(device: Device) -> Result<(), DeviceError> {
+    let found = resolve_device(device)?;
     let (opened, memory) = match found {
-        Device::Cuda(number) => open(number)?,
+        Device::Cuda(number) => open_gpu(number)?,
         Device::CpuAsGpu => (Some(gpu::Gpu::default()), u64::MAX),
         Device::Auto | Device::Cpu => (None, u64::MAX),
     };
-    gpu::select(opened);
-    MEMORY.set(memory);
-    WHOLE.set(memory_of(found));
+    gpu::set_device(opened);
+    MEMORY_LIMIT.set(memory);
+    TOTAL_MEMORY.set(total_gpu_memory(found));
     // the rest is for activations
-    resident::set_room(memory / 5 * 4);
+    resident::set_capacity(memory / 5 * 4);
     Ok(())
 }
 
 #[cfg(feature = "cuda")]
-use super::cuda::{describe, look_for, open, total_memory};
+use super::cuda::{gpu_description, check_gpu, open_gpu, total_memory};
 
 #[cfg(not(feature = "cuda"))]
-fn look_for(_: usize) -> Result<(), NoDevice> {
-    Err(NoDevice::NotBuilt)
+fn check_gpu(_: usize) -> Result<(), DeviceError> {
+    Err(DeviceError::BuiltWithoutCuda)
 }
 
 #[cfg(not(feature = "cuda"))]
-fn describe(_: usize) -> String {
+fn gpu_description(_: usize) -> String {
     String::new()
 }
 
@@ -140,8 +140,8 @@ fn total_memory(_: usize) -> Option<u64> {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn open(_: usize) -> Result<(Option<gpu::Gpu>, u64), NoDevice> {
-    Err(NoDevice::NotBuilt)
+fn open_gpu(_: usize) -> Result<(Option<gpu::Gpu>, u64), DeviceError> {
+    Err(DeviceError::BuiltWithoutCuda)
 }
 
 impl fmt::Display for Device {

@@ -19,43 +19,43 @@ pub type Gpu = dfdx::tensor::Cuda;
 pub type Gpu = dfdx::tensor::Cpu;
 
 /// A matrix on the GPU.
-pub type Matrix = Tensor<(usize, usize), f32, Gpu>;
+pub type GpuMatrix = Tensor<(usize, usize), f32, Gpu>;
 
 /// A matrix in half precision; products of two accumulate in f32.
-pub type HalfMatrix = Tensor<(usize, usize), Half, Gpu>;
+pub type GpuHalfMatrix = Tensor<(usize, usize), Half, Gpu>;
 
 /// Half precision of which products accumulate in f32.
 pub type Half = AMP<f16>;
 
 thread_local! {
-    static SELECTED: RefCell<Option<Gpu>> = const { RefCell::new(None) };
+    static SELECTED_DEVICE: RefCell<Option<Gpu>> = const { RefCell::new(None) };
 }
 
 /// Lets this thread compute on a device, or on the CPU's own operations.
-pub(super) fn select(device: Option<Gpu>) {
-    SELECTED.with(|selected| *selected.borrow_mut() = device);
+pub(super) fn set_device(device: Option<Gpu>) {
+    SELECTED_DEVICE.with(|selected| *selected.borrow_mut() = selected_device);
 }
 
 /// Whether this thread computes with dfdx's operations.
 pub fn is_selected() -> bool {
-    SELECTED.with(|selected| selected.borrow().is_some())
+    SELECTED_DEVICE.with(|selected| selected.borrow().is_some())
 }
 
 /// The device of this thread.
 ///
 /// # Panics
 /// Without one.
-pub fn device() -> Gpu {
-    SELECTED.with(|selected| selected.borrow().clone().expect("a device was selected in this thread"))
+pub fn selected_device() -> Gpu {
+    SELECTED_DEVICE.with(|selected| selected.borrow().clone().expect("a device was selected in this thread"))
 }
 
 /// Whether halves can be made here: the kernel that does it is compiled when it is first used.
 ///
 /// # Errors
 /// What the compiler said.
-pub fn try_halves() -> Result<(), String> {
+pub fn check_half_precision() -> Result<(), String> {
     let there_and_back = || -> Vec<f32> {
-        let halves: HalfMatrix = matrix(vec![0.5], 1, 1).to_dtype();
+        let halves: GpuHalfMatrix = matrix_from_vec(vec![0.5], 1, 1).to_dtype();
         halves.to_dtype::<f32>().as_vec()
     };
     // dfdx has no other way to say so
@@ -68,66 +68,66 @@ pub fn try_halves() -> Result<(), String> {
 
 /// Activations, (positions, width).
 #[derive(Clone)]
-pub struct Hidden<T = NoneTape> {
-    matrix: Matrix,
-    node: Node,
+pub struct GpuActivations<T = NoneTape> {
+    matrix: GpuMatrix,
+    node: GpuTapeNode,
     tape: T,
 }
 
 /// The name of activations among the gradients of the tape that runs backward.
 #[derive(Clone, Copy)]
-pub struct Node(u64);
+pub struct GpuTapeNode(u64);
 
 thread_local! {
     /// The gradients of the tape that runs backward.
-    static GRADIENTS: RefCell<HashMap<u64, Matrix>> = RefCell::new(HashMap::new());
+    static GRADIENTS: RefCell<HashMap<u64, GpuMatrix>> = RefCell::new(HashMap::new());
 }
 
 /// Runs a tape backward, with gradients of its own.
-pub fn with_gradients<O>(run: impl FnOnce() -> O) -> O {
+pub fn with_gradient_store<O>(run: impl FnOnce() -> O) -> O {
     /// Forgets them, even where the tape breaks off.
-    struct Forget;
-    impl Drop for Forget {
+    struct ClearOnDrop;
+    impl Drop for ClearOnDrop {
         fn drop(&mut self) {
             GRADIENTS.with_borrow_mut(HashMap::clear);
         }
     }
-    let _forget = Forget;
+    let _forget = ClearOnDrop;
     run()
 }
 
 /// Activations from row-major values.
-pub fn hidden(values: Vec<f32>, rows: usize, cols: usize) -> Hidden {
-    matrix(values, rows, cols).into()
+pub fn activations_from_vec(values: Vec<f32>, rows: usize, cols: usize) -> GpuActivations {
+    matrix_from_vec(values, rows, cols).into()
 }
 
 /// A matrix from row-major values.
-pub fn matrix(values: Vec<f32>, rows: usize, cols: usize) -> Matrix {
-    device().tensor_from_vec(values, (rows, cols))
+pub fn matrix_from_vec(values: Vec<f32>, rows: usize, cols: usize) -> GpuMatrix {
+    selected_device().tensor_from_vec(values, (rows, cols))
 }
 
 /// A sum that begins with its first part.
-pub fn added(sum: Option<Matrix>, part: Matrix) -> Matrix {
+pub fn add_or_start(sum: Option<GpuMatrix>, part: GpuMatrix) -> GpuMatrix {
     match sum {
         Some(sum) => sum + part,
         None => part,
     }
 }
 
-impl From<Matrix> for Hidden {
-    fn from(matrix: Matrix) -> Self {
-        Self { matrix, node: Node::new(), tape: NoneTape }
+impl From<GpuMatrix> for GpuActivations {
+    fn from(matrix: GpuMatrix) -> Self {
+        Self { matrix_from_vec, node: GpuTapeNode::new(), tape: NoneTape }
     }
 }
 
-impl Hidden {
-    pub fn put_tape<T>(self, tape: T) -> Hidden<T> {
-        Hidden { matrix: self.matrix, node: self.node, tape }
+impl GpuActivations {
+    pub fn put_tape<T>(self, tape: T) -> GpuActivations<T> {
+        GpuActivations { matrix: self.matrix, node: self.node, tape }
     }
 }
 
-impl<T> Hidden<T> {
-    pub fn matrix(&self) -> &Matrix {
+impl<T> GpuActivations<T> {
+    pub fn matrix(&self) -> &GpuMatrix {
         &self.matrix
     }
 
@@ -136,45 +136,45 @@ impl<T> Hidden<T> {
         *self.matrix.shape()
     }
 
-    pub fn node(&self) -> Node {
+    pub fn node(&self) -> GpuTapeNode {
         self.node
     }
 
     /// The values, their node, and the tape.
-    pub fn parts(self) -> (Matrix, Node, T) {
+    pub fn into_parts(self) -> (GpuMatrix, GpuTapeNode, T) {
         (self.matrix, self.node, self.tape)
     }
 
     /// The same activations on an empty tape.
-    pub fn retaped<U: AnyTape>(&self) -> Hidden<U> {
-        Hidden { matrix: self.matrix.clone(), node: self.node, tape: U::default() }
+    pub fn with_empty_tape<U: AnyTape>(&self) -> GpuActivations<U> {
+        GpuActivations { matrix: self.matrix.clone(), node: self.node, tape: U::default() }
     }
 }
 
-impl<T> std::fmt::Debug for Hidden<T> {
+impl<T> std::fmt::Debug for GpuActivations<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "activations {:?} on a GPU", self.shape())
     }
 }
 
-impl Node {
+impl GpuTapeNode {
     fn new() -> Self {
         thread_local! {
-            static LAST: Cell<u64> = const { Cell::new(0) };
+            static LAST_ID: Cell<u64> = const { Cell::new(0) };
         }
-        LAST.set(LAST.get() + 1);
-        Self(LAST.get())
+        LAST_ID.set(LAST_ID.get() + 1);
+        Self(LAST_ID.get())
     }
 
     /// Takes the gradient of activations of this shape; nothing reads it afterwards. What nobody added to is zero.
-    pub fn take(&self, shape: (usize, usize)) -> Matrix {
-        GRADIENTS.with_borrow_mut(|gradients| gradients.remove(&self.0)).unwrap_or_else(|| device().zeros_like(&shape))
+    pub fn take_gradient(&self, shape: (usize, usize)) -> GpuMatrix {
+        GRADIENTS.with_borrow_mut(|gradients| gradients.remove(&self.0)).unwrap_or_else(|| selected_device().zeros_like(&shape))
     }
 
     /// Adds to the gradient.
-    pub fn add(&self, part: Matrix) {
+    pub fn add_gradient(&self, part: GpuMatrix) {
         GRADIENTS.with_borrow_mut(|gradients| {
-            let sum = added(gradients.remove(&self.0), part);
+            let sum = add_or_start(gradients.remove(&self.0), part);
             gradients.insert(self.0, sum);
         });
     }

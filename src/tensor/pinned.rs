@@ -8,47 +8,47 @@ use dfdx::dtypes::{AMP, f16};
 use dfdx::prelude::{Dtype, Tensor, ZerosTensor};
 use rayon::prelude::*;
 
-use super::gpu::{Gpu, Half, HalfMatrix, Matrix, device};
+use super::gpu::{Gpu, Half, GpuHalfMatrix, GpuMatrix, selected_device};
 
 /// Elements that one thread prepares at a time.
-const GRAIN: usize = 1 << 16;
+const ELEMENTS_PER_TASK: usize = 1 << 16;
 
 /// Numbers → a matrix on the GPU.
-pub fn brought(values: &[f32], shape: (usize, usize)) -> Matrix {
+pub fn upload_f32(values: &[f32], shape: (usize, usize)) -> GpuMatrix {
     thread_local! {
-        static STAGE: RefCell<Stage<f32>> = const { RefCell::new(Stage::new()) };
+        static STAGING_BUFFER: RefCell<StagingBuffer<f32>> = const { RefCell::new(StagingBuffer::new()) };
     }
-    STAGE.with_borrow_mut(|stage| stage.bring(values, shape, |value| value))
+    STAGING_BUFFER.with_borrow_mut(|stage| stage.upload(values, shape, |value| value))
 }
 
 /// Numbers → a matrix of their nearest halves on the GPU.
-pub fn halved(values: &[f32], shape: (usize, usize)) -> HalfMatrix {
+pub fn upload_f16(values: &[f32], shape: (usize, usize)) -> GpuHalfMatrix {
     thread_local! {
-        static STAGE: RefCell<Stage<Half>> = const { RefCell::new(Stage::new()) };
+        static STAGING_BUFFER: RefCell<StagingBuffer<Half>> = const { RefCell::new(StagingBuffer::new()) };
     }
-    STAGE.with_borrow_mut(|stage| stage.bring(values, shape, |value| AMP(f16::from_f32(value))))
+    STAGING_BUFFER.with_borrow_mut(|stage| stage.upload(values, shape, |value| AMP(f16::from_f32(value))))
 }
 
 /// Host memory that is used again and again; it grows to the largest weight. Whole pages of it are locked, so that no other
 /// piece of memory is locked with it by half.
-struct Stage<E> {
+struct StagingBuffer<E> {
     memory: Vec<E>,
     /// The locked part.
-    pages: Range<usize>,
+    locked_range: Range<usize>,
 }
 
 /// Bytes of a page.
-const PAGE: usize = 4096;
+const PAGE_BYTES: usize = 4096;
 
-impl<E> Drop for Stage<E> {
+impl<E> Drop for StagingBuffer<E> {
     fn drop(&mut self) {
         self.unlock();
     }
 }
 
-impl<E> Stage<E> {
+impl<E> StagingBuffer<E> {
     const fn new() -> Self {
-        Self { memory: Vec::new(), pages: 0..0 }
+        Self { memory: Vec::new(), locked_range: 0..0 }
     }
 
     #[cfg(feature = "cuda")]
@@ -68,25 +68,25 @@ impl<E> Stage<E> {
     fn unlock(&self) {}
 }
 
-impl<E: Dtype> Stage<E> {
-    fn bring(&mut self, values: &[f32], shape: (usize, usize), make: impl Fn(f32) -> E + Sync) -> Tensor<(usize, usize), E, Gpu>
+impl<E: Dtype> StagingBuffer<E> {
+    fn upload(&mut self, values: &[f32], shape: (usize, usize), make: impl Fn(f32) -> E + Sync) -> Tensor<(usize, usize), E, Gpu>
     where
         Gpu: ZerosTensor<E> + dfdx::prelude::CopySlice<E>,
     {
-        if self.pages.len() < values.len() {
+        if self.locked_range.len() < values.len() {
             self.unlock();
-            let (page, len) = (PAGE / size_of::<E>(), values.len().next_multiple_of(PAGE / size_of::<E>()));
+            let (page, len) = (PAGE_BYTES / size_of::<E>(), values.len().next_multiple_of(PAGE_BYTES / size_of::<E>()));
             self.memory = vec![E::default(); len + page];
-            let first = self.memory.as_ptr().align_offset(PAGE).min(page);
-            self.pages = first..first + len;
+            let first = self.memory.as_ptr().align_offset(PAGE_BYTES).min(page);
+            self.locked_range = first..first + len;
             self.lock();
         }
-        let first = self.pages.start;
+        let first = self.locked_range.start;
         let stage = &mut self.memory[first..first + values.len()];
-        stage.par_chunks_mut(GRAIN).zip(values.par_chunks(GRAIN)).for_each(|(stage, values)| {
+        stage.par_chunks_mut(ELEMENTS_PER_TASK).zip(values.par_chunks(ELEMENTS_PER_TASK)).for_each(|(stage, values)| {
             stage.iter_mut().zip(values).for_each(|(to, &value)| *to = make(value));
         });
-        let mut matrix = device().zeros_like(&shape);
+        let mut matrix = selected_device().zeros_like(&shape);
         // returns when the copy is complete
         matrix.copy_from(stage);
         matrix

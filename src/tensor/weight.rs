@@ -7,19 +7,19 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::gpu::Matrix;
-use super::resident::{self, Held, Lent};
+use super::gpu::GpuMatrix;
+use super::resident::{self, GpuWeight, GpuLease};
 
 /// A weight: a matrix (rows = outputs, cols = inputs), or a vector as one row.
 #[derive(Clone, Debug)]
 pub struct Weight {
     rows: usize,
     cols: usize,
-    store: Store,
+    store: WeightStore,
     /// How a GPU holds it.
     precision: Precision,
     /// Names the values in this precision: two weights of one name are one on a GPU.
-    name: Arc<()>,
+    identity: Arc<()>,
 }
 
 /// The element in which a GPU holds and multiplies a matrix; products accumulate in f32.
@@ -43,19 +43,19 @@ impl Precision {
 }
 
 #[derive(Clone, Debug)]
-enum Store {
+enum WeightStore {
     /// Plain memory, so that the CPU's operations read it in place.
     Memory(Arc<Vec<f32>>),
     /// A tensor of a file, and what is done to it whenever it is read.
-    File { tensor: Arc<dyn WeightFile>, steps: Vec<Step> },
+    File { tensor: Arc<dyn WeightFile>, edits: Vec<WeightEdit> },
 }
 
 /// A matrix in a file.
 pub trait WeightFile: std::fmt::Debug + Send + Sync {
     /// All of it, row-major, widened to f32.
-    fn read(&self) -> Result<Vec<f32>, Unreadable>;
+    fn read(&self) -> Result<Vec<f32>, WeightReadError>;
     /// Some rows of it.
-    fn read_rows(&self, rows: &[usize]) -> Result<Vec<f32>, Unreadable>;
+    fn read_rows(&self, rows: &[usize]) -> Result<Vec<f32>, WeightReadError>;
     /// Columns of the matrix as it is in the file.
     fn cols(&self) -> usize;
 }
@@ -64,7 +64,7 @@ pub trait WeightFile: std::fmt::Debug + Send + Sync {
 /// this, and the stage that they belong to fails.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot read `{tensor}` of `{path}` any more: {message}")]
-pub struct Unreadable {
+pub struct WeightReadError {
     pub tensor: String,
     pub path: String,
     pub message: String,
@@ -72,10 +72,10 @@ pub struct Unreadable {
 
 /// What a weight on disk has gone through.
 #[derive(Clone, Debug)]
-enum Step {
-    Rows(Arc<[usize]>),
-    Cols(Arc<[usize]>),
-    Add(LowRank),
+enum WeightEdit {
+    KeepRows(Arc<[usize]>),
+    KeepCols(Arc<[usize]>),
+    AddLowRank(LowRank),
 }
 
 /// scale · B · A, to be added to a weight.
@@ -95,21 +95,21 @@ impl Weight {
     /// If `values` does not hold `rows * cols` numbers.
     pub fn new(values: Vec<f32>, rows: usize, cols: usize) -> Self {
         assert_eq!(values.len(), rows * cols, "a weight of {rows} × {cols}");
-        Self::of(Store::Memory(Arc::new(values)), rows, cols)
+        Self::from_store(WeightStore::Memory(Arc::new(values)), rows, cols)
     }
 
     /// A weight that stays on disk.
-    pub fn on_disk(tensor: Arc<dyn WeightFile>, rows: usize, cols: usize) -> Self {
-        Self::of(Store::File { tensor, steps: Vec::new() }, rows, cols)
+    pub fn from_file(tensor: Arc<dyn WeightFile>, rows: usize, cols: usize) -> Self {
+        Self::from_store(WeightStore::File { tensor, edits: Vec::new() }, rows, cols)
     }
 
-    fn of(store: Store, rows: usize, cols: usize) -> Self {
-        Self { rows, cols, store, precision: Precision::Float32, name: Arc::default() }
+    fn from_store(store: WeightStore, rows: usize, cols: usize) -> Self {
+        Self { rows, cols, store, precision: Precision::Float32, identity: Arc::default() }
     }
 
     /// The same weight, held by a GPU in this precision. What becomes of it later is held so too.
-    pub fn held_in(self, precision: Precision) -> Self {
-        Self { precision, name: Arc::default(), ..self }
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, identity: Arc::default(), ..self }
     }
 
     /// How a GPU holds it.
@@ -118,8 +118,8 @@ impl Weight {
     }
 
     /// What names it.
-    pub(super) fn name(&self) -> &Arc<()> {
-        &self.name
+    pub(super) fn identity(&self) -> &Arc<()> {
+        &self.identity
     }
 
     /// Outputs; 1 for a vector.
@@ -142,7 +142,7 @@ impl Weight {
     }
 
     pub fn is_on_disk(&self) -> bool {
-        matches!(self.store, Store::File { .. })
+        matches!(self.store, WeightStore::File { .. })
     }
 
     /// The values, row-major; borrowed from memory, else read.
@@ -151,9 +151,9 @@ impl Weight {
     /// With [`Unreadable`].
     pub fn values(&self) -> Cow<'_, [f32]> {
         match &self.store {
-            Store::Memory(values) => Cow::Borrowed(values),
-            Store::File { tensor, steps } => {
-                let start = (orderly(tensor.read()), tensor.cols());
+            WeightStore::Memory(values) => Cow::Borrowed(values),
+            WeightStore::File { tensor, edits: steps } => {
+                let start = (values_or_panic(tensor.read()), tensor.cols());
                 let (values, _) = steps.iter().fold(start, |(values, cols), step| step.apply(values, cols));
                 Cow::Owned(values)
             }
@@ -164,105 +164,105 @@ impl Weight {
     ///
     /// # Panics
     /// With [`Unreadable`], or if there is no such row.
-    pub fn gather(&self, rows: &[usize]) -> Vec<f32> {
+    pub fn gather_rows(&self, rows: &[usize]) -> Vec<f32> {
         match &self.store {
-            Store::File { tensor, steps } if steps.iter().all(|step| matches!(step, Step::Cols(_))) => {
+            WeightStore::File { tensor, edits: steps } if steps.iter().all(|step| matches!(step, WeightEdit::KeepCols(_))) => {
                 assert!(rows.iter().all(|&row| row < self.rows), "no such row");
-                let start = (orderly(tensor.read_rows(rows)), tensor.cols());
+                let start = (values_or_panic(tensor.read_rows(rows)), tensor.cols());
                 steps.iter().fold(start, |(values, cols), step| step.apply(values, cols)).0
             }
-            _ => pick_rows(&self.values(), self.cols, rows),
+            _ => copy_rows(&self.values(), self.cols, rows),
         }
     }
 
     /// The weight in memory.
-    pub fn resident(&self) -> Self {
+    pub fn to_memory(&self) -> Self {
         if !self.is_on_disk() {
             return self.clone();
         }
-        Self { store: Store::Memory(Arc::new(self.values().into_owned())), ..self.clone() }
+        Self { store: WeightStore::Memory(Arc::new(self.values().into_owned())), ..self.clone() }
     }
 
     /// The memory itself, to be kept alive by an operation that runs later.
-    pub(crate) fn shared(&self) -> Arc<Vec<f32>> {
+    pub(crate) fn shared_values(&self) -> Arc<Vec<f32>> {
         match &self.store {
-            Store::Memory(values) => values.clone(),
-            Store::File { .. } => Arc::new(self.values().into_owned()),
+            WeightStore::Memory(values) => values.clone(),
+            WeightStore::File { .. } => Arc::new(self.values().into_owned()),
         }
     }
 
     /// The weight on the GPU, in its precision.
-    pub(crate) fn held(&self) -> Held {
-        resident::held(self)
+    pub(crate) fn to_gpu(&self) -> GpuWeight {
+        resident::get_or_upload(self)
     }
 
     /// The weight on the GPU, in f32.
-    pub(crate) fn matrix(&self) -> Matrix {
-        self.held().widened()
+    pub(crate) fn to_gpu_f32(&self) -> GpuMatrix {
+        self.to_gpu().into_f32()
     }
 
     /// Whether it is on the GPU, to stay or for a while.
     pub fn is_on_gpu(&self) -> bool {
-        resident::is_there(self)
+        resident::is_on_gpu(self)
     }
 
     /// The weight on the GPU for as long as this is held, if this thread computes there.
-    pub fn lent(&self) -> Option<Lent> {
-        resident::lent(self)
+    pub fn lease_on_gpu(&self) -> Option<GpuLease> {
+        resident::lease(self)
     }
 
     /// Changes the values in place, and in memory: an optimiser's step.
     pub fn update(&mut self, change: impl FnOnce(&mut [f32])) {
-        *self = Self { name: Arc::default(), ..self.resident() };
-        if let Store::Memory(values) = &mut self.store {
+        *self = Self { identity: Arc::default(), ..self.to_memory() };
+        if let WeightStore::Memory(values) = &mut self.store {
             change(Arc::make_mut(values).as_mut_slice());
         }
     }
 
     /// The weight with these rows alone, in the order given.
     pub fn keep_rows(&self, keep: &[usize]) -> Self {
-        self.after(Step::Rows(keep.into()), keep.len(), self.cols)
+        self.with_edit(WeightEdit::KeepRows(keep.into()), keep.len(), self.cols)
     }
 
     /// The weight with these columns alone, in the order given.
     pub fn keep_cols(&self, keep: &[usize]) -> Self {
-        self.after(Step::Cols(keep.into()), self.rows, keep.len())
+        self.with_edit(WeightEdit::KeepCols(keep.into()), self.rows, keep.len())
     }
 
     /// The weight with a product of two thin matrices added.
-    pub fn plus(&self, low_rank: LowRank) -> Self {
-        self.after(Step::Add(low_rank), self.rows, self.cols)
+    pub fn add_low_rank(&self, low_rank: LowRank) -> Self {
+        self.with_edit(WeightEdit::AddLowRank(low_rank), self.rows, self.cols)
     }
 
     /// A step taken now, in memory, or whenever the weight is read.
-    fn after(&self, step: Step, rows: usize, cols: usize) -> Self {
+    fn with_edit(&self, step: WeightEdit, rows: usize, cols: usize) -> Self {
         match &self.store {
-            Store::Memory(_) => Self::new(step.of(&self.values(), self.cols), rows, cols),
-            Store::File { tensor, steps } => {
+            WeightStore::Memory(_) => Self::new(step.apply_to_copy(&self.values(), self.cols), rows, cols),
+            WeightStore::File { tensor, edits: steps } => {
                 let steps = steps.iter().cloned().chain([step]).collect();
-                Self::of(Store::File { tensor: tensor.clone(), steps }, rows, cols)
+                Self::from_store(WeightStore::File { tensor: tensor.clone(), edits: steps }, rows, cols)
             }
         }
-        .held_in(self.precision)
+        .with_precision(self.precision)
     }
 }
 
-impl Step {
+impl WeightEdit {
     /// Of values in rows of `cols`.
-    fn of(&self, values: &[f32], cols: usize) -> Vec<f32> {
+    fn apply_to_copy(&self, values: &[f32], cols: usize) -> Vec<f32> {
         match self {
-            Self::Rows(keep) => pick_rows(values, cols, keep),
-            Self::Cols(keep) => values.chunks_exact(cols).flat_map(|row| keep.iter().map(|&c| row[c])).collect(),
-            Self::Add(_) => self.apply(values.to_vec(), cols).0,
+            Self::KeepRows(keep) => copy_rows(values, cols, keep),
+            Self::KeepCols(keep) => values.chunks_exact(cols).flat_map(|row| keep.iter().map(|&c| row[c])).collect(),
+            Self::AddLowRank(_) => self.apply(values.to_vec(), cols).0,
         }
     }
 
     /// The same, and how many columns there are then.
     fn apply(&self, mut values: Vec<f32>, cols: usize) -> (Vec<f32>, usize) {
         match self {
-            Self::Rows(_) => (self.of(&values, cols), cols),
-            Self::Cols(keep) => (self.of(&values, cols), keep.len()),
-            Self::Add(LowRank { a, b, scale }) => {
+            Self::KeepRows(_) => (self.apply_to_copy(&values, cols), cols),
+            Self::KeepCols(keep) => (self.apply_to_copy(&values, cols), keep.len()),
+            Self::AddLowRank(LowRank { a, b, scale }) => {
                 let (a_values, b_values) = (a.values(), b.values());
                 values.par_chunks_exact_mut(cols).zip(b_values.par_chunks_exact(b.cols())).for_each(|(row, b)| {
                     for (factor, a) in b.iter().zip(a_values.chunks_exact(cols)) {
@@ -275,11 +275,11 @@ impl Step {
     }
 }
 
-fn pick_rows(values: &[f32], cols: usize, rows: &[usize]) -> Vec<f32> {
+fn copy_rows(values: &[f32], cols: usize, rows: &[usize]) -> Vec<f32> {
     rows.iter().flat_map(|&r| &values[r * cols..(r + 1) * cols]).copied().collect()
 }
 
-fn orderly(read: Result<Vec<f32>, Unreadable>) -> Vec<f32> {
+fn values_or_panic(read: Result<Vec<f32>, WeightReadError>) -> Vec<f32> {
     read.unwrap_or_else(|unreadable| std::panic::panic_any(unreadable))
 }
 

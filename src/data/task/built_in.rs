@@ -1,17 +1,17 @@
 //! The tasks that the program brings along.
 
-use super::Input;
+use super::InputFile;
 
 /// A task file, and the rows beside it.
-pub struct BuiltIn {
+pub struct BuiltInTask {
     pub name: &'static str,
     text: &'static str,
     pub rows: Option<&'static str>,
 }
 
-impl BuiltIn {
-    pub fn input(&self) -> Input {
-        Input::BuiltIn { name: format!("{}.toml", self.name), content: self.text }
+impl BuiltInTask {
+    pub fn to_input_file(&self) -> InputFile {
+        InputFile::BuiltIn { name: format!("{}.toml", self.name), content: self.text }
     }
 
     pub fn text(&self) -> &'static str {
@@ -22,10 +22,10 @@ impl BuiltIn {
 /// A task whose rows lie under `run.data`, and one with rows of its own.
 macro_rules! built_in {
     ($name:literal) => {
-        BuiltIn { name: $name, text: include_str!(concat!("../../../datasets/", $name, ".toml")), rows: None }
+        BuiltInTask { name: $name, text: include_str!(concat!("../../../datasets/", $name, ".toml")), rows: None }
     };
     ($name:literal, $rows:literal) => {
-        BuiltIn {
+        BuiltInTask {
             name: $name,
             text: include_str!(concat!("../../../datasets/", $name, ".toml")),
             rows: Some(include_str!(concat!("../../../datasets/", $rows))),
@@ -33,7 +33,7 @@ macro_rules! built_in {
     };
 }
 
-pub const ALL: [BuiltIn; 12] = [
+pub const BUILT_IN_TASKS: [BuiltInTask; 12] = [
     built_in!("boolq"),
     built_in!("piqa"),
     built_in!("hellaswag"),

@@ -13,7 +13,7 @@ impl PythonRandom {
     }
 
     /// A number below `n`: as many bits as `n` has, drawn again while they are too large.
-    fn below(&mut self, n: u32) -> u32 {
+    fn random_below(&mut self, n: u32) -> u32 {
         let bits = u32::BITS - n.leading_zeros();
         loop {
             let drawn = self.0.next_u32() >> (u32::BITS - bits);
@@ -33,20 +33,20 @@ impl PythonRandom {
             0..=5 => 21,
             _ => 21 + 4_u64.pow((f64::from(count) * 3.0).log(4.0).ceil() as u32),
         };
-        if u64::from(population) <= table { Some(self.pooled(population, count)) } else { Some(self.untaken(population, count)) }
+        if u64::from(population) <= table { Some(self.sample_from_pool(population, count)) } else { Some(self.sample_by_rejection(population, count)) }
     }
 
-    fn pooled(&mut self, population: u32, count: u32) -> Vec<u32> {
+    fn sample_from_pool(&mut self, population: u32, count: u32) -> Vec<u32> {
         let mut pool: Vec<u32> = (0..population).collect();
-        let draw = |left: u32| pool.swap_remove(self.below(left) as usize);
+        let draw = |left: u32| pool.swap_remove(self.random_below(left) as usize);
         (0..count).map(|taken| population - taken).map(draw).collect()
     }
 
-    fn untaken(&mut self, population: u32, count: u32) -> Vec<u32> {
+    fn sample_by_rejection(&mut self, population: u32, count: u32) -> Vec<u32> {
         let mut taken = BTreeSet::new();
         let mut drawn = Vec::with_capacity(count as usize);
         while drawn.len() < count as usize {
-            let number = self.below(population);
+            let number = self.random_below(population);
             if taken.insert(number) {
                 drawn.push(number);
             }

@@ -4,87 +4,87 @@ use std::ops::Range;
 
 use minijinja::{Environment, Value};
 
-use super::template::{Expression, Template, Unfit, Written};
+use super::template::{Expression, Template, TemplateError, TemplateSource};
 
 /// The `[question]` of a task file.
 #[derive(Clone, Debug)]
-pub struct Question {
+pub struct QuestionTemplates {
     /// One for all choices, or one for each.
-    pub contexts: Vec<Written>,
-    pub choices: Choices,
+    pub contexts: Vec<TemplateSource>,
+    pub choices: ChoiceTemplates,
     /// The index of the right choice, or its label.
-    pub gold: Written,
-    pub labels: Option<Labels>,
+    pub gold: TemplateSource,
+    pub labels: Option<ChoiceLabels>,
 }
 
 #[derive(Clone, Debug)]
-pub enum Choices {
+pub enum ChoiceTemplates {
     /// A template for each choice.
-    Given(Vec<Written>),
+    PerChoice(Vec<TemplateSource>),
     /// An expression that gives the list of them.
-    OfRow(Written),
+    ListExpression(TemplateSource),
 }
 
 #[derive(Clone, Debug)]
-pub enum Labels {
-    Given(Vec<String>),
-    OfRow(Written),
+pub enum ChoiceLabels {
+    Fixed(Vec<String>),
+    ListExpression(TemplateSource),
 }
 
 /// A question that a row became: a context and a choice for each request, and the index of the right one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub struct RenderedQuestion {
     pub requests: Vec<(String, String)>,
     pub gold: usize,
 }
 
 /// A question whose templates are compiled.
-pub struct Compiled<'e> {
+pub struct CompiledQuestion<'e> {
     contexts: Vec<Template<'e>>,
     choices: CompiledChoices<'e>,
     gold: Expression<'e>,
     labels: Option<CompiledLabels<'e>>,
     /// Where the choices are written.
-    choices_at: Range<usize>,
+    choices_span: Range<usize>,
 }
 
 enum CompiledChoices<'e> {
-    Given(Vec<Template<'e>>),
-    OfRow(Expression<'e>),
+    PerChoice(Vec<Template<'e>>),
+    ListExpression(Expression<'e>),
 }
 
 enum CompiledLabels<'e> {
-    Given(&'e [String]),
-    OfRow(Expression<'e>),
+    Fixed(&'e [String]),
+    ListExpression(Expression<'e>),
 }
 
-impl Question {
-    pub fn compile<'e>(&'e self, engine: &'e Environment<'e>) -> Result<Compiled<'e>, Unfit> {
-        let templates = |written: &'e [Written]| written.iter().map(|w| w.template(engine)).collect::<Result<Vec<_>, _>>();
+impl QuestionTemplates {
+    pub fn compile<'e>(&'e self, engine: &'e Environment<'e>) -> Result<CompiledQuestion<'e>, TemplateError> {
+        let templates = |written: &'e [TemplateSource]| written.iter().map(|w| w.compile_template(engine)).collect::<Result<Vec<_>, _>>();
         let (choices, choices_at) = match &self.choices {
-            Choices::Given(written) => {
-                (CompiledChoices::Given(templates(written)?), written.first().map_or(0..0, |w| w.span.clone()))
+            ChoiceTemplates::PerChoice(written) => {
+                (CompiledChoices::PerChoice(templates(written)?), written.first().map_or(0..0, |w| w.span.clone()))
             }
-            Choices::OfRow(written) => (CompiledChoices::OfRow(written.expression(engine)?), written.span.clone()),
+            ChoiceTemplates::ListExpression(written) => (CompiledChoices::ListExpression(written.compile_expression(engine)?), written.span.clone()),
         };
         let labels = match &self.labels {
-            Some(Labels::Given(labels)) => Some(CompiledLabels::Given(labels)),
-            Some(Labels::OfRow(written)) => Some(CompiledLabels::OfRow(written.expression(engine)?)),
+            Some(ChoiceLabels::Fixed(labels)) => Some(CompiledLabels::Fixed(labels)),
+            Some(ChoiceLabels::ListExpression(written)) => Some(CompiledLabels::ListExpression(written.compile_expression(engine)?)),
             None => None,
         };
-        Ok(Compiled { contexts: templates(&self.contexts)?, choices, gold: self.gold.expression(engine)?, labels, choices_at })
+        Ok(CompiledQuestion { contexts: templates(&self.contexts)?, choices, gold: self.gold.compile_expression(engine)?, labels, choices_span: choices_at })
     }
 }
 
-impl Compiled<'_> {
+impl CompiledQuestion<'_> {
     /// What is asked of a row.
-    pub fn ask(&self, row: &Value) -> Result<Asked, Unfit> {
+    pub fn render(&self, row: &Value) -> Result<RenderedQuestion, TemplateError> {
         let contexts = self.contexts.iter().map(|template| template.render(row)).collect::<Result<Vec<_>, _>>()?;
         let choices = match &self.choices {
-            CompiledChoices::Given(templates) => templates.iter().map(|t| t.render(row)).collect::<Result<Vec<_>, _>>()?,
-            CompiledChoices::OfRow(expression) => expression.texts(row)?,
+            CompiledChoices::PerChoice(templates) => templates.iter().map(|t| t.render(row)).collect::<Result<Vec<_>, _>>()?,
+            CompiledChoices::ListExpression(expression) => expression.evaluate_strings(row)?,
         };
-        let unfit = |message| Unfit { message, span: self.choices_at.clone(), always: false };
+        let unfit = |message| TemplateError { message, span: self.choices_span.clone(), is_row_independent: false };
         if choices.len() < 2 {
             return Err(unfit(format!("there is nothing to choose from {} choice", choices.len())));
         }
@@ -93,36 +93,36 @@ impl Compiled<'_> {
         }
         if contexts.len() > 1 && contexts.len() != choices.len() {
             let message = format!("there are {} contexts for {} choices", contexts.len(), choices.len());
-            return Err(self.contexts[0].unfit(message));
+            return Err(self.contexts[0].row_error(message));
         }
-        let gold = self.gold(row, choices.len())?;
+        let gold = self.gold_index(row, choices.len())?;
         // One context serves all choices.
         let contexts = contexts.iter().cycle().cloned();
-        Ok(Asked { requests: contexts.zip(choices).collect(), gold })
+        Ok(RenderedQuestion { requests: contexts.zip(choices).collect(), gold })
     }
 
-    fn gold(&self, row: &Value, choices: usize) -> Result<usize, Unfit> {
+    fn gold_index(&self, row: &Value, choices: usize) -> Result<usize, TemplateError> {
         let gold = match &self.labels {
-            None => self.gold.index(row)?,
+            None => self.gold.evaluate_index(row)?,
             Some(labels) => {
-                let gold = self.gold.label(row)?;
+                let gold = self.gold.evaluate_label(row)?;
                 let labels = match labels {
-                    CompiledLabels::Given(labels) => labels.to_vec(),
-                    CompiledLabels::OfRow(labels) => labels.texts(row)?,
+                    CompiledLabels::Fixed(labels) => labels.to_vec(),
+                    CompiledLabels::ListExpression(labels) => labels.evaluate_strings(row)?,
                 };
                 if labels.len() != choices {
-                    return Err(self.gold.unfit(format!("there are {} labels for {choices} choices", labels.len())));
+                    return Err(self.gold.row_error(format!("there are {} labels for {choices} choices", labels.len())));
                 }
                 let mut found = labels.iter().enumerate().filter(|(_, label)| **label == gold).map(|(i, _)| i);
-                let first = found.next().ok_or_else(|| self.gold.unfit(format!("no choice has the label `{gold}`")))?;
+                let first = found.next().ok_or_else(|| self.gold.row_error(format!("no choice has the label `{gold}`")))?;
                 if found.next().is_some() {
-                    return Err(self.gold.unfit(format!("more than one choice has the label `{gold}`")));
+                    return Err(self.gold.row_error(format!("more than one choice has the label `{gold}`")));
                 }
                 first
             }
         };
         if gold >= choices {
-            return Err(self.gold.unfit(format!("the right choice is number {gold}, and there are {choices}")));
+            return Err(self.gold.row_error(format!("the right choice is number {gold}, and there are {choices}")));
         }
         Ok(gold)
     }

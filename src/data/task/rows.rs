@@ -5,58 +5,58 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::{Input, TaskError};
+use super::{InputFile, TaskError};
 
 mod find;
 mod read;
 
 /// Where rows are, and how a text is cut into them.
 #[derive(Clone, Debug)]
-pub struct Rows {
-    pub at: RowsAt,
+pub struct RowSource {
+    pub location: RowSourceLocation,
     /// What separates the rows of a text file. None: the file is one row.
     pub separator: Option<String>,
     /// Whether a separator ends a row: then what stands after the last one is none. None: it is one unless it is empty.
-    pub terminated: Option<bool>,
+    pub separator_ends_row: Option<bool>,
 }
 
 #[derive(Clone, Debug)]
-pub enum RowsAt {
+pub enum RowSourceLocation {
     /// One file.
     File(PathBuf),
     /// Built into the program: the file's name, and its content.
     BuiltIn(String, &'static str),
     /// A split in one of several folders.
-    Published(Published),
+    Published(PublishedDataset),
 }
 
 /// A published set: the first folder that holds the split counts.
 #[derive(Clone, Debug)]
-pub struct Published {
+pub struct PublishedDataset {
     /// `run.data`.
-    pub data: PathBuf,
+    pub data_folder: PathBuf,
     pub folders: Vec<String>,
     /// A text file in a folder, looked for before the split.
-    pub file: Option<String>,
+    pub text_file: Option<String>,
     pub split: String,
 }
 
 /// A file of rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RowsFile {
-    File(PathBuf),
+    OnDisk(PathBuf),
     BuiltIn(String, &'static str),
 }
 
 /// A row, and where it was read.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub struct TaskRow {
     pub fields: Map<String, Value>,
-    pub at: RowPlace,
+    pub location: RowLocation,
 }
 
 #[derive(Clone, Debug)]
-pub struct RowPlace {
+pub struct RowLocation {
     pub path: Arc<Path>,
     /// `line` or `row`.
     pub unit: &'static str,
@@ -64,14 +64,14 @@ pub struct RowPlace {
     pub number: usize,
 }
 
-impl RowPlace {
-    pub fn refuse(&self, message: impl Into<String>) -> TaskError {
-        TaskError::Row {
+impl RowLocation {
+    pub fn to_error(&self, message: impl Into<String>) -> TaskError {
+        TaskError::InvalidRow {
             path: self.path.to_path_buf(),
             unit: self.unit,
             number: self.number,
             message: message.into(),
-            place: None,
+            location: None,
         }
     }
 }
@@ -79,59 +79,59 @@ impl RowPlace {
 impl RowsFile {
     pub fn path(&self) -> &Path {
         match self {
-            Self::File(path) => path,
+            Self::OnDisk(path) => path,
             Self::BuiltIn(name, _) => Path::new(name),
         }
     }
 
-    pub fn input(&self) -> Input {
+    pub fn to_input_file(&self) -> InputFile {
         match self {
-            Self::File(path) => Input::File(path.clone()),
-            Self::BuiltIn(name, content) => Input::BuiltIn { name: name.clone(), content },
+            Self::OnDisk(path) => InputFile::OnDisk(path.clone()),
+            Self::BuiltIn(name, content) => InputFile::BuiltIn { name: name.clone(), content },
         }
     }
 }
 
-impl Rows {
+impl RowSource {
     /// The files that hold the rows, in order.
-    pub fn files(&self) -> Result<Vec<RowsFile>, TaskError> {
-        match &self.at {
-            RowsAt::File(path) => Ok(vec![RowsFile::File(path.clone())]),
-            RowsAt::BuiltIn(name, rows) => Ok(vec![RowsFile::BuiltIn(name.clone(), rows)]),
-            RowsAt::Published(published) => Ok(find::split(published)?.into_iter().map(RowsFile::File).collect()),
+    pub fn list_files(&self) -> Result<Vec<RowsFile>, TaskError> {
+        match &self.location {
+            RowSourceLocation::File(path) => Ok(vec![RowsFile::OnDisk(path.clone())]),
+            RowSourceLocation::BuiltIn(name, rows) => Ok(vec![RowsFile::BuiltIn(name.clone(), rows)]),
+            RowSourceLocation::Published(published) => Ok(find::find_split(published)?.into_iter().map(RowsFile::OnDisk).collect()),
         }
     }
 
     /// The published file that is looked for first.
-    pub fn expected(&self) -> Option<PathBuf> {
-        match &self.at {
-            RowsAt::Published(published) => Some(published.data.join(published.expected())),
+    pub fn expected_file(&self) -> Option<PathBuf> {
+        match &self.location {
+            RowSourceLocation::Published(published) => Some(published.data_folder.join(published.expected_file())),
             _ => None,
         }
     }
 
     /// The first `limit` rows.
-    pub fn read(&self, limit: Option<usize>) -> Result<Vec<Row>, TaskError> {
-        let files = self.files()?;
+    pub fn read(&self, limit: Option<usize>) -> Result<Vec<TaskRow>, TaskError> {
+        let files = self.list_files()?;
         let limit = limit.unwrap_or(usize::MAX);
         let mut rows = Vec::new();
         for file in &files {
             if rows.len() == limit {
                 break;
             }
-            read::append(file, self, limit, &mut rows)?;
+            read::append_rows(file, self, limit, &mut rows)?;
         }
         match (rows.is_empty(), files.first()) {
-            (true, Some(file)) => Err(TaskError::Empty(file.path().to_owned())),
+            (true, Some(file)) => Err(TaskError::NoRows(file.path().to_owned())),
             _ => Ok(rows),
         }
     }
 }
 
-impl Published {
+impl PublishedDataset {
     /// The file that is looked for first.
-    pub fn expected(&self) -> PathBuf {
-        let name = self.file.clone().unwrap_or_else(|| format!("{}.jsonl", self.split));
+    pub fn expected_file(&self) -> PathBuf {
+        let name = self.text_file.clone().unwrap_or_else(|| format!("{}.jsonl", self.split));
         Path::new(self.folders.first().map_or("", String::as_str)).join(name)
     }
 }

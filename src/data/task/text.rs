@@ -6,65 +6,65 @@ use minijinja::value::Serde;
 use minijinja::{Environment, Value, context};
 use regex::Regex;
 
-use super::error::Unfitted;
-use super::rows::Row;
-use super::template::{Template, Unfit, Written};
+use super::error::RenderError;
+use super::rows::TaskRow;
+use super::template::{Template, TemplateError, TemplateSource};
 
 /// The `[text]` of a task file.
 #[derive(Clone, Debug)]
-pub struct TextForm {
+pub struct TextTemplates {
     /// A row's text.
-    pub row: Written,
+    pub row_template: TemplateSource,
     /// A document begins at each row that matches.
-    pub begins: Option<Regex>,
+    pub document_start: Option<Regex>,
     /// Joins rows into documents. None: every row is a document.
-    pub join: Option<String>,
+    pub row_joiner: Option<String>,
     /// What the model reads of a document.
-    pub document: Written,
+    pub document_template: TemplateSource,
 }
 
 /// A text whose perplexity is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Text {
+pub struct TextDocument {
     /// Number of the document, from 0.
-    pub doc: u64,
+    pub index: u64,
     /// What the model reads.
     pub text: String,
     /// Words of the document as it was joined: pieces of a split at runs of white space, empty ones at the ends included.
-    pub words: u64,
+    pub word_count: u64,
     /// Bytes of the document as it was joined, in UTF-8.
-    pub bytes: u64,
+    pub byte_count: u64,
 }
 
-impl TextForm {
+impl TextTemplates {
     /// The first `limit` documents.
-    pub fn texts(&self, rows: &[Row], limit: Option<usize>) -> Result<Vec<Text>, Unfitted> {
-        let engine = super::template::engine();
+    pub fn render_documents(&self, rows: &[TaskRow], limit: Option<usize>) -> Result<Vec<TextDocument>, RenderError> {
+        let engine = super::template::template_engine();
         let (row, document) = self.compile(&engine)?;
-        let rendered = rows.iter().map(|from| row.render(&from.value()).map_err(|unfit| Unfitted::row(unfit, from)));
-        let documents = match &self.join {
+        let rendered = rows.iter().map(|from| row.render(&from.to_template_value()).map_err(|unfit| RenderError::for_row(unfit, from)));
+        let documents = match &self.row_joiner {
             None => rendered.take(limit.unwrap_or(usize::MAX)).collect::<Result<Vec<_>, _>>()?,
             Some(join) => {
                 let rendered = rendered.collect::<Result<Vec<_>, _>>()?;
-                let ranges = self.ranges(&rendered).into_iter().take(limit.unwrap_or(usize::MAX));
+                let ranges = self.document_ranges(&rendered).into_iter().take(limit.unwrap_or(usize::MAX));
                 ranges.map(|range| rendered[range].join(join)).collect()
             }
         };
         let read = |(doc, joined): (usize, String)| {
             let text = document.render(&context! { text => &joined })?;
-            Ok(Text { doc: doc as u64, text, words: words(&joined), bytes: joined.len() as u64 })
+            Ok(TextDocument { index: doc as u64, text, word_count: count_words(&joined), byte_count: joined.len() as u64 })
         };
         documents.into_iter().enumerate().map(read).collect()
     }
 
     /// The templates, compiled: of a row, and of a document.
-    pub fn compile<'e>(&'e self, engine: &'e Environment<'e>) -> Result<(Template<'e>, Template<'e>), Unfit> {
-        Ok((self.row.template(engine)?, self.document.template(engine)?))
+    pub fn compile<'e>(&'e self, engine: &'e Environment<'e>) -> Result<(Template<'e>, Template<'e>), TemplateError> {
+        Ok((self.row_template.compile_template(engine)?, self.document_template.compile_template(engine)?))
     }
 
     /// The rows of each document. What stands before the first beginning is one of its own, unless it is blank.
-    fn ranges(&self, rows: &[String]) -> Vec<Range<usize>> {
-        let begins = |row: &String| self.begins.as_ref().is_some_and(|begins| begins.is_match(row));
+    fn document_ranges(&self, rows: &[String]) -> Vec<Range<usize>> {
+        let begins = |row: &String| self.document_start.as_ref().is_some_and(|begins| begins.is_match(row));
         let mut starts: Vec<usize> = (0..rows.len()).filter(|&i| begins(&rows[i])).collect();
         let first = starts.first().copied().unwrap_or(rows.len());
         if starts.is_empty() || rows[..first].iter().any(|row| !row.trim().is_empty()) {
@@ -77,7 +77,7 @@ impl TextForm {
 }
 
 /// Python's `len(re.split(r"\s+", text))`.
-fn words(text: &str) -> u64 {
+fn count_words(text: &str) -> u64 {
     // Python takes the four separators of ASCII for white space, Unicode's property does not.
     let white = |c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c);
     let mut white_before = false;
@@ -89,9 +89,9 @@ fn words(text: &str) -> u64 {
     runs.count() as u64 + 1
 }
 
-impl Row {
+impl TaskRow {
     /// The row as templates see it.
-    pub fn value(&self) -> Value {
+    pub fn to_template_value(&self) -> Value {
         Value::from(Serde(&self.fields))
     }
 }
@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn words_are_the_pieces_of_a_split() {
         for (text, pieces) in [("", 1), ("a", 1), ("a b", 2), (" a  b\n", 4), ("a\u{a0}\t b\x1cc", 3), ("  ", 2)] {
-            assert_eq!(words(text), pieces, "{text:?}");
+            assert_eq!(count_words(text), pieces, "{text:?}");
         }
     }
 }

@@ -7,10 +7,10 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use toml::Spanned;
 
-use super::question::{Choices, Labels, Question};
-use super::template::{Unfit, Written, engine};
-use super::text::TextForm;
-use super::{Kind, Metric};
+use super::question::{ChoiceTemplates, ChoiceLabels, QuestionTemplates};
+use super::template::{TemplateError, TemplateSource, template_engine};
+use super::text::TextTemplates;
+use super::{TaskKind, Metric};
 
 /// A task file.
 #[derive(Debug, Deserialize)]
@@ -24,18 +24,18 @@ pub struct TaskFile {
     metrics: Spanned<Vec<Spanned<Metric>>>,
     /// The metric that stands in the tables of the paper.
     paper_metric: Option<Spanned<Metric>>,
-    pub rows: Spanned<WrittenRows>,
+    pub rows: Spanned<RowsSection>,
     /// Multiple choice.
-    question: Option<Spanned<WrittenQuestion>>,
+    question: Option<Spanned<QuestionSection>>,
     /// Where few-shot examples are.
-    pub examples: Option<Spanned<WrittenExamples>>,
+    pub examples: Option<Spanned<ExamplesSection>>,
     /// Perplexity.
-    text: Option<Spanned<WrittenText>>,
+    text: Option<Spanned<TextSection>>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct WrittenRows {
+pub struct RowsSection {
     /// A file in the folder of the task file.
     pub beside: Option<String>,
     /// Folders under `run.data`; the first that holds the split counts.
@@ -50,7 +50,7 @@ pub struct WrittenRows {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WrittenQuestion {
+struct QuestionSection {
     /// A template, or one for each choice.
     context: Spanned<OneOrMany>,
     /// A template for each choice, or an expression that gives the list of them.
@@ -63,7 +63,7 @@ struct WrittenQuestion {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct WrittenExamples {
+pub struct ExamplesSection {
     pub beside: Option<String>,
     pub published: Option<Vec<String>>,
     pub split: Option<String>,
@@ -73,7 +73,7 @@ pub struct WrittenExamples {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WrittenText {
+struct TextSection {
     /// A template: the text of a row.
     row: Option<Spanned<String>>,
     /// A regular expression: a document begins at each row that matches.
@@ -93,8 +93,8 @@ enum OneOrMany {
 
 impl<'de> Deserialize<'de> for OneOrMany {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
+        struct OneOrManyVisitor;
+        impl<'de> Visitor<'de> for OneOrManyVisitor {
             type Value = OneOrMany;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -113,136 +113,136 @@ impl<'de> Deserialize<'de> for OneOrMany {
                 Ok(OneOrMany::Many(many))
             }
         }
-        deserializer.deserialize_any(Either)
+        deserializer.deserialize_any(OneOrManyVisitor)
     }
 }
 
 /// What is wrong, and where in the file.
-pub type Mistake = (String, Range<usize>);
+pub type SpannedMessage = (String, Range<usize>);
 
 /// A mistake at a key's value.
-pub fn at<T, V>(value: &Spanned<V>, message: impl Into<String>) -> Result<T, Mistake> {
+pub fn error_at<T, V>(value: &Spanned<V>, message: impl Into<String>) -> Result<T, SpannedMessage> {
     Err((message.into(), value.span()))
 }
 
 impl TaskFile {
-    pub fn read(text: &str) -> Result<Self, Mistake> {
+    pub fn parse(text: &str) -> Result<Self, SpannedMessage> {
         toml::from_str(text).map_err(|e| (e.message().to_owned(), e.span().unwrap_or(0..0)))
     }
 
     /// What a row becomes; every template is compiled once to see whether it can be.
-    pub fn kind(&self) -> Result<Kind, Mistake> {
-        let wrong = |unfit: Unfit| (unfit.message, unfit.span);
+    pub fn kind(&self) -> Result<TaskKind, SpannedMessage> {
+        let wrong = |unfit: TemplateError| (unfit.message, unfit.span);
         match (&self.question, &self.text) {
             (Some(question), None) => {
-                let question = question.get_ref().form()?;
-                question.compile(&engine()).map_err(wrong)?;
-                Ok(Kind::Question(question))
+                let question = question.get_ref().to_templates()?;
+                question.compile(&template_engine()).map_err(wrong)?;
+                Ok(TaskKind::Question(question))
             }
             (None, Some(text)) => {
                 if let Some(examples) = &self.examples {
-                    return at(examples, "a text has no questions, so it has no examples of them");
+                    return error_at(examples, "a text has no questions, so it has no examples of them");
                 }
-                let form = text.get_ref().form(&text.span())?;
-                form.compile(&engine()).map_err(wrong)?;
-                Ok(Kind::Text(form))
+                let form = text.get_ref().to_templates(&text.span())?;
+                form.compile(&template_engine()).map_err(wrong)?;
+                Ok(TaskKind::Text(form))
             }
-            (Some(question), Some(_)) => at(question, "a task has a [question] or a [text], and this one has both"),
-            (None, None) => at(&self.rows, "a task has a [question] or a [text], and this one has neither"),
+            (Some(question), Some(_)) => error_at(question, "a task has a [question] or a [text], and this one has both"),
+            (None, None) => error_at(&self.rows, "a task has a [question] or a [text], and this one has neither"),
         }
     }
 
     /// The metrics, and the paper's among them.
-    pub fn metrics(&self, kind: &Kind) -> Result<(Vec<Metric>, Option<Metric>), Mistake> {
+    pub fn metrics(&self, kind: &TaskKind) -> Result<(Vec<Metric>, Option<Metric>), SpannedMessage> {
         let written = self.metrics.get_ref();
         if written.is_empty() {
-            return at(&self.metrics, "`metrics` is empty: nothing is measured");
+            return error_at(&self.metrics, "`metrics` is empty: nothing is measured");
         }
         let (what, fits): (_, fn(Metric) -> bool) = match kind {
-            Kind::Question(_) => ("[question]", |metric| !metric.is_of_text()),
-            Kind::Text(_) => ("[text]", Metric::is_of_text),
+            TaskKind::Question(_) => ("[question]", |metric| !metric.is_text_metric()),
+            TaskKind::Text(_) => ("[text]", Metric::is_text_metric),
         };
         let metrics: Vec<Metric> = written.iter().map(|metric| *metric.get_ref()).collect();
         for (i, metric) in written.iter().enumerate() {
             let name = metric.get_ref().name();
             if !fits(*metric.get_ref()) {
-                return at(metric, format!("`{name}` is not a metric of a {what}"));
+                return error_at(metric, format!("`{name}` is not a metric of a {what}"));
             }
             if metrics[..i].contains(metric.get_ref()) {
-                return at(metric, format!("`{name}` is measured twice"));
+                return error_at(metric, format!("`{name}` is measured twice"));
             }
         }
         match &self.paper_metric {
-            Some(paper) if !metrics.contains(paper.get_ref()) => at(paper, "`paper_metric` is not among `metrics`"),
+            Some(paper) if !metrics.contains(paper.get_ref()) => error_at(paper, "`paper_metric` is not among `metrics`"),
             paper => Ok((metrics, paper.as_ref().map(|paper| *paper.get_ref()))),
         }
     }
 }
 
-fn written(key: &str, value: &Spanned<String>) -> Written {
-    Written { key: key.to_owned(), text: value.get_ref().clone(), span: value.span() }
+fn template_source(key: &str, value: &Spanned<String>) -> TemplateSource {
+    TemplateSource { key: key.to_owned(), text: value.get_ref().clone(), span: value.span() }
 }
 
 /// A list's templates, each with its number.
-fn many(key: &str, list: &[String], span: &Range<usize>) -> Vec<Written> {
-    let one = |(i, text): (usize, &String)| Written { key: format!("{key}[{i}]"), text: text.clone(), span: span.clone() };
+fn template_sources(key: &str, list: &[String], span: &Range<usize>) -> Vec<TemplateSource> {
+    let one = |(i, text): (usize, &String)| TemplateSource { key: format!("{key}[{i}]"), text: text.clone(), span: span.clone() };
     list.iter().enumerate().map(one).collect()
 }
 
-impl WrittenQuestion {
-    fn form(&self) -> Result<Question, Mistake> {
-        let one = |key: &str, text: &String, span| Written { key: key.to_owned(), text: text.clone(), span };
+impl QuestionSection {
+    fn to_templates(&self) -> Result<QuestionTemplates, SpannedMessage> {
+        let one = |key: &str, text: &String, span| TemplateSource { key: key.to_owned(), text: text.clone(), span };
         let choices = match self.choices.get_ref() {
-            OneOrMany::One(text) => Choices::OfRow(one("choices", text, self.choices.span())),
+            OneOrMany::One(text) => ChoiceTemplates::ListExpression(one("choices", text, self.choices.span())),
             OneOrMany::Many(list) if list.len() < 2 => {
-                return at(&self.choices, format!("there is nothing to choose from {} choice", list.len()));
+                return error_at(&self.choices, format!("there is nothing to choose from {} choice", list.len()));
             }
-            OneOrMany::Many(list) => Choices::Given(many("choices", list, &self.choices.span())),
+            OneOrMany::Many(list) => ChoiceTemplates::PerChoice(template_sources("choices", list, &self.choices.span())),
         };
         let contexts = match self.context.get_ref() {
             OneOrMany::One(text) => vec![one("context", text, self.context.span())],
             OneOrMany::Many(list) if list.len() < 2 => {
-                return at(&self.context, "a list of contexts has one for each choice, and this one is shorter than 2");
+                return error_at(&self.context, "a list of contexts has one for each choice, and this one is shorter than 2");
             }
-            OneOrMany::Many(list) => many("context", list, &self.context.span()),
+            OneOrMany::Many(list) => template_sources("context", list, &self.context.span()),
         };
-        if let Choices::Given(choices) = &choices
+        if let ChoiceTemplates::PerChoice(choices) = &choices
             && contexts.len() > 1
             && contexts.len() != choices.len()
         {
-            return at(&self.context, format!("there are {} contexts for {} choices", contexts.len(), choices.len()));
+            return error_at(&self.context, format!("there are {} contexts for {} choices", contexts.len(), choices.len()));
         }
         let labels = self.labels.as_ref().map(|labels| match labels.get_ref() {
-            OneOrMany::One(text) => Labels::OfRow(one("labels", text, labels.span())),
-            OneOrMany::Many(list) => Labels::Given(list.clone()),
+            OneOrMany::One(text) => ChoiceLabels::ListExpression(one("labels", text, labels.span())),
+            OneOrMany::Many(list) => ChoiceLabels::Fixed(list.clone()),
         });
-        Ok(Question { contexts, choices, gold: written("gold", &self.gold), labels })
+        Ok(QuestionTemplates { contexts, choices, gold: template_source("gold", &self.gold), labels })
     }
 }
 
-impl WrittenText {
+impl TextSection {
     /// `whole`: where the table stands, for what is not written in it.
-    fn form(&self, whole: &Range<usize>) -> Result<TextForm, Mistake> {
+    fn to_templates(&self, whole: &Range<usize>) -> Result<TextTemplates, SpannedMessage> {
         // The default of both templates: the text as it is.
         let template = |key: &str, given: &Option<Spanned<String>>| match given {
-            Some(given) => written(key, given),
-            None => Written { key: key.to_owned(), text: "{{ text }}".to_owned(), span: whole.clone() },
+            Some(given) => template_source(key, given),
+            None => TemplateSource { key: key.to_owned(), text: "{{ text }}".to_owned(), span: whole.clone() },
         };
         let begins = match &self.begins {
             Some(begins) if self.join.is_none() => {
-                return at(begins, "without `join` every row is a document of its own: nothing begins one");
+                return error_at(begins, "without `join` every row is a document of its own: nothing begins one");
             }
             Some(begins) => match regex::Regex::new(begins.get_ref()) {
                 Ok(regex) => Some(regex),
-                Err(e) => return at(begins, format!("`begins` is not a regular expression: {e}")),
+                Err(e) => return error_at(begins, format!("`begins` is not a regular expression: {e}")),
             },
             None => None,
         };
-        Ok(TextForm {
-            row: template("row", &self.row),
-            begins,
-            join: self.join.clone(),
-            document: template("document", &self.document),
+        Ok(TextTemplates {
+            row_template: template("row", &self.row),
+            document_start: begins,
+            row_joiner: self.join.clone(),
+            document_template: template("document", &self.document),
         })
     }
 }

@@ -7,86 +7,86 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::gemm::{Into, View, product, product_here};
-use crate::ops::simd::vectorised;
-use crate::ops::slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot, add_squared, side_sums_of};
-use crate::tensor::cpu::{Hidden, Kept};
+use super::gemm::{OutputMode, MatrixView, matmul, matmul_single_thread};
+use crate::ops::simd::dispatch_simd;
+use crate::ops::slot::{GradientResult, GradientQuery, SampleSpan, AxisSums, SumAxes, GradientRequest, accumulate_sample_gradient, axis_sums_on_cpu};
+use crate::tensor::cpu::{CpuActivations, SavedActivations};
 
 /// A question, with what its answer needs of the way forward.
-pub struct Asked {
-    slot: Slot,
-    x: Kept,
+pub struct CpuPendingGradient {
+    slot: GradientRequest,
+    x: SavedActivations,
     /// Only where row sums are made of it.
     y: Option<Arc<Vec<f32>>>,
 }
 
-impl Asked {
-    pub fn new(slot: &Slot, x: &Hidden, y: &Hidden) -> Self {
-        let needs_y = matches!(slot.ask, Ask::Products(Sides { rows: true, .. }));
-        Self { slot: slot.clone(), x: x.keep(), y: needs_y.then(|| y.shared()) }
+impl CpuPendingGradient {
+    pub fn new(slot: &GradientRequest, x: &CpuActivations, y: &CpuActivations) -> Self {
+        let needs_y = matches!(slot.query, GradientQuery::WeightTimesGradientSums(SumAxes { rows: true, .. }));
+        Self { slot: slot.clone(), x: x.save_for_backward(), y: needs_y.then(|| y.shared_values()) }
     }
 
     /// δ is (n, outputs), dx = δ · W is (n, inputs).
-    pub fn answer(self, weight: &[f32], (outputs, inputs): (usize, usize), n: usize, delta: &[f32], dx: &[f32]) {
+    pub fn resolve(self, weight: &[f32], (outputs, inputs): (usize, usize), n: usize, delta: &[f32], dx: &[f32]) {
         let x = &self.x.values();
-        let answer = match &self.slot.ask {
-            Ask::Gradient => {
+        let answer = match &self.slot.query {
+            GradientQuery::Gradient => {
                 let mut gradient = vec![0.0; outputs * inputs];
-                whole(&mut gradient, (outputs, inputs, n), delta, x);
-                Answer::gradient(gradient, outputs, inputs)
+                weight_gradient(&mut gradient, (outputs, inputs, n), delta, x);
+                GradientResult::from_gradient(gradient, outputs, inputs)
             }
-            Ask::Squares(samples) => {
+            GradientQuery::GradientAndSampleSquares(samples) => {
                 let (mut gradient, mut squares) = (vec![0.0; outputs * inputs], vec![0.0; outputs * inputs]);
                 let band = band_rows(inputs, 1 << 17) * inputs;
                 gradient.par_chunks_mut(band).zip(squares.par_chunks_mut(band)).enumerate().for_each(|(i, (g, s))| {
-                    squared_band((g, s), i * (band / inputs), (outputs, inputs), delta, x, samples);
+                    sample_gradient_band((g, s), i * (band / inputs), (outputs, inputs), delta, x, samples);
                 });
-                Answer::squared(gradient, squares, outputs, inputs)
+                GradientResult::from_gradient_and_squares(gradient, squares, outputs, inputs)
             }
-            Ask::Products(sides) => {
-                let rows = self.y.as_deref().map_or_else(Vec::new, |y| products_by_column(delta, y, outputs));
-                let cols = if sides.cols { products_by_column(x, dx, inputs) } else { Vec::new() };
-                Answer::Sums(SideSums { rows, cols })
+            GradientQuery::WeightTimesGradientSums(sides) => {
+                let rows = self.y.as_deref().map_or_else(Vec::new, |y| column_dot_products(delta, y, outputs));
+                let cols = if sides.cols { column_dot_products(x, dx, inputs) } else { Vec::new() };
+                GradientResult::Sums(AxisSums { rows, cols })
             }
-            Ask::Elements { samples: None, sides, worth } => {
+            GradientQuery::ElementScoreSums { samples: None, axes: sides, score: worth } => {
                 let band = band_rows(inputs, 1 << 21);
-                let mut sums = SideSums::zeros(outputs, inputs, *sides);
+                let mut sums = AxisSums::zeros(outputs, inputs, *sides);
                 let mut gradient = vec![0.0; band.min(outputs) * inputs];
                 for first in (0..outputs).step_by(band) {
                     let rows = band.min(outputs - first);
                     let gradient = &mut gradient[..rows * inputs];
-                    let delta = View { data: &delta[first..], row: 1, col: outputs };
-                    product((rows, inputs, n), gradient, inputs, Into::Fresh, delta, View::rows(x, inputs));
+                    let delta = MatrixView { data: &delta[first..], row_stride: 1, col_stride: outputs };
+                    matmul((rows, inputs, n), gradient, inputs, OutputMode::Overwrite, delta, MatrixView::row_major(x, inputs));
                     let own = &weight[first * inputs..(first + rows) * inputs];
-                    sums.add_band(first, &side_sums_of(own, gradient, &[], inputs, *sides, worth.as_ref()));
+                    sums.add_band(first, &axis_sums_on_cpu(own, gradient, &[], inputs, *sides, worth.as_ref()));
                 }
-                Answer::Sums(sums)
+                GradientResult::Sums(sums)
             }
-            Ask::Elements { samples: Some(samples), sides, worth } => {
+            GradientQuery::ElementScoreSums { samples: Some(samples), axes: sides, score: worth } => {
                 let band = band_rows(inputs, 1 << 17);
                 let bands: Vec<usize> = (0..outputs).step_by(band).collect();
-                let parts: Vec<SideSums> = bands
+                let parts: Vec<AxisSums> = bands
                     .par_iter()
                     .map(|&first| {
                         let size = band.min(outputs - first) * inputs;
                         let (mut gradient, mut squares) = (vec![0.0; size], vec![0.0; size]);
-                        squared_band((&mut gradient, &mut squares), first, (outputs, inputs), delta, x, samples);
+                        sample_gradient_band((&mut gradient, &mut squares), first, (outputs, inputs), delta, x, samples);
                         let own = &weight[first * inputs..first * inputs + size];
-                        side_sums_of(own, &gradient, &squares, inputs, *sides, worth.as_ref())
+                        axis_sums_on_cpu(own, &gradient, &squares, inputs, *sides, worth.as_ref())
                     })
                     .collect();
-                let mut sums = SideSums::zeros(outputs, inputs, *sides);
+                let mut sums = AxisSums::zeros(outputs, inputs, *sides);
                 bands.iter().zip(&parts).for_each(|(&first, part)| sums.add_band(first, part));
-                Answer::Sums(sums)
+                GradientResult::Sums(sums)
             }
         };
-        self.slot.put(answer);
+        self.slot.set_result(answer);
     }
 }
 
 /// G = δᵀ · x.
-pub(super) fn whole(gradient: &mut [f32], (outputs, inputs, n): (usize, usize, usize), delta: &[f32], x: &[f32]) {
-    product((outputs, inputs, n), gradient, inputs, Into::Fresh, View::transposed(delta, outputs), View::rows(x, inputs));
+pub(super) fn weight_gradient(gradient: &mut [f32], (outputs, inputs, n): (usize, usize, usize), delta: &[f32], x: &[f32]) {
+    matmul((outputs, inputs, n), gradient, inputs, OutputMode::Overwrite, MatrixView::column_major(delta, outputs), MatrixView::row_major(x, inputs));
 }
 
 /// Rows of a band that holds about so many elements, in multiples of what the product works on at once.
@@ -95,35 +95,35 @@ fn band_rows(inputs: usize, elements: usize) -> usize {
 }
 
 /// Rows `first..` of G and of Σ (share · G_j)², sample by sample.
-fn squared_band(
+fn sample_gradient_band(
     (gradient, squares): (&mut [f32], &mut [f32]),
     first: usize,
     (outputs, inputs): (usize, usize),
     delta: &[f32],
     x: &[f32],
-    samples: &[SampleAt],
+    samples: &[SampleSpan],
 ) {
     let rows = gradient.len() / inputs;
     let mut own = vec![0.0; gradient.len()];
-    for SampleAt { positions, share } in samples {
-        let delta = View { data: &delta[positions.start * outputs + first..], row: 1, col: outputs };
-        let x = View::rows(&x[positions.start * inputs..], inputs);
-        product_here((rows, inputs, positions.len()), &mut own, inputs, Into::Fresh, delta, x);
-        vectorised(
+    for SampleSpan { positions, gradient_scale: share } in samples {
+        let delta = MatrixView { data: &delta[positions.start * outputs + first..], row_stride: 1, col_stride: outputs };
+        let x = MatrixView::row_major(&x[positions.start * inputs..], inputs);
+        matmul_single_thread((rows, inputs, positions.len()), &mut own, inputs, OutputMode::Overwrite, delta, x);
+        dispatch_simd(
             #[inline(always)]
-            || add_squared(&mut *gradient, &mut *squares, &own[..], *share),
+            || accumulate_sample_gradient(&mut *gradient, &mut *squares, &own[..], *share),
         );
     }
 }
 
 /// Σ_t a[t,c] · b[t,c] for every column c, in f64.
-pub(super) fn products_by_column(a: &[f32], b: &[f32], cols: usize) -> Vec<f64> {
-    const TOGETHER: usize = 64;
+pub(super) fn column_dot_products(a: &[f32], b: &[f32], cols: usize) -> Vec<f64> {
+    const COLUMNS_PER_TASK: usize = 64;
     let mut sums = vec![0.0; cols];
-    sums.par_chunks_mut(TOGETHER).enumerate().for_each(|(i, sums)| {
-        vectorised(
+    sums.par_chunks_mut(COLUMNS_PER_TASK).enumerate().for_each(|(i, sums)| {
+        dispatch_simd(
             #[inline(always)]
-            || add_products(sums, a, b, i * TOGETHER, cols),
+            || add_column_products(sums, a, b, i * COLUMNS_PER_TASK, cols),
         );
     });
     sums
@@ -131,7 +131,7 @@ pub(super) fn products_by_column(a: &[f32], b: &[f32], cols: usize) -> Vec<f64> 
 
 /// Of the columns from `from` on, as many as there are sums.
 #[inline(always)]
-fn add_products(sums: &mut [f64], a: &[f32], b: &[f32], from: usize, cols: usize) {
+fn add_column_products(sums: &mut [f64], a: &[f32], b: &[f32], from: usize, cols: usize) {
     for (a, b) in a.chunks_exact(cols).zip(b.chunks_exact(cols)) {
         let (a, b) = (&a[from..from + sums.len()], &b[from..from + sums.len()]);
         for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {

@@ -5,33 +5,33 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::gemm::{Into, View, product};
-use super::maths::{exp, largest};
+use super::gemm::{OutputMode, MatrixView, matmul};
+use super::maths::{exp, max_or_nan};
 use super::{gradient, linear};
-use crate::ops::simd::{GRAIN, LANES, vectorised};
-use crate::ops::slot::{Answer, Ask, SampleAt, SideSums, Sides, Slot, add_squared};
-use crate::ops::{Target, TokenScore};
+use crate::ops::simd::{ELEMENTS_PER_TASK, LANES, dispatch_simd};
+use crate::ops::slot::{GradientResult, GradientQuery, SampleSpan, AxisSums, SumAxes, GradientRequest, accumulate_sample_gradient};
+use crate::ops::{TokenTarget, TokenScore};
 use crate::tensor::Weight;
-use crate::tensor::cpu::{Hidden, hidden};
+use crate::tensor::cpu::{CpuActivations, activations_from_vec};
 
 /// Elements of a tile of logits.
-const TILE: usize = 1 << 24;
+const TILE_ELEMENTS: usize = 1 << 24;
 
 /// Rates the targets. x is the normed final hidden state, (positions, hidden); the head is (vocabulary, hidden).
-pub fn token_scores(x: &Hidden, head: &Weight, targets: &[Target]) -> Vec<TokenScore> {
-    let (weight, vocabulary) = (head.shared(), head.rows());
+pub fn token_scores(x: &CpuActivations, head: &Weight, targets: &[TokenTarget]) -> Vec<TokenScore> {
+    let (weight, vocabulary) = (head.shared_values(), head.rows());
     let mut scores = Vec::with_capacity(targets.len());
     for tile in targets.chunks(tile_rows(vocabulary)) {
-        let logits = linear::forward(&rows_of(x, tile), tile.len(), &weight, vocabulary, head.cols());
+        let logits = linear::linear_values(&target_rows(x, tile), tile.len(), &weight, vocabulary, head.cols());
         let rated = tile.par_iter().zip(logits.par_chunks_exact(vocabulary)).map(|(target, row)| {
-            let logit = row[target.id as usize];
-            let (most, sum) = vectorised(
+            let logit = row[target.token_id as usize];
+            let (most, sum) = dispatch_simd(
                 #[inline(always)]
-                || log_sum(row),
+                || max_and_exp_sum(row),
             );
             // the first of equals counts
-            let greedy = logit == most && !row[..target.id as usize].contains(&logit);
-            TokenScore { log_probability: f64::from(logit) - f64::from(most) - sum.ln(), greedy }
+            let greedy = logit == most && !row[..target.token_id as usize].contains(&logit);
+            TokenScore { log_probability: f64::from(logit) - f64::from(most) - sum.ln(), is_greedy: greedy }
         });
         scores.par_extend(rated);
     }
@@ -40,50 +40,50 @@ pub fn token_scores(x: &Hidden, head: &Weight, targets: &[Target]) -> Vec<TokenS
 
 /// The summed cross entropy of the targets, and the gradient of `scale` times it with respect to x. Two targets never share
 /// a position.
-pub fn cross_entropy(x: &Hidden, head: &Weight, targets: &[Target], scale: f32, slot: Option<&Slot>) -> (f64, Vec<f32>) {
-    let (weight, vocabulary, width) = (head.shared(), head.rows(), head.cols());
+pub fn cross_entropy(x: &CpuActivations, head: &Weight, targets: &[TokenTarget], scale: f32, slot: Option<&GradientRequest>) -> (f64, Vec<f32>) {
+    let (weight, vocabulary, width) = (head.shared_values(), head.rows(), head.cols());
     let mut dx = vec![0.0; x.values().len()];
     let mut nll = 0.0;
-    let mut reduced = slot.map(|slot| match slot.ask {
-        Ask::Products(Sides { rows: false, .. }) => Reduced::Products(vec![0.0; width]),
-        _ => Reduced::Gradient(HeadGradient::new(slot, vocabulary * width)),
+    let mut reduced = slot.map(|slot| match slot.query {
+        GradientQuery::WeightTimesGradientSums(SumAxes { rows: false, .. }) => HeadGradientReduction::WeightTimesGradientColumnSums(vec![0.0; width]),
+        _ => HeadGradientReduction::FullGradient(HeadGradientAccumulator::new(slot, vocabulary * width)),
     });
     for tile in tiles(targets, vocabulary, slot) {
         let tile = &targets[tile];
-        let from = rows_of(x, tile);
-        let mut logits = linear::forward(&from, tile.len(), &weight, vocabulary, width);
+        let from = target_rows(x, tile);
+        let mut logits = linear::linear_values(&from, tile.len(), &weight, vocabulary, width);
         let losses: Vec<f64> = tile
             .par_iter()
             .zip(logits.par_chunks_exact_mut(vocabulary))
             .map(|(target, row)| {
-                vectorised(
+                dispatch_simd(
                     #[inline(always)]
-                    || loss_and_gradient(row, target.id as usize, scale),
+                    || loss_and_gradient(row, target.token_id as usize, scale),
                 )
             })
             .collect();
         nll += losses.iter().sum::<f64>();
         let mut down = vec![0.0; from.len()];
-        let (delta, w) = (View::rows(&logits, vocabulary), View::rows(&weight, width));
-        product((tile.len(), width, vocabulary), &mut down, width, Into::Fresh, delta, w);
+        let (delta, w) = (MatrixView::row_major(&logits, vocabulary), MatrixView::row_major(&weight, width));
+        matmul((tile.len(), width, vocabulary), &mut down, width, OutputMode::Overwrite, delta, w);
         for (target, row) in tile.iter().zip(down.chunks_exact(width)) {
             dx[target.position * width..(target.position + 1) * width].copy_from_slice(row);
         }
         match &mut reduced {
-            Some(Reduced::Products(cols)) => {
-                let part = gradient::products_by_column(&from, &down, width);
+            Some(HeadGradientReduction::WeightTimesGradientColumnSums(cols)) => {
+                let part = gradient::column_dot_products(&from, &down, width);
                 cols.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
             }
-            Some(Reduced::Gradient(gradient)) => gradient.add((vocabulary, width), tile, &logits, &from),
+            Some(HeadGradientReduction::FullGradient(gradient)) => gradient.add((vocabulary, width), tile, &logits, &from),
             None => {}
         }
     }
     match (reduced, slot) {
-        (Some(Reduced::Products(cols)), Some(slot)) => slot.put(Answer::Sums(SideSums { rows: Vec::new(), cols })),
-        (Some(Reduced::Gradient(gradient)), Some(slot)) => {
+        (Some(HeadGradientReduction::WeightTimesGradientColumnSums(cols)), Some(slot)) => slot.set_result(GradientResult::Sums(AxisSums { rows: Vec::new(), cols })),
+        (Some(HeadGradientReduction::FullGradient(gradient)), Some(slot)) => {
             let (sum, squares) = gradient.finish();
-            let whole = |values| hidden(values, vocabulary, width).into();
-            slot.put_whole(head, whole(sum), slot.ask.samples().map(|_| whole(squares)));
+            let whole = |values| activations_from_vec(values, vocabulary, width).into();
+            slot.set_from_gradient(head, whole(sum), slot.query.samples().map(|_| whole(squares)));
         }
         _ => {}
     }
@@ -91,20 +91,20 @@ pub fn cross_entropy(x: &Hidden, head: &Weight, targets: &[Target], scale: f32, 
 }
 
 /// What is made of the head's gradient.
-enum Reduced {
+enum HeadGradientReduction {
     /// Σ over the rows of W∘G, which is Σ over the targets of x times its gradient.
-    Products(Vec<f64>),
-    Gradient(HeadGradient),
+    WeightTimesGradientColumnSums(Vec<f64>),
+    FullGradient(HeadGradientAccumulator),
 }
 
 /// Rows of a tile: depends on the vocabulary alone.
 fn tile_rows(vocabulary: usize) -> usize {
-    (TILE / vocabulary).clamp(64, 4096)
+    (TILE_ELEMENTS / vocabulary).clamp(64, 4096)
 }
 
 /// Targets in tiles; of one sample each where gradients of samples are squared.
-fn tiles(targets: &[Target], vocabulary: usize, slot: Option<&Slot>) -> Vec<Range<usize>> {
-    let samples = slot.and_then(|slot| slot.ask.samples());
+fn tiles(targets: &[TokenTarget], vocabulary: usize, slot: Option<&GradientRequest>) -> Vec<Range<usize>> {
+    let samples = slot.and_then(|slot| slot.query.samples());
     let bounds: Vec<usize> = match samples {
         Some(samples) => {
             let ends = samples.iter().map(|s| targets.partition_point(|t| t.position < s.positions.end));
@@ -120,7 +120,7 @@ fn tiles(targets: &[Target], vocabulary: usize, slot: Option<&Slot>) -> Vec<Rang
 }
 
 /// The rows of the positions that are asked.
-fn rows_of(x: &Hidden, targets: &[Target]) -> Vec<f32> {
+fn target_rows(x: &CpuActivations, targets: &[TokenTarget]) -> Vec<f32> {
     let width = x.shape().1;
     let mut rows = vec![0.0; targets.len() * width];
     rows.par_chunks_exact_mut(width).zip(targets).for_each(|(row, target)| {
@@ -131,8 +131,8 @@ fn rows_of(x: &Hidden, targets: &[Target]) -> Vec<f32> {
 
 /// The largest logit, and Σ exp(logit − largest).
 #[inline(always)]
-fn log_sum(row: &[f32]) -> (f32, f64) {
-    let most = largest(row);
+fn max_and_exp_sum(row: &[f32]) -> (f32, f64) {
+    let most = max_or_nan(row);
     let mut sums = [0.0f64; LANES];
     let lanes = row.chunks_exact(LANES);
     let mut rest = 0.0;
@@ -151,7 +151,7 @@ fn log_sum(row: &[f32]) -> (f32, f64) {
 #[inline(always)]
 fn loss_and_gradient(row: &mut [f32], id: usize, scale: f32) -> f64 {
     let logit = row[id];
-    let (most, sum) = log_sum(row);
+    let (most, sum) = max_and_exp_sum(row);
     let factor = (f64::from(scale) / sum) as f32;
     for l in row.iter_mut() {
         *l = exp(*l - most) * factor;
@@ -161,48 +161,48 @@ fn loss_and_gradient(row: &mut [f32], id: usize, scale: f32) -> f64 {
 }
 
 /// The gradient of the head's weight, tile by tile; of each sample's own where they are squared.
-struct HeadGradient {
-    samples: Vec<SampleAt>,
+struct HeadGradientAccumulator {
+    samples: Vec<SampleSpan>,
     sum: Vec<f32>,
-    own: Vec<f32>,
+    sample_gradient: Vec<f32>,
     squares: Vec<f32>,
     /// The sample that `own` belongs to.
-    at: usize,
+    current_sample: usize,
 }
 
-impl HeadGradient {
-    fn new(slot: &Slot, len: usize) -> Self {
-        let samples = slot.ask.samples().map_or_else(Vec::new, |samples| samples.to_vec());
+impl HeadGradientAccumulator {
+    fn new(slot: &GradientRequest, len: usize) -> Self {
+        let samples = slot.query.samples().map_or_else(Vec::new, |samples| samples.to_vec());
         let second = if samples.is_empty() { 0 } else { len };
-        Self { samples, sum: vec![0.0; len], own: vec![0.0; second], squares: vec![0.0; second], at: 0 }
+        Self { samples, sum: vec![0.0; len], sample_gradient: vec![0.0; second], squares: vec![0.0; second], current_sample: 0 }
     }
 
-    fn add(&mut self, (vocabulary, width): (usize, usize), tile: &[Target], delta: &[f32], from: &[f32]) {
+    fn add(&mut self, (vocabulary, width): (usize, usize), tile: &[TokenTarget], delta: &[f32], from: &[f32]) {
         let shape = (vocabulary, width, tile.len());
-        let (delta, from) = (View::transposed(delta, vocabulary), View::rows(from, width));
+        let (delta, from) = (MatrixView::column_major(delta, vocabulary), MatrixView::row_major(from, width));
         if self.samples.is_empty() {
-            return product(shape, &mut self.sum, width, Into::Sum, delta, from);
+            return matmul(shape, &mut self.sum, width, OutputMode::Accumulate, delta, from);
         }
-        let at = self.samples.iter().position(|s| s.positions.contains(&tile[0].position)).unwrap_or(self.at);
-        if at != self.at {
-            self.close();
-            self.at = at;
+        let at = self.samples.iter().position(|s| s.positions.contains(&tile[0].position)).unwrap_or(self.current_sample);
+        if at != self.current_sample {
+            self.finish_sample();
+            self.current_sample = at;
         }
-        product(shape, &mut self.own, width, Into::Sum, delta, from);
+        matmul(shape, &mut self.sample_gradient, width, OutputMode::Accumulate, delta, from);
     }
 
     /// The sample at hand is complete.
-    fn close(&mut self) {
-        let Some(share) = self.samples.get(self.at).map(|sample| sample.share) else { return };
-        let sums = self.sum.par_chunks_mut(GRAIN).zip(self.squares.par_chunks_mut(GRAIN));
-        sums.zip(self.own.par_chunks_mut(GRAIN)).for_each(|((sum, squares), own)| {
-            add_squared(sum, squares, own, share);
+    fn finish_sample(&mut self) {
+        let Some(share) = self.samples.get(self.current_sample).map(|sample| sample.gradient_scale) else { return };
+        let sums = self.sum.par_chunks_mut(ELEMENTS_PER_TASK).zip(self.squares.par_chunks_mut(ELEMENTS_PER_TASK));
+        sums.zip(self.sample_gradient.par_chunks_mut(ELEMENTS_PER_TASK)).for_each(|((sum, squares), own)| {
+            accumulate_sample_gradient(sum, squares, own, share);
             own.fill(0.0);
         });
     }
 
     fn finish(mut self) -> (Vec<f32>, Vec<f32>) {
-        self.close();
+        self.finish_sample();
         (self.sum, self.squares)
     }
 }

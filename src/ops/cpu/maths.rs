@@ -19,7 +19,7 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// Σ a
 #[inline(always)]
-pub fn total(a: &[f32]) -> f32 {
+pub fn sum_f32(a: &[f32]) -> f32 {
     let mut sums = [0.0f32; LANES];
     let lanes = a.chunks_exact(LANES);
     let rest: f32 = lanes.remainder().iter().sum();
@@ -32,22 +32,22 @@ pub fn total(a: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-fn larger(x: f32, most: f32) -> f32 {
+fn larger_or_nan(x: f32, most: f32) -> f32 {
     if x > most || x.is_nan() { x } else { most }
 }
 
 /// The largest of the numbers; NaN if one of them is.
 #[inline(always)]
-pub fn largest(a: &[f32]) -> f32 {
+pub fn max_or_nan(a: &[f32]) -> f32 {
     let mut most = [f32::NEG_INFINITY; LANES];
     let lanes = a.chunks_exact(LANES);
-    let rest = lanes.remainder().iter().fold(f32::NEG_INFINITY, |most, &x| larger(x, most));
+    let rest = lanes.remainder().iter().fold(f32::NEG_INFINITY, |most, &x| larger_or_nan(x, most));
     for x in lanes {
         for (m, &x) in most.iter_mut().zip(x) {
-            *m = larger(x, *m);
+            *m = larger_or_nan(x, *m);
         }
     }
-    most.iter().fold(rest, |most, &x| larger(x, most))
+    most.iter().fold(rest, |most, &x| larger_or_nan(x, most))
 }
 
 /// e^x within two units in the last place, 0 below −87.3, without a branch: x = n·ln 2 + r, a polynomial in r, and n into the
@@ -88,7 +88,7 @@ pub fn sigmoid(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::simd::sum;
+    use crate::ops::simd::sum_f64;
 
     #[test]
     fn exp_is_exact_to_two_units_in_the_last_place() {
@@ -108,9 +108,9 @@ mod tests {
     fn sums_and_the_largest_see_every_number() {
         let numbers: Vec<f32> = (0..37).map(|i| i as f32).collect();
         assert_eq!(dot(&numbers, &[2.0; 37]), 2.0 * 666.0);
-        assert_eq!(largest(&numbers), 36.0);
-        assert!(largest(&[1.0, f32::NAN, 2.0]).is_nan());
-        assert_eq!(total(&numbers), 666.0);
-        assert_eq!(sum(&[0.5; 37]), 18.5);
+        assert_eq!(max_or_nan(&numbers), 36.0);
+        assert!(max_or_nan(&[1.0, f32::NAN, 2.0]).is_nan());
+        assert_eq!(sum_f32(&numbers), 666.0);
+        assert_eq!(sum_f64(&[0.5; 37]), 18.5);
     }
 }

@@ -12,8 +12,8 @@ mod maths;
 mod norm;
 mod tape;
 
-pub use adapter::adapted;
-pub use attention::{Past, attention};
+pub use adapter::linear_with_adapter;
+pub use attention::{CpuKvCache, attention};
 pub use elementwise::{add, add_bias, swiglu};
 pub use linear::linear;
 pub use loss::{cross_entropy, token_scores};

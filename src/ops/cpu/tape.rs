@@ -2,27 +2,27 @@
 
 use dfdx::prelude::{Backward, Cpu, PutTape, Rank0, Tape, Tensor, ZerosTensor};
 
-use crate::tensor::cpu::{Hidden, device, hidden};
-use crate::tensor::{Recording, Weight};
+use crate::tensor::cpu::{CpuActivations, dfdx_cpu, activations_from_vec};
+use crate::tensor::{GradientTape, Weight};
 
 /// The rows of the embedding that `ids` name: (positions, width).
 ///
 /// # Panics
 /// If an id lies outside the vocabulary; whoever makes ids checks them.
-pub fn embed(weight: &Weight, ids: &[u32]) -> Hidden {
+pub fn embed(weight: &Weight, ids: &[u32]) -> CpuActivations {
     let rows: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
-    hidden(weight.gather(&rows), ids.len(), weight.cols())
+    activations_from_vec(weight.gather_rows(&rows), ids.len(), weight.cols())
 }
 
 /// Runs the tape of `y` backward from the gradient `upstream` of `y`, (positions, width) row-major, and returns that of `x`.
-pub fn backward(y: Hidden<Recording>, upstream: Vec<f32>, x: &Hidden) -> Vec<f32> {
+pub fn backward(y: CpuActivations<GradientTape>, upstream: Vec<f32>, x: &CpuActivations) -> Vec<f32> {
     let (y, mut tape) = y.split_tape();
     let y_node = y.node();
     drop(y);
-    tape.add_backward_op(move |gradients| y_node.add(gradients, upstream));
-    let end: Tensor<Rank0, f32, Cpu> = device().zeros();
+    tape.add_backward_op(move |gradients| y_node.add_gradient(gradients, upstream));
+    let end: Tensor<Rank0, f32, Cpu> = dfdx_cpu().zeros();
     let mut gradients = end.put_tape(tape).backward();
-    match x.node().take(&mut gradients) {
+    match x.node().take_gradient(&mut gradients) {
         Ok(gradient) => gradient,
         Err(error) => panic!("dfdx keeps no gradient: {error}"),
     }

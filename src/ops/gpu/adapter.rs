@@ -3,38 +3,38 @@
 
 use dfdx::prelude::TryMatMul;
 
-use super::product::{across, along, transposed};
-use crate::ops::{Answer, Beside, Mask};
-use crate::tensor::gpu::{Hidden, Matrix, matrix};
+use super::product::{linear_forward, linear_input_gradient, transpose};
+use crate::ops::{GradientResult, AdapterInput, DropoutMaskFn};
+use crate::tensor::gpu::{GpuActivations, GpuMatrix, matrix_from_vec};
 use crate::tensor::{AnyTape, Weight};
 
 /// x is (positions, inputs), W is (outputs, inputs), y is (positions, outputs).
-pub fn adapted<T: AnyTape>(x: Hidden<T>, weight: &Weight, beside: Beside<'_>) -> Hidden<T> {
+pub fn linear_with_adapter<T: AnyTape>(x: GpuActivations<T>, weight: &Weight, beside: AdapterInput<'_>) -> GpuActivations<T> {
     let (n, inputs) = x.shape();
-    let (x, x_node, mut tape) = x.parts();
-    let (held, a, b, scale) = (weight.held(), beside.a.matrix(), beside.b.matrix(), beside.scale);
-    let masked = move |x: Matrix, mask: &Option<Mask>| match mask {
-        Some(mask) => x * matrix(mask(), n, inputs),
+    let (x, x_node, mut tape) = x.into_parts();
+    let (held, a, b, scale) = (weight.to_gpu(), beside.a.to_gpu_f32(), beside.b.to_gpu_f32(), beside.scale);
+    let masked = move |x: GpuMatrix, mask: &Option<DropoutMaskFn>| match mask {
+        Some(mask) => x * matrix_from_vec(mask(), n, inputs),
         None => x,
     };
-    let mask = beside.mask;
-    let low = masked(x.clone(), &mask).matmul(transposed(&a)); // (positions, rank)
-    let y = Hidden::from(across(&x, &held) + low.clone().matmul(transposed(&b)) * scale);
+    let mask = beside.dropout_mask;
+    let low = masked(x.clone(), &mask).matmul(transpose(&a)); // (positions, rank)
+    let y = GpuActivations::from(linear_forward(&x, &held) + low.clone().matmul(transpose(&b)) * scale);
     if !T::OWNS_TAPE {
         return y.put_tape(tape);
     }
 
     let (y_node, shape) = (y.node(), y.shape());
-    let slots = beside.slots.map(|(a, b)| (a.clone(), b.clone()));
+    let slots = beside.gradient_requests.map(|(a, b)| (a.clone(), b.clone()));
     tape.add_backward_op(move |_| {
-        let delta = y_node.take(shape);
+        let delta = y_node.take_gradient(shape);
         let d_low = delta.clone().matmul(b) * scale;
         if let Some((slot_a, slot_b)) = slots {
-            let gradient = |of: Matrix| Answer::Gradient { gradient: Hidden::from(of).into(), squares: None };
-            slot_a.put(gradient(transposed(&d_low).matmul(masked(x, &mask))));
-            slot_b.put(gradient(transposed(&delta).matmul(low) * scale));
+            let gradient = |of: GpuMatrix| GradientResult::Gradient { gradient: GpuActivations::from(of).into(), squares: None };
+            slot_a.set_result(gradient(transpose(&d_low).matmul(masked(x, &mask))));
+            slot_b.set_result(gradient(transpose(&delta).matmul(low) * scale));
         }
-        x_node.add(along(&delta, &held) + masked(d_low.matmul(a), &mask));
+        x_node.add_gradient(linear_input_gradient(&delta, &held) + masked(d_low.matmul(a), &mask));
         Ok(())
     });
     y.put_tape(tape)

@@ -3,50 +3,50 @@
 
 use dfdx::prelude::*;
 
-use super::past::with_past;
-use super::product::{by_row, sum_of_rows};
-use super::spans::{Batch, Part, Plan};
-use crate::ops::{Heads, Layout, gpu::Past};
+use super::past::attend_with_cache;
+use super::product::{broadcast_per_row, row_sum_matrix};
+use super::spans::{HeadBatch, AttentionBatch, AttentionPlan};
+use crate::ops::{AttentionHeads, PackLayout, gpu::GpuKvCache};
 use crate::tensor::AnyTape;
-use crate::tensor::gpu::{Hidden, Matrix};
+use crate::tensor::gpu::{GpuActivations, GpuMatrix};
 
 /// See [`crate::ops::attention`].
 pub fn attention<T: AnyTape>(
-    q: Hidden<T>,
-    k: Hidden<T>,
-    v: Hidden<T>,
-    heads: Heads,
-    layout: &Layout,
-    past: Option<&mut Past>,
-) -> Hidden<T> {
-    let ((q, q_node, tape), (k, k_node, k_tape), (v, v_node, v_tape)) = (q.parts(), k.parts(), v.parts());
+    q: GpuActivations<T>,
+    k: GpuActivations<T>,
+    v: GpuActivations<T>,
+    heads: AttentionHeads,
+    layout: &PackLayout,
+    past: Option<&mut GpuKvCache>,
+) -> GpuActivations<T> {
+    let ((q, q_node, tape), (k, k_node, k_tape), (v, v_node, v_tape)) = (q.into_parts(), k.into_parts(), v.into_parts());
     let mut tape = tape.merge(k_tape).merge(v_tape);
     if let Some(past) = past {
         assert!(!T::OWNS_TAPE, "there is no way back through a cache");
-        return Hidden::from(with_past((q, k, v), heads, layout, past)).put_tape(tape);
+        return GpuActivations::from(attend_with_cache((q, k, v), heads, layout, past)).put_tape(tape);
     }
-    let plan = Plan::of(layout, heads.dim);
-    let (q, k) = (plan.turn.turned(q), plan.turn.turned(k));
-    let of_part = |part: &Part| {
-        let (q, k, v) = (part.query_heads(&q, heads), part.key_heads(&k, heads), part.key_heads(&v, heads));
-        part.queries_back(attended(part, (q, &k, v), heads), heads)
+    let plan = AttentionPlan::for_layout(layout, heads.head_dim);
+    let (q, k) = (plan.rotation.apply_rotary(q), plan.rotation.apply_rotary(k));
+    let of_part = |part: &AttentionBatch| {
+        let (q, k, v) = (part.to_query_heads(&q, heads), part.to_key_heads(&k, heads), part.to_key_heads(&v, heads));
+        part.restore_query_rows(attend(part, (q, &k, v), heads), heads)
     };
-    let o = plan.parts.iter().map(of_part).reduce(|sum, part| sum + part).unwrap_or_else(|| q.clone());
-    let o = Hidden::from(o);
+    let o = plan.batches.iter().map(of_part).reduce(|sum, part| sum + part).unwrap_or_else(|| q.clone());
+    let o = GpuActivations::from(o);
     if !T::OWNS_TAPE {
         return o.put_tape(tape);
     }
 
     let (o_node, shape, outputs) = (o.node(), o.shape(), o.matrix().clone());
     tape.add_backward_op(move |_| {
-        let delta = o_node.take(shape);
-        for part in &plan.parts {
-            let on_heads = |x: &Matrix| part.query_heads(x, heads);
-            let (q, k, v) = (on_heads(&q), part.key_heads(&k, heads), part.key_heads(&v, heads));
-            let [dq, dk, dv] = gradients(part, (q, k, v), (on_heads(&outputs), part.delta_heads(&delta, heads)), heads);
-            q_node.add(plan.turn.turned_back(part.queries_back(dq, heads)));
-            k_node.add(plan.turn.turned_back(part.keys_back(dk, heads)));
-            v_node.add(part.keys_back(dv, heads));
+        let delta = o_node.take_gradient(shape);
+        for part in &plan.batches {
+            let on_heads = |x: &GpuMatrix| part.to_query_heads(x, heads);
+            let (q, k, v) = (on_heads(&q), part.to_key_heads(&k, heads), part.to_key_heads(&v, heads));
+            let [dq, dk, dv] = attention_gradients(part, (q, k, v), (on_heads(&outputs), part.to_gradient_heads(&delta, heads)), heads);
+            q_node.add_gradient(plan.rotation.undo_rotary(part.restore_query_rows(dq, heads)));
+            k_node.add_gradient(plan.rotation.undo_rotary(part.restore_key_rows(dk, heads)));
+            v_node.add_gradient(part.restore_key_rows(dv, heads));
         }
         Ok(())
     });
@@ -54,37 +54,37 @@ pub fn attention<T: AnyTape>(
 }
 
 /// Outputs of query heads.
-pub fn attended(part: &Part, (q, k, v): (Batch, &Batch, Batch), heads: Heads) -> Batch {
+pub fn attend(part: &AttentionBatch, (q, k, v): (HeadBatch, &HeadBatch, HeadBatch), heads: AttentionHeads) -> HeadBatch {
     let shape = *q.shape();
-    let (raised, inverse) = softmax(part, q, k, heads);
+    let (raised, inverse) = unnormalised_softmax(part, q, k, heads);
     let o = raised.matmul(v);
     let rows = (shape.0 * shape.1, shape.2);
-    (o.reshape_like(&rows) * by_row(inverse, rows)).reshape_like(&shape)
+    (o.reshape_like(&rows) * broadcast_per_row(inverse, rows)).reshape_like(&shape)
 }
 
 /// exp(score − the row's largest), (heads, rows, keys), and 1 / their sum, (heads · rows, 1).
-fn softmax(part: &Part, q: Batch, k: &Batch, heads: Heads) -> (Batch, Matrix) {
+fn unnormalised_softmax(part: &AttentionBatch, q: HeadBatch, k: &HeadBatch, heads: AttentionHeads) -> (HeadBatch, GpuMatrix) {
     let (of, rows, _) = *q.shape();
     let across = k.clone().permute::<(usize, usize, usize), Axes3<0, 2, 1>>();
-    let scores = part.masked(q.matmul(across) * (1.0 / (heads.dim as f32).sqrt()), heads);
+    let scores = part.apply_causal_mask(q.matmul(across) * (1.0 / (heads.head_dim as f32).sqrt()), heads);
     let shape = *scores.shape();
     let most: Tensor<(usize,), f32, _> = scores.clone().max::<_, Axis<1>>();
     let raised = (scores - most.broadcast_like::<_, Axis<1>>(&shape)).exp();
-    let inverse = sum_of_rows(raised.clone()).recip();
+    let inverse = row_sum_matrix(raised.clone()).recip();
     (raised.reshape_like(&(of, rows, shape.1)), inverse)
 }
 
 /// Gradients of rotated queries, of rotated keys, and of values, from the outputs and theirs.
-fn gradients(part: &Part, (q, k, v): (Batch, Batch, Batch), (o, delta): (Batch, Batch), heads: Heads) -> [Batch; 3] {
-    let across = |x: &Batch| x.clone().permute::<(usize, usize, usize), Axes3<0, 2, 1>>();
+fn attention_gradients(part: &AttentionBatch, (q, k, v): (HeadBatch, HeadBatch, HeadBatch), (o, delta): (HeadBatch, HeadBatch), heads: AttentionHeads) -> [HeadBatch; 3] {
+    let across = |x: &HeadBatch| x.clone().permute::<(usize, usize, usize), Axes3<0, 2, 1>>();
     let (of, rows, dim) = *q.shape();
-    let (raised, inverse) = softmax(part, q.clone(), &k, heads);
+    let (raised, inverse) = unnormalised_softmax(part, q.clone(), &k, heads);
     let (whole, flat) = (*raised.shape(), (of * rows, raised.shape().2));
-    let p = raised.reshape_like(&flat) * by_row(inverse, flat);
+    let p = raised.reshape_like(&flat) * broadcast_per_row(inverse, flat);
     let dv = across(&p.clone().reshape_like(&whole)).matmul(delta.clone());
     // ds = p ⊙ (δ·vᵀ − Σ δ⊙o) / √dim
-    let along = sum_of_rows((delta.clone() * o).reshape_like(&(of * rows, dim)));
+    let along = row_sum_matrix((delta.clone() * o).reshape_like(&(of * rows, dim)));
     let dp = delta.matmul(across(&v)).reshape_like(&flat);
-    let ds = (p * (dp - by_row(along, flat)) * (1.0 / (heads.dim as f32).sqrt())).reshape_like(&whole);
+    let ds = (p * (dp - broadcast_per_row(along, flat)) * (1.0 / (heads.head_dim as f32).sqrt())).reshape_like(&whole);
     [ds.clone().matmul(k), across(&ds).matmul(q), dv]
 }

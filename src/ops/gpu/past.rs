@@ -3,68 +3,68 @@
 
 use dfdx::prelude::*;
 
-use super::attention::attended;
-use super::rows::Return;
-use super::spans::{Part, QUERIES, Turn};
-use crate::ops::{Heads, Layout};
-use crate::tensor::gpu::{Matrix, added, device};
+use super::attention::attend;
+use super::rows::RowPlacement;
+use super::spans::{AttentionBatch, QUERY_CHUNK_ROWS, RotaryAngles};
+use crate::ops::{AttentionHeads, PackLayout};
+use crate::tensor::gpu::{GpuMatrix, add_or_start, selected_device};
 
 /// Keys, rotated, and values of what was read before, sequence by sequence: a layer's part of a KV cache.
 #[derive(Clone)]
-pub struct Past {
-    sequences: Vec<Remembered>,
+pub struct GpuKvCache {
+    sequences: Vec<CachedSequence>,
     /// Of each sequence at most.
-    positions: usize,
+    capacity: usize,
 }
 
 #[derive(Clone)]
-struct Remembered {
+struct CachedSequence {
     /// (positions, keys · dim), of which the first `len` rows were read.
-    keys: Matrix,
-    values: Matrix,
+    keys: GpuMatrix,
+    values: GpuMatrix,
     len: usize,
 }
 
-impl Past {
+impl GpuKvCache {
     /// Of so many sequences nothing was read; each has room for so many positions, with so many numbers of keys, and of values.
     pub fn new(sequences: usize, positions: usize, width: usize) -> Self {
-        let nothing = || device().zeros_like(&(positions, width));
-        let one = || Remembered { keys: nothing(), values: nothing(), len: 0 };
-        Self { sequences: (0..sequences).map(|_| one()).collect(), positions }
+        let nothing = || selected_device().zeros_like(&(positions, width));
+        let one = || CachedSequence { keys: nothing(), values: nothing(), len: 0 };
+        Self { sequences: (0..sequences).map(|_| one()).collect(), capacity: positions }
     }
 }
 
-impl std::fmt::Debug for Past {
+impl std::fmt::Debug for GpuKvCache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} sequences on a GPU", self.sequences.len())
     }
 }
 
 /// Attention of every sequence's rows to what was read of it and to themselves.
-pub fn with_past((q, k, v): (Matrix, Matrix, Matrix), heads: Heads, layout: &Layout, past: &mut Past) -> Matrix {
+pub fn attend_with_cache((q, k, v): (GpuMatrix, GpuMatrix, GpuMatrix), heads: AttentionHeads, layout: &PackLayout, past: &mut GpuKvCache) -> GpuMatrix {
     let total = q.shape().0;
-    let mut outputs: Option<Matrix> = None;
+    let mut outputs: Option<GpuMatrix> = None;
     for span in layout.spans.iter() {
-        let positions = past.positions;
-        let remembered = &mut past.sequences[span.past];
+        let positions = past.capacity;
+        let remembered = &mut past.sequences[span.cache_sequence];
         let (start, rows) = (remembered.len, span.rows.len());
-        let own = |x: &Matrix| -> Matrix { x.clone().slice((span.rows.clone(), ..)) };
-        let turn = Turn::of(&layout.rotary, heads.dim, start..start + rows);
-        let place = Return::within(positions, start..start + rows);
-        remembered.keys = remembered.keys.clone() + place.rows(turn.turned(own(&k)));
-        remembered.values = remembered.values.clone() + place.rows(own(&v));
+        let own = |x: &GpuMatrix| -> GpuMatrix { x.clone().slice((span.rows.clone(), ..)) };
+        let turn = RotaryAngles::new(&layout.rotary, heads.head_dim, start..start + rows);
+        let place = RowPlacement::for_range(positions, start..start + rows);
+        remembered.keys = remembered.keys.clone() + place.place_rows(turn.apply_rotary(own(&k)));
+        remembered.values = remembered.values.clone() + place.place_rows(own(&v));
         remembered.len += rows;
 
-        let q = turn.turned(own(&q));
-        for first in (0..rows).step_by(QUERIES) {
-            let now = first..(first + QUERIES).min(rows);
-            let part = Part::alone(start + first, now.len());
-            let read = |all: &Matrix| -> Matrix { all.clone().slice((0..start + now.end, ..)) };
-            let q = part.query_heads(&q.clone().slice((now.clone(), ..)), heads);
-            let (k, v) = (part.key_heads(&read(&remembered.keys), heads), part.key_heads(&read(&remembered.values), heads));
-            let o = part.queries_back(attended(&part, (q, &k, v), heads), heads);
-            let back = Return::within(total, span.rows.start + now.start..span.rows.start + now.end).rows(o);
-            outputs = Some(added(outputs, back));
+        let q = turn.apply_rotary(own(&q));
+        for first in (0..rows).step_by(QUERY_CHUNK_ROWS) {
+            let now = first..(first + QUERY_CHUNK_ROWS).min(rows);
+            let part = AttentionBatch::single_sequence(start + first, now.len());
+            let read = |all: &GpuMatrix| -> GpuMatrix { all.clone().slice((0..start + now.end, ..)) };
+            let q = part.to_query_heads(&q.clone().slice((now.clone(), ..)), heads);
+            let (k, v) = (part.to_key_heads(&read(&remembered.keys), heads), part.to_key_heads(&read(&remembered.values), heads));
+            let o = part.restore_query_rows(attend(&part, (q, &k, v), heads), heads);
+            let back = RowPlacement::for_range(total, span.rows.start + now.start..span.rows.start + now.end).place_rows(o);
+            outputs = Some(add_or_start(outputs, back));
         }
     }
     outputs.unwrap_or(q)

@@ -9,109 +9,109 @@ use std::collections::HashMap;
 
 use dfdx::prelude::*;
 
-use crate::tensor::gpu::{Gpu, Half, HalfMatrix, Matrix, matrix};
-use crate::tensor::resident::Held;
+use crate::tensor::gpu::{Gpu, Half, GpuHalfMatrix, GpuMatrix, matrix_from_vec};
+use crate::tensor::resident::GpuWeight;
 
 /// x · Wᵀ
-pub fn across(x: &Matrix, weight: &Held) -> Matrix {
+pub fn linear_forward(x: &GpuMatrix, weight: &GpuWeight) -> GpuMatrix {
     match weight {
-        Held::Single(w) => x.clone().matmul(transposed(w)),
-        Held::Half(w) => {
-            let across: HalfMatrix = w.clone().permute();
-            x.clone().to_dtype::<Half>().matmul(across).to_dtype()
+        GpuWeight::F32(w) => x.clone().matmul(transpose(w)),
+        GpuWeight::F16(w) => {
+            let across: GpuHalfMatrix = w.clone().permute();
+            x.clone().to_dtype::<Half>().matmul(linear_forward).to_dtype()
         }
     }
 }
 
 /// δ · W
-pub fn along(delta: &Matrix, weight: &Held) -> Matrix {
+pub fn linear_input_gradient(delta: &GpuMatrix, weight: &GpuWeight) -> GpuMatrix {
     match weight {
-        Held::Single(w) => delta.clone().matmul(w.clone()),
-        Held::Half(w) => {
-            let (delta, size) = scaled(delta);
-            let product: Matrix = delta.matmul(w.clone()).to_dtype();
-            times(product, size)
+        GpuWeight::F32(w) => delta.clone().matmul(w.clone()),
+        GpuWeight::F16(w) => {
+            let (delta, size) = scale_to_half(delta);
+            let product: GpuMatrix = delta.matmul(w.clone()).to_dtype();
+            multiply_by_scalar(product, size)
         }
     }
 }
 
 /// δᵀ · x
-pub fn outer(delta: &Matrix, x: &Matrix, weight: &Held) -> Matrix {
+pub fn linear_weight_gradient(delta: &GpuMatrix, x: &GpuMatrix, weight: &GpuWeight) -> GpuMatrix {
     match weight {
-        Held::Single(_) => transposed(delta).matmul(x.clone()),
-        Held::Half(_) => {
-            let ((delta, delta_size), (x, x_size)) = (scaled(delta), scaled(x));
-            let across: HalfMatrix = delta.permute();
-            let product: Matrix = across.matmul(x).to_dtype();
-            times(times(product, delta_size), x_size)
+        GpuWeight::F32(_) => transpose(delta).matmul(x.clone()),
+        GpuWeight::F16(_) => {
+            let ((delta, delta_size), (x, x_size)) = (scale_to_half(delta), scale_to_half(x));
+            let across: GpuHalfMatrix = delta.permute();
+            let product: GpuMatrix = linear_forward.matmul(x).to_dtype();
+            multiply_by_scalar(multiply_by_scalar(product, delta_size), x_size)
         }
     }
 }
 
 /// A number on the GPU.
-type Scalar = Tensor<Rank0, f32, Gpu>;
+type GpuScalar = Tensor<Rank0, f32, Gpu>;
 
 /// x over its largest element, in half precision, and that element.
-fn scaled(x: &Matrix) -> (HalfMatrix, Scalar) {
+fn scale_to_half(x: &GpuMatrix) -> (GpuHalfMatrix, GpuScalar) {
     let of_rows: Tensor<(usize,), f32, Gpu> = x.clone().abs().max::<_, Axis<1>>();
-    let largest: Scalar = of_rows.max::<_, Axis<0>>();
+    let largest: GpuScalar = of_rows.max::<_, Axis<0>>();
     // of nothing but zeros the largest is one
     let size = largest.clamp(f32::MIN_POSITIVE, f32::MAX);
-    (times(x.clone(), size.clone().recip()).to_dtype(), size)
+    (multiply_by_scalar(x.clone(), size.clone().recip()).to_dtype(), size)
 }
 
-fn times(x: Matrix, size: Scalar) -> Matrix {
+fn multiply_by_scalar(x: GpuMatrix, size: GpuScalar) -> GpuMatrix {
     let shape = *x.shape();
     x * size.broadcast_like::<_, Axes2<0, 1>>(&shape)
 }
 
-pub fn transposed(x: &Matrix) -> Matrix {
+pub fn transpose(x: &GpuMatrix) -> GpuMatrix {
     x.clone().permute::<(usize, usize), Axes2<1, 0>>()
 }
 
 /// (rows, 1) of one number.
-pub fn column(rows: usize, value: f32) -> Matrix {
+pub fn constant_column(rows: usize, value: f32) -> GpuMatrix {
     constant(rows, 1, value)
 }
 
 /// A matrix of one number, which stays on the GPU for the next who asks.
-pub fn constant(rows: usize, cols: usize, value: f32) -> Matrix {
+pub fn constant(rows: usize, cols: usize, value: f32) -> GpuMatrix {
     /// Shapes come and go; this many are kept.
-    const KEPT: usize = 1000;
+    const MAX_CACHED: usize = 1000;
     thread_local! {
-        static CONSTANTS: RefCell<HashMap<(usize, usize, u32), Matrix>> = RefCell::new(HashMap::new());
+        static CONSTANTS: RefCell<HashMap<(usize, usize, u32), GpuMatrix>> = RefCell::new(HashMap::new());
     }
     CONSTANTS.with_borrow_mut(|constants| {
-        if constants.len() >= KEPT {
+        if constants.len() >= MAX_CACHED {
             constants.clear();
         }
-        constants.entry((rows, cols, value.to_bits())).or_insert_with(|| matrix(vec![value; rows * cols], rows, cols)).clone()
+        constants.entry((rows, cols, value.to_bits())).or_insert_with(|| matrix_from_vec(vec![value; rows * cols], rows, cols)).clone()
     })
 }
 
 /// Σ over each row: (rows, 1).
-pub fn sum_of_rows(x: Matrix) -> Matrix {
+pub fn row_sum_matrix(x: GpuMatrix) -> GpuMatrix {
     let (_, cols) = *x.shape();
-    x.matmul(column(cols, 1.0))
+    x.matmul(constant_column(cols, 1.0))
 }
 
 /// Σ over each column: (1, cols).
-pub fn sum_of_columns(x: Matrix) -> Matrix {
+pub fn column_sum_matrix(x: GpuMatrix) -> GpuMatrix {
     let (rows, _) = *x.shape();
     constant(1, rows, 1.0).matmul(x)
 }
 
 /// Σ over each column.
-pub fn column_sums(x: Matrix) -> Vec<f64> {
-    sum_of_columns(x).as_vec().into_iter().map(f64::from).collect()
+pub fn column_sums(x: GpuMatrix) -> Vec<f64> {
+    column_sum_matrix(x).as_vec().into_iter().map(f64::from).collect()
 }
 
 /// A number for each row, beside every element of it.
-pub fn by_row(column: Matrix, shape: (usize, usize)) -> Matrix {
-    column.reshape_like(&(shape.0,)).broadcast_like::<_, Axis<1>>(&shape)
+pub fn broadcast_per_row(column: GpuMatrix, shape: (usize, usize)) -> GpuMatrix {
+    constant_column.reshape_like(&(shape.0,)).broadcast_like::<_, Axis<1>>(&shape)
 }
 
 /// A number for each column, beside every element of it.
-pub fn by_column(row: Matrix, shape: (usize, usize)) -> Matrix {
+pub fn broadcast_per_column(row: GpuMatrix, shape: (usize, usize)) -> GpuMatrix {
     row.reshape_like(&(shape.1,)).broadcast_like::<_, Axis<0>>(&shape)
 }

@@ -6,27 +6,27 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::pipeline::results::Manifest;
+use crate::pipeline::results::VariantManifest;
 
 /// The options of the steps of a variant. Earlier versions did not write them down: then all are alike.
-pub struct Asked {
-    options: BTreeMap<u32, Map<String, Value>>,
+pub struct EvaluationKey {
+    options_by_step: BTreeMap<u32, Map<String, Value>>,
 }
 
-impl Asked {
+impl EvaluationKey {
     pub fn read(tables: &Path) -> Self {
-        let stages = Manifest::read(tables).map_or_else(Vec::new, |manifest| manifest.stages);
-        Self { options: stages.into_iter().map(|stage| (stage.step, stage.options)).collect() }
+        let stages = VariantManifest::read(tables).map_or_else(Vec::new, |manifest| manifest.stages);
+        Self { options_by_step: stages.into_iter().map(|stage| (stage.step, stage.options)).collect() }
     }
 
     /// Whether two steps asked the same of a task (of a corpus by its stem), or, of `""`, at all.
-    pub fn are_alike(&self, task: &str, one: u32, other: u32) -> bool {
-        one == other || self.way(task, one) == self.way(task, other)
+    pub fn are_comparable(&self, task: &str, one: u32, other: u32) -> bool {
+        one == other || self.comparable_options(task, one) == self.comparable_options(task, other)
     }
 
     /// All options but the lists of what else was asked; of a corpus, its path.
-    fn way(&self, task: &str, step: u32) -> Map<String, Value> {
-        let mut way = self.options.get(&step).cloned().unwrap_or_default();
+    fn comparable_options(&self, task: &str, step: u32) -> Map<String, Value> {
+        let mut way = self.options_by_step.get(&step).cloned().unwrap_or_default();
         ["tasks", "prompts", "file"].iter().for_each(|key| drop(way.remove(*key)));
         let corpora = way.remove("corpora").unwrap_or_default();
         let is_own =

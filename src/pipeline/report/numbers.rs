@@ -6,13 +6,13 @@ use std::path::Path;
 
 use polars::prelude::*;
 
-use super::asked::Asked;
-use super::{ReportError, VariantSummary, paired, read};
-use crate::pipeline::results::Status;
-use crate::pipeline::shape::Steps;
+use super::asked::EvaluationKey;
+use super::{ReportError, VariantSummary, paired, read_parquet};
+use crate::pipeline::results::VariantStatus;
+use crate::pipeline::shape::StepsByModel;
 
 /// The columns of `prune_sizes` that the table repeats.
-pub const SIZES: [&str; 8] =
+pub const SIZE_COLUMNS: [&str; 8] =
     ["params_before", "params_after", "macs_before", "macs_after", "bytes_before", "bytes_after", "group_ratio", "param_ratio"];
 
 /// What an `evaluate` says of a metric.
@@ -29,31 +29,31 @@ pub struct Measurement {
 }
 
 /// Metrics by their names, `task.metric`.
-pub type Measured = BTreeMap<String, Measurement>;
+pub type Measurements = BTreeMap<String, Measurement>;
 
 /// The numbers of one variant.
 #[derive(Default)]
-pub struct Numbers {
-    pub dense: Measured,
-    pub pruned: Measured,
-    pub last: Measured,
+pub struct VariantMetrics {
+    pub dense: Measurements,
+    pub pruned: Measurements,
+    pub last: Measurements,
     /// Standard errors of the differences of `last` to `dense`.
     pub delta_stderr: BTreeMap<String, f64>,
     pub sizes: BTreeMap<&'static str, AnyValue<'static>>,
 }
 
-impl Numbers {
+impl VariantMetrics {
     pub fn read(variant: &VariantSummary) -> Result<Self, ReportError> {
-        let evaluate = variant.tables.join("evaluate.parquet");
-        let evaluate = if evaluate.exists() { Some(read(&evaluate, None)?) } else { None };
-        let asked = Asked::read(&variant.tables);
+        let evaluate = variant.tables_folder.join("evaluate.parquet");
+        let evaluate = if evaluate.exists() { Some(read_parquet(&evaluate, None)?) } else { None };
+        let asked = EvaluationKey::read(&variant.tables_folder);
         // What stands first wins; before it, what was asked as `of` was.
-        let at = |steps: &mut dyn Iterator<Item = &u32>, of: &Measured| {
-            let (mut all, mut others) = (Measured::new(), Measured::new());
+        let at = |steps: &mut dyn Iterator<Item = &u32>, of: &Measurements| {
+            let (mut all, mut others) = (Measurements::new(), Measurements::new());
             for &step in steps {
                 let Some(frame) = &evaluate else { break };
-                for (name, found) in measured(frame, step)? {
-                    let is_alike = of.get(&name).is_none_or(|of| asked.are_alike(&found.task, step, of.step));
+                for (name, found) in read_measurements(frame, step)? {
+                    let is_alike = of.get(&name).is_none_or(|of| asked.are_comparable(&found.task, step, of.step));
                     if is_alike { &mut all } else { &mut others }.entry(name).or_insert(found);
                 }
             }
@@ -62,27 +62,27 @@ impl Numbers {
             }
             Ok::<_, ReportError>(all)
         };
-        let Steps { dense, pruned, last } = &variant.shape.evaluate;
-        let none = Measured::new();
-        let last = if variant.status == Status::Succeeded { at(&mut last.iter().rev(), &none)? } else { Measured::new() };
+        let StepsByModel { dense, pruned, last } = &variant.description.evaluate;
+        let none = Measurements::new();
+        let last = if variant.status == VariantStatus::Succeeded { at(&mut last.iter().rev(), &none)? } else { Measurements::new() };
         let (dense, pruned) = (at(&mut dense.iter(), &last)?, at(&mut pruned.iter().rev(), &last)?);
         // only what was asked alike can be paired
         let is_paired = |(name, of): &(&String, &Measurement)| {
-            last.get(*name).is_some_and(|last| asked.are_alike(&of.task, of.step, last.step))
+            last.get(*name).is_some_and(|last| asked.are_comparable(&of.task, of.step, last.step))
         };
-        let alike: Measured = dense.iter().filter(is_paired).map(|(name, of)| (name.clone(), of.clone())).collect();
+        let alike: Measurements = dense.iter().filter(is_paired).map(|(name, of)| (name.clone(), of.clone())).collect();
         Ok(Self {
-            delta_stderr: paired::standard_errors(&variant.tables.join("evaluate_documents.parquet"), &alike, &last)?,
+            delta_stderr: paired::standard_errors(&variant.tables_folder.join("evaluate_documents.parquet"), &alike, &last)?,
             dense,
             pruned,
             last,
-            sizes: last_sizes(&variant.tables.join("prune_sizes.parquet"))?,
+            sizes: read_sizes(&variant.tables_folder.join("prune_sizes.parquet"))?,
         })
     }
 }
 
 /// The metrics of one `evaluate`.
-fn measured(frame: &DataFrame, step: u32) -> Result<Measured, ReportError> {
+fn read_measurements(frame: &DataFrame, step: u32) -> Result<Measurements, ReportError> {
     let rows = frame.clone().lazy().filter(col("step").eq(lit(step))).collect()?;
     let (task, metric) = (rows.column("task")?.str()?, rows.column("metric")?.str()?);
     let (value, stderr) = (rows.column("value")?.f64()?, rows.column("stderr")?.f64()?);
@@ -102,13 +102,13 @@ fn measured(frame: &DataFrame, step: u32) -> Result<Measured, ReportError> {
 }
 
 /// The sizes before the first pruning and after the last.
-fn last_sizes(path: &Path) -> Result<BTreeMap<&'static str, AnyValue<'static>>, ReportError> {
+fn read_sizes(path: &Path) -> Result<BTreeMap<&'static str, AnyValue<'static>>, ReportError> {
     if !path.exists() {
         return Ok(BTreeMap::new());
     }
-    let frame = read(path, None)?;
+    let frame = read_parquet(path, None)?;
     let mut sizes = BTreeMap::new();
-    for name in SIZES {
+    for name in SIZE_COLUMNS {
         let row = if name.ends_with("_before") { 0 } else { frame.height() - 1 };
         sizes.insert(name, frame.column(name)?.get(row)?.into_static());
     }

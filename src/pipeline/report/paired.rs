@@ -6,24 +6,24 @@ use std::path::Path;
 
 use polars::prelude::*;
 
-use super::numbers::{Measured, Measurement};
-use super::{ReportError, read};
+use super::numbers::{Measurements, Measurement};
+use super::{ReportError, read_parquet};
 
 /// What is read of `evaluate_documents`.
-const COLUMNS: [&str; 5] = ["step", "task", "metric", "doc", "value"];
+const DOCUMENT_COLUMNS: [&str; 5] = ["step", "task", "metric", "doc", "value"];
 
 /// The standard error of each metric's difference, by the metric's name: √(Σ (d − d̄)² / (n − 1) / n) over its documents, d what a
 /// document says of `last` less what it says of `dense`. Left out where documents are missing, where one model was asked others than
 /// the other, and where they are fewer than two.
-pub fn standard_errors(documents: &Path, dense: &Measured, last: &Measured) -> Result<BTreeMap<String, f64>, ReportError> {
+pub fn standard_errors(documents: &Path, dense: &Measurements, last: &Measurements) -> Result<BTreeMap<String, f64>, ReportError> {
     if !documents.exists() || !last.keys().any(|metric| dense.contains_key(metric)) {
         return Ok(BTreeMap::new());
     }
-    let frame = read(documents, Some(&COLUMNS))?;
+    let frame = read_parquet(documents, Some(&DOCUMENT_COLUMNS))?;
     let pair = [col("name"), col("doc")];
     let whole = JoinArgs::new(JoinType::Full).with_coalesce(JoinCoalesce::CoalesceColumns);
-    let paired = answers(&frame, dense, "dense")?
-        .join(answers(&frame, last, "last")?, pair.clone(), pair, whole)
+    let paired = select_documents(&frame, dense, "dense")?
+        .join(select_documents(&frame, last, "last")?, pair.clone(), pair, whole)
         // the order of a sum decides its last bits, and a join promises none
         .sort(["name", "doc"], SortMultipleOptions::default())
         .collect()?;
@@ -40,7 +40,7 @@ pub fn standard_errors(documents: &Path, dense: &Measured, last: &Measured) -> R
 }
 
 /// What the documents say, in the column `name`, for each metric at the step that its value comes from.
-fn answers(documents: &DataFrame, measured: &Measured, name: &str) -> Result<LazyFrame, PolarsError> {
+fn select_documents(documents: &DataFrame, measured: &Measurements, name: &str) -> Result<LazyFrame, PolarsError> {
     let of = |text: fn(&Measurement) -> &str| measured.values().map(text).collect::<Vec<&str>>();
     let steps: Vec<u32> = measured.values().map(|m| m.step).collect();
     let names: Vec<&str> = measured.keys().map(String::as_str).collect();

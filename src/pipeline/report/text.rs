@@ -7,25 +7,25 @@ use serde_json::{Map, Value};
 use super::{ReportError, generations};
 
 /// Stands before a value that guessing could have given.
-const GUESS: &str = "~ ";
+const CHANCE_MARK: &str = "~ ";
 
 /// A column of the printed table.
-struct Shown {
+struct TextColumn {
     title: String,
     cells: Vec<String>,
     /// Numbers lean to the right.
-    number: bool,
+    is_numeric: bool,
 }
 
 /// The lines above those of the variants.
 #[derive(Clone, Copy)]
-struct Above {
-    dense: bool,
-    chance: bool,
+struct HeaderRows {
+    has_dense: bool,
+    has_chance: bool,
 }
 
 /// A metric's columns.
-struct Metric {
+struct MetricColumns {
     name: String,
     value: Vec<Option<f64>>,
     stderr: Vec<Option<f64>>,
@@ -38,22 +38,22 @@ struct Metric {
 }
 
 /// The frames as lines; `generations`: what was written, where anything was.
-pub fn summary(frame: &DataFrame, generations: Option<&DataFrame>) -> Result<String, ReportError> {
+pub fn format_sweep(frame: &DataFrame, generations: Option<&DataFrame>) -> Result<String, ReportError> {
     let names: Vec<String> = frame.get_column_names().iter().map(|name| name.to_string()).collect();
     let metrics = names.iter().filter(|name| names.contains(&format!("{name}.delta")));
-    let metrics = metrics.map(|name| Metric::read(frame, name)).collect::<Result<Vec<_>, _>>()?;
+    let metrics = metrics.map(|name| MetricColumns::read(frame, name)).collect::<Result<Vec<_>, _>>()?;
     let is_compared = metrics.iter().any(|metric| metric.dense.iter().any(Option::is_some));
-    let above = Above {
+    let above = HeaderRows {
         // Variants of several models have no dense line in common.
-        dense: is_compared && metrics.iter().all(|metric| is_common(&metric.dense)),
-        chance: metrics.iter().any(|metric| metric.common_chance().is_some()),
+        has_dense: is_compared && metrics.iter().all(|metric| are_all_equal(&metric.dense)),
+        has_chance: metrics.iter().any(|metric| metric.common_chance().is_some()),
     };
     let mut columns = option_columns(frame, &names, above)?;
     columns.extend(size_columns(frame, above)?);
-    columns.extend(metrics.iter().map(|metric| metric.shown(above)));
+    columns.extend(metrics.iter().map(|metric| metric.to_text_column(above)));
 
-    let mut text = lines(&columns) + "\n* the best of its column";
-    let is_any = |of: fn(&Metric) -> bool| metrics.iter().any(of);
+    let mut text = format_table(&columns) + "\n* the best of its column";
+    let is_any = |of: fn(&MetricColumns) -> bool| metrics.iter().any(of);
     if is_compared {
         text.push_str("; in brackets the difference to the dense model");
     }
@@ -63,20 +63,20 @@ pub fn summary(frame: &DataFrame, generations: Option<&DataFrame>) -> Result<Str
     if is_any(|metric| metric.pruned.iter().any(Option::is_some)) {
         text.push_str("; → from pruned to recovered");
     }
-    if columns.iter().any(|column| column.number && column.cells.iter().any(|cell| cell.contains(GUESS))) {
+    if columns.iter().any(|column| column.is_numeric && column.cells.iter().any(|cell| cell.contains(CHANCE_MARK))) {
         text.push_str("; ~ not above chance by two standard errors");
     }
     text.push('\n');
     text.push_str(&failures(frame)?);
     if let Some(generations) = generations {
-        text.push_str(&generations::summary(generations)?);
+        text.push_str(&generations::format_generations(generations)?);
     }
     Ok(text)
 }
 
-impl Metric {
+impl MetricColumns {
     fn read(frame: &DataFrame, name: &str) -> Result<Self, PolarsError> {
-        let column = |ending: &str| number(frame, &format!("{name}{ending}"));
+        let column = |ending: &str| numeric_column(frame, &format!("{name}{ending}"));
         // tables of earlier versions have not all of them
         let newer = |ending: &str| match frame.column(&format!("{name}{ending}")) {
             Ok(_) => column(ending),
@@ -102,15 +102,15 @@ impl Metric {
 
     /// The chance of all variants, if it is one.
     fn common_chance(&self) -> Option<f64> {
-        self.chance.iter().flatten().next().copied().filter(|_| is_common(&self.chance))
+        self.chance.iter().flatten().next().copied().filter(|_| are_all_equal(&self.chance))
     }
 
-    fn show(&self, value: f64) -> String {
+    fn format_value(&self, value: f64) -> String {
         if self.lower_is_better() { format!("{value:.3}") } else { format!("{:.1} %", 100.0 * value) }
     }
 
     /// The differences in brackets, digits below digits.
-    fn brackets(&self) -> Vec<String> {
+    fn format_differences(&self) -> Vec<String> {
         let (scale, digits) = if self.lower_is_better() { (1.0, 3) } else { (100.0, 1) };
         let widest = |texts: &[Option<String>]| texts.iter().flatten().map(|text| text.chars().count()).max().unwrap_or(0);
         let deltas: Vec<Option<String>> =
@@ -128,79 +128,79 @@ impl Metric {
         brackets.into_iter().map(|bracket| format!("{:<width$}", bracket.unwrap_or_default())).collect()
     }
 
-    fn shown(&self, above: Above) -> Shown {
+    fn to_text_column(&self, above: HeaderRows) -> TextColumn {
         let lower_is_better = self.lower_is_better();
         let best = self.value.iter().flatten().copied().reduce(|a, b| if (a < b) == lower_is_better { a } else { b });
-        let brackets = self.brackets();
+        let brackets = self.format_differences();
         let cell = |row: usize| {
-            let before = self.pruned[row].map_or_else(String::new, |value| self.show(value) + " → ");
+            let before = self.pruned[row].map_or_else(String::new, |value| self.format_value(value) + " → ");
             let value = self.value[row].map(|value| {
                 let mark = if Some(value) == best { "* " } else { "" };
-                let guess = guess(value, self.stderr[row], self.chance[row]);
-                format!("{mark}{guess}{}{}", self.show(value), brackets[row])
+                let guess = chance_mark(value, self.stderr[row], self.chance[row]);
+                format!("{mark}{guess}{}{}", self.format_value(value), brackets[row])
             });
             before + &value.unwrap_or_else(|| "–".to_owned())
         };
         // without a bracket, but above the numbers
         let beside = brackets.first().map_or(0, |bracket| bracket.chars().count());
-        let on_top = |value: f64| self.show(value) + &" ".repeat(beside);
+        let on_top = |value: f64| self.format_value(value) + &" ".repeat(beside);
         let chance = self.common_chance();
         let dense = self.dense.iter().zip(&self.dense_stderr).find_map(|(value, stderr)| Some(((*value)?, *stderr)));
-        let dense = dense.map(|(value, stderr)| guess(value, stderr, chance).to_owned() + &on_top(value));
-        let first = above.cells(dense.unwrap_or_default(), chance.map(on_top).unwrap_or_default());
-        shown(&self.name, first, (0..self.value.len()).map(cell).collect(), true)
+        let dense = dense.map(|(value, stderr)| chance_mark(value, stderr, chance).to_owned() + &on_top(value));
+        let first = above.select_cells(dense.unwrap_or_default(), chance.map(on_top).unwrap_or_default());
+        new_text_column(&self.name, first, (0..self.value.len()).map(cell).collect(), true)
     }
 }
 
-impl Above {
-    fn cells(self, dense: String, chance: String) -> Vec<String> {
-        [(self.dense, dense), (self.chance, chance)].into_iter().filter_map(|(is_there, cell)| is_there.then_some(cell)).collect()
+impl HeaderRows {
+    fn select_cells(self, dense: String, chance: String) -> Vec<String> {
+        [(self.has_dense, dense), (self.has_chance, chance)].into_iter().filter_map(|(is_there, cell)| is_there.then_some(cell)).collect()
     }
 }
 
 /// Whether all that are there are the same.
-fn is_common(values: &[Option<f64>]) -> bool {
+fn are_all_equal(values: &[Option<f64>]) -> bool {
     let mut known = values.iter().flatten();
     known.next().is_none_or(|first| known.all(|value| value == first))
 }
 
 /// The mark of a value that does not exceed chance by more than two of its standard errors.
-fn guess(value: f64, stderr: Option<f64>, chance: Option<f64>) -> &'static str {
+fn chance_mark(value: f64, stderr: Option<f64>, chance: Option<f64>) -> &'static str {
     match chance {
-        Some(chance) if value <= chance + 2.0 * stderr.unwrap_or(0.0) => GUESS,
+        Some(chance) if value <= chance + 2.0 * stderr.unwrap_or(0.0) => CHANCE_MARK,
         _ => "",
     }
 }
 
 /// The variants' names, and what the sweep decided for each.
-fn option_columns(frame: &DataFrame, names: &[String], above: Above) -> Result<Vec<Shown>, PolarsError> {
-    let first = above.cells("dense".to_owned(), "chance".to_owned());
-    let mut columns = vec![shown("variant", first, strings(frame, "variant")?, false)];
+fn option_columns(frame: &DataFrame, names: &[String], above: HeaderRows) -> Result<Vec<TextColumn>, PolarsError> {
+    let first = above.select_cells("dense".to_owned(), "chance".to_owned());
+    let mut columns = vec![new_text_column("variant", first, strings(frame, "variant")?, false)];
     for key in names.iter().skip(1).take_while(|name| *name != "status") {
         let title = key.split_once('.').map_or(key.as_str(), |(_, option)| option);
-        let first = above.cells(String::new(), String::new());
-        columns.push(shown(title, first, strings(frame, key)?, false));
+        let first = above.select_cells(String::new(), String::new());
+        columns.push(new_text_column(title, first, strings(frame, key)?, false));
     }
     Ok(columns)
 }
 
 /// What was taken away, and what is left.
-fn size_columns(frame: &DataFrame, above: Above) -> Result<Vec<Shown>, PolarsError> {
+fn size_columns(frame: &DataFrame, above: HeaderRows) -> Result<Vec<TextColumn>, PolarsError> {
     let percent = |share: f64| format!("-{:.1} %", 100.0 * share);
     let bytes = |bytes: f64| indicatif::HumanBytes(bytes as u64).to_string();
     let mut columns = Vec::new();
     let mut size = |title: &str, column: &str, dense: Option<f64>, show: &dyn Fn(f64) -> String| {
-        let values = number(frame, column)?;
+        let values = numeric_column(frame, column)?;
         if values.iter().any(Option::is_some) {
             let cells = values.into_iter().map(|value| value.map_or_else(|| "–".to_owned(), show)).collect();
-            let first = above.cells(dense.map_or_else(String::new, show), String::new());
-            columns.push(shown(title, first, cells, true));
+            let first = above.select_cells(dense.map_or_else(String::new, show), String::new());
+            columns.push(new_text_column(title, first, cells, true));
         }
         Ok::<_, PolarsError>(())
     };
     size("units", "group_ratio", None, &percent)?;
     size("params", "param_ratio", None, &percent)?;
-    size("size", "bytes_after", number(frame, "bytes_before")?.into_iter().flatten().next(), &bytes)?;
+    size("size", "bytes_after", numeric_column(frame, "bytes_before")?.into_iter().flatten().next(), &bytes)?;
     Ok(columns)
 }
 
@@ -220,7 +220,7 @@ fn failures(frame: &DataFrame) -> Result<String, PolarsError> {
 }
 
 /// The frame as JSON objects.
-pub fn records(frame: &DataFrame) -> Value {
+pub fn to_json_records(frame: &DataFrame) -> Value {
     let cell = |column: &Column, row: usize| match column.get(row) {
         Ok(AnyValue::Null) | Err(_) => Value::Null,
         Ok(AnyValue::Boolean(truth)) => truth.into(),
@@ -236,11 +236,11 @@ pub fn records(frame: &DataFrame) -> Value {
     (0..frame.height()).map(record).collect()
 }
 
-fn shown(title: &str, first: Vec<String>, cells: Vec<String>, number: bool) -> Shown {
-    Shown { title: title.to_owned(), cells: first.into_iter().chain(cells).collect(), number }
+fn new_text_column(title: &str, first: Vec<String>, cells: Vec<String>, number: bool) -> TextColumn {
+    TextColumn { title: title.to_owned(), cells: first.into_iter().chain(cells).collect(), is_numeric: number }
 }
 
-fn number(frame: &DataFrame, name: &str) -> Result<Vec<Option<f64>>, PolarsError> {
+fn numeric_column(frame: &DataFrame, name: &str) -> Result<Vec<Option<f64>>, PolarsError> {
     Ok(frame.column(name)?.cast(&DataType::Float64)?.f64()?.iter().collect())
 }
 
@@ -250,11 +250,11 @@ fn strings(frame: &DataFrame, name: &str) -> Result<Vec<String>, PolarsError> {
 }
 
 /// Columns side by side, two spaces between them.
-fn lines(columns: &[Shown]) -> String {
-    let width = |column: &Shown| column.cells.iter().chain([&column.title]).map(|cell| cell.chars().count()).max().unwrap_or(0);
+fn format_table(columns: &[TextColumn]) -> String {
+    let width = |column: &TextColumn| column.cells.iter().chain([&column.title]).map(|cell| cell.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = columns.iter().map(width).collect();
-    let line = |cell: &dyn Fn(&Shown) -> String| {
-        let padded = columns.iter().zip(&widths).map(|(column, &width)| match column.number {
+    let line = |cell: &dyn Fn(&TextColumn) -> String| {
+        let padded = columns.iter().zip(&widths).map(|(column, &width)| match column.is_numeric {
             true => format!("{:>width$}", cell(column)),
             false => format!("{:<width$}", cell(column)),
         });

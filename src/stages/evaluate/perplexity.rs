@@ -8,118 +8,118 @@
 
 use std::path::Path;
 
-use super::{DocumentRow, Error, Found, Measured, Options, Protocol, Row, statistics};
+use super::{DocumentRow, Error, MetricRows, PartialEvaluation, Options, Protocol, EvaluateRow, statistics};
 use crate::data::corpus::{self, CorpusError, CorpusSource};
-use crate::data::task::{Metric, Task, Text};
+use crate::data::task::{Metric, Task, TextDocument};
 use crate::model::Model;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::walk::{self, Sequence};
-use crate::ops::Target;
+use crate::ops::TokenTarget;
 use crate::stages::Context;
 
 /// Tokens between two looks at the clock and at a request to stop.
-pub const CHUNK: usize = 4096;
+pub const TOKENS_PER_CHUNK: usize = 4096;
 
 /// What a corpus is called in the table: its file's stem.
-pub fn name(path: &Path) -> String {
+pub fn corpus_name(path: &Path) -> String {
     path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
 }
 
 /// The perplexity of one file in windows. Rows of a JSONL file are sequences of their own.
-pub fn of_corpus(
+pub fn corpus_perplexity(
     path: &Path,
     options: &Options,
     context: &Context,
     model: &Model,
-    measured: &mut Measured,
-) -> Result<Found, Error> {
+    measured: &mut PartialEvaluation,
+) -> Result<MetricRows, Error> {
     let tokenizer = model.tokenizer.as_deref();
-    let source = CorpusSource { special: options.add_bos_token, ..CorpusSource::whole(path) };
-    let rows = corpus::rows(&source, tokenizer, model.config.vocab)?;
-    let rows = rows.into_iter().map(|row| (row.ids, row.counts)).collect();
-    let found = windowed((&name(path), ""), rows, options, context, model, measured)?;
+    let source = CorpusSource { adds_special_tokens: options.add_bos_token, ..CorpusSource::from_path(path) };
+    let rows = corpus::read_rows(&source, tokenizer, model.config.vocab)?;
+    let rows = rows.into_iter().map(|row| (row.ids, row.loss_mask)).collect();
+    let found = window_perplexity((&corpus_name(path), ""), rows, options, context, model, measured)?;
     found.ok_or_else(|| CorpusError::NothingToPredict(path.to_owned()).into())
 }
 
 /// The perplexity of a task's documents in windows; each document is cut for itself.
-pub fn of_windows(
+pub fn task_window_perplexity(
     task: &Task,
     options: &Options,
     context: &Context,
     model: &Model,
-    measured: &mut Measured,
-) -> Result<Found, Error> {
+    measured: &mut PartialEvaluation,
+) -> Result<MetricRows, Error> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
-    let encode = |text: Text| {
+    let encode = |text: TextDocument| {
         let ids = tokenizer.encode(&text.text, options.add_bos_token)?;
         Ok((ids.clone(), vec![true; ids.len()]))
     };
-    let rows = task.texts(options.limit)?.into_iter().map(encode).collect::<Result<Vec<_>, Error>>()?;
-    let found = windowed((&task.name, &task.split), rows, options, context, model, measured)?;
+    let rows = task.text_documents(options.limit)?.into_iter().map(encode).collect::<Result<Vec<_>, Error>>()?;
+    let found = window_perplexity((&task.name, &task.split), rows, options, context, model, measured)?;
     found.ok_or_else(|| Error::NothingToPredict(task.name.clone()))
 }
 
 /// A sequence that is shorter than the window is taken whole. None: there is nothing to predict.
-fn windowed(
+fn window_perplexity(
     (task, split): (&str, &str),
     rows: Vec<(Vec<u32>, Vec<bool>)>,
     options: &Options,
     context: &Context,
     model: &Model,
-    measured: &mut Measured,
-) -> Result<Option<Found>, Error> {
+    measured: &mut PartialEvaluation,
+) -> Result<Option<MetricRows>, Error> {
     let mut windows = Vec::new();
     for (ids, counts) in rows {
-        let length = options.window().min(model.config.max_positions).min(ids.len()).max(1);
+        let length = options.window_or_default().min(model.config.max_positions).min(ids.len()).max(1);
         let cut = ids.chunks_exact(length).zip(counts.chunks_exact(length));
         windows.extend(cut.map(|(ids, counts)| Sequence::new(ids.to_vec(), counts)).filter(|s| !s.targets.is_empty()));
     }
     if windows.is_empty() {
         return Ok(None);
     }
-    let nll = nll((task, 0), &windows, context, model, measured)?;
+    let nll = window_nlls((task, 0), &windows, context, model, measured)?;
     let predicted: Vec<f64> = windows.iter().map(|window| window.targets.len() as f64).collect();
-    let of = Of { task, split, protocol: options.told(Protocol::LlmPruner, false), n: predicted.iter().sum::<f64>() as u64 };
-    let (log, shares) = statistics::ratio(&nll, &predicted);
-    of.exponential(Metric::Perplexity, log, &shares).map(Some)
+    let of = MetricRowBuilder { task, split, protocol: options.protocol_label(Protocol::LlmPruner, false), predicted_tokens: predicted.iter().sum::<f64>() as u64 };
+    let (log, shares) = statistics::ratio_and_shares(&nll, &predicted);
+    of.exponential_rows(Metric::Perplexity, log, &shares).map(Some)
 }
 
 /// Word and byte perplexity and bits per byte of a task's documents, each whole.
-pub fn of_documents(
+pub fn document_perplexities(
     task: &Task,
     options: &Options,
     context: &Context,
     model: &Model,
-    measured: &mut Measured,
-) -> Result<Found, Error> {
+    measured: &mut PartialEvaluation,
+) -> Result<MetricRows, Error> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
     let limit = options.max_length.unwrap_or(model.config.max_positions);
-    let texts = task.texts(options.limit)?;
+    let texts = task.text_documents(options.limit)?;
     let (mut windows, mut ends) = (Vec::new(), Vec::new());
     for text in &texts {
-        windows.extend(rolling(text, task, options.add_bos_token, tokenizer, limit)?);
+        windows.extend(rolling_windows(text, task, options.add_bos_token, tokenizer, limit)?);
         ends.push(windows.len());
     }
     if windows.is_empty() {
         return Err(Error::NothingToPredict(task.name.clone()));
     }
-    let each = nll((&task.name, 1), &windows, context, model, measured)?;
+    let each = window_nlls((&task.name, 1), &windows, context, model, measured)?;
     let starts = std::iter::once(&0).chain(&ends);
     let nll: Vec<f64> = starts.zip(&ends).map(|(&start, &end)| each[start..end].iter().sum()).collect();
     let n = windows.iter().map(|window| window.targets.len() as u64).sum();
-    let of = Of { task: &task.name, split: &task.split, protocol: options.told(Protocol::Harness, false), n };
-    let words: Vec<f64> = texts.iter().map(|text| text.words as f64).collect();
-    let bytes: Vec<f64> = texts.iter().map(|text| text.bytes as f64).collect();
-    let mut all = Found::default();
+    let of = MetricRowBuilder { task: &task.name, split: &task.split, protocol: options.protocol_label(Protocol::Harness, false), predicted_tokens: n };
+    let words: Vec<f64> = texts.iter().map(|text| text.word_count as f64).collect();
+    let bytes: Vec<f64> = texts.iter().map(|text| text.byte_count as f64).collect();
+    let mut all = MetricRows::default();
     for &metric in &task.metrics {
         let found = match metric {
             Metric::WordPerplexity | Metric::BytePerplexity => {
-                let (log, shares) = statistics::ratio(&nll, if metric == Metric::WordPerplexity { &words } else { &bytes });
-                of.exponential(metric, log, &shares)?
+                let (log, shares) = statistics::ratio_and_shares(&nll, if metric == Metric::WordPerplexity { &words } else { &bytes });
+                of.exponential_rows(metric, log, &shares)?
             }
             Metric::BitsPerByte => {
-                let (nats, shares) = statistics::ratio(&nll, &bytes);
-                of.found(metric, nats / std::f64::consts::LN_2, shares.into_iter().map(|share| share / std::f64::consts::LN_2))?
+                let (nats, shares) = statistics::ratio_and_shares(&nll, &bytes);
+                of.metric_rows(metric, nats / std::f64::consts::LN_2, shares.into_iter().map(|share| share / std::f64::consts::LN_2))?
             }
             Metric::Perplexity | Metric::Acc | Metric::AccNorm => continue,
         };
@@ -131,78 +131,78 @@ pub fn of_documents(
 
 /// A document in windows of so many tokens, each predicted once: the first behind BOS (or EOS), every later one behind the token
 /// before it, the last filled up with what stands before.
-fn rolling(text: &Text, task: &Task, special: bool, tokenizer: &Tokenizer, limit: usize) -> Result<Vec<Sequence>, Error> {
+fn rolling_windows(text: &TextDocument, task: &Task, special: bool, tokenizer: &Tokenizer, limit: usize) -> Result<Vec<Sequence>, Error> {
     let tokens = tokenizer.encode(&text.text, special)?;
     if tokens.is_empty() {
         return Ok(Vec::new());
     }
-    let no_prefix = || Error::NoToken { task: task.name.clone(), doc: text.doc, what: "document's beginning" };
-    let all: Vec<u32> = std::iter::once(tokenizer.prefix().ok_or_else(no_prefix)?).chain(tokens).collect();
+    let no_prefix = || Error::NoToken { task: task.name.clone(), doc: text.index, what: "document's beginning" };
+    let all: Vec<u32> = std::iter::once(tokenizer.prefix_token().ok_or_else(no_prefix)?).chain(tokens).collect();
     let window = |first: usize| {
         // tokens first..end of `all` are predicted, each from the one before it
         let end = (first + limit).min(all.len());
         let begin = if first == 1 { 0 } else { end - 1 - limit };
-        let targets = (first..end).map(|at| Target { position: at - 1 - begin, id: all[at] }).collect();
+        let targets = (first..end).map(|at| TokenTarget { position: at - 1 - begin, token_id: all[at] }).collect();
         Sequence { ids: all[begin..end - 1].to_vec(), targets }
     };
     Ok((1..all.len()).step_by(limit).map(window).collect())
 }
 
 /// −Σ log p of each window. What was measured of this part before an interruption is not measured again.
-fn nll(
+fn window_nlls(
     (task, part): (&str, u32),
     windows: &[Sequence],
     context: &Context,
     model: &Model,
-    measured: &mut Measured,
+    measured: &mut PartialEvaluation,
 ) -> Result<Vec<f64>, Error> {
-    if measured.part != part {
-        (measured.nll, measured.part) = (Vec::new(), part);
+    if measured.text_pass != part {
+        (measured.window_nlls, measured.text_pass) = (Vec::new(), part);
     }
     let bar = context.progress.bar(task, windows.len() as u64);
-    bar.skip(measured.nll.len() as u64);
-    if !measured.nll.is_empty() {
-        tracing::info!(task, windows = measured.nll.len(), "reading goes on where it was interrupted");
+    bar.skip(measured.window_nlls.len() as u64);
+    if !measured.window_nlls.is_empty() {
+        tracing::info!(task, windows = measured.window_nlls.len(), "reading goes on where it was interrupted");
     }
     let longest = windows.iter().map(|window| window.ids.len()).max().unwrap_or(1);
-    for chunk in windows[measured.nll.len()..].chunks((CHUNK / longest).max(1)) {
-        context.go_on_or_keep(|| &*measured)?;
+    for chunk in windows[measured.window_nlls.len()..].chunks((TOKENS_PER_CHUNK / longest).max(1)) {
+        context.checkpoint_or_stop(|| &*measured)?;
         let scores = walk::token_scores(model, chunk);
-        measured.nll.extend(scores.iter().map(|of| -of.iter().map(|s| s.log_probability).sum::<f64>()));
+        measured.window_nlls.extend(scores.iter().map(|of| -of.iter().map(|s| s.log_probability).sum::<f64>()));
         chunk.iter().for_each(|_| bar.step());
     }
-    Ok(std::mem::take(&mut measured.nll))
+    Ok(std::mem::take(&mut measured.window_nlls))
 }
 
 /// What the rows of one measurement share.
-struct Of<'a> {
+struct MetricRowBuilder<'a> {
     task: &'a str,
     split: &'a str,
     protocol: String,
-    n: u64,
+    predicted_tokens: u64,
 }
 
-impl Of<'_> {
+impl MetricRowBuilder<'_> {
     /// exp of a mean.
-    fn exponential(&self, metric: Metric, log: f64, shares: &[f64]) -> Result<Found, Error> {
+    fn exponential_rows(&self, metric: Metric, log: f64, shares: &[f64]) -> Result<MetricRows, Error> {
         let value = log.exp();
-        self.found(metric, value, shares.iter().map(|share| value * (1.0 + share - log)))
+        self.metric_rows(metric, value, shares.iter().map(|share| value * (1.0 + share - log)))
     }
 
-    fn found(&self, metric: Metric, value: f64, shares: impl Iterator<Item = f64>) -> Result<Found, Error> {
+    fn metric_rows(&self, metric: Metric, value: f64, shares: impl Iterator<Item = f64>) -> Result<MetricRows, Error> {
         if !value.is_finite() {
             return Err(Error::NotFinite { what: self.task.to_owned(), value });
         }
         let (task, metric) = (self.task.to_owned(), metric.name().to_owned());
         let document = |(doc, value)| DocumentRow { task: task.clone(), metric: metric.clone(), doc: doc as u64, value };
         let documents = shares.enumerate().map(document).collect();
-        let row = Row {
+        let row = EvaluateRow {
             task: task.clone(),
             split: self.split.to_owned(),
             metric: metric.clone(),
             value,
             stderr: None,
-            n: self.n,
+            n: self.predicted_tokens,
             protocol: self.protocol.clone(),
             chance: None,
             truncated: 0,

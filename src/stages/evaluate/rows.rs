@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// One row of `evaluate.parquet`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Row {
+pub struct EvaluateRow {
     /// The task's name, or the stem of a corpus; `average` is the mean of LLM-Pruner's tables.
     pub task: String,
     /// Empty for a corpus.

@@ -7,75 +7,75 @@ use std::sync::Arc;
 
 use super::{Error, Fisher, Taylor};
 use crate::model::Model;
-use crate::model::blocks::{Block, Slots};
-use crate::model::groups::{DependencyGraph, Lie};
-use crate::model::walk::{self, Pack, Sequence, Visitor};
-use crate::model::wiring::{Axis, Part, Place};
-use crate::ops::{self, Answer, Ask, SideSums, Sides, Worth, side_sums};
+use crate::model::blocks::{Block, GradientRequests};
+use crate::model::groups::{DependencyGraph, UnitLayout};
+use crate::model::walk::{self, Pack, Sequence, GradientVisitor};
+use crate::model::wiring::{Axis, BlockTensor, TensorId};
+use crate::ops::{self, GradientResult, GradientQuery, AxisSums, SumAxes, ElementScore, axis_sums};
 use crate::progress::Bar;
 use crate::stages::Context;
 use crate::stages::products::MemberScores;
 use crate::tensor::{Gradient, Weight};
 
 mod element;
-use element::Element;
+use element::TaylorElementScore;
 
 /// Which criterion.
 #[derive(Clone, Copy, Debug)]
-pub struct Form {
-    pub taylor: Taylor,
+pub struct TaylorCriterion {
+    pub form: Taylor,
     pub fisher: Fisher,
 }
 
 /// Scores every member of every group.
-pub fn scores(
-    form: Form,
+pub fn taylor_scores(
+    form: TaylorCriterion,
     context: &Context,
     model: &Model,
     graph: &DependencyGraph,
     sequences: &[Sequence],
 ) -> Result<Vec<Vec<MemberScores>>, Error> {
-    let wanted: BTreeSet<Place> = graph
+    let wanted: BTreeSet<TensorId> = graph
         .groups
         .iter()
         .flat_map(|group| {
-            let layers = group.units;
-            group.members.iter().flat_map(move |member| match (member.lie, member.place) {
-                (Lie::ByLayer, Place::Block(_, part)) => (0..layers).map(|layer| Place::Block(layer, part)).collect::<Vec<_>>(),
-                _ => vec![member.place],
+            let layers = group.unit_count;
+            group.members.iter().flat_map(move |member| match (member.unit_layout, member.tensor_id) {
+                (UnitLayout::WholeTensor, TensorId::Block(_, part)) => (0..layers).map(|layer| TensorId::Block(layer, part)).collect::<Vec<_>>(),
+                _ => vec![member.tensor_id],
             })
         })
         .collect();
     let lowest = wanted.iter().map(|place| match place {
-        Place::Block(layer, _) => *layer,
-        Place::Embedding => 0,
-        Place::FinalNorm | Place::Head => model.blocks.len(),
+        TensorId::Block(layer, _) => *layer,
+        TensorId::Embedding => 0,
+        TensorId::FinalNorm | TensorId::LmHead => model.blocks.len(),
     });
     let lowest = lowest.min().unwrap_or(model.blocks.len());
     let targets: Vec<usize> = sequences.iter().map(|s| s.targets.len()).collect();
-    let mut reducer = Reducer {
-        reduction: Reduction { form, samples: sequences.len(), graph, tied: model.head.is_none(), reduced: BTreeMap::new() },
+    let mut reducer = GradientCollector {
+        score_reduction: ScoreReduction { criterion: form, sample_count: sequences.len(), graph, is_tied: model.lm_head.is_none(), channel_scores: BTreeMap::new() },
         model,
         bar: context.progress.bar("importance", (model.blocks.len() - lowest) as u64),
         // g_j = (gradient's share of sample j) · all targets / its own
-        shares: targets.iter().map(|&own| targets.iter().sum::<usize>() as f32 / own as f32).collect(),
-        wanted,
-        packs: 0,
-        answers: BTreeMap::new(),
-        heads: BTreeMap::new(),
+        sample_scales: targets.iter().map(|&own| targets.iter().sum::<usize>() as f32 / own as f32).collect(),
+        scored_tensors: wanted,
+        pack_count: 0,
+        results: BTreeMap::new(),
+        head_gradients: BTreeMap::new(),
         context,
     };
     let loss = walk::backward(model, sequences, lowest, &mut reducer);
-    context.go_on()?;
+    context.check_interrupt()?;
     if !loss.mean.is_finite() {
-        return Err(Error::NotFinite(loss.mean));
+        return Err(Error::NonFiniteLoss(loss.mean));
     }
     tracing::debug!(samples = sequences.len(), loss = loss.mean, "calibration");
-    Ok(reducer.finish())
+    Ok(reducer.into_scores())
 }
 
 /// Gradients of one weight over the samples.
-pub struct Sums {
+pub struct GradientSums {
     /// g
     pub gradient: Gradient,
     /// Σ g_j², where a second-order form asks.
@@ -83,88 +83,88 @@ pub struct Sums {
 }
 
 /// The same from gradients that are there already; `samples`: how many made the squares.
-pub fn of_gradients(
-    form: Form,
+pub fn scores_from_gradients(
+    form: TaylorCriterion,
     model: &Model,
     graph: &DependencyGraph,
     samples: usize,
-    gradients: &BTreeMap<Place, Sums>,
+    gradients: &BTreeMap<TensorId, GradientSums>,
 ) -> Vec<Vec<MemberScores>> {
-    let mut reduction = Reduction { form, samples, graph, tied: model.head.is_none(), reduced: BTreeMap::new() };
-    for (&place, Sums { gradient, squares }) in gradients.iter().rev() {
-        let sums = reduction.sums(place, model.weight(place), gradient, squares.as_ref());
-        reduction.add(place, &sums);
+    let mut reduction = ScoreReduction { criterion: form, sample_count: samples, graph, is_tied: model.lm_head.is_none(), channel_scores: BTreeMap::new() };
+    for (&place, GradientSums { gradient, squares }) in gradients.iter().rev() {
+        let sums = reduction.axis_sums(place, model.weight(place), gradient, squares.as_ref());
+        reduction.add_sums(place, &sums);
     }
-    reduction.finish()
+    reduction.into_scores()
 }
 
 /// Asks about the gradients of one block after another, and turns the answers into scores.
-struct Reducer<'a> {
-    reduction: Reduction<'a>,
+struct GradientCollector<'a> {
+    score_reduction: ScoreReduction<'a>,
     model: &'a Model,
     bar: Bar,
-    shares: Vec<f32>,
-    wanted: BTreeSet<Place>,
-    packs: usize,
+    sample_scales: Vec<f32>,
+    scored_tensors: BTreeSet<TensorId>,
+    pack_count: usize,
     /// Of the block at hand, and of what lies outside the blocks, over the packs so far.
-    answers: BTreeMap<Place, Answer>,
+    results: BTreeMap<TensorId, GradientResult>,
     /// The gradient of a tied head by sequence, until the embedding's arrives.
-    heads: BTreeMap<usize, Gradient>,
+    head_gradients: BTreeMap<usize, Gradient>,
     context: &'a Context,
 }
 
 /// Turns sums over rows and columns into scores, a weight at a time.
-struct Reduction<'a> {
-    form: Form,
-    samples: usize,
+struct ScoreReduction<'a> {
+    criterion: TaylorCriterion,
+    sample_count: usize,
     graph: &'a DependencyGraph,
-    tied: bool,
+    is_tied: bool,
     /// Channel scores by group and member.
-    reduced: BTreeMap<(usize, usize), Vec<f64>>,
+    channel_scores: BTreeMap<(usize, usize), Vec<f64>>,
 }
 
-impl Visitor for Reducer<'_> {
-    type Lens = Slots;
+impl GradientVisitor for GradientCollector<'_> {
+    type Hooks = GradientRequests;
 
-    fn lens(&self, layer: usize, pack: &Pack) -> Slots {
-        let wanted = Part::ALL.into_iter().filter(|&part| self.wanted.contains(&Place::Block(layer, part)));
-        Slots::of(wanted.map(|part| (part, self.ask(Place::Block(layer, part), pack))))
+    fn hooks(&self, layer: usize, pack: &Pack) -> GradientRequests {
+        let wanted = BlockTensor::ALL.into_iter().filter(|&part| self.scored_tensors.contains(&TensorId::Block(layer, part)));
+        GradientRequests::from_queries(wanted.map(|part| (part, self.query(TensorId::Block(layer, part), pack))))
     }
 
-    fn block(&mut self, layer: usize, _: &Pack, lens: Slots) {
-        lens.answers().for_each(|(part, answer)| self.add(Place::Block(layer, part), answer));
+    fn visit_block(&mut self, layer: usize, _: &Pack, lens: GradientRequests) {
+        lens.into_results().for_each(|(part, answer)| self.add_result(TensorId::Block(layer, part), answer));
     }
 
-    fn block_done(&mut self, layer: usize, block: &Block) {
-        for part in Part::ALL {
-            self.reduce(Place::Block(layer, part), &block[part]);
+    fn finish_block(&mut self, layer: usize, block: &Block) {
+        for part in BlockTensor::ALL {
+            self.reduce_tensor(TensorId::Block(layer, part), &block[part]);
         }
         self.bar.step();
     }
 
-    fn asks(&self, outside: Place, pack: &Pack) -> Option<Ask> {
+    fn query(&self, outside: TensorId, pack: &Pack) -> Option<GradientQuery> {
         // A tied head's gradient is the embedding's too.
-        let is_wanted = self.wanted.contains(&outside) || (self.is_tied_head(outside) && self.wanted.contains(&Place::Embedding));
+        let is_wanted = self.scored_tensors.contains(&outside) || (self.is_tied_head(outside) && self.scored_tensors.contains(&TensorId::Embedding));
         // Both uses of a tied weight make one gradient.
-        let is_half = self.reduction.tied && outside != Place::FinalNorm && self.reduction.form.taylor != Taylor::Vector;
-        is_wanted.then(|| if is_half { Ask::Gradient } else { self.ask(outside, pack) })
+        let is_half = self.score_reduction.is_tied && outside != TensorId::FinalNorm && self.score_reduction.criterion.form != Taylor::Vector;
+        is_wanted.then(|| if is_half { GradientQuery::Gradient } else { self.query(outside, pack) })
     }
 
-    fn outside(&mut self, at: Place, pack: &Pack, answer: Answer) {
-        if !self.reduction.tied || at == Place::FinalNorm {
-            return self.add(at, answer);
+    fn visit_outer_tensor(&mut self, at: TensorId, pack: &Pack, answer: GradientResult) {
+        if !self.score_reduction.is_tied || at == TensorId::FinalNorm {
+            return self.add_result(at, answer);
         }
         let gradient = match answer {
-            Answer::Gradient { gradient, .. } => gradient,
+            GradientResult::Gradient { gradient, .. } => gradient,
             // sums of products are added up as they are
-            sums @ Answer::Sums(_) => return self.add(Place::Embedding, sums),
+            sums @ GradientResult::Sums(_) => return self.add_result(TensorId::Embedding, sums),
         };
-        if !self.reduction.form.second_order() {
-            return self.add(Place::Embedding, Answer::Gradient { gradient, squares: None });
+        if !self.score_reduction.criterion.is_second_order() {
+            return self.add_result(TensorId::Embedding, GradientResult::Gradient { gradient, squares: None });
         }
         // Second-order forms square the one gradient of each sample: the head's comes first.
-        match (at, self.heads.remove(&pack.number)) {
-            (Place::Head, _) => drop(self.heads.insert(pack.number, gradient)),
+        match (at, self.head_gradients.remove(&pack.index)) {
+            (TensorId::LmHead, _) => drop(self.head_gradients.insert(pack.index, gradient)),
             (_, head) => {
                 let (rows, cols) = gradient.shape();
                 // the embedding's is made in the CPU's memory
@@ -172,150 +172,150 @@ impl Visitor for Reducer<'_> {
                 if let Some(head) = head {
                     whole.iter_mut().zip(head.values().iter()).for_each(|(e, h)| *e += h);
                 }
-                let share = self.shares[pack.sequences.start];
+                let share = self.sample_scales[pack.sequence_range.start];
                 let squares = whole.iter().map(|g| (g * share) * (g * share)).collect();
                 let [gradient, squares] = [whole, squares].map(|values| Gradient::new(values, rows, cols));
-                self.add(Place::Embedding, Answer::Gradient { gradient, squares: Some(squares) });
+                self.add_result(TensorId::Embedding, GradientResult::Gradient { gradient, squares: Some(squares) });
             }
         }
     }
 
-    fn alone(&self) -> bool {
-        let ends = [Place::Embedding, Place::Head];
-        self.reduction.tied && self.reduction.form.second_order() && ends.iter().any(|end| self.wanted.contains(end))
+    fn needs_separate_packs(&self) -> bool {
+        let ends = [TensorId::Embedding, TensorId::LmHead];
+        self.score_reduction.is_tied && self.score_reduction.criterion.is_second_order() && ends.iter().any(|end| self.scored_tensors.contains(end))
     }
 
-    fn begin(&mut self, packs: usize) {
-        self.packs = packs;
+    fn set_pack_count(&mut self, packs: usize) {
+        self.pack_count = packs;
     }
 
-    fn memory(&self) -> Option<u64> {
-        Some(self.context.budget.bytes)
+    fn memory_limit(&self) -> Option<u64> {
+        Some(self.context.memory_budget.bytes)
     }
 
     fn is_done(&self) -> bool {
-        self.context.go_on().is_err()
+        self.context.check_interrupt().is_err()
     }
 }
 
-impl Reducer<'_> {
+impl GradientCollector<'_> {
     /// What is asked about a weight: sums that are reduced at once where all samples lie in one pack, else gradients, which
     /// are added up over the packs.
-    fn ask(&self, place: Place, pack: &Pack) -> Ask {
-        let form = self.reduction.form;
-        let sides = self.reduction.sides(place);
-        let samples = form.second_order().then(|| pack.samples(&self.shares));
+    fn query(&self, place: TensorId, pack: &Pack) -> GradientQuery {
+        let form = self.score_reduction.criterion;
+        let sides = self.score_reduction.sum_axes(place);
+        let samples = form.is_second_order().then(|| pack.sample_spans(&self.sample_scales));
         match samples {
-            None if form.taylor == Taylor::Vector => Ask::Products(sides),
-            samples if self.packs == 1 => Ask::Elements { samples, sides, worth: form.worth(self.reduction.samples) },
-            Some(samples) => Ask::Squares(samples),
-            None => Ask::Gradient,
+            None if form.form == Taylor::Vector => GradientQuery::WeightTimesGradientSums(sides),
+            samples if self.pack_count == 1 => GradientQuery::ElementScoreSums { samples, axes: sides, score: form.element_score(self.score_reduction.sample_count) },
+            Some(samples) => GradientQuery::GradientAndSampleSquares(samples),
+            None => GradientQuery::Gradient,
         }
     }
 
-    fn is_tied_head(&self, place: Place) -> bool {
-        self.reduction.tied && place == Place::Head
+    fn is_tied_head(&self, place: TensorId) -> bool {
+        self.score_reduction.is_tied && place == TensorId::LmHead
     }
 
-    fn add(&mut self, place: Place, answer: Answer) {
-        let sum = match (self.answers.remove(&place), answer) {
+    fn add_result(&mut self, place: TensorId, answer: GradientResult) {
+        let sum = match (self.results.remove(&place), answer) {
             (None, answer) => answer,
-            (Some(Answer::Gradient { gradient: sum, squares: of_squares }), Answer::Gradient { gradient, squares }) => {
+            (Some(GradientResult::Gradient { gradient: sum, squares: of_squares }), GradientResult::Gradient { gradient, squares }) => {
                 let squares = of_squares.zip(squares).map(|(sum, own)| ops::add(sum, own));
-                Answer::Gradient { gradient: ops::add(sum, gradient), squares }
+                GradientResult::Gradient { gradient: ops::add(sum, gradient), squares }
             }
-            (Some(Answer::Sums(mut sums)), Answer::Sums(own)) => {
+            (Some(GradientResult::Sums(mut sums)), GradientResult::Sums(own)) => {
                 sums.rows.iter_mut().zip(own.rows).for_each(|(sum, own)| *sum += own);
                 sums.cols.iter_mut().zip(own.cols).for_each(|(sum, own)| *sum += own);
-                Answer::Sums(sums)
+                GradientResult::Sums(sums)
             }
             _ => unreachable!("a weight is asked the same of every pack"),
         };
-        self.answers.insert(place, sum);
+        self.results.insert(place, sum);
     }
 
-    fn reduce(&mut self, place: Place, weight: &Weight) {
-        let sums = match self.answers.remove(&place) {
-            Some(Answer::Gradient { gradient, squares }) => self.reduction.sums(place, weight, &gradient, squares.as_ref()),
-            Some(Answer::Sums(sums)) => sums,
+    fn reduce_tensor(&mut self, place: TensorId, weight: &Weight) {
+        let sums = match self.results.remove(&place) {
+            Some(GradientResult::Gradient { gradient, squares }) => self.score_reduction.axis_sums(place, weight, &gradient, squares.as_ref()),
+            Some(GradientResult::Sums(sums)) => sums,
             None => return,
         };
-        self.reduction.add(place, &sums);
+        self.score_reduction.add_sums(place, &sums);
     }
 
-    fn finish(mut self) -> Vec<Vec<MemberScores>> {
-        for place in [Place::FinalNorm, Place::Head, Place::Embedding] {
-            self.reduce(place, self.model.weight(place));
+    fn into_scores(mut self) -> Vec<Vec<MemberScores>> {
+        for place in [TensorId::FinalNorm, TensorId::LmHead, TensorId::Embedding] {
+            self.reduce_tensor(place, self.model.weight(place));
         }
-        self.reduction.finish()
+        self.score_reduction.into_scores()
     }
 }
 
-impl Reduction<'_> {
+impl ScoreReduction<'_> {
     /// The members that are this weight, with their group's and their own number.
-    fn members(&self, place: Place) -> impl Iterator<Item = (usize, usize, Lie)> {
+    fn members_of_tensor(&self, place: TensorId) -> impl Iterator<Item = (usize, usize, UnitLayout)> {
         let all = self
             .graph
             .groups
             .iter()
             .enumerate()
             .flat_map(|(g, group)| group.members.iter().enumerate().map(move |(m, member)| (g, m, member)));
-        all.filter(move |(_, _, member)| match (member.lie, member.place, place) {
-            (Lie::ByLayer, Place::Block(_, part), Place::Block(_, at)) => part == at,
-            (_, Place::Head, Place::Embedding) => self.tied,
-            _ => member.place == place,
+        all.filter(move |(_, _, member)| match (member.unit_layout, member.tensor_id, place) {
+            (UnitLayout::WholeTensor, TensorId::Block(_, part), TensorId::Block(_, at)) => part == at,
+            (_, TensorId::LmHead, TensorId::Embedding) => self.is_tied,
+            _ => member.tensor_id == place,
         })
-        .map(|(g, m, member)| (g, m, member.lie))
+        .map(|(g, m, member)| (g, m, member.unit_layout))
     }
 
     /// Which sums the members that are this weight are made of.
-    fn sides(&self, place: Place) -> Sides {
-        let place = if self.tied && place == Place::Head { Place::Embedding } else { place };
-        let lies: Vec<Lie> = self.members(place).map(|(_, _, lie)| lie).collect();
-        Sides {
-            rows: lies.iter().any(|lie| matches!(lie, Lie::Along(Axis::Rows) | Lie::ByLayer)),
-            cols: lies.contains(&Lie::Along(Axis::Cols)),
+    fn sum_axes(&self, place: TensorId) -> SumAxes {
+        let place = if self.is_tied && place == TensorId::LmHead { TensorId::Embedding } else { place };
+        let lies: Vec<UnitLayout> = self.members_of_tensor(place).map(|(_, _, lie)| lie).collect();
+        SumAxes {
+            rows: lies.iter().any(|lie| matches!(lie, UnitLayout::AlongAxis(Axis::Rows) | UnitLayout::WholeTensor)),
+            cols: lies.contains(&UnitLayout::AlongAxis(Axis::Cols)),
         }
     }
 
     /// The sums of a gradient that is there as a whole.
-    fn sums(&self, place: Place, weight: &Weight, gradient: &Gradient, squares: Option<&Gradient>) -> SideSums {
-        side_sums(weight, gradient, squares, self.sides(place), self.form.worth(self.samples).as_ref())
+    fn axis_sums(&self, place: TensorId, weight: &Weight, gradient: &Gradient, squares: Option<&Gradient>) -> AxisSums {
+        axis_sums(weight, gradient, squares, self.sum_axes(place), self.criterion.element_score(self.sample_count).as_ref())
     }
 
     /// Scores every member that is this weight. Blocks come from the last down.
-    fn add(&mut self, place: Place, sums: &SideSums) {
-        let members: Vec<_> = self.members(place).collect();
+    fn add_sums(&mut self, place: TensorId, sums: &AxisSums) {
+        let members: Vec<_> = self.members_of_tensor(place).collect();
         for (group, member, lie) in members {
-            let scores = self.reduced.entry((group, member)).or_default();
+            let scores = self.channel_scores.entry((group, member)).or_default();
             match lie {
-                Lie::Along(Axis::Rows) => scores.clone_from(&sums.rows),
-                Lie::Along(Axis::Cols) => scores.clone_from(&sums.cols),
-                Lie::ByLayer => scores.insert(0, sums.rows.iter().sum()),
+                UnitLayout::AlongAxis(Axis::Rows) => taylor_scores.clone_from(&sums.rows),
+                UnitLayout::AlongAxis(Axis::Cols) => taylor_scores.clone_from(&sums.cols),
+                UnitLayout::WholeTensor => taylor_scores.insert(0, sums.rows.iter().sum()),
             }
         }
     }
 
-    fn finish(self) -> Vec<Vec<MemberScores>> {
+    fn into_scores(self) -> Vec<Vec<MemberScores>> {
         let mut groups = vec![Vec::new(); self.graph.groups.len()];
-        for ((group, member), channels) in self.reduced {
-            groups[group].push(MemberScores { member, channels });
+        for ((group, member), channels) in self.channel_scores {
+            groups[group].push(MemberScores { member_index: member, channels });
         }
         groups
     }
 }
 
-impl Form {
-    fn second_order(self) -> bool {
-        matches!(self.taylor, Taylor::VectorMixed | Taylor::ElementSecond | Taylor::ElementMixed)
+impl TaylorCriterion {
+    fn is_second_order(self) -> bool {
+        matches!(self.form, Taylor::VectorMixed | Taylor::ElementSecond | Taylor::ElementMixed)
     }
 
     /// What each element adds to the score of its channel, its Fisher information made of so many samples' squares.
-    fn worth(self, samples: usize) -> Arc<dyn Worth> {
+    fn element_score(self, samples: usize) -> Arc<dyn ElementScore> {
         let fisher = match self.fisher {
             Fisher::Mean => 1.0 / samples as f64,
             Fisher::Sum => 1.0,
         };
-        Arc::new(Element { taylor: self.taylor, fisher })
+        Arc::new(TaylorElementScore { form: self.form, fisher_scale: fisher })
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rand::{Rng, RngExt};
 
 use super::Options;
-use crate::model::config::{Biases, Config, Rope, RopeScaling, Widths};
+use crate::model::config::{BiasFlags, Config, RopeConfig, RopeScaling, BlockWidths};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Block, Model};
 use crate::random::Seed;
@@ -13,12 +13,12 @@ use crate::tensor::Weight;
 
 /// Normal weights with a deviation of 1/√inputs, those that write to the residual stream scaled down by √(2·blocks)
 /// (GPT-2); norms of one; the head is the embedding.
-pub fn model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Model {
-    let ((kv_heads, head_dim), hidden) = (options.attention(), options.hidden);
-    let vocab = tokenizer.vocabulary();
-    let mut stream = seed.stream();
+pub fn initial_model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Model {
+    let ((kv_heads, head_dim), hidden) = (options.kv_heads_and_head_dim(), options.hidden);
+    let vocab = tokenizer.vocabulary_size();
+    let mut stream = seed.rng();
     let mut normal = |rows: usize, cols: usize, deviation: f32| {
-        Weight::new((0..rows * cols).map(|_| deviation * gaussian(&mut stream)).collect(), rows, cols)
+        Weight::new((0..rows * cols).map(|_| deviation * standard_normal(&mut stream)).collect(), rows, cols)
     };
     // 1/√inputs: small models stand still from GPT-2's 0.02, which is the same at a width of 2500
     let fan_in = |inputs: usize| 1.0 / (inputs as f32).sqrt();
@@ -45,20 +45,20 @@ pub fn model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Model {
         hidden,
         layers: options.blocks,
         head_dim,
-        widths: Widths::default(),
+        declared_widths: BlockWidths::default(),
         vocab,
-        max_positions: options.positions(),
+        max_positions: options.max_positions(),
         norm_epsilon: 1e-5,
-        tied: true,
-        biases: Biases::default(),
-        rope: Rope { theta: options.rope_theta, scaling: RopeScaling::None },
+        tied_embeddings: true,
+        declared_biases: BiasFlags::default(),
+        rope: RopeConfig { theta: options.rope_theta, scaling: RopeScaling::None },
         raw: serde_json::Map::new(),
     };
-    Model { config, embedding, blocks, norm: ones(), head: None, tokenizer: Some(Arc::new(tokenizer)) }
+    Model { config, embedding, blocks, final_norm: ones(), lm_head: None, tokenizer: Some(Arc::new(tokenizer)) }
 }
 
 /// A standard normal number (Box and Muller 1958).
-fn gaussian(stream: &mut impl Rng) -> f32 {
+fn standard_normal(stream: &mut impl Rng) -> f32 {
     let (u, v): (f64, f64) = (1.0 - stream.random::<f64>(), stream.random());
     ((-2.0 * u.ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos()) as f32
 }

@@ -9,41 +9,41 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
-use crate::tensor::NoDevice;
+use crate::tensor::DeviceError;
 
 /// A library: its name to the user, and to the loader, the newest first.
-struct Shared {
+struct SharedLibrary {
     name: &'static str,
     files: &'static [&'static str],
     functions: &'static [(&'static str, &'static AtomicUsize)],
 }
 
 /// Defines functions that jump to where a library has them.
-macro_rules! forwarded {
+macro_rules! forward_to_library {
     ($($name:literal, [$($file:literal),+], [$($function:ident),+ $(,)?];)+) => {
         $($(
             #[expect(non_snake_case, unsafe_code, reason = "the library's own names, and jumps in place of links")]
             mod $function {
                 /// Where the library has it.
-                pub static AT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+                pub static ADDRESS: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
                 #[unsafe(naked)]
                 #[unsafe(no_mangle)]
                 unsafe extern "C" fn $function() {
                     #[cfg(target_arch = "x86_64")]
-                    std::arch::naked_asm!("jmp qword ptr [rip + {at}]", at = sym AT);
+                    std::arch::naked_asm!("jmp qword ptr [rip + {at}]", at = sym ADDRESS);
                     #[cfg(target_arch = "aarch64")]
-                    std::arch::naked_asm!("adrp x16, {at}", "ldr x16, [x16, :lo12:{at}]", "br x16", at = sym AT);
+                    std::arch::naked_asm!("adrp x16, {at}", "ldr x16, [x16, :lo12:{at}]", "br x16", at = sym ADDRESS);
                 }
             }
         )+)+
-        const LIBRARIES: &[Shared] = &[
-            $(Shared { name: $name, files: &[$($file),+], functions: &[$((stringify!($function), &$function::AT)),+] },)+
-            Shared { name: "NVRTC", files: &["libnvrtc.so.13", "libnvrtc.so.12"], functions: &[("nvrtcCreateProgram", &CREATE_PROGRAM)] },
+        const LIBRARIES: &[SharedLibrary] = &[
+            $(SharedLibrary { name: $name, files: &[$($file),+], functions: &[$((stringify!($function), &$function::ADDRESS)),+] },)+
+            SharedLibrary { name: "NVRTC", files: &["libnvrtc.so.13", "libnvrtc.so.12"], functions: &[("nvrtcCreateProgram", &NVRTC_CREATE_PROGRAM)] },
         ];
     };
 }
 
-forwarded! {
+forward_to_library! {
     "NVIDIA's driver", ["libcuda.so.1"], [
         cuCtxSetCurrent, cuDeviceGet, cuDeviceGetAttribute, cuDeviceGetCount, cuDeviceGetDefaultMemPool, cuDeviceGetName, cuDeviceTotalMem_v2, cuDevicePrimaryCtxRelease_v2,
         cuDevicePrimaryCtxRetain, cuEventCreate, cuEventDestroy_v2, cuEventRecord, cuGetErrorString, cuInit, cuLaunchKernel,
@@ -65,17 +65,17 @@ forwarded! {
 ///
 /// # Errors
 /// If one is not there, or lacks a function.
-pub fn open() -> Result<(), NoDevice> {
-    static OPENED: OnceLock<Result<(), NoDevice>> = OnceLock::new();
-    OPENED.get_or_init(|| LIBRARIES.iter().try_for_each(Shared::open)).clone()
+pub fn load_all() -> Result<(), DeviceError> {
+    static OPENED: OnceLock<Result<(), DeviceError>> = OnceLock::new();
+    OPENED.get_or_init(|| LIBRARIES.iter().try_for_each(SharedLibrary::open)).clone()
 }
 
-impl Shared {
-    fn open(&self) -> Result<(), NoDevice> {
+impl SharedLibrary {
+    fn open(&self) -> Result<(), DeviceError> {
         let failed = |error: libloading::Error| {
             // the loader's own words
             let message = error.source().map_or_else(|| error.to_string(), ToString::to_string);
-            NoDevice::Library { library: self.name, message }
+            DeviceError::LibraryNotLoaded { library: self.name, message }
         };
         #[expect(unsafe_code, reason = "a library runs code of its own when it is opened")]
         // SAFETY: these are NVIDIA's own; what others of their names do is not in our hands.
@@ -98,11 +98,11 @@ impl Shared {
     }
 }
 
-static CREATE_PROGRAM: AtomicUsize = AtomicUsize::new(0);
+static NVRTC_CREATE_PROGRAM: AtomicUsize = AtomicUsize::new(0);
 
 /// What `cuda_fp16.h` has that dfdx's conversions use. dfdx looks for that header where it was when the program was built,
 /// which is another machine as a rule; a program is asked for with ours beside it.
-const HEADER: &std::ffi::CStr = c"
+const CUDA_FP16_HEADER: &std::ffi::CStr = c"
 struct __half {
     unsigned short bits;
     __half() = default;
@@ -114,7 +114,7 @@ struct __half {
 type CreateProgram =
     unsafe extern "C" fn(*mut c_void, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char) -> c_int;
 
-/// NVRTC's function of this name, which hands it [`HEADER`] too. cudarc never hands it any.
+/// NVRTC's function of this name, which hands it [`CUDA_FP16_HEADER`] too. cudarc never hands it any.
 #[expect(unsafe_code, reason = "stands in place of a link")]
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nvrtcCreateProgram(
@@ -126,7 +126,7 @@ unsafe extern "C" fn nvrtcCreateProgram(
     _: *const *const c_char,
 ) -> c_int {
     // SAFETY: `open` has stored the function of this name, before any GPU was used.
-    let create = unsafe { std::mem::transmute::<usize, CreateProgram>(CREATE_PROGRAM.load(Ordering::Acquire)) };
+    let create = unsafe { std::mem::transmute::<usize, CreateProgram>(NVRTC_CREATE_PROGRAM.load(Ordering::Acquire)) };
     // SAFETY: what cudarc passes on, and one header that lives as long as the program.
-    unsafe { create(program, source, name, 1, [HEADER.as_ptr()].as_ptr(), [c"cuda_fp16.h".as_ptr()].as_ptr()) }
+    unsafe { create(program, source, name, 1, [CUDA_FP16_HEADER.as_ptr()].as_ptr(), [c"cuda_fp16.h".as_ptr()].as_ptr()) }
 }

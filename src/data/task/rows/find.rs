@@ -6,51 +6,51 @@ use std::path::{Path, PathBuf};
 
 use regex::Regex;
 
-use super::Published;
+use super::PublishedDataset;
 use crate::data::task::TaskError;
 
 /// The files of a split, all shards in order. Every folder is looked at before any folder inside one is.
-pub fn split(published: &Published) -> Result<Vec<PathBuf>, TaskError> {
-    let folders: Vec<PathBuf> = published.folders.iter().map(|folder| published.data.join(folder)).collect();
+pub fn find_split(published: &PublishedDataset) -> Result<Vec<PathBuf>, TaskError> {
+    let folders: Vec<PathBuf> = published.folders.iter().map(|folder| published.data_folder.join(folder)).collect();
     for folder in &folders {
-        if let Some(file) = published.file.as_ref().map(|file| folder.join(file)).filter(|file| file.is_file()) {
+        if let Some(file) = published.text_file.as_ref().map(|file| folder.join(file)).filter(|file| file.is_file()) {
             return Ok(vec![file]);
         }
-        if let Some(found) = holds(folder, &published.split)? {
+        if let Some(found) = find_in_folder_or_data(folder, &published.split)? {
             return Ok(found);
         }
     }
     for folder in &folders {
-        if let Some(found) = configuration(folder, &published.split)? {
+        if let Some(found) = find_in_configuration(folder, &published.split)? {
             return Ok(found);
         }
     }
-    Err(TaskError::NotFound { folders, expected: published.data.join(published.expected()), split: published.split.clone() })
+    Err(TaskError::SplitNotFound { folders, expected: published.data_folder.join(published.expected_file()), split: published.split.clone() })
 }
 
 /// The split in a folder, or in its `data/`.
-fn holds(folder: &Path, split: &str) -> Result<Option<Vec<PathBuf>>, TaskError> {
-    match here(folder, split)? {
+fn find_in_folder_or_data(folder: &Path, split: &str) -> Result<Option<Vec<PathBuf>>, TaskError> {
+    match find_in_folder(folder, find_split)? {
         Some(found) => Ok(Some(found)),
-        None => here(&folder.join("data"), split),
+        None => find_in_folder(&folder.join("data"), find_split),
     }
 }
 
 /// The split in the only folder inside this one that holds it, such as `plain_text/`.
-fn configuration(folder: &Path, split: &str) -> Result<Option<Vec<PathBuf>>, TaskError> {
+fn find_in_configuration(folder: &Path, split: &str) -> Result<Option<Vec<PathBuf>>, TaskError> {
     let mut found: Vec<(PathBuf, Vec<PathBuf>)> = Vec::new();
-    for inside in entries(folder).into_iter().filter(|path| path.is_dir()) {
-        found.extend(holds(&inside, split)?.map(|files| (inside, files)));
+    for inside in sorted_entries(folder).into_iter().filter(|path| path.is_dir()) {
+        found.extend(find_in_folder_or_data(&inside, find_split)?.map(|files| (inside, files)));
     }
     if found.len() > 1 {
         let configurations = found.into_iter().map(|(inside, _)| inside).collect();
-        return Err(TaskError::Ambiguous { folder: folder.to_owned(), split: split.to_owned(), configurations });
+        return Err(TaskError::AmbiguousSplit { folder: folder.to_owned(), split: find_split.to_owned(), configurations });
     }
     Ok(found.pop().map(|(_, files)| files))
 }
 
 /// The split in this very folder.
-fn here(folder: &Path, split: &str) -> Result<Option<Vec<PathBuf>>, TaskError> {
+fn find_in_folder(folder: &Path, split: &str) -> Result<Option<Vec<PathBuf>>, TaskError> {
     let single = ["jsonl", "parquet"].map(|ending| folder.join(format!("{split}.{ending}")));
     if let Some(file) = single.into_iter().find(|file| file.is_file()) {
         return Ok(Some(vec![file]));
@@ -60,7 +60,7 @@ fn here(folder: &Path, split: &str) -> Result<Option<Vec<PathBuf>>, TaskError> {
     let shard = Regex::new(&name).map_err(|e| TaskError::Unreadable { path: folder.to_owned(), message: e.to_string() })?;
     let mut shards = BTreeMap::new();
     let mut of = String::new();
-    for path in entries(folder) {
+    for path in sorted_entries(folder) {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let Some(found) = shard.captures(&name) else { continue };
         of = found[2].to_owned();
@@ -72,7 +72,7 @@ fn here(folder: &Path, split: &str) -> Result<Option<Vec<PathBuf>>, TaskError> {
     if shards.is_empty() {
         // The branch that the Hub converts to Parquet by itself: `train/0000.parquet`.
         let numbered = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "parquet");
-        let files: Vec<PathBuf> = entries(&folder.join(split)).into_iter().filter(numbered).collect();
+        let files: Vec<PathBuf> = sorted_entries(&folder.join(find_split)).into_iter().filter(numbered).collect();
         return Ok(Some(files).filter(|files| !files.is_empty()));
     }
     let count: usize = of.parse().unwrap_or_default();
@@ -83,7 +83,7 @@ fn here(folder: &Path, split: &str) -> Result<Option<Vec<PathBuf>>, TaskError> {
 }
 
 /// What a folder holds, in the order of names; nothing where there is none.
-fn entries(folder: &Path) -> Vec<PathBuf> {
+fn sorted_entries(folder: &Path) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     paths.sort();
     paths

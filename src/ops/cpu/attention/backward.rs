@@ -4,19 +4,19 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::super::gemm::{Cores, Into, View, product_here, scaled_product};
+use super::super::gemm::{Parallelism, OutputMode, MatrixView, matmul_single_thread, scaled_matmul};
 use super::super::maths::{dot, exp};
-use super::{Packed, TILE};
-use crate::ops::simd::{rows_per_task, vectorised};
-use crate::ops::{Heads, Layout};
+use super::{PackedHeads, TILE_QUERIES};
+use crate::ops::simd::{rows_per_task, dispatch_simd};
+use crate::ops::{AttentionHeads, PackLayout};
 
 /// The way back of one pack.
-pub struct Back<'a> {
-    pub packed: &'a Packed,
+pub struct AttentionBackward<'a> {
+    pub packed: &'a PackedHeads,
     pub outputs: &'a [f32],
-    pub normalisers: &'a [f32],
+    pub log_sum_exp: &'a [f32],
     /// The output's gradient.
-    pub delta: &'a [f32],
+    pub output_gradient: &'a [f32],
 }
 
 /// Gradients of one key/value head of one sequence and of the query heads that use it: (positions, dim) each.
@@ -26,69 +26,69 @@ struct HeadGradients {
     v: Vec<f32>,
 }
 
-impl Back<'_> {
+impl AttentionBackward<'_> {
     /// Gradients of rotated queries, of rotated keys, and of values, each as the projections laid them out.
-    pub fn gradients(&self, layout: &Layout) -> [Vec<f32>; 3] {
+    pub fn gradients(&self, layout: &PackLayout) -> [Vec<f32>; 3] {
         let heads = self.packed.heads;
         let parts: Vec<(Range<usize>, usize)> =
-            layout.spans.iter().flat_map(|span| (0..heads.keys).map(|key| (span.rows.clone(), key))).collect();
-        let parts: Vec<HeadGradients> = parts.into_par_iter().map(|(sequence, key)| self.head(sequence, key)).collect();
-        let join = |count: usize, heads_of: fn(&HeadGradients) -> &[Vec<f32>]| join(&parts, layout, heads, count, heads_of);
+            layout.spans.iter().flat_map(|span| (0..heads.key_value_heads).map(|key| (span.rows.clone(), key))).collect();
+        let parts: Vec<HeadGradients> = parts.into_par_iter().map(|(sequence, key)| self.head_gradients(sequence, key)).collect();
+        let join = |count: usize, heads_of: fn(&HeadGradients) -> &[Vec<f32>]| join_heads(&parts, layout, heads, count, heads_of);
         [
-            join(heads.queries, |part| &part.q),
-            join(heads.keys, |part| std::slice::from_ref(&part.k)),
-            join(heads.keys, |part| std::slice::from_ref(&part.v)),
+            join(heads.query_heads, |part| &part.q),
+            join(heads.key_value_heads, |part| std::slice::from_ref(&part.k)),
+            join(heads.key_value_heads, |part| std::slice::from_ref(&part.v)),
         ]
     }
 
     /// Scores of query rows with every key from the sequence's start to the tile's last row: (rows, keys), scaled.
     fn scores(&self, head: usize, start: usize, rows: &Range<usize>, to: &mut [f32]) {
         let (packed, keys) = (self.packed, rows.end - start);
-        let key = packed.key(&packed.k, head / (packed.heads.queries / packed.heads.keys), start);
-        let shape = (rows.len(), keys, packed.heads.dim);
-        let keys_across = View { data: key.data, row: 1, col: key.row };
-        scaled_product(Cores::One, packed.scale(), shape, to, keys, Into::Fresh, packed.query(head, rows.start), keys_across);
+        let key = packed.key_view(&packed.k, head / (packed.heads.query_heads / packed.heads.key_value_heads), start);
+        let shape = (rows.len(), keys, packed.heads.head_dim);
+        let keys_across = MatrixView { data: key.data, row_stride: 1, col_stride: key.row_stride };
+        scaled_matmul(Parallelism::CurrentThread, packed.scale(), shape, to, keys, OutputMode::Overwrite, packed.query_view(head, rows.start), keys_across);
     }
 
-    fn head(&self, sequence: Range<usize>, key: usize) -> HeadGradients {
-        let Heads { queries, keys, dim } = self.packed.heads;
+    fn head_gradients(&self, sequence: Range<usize>, key: usize) -> HeadGradients {
+        let AttentionHeads { query_heads: queries, key_value_heads: keys, head_dim: dim } = self.packed.heads;
         let (n, width, start) = (sequence.len(), queries * dim, sequence.start);
         let (mut dk, mut dv) = (vec![0.0; n * dim], vec![0.0; n * dim]);
-        let mut p = vec![0.0; TILE.min(n) * n];
+        let mut p = vec![0.0; TILE_QUERIES.min(n) * n];
         let mut ds = p.clone();
         let group = queries / keys;
         let of_query = |head: usize| {
             let mut dq = vec![0.0; n * dim];
-            for first in sequence.clone().step_by(TILE) {
-                let rows = first..(first + TILE).min(sequence.end);
+            for first in sequence.clone().step_by(TILE_QUERIES) {
+                let rows = first..(first + TILE_QUERIES).min(sequence.end);
                 let (tile, seen) = (rows.len(), rows.end - start);
                 let (p, ds) = (&mut p[..tile * seen], &mut ds[..tile * seen]);
                 self.scores(head, start, &rows, p);
                 let at = first * width + head * dim;
-                let delta = View::rows(&self.delta[at..], width);
-                let v = self.packed.key(&self.packed.v, key, start);
-                let v_across = View { data: v.data, row: 1, col: v.row };
-                product_here((tile, seen, dim), ds, seen, Into::Fresh, delta, v_across);
+                let delta = MatrixView::row_major(&self.output_gradient[at..], width);
+                let v = self.packed.key_view(&self.packed.v, key, start);
+                let v_across = MatrixView { data: v.data, row_stride: 1, col_stride: v.row_stride };
+                matmul_single_thread((tile, seen, dim), ds, seen, OutputMode::Overwrite, delta, v_across);
                 for (i, (p, ds)) in p.chunks_exact_mut(seen).zip(ds.chunks_exact_mut(seen)).enumerate() {
                     let own = at + i * width..at + i * width + dim;
                     let row = ScoreRow {
-                        at: first - start + i,
-                        normaliser: self.normalisers[(first + i) * queries + head],
-                        delta: &self.delta[own.clone()],
+                        query_position: first - start + i,
+                        log_sum_exp: self.log_sum_exp[(first + i) * queries + head],
+                        output_gradient: &self.output_gradient[own.clone()],
                         output: &self.outputs[own],
                         scale: self.packed.scale(),
                     };
-                    vectorised(
+                    dispatch_simd(
                         #[inline(always)]
                         || softmax_backward(p, ds, row),
                     );
                 }
-                let (p_across, ds_across) = (View::transposed(p, seen), View::transposed(ds, seen));
-                product_here((seen, dim, tile), &mut dv, dim, Into::Sum, p_across, delta);
-                let k = self.packed.key(&self.packed.k, key, start);
+                let (p_across, ds_across) = (MatrixView::column_major(p, seen), MatrixView::column_major(ds, seen));
+                matmul_single_thread((seen, dim, tile), &mut dv, dim, OutputMode::Accumulate, p_across, delta);
+                let k = self.packed.key_view(&self.packed.k, key, start);
                 let dq = &mut dq[(first - start) * dim..(first - start + tile) * dim];
-                product_here((tile, dim, seen), dq, dim, Into::Fresh, View::rows(ds, seen), k);
-                product_here((seen, dim, tile), &mut dk, dim, Into::Sum, ds_across, self.packed.query(head, first));
+                matmul_single_thread((tile, dim, seen), dq, dim, OutputMode::Overwrite, MatrixView::row_major(ds, seen), k);
+                matmul_single_thread((seen, dim, tile), &mut dk, dim, OutputMode::Accumulate, ds_across, self.packed.query_view(head, first));
             }
             dq
         };
@@ -101,11 +101,11 @@ impl Back<'_> {
 #[derive(Clone, Copy)]
 struct ScoreRow<'a> {
     /// Position of the query in its sequence.
-    at: usize,
+    query_position: usize,
     /// ln Σ exp(score)
-    normaliser: f32,
+    log_sum_exp: f32,
     /// The gradient of the head's output, and the output: (dim)
-    delta: &'a [f32],
+    output_gradient: &'a [f32],
     output: &'a [f32],
     scale: f32,
 }
@@ -113,10 +113,10 @@ struct ScoreRow<'a> {
 /// Scores → probabilities again; the probabilities' gradient → the unscaled scores'.
 #[inline(always)]
 fn softmax_backward(p: &mut [f32], ds: &mut [f32], row: ScoreRow<'_>) {
-    let mean = dot(row.delta, row.output);
-    let ((p, p_future), (ds, ds_future)) = (p.split_at_mut(row.at + 1), ds.split_at_mut(row.at + 1));
+    let mean = dot(row.output_gradient, row.output);
+    let ((p, p_future), (ds, ds_future)) = (p.split_at_mut(row.query_position + 1), ds.split_at_mut(row.query_position + 1));
     for (p, ds) in p.iter_mut().zip(ds) {
-        *p = exp(*p - row.normaliser);
+        *p = exp(*p - row.log_sum_exp);
         *ds = *p * (*ds - mean) * row.scale;
     }
     p_future.fill(0.0);
@@ -125,10 +125,10 @@ fn softmax_backward(p: &mut [f32], ds: &mut [f32], row: ScoreRow<'_>) {
 
 /// The heads of every sequence beside each other again: (positions, count · dim). `parts` come sequence by sequence, key
 /// head by key head.
-fn join(
+fn join_heads(
     parts: &[HeadGradients],
-    layout: &Layout,
-    Heads { keys, dim, .. }: Heads,
+    layout: &PackLayout,
+    AttentionHeads { key_value_heads: keys, head_dim: dim, .. }: AttentionHeads,
     count: usize,
     heads_of: fn(&HeadGradients) -> &[Vec<f32>],
 ) -> Vec<f32> {
