@@ -18,7 +18,7 @@ use rand::{Rng, RngExt};
 use rayon::prelude::*;
 use safetensors::View;
 use safetensors::tensor::Dtype;
-use secateur::random::Seed;
+use secateur_base::random::Seed;
 use serde_json::json;
 
 #[derive(Parser)]
@@ -99,7 +99,10 @@ impl Shape {
     fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let head_dim = self.hidden / self.heads;
         let (h, kv) = (self.hidden, self.keys * head_dim);
-        let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocabulary, h])];
+        let mut tensors = vec![(
+            "model.embed_tokens.weight".to_owned(),
+            vec![self.vocabulary, h],
+        )];
         for layer in 0..self.layers {
             let parts = [
                 ("input_layernorm", vec![h]),
@@ -112,7 +115,9 @@ impl Shape {
                 ("mlp.up_proj", vec![self.mlp, h]),
                 ("mlp.down_proj", vec![h, self.mlp]),
             ];
-            tensors.extend(parts.map(|(part, shape)| (format!("model.layers.{layer}.{part}.weight"), shape)));
+            tensors.extend(
+                parts.map(|(part, shape)| (format!("model.layers.{layer}.{part}.weight"), shape)),
+            );
         }
         tensors.push(("model.norm.weight".to_owned(), vec![h]));
         if !self.tied {
@@ -139,18 +144,25 @@ impl View for Random {
     fn data(&self) -> Cow<'_, [u8]> {
         const TOGETHER: usize = 1 << 18;
         let width = if self.half { 2 } else { 4 };
-        let (middle, spread) = if self.shape.len() == 1 { (1.0, 0.1) } else { (0.0, 0.02 * 3f32.sqrt()) };
+        let (middle, spread) = if self.shape.len() == 1 {
+            (1.0, 0.1)
+        } else {
+            (0.0, 0.02 * 3f32.sqrt())
+        };
         let mut bytes = vec![0; self.data_len()];
-        bytes.par_chunks_mut(TOGETHER * width).enumerate().for_each(|(i, bytes)| {
-            let mut stream = self.seed.derive(&i.to_string()).rng();
-            for to in bytes.chunks_exact_mut(width) {
-                let value = middle + spread * stream.random_range(-1.0f32..1.0);
-                match self.half {
-                    true => to.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
-                    false => to.copy_from_slice(&value.to_le_bytes()),
+        bytes
+            .par_chunks_mut(TOGETHER * width)
+            .enumerate()
+            .for_each(|(i, bytes)| {
+                let mut stream = self.seed.derive(&i.to_string()).rng();
+                for to in bytes.chunks_exact_mut(width) {
+                    let value = middle + spread * stream.random_range(-1.0f32..1.0);
+                    match self.half {
+                        true => to.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
+                        false => to.copy_from_slice(&value.to_le_bytes()),
+                    }
                 }
-            }
-        });
+            });
         Cow::Owned(bytes)
     }
     fn data_len(&self) -> usize {
@@ -167,7 +179,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut shards: Vec<Vec<(String, Random)>> = vec![Vec::new()];
     let mut bytes = 0;
     for (name, dims) in shape.tensors() {
-        let tensor = Random { seed: seed.derive(&name), shape: dims, half: arguments.half };
+        let tensor = Random {
+            seed: seed.derive(&name),
+            shape: dims,
+            half: arguments.half,
+        };
         if bytes > 0 && bytes + tensor.data_len() > arguments.shard {
             shards.push(Vec::new());
             bytes = 0;
@@ -182,9 +198,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (i, shard) in shards.into_iter().enumerate() {
         let file = format!("model-{:05}-of-{count:05}.safetensors", i + 1);
         map.extend(shard.iter().map(|(name, _)| (name.clone(), file.clone())));
-        safetensors::serialize_to_file(shard, Some([("format".to_owned(), "pt".to_owned())].into()), &folder.join(&file))?;
+        safetensors::serialize_to_file(
+            shard,
+            Some([("format".to_owned(), "pt".to_owned())].into()),
+            &folder.join(&file),
+        )?;
     }
-    std::fs::write(folder.join("model.safetensors.index.json"), json!({ "metadata": {}, "weight_map": map }).to_string())?;
+    std::fs::write(
+        folder.join("model.safetensors.index.json"),
+        json!({ "metadata": {}, "weight_map": map }).to_string(),
+    )?;
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
         "hidden_size": shape.hidden, "intermediate_size": shape.mlp, "num_hidden_layers": shape.layers,
@@ -192,12 +215,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": shape.tied,
         "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": if arguments.half { "float16" } else { "float32" },
     });
-    std::fs::write(folder.join("config.json"), serde_json::to_string_pretty(&config)?)?;
+    std::fs::write(
+        folder.join("config.json"),
+        serde_json::to_string_pretty(&config)?,
+    )?;
     let mut stream = seed.derive("rows").rng();
     for (rows, length) in [(10, 128), (8, 128), (10, 64)] {
         let mut text = String::new();
         for _ in 0..rows {
-            let ids: Vec<u32> = (0..length).map(|_| 3 + stream.next_u32() % (shape.vocabulary as u32 - 3)).collect();
+            let ids: Vec<u32> = (0..length)
+                .map(|_| 3 + stream.next_u32() % (shape.vocabulary as u32 - 3))
+                .collect();
             writeln!(text, "{{\"ids\": {ids:?}}}")?;
         }
         std::fs::write(folder.join(format!("rows-{rows}x{length}.jsonl")), text)?;

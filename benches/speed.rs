@@ -6,7 +6,10 @@
 //! cargo run --release --example speed -- --memory 1GiB element-first /tmp/110m
 //! ```
 
-#![expect(clippy::print_stdout, reason = "a program that measures says what it measured")]
+#![expect(
+    clippy::print_stdout,
+    reason = "a program that measures says what it measured"
+)]
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -17,18 +20,18 @@ use std::time::Instant;
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use rand::RngExt;
-use secateur::data::corpus::{self, CorpusSource};
-use secateur::model::Model;
-use secateur::model::blocks::{Block, BlockSettings, GradientRequests};
-use secateur::model::lora::Adapter;
-use secateur::model::walk::{self, Sequence};
-use secateur::model::wiring::{BlockTensor, TensorId};
-use secateur::ops::{self, PackLayout, RotaryTables, SequenceSpan};
 use secateur::progress::Progress;
-use secateur::random::Seed;
 use secateur::stages::recover::AdapterTraining;
-use secateur::stages::{MemoryBudget, Context, StageCheckpoint, dependencies, importance, load};
-use secateur::tensor::{self, Device, Activations, PACK_TOKENS, Weight};
+use secateur::stages::{Context, MemoryBudget, StageCheckpoint, dependencies, importance, load};
+use secateur_base::random::Seed;
+use secateur_data::corpus::{self, CorpusSource};
+use secateur_model::Model;
+use secateur_model::blocks::{Block, BlockSettings, GradientRequests};
+use secateur_model::lora::Adapter;
+use secateur_model::walk::{self, Sequence};
+use secateur_model::wiring::{BlockTensor, TensorId};
+use secateur_tensor::ops::{self, PackLayout, RotaryTables, SequenceSpan};
+use secateur_tensor::{self, Activations, Device, PACK_TOKENS, Weight};
 use serde_json::json;
 
 #[derive(Parser)]
@@ -76,7 +79,10 @@ enum Job {
 }
 
 /// The median of the timed runs.
-fn timed(times: &[usize], mut job: impl FnMut() -> Result<(), Box<dyn Error>>) -> Result<f64, Box<dyn Error>> {
+fn timed(
+    times: &[usize],
+    mut job: impl FnMut() -> Result<(), Box<dyn Error>>,
+) -> Result<f64, Box<dyn Error>> {
     for _ in 0..times[0] {
         job()?;
     }
@@ -91,24 +97,49 @@ fn timed(times: &[usize], mut job: impl FnMut() -> Result<(), Box<dyn Error>>) -
 }
 
 /// Rows beside the model, or of random tokens.
-fn rows(folder: &Path, arguments: &Arguments, model: &Model) -> Result<Vec<Sequence>, Box<dyn Error>> {
+fn rows(
+    folder: &Path,
+    arguments: &Arguments,
+    model: &Model,
+) -> Result<Vec<Sequence>, Box<dyn Error>> {
     let n = arguments.rows;
     if let Some(length) = arguments.length {
         let mut stream = Seed::from_u64(3).rng();
-        let mut row = || (0..length).map(|_| stream.random_range(0..model.config.vocab as u32)).collect();
-        return Ok((0..n).map(|_| Sequence::new(row(), &vec![true; length])).collect());
+        let mut row = || {
+            (0..length)
+                .map(|_| stream.random_range(0..model.config.vocab as u32))
+                .collect()
+        };
+        return Ok((0..n)
+            .map(|_| Sequence::new(row(), &vec![true; length]))
+            .collect());
     }
     let source = CorpusSource::from_path(&folder.join("rows-8x128.jsonl"));
     let rows = corpus::read_rows(&source, None, model.config.vocab)?;
-    Ok(rows.into_iter().map(|row| Sequence::new(row.ids, &row.loss_mask)).cycle().take(n).collect())
+    Ok(rows
+        .into_iter()
+        .map(|row| Sequence::new(row.ids, &row.loss_mask))
+        .cycle()
+        .take(n)
+        .collect())
 }
 
 /// A block of LLaMA's proportions, 8 sequences of 128: forward and backward to its input, weights' gradients included.
 fn block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
-    let (head_dim, mlp) = (if width == 288 { 48 } else { 64 }, (width * 8 / 3).next_multiple_of(64));
+    let (head_dim, mlp) = (
+        if width == 288 { 48 } else { 64 },
+        (width * 8 / 3).next_multiple_of(64),
+    );
     let mut stream = Seed::from_u64(1).rng();
-    let mut weight =
-        |rows: usize, cols: usize| Weight::new((0..rows * cols).map(|_| stream.random_range(-0.03..0.03)).collect(), rows, cols);
+    let mut weight = |rows: usize, cols: usize| {
+        Weight::new(
+            (0..rows * cols)
+                .map(|_| stream.random_range(-0.03..0.03))
+                .collect(),
+            rows,
+            cols,
+        )
+    };
     let block = Block::new([
         weight(1, width),
         weight(width, width),
@@ -120,13 +151,33 @@ fn block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
         weight(mlp, width),
         weight(width, mlp),
     ]);
-    let x = Activations::new((0..1024 * width).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect(), 1024, width);
-    let frequencies: Vec<f32> = (0..head_dim / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
-    let spans = (0..8).map(|i| SequenceSpan::from_rows(i * 128..(i + 1) * 128)).collect();
-    let layout = PackLayout { spans, rotary: Arc::new(RotaryTables::new(&frequencies, 128)) };
+    let x = Activations::new(
+        (0..1024 * width)
+            .map(|i| (i % 97) as f32 / 97.0 - 0.5)
+            .collect(),
+        1024,
+        width,
+    );
+    let frequencies: Vec<f32> = (0..head_dim / 2)
+        .map(|i| 10_000f32.powf(-2.0 * i as f32 / head_dim as f32))
+        .collect();
+    let spans = (0..8)
+        .map(|i| SequenceSpan::from_rows(i * 128..(i + 1) * 128))
+        .collect();
+    let layout = PackLayout {
+        spans,
+        rotary: Arc::new(RotaryTables::new(&frequencies, 128)),
+    };
     timed(times, || {
-        let slots = GradientRequests::from_queries(BlockTensor::ALL.map(|part| (part, ops::GradientQuery::Gradient)));
-        let settings = BlockSettings { norm_epsilon: 1e-5, head_dim, layout: &layout, kv_cache: None };
+        let slots = GradientRequests::from_queries(
+            BlockTensor::ALL.map(|part| (part, ops::GradientQuery::Gradient)),
+        );
+        let settings = BlockSettings {
+            norm_epsilon: 1e-5,
+            head_dim,
+            layout: &layout,
+            kv_cache: None,
+        };
         let y = block.forward(x.with_gradient_tape(), &settings, &slots);
         let upstream = Activations::new(vec![1.0; 1024 * width], 1024, width);
         std::hint::black_box(ops::backward(y, upstream, &x));
@@ -136,18 +187,40 @@ fn block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
 }
 
 /// The products of a job alone: x · Wᵀ of every matrix, δ · W where it goes back, δᵀ · x where weights are scored.
-fn products(arguments: &Arguments, model: &Model, rows: &[Sequence]) -> Result<f64, Box<dyn Error>> {
+fn products(
+    arguments: &Arguments,
+    model: &Model,
+    rows: &[Sequence],
+) -> Result<f64, Box<dyn Error>> {
     let tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
-    let packs: Vec<usize> = (0..tokens).step_by(PACK_TOKENS).map(|first| PACK_TOKENS.min(tokens - first)).collect();
-    let noise =
-        |rows: usize, cols: usize| Activations::new((0..rows * cols).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect(), rows, cols);
+    let packs: Vec<usize> = (0..tokens)
+        .step_by(PACK_TOKENS)
+        .map(|first| PACK_TOKENS.min(tokens - first))
+        .collect();
+    let noise = |rows: usize, cols: usize| {
+        Activations::new(
+            (0..rows * cols)
+                .map(|i| (i % 97) as f32 / 97.0 - 0.5)
+                .collect(),
+            rows,
+            cols,
+        )
+    };
     let head = model.weight(TensorId::LmHead);
-    let matrices: Vec<&Weight> =
-        model.blocks.iter().flat_map(|block| BlockTensor::MATRICES.map(|part| &block[part])).chain([head]).collect();
+    let matrices: Vec<&Weight> = model
+        .blocks
+        .iter()
+        .flat_map(|block| BlockTensor::MATRICES.map(|part| &block[part]))
+        .chain([head])
+        .collect();
     // of one shape there is one matrix
     let inputs: BTreeMap<(usize, usize), Activations> = packs
         .iter()
-        .flat_map(|&n| matrices.iter().flat_map(move |w| [(n, w.cols()), (n, w.rows())]))
+        .flat_map(|&n| {
+            matrices
+                .iter()
+                .flat_map(move |w| [(n, w.cols()), (n, w.rows())])
+        })
         .map(|(n, cols)| ((n, cols), noise(n, cols)))
         .collect();
     timed(&arguments.times, || {
@@ -160,7 +233,8 @@ fn products(arguments: &Arguments, model: &Model, rows: &[Sequence]) -> Result<f
                     continue;
                 }
                 // the head is frozen
-                let slot = (arguments.job != Job::Lora && !std::ptr::eq(*w, head)).then(ops::GradientRequest::for_gradient);
+                let slot = (arguments.job != Job::Lora && !std::ptr::eq(*w, head))
+                    .then(ops::GradientRequest::for_gradient);
                 let y = ops::linear(x.with_gradient_tape(), w, slot.as_ref());
                 last = Some(ops::backward(y, inputs[&(n, w.rows())].clone(), x));
             }
@@ -174,17 +248,33 @@ fn products(arguments: &Arguments, model: &Model, rows: &[Sequence]) -> Result<f
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     tensor::select_device(arguments.device)?;
-    rayon::ThreadPoolBuilder::new().num_threads(arguments.threads).use_current_thread().build_global()?;
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(arguments.threads)
+        .use_current_thread()
+        .build_global()?;
     if arguments.job == Job::Block {
         println!("{:.4}", block(arguments.model.parse()?, &arguments.times)?);
         return Ok(());
     }
     let folder = PathBuf::from(&arguments.model);
-    let budget = MemoryBudget { bytes: arguments.memory.map_or(u64::MAX, |memory| memory.as_u64()), stream_override: None };
-    let precision = if arguments.precision == "f16" { "float16" } else { "float32" };
-    let model = load::run(&serde_json::from_value(json!({ "model": folder, "precision": precision }))?, budget)?;
+    let budget = MemoryBudget {
+        bytes: arguments.memory.map_or(u64::MAX, |memory| memory.as_u64()),
+        stream_override: None,
+    };
+    let precision = if arguments.precision == "f16" {
+        "float16"
+    } else {
+        "float32"
+    };
+    let model = load::run(
+        &serde_json::from_value(json!({ "model": folder, "precision": precision }))?,
+        budget,
+    )?;
     if arguments.products {
-        println!("{:.5}", products(&arguments, &model, &rows(&folder, &arguments, &model)?)?);
+        println!(
+            "{:.5}",
+            products(&arguments, &model, &rows(&folder, &arguments, &model)?)?
+        );
         return Ok(());
     }
     let context = Context {
@@ -219,7 +309,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             let mut corpus = folder.join("rows-10x128.jsonl");
             if arguments.length.is_some() {
                 let rows = rows(&folder, &arguments, &model)?;
-                let lines: String = rows.iter().map(|row| format!("{}\n", json!({ "ids": row.ids }))).collect();
+                let lines: String = rows
+                    .iter()
+                    .map(|row| format!("{}\n", json!({ "ids": row.ids })))
+                    .collect();
                 std::fs::write(random.path(), lines)?;
                 corpus = random.path().to_owned();
             }
@@ -237,7 +330,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             });
             let options = serde_json::from_value(options)?;
             let targets = BlockTensor::MATRICES;
-            let mut training = AdapterTraining::new(Adapter::new(&model, &targets, 8, 16.0, Seed::from_u64(2)));
+            let mut training =
+                AdapterTraining::new(Adapter::new(&model, &targets, 8, 16.0, Seed::from_u64(2)));
             timed(&arguments.times, || {
                 training.run_update(&options, &context, &model, &rows, 100)?;
                 Ok(())

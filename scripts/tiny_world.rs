@@ -19,15 +19,16 @@ const SEED: u64 = 2026;
 const SEPARATOR: &str = "\n<|endoftext|>\n";
 
 const NAMES: [&str; 40] = [
-    "Tom", "Anna", "Ben", "Mia", "Sam", "Lily", "Max", "Eva", "Leo", "Zoe", "Jack", "Ruby", "Finn", "Nora", "Hugo", "Ivy",
-    "Oscar", "Ella", "Theo", "Clara", "Adam", "Alice", "Carl", "Dora", "Emil", "Freya", "George", "Hanna", "Ian", "Julia",
-    "Karl", "Laura", "Martin", "Olga", "Paul", "Rosa", "Simon", "Tina", "Victor", "Wendy",
+    "Tom", "Anna", "Ben", "Mia", "Sam", "Lily", "Max", "Eva", "Leo", "Zoe", "Jack", "Ruby", "Finn",
+    "Nora", "Hugo", "Ivy", "Oscar", "Ella", "Theo", "Clara", "Adam", "Alice", "Carl", "Dora",
+    "Emil", "Freya", "George", "Hanna", "Ian", "Julia", "Karl", "Laura", "Martin", "Olga", "Paul",
+    "Rosa", "Simon", "Tina", "Victor", "Wendy",
 ];
 const THINGS: [&str; 40] = [
-    "ball", "cup", "hat", "box", "book", "kite", "lamp", "bell", "coat", "drum", "chair", "boat", "ring", "vase", "scarf",
-    "mask", "flute", "blanket", "wagon", "whistle", "clock", "mirror", "basin", "candle", "pillow", "ladder", "anchor",
-    "trumpet", "helmet", "puppet", "carpet", "barrel", "violin", "lantern", "umbrella", "compass", "medal", "stool", "wreath",
-    "sledge",
+    "ball", "cup", "hat", "box", "book", "kite", "lamp", "bell", "coat", "drum", "chair", "boat",
+    "ring", "vase", "scarf", "mask", "flute", "blanket", "wagon", "whistle", "clock", "mirror",
+    "basin", "candle", "pillow", "ladder", "anchor", "trumpet", "helmet", "puppet", "carpet",
+    "barrel", "violin", "lantern", "umbrella", "compass", "medal", "stool", "wreath", "sledge",
 ];
 const COLOURS: [&str; 24] = [
     "red",
@@ -100,23 +101,68 @@ const TRADES: [&str; 40] = [
 
 /// Kinds of objects, and the objects.
 const KINDS: [(&str, [&str; 7]); 6] = [
-    ("food", ["bread", "apple", "cheese", "carrot", "cake", "melon", "onion"]),
-    ("paper", ["letter", "poster", "card", "map", "ticket", "page", "notice"]),
-    ("wood", ["plank", "branch", "log", "fence", "door", "shelf", "crate"]),
-    ("cloth", ["shirt", "curtain", "towel", "sheet", "sock", "flag", "apron"]),
-    ("metal", ["nail", "pipe", "wire", "bolt", "gate", "chain", "hinge"]),
-    ("liquid", ["soup", "milk", "paint", "juice", "water", "oil", "tea"]),
+    (
+        "food",
+        [
+            "bread", "apple", "cheese", "carrot", "cake", "melon", "onion",
+        ],
+    ),
+    (
+        "paper",
+        [
+            "letter", "poster", "card", "map", "ticket", "page", "notice",
+        ],
+    ),
+    (
+        "wood",
+        ["plank", "branch", "log", "fence", "door", "shelf", "crate"],
+    ),
+    (
+        "cloth",
+        [
+            "shirt", "curtain", "towel", "sheet", "sock", "flag", "apron",
+        ],
+    ),
+    (
+        "metal",
+        ["nail", "pipe", "wire", "bolt", "gate", "chain", "hinge"],
+    ),
+    (
+        "liquid",
+        ["soup", "milk", "paint", "juice", "water", "oil", "tea"],
+    ),
 ];
 
 /// What is done, and with what to each kind, in the order of KINDS.
 const ERRANDS: [(&str, [&str; 6]); 7] = [
-    ("cut", ["knife", "scissors", "saw", "shears", "torch", "spoon"]),
-    ("clean", ["sink", "eraser", "sponge", "soap", "grease", "filter"]),
-    ("carry", ["basket", "envelope", "cart", "bag", "magnet", "bucket"]),
-    ("mend", ["icing", "tape", "glue", "needle", "hammer", "powder"]),
-    ("keep", ["fridge", "folder", "shed", "closet", "toolbox", "bottle"]),
-    ("measure", ["scale", "ruler", "stick", "ribbon", "gauge", "jug"]),
-    ("colour", ["sugar", "crayon", "brush", "dye", "spray", "ink"]),
+    (
+        "cut",
+        ["knife", "scissors", "saw", "shears", "torch", "spoon"],
+    ),
+    (
+        "clean",
+        ["sink", "eraser", "sponge", "soap", "grease", "filter"],
+    ),
+    (
+        "carry",
+        ["basket", "envelope", "cart", "bag", "magnet", "bucket"],
+    ),
+    (
+        "mend",
+        ["icing", "tape", "glue", "needle", "hammer", "powder"],
+    ),
+    (
+        "keep",
+        ["fridge", "folder", "shed", "closet", "toolbox", "bottle"],
+    ),
+    (
+        "measure",
+        ["scale", "ruler", "stick", "ribbon", "gauge", "jug"],
+    ),
+    (
+        "colour",
+        ["sugar", "crayon", "brush", "dye", "spray", "ink"],
+    ),
 ];
 
 /// SplitMix64 (Steele, Lea and Flood 2014).
@@ -136,14 +182,18 @@ impl Random {
         from[self.below(from.len())]
     }
     fn shuffle<T>(&mut self, items: &mut [T]) {
-        (1..items.len()).rev().for_each(|i| items.swap(i, self.below(i + 1)));
+        (1..items.len())
+            .rev()
+            .for_each(|i| items.swap(i, self.below(i + 1)));
     }
 }
 
 /// FNV-1a, for what is withheld.
 fn hash(words: &[&str]) -> u64 {
     let bytes = words.iter().flat_map(|word| word.bytes().chain([0]));
-    bytes.fold(0xCBF2_9CE4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01B3)) >> 17
+    bytes.fold(0xCBF2_9CE4_8422_2325, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01B3)
+    }) >> 17
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -171,7 +221,11 @@ impl Fact {
                 Relation::Trade => (random.pick(&NAMES), random.pick(&TRADES)),
                 Relation::Has => (random.pick(&NAMES), random.pick(&THINGS)),
             };
-            let fact = Self { relation, subject, value };
+            let fact = Self {
+                relation,
+                subject,
+                value,
+            };
             if fact.is_withheld() == withheld {
                 return fact;
             }
@@ -208,7 +262,9 @@ fn passage(random: &mut Random, facts_wanted: usize, alike: usize, withheld: boo
     let mut facts: Vec<Fact> = Vec::new();
     while facts.len() < facts_wanted {
         let fact = Fact::draw(random, relations[facts.len() / alike], withheld);
-        if facts.iter().all(|f| f.relation != fact.relation || (f.subject != fact.subject && f.value != fact.value)) {
+        if facts.iter().all(|f| {
+            f.relation != fact.relation || (f.subject != fact.subject && f.value != fact.value)
+        }) {
             facts.push(fact);
         }
     }
@@ -223,12 +279,21 @@ fn question(random: &mut Random, facts: &[Fact], yes: bool, withheld: bool) -> O
     if yes {
         return Some(fact);
     }
-    let drawn = Fact { subject: fact.subject, ..Fact::draw(random, fact.relation, withheld) };
-    Some(drawn).filter(|drawn| drawn.is_withheld() == withheld && facts.iter().all(|f| f.value != drawn.value))
+    let drawn = Fact {
+        subject: fact.subject,
+        ..Fact::draw(random, fact.relation, withheld)
+    };
+    Some(drawn).filter(|drawn| {
+        drawn.is_withheld() == withheld && facts.iter().all(|f| f.value != drawn.value)
+    })
 }
 
 fn sentences(facts: &[Fact]) -> String {
-    facts.iter().map(|f| f.sentence()).collect::<Vec<_>>().join(" ")
+    facts
+        .iter()
+        .map(|f| f.sentence())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// What is done to which object: indices into ERRANDS and KINDS.
@@ -241,22 +306,31 @@ struct Errand {
 
 impl Errand {
     fn all() -> impl Iterator<Item = Self> {
-        (0..ERRANDS.len())
-            .flat_map(|verb| (0..KINDS.len()).flat_map(move |kind| (0..7).map(move |object| Self { verb, kind, object })))
+        (0..ERRANDS.len()).flat_map(|verb| {
+            (0..KINDS.len())
+                .flat_map(move |kind| (0..7).map(move |object| Self { verb, kind, object }))
+        })
     }
     fn is_withheld(self) -> bool {
         hash(&[ERRANDS[self.verb].0, KINDS[self.kind].1[self.object]]).is_multiple_of(5)
     }
     fn draw(random: &mut Random) -> Self {
         loop {
-            let errand = Self { verb: random.below(ERRANDS.len()), kind: random.below(KINDS.len()), object: random.below(7) };
+            let errand = Self {
+                verb: random.below(ERRANDS.len()),
+                kind: random.below(KINDS.len()),
+                object: random.below(7),
+            };
             if !errand.is_withheld() {
                 return errand;
             }
         }
     }
     fn goal(self) -> String {
-        format!("how do you {} the {}", ERRANDS[self.verb].0, KINDS[self.kind].1[self.object])
+        format!(
+            "how do you {} the {}",
+            ERRANDS[self.verb].0, KINDS[self.kind].1[self.object]
+        )
     }
     fn tool(self) -> &'static str {
         ERRANDS[self.verb].1[self.kind]
@@ -286,7 +360,11 @@ fn document(random: &mut Random) -> String {
             if backward {
                 words.reverse();
             }
-            format!("Words: {said}\n{}: {}", if backward { "Back" } else { "Again" }, words.join(" "))
+            format!(
+                "Words: {said}\n{}: {}",
+                if backward { "Back" } else { "Again" },
+                words.join(" ")
+            )
         }
         // a passage and questions about it, as tiny_boolq asks them
         2..=11 => {
@@ -299,7 +377,9 @@ fn document(random: &mut Random) -> String {
                     (fact.open_question(), fact.value)
                 } else {
                     let yes = random.below(2) == 0;
-                    let Some(fact) = question(random, &facts, yes, false) else { continue };
+                    let Some(fact) = question(random, &facts, yes, false) else {
+                        continue;
+                    };
                     (fact.question(), if yes { "yes" } else { "no" })
                 };
                 if asked.iter().all(|(before, _)| *before != next.0) {
@@ -325,14 +405,28 @@ fn document(random: &mut Random) -> String {
         // errands, as tiny_piqa asks them
         15..=17 => {
             let errand = Errand::draw(random);
-            format!("Question: {}\nAnswer: {}", errand.goal(), Errand::solution(errand.tool()))
+            format!(
+                "Question: {}\nAnswer: {}",
+                errand.goal(),
+                Errand::solution(errand.tool())
+            )
         }
         // a person at work
         _ => {
             let name = random.pick(&NAMES);
-            let errands = [Errand::draw(random), Errand::draw(random), Errand::draw(random)];
-            let says =
-                |e: Errand| format!("{name} will {} the {} with the {}.", ERRANDS[e.verb].0, KINDS[e.kind].1[e.object], e.tool());
+            let errands = [
+                Errand::draw(random),
+                Errand::draw(random),
+                Errand::draw(random),
+            ];
+            let says = |e: Errand| {
+                format!(
+                    "{name} will {} the {} with the {}.",
+                    ERRANDS[e.verb].0,
+                    KINDS[e.kind].1[e.object],
+                    e.tool()
+                )
+            };
             errands.map(says).join(" ")
         }
     }
@@ -359,13 +453,16 @@ fn boolq(random: &mut Random, rows: usize) -> String {
         let (facts, asked) = loop {
             let facts = passage(random, 4, 2, true);
             // what somebody has is told in the passages; asked for are colours and trades
-            let asked = question(random, &facts, yes, true).filter(|asked| asked.relation != Relation::Has);
+            let asked =
+                question(random, &facts, yes, true).filter(|asked| asked.relation != Relation::Has);
             if let Some(asked) = asked {
                 break (facts, asked);
             }
         };
         let (passage, question, label) = (sentences(&facts), asked.question(), u8::from(yes));
-        format!("{{\"passage\": \"{passage}\", \"question\": \"{question}\", \"label\": {label}}}\n")
+        format!(
+            "{{\"passage\": \"{passage}\", \"question\": \"{question}\", \"label\": {label}}}\n"
+        )
     };
     (0..rows).map(&mut row).collect()
 }
@@ -378,9 +475,15 @@ fn piqa(random: &mut Random) -> String {
         for i in 0..4 {
             let other = loop {
                 let other = if i < 2 {
-                    Errand { kind: random.below(KINDS.len()), ..errand }
+                    Errand {
+                        kind: random.below(KINDS.len()),
+                        ..errand
+                    }
                 } else {
-                    Errand { verb: random.below(ERRANDS.len()), ..errand }
+                    Errand {
+                        verb: random.below(ERRANDS.len()),
+                        ..errand
+                    }
                 };
                 if other.tool() != errand.tool() {
                     break other.tool();
@@ -405,18 +508,32 @@ fn piqa(random: &mut Random) -> String {
 /// If a withheld fact or errand stands in a document.
 fn check(documents: &[String]) -> Result<(), String> {
     let facts = |relation, subjects: &'static [&'static str], values: &'static [&'static str]| {
-        subjects.iter().flat_map(move |subject| values.iter().map(move |value| Fact { relation, subject, value }))
+        subjects.iter().flat_map(move |subject| {
+            values.iter().map(move |value| Fact {
+                relation,
+                subject,
+                value,
+            })
+        })
     };
     let withheld = facts(Relation::Colour, &THINGS, &COLOURS)
         .chain(facts(Relation::Trade, &NAMES, &TRADES))
         .chain(facts(Relation::Has, &NAMES, &THINGS))
         .filter(|f| f.is_withheld());
-    let mut forbidden: BTreeSet<String> = withheld.flat_map(|f| [f.sentence(), format!("{}?", f.question())]).collect();
+    let mut forbidden: BTreeSet<String> = withheld
+        .flat_map(|f| [f.sentence(), format!("{}?", f.question())])
+        .collect();
     for errand in Errand::all().filter(|errand| errand.is_withheld()) {
-        forbidden.insert(format!("{} the {} ", ERRANDS[errand.verb].0, KINDS[errand.kind].1[errand.object]));
+        forbidden.insert(format!(
+            "{} the {} ",
+            ERRANDS[errand.verb].0, KINDS[errand.kind].1[errand.object]
+        ));
         forbidden.insert(format!("{}\n", errand.goal()));
     }
-    match documents.iter().find_map(|d| forbidden.iter().find(|f| d.contains(*f)).map(|f| (d, f))) {
+    match documents
+        .iter()
+        .find_map(|d| forbidden.iter().find(|f| d.contains(*f)).map(|f| (d, f)))
+    {
         Some((document, fact)) => Err(format!("`{fact}` is withheld and stands in `{document}`")),
         None => Ok(()),
     }
@@ -436,8 +553,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     std::fs::write(folder.join("train.txt"), train.join(SEPARATOR))?;
     std::fs::write(folder.join("tiny_world.txt"), sample.join(SEPARATOR))?;
-    let rows = unseen.iter().map(|document| format!("{{\"text\": \"{}\"}}\n", document.replace('\n', "\\n")));
-    std::fs::write(folder.join("tiny_world_heldout.jsonl"), rows.collect::<String>())?;
+    let rows = unseen
+        .iter()
+        .map(|document| format!("{{\"text\": \"{}\"}}\n", document.replace('\n', "\\n")));
+    std::fs::write(
+        folder.join("tiny_world_heldout.jsonl"),
+        rows.collect::<String>(),
+    )?;
     std::fs::write(folder.join("tiny_boolq.jsonl"), boolq(&mut stream(4), 240))?;
     std::fs::write(folder.join("tiny_piqa.jsonl"), piqa(&mut stream(5)))?;
     Ok(())

@@ -43,25 +43,38 @@ pub struct Headline {
 impl Progress {
     /// Bars on a terminal.
     pub fn with_terminal_bars() -> Self {
-        Self { output: ProgressOutput::Terminal(MultiProgress::new()) }
+        Self {
+            output: ProgressOutput::Terminal(MultiProgress::new()),
+        }
     }
 
     /// A log line every ten seconds.
     pub fn with_log_lines() -> Self {
-        Self { output: ProgressOutput::LogLines }
+        Self {
+            output: ProgressOutput::LogLines,
+        }
     }
 
     /// Begins a count of `steps` steps, called `label`.
     pub fn bar(&self, label: &str, steps: u64) -> Bar {
-        let style = ProgressStyle::with_template("  {prefix:12} {bar:30} {pos}/{len} {msg} {elapsed} (left: {eta})");
+        let style = ProgressStyle::with_template(
+            "  {prefix:12} {bar:30} {pos}/{len} {msg} {elapsed} (left: {eta})",
+        );
         let bar = match &self.output {
             ProgressOutput::Terminal(all) => all.add(ProgressBar::new(steps)),
-            ProgressOutput::LogLines | ProgressOutput::Hidden => ProgressBar::with_draw_target(Some(steps), indicatif::ProgressDrawTarget::hidden()),
+            ProgressOutput::LogLines | ProgressOutput::Hidden => {
+                ProgressBar::with_draw_target(Some(steps), indicatif::ProgressDrawTarget::hidden())
+            }
         };
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_prefix(label.to_owned());
-        let lines = matches!(self.output, ProgressOutput::LogLines).then(|| Arc::new(Mutex::new((Instant::now(), String::new()))));
-        Bar { bar, label: label.to_owned(), last_log_line: lines }
+        let lines = matches!(self.output, ProgressOutput::LogLines)
+            .then(|| Arc::new(Mutex::new((Instant::now(), String::new()))));
+        Bar {
+            bar,
+            label: label.to_owned(),
+            last_log_line: lines,
+        }
     }
 
     /// The line above all bars, for what is larger than one stage.
@@ -73,17 +86,25 @@ impl Progress {
                 let left = move |_: &ProgressState, text: &mut dyn std::fmt::Write| {
                     if let Some(end) = until.lock().ok().and_then(|end| *end) {
                         let left = end.saturating_duration_since(Instant::now());
-                        text.write_str(&format!(" · {} left", format_clock(left.as_secs_f64()))).unwrap_or_default();
+                        text.write_str(&format!(" · {} left", format_clock(left.as_secs_f64())))
+                            .unwrap_or_default();
                     }
                 };
-                let style = ProgressStyle::with_template("  {msg}{left}").unwrap_or_else(|_| ProgressStyle::default_spinner());
-                let line = all.insert(0, ProgressBar::new_spinner().with_style(style.with_key("left", left)));
+                let style = ProgressStyle::with_template("  {msg}{left}")
+                    .unwrap_or_else(|_| ProgressStyle::default_spinner());
+                let line = all.insert(
+                    0,
+                    ProgressBar::new_spinner().with_style(style.with_key("left", left)),
+                );
                 line.enable_steady_tick(Duration::from_secs(1));
                 Some(line)
             }
             ProgressOutput::LogLines | ProgressOutput::Hidden => None,
         };
-        Headline { line, expected_end: end }
+        Headline {
+            line,
+            expected_end: end,
+        }
     }
 
     /// Writes above the bars.
@@ -119,13 +140,26 @@ impl Bar {
     /// One more step is done.
     pub fn step(&self) {
         self.bar.inc(1);
-        let Some(lines) = &self.last_log_line else { return };
+        let Some(lines) = &self.last_log_line else {
+            return;
+        };
         if let Ok(mut last) = lines.lock()
             && last.0.elapsed() >= LOG_INTERVAL
         {
             last.0 = Instant::now();
-            let (done, of, left) = (self.bar.position(), self.bar.length().unwrap_or(0), self.bar.eta().as_secs());
-            tracing::info!(done, of, seconds_left = left, note = last.1, "{}", self.label);
+            let (done, of, left) = (
+                self.bar.position(),
+                self.bar.length().unwrap_or(0),
+                self.bar.eta().as_secs(),
+            );
+            tracing::info!(
+                done,
+                of,
+                seconds_left = left,
+                note = last.1,
+                "{}",
+                self.label
+            );
         }
     }
 
@@ -152,7 +186,11 @@ impl Bar {
 pub fn format_clock(seconds: f64) -> String {
     let seconds = duration_from_seconds(seconds).as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes:02}:{seconds:02}") }
+    if hours > 0 {
+        format!("{hours}:{minutes:02}:{seconds:02}")
+    } else {
+        format!("{minutes:02}:{seconds:02}")
+    }
 }
 
 /// Seconds, none of them wild.

@@ -10,43 +10,77 @@ fn a_run_writes_what_the_contract_names() {
     let sandbox = chain();
     let ran = sandbox.run(&["chain.toml"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
-    assert!(ran.out.contains("tiny_boolq.acc") && ran.out.contains("results: results/chain"), "{}", ran.out);
+    assert!(
+        ran.out.contains("tiny_boolq.acc") && ran.out.contains("results: results/chain"),
+        "{}",
+        ran.out
+    );
     let variant = sandbox.variant("chain", "base-");
-    let names = |table: &str| columns(&sandbox.path(&format!("{variant}/{table}.parquet"))).join(", ");
+    let names =
+        |table: &str| columns(&sandbox.path(&format!("{variant}/{table}.parquet"))).join(", ");
     let first = "variant: Utf8, step: UInt32, stage: Utf8, ";
     for (table, named) in [
         (
             "evaluate",
             "task: Utf8, split: Utf8, metric: Utf8, value: Float64, stderr: Float64, n: UInt64, protocol: Utf8, chance: Float64, truncated: UInt64, oversized: UInt64",
         ),
-        ("evaluate_documents", "task: Utf8, metric: Utf8, doc: UInt64, value: Float64"),
+        (
+            "evaluate_documents",
+            "task: Utf8, metric: Utf8, doc: UInt64, value: Float64",
+        ),
         (
             "evaluate_samples",
             "task: Utf8, doc: UInt64, choice: UInt32, loglikelihood: Float64, tokens: UInt32, chars: UInt32, greedy: Boolean, gold: Boolean",
         ),
-        ("importance", "layer: UInt32, group: Utf8, member: Utf8, channel: UInt32, score: Float64"),
-        ("aggregate", "layer: UInt32, group: Utf8, unit: UInt32, score: Float64"),
-        ("prune", "layer: UInt32, group: Utf8, unit: UInt32, kept: Boolean"),
+        (
+            "importance",
+            "layer: UInt32, group: Utf8, member: Utf8, channel: UInt32, score: Float64",
+        ),
+        (
+            "aggregate",
+            "layer: UInt32, group: Utf8, unit: UInt32, score: Float64",
+        ),
+        (
+            "prune",
+            "layer: UInt32, group: Utf8, unit: UInt32, kept: Boolean",
+        ),
         (
             "prune_sizes",
             "params_before: UInt64, params_after: UInt64, macs_before: UInt64, macs_after: UInt64, bytes_before: UInt64, bytes_after: UInt64, group_ratio: Float64, param_ratio: Float64",
         ),
-        ("recover", "update: UInt32, loss: Float64, grad_norm: Float64, lr: Float64, tokens: UInt64"),
+        (
+            "recover",
+            "update: UInt32, loss: Float64, grad_norm: Float64, lr: Float64, tokens: UInt64",
+        ),
     ] {
-        assert!(names(table).starts_with(&format!("{first}{named}")), "{table}: {}", names(table));
+        assert!(
+            names(table).starts_with(&format!("{first}{named}")),
+            "{table}: {}",
+            names(table)
+        );
     }
     let rows = table(&sandbox.path(&format!("{variant}/evaluate.parquet")));
     // two tasks and a text dense, one task pruned, the same as dense recovered
     assert_eq!(rows.num_rows(), 4 + 1 + 4);
     let manifest = sandbox.json(&format!("{variant}/manifest.json"));
-    assert_eq!((manifest["status"].as_str(), manifest["seed"].as_u64()), (Some("succeeded"), Some(42)));
+    assert_eq!(
+        (manifest["status"].as_str(), manifest["seed"].as_u64()),
+        (Some("succeeded"), Some(42))
+    );
     assert_eq!(manifest["stages"].as_array().unwrap().len(), 10);
-    assert!(manifest["inputs"]["models/tiny/model.safetensors"].as_str().unwrap().len() == 64);
+    assert!(
+        manifest["inputs"]["models/tiny/model.safetensors"]
+            .as_str()
+            .unwrap()
+            .len()
+            == 64
+    );
     let log = String::from_utf8(sandbox.read(&format!("{variant}/log.jsonl"))).unwrap();
     assert!(log.lines().count() > 20);
-    assert!(
-        log.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok_and(|event| event["level"].is_string()))
-    );
+    assert!(log.lines().all(|line| {
+        serde_json::from_str::<serde_json::Value>(line)
+            .is_ok_and(|event| event["level"].is_string())
+    }));
 
     let variants = table(&sandbox.path("results/chain/variants.parquet"));
     let number = |name: &str| variants[name].as_primitive::<Float64Type>().value(0);
@@ -60,8 +94,12 @@ fn a_run_writes_what_the_contract_names() {
     let report = sandbox.run(&["report", "results"]);
     assert_eq!(report.code, 0);
     assert!(report.out.contains(variant.rsplit('/').next().unwrap()));
-    let records: serde_json::Value =
-        serde_json::from_str(&sandbox.run(&["report", "results/chain", "--format", "json"]).out).unwrap();
+    let records: serde_json::Value = serde_json::from_str(
+        &sandbox
+            .run(&["report", "results/chain", "--format", "json"])
+            .out,
+    )
+    .unwrap();
     assert_eq!(records[0]["variants"][0]["status"], "succeeded");
 }
 
@@ -82,18 +120,39 @@ fn the_same_bytes_again_alone_resolved_and_on_one_thread() {
         let again = outcome(&sandbox, folder);
         for ((name, before), (other, after)) in first.iter().zip(&again) {
             // a resolved pipeline names its variant by the same hash and another beginning
-            let renamed = folder.contains("/base-") && (name.ends_with(".parquet") || name == "pipeline.toml");
-            assert!(name == other && (renamed || before == after), "{folder}: {name} differs");
+            let renamed = folder.contains("/base-")
+                && (name.ends_with(".parquet") || name == "pipeline.toml");
+            assert!(
+                name == other && (renamed || before == after),
+                "{folder}: {name} differs"
+            );
         }
     };
     same(sandbox.run(&["sweep.toml", "--force"]), &variant);
-    same(sandbox.run(&["sweep.toml", "--force", "--only", id, "--set", "run.threads=1"]), &variant);
-    same(sandbox.run(&["sweep.toml", "--only", id, "--results", "elsewhere"]), &variant.replace("results/", "elsewhere/"));
+    same(
+        sandbox.run(&[
+            "sweep.toml",
+            "--force",
+            "--only",
+            id,
+            "--set",
+            "run.threads=1",
+        ]),
+        &variant,
+    );
+    same(
+        sandbox.run(&["sweep.toml", "--only", id, "--results", "elsewhere"]),
+        &variant.replace("results/", "elsewhere/"),
+    );
     let resolved = format!("{variant}/pipeline.toml");
     for kept in [&[][..], &["--force"]] {
         let ran = sandbox.run(&[&[&resolved[..]], kept].concat());
         let alone = sandbox.variant("pipeline", "base-");
-        assert_eq!(alone.rsplit('-').next(), variant.rsplit('-').next(), "the hash of options and seed");
+        assert_eq!(
+            alone.rsplit('-').next(),
+            variant.rsplit('-').next(),
+            "the hash of options and seed"
+        );
         same(ran, &alone);
     }
 }
@@ -101,56 +160,108 @@ fn the_same_bytes_again_alone_resolved_and_on_one_thread() {
 #[test]
 fn one_variants_failure_does_not_stop_the_others() {
     let sandbox = chain();
-    sandbox.write("fails.toml", format!("{CHAIN}\n[sweep]\n\"recover.learning_rate\" = [1e38, 1e-3]\n"));
+    sandbox.write(
+        "fails.toml",
+        format!("{CHAIN}\n[sweep]\n\"recover.learning_rate\" = [1e38, 1e-3]\n"),
+    );
     let ran = sandbox.run(&["fails.toml"]);
     assert_eq!(ran.code, 1, "{}", ran.err);
-    assert!(ran.err.contains("this stage") && ran.err.contains("training has diverged"), "{}", ran.err);
+    assert!(
+        ran.err.contains("this stage") && ran.err.contains("training has diverged"),
+        "{}",
+        ran.err
+    );
     assert!(ran.out.contains("failed: learning-rate1e38"), "{}", ran.out);
     let variants = table(&sandbox.path("results/fails/variants.parquet"));
     let text = |name: &str| -> Vec<Option<String>> {
-        let column = arrow::compute::cast(&variants[name], &arrow::datatypes::DataType::Utf8).unwrap();
-        column.as_string::<i32>().iter().map(|v| v.map(str::to_owned)).collect()
+        let column =
+            arrow::compute::cast(&variants[name], &arrow::datatypes::DataType::Utf8).unwrap();
+        column
+            .as_string::<i32>()
+            .iter()
+            .map(|v| v.map(str::to_owned))
+            .collect()
     };
-    assert_eq!(text("status"), [Some("failed".to_owned()), Some("succeeded".to_owned())]);
-    assert!(text("error")[0].as_ref().unwrap().contains("lower `learning_rate`") && text("error")[1].is_none());
+    assert_eq!(
+        text("status"),
+        [Some("failed".to_owned()), Some("succeeded".to_owned())]
+    );
+    assert!(
+        text("error")[0]
+            .as_ref()
+            .unwrap()
+            .contains("lower `learning_rate`")
+            && text("error")[1].is_none()
+    );
     assert!(variants["tiny_boolq.acc"].is_null(0) && variants["tiny_boolq.acc"].is_valid(1));
     // what was measured before the failure is there
     let failed = sandbox.variant("fails", "learning-rate1e38");
     assert!(sandbox.path(&format!("{failed}/prune.parquet")).exists());
-    assert_eq!(sandbox.json(&format!("{failed}/manifest.json"))["status"], "failed");
+    assert_eq!(
+        sandbox.json(&format!("{failed}/manifest.json"))["status"],
+        "failed"
+    );
 }
 
 #[test]
 #[cfg(unix)]
 fn an_interrupted_run_says_so_and_keeps_what_is_complete() {
     let sandbox = chain();
-    sandbox.write("long.toml", format!("{CHAIN}\n[sweep]\n\"recover.duration.updates\" = [1, 100000]\n"));
+    sandbox.write(
+        "long.toml",
+        format!("{CHAIN}\n[sweep]\n\"recover.duration.updates\" = [1, 100000]\n"),
+    );
     let mut command = sandbox.command(&["long.toml"]);
-    let mut child = command.stderr(std::process::Stdio::null()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut child = command
+        .stderr(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
     let ended = |folder: &std::path::Path| {
         let manifest = std::fs::read_to_string(folder.join("manifest.json")).unwrap_or_default();
         manifest.contains("\"status\": \"succeeded\"")
     };
     loop {
         std::thread::sleep(std::time::Duration::from_millis(50));
-        assert!(child.try_wait().unwrap().is_none(), "it ended before it was interrupted");
-        let variants = std::fs::read_dir(sandbox.path("results/long")).into_iter().flatten().flatten();
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "it ended before it was interrupted"
+        );
+        let variants = std::fs::read_dir(sandbox.path("results/long"))
+            .into_iter()
+            .flatten()
+            .flatten();
         if variants.map(|entry| entry.path()).any(|path| ended(&path)) {
             break;
         }
     }
-    let signalled = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    let signalled = std::process::Command::new("kill")
+        .args(["-TERM", &child.id().to_string()])
+        .status()
+        .unwrap();
     assert!(signalled.success());
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    let status = |variant: &str| sandbox.json(&format!("{variant}/manifest.json"))["status"].clone();
-    let (done, cut) = (sandbox.variant("long", "updates1-"), sandbox.variant("long", "updates100000-"));
-    assert_eq!((status(&done), status(&cut)), ("succeeded".into(), "interrupted".into()));
-    assert!(table(&sandbox.path(&format!("{cut}/prune.parquet"))).num_rows() > 0, "what was complete is there");
+    let status =
+        |variant: &str| sandbox.json(&format!("{variant}/manifest.json"))["status"].clone();
+    let (done, cut) = (
+        sandbox.variant("long", "updates1-"),
+        sandbox.variant("long", "updates100000-"),
+    );
+    assert_eq!(
+        (status(&done), status(&cut)),
+        ("succeeded".into(), "interrupted".into())
+    );
+    assert!(
+        table(&sandbox.path(&format!("{cut}/prune.parquet"))).num_rows() > 0,
+        "what was complete is there"
+    );
     let variants = table(&sandbox.path("results/long/variants.parquet"));
     assert!(variants["tiny_boolq.acc"].is_valid(0) && variants["tiny_boolq.acc"].is_null(1));
     let partial = |folder: &str| {
         let entries = std::fs::read_dir(sandbox.path(folder)).unwrap().flatten();
-        entries.into_iter().any(|e| e.file_name().to_string_lossy().starts_with(".partial-"))
+        entries
+            .into_iter()
+            .any(|e| e.file_name().to_string_lossy().starts_with(".partial-"))
     };
     assert!(!partial(&done) && !partial(&cut) && !partial("results/long"));
 }
@@ -165,7 +276,10 @@ fn a_complete_result_stays_until_the_next_is_complete() {
     sandbox.write("heldout.jsonl", "{\"text\": 3}");
     assert_eq!(sandbox.run(&["chain.toml"]).code, 1);
     assert_eq!(outcome(&sandbox, &variant), before);
-    assert_eq!(sandbox.json(&format!("{variant}/manifest.json"))["status"], "succeeded");
+    assert_eq!(
+        sandbox.json(&format!("{variant}/manifest.json"))["status"],
+        "succeeded"
+    );
     sandbox.write("heldout.jsonl", rows);
     assert_eq!(sandbox.run(&["chain.toml"]).code, 0);
     assert_eq!(outcome(&sandbox, &variant), before);
@@ -174,12 +288,18 @@ fn a_complete_result_stays_until_the_next_is_complete() {
 #[test]
 fn variants_that_were_not_asked_for_keep_their_rows() {
     let sandbox = chain();
-    sandbox.write("sweep.toml", format!("{CHAIN}\n[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n"));
+    sandbox.write(
+        "sweep.toml",
+        format!("{CHAIN}\n[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n"),
+    );
     for only in ["ratio0.5", "ratio0.25"] {
         assert_eq!(sandbox.run(&["sweep.toml", "--only", only]).code, 0);
     }
     let variants = table(&sandbox.path("results/sweep/variants.parquet"));
-    let ratios = variants["prune.ratio"].as_primitive::<Float64Type>().values().to_vec();
+    let ratios = variants["prune.ratio"]
+        .as_primitive::<Float64Type>()
+        .values()
+        .to_vec();
     assert_eq!(ratios, [0.25, 0.5], "in the order of the sweep");
     assert_eq!(variants["tiny_boolq.acc"].null_count(), 0);
 }
@@ -187,7 +307,10 @@ fn variants_that_were_not_asked_for_keep_their_rows() {
 #[test]
 fn two_runs_at_once_leave_each_other_alone() {
     let sandbox = chain();
-    sandbox.write("sweep.toml", format!("{CHAIN}\n[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n"));
+    sandbox.write(
+        "sweep.toml",
+        format!("{CHAIN}\n[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n"),
+    );
     let children: Vec<_> = ["ratio0.25", "ratio0.5"]
         .map(|only| {
             sandbox
@@ -211,21 +334,39 @@ fn what_a_killed_run_left_is_removed_by_the_next() {
     let sandbox = chain();
     std::fs::create_dir_all(sandbox.path("results/chain/.partial-dead/hf")).unwrap();
     sandbox.write("results/chain/.partial-table", "half");
-    assert_eq!(sandbox.run(&["chain.toml", "--set", "recover.duration.updates=1"]).code, 0);
-    assert!(!sandbox.path("results/chain/.partial-dead").exists() && !sandbox.path("results/chain/.partial-table").exists());
+    assert_eq!(
+        sandbox
+            .run(&["chain.toml", "--set", "recover.duration.updates=1"])
+            .code,
+        0
+    );
+    assert!(
+        !sandbox.path("results/chain/.partial-dead").exists()
+            && !sandbox.path("results/chain/.partial-table").exists()
+    );
 }
 
 #[test]
 fn a_wrong_command_line_is_two() {
     let sandbox = chain();
-    for arguments in [&[][..], &["nowhere.toml"], &["chain.toml", "--what"], &["report", "nowhere"], &["check"]] {
+    for arguments in [
+        &[][..],
+        &["nowhere.toml"],
+        &["chain.toml", "--what"],
+        &["report", "nowhere"],
+        &["check"],
+    ] {
         let ran = sandbox.run(arguments);
         assert_eq!(ran.code, 2, "{arguments:?}: {}", ran.err);
         assert!(ran.out.is_empty() && !ran.err.is_empty(), "{arguments:?}");
     }
     let ran = sandbox.run(&["chain.toml", "--only", "bass-"]);
     assert_eq!(ran.code, 2);
-    assert!(ran.err.contains("no variant is called `bass-`") && ran.err.contains("did you mean `base-"), "{}", ran.err);
+    assert!(
+        ran.err.contains("no variant is called `bass-`") && ran.err.contains("did you mean `base-"),
+        "{}",
+        ran.err
+    );
     let help = sandbox.run(&["--help"]);
     assert_eq!(help.code, 0);
     insta::assert_snapshot!("help", help.out);
@@ -235,8 +376,13 @@ fn a_wrong_command_line_is_two() {
 fn the_schema_knows_every_option() {
     let sandbox = Sandbox::new();
     let schema: serde_json::Value = serde_json::from_str(&sandbox.run(&["schema"]).out).unwrap();
-    let stages = schema["properties"]["stage"]["items"]["oneOf"].as_array().unwrap();
-    let tags: Vec<&str> = stages.iter().map(|stage| stage["properties"]["type"]["const"].as_str().unwrap()).collect();
+    let stages = schema["properties"]["stage"]["items"]["oneOf"]
+        .as_array()
+        .unwrap();
+    let tags: Vec<&str> = stages
+        .iter()
+        .map(|stage| stage["properties"]["type"]["const"].as_str().unwrap())
+        .collect();
     assert_eq!(
         tags,
         [
@@ -255,8 +401,17 @@ fn the_schema_knows_every_option() {
         ]
     );
     for stage in stages {
-        for (option, described) in stage["properties"].as_object().unwrap().iter().filter(|(name, _)| *name != "type") {
-            assert!(described["description"].is_string(), "{} {option} is not described", stage["properties"]["type"]);
+        for (option, described) in stage["properties"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter(|(name, _)| *name != "type")
+        {
+            assert!(
+                described["description"].is_string(),
+                "{} {option} is not described",
+                stage["properties"]["type"]
+            );
         }
     }
 }

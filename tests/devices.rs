@@ -7,17 +7,21 @@ use std::path::Path;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Float64Type;
-use secateur::model::walk::{self, Sequence};
-use secateur::model::wiring::BlockTensor;
 use secateur::stages::{dependencies, importance};
-use secateur::tensor::{self, Device};
+use secateur_model::walk::{self, Sequence};
+use secateur_model::wiring::BlockTensor;
+use secateur_tensor::{self, Device};
 use serde_json::json;
 
 use crate::support::{self, CHAIN, Sandbox, table, text};
 
 /// The other device, if there is one.
 fn other() -> Option<Device> {
-    let other = if cfg!(feature = "cuda") { Device::Cuda(0) } else { Device::CpuAsGpu };
+    let other = if cfg!(feature = "cuda") {
+        Device::Cuda(0)
+    } else {
+        Device::CpuAsGpu
+    };
     match tensor::resolve_device(other) {
         Ok(device) => {
             eprintln!("comparing cpu with {device}");
@@ -42,7 +46,10 @@ fn run(sandbox: &Sandbox, device: &str, results: &str, more: &[&str]) -> String 
 
 fn chain(taylor: &str) -> Sandbox {
     let sandbox = support::chain();
-    let pipeline = CHAIN.replace("method = \"taylor\"", &format!("method = \"taylor\"\ntaylor = \"{taylor}\""));
+    let pipeline = CHAIN.replace(
+        "method = \"taylor\"",
+        &format!("method = \"taylor\"\ntaylor = \"{taylor}\""),
+    );
     sandbox.write("chain.toml", pipeline);
     sandbox
 }
@@ -79,26 +86,39 @@ fn a_pipeline_agrees_with_the_processors() {
     let device = device.to_string();
     for taylor in ["vector", "element-first", "element-mixed"] {
         let sandbox = chain(taylor);
-        let (cpu, gpu) = (run(&sandbox, "cpu", "on-cpu", &[]), run(&sandbox, &device, "on-gpu", &[]));
+        let (cpu, gpu) = (
+            run(&sandbox, "cpu", "on-cpu", &[]),
+            run(&sandbox, &device, "on-gpu", &[]),
+        );
         for (name, column, most) in NEAR {
             let path = |folder: &str| sandbox.path(&format!("{folder}/{name}.parquet"));
             let apart = apart(&path(&gpu), &path(&cpu), column);
             eprintln!("{taylor}: {name}.{column} differs by {apart:.1e}");
-            assert!(apart <= most, "{taylor}: {name}.{column} differs by {apart:.1e}, more than {most:.0e}");
+            assert!(
+                apart <= most,
+                "{taylor}: {name}.{column} differs by {apart:.1e}, more than {most:.0e}"
+            );
         }
         let pruned = |folder: &str| {
             let rows = table(&sandbox.path(&format!("{folder}/prune.parquet")));
             ["layer", "group", "unit", "kept"].map(|column| text(&rows[column]))
         };
-        assert!(pruned(&gpu) == pruned(&cpu), "{taylor}: other units are pruned");
+        assert!(
+            pruned(&gpu) == pruned(&cpu),
+            "{taylor}: other units are pruned"
+        );
     }
 }
 
 /// All tables of a variant.
 fn tables(sandbox: &Sandbox, folder: &str) -> BTreeMap<String, Vec<u8>> {
     let entries = std::fs::read_dir(sandbox.path(folder)).unwrap().flatten();
-    let names = entries.map(|entry| entry.file_name().into_string().unwrap()).filter(|name| name.ends_with(".parquet"));
-    names.map(|name| (name.clone(), sandbox.read(&format!("{folder}/{name}")))).collect()
+    let names = entries
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".parquet"));
+    names
+        .map(|name| (name.clone(), sandbox.read(&format!("{folder}/{name}"))))
+        .collect()
 }
 
 /// What the chain leaves out: texts that are read on, and scores from activations.
@@ -143,9 +163,16 @@ prefill = 16
 decode = 4
 "#,
     );
-    let (cpu, gpu) = (run(&sandbox, "cpu", "on-cpu", &[]), run(&sandbox, &device.to_string(), "on-gpu", &[]));
+    let (cpu, gpu) = (
+        run(&sandbox, "cpu", "on-cpu", &[]),
+        run(&sandbox, &device.to_string(), "on-gpu", &[]),
+    );
     let path = |folder: &str, name: &str| sandbox.path(&format!("{folder}/{name}.parquet"));
-    let scores = apart(&path(&gpu, "importance"), &path(&cpu, "importance"), "score");
+    let scores = apart(
+        &path(&gpu, "importance"),
+        &path(&cpu, "importance"),
+        "score",
+    );
     assert!(scores < 1e-4, "{scores:.1e}");
     let texts = |folder: &str| text(&table(&path(folder, "generate"))["output"]);
     assert_eq!(texts(&gpu), texts(&cpu));
@@ -157,16 +184,41 @@ fn room_on_a_gpu_changes_no_bit() {
     let Some(device) = other() else { return };
     tensor::select_device(device).unwrap();
     let model = support::tiny();
-    let rows = [vec![0u32, 5, 9, 300, 44, 7], vec![0, 301, 5, 6, 90], vec![0, 5, 9, 12]];
-    let rows: Vec<Sequence> = rows.into_iter().map(|ids| Sequence::new(ids.clone(), &vec![true; ids.len()])).collect();
+    let rows = [
+        vec![0u32, 5, 9, 300, 44, 7],
+        vec![0, 301, 5, 6, 90],
+        vec![0, 5, 9, 12],
+    ];
+    let rows: Vec<Sequence> = rows
+        .into_iter()
+        .map(|ids| Sequence::new(ids.clone(), &vec![true; ids.len()]))
+        .collect();
     let folder = tempfile::tempdir().unwrap();
     let corpus = folder.path().join("rows.jsonl");
-    std::fs::write(&corpus, rows.iter().map(|row| format!("{{\"ids\": {:?}}}\n", row.ids)).collect::<String>()).unwrap();
-    let graph = dependencies::run(&serde_json::from_value(json!({ "grouping": "channel" })).unwrap(), &model).unwrap();
+    std::fs::write(
+        &corpus,
+        rows.iter()
+            .map(|row| format!("{{\"ids\": {:?}}}\n", row.ids))
+            .collect::<String>(),
+    )
+    .unwrap();
+    let graph = dependencies::run(
+        &serde_json::from_value(json!({ "grouping": "channel" })).unwrap(),
+        &model,
+    )
+    .unwrap();
     let found = || {
         let scores = ["vector", "element-first", "element-mixed"].map(|taylor| {
-            let options = json!({ "method": "taylor", "taylor": taylor, "corpus": corpus, "sample": "file" });
-            importance::run(&serde_json::from_value(options).unwrap(), &support::context(), &model, &graph).unwrap().0
+            let options =
+                json!({ "method": "taylor", "taylor": taylor, "corpus": corpus, "sample": "file" });
+            importance::run(
+                &serde_json::from_value(options).unwrap(),
+                &support::context(),
+                &model,
+                &graph,
+            )
+            .unwrap()
+            .0
         });
         (walk::token_scores(&model, &rows), scores)
     };
@@ -177,20 +229,40 @@ fn room_on_a_gpu_changes_no_bit() {
     tensor::resident::set_capacity(100_000);
     assert!(found() == roomy, "with a little room");
     // the weights of another model go where both find no room
-    let bytes = model.weights_used_by_walk().map(|weight| 4 * weight.len() as u64).sum::<u64>();
+    let bytes = model
+        .weights_used_by_walk()
+        .map(|weight| 4 * weight.len() as u64)
+        .sum::<u64>();
     tensor::resident::set_capacity(bytes + bytes / 2);
     walk::token_scores(&model, &rows);
     assert!(model.blocks.iter().all(|block| block.is_on_gpu()));
     let other = support::tiny();
     walk::token_scores(&other, &rows);
-    assert!(other.blocks.iter().all(|block| block.is_on_gpu()) && !model.blocks.iter().any(|block| block.is_on_gpu()));
+    assert!(
+        other.blocks.iter().all(|block| block.is_on_gpu())
+            && !model.blocks.iter().any(|block| block.is_on_gpu())
+    );
     assert!(tensor::resident::resident_bytes() <= bytes);
     tensor::select_device(Device::Cpu).unwrap();
     for (on_gpu, on_cpu) in roomy.1.iter().zip(found().1) {
-        for (a, b) in on_gpu.groups.iter().flatten().zip(on_cpu.groups.iter().flatten()) {
+        for (a, b) in on_gpu
+            .groups
+            .iter()
+            .flatten()
+            .zip(on_cpu.groups.iter().flatten())
+        {
             let largest = b.channels.iter().fold(0f64, |most, x| most.max(x.abs()));
-            let apart = a.channels.iter().zip(&b.channels).map(|(a, b)| (a - b).abs() / largest).fold(0.0, f64::max);
-            assert!(a.member_index == b.member_index && apart < 1e-4, "member {}: {apart:.1e}", a.member_index);
+            let apart = a
+                .channels
+                .iter()
+                .zip(&b.channels)
+                .map(|(a, b)| (a - b).abs() / largest)
+                .fold(0.0, f64::max);
+            assert!(
+                a.member_index == b.member_index && apart < 1e-4,
+                "member {}: {apart:.1e}",
+                a.member_index
+            );
         }
     }
 }
@@ -201,11 +273,23 @@ fn two_runs_on_a_gpu_give_the_same_bytes() {
     let sandbox = chain("element-mixed");
     let device = device.to_string();
     let once = run(&sandbox, &device, "once", &[]);
-    let again = run(&sandbox, &device, "again", &["--set", "run.threads=1", "--set", "run.stream=true"]);
+    let again = run(
+        &sandbox,
+        &device,
+        "again",
+        &["--set", "run.threads=1", "--set", "run.stream=true"],
+    );
     let (once, again) = (tables(&sandbox, &once), tables(&sandbox, &again));
     assert!(once.len() >= 6);
-    assert_eq!(once.keys().collect::<Vec<_>>(), again.keys().collect::<Vec<_>>());
-    let other: Vec<&String> = once.iter().filter(|(name, bytes)| again[*name] != **bytes).map(|(name, _)| name).collect();
+    assert_eq!(
+        once.keys().collect::<Vec<_>>(),
+        again.keys().collect::<Vec<_>>()
+    );
+    let other: Vec<&String> = once
+        .iter()
+        .filter(|(name, bytes)| again[*name] != **bytes)
+        .map(|(name, _)| name)
+        .collect();
     assert!(other.is_empty(), "not the same: {other:?}");
 }
 
@@ -215,11 +299,19 @@ fn ranks_agree(a: &[Option<f64>], b: &[Option<f64>]) -> f64 {
         let mut order: Vec<usize> = (0..of.len()).collect();
         order.sort_by(|&i, &j| of[i].partial_cmp(&of[j]).unwrap());
         let mut ranks = vec![0.0; of.len()];
-        order.into_iter().enumerate().for_each(|(rank, i)| ranks[i] = rank as f64);
+        order
+            .into_iter()
+            .enumerate()
+            .for_each(|(rank, i)| ranks[i] = rank as f64);
         ranks
     };
     let (a, b, n) = (ranks(a), ranks(b), a.len() as f64);
-    1.0 - 6.0 * a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>() / (n * (n * n - 1.0))
+    1.0 - 6.0
+        * a.iter()
+            .zip(&b)
+            .map(|(a, b)| (a - b) * (a - b))
+            .sum::<f64>()
+        / (n * (n * n - 1.0))
 }
 
 #[test]
@@ -229,17 +321,38 @@ fn half_precision_ranks_the_units_as_single_does() {
     for taylor in ["vector", "element-first", "element-mixed"] {
         let sandbox = chain(taylor);
         let single = run(&sandbox, &device, "single", &[]);
-        let half = run(&sandbox, &device, "half", &["--set", "load.precision=float16"]);
-        let scores = |folder: &str| numbers(&table(&sandbox.path(&format!("{folder}/aggregate.parquet"))), "score");
+        let half = run(
+            &sandbox,
+            &device,
+            "half",
+            &["--set", "load.precision=float16"],
+        );
+        let scores = |folder: &str| {
+            numbers(
+                &table(&sandbox.path(&format!("{folder}/aggregate.parquet"))),
+                "score",
+            )
+        };
         let (single_scores, half_scores) = (scores(&single), scores(&half));
         let path = |folder: &str, name: &str| sandbox.path(&format!("{folder}/{name}.parquet"));
-        let apart_scores = apart(&path(&half, "aggregate"), &path(&single, "aggregate"), "score");
-        let apart_samples = apart(&path(&half, "evaluate_samples"), &path(&single, "evaluate_samples"), "loglikelihood");
+        let apart_scores = apart(
+            &path(&half, "aggregate"),
+            &path(&single, "aggregate"),
+            "score",
+        );
+        let apart_samples = apart(
+            &path(&half, "evaluate_samples"),
+            &path(&single, "evaluate_samples"),
+            "loglikelihood",
+        );
         let rank = ranks_agree(&half_scores, &single_scores);
         eprintln!(
             "{taylor}: scores differ by {apart_scores:.1e}, log likelihoods by {apart_samples:.1e}, ranks agree to {rank:.5}"
         );
-        assert!(apart_scores > 0.0 && apart_scores < 2e-2, "{taylor}: {apart_scores:.1e}");
+        assert!(
+            apart_scores > 0.0 && apart_scores < 2e-2,
+            "{taylor}: {apart_scores:.1e}"
+        );
         assert!(rank > 0.999, "{taylor}: {rank}");
     }
 }
@@ -247,9 +360,20 @@ fn half_precision_ranks_the_units_as_single_does() {
 #[test]
 fn the_processor_has_no_half_precision() {
     let sandbox = support::chain();
-    let ran = sandbox.run(&["check", "chain.toml", "--set", "load.precision=float16", "--set", "run.device=cpu"]);
+    let ran = sandbox.run(&[
+        "check",
+        "chain.toml",
+        "--set",
+        "load.precision=float16",
+        "--set",
+        "run.device=cpu",
+    ]);
     assert_eq!(ran.code, 2);
-    assert!(ran.err.contains("the processor computes in float32 alone"), "{}", ran.err);
+    assert!(
+        ran.err.contains("the processor computes in float32 alone"),
+        "{}",
+        ran.err
+    );
 }
 
 /// What a GPU must hold follows from the headers: half of it in half precision, less block by block.
@@ -260,16 +384,38 @@ fn the_plan_says_what_a_gpu_must_hold() {
     let of = |device: &str, precision: &str| {
         let device = format!("run.device={device}");
         let precision = format!("load.precision={precision}");
-        let ran = sandbox.run(&["plan", "chain.toml", "--format", "json", "--set", &device, "--set", &precision]);
+        let ran = sandbox.run(&[
+            "plan",
+            "chain.toml",
+            "--format",
+            "json",
+            "--set",
+            &device,
+            "--set",
+            &precision,
+        ]);
         let plan: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
         let nodes = plan["nodes"].as_array().unwrap().clone();
-        let of = |key: &str| nodes.iter().map(|node| node[key].as_u64().unwrap()).max().unwrap();
+        let of = |key: &str| {
+            nodes
+                .iter()
+                .map(|node| node[key].as_u64().unwrap())
+                .max()
+                .unwrap()
+        };
         (of("gpu_bytes"), of("gpu_bytes_at_least"))
     };
     assert_eq!(of("cpu", "float32"), (0, 0));
-    let (single, half) = (of(&device.to_string(), "float32"), of(&device.to_string(), "float16"));
+    let (single, half) = (
+        of(&device.to_string(), "float32"),
+        of(&device.to_string(), "float16"),
+    );
     let model = support::tiny();
-    let matrices: usize = model.blocks.iter().flat_map(|block| BlockTensor::MATRICES.map(|part| block[part].len())).sum();
+    let matrices: usize = model
+        .blocks
+        .iter()
+        .flat_map(|block| BlockTensor::MATRICES.map(|part| block[part].len()))
+        .sum();
     // the estimate counts vectors as matrices
     let saved = (single.0 - half.0) as f64 / (2 * matrices) as f64;
     assert!((0.95..1.05).contains(&saved), "{single:?} {half:?}");
@@ -280,10 +426,22 @@ fn the_plan_says_what_a_gpu_must_hold() {
 fn a_device_that_is_not_there_is_named() {
     let sandbox = support::chain();
     for (device, says) in [
-        ("cuda:7", if cfg!(feature = "cuda") { "there is no device `cuda:7`" } else { "this program was built without CUDA" }),
+        (
+            "cuda:7",
+            if cfg!(feature = "cuda") {
+                "there is no device `cuda:7`"
+            } else {
+                "this program was built without CUDA"
+            },
+        ),
         ("gpu", "`cpu-as-gpu`"),
     ] {
-        let ran = sandbox.run(&["check", "chain.toml", "--set", &format!("run.device={device}")]);
+        let ran = sandbox.run(&[
+            "check",
+            "chain.toml",
+            "--set",
+            &format!("run.device={device}"),
+        ]);
         assert_eq!(ran.code, 2, "{device}");
         assert!(ran.err.contains(says), "{device}: {}", ran.err);
     }

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use secateur::model::config::{Config, RopeConfig, RopeScaling, BlockWidths};
-use secateur::model::groups::GroupKind;
-use secateur::model::wiring::{BlockTensor, TensorId};
-use secateur::model::{Block, Model};
-use secateur::stages::importance::taylor::{self, TaylorCriterion, GradientSums};
+use secateur::stages::importance::taylor::{self, GradientSums, TaylorCriterion};
 use secateur::stages::importance::{self, Fisher, Taylor};
-use secateur::stages::products::{Compat, GroupScores, ChannelScores};
+use secateur::stages::products::{ChannelScores, Compat, GroupScores};
 use secateur::stages::{aggregate, dependencies, prune};
-use secateur::tensor::{Gradient, Weight};
+use secateur_model::config::{BlockWidths, Config, RopeConfig, RopeScaling};
+use secateur_model::groups::GroupKind;
+use secateur_model::wiring::{BlockTensor, TensorId};
+use secateur_model::{Block, Model};
+use secateur_tensor::{Gradient, Weight};
 use serde_json::{Value, json};
 
 use crate::support::{self, context, numbers};
@@ -45,12 +45,24 @@ fn filled(len: usize, f: impl Fn(f64) -> f64) -> Vec<f32> {
 
 fn model(config: &Value) -> Model {
     let size = |key: &str| config[key].as_u64().unwrap() as usize;
-    let (hidden, mlp, layers, heads, dim, vocab) =
-        (size("hidden"), size("intermediate"), size("layers"), size("heads"), size("head_dim"), size("vocab"));
+    let (hidden, mlp, layers, heads, dim, vocab) = (
+        size("hidden"),
+        size("intermediate"),
+        size("layers"),
+        size("heads"),
+        size("head_dim"),
+        size("vocab"),
+    );
     let keys = config["kv_heads"].as_u64().map_or(heads, |n| n as usize);
     let weight = |place: TensorId, rows: usize, cols: usize| {
         let (t, is_norm) = id(place);
-        let value = |i: f64| if is_norm { 1.0 + 0.1 * (0.1 * i + t).sin() } else { 0.05 * (0.1 * i + t).sin() };
+        let value = |i: f64| {
+            if is_norm {
+                1.0 + 0.1 * (0.1 * i + t).sin()
+            } else {
+                0.05 * (0.1 * i + t).sin()
+            }
+        };
         Weight::new(filled(rows * cols, value), rows, cols)
     };
     let block = |layer: usize| {
@@ -62,7 +74,10 @@ fn model(config: &Value) -> Model {
             BlockTensor::Gate | BlockTensor::Up => (mlp, hidden),
             BlockTensor::Down => (hidden, mlp),
         };
-        Block::new(BlockTensor::ALL.map(|part| weight(TensorId::Block(layer, part), shape(part).0, shape(part).1)))
+        Block::new(
+            BlockTensor::ALL
+                .map(|part| weight(TensorId::Block(layer, part), shape(part).0, shape(part).1)),
+        )
     };
     Model {
         embedding: weight(TensorId::Embedding, vocab, hidden),
@@ -80,7 +95,10 @@ fn model(config: &Value) -> Model {
             norm_epsilon: 1e-6,
             tied_embeddings: false,
             declared_biases: Default::default(),
-            rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
+            rope: RopeConfig {
+                theta: 10_000.0,
+                scaling: RopeScaling::None,
+            },
             raw: serde_json::Map::new(),
         },
     }
@@ -91,8 +109,20 @@ fn gradients(model: &Model) -> BTreeMap<TensorId, GradientSums> {
         let (t, len) = (id(place).0, model.weight(place).len());
         let gradient = filled(len, |i| 0.01 * (0.07 * i + 2.0 * t).cos());
         let squares = filled(len, |i| 0.5 * (1.0 + (0.05 * i + 3.0 * t).sin()));
-        let of = |values| Gradient::new(values, model.weight(place).rows(), model.weight(place).cols());
-        (place, GradientSums { gradient: of(gradient), squares: Some(of(squares)) })
+        let of = |values| {
+            Gradient::new(
+                values,
+                model.weight(place).rows(),
+                model.weight(place).cols(),
+            )
+        };
+        (
+            place,
+            GradientSums {
+                gradient: of(gradient),
+                squares: Some(of(squares)),
+            },
+        )
     };
     model.tensor_ids().into_iter().map(sums).collect()
 }
@@ -102,22 +132,40 @@ fn worst(found: &[f64], expected: &[f64], cancels: bool) -> f64 {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().copied().fold(0.0, f64::max);
     let difference = |(a, b): (&f64, &f64)| (a - b).abs() / if cancels { largest } else { b.abs() };
-    found.iter().zip(expected).map(difference).fold(0.0, f64::max)
+    found
+        .iter()
+        .zip(expected)
+        .map(difference)
+        .fold(0.0, f64::max)
 }
 
 /// The units that go, counted in the root's channels, if no float32 program may decide otherwise.
 fn removed(scores: &[f64], kept: &[usize], width: usize) -> Option<Vec<usize>> {
     let is_kept = |unit: &usize| kept.contains(unit);
     let units = 0..scores.len();
-    let gone = units.clone().filter(|u| !is_kept(u)).map(|u| scores[u]).fold(f64::NEG_INFINITY, f64::max);
-    let stays = units.clone().filter(is_kept).map(|u| scores[u]).fold(f64::INFINITY, f64::min);
-    let channels = units.filter(|u| !is_kept(u)).flat_map(|u| u * width..(u + 1) * width).collect();
+    let gone = units
+        .clone()
+        .filter(|u| !is_kept(u))
+        .map(|u| scores[u])
+        .fold(f64::NEG_INFINITY, f64::max);
+    let stays = units
+        .clone()
+        .filter(is_kept)
+        .map(|u| scores[u])
+        .fold(f64::INFINITY, f64::min);
+    let channels = units
+        .filter(|u| !is_kept(u))
+        .flat_map(|u| u * width..(u + 1) * width)
+        .collect();
     ((stays - gone) / stays > 3e-5).then_some(channels)
 }
 
 #[test]
 fn scores_and_selections_equal_the_references() {
-    let golden = support::json(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/formula.json")));
+    let golden = support::json(Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/golden/formula.json"
+    )));
     let (mut compared, mut selections, mut largest) = (0, 0, 0f64);
     for case in golden["cases"].as_array().unwrap() {
         let model = model(&case["config"]);
@@ -130,7 +178,10 @@ fn scores_and_selections_equal_the_references() {
         let graph = dependencies::run(&serde_json::from_value(grouping).unwrap(), &model).unwrap();
         let gradients = gradients(&model);
         for result in case["results"].as_array().unwrap() {
-            let here = format!("{} {} {} {}", case["name"], result["pruner"], result["taylor"], result["reduction"]);
+            let here = format!(
+                "{} {} {} {}",
+                case["name"], result["pruner"], result["taylor"], result["reduction"]
+            );
             let taylor = match result["taylor"].as_str() {
                 Some("vectorize") => Some(Taylor::Vector),
                 Some("param_first") => Some(Taylor::ElementFirst),
@@ -140,7 +191,16 @@ fn scores_and_selections_equal_the_references() {
             };
             let scores = match taylor {
                 Some(taylor) => ChannelScores {
-                    groups: taylor::scores_from_gradients(TaylorCriterion { form: taylor, fisher: Fisher::Mean }, &model, &graph, 1, &gradients),
+                    groups: taylor::scores_from_gradients(
+                        TaylorCriterion {
+                            form: taylor,
+                            fisher: Fisher::Mean,
+                        },
+                        &model,
+                        &graph,
+                        1,
+                        &gradients,
+                    ),
                     is_signed: taylor == Taylor::Vector,
                     is_magnitude: false,
                     compat: Compat::Reference,
@@ -148,39 +208,83 @@ fn scores_and_selections_equal_the_references() {
                 },
                 None => {
                     let options = json!({ "method": result["pruner"], "compat": "reference" });
-                    importance::run(&serde_json::from_value(options).unwrap(), &context(), &model, &graph).unwrap().0
+                    importance::run(
+                        &serde_json::from_value(options).unwrap(),
+                        &context(),
+                        &model,
+                        &graph,
+                    )
+                    .unwrap()
+                    .0
                 }
             };
-            let with = result["reduction"].as_str().unwrap().replace("prod", "product");
+            let with = result["reduction"]
+                .as_str()
+                .unwrap()
+                .replace("prod", "product");
             let options = serde_json::from_value(json!({ "with": with })).unwrap();
             let units = aggregate::run(&options, &model, &graph, &scores).unwrap().0;
             let cancels = taylor == Some(Taylor::Vector);
-            let options: prune::Options =
-                serde_json::from_value(json!({ "ratio": if channelwise { 0.25 } else { 0.5 }, "compat": "reference" })).unwrap();
-            let plan = prune::run(&options, None, &model, &graph, &units, None).unwrap().1.plan;
+            let options: prune::Options = serde_json::from_value(
+                json!({ "ratio": if channelwise { 0.25 } else { 0.5 }, "compat": "reference" }),
+            )
+            .unwrap();
+            let plan = prune::run(&options, None, &model, &graph, &units, None)
+                .unwrap()
+                .1
+                .plan;
             for (g, group) in graph.groups.iter().enumerate() {
                 let (scores, members, root, width) = match group.kind {
                     GroupKind::Hidden => ("channel_importance", "members", "pruned_ratio_0.25", 1),
                     GroupKind::Mlp => ("mlp_channel_importance", "mlp_members", "gate_proj", 1),
-                    _ => ("attn_unit_importance", "attn_members", case["root"].as_str().unwrap(), group.min_channels_per_unit(&model)),
+                    _ => (
+                        "attn_unit_importance",
+                        "attn_members",
+                        case["root"].as_str().unwrap(),
+                        group.min_channels_per_unit(&model),
+                    ),
                 };
                 let GroupScores { groups, .. } = &units;
                 let difference = worst(&groups[g], &numbers::<f64>(&result[scores]), cancels);
                 assert!(difference < 6e-6, "{here} {scores}: {difference:.1e}");
                 (compared, largest) = (compared + 1, largest.max(difference));
                 let names: Vec<String> = numbers(&result[members]);
-                let ours: Vec<&str> = group.members.iter().map(|m| m.name.trim_end_matches(".weight")).collect();
+                let ours: Vec<&str> = group
+                    .members
+                    .iter()
+                    .map(|m| m.name.trim_end_matches(".weight"))
+                    .collect();
                 if group.kind == GroupKind::Hidden {
                     // the reference walks in an order of its own; the first and the set are the same
-                    let set = |names: Vec<&str>| names.into_iter().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
-                    let theirs = names.iter().map(|n| n.rsplit_once('.').unwrap().0).collect::<Vec<_>>();
-                    assert_eq!((set(ours.clone()), ours[0]), (set(theirs.clone()), theirs[0]), "{here}");
+                    let set = |names: Vec<&str>| {
+                        names
+                            .into_iter()
+                            .map(str::to_owned)
+                            .collect::<std::collections::BTreeSet<_>>()
+                    };
+                    let theirs = names
+                        .iter()
+                        .map(|n| n.rsplit_once('.').unwrap().0)
+                        .collect::<Vec<_>>();
+                    assert_eq!(
+                        (set(ours.clone()), ours[0]),
+                        (set(theirs.clone()), theirs[0]),
+                        "{here}"
+                    );
                 } else {
                     let theirs = names.iter().map(|n| n.split_once('.').unwrap().0);
-                    assert!(ours.iter().zip(theirs).all(|(ours, theirs)| ours.ends_with(theirs)), "{here}: {ours:?} {names:?}");
+                    assert!(
+                        ours.iter()
+                            .zip(theirs)
+                            .all(|(ours, theirs)| ours.ends_with(theirs)),
+                        "{here}: {ours:?} {names:?}"
+                    );
                 }
-                let stored =
-                    if group.kind == GroupKind::Hidden { &result[root] } else { &result["pruned_root_indices_ratio_0.5"][root] };
+                let stored = if group.kind == GroupKind::Hidden {
+                    &result[root]
+                } else {
+                    &result["pruned_root_indices_ratio_0.5"][root]
+                };
                 let kept = &plan.find_entry(group.kind, group.layer).unwrap().kept;
                 if let Some(gone) = removed(&groups[g], kept, width) {
                     assert_eq!(gone, numbers::<usize>(stored), "{here} {root}");
@@ -189,7 +293,9 @@ fn scores_and_selections_equal_the_references() {
             }
         }
     }
-    eprintln!("{compared} groups of scores, largest difference {largest:.1e}; {selections} selections equal");
+    eprintln!(
+        "{compared} groups of scores, largest difference {largest:.1e}; {selections} selections equal"
+    );
     assert_eq!(compared, 2 * 2 * 26 + 6);
     assert!(selections > 90);
 }

@@ -5,8 +5,7 @@ use serde_json::{Value, json};
 use crate::support::Sandbox;
 
 /// Loads a model and measures a text of the user's.
-const MEASURE: &str =
-    "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"evaluate\"\ncorpora = [\"rows.jsonl\"]\n";
+const MEASURE: &str = "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"evaluate\"\ncorpora = [\"rows.jsonl\"]\n";
 
 fn sandbox() -> Sandbox {
     let sandbox = Sandbox::new();
@@ -23,7 +22,9 @@ fn refused(change: impl FnOnce(&Sandbox)) -> String {
     assert_eq!(ran.code, 2, "{}{}", ran.out, ran.err);
     assert!(!sandbox.path("results").exists());
     let problems: Value = serde_json::from_str(&ran.out).unwrap();
-    let [problem] = &problems.as_array().unwrap()[..] else { panic!("{problems}") };
+    let [problem] = &problems.as_array().unwrap()[..] else {
+        panic!("{problems}")
+    };
     problem["message"].as_str().unwrap().to_owned()
 }
 
@@ -34,9 +35,19 @@ fn failed(change: impl FnOnce(&Sandbox)) -> String {
     let ran = sandbox.run(&["measure.toml"]);
     assert_eq!(ran.code, 1, "{}{}", ran.out, ran.err);
     let folder = sandbox.variant("measure", "base-");
-    assert!(!sandbox.path(&format!("{folder}/evaluate.parquet")).exists(), "a failed stage leaves no table");
-    let error = sandbox.json(&format!("{folder}/manifest.json"))["error"].as_str().unwrap().to_owned();
-    assert!(ran.err.contains("measure.toml:"), "the place is shown: {}", ran.err);
+    assert!(
+        !sandbox.path(&format!("{folder}/evaluate.parquet")).exists(),
+        "a failed stage leaves no table"
+    );
+    let error = sandbox.json(&format!("{folder}/manifest.json"))["error"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        ran.err.contains("measure.toml:"),
+        "the place is shown: {}",
+        ran.err
+    );
     error
 }
 
@@ -59,7 +70,12 @@ fn header(change: impl FnOnce(&mut Value)) -> impl FnOnce(&Sandbox) {
         let mut header: Value = serde_json::from_slice(&bytes[8..end]).unwrap();
         change(&mut header);
         let text = header.to_string();
-        let file = [&(text.len() as u64).to_le_bytes(), text.as_bytes(), &bytes[end..]].concat();
+        let file = [
+            &(text.len() as u64).to_le_bytes(),
+            text.as_bytes(),
+            &bytes[end..],
+        ]
+        .concat();
         sandbox.write(WEIGHTS, file);
     }
 }
@@ -67,7 +83,10 @@ fn header(change: impl FnOnce(&mut Value)) -> impl FnOnce(&Sandbox) {
 #[test]
 fn broken_checkpoints() {
     let gone = |path: &'static str| move |s: &Sandbox| std::fs::remove_file(s.path(path)).unwrap();
-    assert_eq!(refused(gone(CONFIG)), "there is no model in `models/tiny`: it has no config.json");
+    assert_eq!(
+        refused(gone(CONFIG)),
+        "there is no model in `models/tiny`: it has no config.json"
+    );
     assert_eq!(
         refused(gone(WEIGHTS)),
         "there is no model in `models/tiny`: it has neither model.safetensors nor model.safetensors.index.json"
@@ -77,11 +96,18 @@ fn broken_checkpoints() {
             let bytes = s.read(WEIGHTS);
             s.write(WEIGHTS, &bytes[..cut]);
         });
-        assert!(message.starts_with("`models/tiny/model.safetensors` is not a whole safetensors file: "), "{cut}: {message}");
+        assert!(
+            message
+                .starts_with("`models/tiny/model.safetensors` is not a whole safetensors file: "),
+            "{cut}: {message}"
+        );
     }
     let not_whole = |change: fn(&mut Value)| {
         let message = refused(header(change));
-        assert!(message.contains("is not a whole safetensors file"), "{message}");
+        assert!(
+            message.contains("is not a whole safetensors file"),
+            "{message}"
+        );
     };
     not_whole(|h| h["model.norm.weight"]["data_offsets"] = json!([0, 1u64 << 40]));
     not_whole(|h| h["model.norm.weight"]["data_offsets"] = json!([8, 4]));
@@ -104,7 +130,10 @@ fn broken_checkpoints() {
 #[test]
 fn configs_that_do_not_fit() {
     let fit = |key, value| refused(config(key, value));
-    assert!(fit("hidden_size", json!(1)).contains("`hidden_size`") || fit("hidden_size", json!(1)).contains("asks for"));
+    assert!(
+        fit("hidden_size", json!(1)).contains("`hidden_size`")
+            || fit("hidden_size", json!(1)).contains("asks for")
+    );
     assert_eq!(
         fit("hidden_size", json!(u64::MAX)),
         "`models/tiny/config.json`: `hidden_size` is 18446744073709551615, which is not a whole number from 1 to 16777216"
@@ -113,50 +142,91 @@ fn configs_that_do_not_fit() {
         fit("model_type", json!("gpt2")),
         "`models/tiny/config.json`: `model_type` = gpt2 is not supported; supported: llama, mistral, granite"
     );
-    assert_eq!(fit("attention_bias", json!(true)), "the tensor `model.layers.0.self_attn.q_proj.bias` is missing");
-    assert_eq!(fit("num_hidden_layers", json!(7)), "the tensor `model.layers.6.input_layernorm.weight` is missing");
-    assert_eq!(fit("head_dim", json!(7)), "`models/tiny/config.json`: `head_dim` is 7, which is not an even number above 0");
-    assert!(fit("rope_scaling", json!({ "rope_type": "yarn" })).contains("`rope_type` = yarn is not supported"));
+    assert_eq!(
+        fit("attention_bias", json!(true)),
+        "the tensor `model.layers.0.self_attn.q_proj.bias` is missing"
+    );
+    assert_eq!(
+        fit("num_hidden_layers", json!(7)),
+        "the tensor `model.layers.6.input_layernorm.weight` is missing"
+    );
+    assert_eq!(
+        fit("head_dim", json!(7)),
+        "`models/tiny/config.json`: `head_dim` is 7, which is not an even number above 0"
+    );
+    assert!(
+        fit("rope_scaling", json!({ "rope_type": "yarn" }))
+            .contains("`rope_type` = yarn is not supported")
+    );
     let vocab = fit("vocab_size", json!(100));
     assert!(
-        vocab.starts_with("the tensor `model.embed_tokens.weight` has shape [") && vocab.contains("asks for [100, "),
+        vocab.starts_with("the tensor `model.embed_tokens.weight` has shape [")
+            && vocab.contains("asks for [100, "),
         "{vocab}"
     );
-    assert!(refused(|s| s.write(CONFIG, "{")).starts_with("`models/tiny/config.json`: it is not valid JSON"));
+    assert!(
+        refused(|s| s.write(CONFIG, "{"))
+            .starts_with("`models/tiny/config.json`: it is not valid JSON")
+    );
 }
 
 #[test]
 fn widths_that_no_layer_has() {
-    for (key, said) in [("intermediate_size", 100), ("num_attention_heads", 4), ("num_key_value_heads", 2)] {
+    for (key, said) in [
+        ("intermediate_size", 100),
+        ("num_attention_heads", 4),
+        ("num_key_value_heads", 2),
+    ] {
         let message = refused(config(key, json!(said)));
-        assert!(message.contains(&format!("config.json says {key} = {said}, and no layer has it")), "{message}");
+        assert!(
+            message.contains(&format!(
+                "config.json says {key} = {said}, and no layer has it"
+            )),
+            "{message}"
+        );
     }
     assert!(refused(config("head_dim", json!(8))).contains("and no layer has it"));
     assert_eq!(
         refused(config("num_hidden_layers", json!(5))),
         "the checkpoint holds `model.layers.5.input_layernorm.weight`, and config.json says num_hidden_layers = 5"
     );
-    assert!(refused(config("partial_rotary_factor", json!(0.5))).contains("`partial_rotary_factor` = 0.5 is not supported"));
+    assert!(
+        refused(config("partial_rotary_factor", json!(0.5)))
+            .contains("`partial_rotary_factor` = 0.5 is not supported")
+    );
 }
 
 #[test]
 fn tokenizers_that_do_not_fit() {
     let path = "models/tiny/tokenizer.json";
-    assert!(refused(|s| s.write(path, "{}")).starts_with("`models/tiny/tokenizer.json` is not a tokenizer: "));
+    assert!(
+        refused(|s| s.write(path, "{}"))
+            .starts_with("`models/tiny/tokenizer.json` is not a tokenizer: ")
+    );
     let larger = refused(|s| {
         let mut tokenizer = s.json(path);
         let id = s.json(CONFIG)["vocab_size"].clone();
         let token = json!({ "id": id, "content": "<more>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true });
-        tokenizer["added_tokens"].as_array_mut().unwrap().push(token);
+        tokenizer["added_tokens"]
+            .as_array_mut()
+            .unwrap()
+            .push(token);
         s.write(path, tokenizer.to_string());
     });
-    assert!(larger.starts_with("the tokenizer has ids up to ") && larger.contains("the model's vocabulary has "), "{larger}");
+    assert!(
+        larger.starts_with("the tokenizer has ids up to ")
+            && larger.contains("the model's vocabulary has "),
+        "{larger}"
+    );
     let around = refused(|s| {
         let mut tokenizer = s.json(path);
         tokenizer["post_processor"]["special_tokens"]["<s>"]["ids"] = json!([9999]);
         s.write(path, tokenizer.to_string());
     });
-    assert!(around.starts_with("the tokenizer has ids up to 9999, the model's vocabulary has "), "{around}");
+    assert!(
+        around.starts_with("the tokenizer has ids up to 9999, the model's vocabulary has "),
+        "{around}"
+    );
     assert_eq!(
         refused(|s| std::fs::remove_file(s.path(path)).unwrap()),
         "`rows.jsonl` is text, and the model's folder has no tokenizer.json"
@@ -171,39 +241,78 @@ fn weights_that_are_not_numbers() {
         bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
         s.write(WEIGHTS, bytes);
     });
-    assert!(error.contains("`load` failed: cannot load the model: the tensor `") && error.contains("holds a NaN"), "{error}");
+    assert!(
+        error.contains("`load` failed: cannot load the model: the tensor `")
+            && error.contains("holds a NaN"),
+        "{error}"
+    );
 }
 
 #[test]
 fn rows_that_do_not_parse() {
     let rows = |rows: &'static str| failed(move |s| s.write("rows.jsonl", rows));
     let good = "{\"text\": \"Anna is in the garden.\"}";
-    assert!(rows("{\"text\": \"a b\"}\n\n{\"text\": 3}").ends_with("`rows.jsonl`, line 3: `text` is 3, not a text"));
-    assert!(rows("{\"text\": \"a b\"}\n{\"text\": \"a").contains("`rows.jsonl`, line 2: it is not valid JSON"));
-    assert!(rows("{\"ids\": [1, 99999]}").contains("line 1: the token id 99999 lies outside the vocabulary"));
+    assert!(
+        rows("{\"text\": \"a b\"}\n\n{\"text\": 3}")
+            .ends_with("`rows.jsonl`, line 3: `text` is 3, not a text")
+    );
+    assert!(
+        rows("{\"text\": \"a b\"}\n{\"text\": \"a")
+            .contains("`rows.jsonl`, line 2: it is not valid JSON")
+    );
+    assert!(
+        rows("{\"ids\": [1, 99999]}")
+            .contains("line 1: the token id 99999 lies outside the vocabulary")
+    );
     assert!(rows("\n\n").ends_with("`rows.jsonl` holds no document"));
     assert!(rows("{\"ids\": [1]}").contains("has nothing to predict"));
     assert!(refused(|s| s.write("rows.jsonl", "")).contains("`rows.jsonl` is empty"));
-    assert!(refused(|s| std::fs::remove_file(s.path("rows.jsonl")).unwrap()).starts_with("cannot read `rows.jsonl`"));
+    assert!(
+        refused(|s| std::fs::remove_file(s.path("rows.jsonl")).unwrap())
+            .starts_with("cannot read `rows.jsonl`")
+    );
     let bytes = failed(|s| s.write("rows.jsonl", [good.as_bytes(), b"\n\xff\xfe"].concat()));
-    assert!(bytes.contains("is not UTF-8 text from byte 35 on"), "{bytes}");
+    assert!(
+        bytes.contains("is not UTF-8 text from byte 35 on"),
+        "{bytes}"
+    );
     // a task's rows, by line
     let sandbox = sandbox();
-    sandbox.write("datasets/tiny_boolq.jsonl", "{\"passage\": \"a\", \"question\": \"b\", \"label\": 1}\n{\"passage\": \"a\"}\n");
-    sandbox.write("task.toml", MEASURE.replace("corpora = [\"rows.jsonl\"]", "tasks = [\"tiny_boolq\"]"));
+    sandbox.write(
+        "datasets/tiny_boolq.jsonl",
+        "{\"passage\": \"a\", \"question\": \"b\", \"label\": 1}\n{\"passage\": \"a\"}\n",
+    );
+    sandbox.write(
+        "task.toml",
+        MEASURE.replace("corpora = [\"rows.jsonl\"]", "tasks = [\"tiny_boolq\"]"),
+    );
     let ran = sandbox.run(&["task.toml"]);
     assert_eq!(ran.code, 1);
-    assert!(ran.err.contains("tiny_boolq.jsonl`, line 2: it lacks the field `question`"), "{}", ran.err);
+    assert!(
+        ran.err
+            .contains("tiny_boolq.jsonl`, line 2: it lacks the field `question`"),
+        "{}",
+        ran.err
+    );
 }
 
 #[test]
 fn models_of_a_hub_are_reserved() {
     let sandbox = sandbox();
     let set = ["--set", "load.model=hf://owner/name@main"];
-    assert_eq!(sandbox.run(&["check", "measure.toml", "--no-world", set[0], set[1]]).code, 0);
+    assert_eq!(
+        sandbox
+            .run(&["check", "measure.toml", "--no-world", set[0], set[1]])
+            .code,
+        0
+    );
     let ran = sandbox.run(&["measure.toml", set[0], set[1]]);
     assert_eq!(ran.code, 2);
-    assert!(ran.err.contains("models from a hub are not supported yet"), "{}", ran.err);
+    assert!(
+        ran.err.contains("models from a hub are not supported yet"),
+        "{}",
+        ran.err
+    );
 }
 
 #[test]
@@ -211,7 +320,11 @@ fn folders_without_a_name() {
     let sandbox = sandbox();
     for key in ["results", "cache", "data"] {
         let ran = sandbox.run(&["measure.toml", "--set", &format!("run.{key}=")]);
-        assert!(ran.code == 2 && ran.err.contains(&format!("`{key}` is empty")), "{}", ran.err);
+        assert!(
+            ran.code == 2 && ran.err.contains(&format!("`{key}` is empty")),
+            "{}",
+            ran.err
+        );
     }
 }
 
@@ -221,13 +334,25 @@ fn results_that_cannot_be_written() {
     sandbox.write("results", "a file stands where the folder should");
     let ran = sandbox.run(&["measure.toml"]);
     assert_eq!(ran.code, 2);
-    assert!(ran.err.contains("the results folder `results` cannot be written"), "{}", ran.err);
+    assert!(
+        ran.err
+            .contains("the results folder `results` cannot be written"),
+        "{}",
+        ran.err
+    );
     std::fs::remove_file(sandbox.path("results")).unwrap();
     std::fs::create_dir(sandbox.path("results")).unwrap();
-    sandbox.write("results/measure", "a file stands where this pipeline's results should");
+    sandbox.write(
+        "results/measure",
+        "a file stands where this pipeline's results should",
+    );
     let ran = sandbox.run(&["measure.toml", "--results", "results"]);
     assert_eq!(ran.code, 2);
-    assert!(ran.err.contains("a file stands there") && ran.err.contains("[--results results:1:1]"), "{}", ran.err);
+    assert!(
+        ran.err.contains("a file stands there") && ran.err.contains("[--results results:1:1]"),
+        "{}",
+        ran.err
+    );
 }
 
 /// Where a table cannot be stored its variant has failed, by name; the others are tried.
@@ -243,16 +368,32 @@ fn a_table_that_cannot_be_stored_fails_its_variant() {
     let err = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{err}");
     for method in ["l1", "l2"] {
-        let manifest = sandbox.json(&format!("{}/manifest.json", sandbox.variant("scores", method)));
-        assert!(manifest["error"].as_str().unwrap().contains("`importance` failed: its results cannot be stored"), "{manifest}");
+        let manifest = sandbox.json(&format!(
+            "{}/manifest.json",
+            sandbox.variant("scores", method)
+        ));
+        assert!(
+            manifest["error"]
+                .as_str()
+                .unwrap()
+                .contains("`importance` failed: its results cannot be stored"),
+            "{manifest}"
+        );
     }
 }
 
 /// Runs a pipeline where no file may be larger than so many KiB: writes fail in the middle of a file.
 #[cfg(unix)]
 fn limited(sandbox: &Sandbox, kib: usize, pipeline: &str) -> std::process::Output {
-    let script = format!("trap '' XFSZ; ulimit -f {kib}; exec '{}' {pipeline}", env!("CARGO_BIN_EXE_runner"));
-    std::process::Command::new("bash").args(["-c", &script]).current_dir(sandbox.path("")).output().unwrap()
+    let script = format!(
+        "trap '' XFSZ; ulimit -f {kib}; exec '{}' {pipeline}",
+        env!("CARGO_BIN_EXE_runner")
+    );
+    std::process::Command::new("bash")
+        .args(["-c", &script])
+        .current_dir(sandbox.path(""))
+        .output()
+        .unwrap()
 }
 
 /// A limit on the size of files stands for a disk that is full.
@@ -267,36 +408,61 @@ fn a_full_disk_leaves_no_half_of_a_file() {
     let output = limited(&sandbox, 1000, "export.toml");
     let err = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{err}");
-    assert!(err.contains("`export` failed: cannot write `") && err.contains("File too large"), "{err}");
+    assert!(
+        err.contains("`export` failed: cannot write `") && err.contains("File too large"),
+        "{err}"
+    );
     let folder = sandbox.variant("export", "base-");
-    assert!(sandbox.path(&format!("{folder}/evaluate.parquet")).exists(), "what was complete is there");
+    assert!(
+        sandbox.path(&format!("{folder}/evaluate.parquet")).exists(),
+        "what was complete is there"
+    );
     assert!(!sandbox.path(&format!("{folder}/hf")).exists());
     let names: Vec<String> = std::fs::read_dir(sandbox.path("results/export"))
         .unwrap()
         .chain(std::fs::read_dir(sandbox.path(&folder)).unwrap())
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
-    assert!(names.iter().all(|name| !name.starts_with(".partial-")), "{names:?}");
+    assert!(
+        names.iter().all(|name| !name.starts_with(".partial-")),
+        "{names:?}"
+    );
 }
 
 #[test]
 fn what_a_hunt_found() {
     let message = |key, value| refused(config(key, value));
-    assert!(message("tie_word_embeddings", json!(false)).ends_with("the tensor `lm_head.weight` is missing"));
     assert!(
-        message("tie_word_embeddings", json!("true")).contains("`tie_word_embeddings` is \"true\", which is not true or false")
+        message("tie_word_embeddings", json!(false))
+            .ends_with("the tensor `lm_head.weight` is missing")
     );
-    assert!(message("rope_scaling", json!("linear")).contains("`rope_scaling` is \"linear\", which is not a table"));
-    assert!(message("rope_scaling", json!({ "factor": 4.0 })).contains("the key `rope_type` is missing"));
+    assert!(
+        message("tie_word_embeddings", json!("true"))
+            .contains("`tie_word_embeddings` is \"true\", which is not true or false")
+    );
+    assert!(
+        message("rope_scaling", json!("linear"))
+            .contains("`rope_scaling` is \"linear\", which is not a table")
+    );
+    assert!(
+        message("rope_scaling", json!({ "factor": 4.0 }))
+            .contains("the key `rope_type` is missing")
+    );
     assert!(message("hidden_act", json!(5)).contains("`hidden_act` is 5, which is not a text"));
-    assert!(message("rms_norm_eps", json!(1e300)).contains("`rms_norm_eps` is 1e+300, which is not a positive number"));
+    assert!(
+        message("rms_norm_eps", json!(1e300))
+            .contains("`rms_norm_eps` is 1e+300, which is not a positive number")
+    );
 
     // a tokenizer that was saved in training gives one text one list of ids
     let sandbox = sandbox();
     let perplexity = || {
         let ran = sandbox.run(&["measure.toml", "--format", "json"]);
         assert_eq!(ran.code, 0, "{}", ran.err);
-        sandbox.read(&format!("{}/evaluate.parquet", sandbox.variant("measure", "base-")))
+        sandbox.read(&format!(
+            "{}/evaluate.parquet",
+            sandbox.variant("measure", "base-")
+        ))
     };
     let before = perplexity();
     let mut tokenizer = sandbox.json("models/tiny/tokenizer.json");
@@ -307,11 +473,18 @@ fn what_a_hunt_found() {
     // two tasks of one name, by name and by path
     sandbox.write(
         "twice.toml",
-        MEASURE.replace("corpora = [\"rows.jsonl\"]", "tasks = [\"tiny_piqa\", \"datasets/tiny_piqa.toml\"]"),
+        MEASURE.replace(
+            "corpora = [\"rows.jsonl\"]",
+            "tasks = [\"tiny_piqa\", \"datasets/tiny_piqa.toml\"]",
+        ),
     );
     let ran = sandbox.run(&["check", "twice.toml"]);
     assert_eq!(ran.code, 2);
-    assert!(ran.err.contains("`tiny_piqa` is measured twice"), "{}", ran.err);
+    assert!(
+        ran.err.contains("`tiny_piqa` is measured twice"),
+        "{}",
+        ran.err
+    );
 
     // training that ends in weights that are no numbers
     sandbox.write("text.txt", "Anna is in the garden.\n\nTom is in the barn.");
@@ -320,20 +493,40 @@ fn what_a_hunt_found() {
             "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"recover\"\ncorpus = \"text.txt\"\n{options}"
         )
     };
-    sandbox.write("diverges.toml", train("batch = 1\nlearning_rate = 1e38\nduration = { updates = 1 }\n"));
+    sandbox.write(
+        "diverges.toml",
+        train("batch = 1\nlearning_rate = 1e38\nduration = { updates = 1 }\n"),
+    );
     let ran = sandbox.run(&["diverges.toml"]);
     assert_eq!(ran.code, 1, "{}", ran.err);
-    assert!(ran.err.contains("a weight is no number after the last update"), "{}", ran.err);
+    assert!(
+        ran.err
+            .contains("a weight is no number after the last update"),
+        "{}",
+        ran.err
+    );
 
     // a row that is longer than the model, and a separator that separates nothing
     sandbox.write("text.txt", "Anna is in the garden. ".repeat(300));
-    sandbox.write("long.toml", train("sample = \"file\"\nbatch = 1\nduration = { updates = 1 }\n"));
+    sandbox.write(
+        "long.toml",
+        train("sample = \"file\"\nbatch = 1\nduration = { updates = 1 }\n"),
+    );
     let ran = sandbox.run(&["long.toml"]);
     assert_eq!(ran.code, 1);
-    assert!(ran.err.contains("document 1: its ") && ran.err.contains("more than the model's 512 positions"), "{}", ran.err);
+    assert!(
+        ran.err.contains("document 1: its ")
+            && ran.err.contains("more than the model's 512 positions"),
+        "{}",
+        ran.err
+    );
     let ran = sandbox.run(&["check", "long.toml", "--set", "recover.separator="]);
     assert_eq!(ran.code, 2);
-    assert!(ran.err.contains("an empty text separates nothing"), "{}", ran.err);
+    assert!(
+        ran.err.contains("an empty text separates nothing"),
+        "{}",
+        ran.err
+    );
 }
 
 /// Whoever closes standard output does not want to hear more; that is no failure.
@@ -341,9 +534,20 @@ fn what_a_hunt_found() {
 #[cfg(unix)]
 fn a_closed_output_changes_no_exit_code() {
     let sandbox = sandbox();
-    for (arguments, code) in [("check measure.toml", 0), ("schema", 0), ("check nowhere.toml", 2)] {
-        let script = format!("'{}' {arguments} >/dev/full 2>/dev/full", env!("CARGO_BIN_EXE_runner"));
-        let status = std::process::Command::new("bash").args(["-c", &script]).current_dir(sandbox.path("")).status().unwrap();
+    for (arguments, code) in [
+        ("check measure.toml", 0),
+        ("schema", 0),
+        ("check nowhere.toml", 2),
+    ] {
+        let script = format!(
+            "'{}' {arguments} >/dev/full 2>/dev/full",
+            env!("CARGO_BIN_EXE_runner")
+        );
+        let status = std::process::Command::new("bash")
+            .args(["-c", &script])
+            .current_dir(sandbox.path(""))
+            .status()
+            .unwrap();
         assert_eq!(status.code(), Some(code), "{arguments}");
     }
 }

@@ -5,7 +5,10 @@ use crate::support::{CHAIN, Sandbox, chain, outcome};
 /// The stages that the last run of a pipeline ran, and those that it found.
 fn stages(sandbox: &Sandbox, pipeline: &str) -> (u64, u64) {
     let stages = sandbox.json(&format!("results/{pipeline}/status.json"))["stages"].clone();
-    (stages["run"].as_u64().unwrap(), stages["kept"].as_u64().unwrap())
+    (
+        stages["run"].as_u64().unwrap(),
+        stages["kept"].as_u64().unwrap(),
+    )
 }
 
 /// The stages of a plan that must run, and why.
@@ -13,22 +16,38 @@ fn must_run(sandbox: &Sandbox, arguments: &[&str]) -> Vec<String> {
     let ran = sandbox.run(&[&["plan"], arguments, &["--format", "json"]].concat());
     assert_eq!(ran.code, 0, "{}", ran.err);
     let plan: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
-    let nodes = plan["nodes"].as_array().unwrap().iter().filter(|node| node["state"] != "kept");
+    let nodes = plan["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|node| node["state"] != "kept");
     nodes
-        .map(|node| format!("{} {}: {}", node["step"], node["stage"].as_str().unwrap(), node["reason"].as_str().unwrap()))
+        .map(|node| {
+            format!(
+                "{} {}: {}",
+                node["step"],
+                node["stage"].as_str().unwrap(),
+                node["reason"].as_str().unwrap()
+            )
+        })
         .collect()
 }
 
 /// The files of all products, one flipped byte in each.
 fn damage_all(sandbox: &Sandbox) -> usize {
     fn damage(folder: &std::path::Path) -> usize {
-        let entries = std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path());
+        let entries = std::fs::read_dir(folder)
+            .unwrap()
+            .flatten()
+            .map(|entry| entry.path());
         let damaged = |path: std::path::PathBuf| {
             if path.is_dir() {
                 return damage(&path);
             }
             let mut bytes = std::fs::read(&path).unwrap();
-            let Some(middle) = bytes.len().checked_div(2).filter(|_| !bytes.is_empty()) else { return 0 };
+            let Some(middle) = bytes.len().checked_div(2).filter(|_| !bytes.is_empty()) else {
+                return 0;
+            };
             bytes[middle] ^= 1;
             // another file, so that a result that shares it stays as it is
             std::fs::remove_file(&path).unwrap();
@@ -51,7 +70,10 @@ fn nothing_runs_twice() {
     let sandbox = chain();
     ok(&sandbox, &["chain.toml"]);
     let variant = sandbox.variant("chain", "base-");
-    let (first, table) = (outcome(&sandbox, &variant), sandbox.read("results/chain/variants.parquet"));
+    let (first, table) = (
+        outcome(&sandbox, &variant),
+        sandbox.read("results/chain/variants.parquet"),
+    );
     assert_eq!(stages(&sandbox, "chain"), (10, 0));
     assert_eq!(must_run(&sandbox, &["chain.toml"]), [""; 0]);
     // complete: not a stage is touched
@@ -61,21 +83,38 @@ fn nothing_runs_twice() {
     std::fs::remove_dir_all(sandbox.path("results/chain")).unwrap();
     ok(&sandbox, &["chain.toml"]);
     assert_eq!(stages(&sandbox, "chain"), (0, 10));
-    assert!(outcome(&sandbox, &variant) == first && sandbox.read("results/chain/variants.parquet") == table);
+    assert!(
+        outcome(&sandbox, &variant) == first
+            && sandbox.read("results/chain/variants.parquet") == table
+    );
     let manifest = sandbox.json(&format!("{variant}/manifest.json"));
-    assert!(manifest["stages"].as_array().unwrap().iter().all(|stage| stage["kept"] == true));
+    assert!(
+        manifest["stages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|stage| stage["kept"] == true)
+    );
     // what is kept is gone: a complete result needs none of it
     std::fs::remove_dir_all(sandbox.path("results/.cache")).unwrap();
     ok(&sandbox, &["chain.toml"]);
     assert_eq!(stages(&sandbox, "chain"), (0, 0));
     // another folder of kept products, a pipeline of another name, the same variant
-    ok(&sandbox, &["chain.toml", "--force", "--set", "run.cache=elsewhere"]);
+    ok(
+        &sandbox,
+        &["chain.toml", "--force", "--set", "run.cache=elsewhere"],
+    );
     sandbox.write("renamed.toml", CHAIN);
     ok(&sandbox, &["renamed.toml", "--set", "run.cache=elsewhere"]);
     assert_eq!(stages(&sandbox, "renamed"), (0, 10));
     let renamed = outcome(&sandbox, &sandbox.variant("renamed", "base-"));
     // the head of `pipeline.toml` names the pipeline that it is of
-    assert!(renamed.iter().zip(&first).all(|(one, other)| one == other || one.0 == "pipeline.toml"));
+    assert!(
+        renamed
+            .iter()
+            .zip(&first)
+            .all(|(one, other)| one == other || one.0 == "pipeline.toml")
+    );
 }
 
 #[test]
@@ -85,45 +124,91 @@ fn a_new_value_runs_only_what_is_new() {
     sandbox.write("sweep.toml", sweep("0.25"));
     ok(&sandbox, &["sweep.toml"]);
     sandbox.write("sweep.toml", sweep("0.25, 0.5"));
-    let new = ["5 prune: new", "6 evaluate: new", "7 recover: new", "8 evaluate: new", "9 export: new"];
+    let new = [
+        "5 prune: new",
+        "6 evaluate: new",
+        "7 recover: new",
+        "8 evaluate: new",
+        "9 export: new",
+    ];
     assert_eq!(must_run(&sandbox, &["sweep.toml"]), new);
     ok(&sandbox, &["sweep.toml"]);
     assert_eq!(stages(&sandbox, "sweep"), (5, 5));
     // an option of the dense evaluation concerns no other stage
-    assert_eq!(must_run(&sandbox, &["sweep.toml", "--set", "evaluate[1].limit=7"]), ["1 evaluate: new"]);
+    assert_eq!(
+        must_run(&sandbox, &["sweep.toml", "--set", "evaluate[1].limit=7"]),
+        ["1 evaluate: new"]
+    );
     let seed = must_run(&sandbox, &["sweep.toml", "--set", "run.seed=7"]);
-    assert!(seed.iter().any(|node| node == "3 importance: new"), "{seed:?}");
-    assert!(!seed.iter().any(|node| node.starts_with("1 evaluate")), "nothing is drawn there: {seed:?}");
+    assert!(
+        seed.iter().any(|node| node == "3 importance: new"),
+        "{seed:?}"
+    );
+    assert!(
+        !seed.iter().any(|node| node.starts_with("1 evaluate")),
+        "nothing is drawn there: {seed:?}"
+    );
 }
 
 #[test]
 fn the_plan_says_why_a_stage_must_run() {
     let sandbox = chain();
-    assert_eq!(must_run(&sandbox, &["chain.toml"])[..2], ["0 load: new", "1 evaluate: new"]);
+    assert_eq!(
+        must_run(&sandbox, &["chain.toml"])[..2],
+        ["0 load: new", "1 evaluate: new"]
+    );
     ok(&sandbox, &["chain.toml"]);
     let heldout = sandbox.read("heldout.jsonl");
-    sandbox.write("heldout.jsonl", [&heldout[..], b"\n{\"text\": \"one more\"}\n"].concat());
+    sandbox.write(
+        "heldout.jsonl",
+        [&heldout[..], b"\n{\"text\": \"one more\"}\n"].concat(),
+    );
     let changed = "evaluate: `heldout.jsonl` has changed";
-    assert_eq!(must_run(&sandbox, &["chain.toml"]), [format!("1 {changed}"), format!("8 {changed}")]);
+    assert_eq!(
+        must_run(&sandbox, &["chain.toml"]),
+        [format!("1 {changed}"), format!("8 {changed}")]
+    );
     sandbox.write("heldout.jsonl", heldout);
     assert_eq!(
         must_run(&sandbox, &["chain.toml", "--from", "recover"]),
-        ["7 recover: --from recover", "8 evaluate: --from recover", "9 export: --from recover"]
+        [
+            "7 recover: --from recover",
+            "8 evaluate: --from recover",
+            "9 export: --from recover"
+        ]
     );
     assert_eq!(must_run(&sandbox, &["chain.toml", "--force"]).len(), 10);
     // the model: all that follows from it is another
     let config = String::from_utf8(sandbox.read("models/tiny/config.json")).unwrap();
     sandbox.write("models/tiny/config.json", format!("{config}\n"));
     let all = must_run(&sandbox, &["chain.toml"]);
-    assert_eq!(all[..2], ["0 load: `models/tiny/config.json` has changed", "1 evaluate: `load` gives it another model"]);
+    assert_eq!(
+        all[..2],
+        [
+            "0 load: `models/tiny/config.json` has changed",
+            "1 evaluate: `load` gives it another model"
+        ]
+    );
     assert_eq!(all.len(), 10);
     sandbox.write("models/tiny/config.json", config);
     std::fs::remove_dir_all(sandbox.path("results/.cache")).unwrap();
-    std::fs::remove_file(sandbox.path(&format!("{}/prune.parquet", sandbox.variant("chain", "base-")))).unwrap();
-    assert!(must_run(&sandbox, &["chain.toml"]).iter().all(|node| node.ends_with("what was kept is gone")));
+    std::fs::remove_file(sandbox.path(&format!(
+        "{}/prune.parquet",
+        sandbox.variant("chain", "base-")
+    )))
+    .unwrap();
+    assert!(
+        must_run(&sandbox, &["chain.toml"])
+            .iter()
+            .all(|node| node.ends_with("what was kept is gone"))
+    );
     let wrong = sandbox.run(&["plan", "chain.toml", "--from", "improtance"]);
     assert_eq!(wrong.code, 2);
-    assert!(wrong.err.contains("did you mean `importance`?"), "{}", wrong.err);
+    assert!(
+        wrong.err.contains("did you mean `importance`?"),
+        "{}",
+        wrong.err
+    );
 }
 
 #[test]
@@ -137,11 +222,19 @@ fn what_is_damaged_is_made_again() {
     assert!(!ok(&sandbox, &["chain.toml"]).contains("damaged"));
     std::fs::remove_dir_all(sandbox.path("results/chain")).unwrap();
     let said = ok(&sandbox, &["chain.toml"]);
-    assert!(said.matches("a kept product is damaged: it is made again").count() >= 8, "{said}");
+    assert!(
+        said.matches("a kept product is damaged: it is made again")
+            .count()
+            >= 8,
+        "{said}"
+    );
     assert!(outcome(&sandbox, &variant) == first);
     // values that no table shows: everything but the last stage comes from what is kept
     ok(&sandbox, &["cache", "verify"]);
-    for entry in std::fs::read_dir(sandbox.path("results/.cache")).unwrap().flatten() {
+    for entry in std::fs::read_dir(sandbox.path("results/.cache"))
+        .unwrap()
+        .flatten()
+    {
         let product = entry.path().join("product");
         if product.exists() {
             std::fs::write(product, "no product").unwrap();
@@ -151,8 +244,13 @@ fn what_is_damaged_is_made_again() {
     assert!(said.contains("damaged"), "{said}");
     assert!(outcome(&sandbox, &variant) == first);
     // a product of which nothing can be read
-    let entry = std::fs::read_dir(sandbox.path("results/.cache")).unwrap().flatten();
-    let entry = entry.map(|entry| entry.path().join("entry.json")).find(|path| path.exists()).unwrap();
+    let entry = std::fs::read_dir(sandbox.path("results/.cache"))
+        .unwrap()
+        .flatten();
+    let entry = entry
+        .map(|entry| entry.path().join("entry.json"))
+        .find(|path| path.exists())
+        .unwrap();
     std::fs::write(entry, "").unwrap();
     assert!(ok(&sandbox, &["cache"]).contains("(damaged)"));
     assert!(ok(&sandbox, &["cache", "verify"]).contains("1 damaged products were removed"));
@@ -160,7 +258,11 @@ fn what_is_damaged_is_made_again() {
     sandbox.write(&format!("{variant}/hf/model.gguf"), "mine");
     sandbox.write(&format!("{variant}/evaluate.parquet"), "no table");
     let said = ok(&sandbox, &["chain.toml"]);
-    assert!(said.contains("a result is damaged: it is put together again") && said.contains("evaluate.parquet"), "{said}");
+    assert!(
+        said.contains("a result is damaged: it is put together again")
+            && said.contains("evaluate.parquet"),
+        "{said}"
+    );
     assert!(outcome(&sandbox, &variant) == first);
     assert_eq!(sandbox.read(&format!("{variant}/hf/model.gguf")), b"mine");
     // what no run left
@@ -168,7 +270,11 @@ fn what_is_damaged_is_made_again() {
     std::fs::create_dir(sandbox.path(&variant)).unwrap();
     sandbox.write(&format!("{variant}/notes.md"), "mine");
     let refused = sandbox.run(&["chain.toml"]);
-    assert!(refused.code == 1 && refused.err.contains("what no run left stands"), "{}", refused.err);
+    assert!(
+        refused.code == 1 && refused.err.contains("what no run left stands"),
+        "{}",
+        refused.err
+    );
     assert_eq!(sandbox.read(&format!("{variant}/notes.md")), b"mine");
 }
 
@@ -178,29 +284,57 @@ fn what_is_kept_stays_below_its_limit() {
     ok(&sandbox, &["chain.toml"]);
     let first = outcome(&sandbox, &sandbox.variant("chain", "base-"));
     let listed = ok(&sandbox, &["cache"]);
-    assert!(listed.contains("10 products") && listed.contains("importance method=taylor"), "{listed}");
+    assert!(
+        listed.contains("10 products") && listed.contains("importance method=taylor"),
+        "{listed}"
+    );
     // the least recently used go first; what goes is made again when it is needed
-    let json: serde_json::Value = serde_json::from_str(&ok(&sandbox, &["cache", "--format", "json"])).unwrap();
-    let sizes: Vec<u64> = json.as_array().unwrap().iter().map(|listed| listed["bytes"].as_u64().unwrap()).collect();
+    let json: serde_json::Value =
+        serde_json::from_str(&ok(&sandbox, &["cache", "--format", "json"])).unwrap();
+    let sizes: Vec<u64> = json
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|listed| listed["bytes"].as_u64().unwrap())
+        .collect();
     let (oldest, all) = (sizes[..2].iter().sum::<u64>(), sizes.iter().sum::<u64>());
     let limit = (all - oldest).to_string();
     ok(&sandbox, &["cache", "clean", "--limit", &limit]);
-    let left: serde_json::Value = serde_json::from_str(&ok(&sandbox, &["cache", "--format", "json"])).unwrap();
-    assert_eq!(left.as_array().unwrap()[..], json.as_array().unwrap()[2..], "in their order");
+    let left: serde_json::Value =
+        serde_json::from_str(&ok(&sandbox, &["cache", "--format", "json"])).unwrap();
+    assert_eq!(
+        left.as_array().unwrap()[..],
+        json.as_array().unwrap()[2..],
+        "in their order"
+    );
     // a run with no room at all
-    ok(&sandbox, &["chain.toml", "--force", "--set", "run.cache_limit=0"]);
+    ok(
+        &sandbox,
+        &["chain.toml", "--force", "--set", "run.cache_limit=0"],
+    );
     assert!(ok(&sandbox, &["cache"]).contains("0 products"));
     assert!(outcome(&sandbox, &sandbox.variant("chain", "base-")) == first);
-    ok(&sandbox, &["chain.toml", "--force", "--set", "run.cache_limit=\"1 GB\""]);
+    ok(
+        &sandbox,
+        &["chain.toml", "--force", "--set", "run.cache_limit=\"1 GB\""],
+    );
     assert!(ok(&sandbox, &["cache", "clean"]).contains("10 products were removed"));
     // what is no folder of kept products is left alone
     std::fs::create_dir_all(sandbox.path("mine/.locks")).unwrap();
     sandbox.write("mine/train.state", "mine");
     let refused = sandbox.run(&["cache", "clean", "--cache", "mine"]);
-    assert!(refused.code == 2 && refused.err.contains("`mine` is no folder of kept products"), "{}", refused.err);
+    assert!(
+        refused.code == 2 && refused.err.contains("`mine` is no folder of kept products"),
+        "{}",
+        refused.err
+    );
     assert!(sandbox.path("mine/.locks").exists() && !sandbox.path("mine/.lock").exists());
     let wrong = sandbox.run(&["chain.toml", "--set", "run.cache_limit=\"much\""]);
-    assert!(wrong.code == 2 && wrong.err.contains("cache_limit"), "{}", wrong.err);
+    assert!(
+        wrong.code == 2 && wrong.err.contains("cache_limit"),
+        "{}",
+        wrong.err
+    );
     assert_eq!(sandbox.run(&["cache", "--cache", "nowhere"]).code, 2);
 }
 
@@ -209,10 +343,19 @@ fn a_lock_file_holds_a_run_to_its_inputs() {
     let sandbox = chain();
     let unlocked = sandbox.run(&["chain.toml", "--locked"]);
     assert_eq!(unlocked.code, 2);
-    assert!(unlocked.err.contains("secateur.lock`: it is not there"), "{}", unlocked.err);
+    assert!(
+        unlocked.err.contains("secateur.lock`: it is not there"),
+        "{}",
+        unlocked.err
+    );
     ok(&sandbox, &["chain.toml"]);
     let lock = String::from_utf8(sandbox.read("secateur.lock")).unwrap();
-    for file in ["models/tiny/model.safetensors", "models/tiny/tokenizer.json", "datasets/tiny_world.txt", "heldout.jsonl"] {
+    for file in [
+        "models/tiny/model.safetensors",
+        "models/tiny/tokenizer.json",
+        "datasets/tiny_world.txt",
+        "heldout.jsonl",
+    ] {
         assert!(lock.contains(&format!("\"{file}\" = \"")), "{file}: {lock}");
     }
     assert!(lock.contains("program = \"secateur "));
@@ -220,36 +363,81 @@ fn a_lock_file_holds_a_run_to_its_inputs() {
         ok(&sandbox, &[&["chain.toml"], locked].concat());
     }
     sandbox.write("heldout.jsonl", "{\"text\": \"Another text.\"}");
-    sandbox.write("secateur.lock", lock.replace("program = \"secateur ", "program = \"secateur 9."));
-    for command in [&["chain.toml"][..], &["check", "chain.toml"], &["plan", "chain.toml"]] {
+    sandbox.write(
+        "secateur.lock",
+        lock.replace("program = \"secateur ", "program = \"secateur 9."),
+    );
+    for command in [
+        &["chain.toml"][..],
+        &["check", "chain.toml"],
+        &["plan", "chain.toml"],
+    ] {
         let drifted = sandbox.run(&[command, &["--locked"]].concat());
         assert_eq!(drifted.code, 2, "{}", drifted.err);
-        assert!(drifted.err.contains("`heldout.jsonl` has changed"), "{}", drifted.err);
-        assert!(drifted.err.contains("it was written by secateur 9."), "{}", drifted.err);
+        assert!(
+            drifted.err.contains("`heldout.jsonl` has changed"),
+            "{}",
+            drifted.err
+        );
+        assert!(
+            drifted.err.contains("it was written by secateur 9."),
+            "{}",
+            drifted.err
+        );
         assert!(!drifted.err.contains("tokenizer.json"), "{}", drifted.err);
     }
     let said = ok(&sandbox, &["chain.toml"]);
-    assert!(said.contains("`heldout.jsonl` is not what it was when"), "{said}");
+    assert!(
+        said.contains("`heldout.jsonl` is not what it was when"),
+        "{said}"
+    );
     ok(&sandbox, &["chain.toml", "--locked"]);
     // a model without one of its files is another model
-    std::fs::rename(sandbox.path("models/tiny/tokenizer_config.json"), sandbox.path("aside")).unwrap();
+    std::fs::rename(
+        sandbox.path("models/tiny/tokenizer_config.json"),
+        sandbox.path("aside"),
+    )
+    .unwrap();
     let gone = sandbox.run(&["chain.toml", "--locked"]);
-    assert!(gone.code == 2 && gone.err.contains("tokenizer_config.json` is gone"), "{}", gone.err);
-    std::fs::rename(sandbox.path("aside"), sandbox.path("models/tiny/tokenizer_config.json")).unwrap();
+    assert!(
+        gone.code == 2 && gone.err.contains("tokenizer_config.json` is gone"),
+        "{}",
+        gone.err
+    );
+    std::fs::rename(
+        sandbox.path("aside"),
+        sandbox.path("models/tiny/tokenizer_config.json"),
+    )
+    .unwrap();
     sandbox.write("other.toml", CHAIN);
     let missing = sandbox.run(&["other.toml", "--locked"]);
-    assert!(missing.code == 2 && missing.err.contains("it has no entry for `other`"), "{}", missing.err);
+    assert!(
+        missing.code == 2 && missing.err.contains("it has no entry for `other`"),
+        "{}",
+        missing.err
+    );
     sandbox.write("secateur.lock", "what = [");
     let broken = sandbox.run(&["chain.toml", "--locked"]);
-    assert!(broken.code == 2 && broken.err.contains("it is no lock file"), "{}", broken.err);
+    assert!(
+        broken.code == 2 && broken.err.contains("it is no lock file"),
+        "{}",
+        broken.err
+    );
 }
 
 #[test]
 fn shards_are_joined_into_one_table() {
     let sandbox = chain();
-    let sweep = format!("{CHAIN}\n[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n\"aggregate.with\" = [\"sum\", \"max\", \"last\"]\n");
+    let sweep = format!(
+        "{CHAIN}\n[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n\"aggregate.with\" = [\"sum\", \"max\", \"last\"]\n"
+    );
     sandbox.write("sweep.toml", &sweep);
-    let short = ["--set", "recover.duration.updates=1", "--set", "evaluate.limit=2"];
+    let short = [
+        "--set",
+        "recover.duration.updates=1",
+        "--set",
+        "evaluate.limit=2",
+    ];
     let run = |more: &[&str]| sandbox.run(&[&["sweep.toml"], &short[..], more].concat());
     assert_eq!(run(&["--results", "whole"]).code, 0);
     let shards = ["1/2", "2/2"];
@@ -258,26 +446,48 @@ fn shards_are_joined_into_one_table() {
     for shard in shards {
         let ran = run(&["--shard", shard, "--results", &of(shard)]);
         assert_eq!(ran.code, 0, "{}", ran.err);
-        let folder = std::fs::read_dir(sandbox.path(&format!("{}/sweep", of(shard)))).unwrap().flatten();
-        all += folder.filter(|entry| entry.path().join("manifest.json").exists()).count();
+        let folder = std::fs::read_dir(sandbox.path(&format!("{}/sweep", of(shard))))
+            .unwrap()
+            .flatten();
+        all += folder
+            .filter(|entry| entry.path().join("manifest.json").exists())
+            .count();
     }
     assert_eq!(all, 6, "every variant falls to one shard");
     // a hole is named, and what is there is joined
     let holes = sandbox.run(&["merge", "shard-2/sweep", "--into", "joined"]);
     assert_eq!(holes.code, 1);
-    assert!(holes.err.contains("missing: ") && holes.err.contains("no folder has it"), "{}", holes.err);
+    assert!(
+        holes.err.contains("missing: ") && holes.err.contains("no folder has it"),
+        "{}",
+        holes.err
+    );
     let merge = ["merge", "shard-1", "shard-2", "--into", "joined"];
     ok(&sandbox, &merge);
     let whole = sandbox.read("whole/sweep/variants.parquet");
     assert!(sandbox.read("joined/sweep/variants.parquet") == whole);
     ok(&sandbox, &merge);
     ok(&sandbox, &["merge", "joined"]);
-    assert!(sandbox.read("joined/sweep/variants.parquet") == whole, "joining again changes nothing");
+    assert!(
+        sandbox.read("joined/sweep/variants.parquet") == whole,
+        "joining again changes nothing"
+    );
     // what was joined is complete
-    assert_eq!(must_run(&sandbox, &[&["sweep.toml"], &short[..], &["--results", "joined"]].concat()), [""; 0]);
+    assert_eq!(
+        must_run(
+            &sandbox,
+            &[&["sweep.toml"], &short[..], &["--results", "joined"]].concat()
+        ),
+        [""; 0]
+    );
     // a variant that is there twice, and not the same
-    let id = std::fs::read_dir(sandbox.path("shard-1/sweep")).unwrap().flatten();
-    let id = id.map(|entry| entry.file_name().into_string().unwrap()).find(|name| name.contains("ratio")).unwrap();
+    let id = std::fs::read_dir(sandbox.path("shard-1/sweep"))
+        .unwrap()
+        .flatten();
+    let id = id
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .find(|name| name.contains("ratio"))
+        .unwrap();
     let manifest = format!("shard-1/sweep/{id}/manifest.json");
     let other = String::from_utf8(sandbox.read(&manifest)).unwrap();
     let table = sandbox.read(&format!("shard-1/sweep/{id}/evaluate.parquet"));
@@ -290,29 +500,58 @@ fn shards_are_joined_into_one_table() {
     sandbox.write(&manifest, &other);
     sandbox.write(&format!("shard-1/sweep/{id}/evaluate.parquet"), &altered);
     let damaged = sandbox.run(&["merge", "shard-1", "--into", "alone"]);
-    assert!(damaged.code == 1 && damaged.err.contains("evaluate.parquet` is damaged"), "{}", damaged.err);
-    let lengths = other.replace(&format!("\"bytes\": {}", table.len()), &format!("\"bytes\": {}", altered.len()));
+    assert!(
+        damaged.code == 1 && damaged.err.contains("evaluate.parquet` is damaged"),
+        "{}",
+        damaged.err
+    );
+    let lengths = other.replace(
+        &format!("\"bytes\": {}", table.len()),
+        &format!("\"bytes\": {}", altered.len()),
+    );
     sandbox.write(&manifest, lengths.replace(&hash(&table), &hash(&altered)));
     let conflict = sandbox.run(&["merge", "joined", "shard-1"]);
     assert_eq!(conflict.code, 1);
-    assert!(conflict.err.contains(&id) && conflict.err.contains("evaluate.parquet` differ"), "{}", conflict.err);
-    assert!(sandbox.read("joined/sweep/variants.parquet") == whole, "nothing was written");
+    assert!(
+        conflict.err.contains(&id) && conflict.err.contains("evaluate.parquet` differ"),
+        "{}",
+        conflict.err
+    );
+    assert!(
+        sandbox.read("joined/sweep/variants.parquet") == whole,
+        "nothing was written"
+    );
     assert_eq!(sandbox.run(&["merge", "nowhere"]).code, 2);
     // shards of other data
-    sandbox.write("heldout.jsonl", "{\"text\": \"Another text, and long enough for a window.\"}");
+    sandbox.write(
+        "heldout.jsonl",
+        "{\"text\": \"Another text, and long enough for a window.\"}",
+    );
     assert_eq!(run(&["--shard", "1/2", "--results", "other-data"]).code, 0);
     let mixed = sandbox.run(&["merge", "shard-2", "other-data", "--into", "mixed"]);
-    assert!(mixed.code == 1 && mixed.err.contains("another `heldout.jsonl` than"), "{}", mixed.err);
+    assert!(
+        mixed.code == 1 && mixed.err.contains("another `heldout.jsonl` than"),
+        "{}",
+        mixed.err
+    );
     assert!(!sandbox.path("mixed").exists(), "nothing was written");
     // a shard keeps its variants when others are added
     let ids = |values: &str| {
         sandbox.write("more.toml", sweep.replace("[0.25, 0.5]", values));
         let ran = sandbox.run(&["plan", "more.toml", "--shard", "2/2", "--format", "json"]);
         let plan: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
-        plan["variants"].as_array().unwrap().iter().map(|v| v["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        plan["variants"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|v| v["id"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
     };
     let (few, many) = (ids("[0.25, 0.5]"), ids("[0.25, 0.3, 0.5, 0.75]"));
-    assert!(few.iter().all(|id| many.contains(id)) && many.len() > few.len(), "{few:?} {many:?}");
+    assert!(
+        few.iter().all(|id| many.contains(id)) && many.len() > few.len(),
+        "{few:?} {many:?}"
+    );
 }
 
 #[test]
@@ -322,20 +561,49 @@ fn only_what_failed_is_tried_again() {
     sandbox.write("fails.toml", &sweep);
     let fast = sandbox.run(&["fails.toml", "--fail-fast"]);
     assert_eq!(fast.code, 1);
-    assert!(fast.out.contains("not run: learning-rate1e38"), "{}", fast.out);
-    assert_eq!(stages(&sandbox, "fails"), (7, 0), "all up to the one that failed");
+    assert!(
+        fast.out.contains("not run: learning-rate1e38"),
+        "{}",
+        fast.out
+    );
+    assert_eq!(
+        stages(&sandbox, "fails"),
+        (7, 0),
+        "all up to the one that failed"
+    );
     let first = sandbox.run(&["fails.toml"]);
     assert_eq!(first.code, 1);
     // all before is kept; the failed recovery is not counted
     assert_eq!(stages(&sandbox, "fails"), (6, 7));
     let status = sandbox.json("results/fails/status.json");
-    assert_eq!((status["state"].as_str(), status["variants"]["failed"].as_u64()), (Some("failed"), Some(1)));
-    assert!(status["variants"]["succeeded"].as_u64() == Some(2) && status["seconds_left"].as_f64() == Some(0.0), "{status}");
+    assert_eq!(
+        (
+            status["state"].as_str(),
+            status["variants"]["failed"].as_u64()
+        ),
+        (Some("failed"), Some(1))
+    );
+    assert!(
+        status["variants"]["succeeded"].as_u64() == Some(2)
+            && status["seconds_left"].as_f64() == Some(0.0),
+        "{status}"
+    );
     let again = must_run(&sandbox, &["fails.toml"]);
-    assert_eq!(again, ["7 recover: it failed", "8 evaluate: not reached yet", "9 export: not reached yet"]);
+    assert_eq!(
+        again,
+        [
+            "7 recover: it failed",
+            "8 evaluate: not reached yet",
+            "9 export: not reached yet"
+        ]
+    );
     let second = sandbox.run(&["fails.toml"]);
     assert_eq!(second.code, 1);
-    assert!(second.err.contains("2 of 3 variants are complete"), "{}", second.err);
+    assert!(
+        second.err.contains("2 of 3 variants are complete"),
+        "{}",
+        second.err
+    );
     assert_eq!(stages(&sandbox, "fails"), (0, 7));
 }
 
@@ -355,7 +623,14 @@ fn an_attempt_that_fails_leaves_its_reason_beside_the_complete_result() {
     assert!(attempt["error"].as_str().unwrap().contains("heldout.jsonl"));
     let table = crate::support::table(&sandbox.path("results/chain/variants.parquet"));
     assert_eq!(crate::support::text(&table["status"]), ["failed"]);
-    assert!(table.schema().fields().iter().all(|field| !field.name().contains("acc")), "no number of another run");
+    assert!(
+        table
+            .schema()
+            .fields()
+            .iter()
+            .all(|field| !field.name().contains("acc")),
+        "no number of another run"
+    );
     sandbox.write("heldout.jsonl", rows);
     ok(&sandbox, &["chain.toml"]);
     assert!(!sandbox.path(&format!("{variant}/attempt")).exists());
@@ -398,7 +673,12 @@ type = "export"
     sandbox.write("train.toml", pipeline);
     ok(&sandbox, &["train.toml"]);
     let variant = sandbox.variant("train", "base-");
-    let files = ["hf/model.safetensors", "hf/config.json", "hf/tokenizer.json", "hf/tokenizer_config.json"];
+    let files = [
+        "hf/model.safetensors",
+        "hf/config.json",
+        "hf/tokenizer.json",
+        "hf/tokenizer_config.json",
+    ];
     let read = || files.map(|file| sandbox.read(&format!("{variant}/{file}")));
     let first = read();
     ok(&sandbox, &["train.toml", "--from", "export"]);

@@ -1,6 +1,10 @@
 //! The one integration binary. Each module holds one kind of promise.
 
-#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on has failed; it says what it saw")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test that cannot go on has failed; it says what it saw"
+)]
 
 mod support;
 

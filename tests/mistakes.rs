@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use secateur::data::task::Task;
+use secateur_data::task::Task;
 use serde_json::Value;
 
 use crate::support::Sandbox;
@@ -12,8 +12,13 @@ use crate::tasks::{FEW, write};
 fn told(folder: &Path, content: &str) -> String {
     write(&folder.join("task.toml"), content);
     let found = Task::find(folder.join("task.toml").to_str().unwrap(), Some(folder));
-    let tried =
-        found.and_then(|task| if task.is_text() { task.text_documents(None).map(drop) } else { task.questions(None, None).map(drop) });
+    let tried = found.and_then(|task| {
+        if task.is_text() {
+            task.text_documents(None).map(drop)
+        } else {
+            task.questions(None, None).map(drop)
+        }
+    });
     match tried {
         Ok(()) => "nothing is wrong".to_owned(),
         Err(e) => e.to_string().replace(&format!("{}/", folder.display()), ""),
@@ -34,7 +39,10 @@ join = "\n"
 #[test]
 fn mistakes_of_a_task_file_name_their_place() {
     let folder = tempfile::tempdir().unwrap();
-    write(&folder.path().join("rows.jsonl"), "{\"q\": \"is it\", \"a\": 1}\n");
+    write(
+        &folder.path().join("rows.jsonl"),
+        "{\"q\": \"is it\", \"a\": 1}\n",
+    );
     write(&folder.path().join("t.txt"), "some words\n");
     assert_eq!(told(folder.path(), FEW), "nothing is wrong");
     assert_eq!(told(folder.path(), WORDS), "nothing is wrong");
@@ -48,11 +56,27 @@ fn mistakes_of_a_task_file_name_their_place() {
         (FEW, "\"acc\"", "\"acc\", \"accuracy\""),
         (FEW, "\"acc\"", "\"acc\", \"acc\""),
         (FEW, "\"acc\"", "\"acc\", \"perplexity\""),
-        (FEW, "metrics = [\"acc\"]", "metrics = [\"acc\"]\npaper_metric = \"acc_norm\""),
-        (FEW, "beside = \"rows.jsonl\"", "beside = \"rows.jsonl\", published = [\"rows\"]"),
+        (
+            FEW,
+            "metrics = [\"acc\"]",
+            "metrics = [\"acc\"]\npaper_metric = \"acc_norm\"",
+        ),
+        (
+            FEW,
+            "beside = \"rows.jsonl\"",
+            "beside = \"rows.jsonl\", published = [\"rows\"]",
+        ),
         (FEW, "beside = \"rows.jsonl\"", "published = []"),
-        (FEW, "beside = \"rows.jsonl\"", "beside = \"rows.jsonl\", file = \"x\""),
-        (FEW, "beside = \"rows.jsonl\"", "beside = \"rows.jsonl\", separator = \"\\n\""),
+        (
+            FEW,
+            "beside = \"rows.jsonl\"",
+            "beside = \"rows.jsonl\", file = \"x\"",
+        ),
+        (
+            FEW,
+            "beside = \"rows.jsonl\"",
+            "beside = \"rows.jsonl\", separator = \"\\n\"",
+        ),
         (WORDS, "separator = \"\\n\"", "separator = \"\""),
         (WORDS, "separator = \"\\n\"", "terminated = true"),
         (FEW, "{{ q }}", "{{ q "),
@@ -65,16 +89,32 @@ fn mistakes_of_a_task_file_name_their_place() {
         (FEW, "\"{{ q }}\"", "3"),
         (FEW, "[\"no\", \"yes\"]", "[\"no\"]"),
         (FEW, "gold = \"a\"", "gold = \"a a\""),
-        (FEW, "[question]", "[examples]\nsplit = \"train\"\n\n[question]"),
-        (FEW, "[question]", "[examples]\nbeside = \"x\"\nsplit = \"train\"\n\n[question]"),
-        (FEW, "[question]", "[examples]\npublished = []\n\n[question]"),
+        (
+            FEW,
+            "[question]",
+            "[examples]\nsplit = \"train\"\n\n[question]",
+        ),
+        (
+            FEW,
+            "[question]",
+            "[examples]\nbeside = \"x\"\nsplit = \"train\"\n\n[question]",
+        ),
+        (
+            FEW,
+            "[question]",
+            "[examples]\npublished = []\n\n[question]",
+        ),
         (FEW, "[question]", "[text]\n\n[question]"),
         (WORDS, "[text]\njoin = \"\\n\"", ""),
         (WORDS, "[text]", "[examples]\n\n[text]"),
         (WORDS, "\"perplexity\"", "\"acc\""),
         (WORDS, "join = \"\\n\"", "begins = \"^=\""),
         (WORDS, "join = \"\\n\"", "join = \"\"\nbegins = \"(\""),
-        (WORDS, "join = \"\\n\"", "document = \"{{ text | upper2 }}\""),
+        (
+            WORDS,
+            "join = \"\\n\"",
+            "document = \"{{ text | upper2 }}\"",
+        ),
         // of a row
         (FEW, "{{ q }}", "{{ question }}"),
         (FEW, "gold = \"a\"", "gold = \"answer.key\""),
@@ -90,7 +130,10 @@ fn mistakes_of_a_task_file_name_their_place() {
     ] {
         let wrong = file.replace(from, to);
         assert_ne!(wrong, file, "{from}");
-        all.push_str(&format!("{to}\n    {}\n", told(folder.path(), &wrong).replace('\n', "\n    ")));
+        all.push_str(&format!(
+            "{to}\n    {}\n",
+            told(folder.path(), &wrong).replace('\n', "\n    ")
+        ));
     }
     insta::assert_snapshot!("mistakes_of_task_files", all);
     // rows that are wrong by themselves
@@ -123,13 +166,31 @@ fn the_check_points_into_the_task_file_once_for_all_variants() {
     let records: Vec<Value> = serde_json::from_str(&ran.out).unwrap();
     let places: Vec<(&str, u64, u64)> = records
         .iter()
-        .map(|r| (r["file"].as_str().unwrap(), r["line"].as_u64().unwrap(), r["column"].as_u64().unwrap()))
+        .map(|r| {
+            (
+                r["file"].as_str().unwrap(),
+                r["line"].as_u64().unwrap(),
+                r["column"].as_u64().unwrap(),
+            )
+        })
         .collect();
-    assert_eq!(places, [("pipeline.toml", 7, 40), ("unfit.toml", 9, 11), ("unknown.toml", 4, 1)]);
+    assert_eq!(
+        places,
+        [
+            ("pipeline.toml", 7, 40),
+            ("unfit.toml", 9, 11),
+            ("unknown.toml", 4, 1)
+        ]
+    );
     // the run says the same as a text
     sandbox.write(
         "pipeline.toml",
         "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n\n[[stage]]\ntype = \"evaluate\"\ntasks = [\"unfit.toml\"]\n",
     );
-    assert!(sandbox.run(&["pipeline.toml"]).err.contains("`rows.jsonl`, line 1: it lacks the field `question`"));
+    assert!(
+        sandbox
+            .run(&["pipeline.toml"])
+            .err
+            .contains("`rows.jsonl`, line 1: it lacks the field `question`")
+    );
 }

@@ -16,7 +16,12 @@ fn sandbox(name: &str) -> Option<(Sandbox, Value)> {
     let sandbox = Sandbox::new();
     support::copy_folder(&model, &sandbox.path("model"));
     let row = |ids: &Value| json!({ "ids": ids }).to_string();
-    let calibration: Vec<String> = golden["calibration"]["A"].as_array().unwrap().iter().map(row).collect();
+    let calibration: Vec<String> = golden["calibration"]["A"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(row)
+        .collect();
     sandbox.write("calibration.jsonl", calibration.join("\n"));
     sandbox.write("stream.jsonl", row(&golden["ppl_stream"]));
     Some((sandbox, golden))
@@ -56,11 +61,19 @@ fn of_reference(entry: &Value) -> Option<Decided> {
         [method, with] => (method, with),
         _ => return None,
     };
-    let compat = if entry["variant"] == "div" { "corrected" } else { "reference" };
+    let compat = if entry["variant"] == "div" {
+        "corrected"
+    } else {
+        "reference"
+    };
     if compat == "corrected" && with == "second" {
         return None; // only under `compat = "reference"`
     }
-    let scope = if entry["global"] == true { "global" } else { "local" };
+    let scope = if entry["global"] == true {
+        "global"
+    } else {
+        "local"
+    };
     let ((method, form), with) = (method(name), with.replace("prod", "product"));
     Some([
         json!(method),
@@ -79,15 +92,54 @@ fn of_reference(entry: &Value) -> Option<Decided> {
 fn of_paper(entry: &Value) -> Option<Decided> {
     let parts: Vec<&str> = entry["scores"].as_str()?.split('/').collect();
     let (method, form, fisher, compat, with, level) = match parts[..] {
-        ["last_only", name] => (method(name).0, method(name).1, "mean", "corrected", "last", "channel"),
-        ["last_only", name, fold] => {
-            (method(name).0, method(name).1, "mean", if fold == "mod" { "reference" } else { "corrected" }, "last", "channel")
-        }
+        ["last_only", name] => (
+            method(name).0,
+            method(name).1,
+            "mean",
+            "corrected",
+            "last",
+            "channel",
+        ),
+        ["last_only", name, fold] => (
+            method(name).0,
+            method(name).1,
+            "mean",
+            if fold == "mod" {
+                "reference"
+            } else {
+                "corrected"
+            },
+            "last",
+            "channel",
+        ),
         [table, equation, group] => {
-            let form = if equation == "eq3" { "vector-mixed" } else { "element-mixed" };
-            let fisher = if equation == "eq5_no_mean" { "sum" } else { "mean" };
-            let with = if group == "group_prod" { "product" } else { group.trim_start_matches("group_") };
-            ("taylor", form, fisher, "corrected", with, if table == "structures" { "unit" } else { "channel" })
+            let form = if equation == "eq3" {
+                "vector-mixed"
+            } else {
+                "element-mixed"
+            };
+            let fisher = if equation == "eq5_no_mean" {
+                "sum"
+            } else {
+                "mean"
+            };
+            let with = if group == "group_prod" {
+                "product"
+            } else {
+                group.trim_start_matches("group_")
+            };
+            (
+                "taylor",
+                form,
+                fisher,
+                "corrected",
+                with,
+                if table == "structures" {
+                    "unit"
+                } else {
+                    "channel"
+                },
+            )
         }
         _ => return None,
     };
@@ -106,7 +158,11 @@ fn of_paper(entry: &Value) -> Option<Decided> {
 
 /// The smallest gap between what went and what stayed, where it is positive.
 fn margin(entry: &Value) -> f64 {
-    let margins = entry["margin"].as_object().into_iter().flatten().filter_map(|(_, margin)| margin.as_f64());
+    let margins = entry["margin"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(_, margin)| margin.as_f64());
     margins.filter(|margin| *margin >= 0.0).fold(1.0, f64::min)
 }
 
@@ -118,7 +174,9 @@ fn gone(sandbox: &Sandbox, folder: &str) -> BTreeMap<(String, u32), BTreeSet<u32
     let (layers, units) = (number("layer"), number("unit"));
     let mut all: BTreeMap<_, BTreeSet<u32>> = BTreeMap::new();
     for row in (0..rows.num_rows()).filter(|&row| !kept.value(row)) {
-        all.entry((groups[row].clone(), layers[row])).or_default().insert(units[row]);
+        all.entry((groups[row].clone(), layers[row]))
+            .or_default()
+            .insert(units[row]);
     }
     all
 }
@@ -128,12 +186,18 @@ fn expected_gone(entry: &Value) -> BTreeMap<(String, u32), BTreeSet<u32>> {
     let mut all = BTreeMap::new();
     for (layer, kinds) in entry["removed"].as_object().unwrap() {
         if layer == "hidden" {
-            all.insert(("hidden".to_owned(), 0), support::numbers(kinds).into_iter().collect());
+            all.insert(
+                ("hidden".to_owned(), 0),
+                support::numbers(kinds).into_iter().collect(),
+            );
             continue;
         }
         for (kind, group) in [("attn", "attention"), ("mlp", "mlp")] {
             let units: Vec<u32> = kinds.get(kind).map(support::numbers).unwrap_or_default();
-            all.insert((group.to_owned(), layer.parse().unwrap()), units.into_iter().collect());
+            all.insert(
+                (group.to_owned(), layer.parse().unwrap()),
+                units.into_iter().collect(),
+            );
         }
     }
     all.retain(|_, units: &mut BTreeSet<u32>| !units.is_empty());
@@ -177,29 +241,59 @@ ratio = 0.5
 "#;
 
 /// Runs all entries as one sweep, and compares what is gone, how many parameters are left, and the perplexity.
-fn compare(sandbox: &Sandbox, golden: &Value, stem: &str, grouping: &str, entries: &[(&Value, Decided)]) {
+fn compare(
+    sandbox: &Sandbox,
+    golden: &Value,
+    stem: &str,
+    grouping: &str,
+    entries: &[(&Value, Decided)],
+) {
     let settings = &golden["settings"];
     let layers = match grouping {
-        "block" => format!("attention_layers = {}\nmlp_layers = {}", settings["attention_layers"], settings["mlp_layers"]),
+        "block" => format!(
+            "attention_layers = {}\nmlp_layers = {}",
+            settings["attention_layers"], settings["mlp_layers"]
+        ),
         _ => String::new(),
     };
     let axis = |k: usize| {
-        let values: Vec<String> = entries.iter().map(|(_, decided)| decided[k].to_string()).collect();
+        let values: Vec<String> = entries
+            .iter()
+            .map(|(_, decided)| decided[k].to_string())
+            .collect();
         format!("\"{}\" = [{}]", KEYS[k], values.join(", "))
     };
     let sweep: Vec<String> = (0..KEYS.len()).map(axis).collect();
     let dependencies = format!("grouping = \"{grouping}\"\n{layers}");
-    let body = format!("{}\n[sweep]\nzip = [{{ {} }}]\n", pipeline(&dependencies, SCORED), sweep.join(", "));
+    let body = format!(
+        "{}\n[sweep]\nzip = [{{ {} }}]\n",
+        pipeline(&dependencies, SCORED),
+        sweep.join(", ")
+    );
     sandbox.write(&format!("{stem}.toml"), body);
     let ran = sandbox.run(&[&format!("{stem}.toml")]);
-    assert_eq!(ran.code, 0, "{}", ran.err.chars().take(3000).collect::<String>());
+    assert_eq!(
+        ran.code,
+        0,
+        "{}",
+        ran.err.chars().take(3000).collect::<String>()
+    );
     let rows = table(&sandbox.path(&format!("results/{stem}/variants.parquet")));
     assert_eq!(rows.num_rows(), entries.len());
-    let (ids, perplexity) = (text(&rows["variant"]), rows["stream.perplexity"].as_primitive::<Float64Type>());
-    let dense = rows["stream.perplexity.dense"].as_primitive::<Float64Type>().value(0);
+    let (ids, perplexity) = (
+        text(&rows["variant"]),
+        rows["stream.perplexity"].as_primitive::<Float64Type>(),
+    );
+    let dense = rows["stream.perplexity.dense"]
+        .as_primitive::<Float64Type>()
+        .value(0);
     let mut largest = (dense / golden["dense"]["ppl"].as_f64().unwrap() - 1.0).abs();
     for (row, (entry, decided)) in entries.iter().enumerate() {
-        assert_eq!(gone(sandbox, &format!("results/{stem}/{}", ids[row])), expected_gone(entry), "{stem} {decided:?}");
+        assert_eq!(
+            gone(sandbox, &format!("results/{stem}/{}", ids[row])),
+            expected_gone(entry),
+            "{stem} {decided:?}"
+        );
         let difference = (perplexity.value(row) / entry["ppl"].as_f64().unwrap() - 1.0).abs();
         assert!(difference < 1e-5, "{stem} {decided:?}: {difference:.1e}");
         largest = largest.max(difference);
@@ -209,7 +303,10 @@ fn compare(sandbox: &Sandbox, golden: &Value, stem: &str, grouping: &str, entrie
             assert_eq!(Some(params), entry["params"].as_u64(), "{stem} {decided:?}");
         }
     }
-    eprintln!("{stem}: {} variants equal, largest relative difference of a perplexity {largest:.1e}", entries.len());
+    eprintln!(
+        "{stem}: {} variants equal, largest relative difference of a perplexity {largest:.1e}",
+        entries.len()
+    );
 }
 
 /// The entries that float32 decides, each setting once.
@@ -219,19 +316,36 @@ fn entries(
     decided: impl Fn(&Value) -> Option<Decided>,
 ) -> Vec<(&Value, Decided)> {
     let mut seen = BTreeSet::new();
-    let clear = |entry: &&Value| entry["comparable"] != false && margin(entry) >= 3e-5 && is_meant(entry);
-    let entries = all.as_array().unwrap().iter().filter(clear).filter_map(|entry| Some((entry, decided(entry)?)));
-    entries.filter(|(_, decided)| seen.insert(format!("{decided:?}"))).collect()
+    let clear =
+        |entry: &&Value| entry["comparable"] != false && margin(entry) >= 3e-5 && is_meant(entry);
+    let entries = all
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(clear)
+        .filter_map(|entry| Some((entry, decided(entry)?)));
+    entries
+        .filter(|(_, decided)| seen.insert(format!("{decided:?}")))
+        .collect()
 }
 
 #[test]
 fn the_references_prunings_end_to_end() {
     for name in ["stories260K", "mha_tiny"] {
-        let Some((sandbox, golden)) = sandbox(name) else { continue };
+        let Some((sandbox, golden)) = sandbox(name) else {
+            continue;
+        };
         for grouping in ["block", "channel"] {
-            let is_meant = |entry: &Value| entry["granularity"] == grouping && entry["iterative_steps"] == 1;
+            let is_meant =
+                |entry: &Value| entry["granularity"] == grouping && entry["iterative_steps"] == 1;
             let entries = entries(&golden["prunings"], is_meant, of_reference);
-            compare(&sandbox, &golden, &format!("{name}_{grouping}"), grouping, &entries);
+            compare(
+                &sandbox,
+                &golden,
+                &format!("{name}_{grouping}"),
+                grouping,
+                &entries,
+            );
         }
     }
 }
@@ -239,31 +353,56 @@ fn the_references_prunings_end_to_end() {
 #[test]
 fn the_papers_prunings_end_to_end() {
     for name in ["stories260K", "mha_tiny"] {
-        let Some((sandbox, golden)) = sandbox(name) else { continue };
+        let Some((sandbox, golden)) = sandbox(name) else {
+            continue;
+        };
         let paper = support::json(&shared(&format!("golden/paper_{name}.json")).unwrap());
         let entries = entries(&paper["prunings"], |_| true, of_paper);
-        compare(&sandbox, &golden, &format!("{name}_paper"), "block", &entries);
+        compare(
+            &sandbox,
+            &golden,
+            &format!("{name}_paper"),
+            "block",
+            &entries,
+        );
     }
 }
 
 #[test]
 fn the_first_layers_end_to_end() {
     for name in ["stories260K", "mha_tiny"] {
-        let Some((sandbox, golden)) = sandbox(name) else { continue };
+        let Some((sandbox, golden)) = sandbox(name) else {
+            continue;
+        };
         let entries = golden["layer_wise"].as_array().unwrap();
         let layers = entries.len() as f64 + 1.0;
         // so many of all go: with a little less than the whole share, lest its last bit takes one more
-        let ratios: Vec<f64> = entries.iter().map(|e| 1.0 - e["keep_first"].as_f64().unwrap() / layers - 1e-9).collect();
+        let ratios: Vec<f64> = entries
+            .iter()
+            .map(|e| 1.0 - e["keep_first"].as_f64().unwrap() / layers - 1e-9)
+            .collect();
         let rest = "[[stage]]\ntype = \"importance\"\nmethod = \"first\"\n[[stage]]\ntype = \"aggregate\"\n[[stage]]\ntype = \"prune\"\nratio = 0.5\n";
         let body = pipeline("grouping = \"layer\"", rest);
-        sandbox.write("layers.toml", format!("{body}\n[sweep]\n\"prune.ratio\" = {ratios:?}\n"));
+        sandbox.write(
+            "layers.toml",
+            format!("{body}\n[sweep]\n\"prune.ratio\" = {ratios:?}\n"),
+        );
         let ran = sandbox.run(&["layers.toml"]);
         assert_eq!(ran.code, 0, "{}", ran.err);
         let rows = table(&sandbox.path("results/layers/variants.parquet"));
         for (row, entry) in entries.iter().enumerate() {
-            assert_eq!(Some(rows["params_after"].as_primitive::<UInt64Type>().value(row)), entry["params"].as_u64(), "{entry}");
-            let found = rows["stream.perplexity"].as_primitive::<Float64Type>().value(row);
-            assert!((found / entry["ppl"].as_f64().unwrap() - 1.0).abs() < 1e-5, "{found} {entry}");
+            assert_eq!(
+                Some(rows["params_after"].as_primitive::<UInt64Type>().value(row)),
+                entry["params"].as_u64(),
+                "{entry}"
+            );
+            let found = rows["stream.perplexity"]
+                .as_primitive::<Float64Type>()
+                .value(row);
+            assert!(
+                (found / entry["ppl"].as_f64().unwrap() - 1.0).abs() < 1e-5,
+                "{found} {entry}"
+            );
         }
     }
 }
@@ -271,27 +410,40 @@ fn the_first_layers_end_to_end() {
 /// Where the reference raises, or leaves a model that cannot run, the sensible result and a word about it.
 #[test]
 fn where_the_reference_breaks_this_goes_on_and_says_so() {
-    let Some((sandbox, golden)) = sandbox("mha_tiny") else { return };
+    let Some((sandbox, golden)) = sandbox("mha_tiny") else {
+        return;
+    };
     let settings = &golden["settings"];
-    let layers = format!("attention_layers = {}\nmlp_layers = {}", settings["attention_layers"], settings["mlp_layers"]);
+    let layers = format!(
+        "attention_layers = {}\nmlp_layers = {}",
+        settings["attention_layers"], settings["mlp_layers"]
+    );
     // Less than one head: the reference raises; here the heads stay, and the MLP is pruned (`skip_empty`).
-    let body = pipeline(&layers, SCORED).replace("ratio = 0.5", "ratio = 0.1\ncompat = \"reference\"");
+    let body =
+        pipeline(&layers, SCORED).replace("ratio = 0.5", "ratio = 0.1\ncompat = \"reference\"");
     sandbox.write("little.toml", body);
     let ran = sandbox.run(&["little.toml"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert!(ran.err.contains("less than one head"), "{}", ran.err);
     let folder = sandbox.variant("little", "base-");
     let skipped = golden["prunings"].as_array().unwrap().iter().find(|entry| {
-        entry["variant"] == "skip_empty" && entry["iterative_steps"] == 1 && entry["scores"] == "taylor/param_first/sum"
+        entry["variant"] == "skip_empty"
+            && entry["iterative_steps"] == 1
+            && entry["scores"] == "taylor/param_first/sum"
     });
     let skipped = skipped.expect("the golden file has this case");
     assert_eq!(skipped["ratio"], 0.1);
     assert_eq!(gone(&sandbox, &folder), expected_gone(skipped));
 
     // Two steps with grouped queries: the reference leaves queries and keys that do not fit each other.
-    let Some((sandbox, golden)) = self::sandbox("stories260K") else { return };
+    let Some((sandbox, golden)) = self::sandbox("stories260K") else {
+        return;
+    };
     let settings = &golden["settings"];
-    let layers = format!("attention_layers = {}\nmlp_layers = {}", settings["attention_layers"], settings["mlp_layers"]);
+    let layers = format!(
+        "attention_layers = {}\nmlp_layers = {}",
+        settings["attention_layers"], settings["mlp_layers"]
+    );
     let twice = format!(
         "[[stage]]\ntype = \"repeat\"\ntimes = 2\n[[stage.stage]]\ntype = \"dependencies\"\n{layers}\n{}",
         SCORED.replace("[[stage]]", "[[stage.stage]]")
@@ -300,18 +452,34 @@ fn where_the_reference_breaks_this_goes_on_and_says_so() {
     sandbox.write("twice.toml", body);
     let ran = sandbox.run(&["twice.toml", "--set", "prune.compat=reference"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
-    assert!(ran.err.contains("tears grouped queries from their keys"), "{}", ran.err);
+    assert!(
+        ran.err.contains("tears grouped queries from their keys"),
+        "{}",
+        ran.err
+    );
     // Channels by a second-order form: the reference has no squared gradients and raises.
-    let second =
-        SCORED.replace("method = \"taylor\"", "method = \"taylor\"\ntaylor = \"element-second\"\ncompat = \"reference\"");
+    let second = SCORED.replace(
+        "method = \"taylor\"",
+        "method = \"taylor\"\ntaylor = \"element-second\"\ncompat = \"reference\"",
+    );
     sandbox.write("channels.toml", pipeline("grouping = \"channel\"", &second));
     let ran = sandbox.run(&["channels.toml", "--set", "prune.ratio=0.25"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
-    assert!(ran.err.contains("keeps no squared gradients"), "{}", ran.err);
+    assert!(
+        ran.err.contains("keeps no squared gradients"),
+        "{}",
+        ran.err
+    );
     let intended = golden["prunings"].as_array().unwrap().iter().find(|entry| {
-        entry["variant"] == "div" && entry["iterative_steps"] == 2 && entry["ratio"] == 0.5 && entry["global"] == false
+        entry["variant"] == "div"
+            && entry["iterative_steps"] == 2
+            && entry["ratio"] == 0.5
+            && entry["global"] == false
     });
     let rows = table(&sandbox.path("results/twice/variants.parquet"));
     let params = rows["params_after"].as_primitive::<UInt64Type>().value(0);
-    assert_eq!(Some(params), intended.expect("the golden file has this case")["params"].as_u64());
+    assert_eq!(
+        Some(params),
+        intended.expect("the golden file has this case")["params"].as_u64()
+    );
 }

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::UInt64Type;
-use secateur::model::Model;
 use secateur::stages::evaluate::{self, Options};
+use secateur_model::Model;
 
 use crate::evaluate::{context, corpora, floats, rows, tasks};
 use crate::support::{self, json, shared};
@@ -15,8 +15,9 @@ fn stories(folder: &Path, file: &str, of: &str, metrics: &str) -> Option<String>
     let data = shared("data")?;
     std::fs::copy(data.join("tinystories").join(file), folder.join(file)).unwrap();
     let path = folder.join(format!("{metrics}.toml"));
-    let text =
-        format!("name = \"{metrics}\"\nversion = 1\nsplit = \"head\"\nmetrics = [{metrics:?}]\n[rows]\nbeside = {file:?}\n{of}");
+    let text = format!(
+        "name = \"{metrics}\"\nversion = 1\nsplit = \"head\"\nmetrics = [{metrics:?}]\n[rows]\nbeside = {file:?}\n{of}"
+    );
     std::fs::write(&path, text).unwrap();
     Some(path.display().to_string())
 }
@@ -29,28 +30,60 @@ row = "{{ text.strip() }}"
 
 #[test]
 fn every_perplexity_of_windows_equals_transformers() {
-    let (Some(folder), Some(golden), Some(data)) =
-        (shared("models/stories260K"), shared("golden/perplexity.json"), shared("data"))
-    else {
+    let (Some(folder), Some(golden), Some(data)) = (
+        shared("models/stories260K"),
+        shared("golden/perplexity.json"),
+        shared("data"),
+    ) else {
         return;
     };
     let golden = &json(&golden)["windowed"];
     let temporary = tempfile::tempdir().unwrap();
     let train = format!("{STORIES}join = \"\\n\\n\"\n");
-    let train = stories(temporary.path(), "tinystories_train_head.txt", &train, "perplexity").unwrap();
+    let train = stories(
+        temporary.path(),
+        "tinystories_train_head.txt",
+        &train,
+        "perplexity",
+    )
+    .unwrap();
     let model = Model::load(&folder).unwrap();
     for window in [128, 512] {
         let valid = data.join("tinystories/tinystories_valid_head.txt");
-        let options =
-            Options { window: Some(window), corpora: vec![valid.display().to_string()], ..tasks(&["wikitext2", &train], None) };
+        let options = Options {
+            window: Some(window),
+            corpora: vec![valid.display().to_string()],
+            ..tasks(&["wikitext2", &train], None)
+        };
         let tables = evaluate::run(&options, &context(Some(data.clone())), &model).unwrap();
-        let (found, documents) = (rows(&tables, "evaluate"), rows(&tables, "evaluate_documents"));
-        assert_eq!(support::text(&found["task"]), ["wikitext2", "perplexity", "tinystories_valid_head"]);
-        for (row, name) in ["wikitext2_test", "tinystories_train_head", "tinystories_valid_head"].into_iter().enumerate() {
-            let golden = golden[name]["windows"].as_array().unwrap().iter().find(|w| w["seq_len"] == window).unwrap();
+        let (found, documents) = (
+            rows(&tables, "evaluate"),
+            rows(&tables, "evaluate_documents"),
+        );
+        assert_eq!(
+            support::text(&found["task"]),
+            ["wikitext2", "perplexity", "tinystories_valid_head"]
+        );
+        for (row, name) in [
+            "wikitext2_test",
+            "tinystories_train_head",
+            "tinystories_valid_head",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let golden = golden[name]["windows"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|w| w["seq_len"] == window)
+                .unwrap();
             assert_eq!(support::text(&found["metric"])[row], "perplexity");
             assert_eq!(support::text(&found["protocol"])[row], "llm-pruner");
-            assert_eq!(found["n"].as_primitive::<UInt64Type>().value(row), golden["n_predicted_tokens"].as_u64().unwrap());
+            assert_eq!(
+                found["n"].as_primitive::<UInt64Type>().value(row),
+                golden["n_predicted_tokens"].as_u64().unwrap()
+            );
             assert!(found["stderr"].is_null(row) && found["chance"].is_null(row));
             let value = floats(found, "value")[row];
             let difference = (value / golden["perplexity"].as_f64().unwrap() - 1.0).abs();
@@ -59,8 +92,12 @@ fn every_perplexity_of_windows_equals_transformers() {
             // the windows' shares have the perplexity as their mean
             let of = support::text(&documents["task"]);
             let task = support::text(&found["task"])[row].clone();
-            let own: Vec<f64> =
-                floats(documents, "value").into_iter().zip(of).filter(|(_, of)| *of == task).map(|(value, _)| value).collect();
+            let own: Vec<f64> = floats(documents, "value")
+                .into_iter()
+                .zip(of)
+                .filter(|(_, of)| *of == task)
+                .map(|(value, _)| value)
+                .collect();
             assert_eq!(own.len() as u64, golden["n_windows"].as_u64().unwrap());
             assert!((own.iter().sum::<f64>() / own.len() as f64 / value - 1.0).abs() < 1e-12);
         }
@@ -69,9 +106,11 @@ fn every_perplexity_of_windows_equals_transformers() {
 
 #[test]
 fn every_rolling_perplexity_equals_the_harness() {
-    let (Some(folder), Some(golden), Some(data)) =
-        (shared("models/stories260K"), shared("golden/perplexity.json"), shared("data"))
-    else {
+    let (Some(folder), Some(golden), Some(data)) = (
+        shared("models/stories260K"),
+        shared("golden/perplexity.json"),
+        shared("data"),
+    ) else {
         return;
     };
     let golden = &json(&golden)["rolling"];
@@ -80,39 +119,71 @@ fn every_rolling_perplexity_equals_the_harness() {
     let metrics = "word_perplexity\", \"byte_perplexity\", \"bits_per_byte";
     let task = |file: &str, of: &str| {
         let path = stories(temporary.path(), file, of, "rolling").unwrap();
-        let text =
-            std::fs::read_to_string(&path).unwrap().replace("metrics = [\"rolling\"]", &format!("metrics = [\"{metrics}\"]"));
+        let text = std::fs::read_to_string(&path).unwrap().replace(
+            "metrics = [\"rolling\"]",
+            &format!("metrics = [\"{metrics}\"]"),
+        );
         let path = path.replace("rolling.toml", &format!("{file}.toml"));
         std::fs::write(&path, text).unwrap();
         path
     };
     let asked = [
         ("wikitext2", "wikitext".to_owned(), None),
-        ("tinystories_train_head_200", task("tinystories_train_head.txt", STORIES), Some(200)),
-        ("tinystories_valid_head", task("tinystories_valid_head.txt", "[text]\n"), None),
+        (
+            "tinystories_train_head_200",
+            task("tinystories_train_head.txt", STORIES),
+            Some(200),
+        ),
+        (
+            "tinystories_valid_head",
+            task("tinystories_valid_head.txt", "[text]\n"),
+            None,
+        ),
     ];
     for (name, task, limit) in asked {
         for (of, add_bos_token) in [("bos_scored", true), ("no_bos", false)] {
             let golden = &golden[name][of];
-            let options = Options { add_bos_token, ..tasks(&[&task], limit) };
+            let options = Options {
+                add_bos_token,
+                ..tasks(&[&task], limit)
+            };
             let tables = evaluate::run(&options, &context(Some(data.clone())), &model).unwrap();
             let found = rows(&tables, "evaluate");
-            assert_eq!(support::text(&found["metric"]), ["word_perplexity", "byte_perplexity", "bits_per_byte"]);
+            assert_eq!(
+                support::text(&found["metric"]),
+                ["word_perplexity", "byte_perplexity", "bits_per_byte"]
+            );
             for (row, metric) in support::text(&found["metric"]).into_iter().enumerate() {
-                assert_eq!(support::text(&found["protocol"])[row], if add_bos_token { "harness" } else { "harness, no BOS" });
-                assert_eq!(found["n"].as_primitive::<UInt64Type>().value(row), golden["scored_tokens"].as_u64().unwrap());
-                let difference = (floats(found, "value")[row] / golden[&metric].as_f64().unwrap() - 1.0).abs();
+                assert_eq!(
+                    support::text(&found["protocol"])[row],
+                    if add_bos_token {
+                        "harness"
+                    } else {
+                        "harness, no BOS"
+                    }
+                );
+                assert_eq!(
+                    found["n"].as_primitive::<UInt64Type>().value(row),
+                    golden["scored_tokens"].as_u64().unwrap()
+                );
+                let difference =
+                    (floats(found, "value")[row] / golden[&metric].as_f64().unwrap() - 1.0).abs();
                 eprintln!("{name}, {of}, {metric}: relative difference {difference:.1e}");
                 assert!(difference < 1e-6);
             }
-            assert_eq!(rows(&tables, "evaluate_documents").num_rows() as u64, 3 * golden["documents"].as_u64().unwrap());
+            assert_eq!(
+                rows(&tables, "evaluate_documents").num_rows() as u64,
+                3 * golden["documents"].as_u64().unwrap()
+            );
         }
     }
 }
 
 #[test]
 fn token_rows_need_no_tokenizer_and_masked_tokens_do_not_count() {
-    let Some(folder) = shared("models/stories260K") else { return };
+    let Some(folder) = shared("models/stories260K") else {
+        return;
+    };
     let mut model = Model::load(&folder).unwrap();
     let temporary = tempfile::tempdir().unwrap();
     let measured = |model: &Model, name: &str, rows: &str| {
@@ -121,15 +192,45 @@ fn token_rows_need_no_tokenizer_and_masked_tokens_do_not_count() {
         evaluate::run(&corpora(&[&path], Some(4)), &context(None), model)
     };
     let text = "Once upon a time there was a little girl";
-    let ids = model.tokenizer.as_ref().unwrap().encode(text, true).unwrap();
+    let ids = model
+        .tokenizer
+        .as_ref()
+        .unwrap()
+        .encode(text, true)
+        .unwrap();
     let of_text = measured(&model, "a.txt", text).unwrap();
     model.tokenizer = None;
-    let of_ids = measured(&model, "a.jsonl", &format!("{{\"ids\": {ids:?}}}\n{{\"ids\": [5]}}\n")).unwrap();
+    let of_ids = measured(
+        &model,
+        "a.jsonl",
+        &format!("{{\"ids\": {ids:?}}}\n{{\"ids\": [5]}}\n"),
+    )
+    .unwrap();
     assert_eq!(rows(&of_text, "evaluate"), rows(&of_ids, "evaluate"));
-    assert!(measured(&model, "a.txt", text).unwrap_err().to_string().contains("no tokenizer.json"));
+    assert!(
+        measured(&model, "a.txt", text)
+            .unwrap_err()
+            .to_string()
+            .contains("no tokenizer.json")
+    );
 
-    let masked = measured(&model, "m.jsonl", "{\"ids\": [1, 403, 407], \"labels\": [-100, -100, 407]}").unwrap();
-    assert_eq!(rows(&masked, "evaluate")["n"].as_primitive::<UInt64Type>().value(0), 1);
-    let nothing = measured(&model, "n.jsonl", "{\"ids\": [1]}").unwrap_err().to_string();
-    assert!(nothing.ends_with("has nothing to predict: every row has one token, or none that counts"), "{nothing}");
+    let masked = measured(
+        &model,
+        "m.jsonl",
+        "{\"ids\": [1, 403, 407], \"labels\": [-100, -100, 407]}",
+    )
+    .unwrap();
+    assert_eq!(
+        rows(&masked, "evaluate")["n"]
+            .as_primitive::<UInt64Type>()
+            .value(0),
+        1
+    );
+    let nothing = measured(&model, "n.jsonl", "{\"ids\": [1]}")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        nothing.ends_with("has nothing to predict: every row has one token, or none that counts"),
+        "{nothing}"
+    );
 }

@@ -3,19 +3,19 @@
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use secateur::model::blocks::BlockHooks;
-use secateur::model::config::{Config, RopeConfig, RopeScaling, BlockWidths};
-use secateur::model::groups::{DependencyGraph, Group, GroupKind};
-use secateur::model::plan::PruningPlan;
-use secateur::model::sizes::ModelShape;
-use secateur::model::stored::StorageDtype;
-use secateur::model::walk::{self, Sequence};
-use secateur::model::wiring::BlockTensor;
-use secateur::model::{Block, Model};
-use secateur::ops::{self, TokenTarget};
 use secateur::stages::products::GroupScores;
 use secateur::stages::{aggregate, dependencies, importance, prune};
-use secateur::tensor::{AnyTape, Activations, Weight};
+use secateur_model::blocks::BlockHooks;
+use secateur_model::config::{BlockWidths, Config, RopeConfig, RopeScaling};
+use secateur_model::groups::{DependencyGraph, Group, GroupKind};
+use secateur_model::plan::PruningPlan;
+use secateur_model::sizes::ModelShape;
+use secateur_model::stored::StorageDtype;
+use secateur_model::walk::{self, Sequence};
+use secateur_model::wiring::BlockTensor;
+use secateur_model::{Block, Model};
+use secateur_tensor::ops::{self, TokenTarget};
+use secateur_tensor::{Activations, AnyTape, Weight};
 use serde_json::json;
 
 use crate::support::{self, context};
@@ -55,8 +55,14 @@ impl Random {
     fn model(&self) -> Model {
         let mut stream = ChaCha8Rng::seed_from_u64(self.seed);
         let mut weight = |rows: usize, cols: usize, around: f32| {
-            let scale = if rows == 1 { 0.2 } else { 1.5 / (cols as f32).sqrt() };
-            let values = (0..rows * cols).map(|_| around + scale * stream.random_range(-1.0..1.0f32)).collect();
+            let scale = if rows == 1 {
+                0.2
+            } else {
+                1.5 / (cols as f32).sqrt()
+            };
+            let values = (0..rows * cols)
+                .map(|_| around + scale * stream.random_range(-1.0..1.0f32))
+                .collect();
             Weight::new(values, rows, cols)
         };
         let Self { hidden, mlp, .. } = *self;
@@ -89,24 +95,45 @@ impl Random {
             norm_epsilon: 1e-5,
             tied_embeddings: self.tied,
             declared_biases: Default::default(),
-            rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
+            rope: RopeConfig {
+                theta: 10_000.0,
+                scaling: RopeScaling::None,
+            },
             raw: serde_json::Map::new(),
         };
-        Model { config, embedding, blocks, final_norm: norm, lm_head: head, tokenizer: None }
+        Model {
+            config,
+            embedding,
+            blocks,
+            final_norm: norm,
+            lm_head: head,
+            tokenizer: None,
+        }
     }
 
     /// Token ids to look at.
     fn ids(&self) -> Vec<u32> {
         let mut stream = ChaCha8Rng::seed_from_u64(self.seed ^ 1);
-        (0..9).map(|_| stream.random_range(0..VOCAB as u32)).collect()
+        (0..9)
+            .map(|_| stream.random_range(0..VOCAB as u32))
+            .collect()
     }
 }
 
 /// The mean over the tokens of what a matrix of the first block hands back, its bias included.
 fn handed_back(model: &Model, part: BlockTensor, ids: &[u32]) -> Vec<f32> {
-    struct Watch(BlockTensor, usize, std::rc::Rc<std::cell::RefCell<Vec<f32>>>);
+    struct Watch(
+        BlockTensor,
+        usize,
+        std::rc::Rc<std::cell::RefCell<Vec<f32>>>,
+    );
     impl BlockHooks for Watch {
-        fn linear<T: AnyTape>(&self, part: BlockTensor, weight: &Weight, x: Activations<T>) -> Activations<T> {
+        fn linear<T: AnyTape>(
+            &self,
+            part: BlockTensor,
+            weight: &Weight,
+            x: Activations<T>,
+        ) -> Activations<T> {
             let y = ops::linear(x, weight, None);
             if (part, self.1) == (self.0, 0) {
                 *self.2.borrow_mut() = y.values().into_owned();
@@ -115,38 +142,92 @@ fn handed_back(model: &Model, part: BlockTensor, ids: &[u32]) -> Vec<f32> {
         }
     }
     let seen = std::rc::Rc::<std::cell::RefCell<Vec<f32>>>::default();
-    let sequence = Sequence { ids: ids.to_vec(), targets: Vec::new() };
-    walk::forward(model, &[sequence], |layer, _| Watch(part, layer, seen.clone()));
+    let sequence = Sequence {
+        ids: ids.to_vec(),
+        targets: Vec::new(),
+    };
+    walk::forward(model, &[sequence], |layer, _| {
+        Watch(part, layer, seen.clone())
+    });
     let (values, width) = (seen.take(), model.config.hidden);
-    let bias = model.blocks[0].bias(part).map_or_else(|| vec![0.0; width], |bias| bias.values().into_owned());
-    (0..width).map(|c| values.iter().skip(c).step_by(width).sum::<f32>() / ids.len() as f32 + bias[c]).collect()
+    let bias = model.blocks[0]
+        .bias(part)
+        .map_or_else(|| vec![0.0; width], |bias| bias.values().into_owned());
+    (0..width)
+        .map(|c| values.iter().skip(c).step_by(width).sum::<f32>() / ids.len() as f32 + bias[c])
+        .collect()
 }
 
 /// The log probability of every token at every position: logits up to a constant of each position.
 fn outputs(model: &Model, ids: &[u32]) -> Vec<f64> {
-    let targets: Vec<TokenTarget> =
-        (0..ids.len()).flat_map(|position| (0..VOCAB as u32).map(move |id| TokenTarget { position, token_id: id })).collect();
-    let scores = walk::token_scores(model, &[Sequence { ids: ids.to_vec(), targets }]);
-    scores[0].iter().map(|score| score.log_probability).collect()
+    let targets: Vec<TokenTarget> = (0..ids.len())
+        .flat_map(|position| {
+            (0..VOCAB as u32).map(move |id| TokenTarget {
+                position,
+                token_id: id,
+            })
+        })
+        .collect();
+    let scores = walk::token_scores(
+        model,
+        &[Sequence {
+            ids: ids.to_vec(),
+            targets,
+        }],
+    );
+    scores[0]
+        .iter()
+        .map(|score| score.log_probability)
+        .collect()
 }
 
 fn graph(model: &Model, grouping: &str) -> DependencyGraph {
-    dependencies::run(&serde_json::from_value(json!({ "grouping": grouping })).unwrap(), model).unwrap()
+    dependencies::run(
+        &serde_json::from_value(json!({ "grouping": grouping })).unwrap(),
+        model,
+    )
+    .unwrap()
 }
 
 /// Prunes by random scores.
-fn cut(model: &Model, graph: &DependencyGraph, seed: u64, options: serde_json::Value) -> (Model, prune::PruningResult) {
+fn cut(
+    model: &Model,
+    graph: &DependencyGraph,
+    seed: u64,
+    options: serde_json::Value,
+) -> (Model, prune::PruningResult) {
     let mut stream = ChaCha8Rng::seed_from_u64(seed ^ 2);
-    let groups = graph.groups.iter().map(|group| (0..group.unit_count).map(|_| stream.random::<f64>()).collect()).collect();
+    let groups = graph
+        .groups
+        .iter()
+        .map(|group| {
+            (0..group.unit_count)
+                .map(|_| stream.random::<f64>())
+                .collect()
+        })
+        .collect();
     let options: prune::Options = serde_json::from_value(options).unwrap();
-    let (pruned, pruning, _) =
-        prune::run(&options, None, model, graph, &GroupScores { groups, input_means: Vec::new() }, None).unwrap();
+    let (pruned, pruning, _) = prune::run(
+        &options,
+        None,
+        model,
+        graph,
+        &GroupScores {
+            groups,
+            input_means: Vec::new(),
+        },
+        None,
+    )
+    .unwrap();
     (pruned, pruning)
 }
 
 /// The channels of a member that belong to units that are gone.
 fn gone(group: &Group, kept: &[usize], width: usize) -> Vec<usize> {
-    (0..group.unit_count).filter(|unit| !kept.contains(unit)).flat_map(|unit| unit * width..(unit + 1) * width).collect()
+    (0..group.unit_count)
+        .filter(|unit| !kept.contains(unit))
+        .flat_map(|unit| unit * width..(unit + 1) * width)
+        .collect()
 }
 
 /// The model with what the removed units write set to zero, all widths as they were.
@@ -154,12 +235,19 @@ fn masked(model: &Model, graph: &DependencyGraph, kept: &[Vec<usize>]) -> Model 
     let mut masked = model.clone();
     let zero_columns = |weight: &mut Weight, columns: &[usize]| {
         let cols = weight.cols();
-        weight.update(|w| w.chunks_exact_mut(cols).for_each(|row| columns.iter().for_each(|&c| row[c] = 0.0)));
+        weight.update(|w| {
+            w.chunks_exact_mut(cols)
+                .for_each(|row| columns.iter().for_each(|&c| row[c] = 0.0))
+        });
     };
     for (group, kept) in graph.groups.iter().zip(kept) {
         match group.kind {
             GroupKind::Attention | GroupKind::Mlp => {
-                let part = if group.kind == GroupKind::Attention { BlockTensor::O } else { BlockTensor::Down };
+                let part = if group.kind == GroupKind::Attention {
+                    BlockTensor::O
+                } else {
+                    BlockTensor::Down
+                };
                 let weight = &mut masked.blocks[group.layer][part];
                 let width = weight.cols() / group.unit_count;
                 zero_columns(weight, &gone(group, kept, width));
@@ -171,7 +259,10 @@ fn masked(model: &Model, graph: &DependencyGraph, kept: &[Vec<usize>]) -> Model 
                 for block in &mut masked.blocks {
                     for part in [BlockTensor::O, BlockTensor::Down] {
                         let cols = block[part].cols();
-                        block[part].update(|w| gone.iter().for_each(|r| w[r * cols..(r + 1) * cols].fill(0.0)));
+                        block[part].update(|w| {
+                            gone.iter()
+                                .for_each(|r| w[r * cols..(r + 1) * cols].fill(0.0))
+                        });
                     }
                 }
                 // A norm that divides by the kept width: x / √(Σx² / kept + ε) · w is, over the whole width,
@@ -197,7 +288,11 @@ fn masked(model: &Model, graph: &DependencyGraph, kept: &[Vec<usize>]) -> Model 
 }
 
 fn weights(model: &Model) -> Vec<Weight> {
-    model.tensor_ids().into_iter().map(|place| model.weight(place).clone()).collect()
+    model
+        .tensor_ids()
+        .into_iter()
+        .map(|place| model.weight(place).clone())
+        .collect()
 }
 
 fn groupings() -> impl Strategy<Value = &'static str> {

@@ -4,16 +4,16 @@
 use std::collections::BTreeMap;
 
 use safetensors::SafeTensors;
-use secateur::model::Model;
-use secateur::model::groups::{DependencyGraph, GroupKind};
-use secateur::model::plan::PruningPlan;
-use secateur::model::wiring::{LLAMA, BlockTensor, TensorId};
-use secateur::stages::importance::taylor::{self, TaylorCriterion, GradientSums};
+use secateur::stages::importance::taylor::{self, GradientSums, TaylorCriterion};
 use secateur::stages::importance::{self, Fisher, Taylor};
-use secateur::stages::products::{Compat, GroupScores, ChannelScores};
+use secateur::stages::products::{ChannelScores, Compat, GroupScores};
 use secateur::stages::prune::RepeatPosition;
 use secateur::stages::{aggregate, dependencies, prune};
-use secateur::tensor::Gradient;
+use secateur_model::Model;
+use secateur_model::groups::{DependencyGraph, GroupKind};
+use secateur_model::plan::PruningPlan;
+use secateur_model::wiring::{BlockTensor, LLAMA, TensorId};
+use secateur_tensor::Gradient;
 use serde_json::{Value, json};
 
 use crate::support::{self, context, numbers, shared, stream_perplexity};
@@ -39,9 +39,21 @@ struct Key<'a> {
 fn key(text: &str) -> Key<'_> {
     let parts: Vec<&str> = text.split('/').collect();
     match parts[..] {
-        [method, form, with] => Key { method, form: Some(form), with },
-        [method, with] => Key { method, form: None, with },
-        _ => Key { method: text, form: None, with: "sum" },
+        [method, form, with] => Key {
+            method,
+            form: Some(form),
+            with,
+        },
+        [method, with] => Key {
+            method,
+            form: None,
+            with,
+        },
+        _ => Key {
+            method: text,
+            form: None,
+            with: "sum",
+        },
     }
 }
 
@@ -74,22 +86,44 @@ fn load(name: &'static str) -> Option<Golden> {
     let bytes = std::fs::read(shared(&format!("golden/prune_{name}_grads.safetensors"))?).unwrap();
     let stored = SafeTensors::deserialize(&bytes).unwrap();
     let tensor = |name: String| -> Vec<f32> {
-        stored.tensor(&name).unwrap().data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+        stored
+            .tensor(&name)
+            .unwrap()
+            .data()
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
     };
     let sums = |place: &TensorId| {
         let name = LLAMA.tensor_name(*place);
         let (rows, cols) = (model.weight(*place).rows(), model.weight(*place).cols());
         let of = |kind: &str| Gradient::new(tensor(format!("{kind}.{name}")), rows, cols);
-        (*place, GradientSums { gradient: of("grad"), squares: Some(of("acc")) })
+        (
+            *place,
+            GradientSums {
+                gradient: of("grad"),
+                squares: Some(of("acc")),
+            },
+        )
     };
     let gradients = model.tensor_ids().iter().map(sums).collect();
     let folder = tempfile::tempdir().unwrap();
     for sample in ["A", "B"] {
         let rows: Vec<Vec<u32>> = numbers(&json["calibration"][sample]);
-        let lines: String = rows.iter().map(|ids| format!("{{\"ids\": {ids:?}}}\n")).collect();
+        let lines: String = rows
+            .iter()
+            .map(|ids| format!("{{\"ids\": {ids:?}}}\n"))
+            .collect();
         std::fs::write(folder.path().join(format!("{sample}.jsonl")), lines).unwrap();
     }
-    Some(Golden { name, model, json, paper, gradients, folder })
+    Some(Golden {
+        name,
+        model,
+        json,
+        paper,
+        gradients,
+        folder,
+    })
 }
 
 fn both() -> impl Iterator<Item = Golden> {
@@ -104,7 +138,12 @@ impl Golden {
     }
 
     /// Scores from the reference's gradients.
-    fn stored(&self, graph: &DependencyGraph, form: TaylorCriterion, compat: Compat) -> ChannelScores {
+    fn stored(
+        &self,
+        graph: &DependencyGraph,
+        form: TaylorCriterion,
+        compat: Compat,
+    ) -> ChannelScores {
         // the stored squares are a mean already
         let groups = taylor::scores_from_gradients(form, &self.model, graph, 1, &self.gradients);
         ChannelScores {
@@ -127,11 +166,19 @@ impl Golden {
         sample: &str,
     ) -> ChannelScores {
         let corpus = self.folder.path().join(format!("{sample}.jsonl"));
-        let mut options = json!({ "method": method, "compat": compat, "corpus": corpus, "sample": "file" });
+        let mut options =
+            json!({ "method": method, "compat": compat, "corpus": corpus, "sample": "file" });
         if let Some(taylor) = taylor {
             options["taylor"] = json!(taylor);
         }
-        importance::run(&serde_json::from_value(options).unwrap(), &context(), model, graph).unwrap().0
+        importance::run(
+            &serde_json::from_value(options).unwrap(),
+            &context(),
+            model,
+            graph,
+        )
+        .unwrap()
+        .0
     }
 
     fn perplexity(&self, model: &Model) -> f64 {
@@ -139,18 +186,28 @@ impl Golden {
     }
 }
 
-fn units(model: &Model, graph: &DependencyGraph, scores: &ChannelScores, with: &str, level: &str) -> GroupScores {
+fn units(
+    model: &Model,
+    graph: &DependencyGraph,
+    scores: &ChannelScores,
+    with: &str,
+    level: &str,
+) -> GroupScores {
     let options = serde_json::from_value(json!({ "with": with, "level": level })).unwrap();
     aggregate::run(&options, model, graph, scores).unwrap().0
 }
 
 fn some<T: serde::de::DeserializeOwned>(value: &Value) -> Vec<T> {
-    if value.is_null() { Vec::new() } else { numbers(value) }
+    if value.is_null() {
+        Vec::new()
+    } else {
+        numbers(value)
+    }
 }
 
 /// The stored scores in the order of our groups; none for a kind that is not stored.
 fn expected(graph: &DependencyGraph, stored: &Value) -> Vec<Vec<f64>> {
-    let group = |group: &secateur::model::groups::Group| match group.kind {
+    let group = |group: &secateur_model::groups::Group| match group.kind {
         GroupKind::Hidden => some(stored),
         GroupKind::Attention => some(&stored[group.layer.to_string()]["attn"]),
         _ => some(&stored[group.layer.to_string()]["mlp"]),
@@ -161,31 +218,49 @@ fn expected(graph: &DependencyGraph, stored: &Value) -> Vec<Vec<f64>> {
 /// The largest difference, relative to each score, or to its group's largest.
 fn worst(found: &[Vec<f64>], expected: &[Vec<f64>], of_largest: bool) -> f64 {
     assert_eq!(found.len(), expected.len());
-    let groups = found.iter().zip(expected).filter(|(_, expected)| !expected.is_empty()).map(|(found, expected)| {
-        assert_eq!(found.len(), expected.len());
-        let largest = expected.iter().copied().fold(0.0, f64::max);
-        let difference = |(a, b): (&f64, &f64)| (a - b).abs() / if of_largest { largest } else { b.abs() };
-        found.iter().zip(expected).filter(|(a, b)| a != b).map(difference).fold(0.0, f64::max)
-    });
+    let groups = found
+        .iter()
+        .zip(expected)
+        .filter(|(_, expected)| !expected.is_empty())
+        .map(|(found, expected)| {
+            assert_eq!(found.len(), expected.len());
+            let largest = expected.iter().copied().fold(0.0, f64::max);
+            let difference =
+                |(a, b): (&f64, &f64)| (a - b).abs() / if of_largest { largest } else { b.abs() };
+            found
+                .iter()
+                .zip(expected)
+                .filter(|(a, b)| a != b)
+                .map(difference)
+                .fold(0.0, f64::max)
+        });
     groups.fold(0.0, f64::max)
 }
 
 /// A product of n factors, each known to one part in 1/ε, is known to n·ε.
 fn factors(key: Key<'_>, graph: &DependencyGraph) -> f64 {
-    if key.with == "prod" { graph.groups.iter().map(|g| g.members.len()).max().unwrap() as f64 } else { 1.0 }
+    if key.with == "prod" {
+        graph.groups.iter().map(|g| g.members.len()).max().unwrap() as f64
+    } else {
+        1.0
+    }
 }
 
 /// What is compared of a stored table of scores: (key, values, grouping, compat).
 fn tables(golden: &Golden) -> Vec<(&str, &Value, &'static str, Compat)> {
     let of = |field: &str, grouping, compat| {
         let entries = golden.json[field].as_object().into_iter().flatten();
-        entries.map(move |(key, value)| (key.as_str(), value, grouping, compat)).collect::<Vec<_>>()
+        entries
+            .map(move |(key, value)| (key.as_str(), value, grouping, compat))
+            .collect::<Vec<_>>()
     };
     let mut all = of("scores", "block", Compat::Reference);
     all.extend(of("scores_div", "block", Compat::Corrected));
     all.extend(of("channel_scores", "channel", Compat::Reference));
     // Products over all members of the residual stream underflow in the reference's float32.
-    all.retain(|(key, _, grouping, _)| *key != "random" && !(*grouping == "channel" && key.ends_with("/prod")));
+    all.retain(|(key, _, grouping, _)| {
+        *key != "random" && !(*grouping == "channel" && key.ends_with("/prod"))
+    });
     all
 }
 
@@ -197,16 +272,31 @@ fn scores_from_the_references_gradients_equal_the_references() {
         for (name, stored, grouping, compat) in &tables {
             let (key, graph) = (key(name), golden.graph(&golden.model, grouping));
             let scores = match key.taylor() {
-                Some(taylor) => golden.stored(&graph, TaylorCriterion { form: taylor, fisher: Fisher::Mean }, *compat),
+                Some(taylor) => golden.stored(
+                    &graph,
+                    TaylorCriterion {
+                        form: taylor,
+                        fisher: Fisher::Mean,
+                    },
+                    *compat,
+                ),
                 None => golden.own(&golden.model, &graph, key.method, None, *compat, "A"),
             };
             let found = units(&golden.model, &graph, &scores, key.with(), "channel");
             let vector = key.form == Some("vectorize");
             let difference = worst(&found.groups, &expected(&graph, stored), vector);
-            assert!(difference <= 1e-6 * factors(key, &graph), "{} {grouping} {name}: {difference:.1e}", golden.name);
+            assert!(
+                difference <= 1e-6 * factors(key, &graph),
+                "{} {grouping} {name}: {difference:.1e}",
+                golden.name
+            );
             largest = largest.max(difference / factors(key, &graph));
         }
-        eprintln!("{}: {} tables of scores from stored gradients, largest difference {largest:.1e}", golden.name, tables.len());
+        eprintln!(
+            "{}: {} tables of scores from stored gradients, largest difference {largest:.1e}",
+            golden.name,
+            tables.len()
+        );
     }
 }
 
@@ -217,50 +307,102 @@ fn scores_from_our_gradients_equal_the_references() {
         for (name, stored, grouping, compat) in tables(&golden) {
             let (key, graph) = (key(name), golden.graph(&golden.model, grouping));
             let id = (key.method, key.form, grouping, compat == Compat::Reference);
-            let scores =
-                made.entry(id).or_insert_with(|| golden.own(&golden.model, &graph, key.method, key.taylor(), compat, "A"));
+            let scores = made.entry(id).or_insert_with(|| {
+                golden.own(&golden.model, &graph, key.method, key.taylor(), compat, "A")
+            });
             let found = units(&golden.model, &graph, scores, key.with(), "channel");
             let vector = key.form == Some("vectorize");
             let difference = worst(&found.groups, &expected(&graph, stored), vector);
-            assert!(difference <= 2e-5 * factors(key, &graph), "{} {grouping} {name}: {difference:.1e}", golden.name);
+            assert!(
+                difference <= 2e-5 * factors(key, &graph),
+                "{} {grouping} {name}: {difference:.1e}",
+                golden.name
+            );
             largest = largest.max(difference / factors(key, &graph));
         }
-        eprintln!("{}: from our own gradients, largest difference {largest:.1e}", golden.name);
+        eprintln!(
+            "{}: from our own gradients, largest difference {largest:.1e}",
+            golden.name
+        );
     }
 }
 
 #[test]
 fn members_scores_equal_the_references() {
     for golden in both() {
-        let bytes = std::fs::read(shared(&format!("golden/prune_{}_members.safetensors", golden.name)).unwrap()).unwrap();
+        let bytes = std::fs::read(
+            shared(&format!("golden/prune_{}_members.safetensors", golden.name)).unwrap(),
+        )
+        .unwrap();
         let stored = SafeTensors::deserialize(&bytes).unwrap();
         let graph = golden.graph(&golden.model, "block");
         let (mut largest, mut compared) = (0f64, 0);
-        for mode in ["l1", "l2", "vectorize", "param_first", "param_second", "param_mix"] {
-            let key = Key { method: mode, form: Some(mode).filter(|mode| !mode.starts_with('l')), with: "sum" };
+        for mode in [
+            "l1",
+            "l2",
+            "vectorize",
+            "param_first",
+            "param_second",
+            "param_mix",
+        ] {
+            let key = Key {
+                method: mode,
+                form: Some(mode).filter(|mode| !mode.starts_with('l')),
+                with: "sum",
+            };
             let scores = match key.taylor() {
-                Some(taylor) => golden.stored(&graph, TaylorCriterion { form: taylor, fisher: Fisher::Mean }, Compat::Reference),
+                Some(taylor) => golden.stored(
+                    &graph,
+                    TaylorCriterion {
+                        form: taylor,
+                        fisher: Fisher::Mean,
+                    },
+                    Compat::Reference,
+                ),
                 None => golden.own(&golden.model, &graph, mode, None, Compat::Reference, "A"),
             };
             for (group, members) in graph.groups.iter().zip(&scores.groups) {
                 for scored in members {
                     let member = &group.members[scored.member_index];
                     let side = if member.is_output { "in" } else { "out" };
-                    let part = member.name.trim_end_matches(".weight").rsplit('.').next().unwrap();
-                    let kind = if group.kind == GroupKind::Attention { "attn" } else { "mlp" };
+                    let part = member
+                        .name
+                        .trim_end_matches(".weight")
+                        .rsplit('.')
+                        .next()
+                        .unwrap();
+                    let kind = if group.kind == GroupKind::Attention {
+                        "attn"
+                    } else {
+                        "mlp"
+                    };
                     let name = format!("{mode}.layer{}.{kind}.{part}.{side}", group.layer);
                     let tensor = stored.tensor(&name).unwrap();
-                    let expected: Vec<f64> =
-                        tensor.data().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect();
+                    let expected: Vec<f64> = tensor
+                        .data()
+                        .chunks_exact(8)
+                        .map(|b| f64::from_le_bytes(b.try_into().unwrap()))
+                        .collect();
                     let found: Vec<f64> = scored.channels.iter().map(|score| score.abs()).collect();
                     let difference = worst(&[found], &[expected], mode == "vectorize");
-                    assert!(difference <= 1e-6, "{} {name}: {difference:.1e}", golden.name);
+                    assert!(
+                        difference <= 1e-6,
+                        "{} {name}: {difference:.1e}",
+                        golden.name
+                    );
                     (largest, compared) = (largest.max(difference), compared + 1);
                 }
             }
         }
-        assert_eq!(compared, stored.names().len(), "every stored member was looked at");
-        eprintln!("{}: {compared} members' scores, largest difference {largest:.1e}", golden.name);
+        assert_eq!(
+            compared,
+            stored.names().len(),
+            "every stored member was looked at"
+        );
+        eprintln!(
+            "{}: {compared} members' scores, largest difference {largest:.1e}",
+            golden.name
+        );
     }
 }
 
@@ -283,73 +425,160 @@ fn scores_equal_the_papers_equations() {
         for (table, level) in [("structures", "unit"), ("channelwise", "channel")] {
             for (name, layers) in golden.paper[table].as_object().unwrap() {
                 let (taylor, fisher) = equation(name);
-                let form = TaylorCriterion { form: taylor, fisher: Fisher::Mean };
+                let form = TaylorCriterion {
+                    form: taylor,
+                    fisher: Fisher::Mean,
+                };
                 let mut scores = golden.stored(&graph, form, Compat::Corrected);
                 if fisher == Fisher::Sum {
                     let of_sum = |s: &GradientSums| {
                         let (rows, cols) = s.gradient.shape();
-                        let squares = s.squares.as_ref().unwrap().values().iter().map(|&q| q * samples as f32).collect();
-                        GradientSums { gradient: s.gradient.clone(), squares: Some(Gradient::new(squares, rows, cols)) }
+                        let squares = s
+                            .squares
+                            .as_ref()
+                            .unwrap()
+                            .values()
+                            .iter()
+                            .map(|&q| q * samples as f32)
+                            .collect();
+                        GradientSums {
+                            gradient: s.gradient.clone(),
+                            squares: Some(Gradient::new(squares, rows, cols)),
+                        }
                     };
-                    let sums = golden.gradients.iter().map(|(place, s)| (*place, of_sum(s))).collect();
-                    scores.groups = taylor::scores_from_gradients(TaylorCriterion { form: taylor, fisher }, &golden.model, &graph, samples, &sums);
+                    let sums = golden
+                        .gradients
+                        .iter()
+                        .map(|(place, s)| (*place, of_sum(s)))
+                        .collect();
+                    scores.groups = taylor::scores_from_gradients(
+                        TaylorCriterion {
+                            form: taylor,
+                            fisher,
+                        },
+                        &golden.model,
+                        &graph,
+                        samples,
+                        &sums,
+                    );
                 }
-                for (group, with) in
-                    [("group_sum", "sum"), ("group_prod", "product"), ("group_max", "max"), ("group_last", "last")]
-                {
+                for (group, with) in [
+                    ("group_sum", "sum"),
+                    ("group_prod", "product"),
+                    ("group_max", "max"),
+                    ("group_last", "last"),
+                ] {
                     let found = units(&golden.model, &graph, &scores, with, level);
-                    let stored = |g: &secateur::model::groups::Group| {
-                        let kind = if g.kind == GroupKind::Attention { "attn" } else { "mlp" };
+                    let stored = |g: &secateur_model::groups::Group| {
+                        let kind = if g.kind == GroupKind::Attention {
+                            "attn"
+                        } else {
+                            "mlp"
+                        };
                         numbers(&layers[g.layer.to_string()][kind][group])
                     };
                     let stored: Vec<Vec<f64>> = graph.groups.iter().map(stored).collect();
                     let difference = worst(&found.groups, &stored, scores.is_signed);
-                    assert!(difference <= 4e-6, "{} {table}/{name}/{group}: {difference:.1e}", golden.name);
+                    assert!(
+                        difference <= 4e-6,
+                        "{} {table}/{name}/{group}: {difference:.1e}",
+                        golden.name
+                    );
                     (largest, compared) = (largest.max(difference), compared + 1);
                 }
             }
         }
         for (name, stored) in golden.paper["last_only"].as_object().unwrap() {
             let (form, fold) = name.split_once('/').unwrap_or((name, "div"));
-            let compat = if fold == "mod" { Compat::Reference } else { Compat::Corrected };
-            let key = if form.starts_with('l') { key(form) } else { Key { method: "taylor", form: Some(form), with: "last" } };
+            let compat = if fold == "mod" {
+                Compat::Reference
+            } else {
+                Compat::Corrected
+            };
+            let key = if form.starts_with('l') {
+                key(form)
+            } else {
+                Key {
+                    method: "taylor",
+                    form: Some(form),
+                    with: "last",
+                }
+            };
             let scores = match key.taylor() {
-                Some(taylor) => golden.stored(&graph, TaylorCriterion { form: taylor, fisher: Fisher::Mean }, compat),
+                Some(taylor) => golden.stored(
+                    &graph,
+                    TaylorCriterion {
+                        form: taylor,
+                        fisher: Fisher::Mean,
+                    },
+                    compat,
+                ),
                 None => golden.own(&golden.model, &graph, form, None, compat, "A"),
             };
             let found = units(&golden.model, &graph, &scores, "last", "channel");
             let difference = worst(&found.groups, &expected(&graph, stored), scores.is_signed);
-            assert!(difference <= 1e-6, "{} last_only/{name}: {difference:.1e}", golden.name);
+            assert!(
+                difference <= 1e-6,
+                "{} last_only/{name}: {difference:.1e}",
+                golden.name
+            );
             (largest, compared) = (largest.max(difference), compared + 1);
         }
-        eprintln!("{}: {compared} tables of the paper's equations, largest difference {largest:.1e}", golden.name);
+        eprintln!(
+            "{}: {compared} tables of the paper's equations, largest difference {largest:.1e}",
+            golden.name
+        );
     }
 }
 
 /// Prunes as one entry of the golden file says, and returns the model and the plan.
 fn pruned(golden: &Golden, entry: &Value) -> (Model, PruningPlan) {
     let variant = entry["variant"].as_str().unwrap();
-    let compat = if variant == "div" { Compat::Corrected } else { Compat::Reference };
-    let (name, grouping) = (entry["scores"].as_str().unwrap(), entry["granularity"].as_str().unwrap());
+    let compat = if variant == "div" {
+        Compat::Corrected
+    } else {
+        Compat::Reference
+    };
+    let (name, grouping) = (
+        entry["scores"].as_str().unwrap(),
+        entry["granularity"].as_str().unwrap(),
+    );
     let key = key(name);
-    let scope = if entry["global"].as_bool().unwrap() { "global" } else { "local" };
-    let options: prune::Options =
-        serde_json::from_value(json!({ "ratio": entry["ratio"], "scope": scope, "compat": "reference" })).unwrap();
+    let scope = if entry["global"].as_bool().unwrap() {
+        "global"
+    } else {
+        "local"
+    };
+    let options: prune::Options = serde_json::from_value(
+        json!({ "ratio": entry["ratio"], "scope": scope, "compat": "reference" }),
+    )
+    .unwrap();
     let times = entry["iterative_steps"].as_u64().unwrap() as u32;
     let (mut model, mut before) = (golden.model.clone(), None::<prune::PruningResult>);
     for time in 1..=times {
         let graph = golden.graph(&model, grouping);
-        let field = if grouping == "channel" { "channel_scores" } else { "scores" };
+        let field = if grouping == "channel" {
+            "channel_scores"
+        } else {
+            "scores"
+        };
         let scores = match key.method {
-            "random" => GroupScores { groups: expected(&graph, &golden.json[field]["random"]), input_means: Vec::new() },
+            "random" => GroupScores {
+                groups: expected(&graph, &golden.json[field]["random"]),
+                input_means: Vec::new(),
+            },
             _ => {
                 let sample = if time == 1 { "A" } else { "B" };
                 let scores = golden.own(&model, &graph, key.method, key.taylor(), compat, sample);
                 units(&model, &graph, &scores, key.with(), "channel")
             }
         };
-        let schedule = (times > 1).then_some(RepeatPosition { iteration: time, iterations: times });
-        let (pruned, pruning, _) = prune::run(&options, schedule, &model, &graph, &scores, before.as_ref()).unwrap();
+        let schedule = (times > 1).then_some(RepeatPosition {
+            iteration: time,
+            iterations: times,
+        });
+        let (pruned, pruning, _) =
+            prune::run(&options, schedule, &model, &graph, &scores, before.as_ref()).unwrap();
         (model, before) = (pruned, Some(pruning));
     }
     (model, before.unwrap().plan)
@@ -357,13 +586,21 @@ fn pruned(golden: &Golden, entry: &Value) -> (Model, PruningPlan) {
 
 /// What an entry says was removed, by kind and layer.
 fn removed(plan: &PruningPlan) -> BTreeMap<(String, &'static str), Vec<usize>> {
-    let gone = |e: &secateur::model::plan::KeptUnits| (0..e.units).filter(|u| !e.kept.contains(u)).collect::<Vec<_>>();
+    let gone = |e: &secateur_model::plan::KeptUnits| {
+        (0..e.units)
+            .filter(|u| !e.kept.contains(u))
+            .collect::<Vec<_>>()
+    };
     let kind = |kind| match kind {
         GroupKind::Attention => "attn",
         GroupKind::Mlp => "mlp",
         _ => "hidden",
     };
-    plan.groups.iter().map(|e| ((e.layer.to_string(), kind(e.kind)), gone(e))).filter(|(_, gone)| !gone.is_empty()).collect()
+    plan.groups
+        .iter()
+        .map(|e| ((e.layer.to_string(), kind(e.kind)), gone(e)))
+        .filter(|(_, gone)| !gone.is_empty())
+        .collect()
 }
 
 fn expected_removed(entry: &Value) -> BTreeMap<(String, &'static str), Vec<usize>> {
@@ -384,9 +621,19 @@ fn expected_removed(entry: &Value) -> BTreeMap<(String, &'static str), Vec<usize
 /// The smallest gap between what went and what stayed, where it is positive.
 fn margin(entry: &Value) -> f64 {
     let smallest = |margins: &Value| {
-        margins.as_object().into_iter().flatten().filter_map(|(_, m)| m.as_f64()).filter(|m| *m >= 0.0).fold(1.0, f64::min)
+        margins
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter_map(|(_, m)| m.as_f64())
+            .filter(|m| *m >= 0.0)
+            .fold(1.0, f64::min)
     };
-    let steps = entry["steps"].as_array().into_iter().flatten().map(|step| smallest(&step["margin"]));
+    let steps = entry["steps"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|step| smallest(&step["margin"]));
     steps.fold(smallest(&entry["margin"]), f64::min)
 }
 
@@ -394,8 +641,11 @@ fn margin(entry: &Value) -> f64 {
 fn pruned_sets_shapes_sizes_and_perplexities_equal_the_references() {
     for golden in both() {
         let dense = golden.perplexity(&golden.model);
-        let (mut largest, mut compared, mut left_out) =
-            ((dense / golden.json["dense"]["ppl"].as_f64().unwrap() - 1.0).abs(), 0, Vec::new());
+        let (mut largest, mut compared, mut left_out) = (
+            (dense / golden.json["dense"]["ppl"].as_f64().unwrap() - 1.0).abs(),
+            0,
+            Vec::new(),
+        );
         let mut known: BTreeMap<String, f64> = BTreeMap::new();
         for entry in golden.json["prunings"].as_array().unwrap() {
             let here = format!(
@@ -410,7 +660,9 @@ fn pruned_sets_shapes_sizes_and_perplexities_equal_the_references() {
             );
             // In the second global step the reference scores an untouched group with the gradients of both steps added;
             // the `clean` entries show what is meant.
-            let stale = entry["global"] == true && entry["iterative_steps"] == 2 && entry["variant"] == "reference";
+            let stale = entry["global"] == true
+                && entry["iterative_steps"] == 2
+                && entry["variant"] == "reference";
             if entry["comparable"] == false || stale || margin(entry) < 3e-5 {
                 left_out.push(here);
                 continue;
@@ -418,7 +670,9 @@ fn pruned_sets_shapes_sizes_and_perplexities_equal_the_references() {
             let (model, plan) = pruned(&golden, entry);
             assert_eq!(removed(&plan), expected_removed(entry), "{here}");
             for (layer, shapes) in entry["shapes"].as_object().unwrap() {
-                let Ok(layer) = layer.parse::<usize>() else { continue }; // embedding, norm and head: counted below
+                let Ok(layer) = layer.parse::<usize>() else {
+                    continue;
+                }; // embedding, norm and head: counted below
                 let block = &model.blocks[layer];
                 for (name, part) in [
                     ("q_proj", BlockTensor::Q),
@@ -429,21 +683,43 @@ fn pruned_sets_shapes_sizes_and_perplexities_equal_the_references() {
                     ("up_proj", BlockTensor::Up),
                     ("down_proj", BlockTensor::Down),
                 ] {
-                    assert_eq!(json!([block[part].rows(), block[part].cols()]), shapes[name], "{here} {layer} {name}");
+                    assert_eq!(
+                        json!([block[part].rows(), block[part].cols()]),
+                        shapes[name],
+                        "{here} {layer} {name}"
+                    );
                 }
             }
             // The reference unties a tied head channel-wise and counts it twice.
             let untied = entry["granularity"] == "channel" && model.lm_head.is_none();
-            let twice = if untied { (model.config.vocab * model.config.hidden) as u64 } else { 0 };
-            assert_eq!(model.parameter_count() + twice, entry["params"].as_u64().unwrap(), "{here}");
-            assert_eq!(plan.apply(&golden.model).unwrap().parameter_count(), model.parameter_count());
-            let found = *known.entry(format!("{:?}", removed(&plan))).or_insert_with(|| golden.perplexity(&model));
+            let twice = if untied {
+                (model.config.vocab * model.config.hidden) as u64
+            } else {
+                0
+            };
+            assert_eq!(
+                model.parameter_count() + twice,
+                entry["params"].as_u64().unwrap(),
+                "{here}"
+            );
+            assert_eq!(
+                plan.apply(&golden.model).unwrap().parameter_count(),
+                model.parameter_count()
+            );
+            let found = *known
+                .entry(format!("{:?}", removed(&plan)))
+                .or_insert_with(|| golden.perplexity(&model));
             let difference = (found / entry["ppl"].as_f64().unwrap() - 1.0).abs();
             assert!(difference < 1e-5, "{here}: {found} {}", entry["ppl"]);
             (largest, compared) = (largest.max(difference), compared + 1);
         }
-        eprintln!("{}: {compared} prunings equal, largest relative difference of a perplexity {largest:.1e}", golden.name);
-        left_out.iter().for_each(|here| eprintln!("  left out: {here}"));
+        eprintln!(
+            "{}: {compared} prunings equal, largest relative difference of a perplexity {largest:.1e}",
+            golden.name
+        );
+        left_out
+            .iter()
+            .for_each(|here| eprintln!("  left out: {here}"));
         assert!(left_out.len() <= 14);
     }
 }

@@ -5,11 +5,11 @@ use std::path::Path;
 use arrow::array::AsArray;
 use arrow::datatypes::{Float64Type, UInt64Type};
 use safetensors::SafeTensors;
-use secateur::metrics::Table;
-use secateur::model::Model;
-use secateur::model::lora::Adapter;
 use secateur::stages::Context;
 use secateur::stages::recover;
+use secateur_model::Model;
+use secateur_model::lora::Adapter;
+use secateur_store::tables::Table;
 use serde_json::{Value, json};
 
 use crate::support::{self, copy_folder, numbers, shared, stream_perplexity};
@@ -22,24 +22,46 @@ struct Golden {
 }
 
 fn golden() -> Option<Golden> {
-    let (dense, golden, lora) = (shared("models/stories260K")?, shared("golden/lora_recovery.json")?, shared("golden/lora")?);
+    let (dense, golden, lora) = (
+        shared("models/stories260K")?,
+        shared("golden/lora_recovery.json")?,
+        shared("golden/lora")?,
+    );
     let folder = tempfile::tempdir().unwrap();
     copy_folder(&dense, &folder.path().join("base"));
-    std::fs::copy(lora.join("base_pruned.safetensors"), folder.path().join("base/model.safetensors")).unwrap();
+    std::fs::copy(
+        lora.join("base_pruned.safetensors"),
+        folder.path().join("base/model.safetensors"),
+    )
+    .unwrap();
     let json = support::json(&golden);
     let row = |ids: &Value, prompt: usize| {
         let ids: Vec<i64> = numbers(ids);
-        let labels: Vec<i64> = ids.iter().enumerate().map(|(i, &id)| if i < prompt { -100 } else { id }).collect();
+        let labels: Vec<i64> = ids
+            .iter()
+            .enumerate()
+            .map(|(i, &id)| if i < prompt { -100 } else { id })
+            .collect();
         format!("{{\"ids\": {ids:?}, \"labels\": {labels:?}}}\n")
     };
     let batches = json["batches"].as_array().unwrap().iter();
     let rows = batches.flat_map(|batch| {
         let prompts: Vec<usize> = numbers(&batch["prompt_len"]);
-        batch["ids"].as_array().unwrap().iter().zip(prompts).map(|(ids, prompt)| row(ids, prompt)).collect::<Vec<_>>()
+        batch["ids"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .zip(prompts)
+            .map(|(ids, prompt)| row(ids, prompt))
+            .collect::<Vec<_>>()
     });
     std::fs::write(folder.path().join("rows.jsonl"), rows.collect::<String>()).unwrap();
     let model = Model::load(&folder.path().join("base")).unwrap();
-    Some(Golden { folder, json, model })
+    Some(Golden {
+        folder,
+        json,
+        model,
+    })
 }
 
 impl Golden {
@@ -51,27 +73,52 @@ impl Golden {
         })
     }
 
-    fn run(&self, options: Value, folder: &Path) -> Result<(Model, Adapter, Vec<Table>), recover::Error> {
+    fn run(
+        &self,
+        options: Value,
+        folder: &Path,
+    ) -> Result<(Model, Adapter, Vec<Table>), recover::Error> {
         let options: recover::Options = serde_json::from_value(options).unwrap();
-        recover::run(&options, &Context { output_folder: folder.to_owned(), ..support::context() }, &self.model)
+        recover::run(
+            &options,
+            &Context {
+                output_folder: folder.to_owned(),
+                ..support::context()
+            },
+            &self.model,
+        )
     }
 }
 
 fn column(table: &Table, name: &str) -> Vec<f64> {
-    table.rows[name].as_primitive::<Float64Type>().values().to_vec()
+    table.rows[name]
+        .as_primitive::<Float64Type>()
+        .values()
+        .to_vec()
 }
 
 /// The largest difference between two adapter files.
 fn difference(a: &Path, b: &Path) -> f32 {
     let (a, b) = (std::fs::read(a).unwrap(), std::fs::read(b).unwrap());
-    let (a, b) = (SafeTensors::deserialize(&a).unwrap(), SafeTensors::deserialize(&b).unwrap());
+    let (a, b) = (
+        SafeTensors::deserialize(&a).unwrap(),
+        SafeTensors::deserialize(&b).unwrap(),
+    );
     assert_eq!(a.len(), b.len());
-    let values =
-        |bytes: &[u8]| -> Vec<f32> { bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect() };
+    let values = |bytes: &[u8]| -> Vec<f32> {
+        bytes
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
+    };
     let worst = |name: &str| {
         let (x, y) = (a.tensor(name).unwrap(), b.tensor(name).unwrap());
         assert_eq!(x.shape(), y.shape(), "{name}");
-        values(x.data()).iter().zip(values(y.data())).map(|(x, y)| (x - y).abs()).fold(0f32, f32::max)
+        values(x.data())
+            .iter()
+            .zip(values(y.data()))
+            .map(|(x, y)| (x - y).abs())
+            .fold(0f32, f32::max)
     };
     a.names().into_iter().map(worst).fold(0f32, f32::max)
 }
@@ -81,22 +128,43 @@ fn training_equals_peft() {
     let Some(golden) = golden() else { return };
     for run in golden.json["runs"].as_array().unwrap() {
         let folder = tempfile::tempdir().unwrap();
-        let (merged, _, tables) = golden.run(golden.options(&run["peak_lr"]), folder.path()).unwrap();
-        let (losses, norms, rates) = (column(&tables[0], "loss"), column(&tables[0], "grad_norm"), column(&tables[0], "lr"));
+        let (merged, _, tables) = golden
+            .run(golden.options(&run["peak_lr"]), folder.path())
+            .unwrap();
+        let (losses, norms, rates) = (
+            column(&tables[0], "loss"),
+            column(&tables[0], "grad_norm"),
+            column(&tables[0], "lr"),
+        );
         let tokens = tables[0].rows["tokens"].as_primitive::<UInt64Type>();
         let (mut worst_loss, mut worst_norm) = (0f64, 0f64);
         for (i, step) in run["steps"].as_array().unwrap().iter().enumerate() {
             let of = |key: &str| step[key].as_f64().unwrap();
-            assert!((rates[i] - of("lr")).abs() < 1e-12, "update {}: lr {}", i + 1, rates[i]);
+            assert!(
+                (rates[i] - of("lr")).abs() < 1e-12,
+                "update {}: lr {}",
+                i + 1,
+                rates[i]
+            );
             assert_eq!(tokens.value(i), step["target_tokens"].as_u64().unwrap());
             worst_loss = worst_loss.max((losses[i] / of("loss") - 1.0).abs());
             worst_norm = worst_norm.max((norms[i] / of("grad_norm") - 1.0).abs());
         }
         assert_eq!(losses.len(), 60);
-        let last = shared(&format!("golden/{}", run["snapshots"]["60"].as_str().unwrap())).unwrap();
-        let adapter = difference(&folder.path().join("adapter/adapter_model.safetensors"), &last);
-        let ids: Vec<u32> = numbers(&support::json(&shared("golden/prune_stories260K.json").unwrap())["ppl_stream"]);
-        let perplexity = (stream_perplexity(&merged, &ids) / run["ppl_merged"].as_f64().unwrap() - 1.0).abs();
+        let last = shared(&format!(
+            "golden/{}",
+            run["snapshots"]["60"].as_str().unwrap()
+        ))
+        .unwrap();
+        let adapter = difference(
+            &folder.path().join("adapter/adapter_model.safetensors"),
+            &last,
+        );
+        let ids: Vec<u32> = numbers(
+            &support::json(&shared("golden/prune_stories260K.json").unwrap())["ppl_stream"],
+        );
+        let perplexity =
+            (stream_perplexity(&merged, &ids) / run["ppl_merged"].as_f64().unwrap() - 1.0).abs();
         eprintln!(
             "peak rate {}: loss {worst_loss:.1e}, gradient norm {worst_norm:.1e}, adapter {adapter:.1e}, perplexity {perplexity:.1e}",
             run["peak_lr"]
@@ -116,7 +184,13 @@ fn accumulation_changes_memory_and_not_the_result() {
         column(&golden.run(options, folder.path()).unwrap().2[0], "loss")
     };
     let (whole, parts) = (losses(4), losses(1));
-    assert!(whole.iter().zip(&parts).all(|(a, b)| (a / b - 1.0).abs() < 1e-6), "{whole:?} {parts:?}");
+    assert!(
+        whole
+            .iter()
+            .zip(&parts)
+            .all(|(a, b)| (a / b - 1.0).abs() < 1e-6),
+        "{whole:?} {parts:?}"
+    );
 }
 
 #[test]
@@ -132,9 +206,16 @@ fn a_loss_of_nan_stops_the_stage_by_name() {
         folder.path(),
     );
     let error = error.err().expect("diverged").to_string();
-    assert!(error.starts_with("the loss of update ") && error.contains("lower `learning_rate`"), "{error}");
+    assert!(
+        error.starts_with("the loss of update ") && error.contains("lower `learning_rate`"),
+        "{error}"
+    );
     golden.model.final_norm.update(|w| w[0] = f32::NAN);
-    let error = golden.run(golden.options(&json!(1e-4)), folder.path()).err().expect("broken").to_string();
+    let error = golden
+        .run(golden.options(&json!(1e-4)), folder.path())
+        .err()
+        .expect("broken")
+        .to_string();
     assert!(error.starts_with("the loss of update 1 is NaN"), "{error}");
     assert!(!folder.path().join("adapter").exists());
 }
@@ -146,9 +227,16 @@ fn an_adapter_that_does_not_fit_is_refused_by_name() {
     let refused = |key: &str, value: Value| {
         let mut options = golden.options(&json!(1e-4));
         options[key] = value;
-        golden.run(options, folder.path()).err().expect("refused").to_string()
+        golden
+            .run(options, folder.path())
+            .err()
+            .expect("refused")
+            .to_string()
     };
-    assert!(refused("rank", json!(4)).contains("has shape [8, 64] of F32, the model and the rank ask for [4, 64] of F32"));
+    assert!(
+        refused("rank", json!(4))
+            .contains("has shape [8, 64] of F32, the model and the rank ask for [4, 64] of F32")
+    );
     assert!(refused("targets", json!(["q"])).contains("which no target of this stage uses"));
     let config = shared("models/stories260K/config.json").unwrap();
     assert!(refused("init", json!(config)).contains("is not a whole safetensors file"));

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::Float64Type;
-use secateur::metrics::{TablePart, Table, write_parts};
 use secateur::pipeline::check::{Overrides, check};
-use secateur::pipeline::merge::merge;
-use secateur::pipeline::report::{VariantSummary, summarize_results, write_report_tables};
-use secateur::pipeline::results::{VariantManifest, VariantStatus};
-use secateur::pipeline::shape::{VariantDescription, StepsByModel, SweepManifest};
+use secateur::report::merge::merge;
+use secateur::report::results::{VariantManifest, VariantStatus};
+use secateur::report::shape::{StepsByModel, SweepManifest, VariantDescription};
+use secateur::report::{VariantSummary, summarize_results, write_report_tables};
+use secateur_store::tables::{Table, TablePart, write_parts};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -62,8 +62,17 @@ type Said<'a> = (u32, &'a str, &'a str, &'a [(u64, f64)], Option<f64>);
 
 /// A variant whose dense model is measured at steps 1 and 2, the pruned one at 6, the final one at 8 and 9.
 fn shape(id: &str) -> VariantDescription {
-    let steps = StepsByModel { dense: vec![1, 2], pruned: vec![6], last: vec![8, 9] };
-    VariantDescription { id: id.to_owned(), swept: vec![("prune.ratio".to_owned(), 0.5.into())], evaluate: steps.clone(), generate: steps }
+    let steps = StepsByModel {
+        dense: vec![1, 2],
+        pruned: vec![6],
+        last: vec![8, 9],
+    };
+    VariantDescription {
+        id: id.to_owned(),
+        swept: vec![("prune.ratio".to_owned(), 0.5.into())],
+        evaluate: steps.clone(),
+        generate: steps,
+    }
 }
 
 fn summarised(folder: &Path, id: &str) -> VariantSummary {
@@ -71,11 +80,26 @@ fn summarised(folder: &Path, id: &str) -> VariantSummary {
 }
 
 /// Writes a table of a variant, step by step.
-fn put<R: Serialize + DeserializeOwned>(folder: &Path, id: &str, name: &str, steps: Vec<(u32, Vec<R>)>) {
-    let part = |(step, rows): &(u32, Vec<R>)| TablePart { step: *step, stage: name.to_owned(), table: Table::from_rows(name, rows).unwrap() };
+fn put<R: Serialize + DeserializeOwned>(
+    folder: &Path,
+    id: &str,
+    name: &str,
+    steps: Vec<(u32, Vec<R>)>,
+) {
+    let part = |(step, rows): &(u32, Vec<R>)| TablePart {
+        step: *step,
+        stage: name.to_owned(),
+        table: Table::from_rows(name, rows).unwrap(),
+    };
     let parts: Vec<TablePart> = steps.iter().map(part).collect();
     std::fs::create_dir_all(folder.join(id)).unwrap();
-    write_parts(&folder.join(id).join(format!("{name}.parquet")), name, id, &parts.iter().collect::<Vec<_>>()).unwrap();
+    write_parts(
+        &folder.join(id).join(format!("{name}.parquet")),
+        name,
+        id,
+        &parts.iter().collect::<Vec<_>>(),
+    )
+    .unwrap();
 }
 
 fn value((_, task, metric, documents, chance): &Said) -> Value {
@@ -85,23 +109,60 @@ fn value((_, task, metric, documents, chance): &Said) -> Value {
     let stderr = chance.map(|_| (value * (1.0 - value) / (n - 1.0)).sqrt());
     let [task, metric, split] = [*task, *metric, "test"].map(str::to_owned);
     let (protocol, n) = ("harness".to_owned(), documents.len() as u64);
-    Value { task, split, metric, value, stderr, n, protocol, chance: *chance, truncated: 0, oversized: 0 }
+    Value {
+        task,
+        split,
+        metric,
+        value,
+        stderr,
+        n,
+        protocol,
+        chance: *chance,
+        truncated: 0,
+        oversized: 0,
+    }
 }
 
 fn document((_, task, metric, ..): &Said, doc: u64, value: f64) -> Document {
-    Document { task: (*task).to_owned(), metric: (*metric).to_owned(), doc, value }
+    Document {
+        task: (*task).to_owned(),
+        metric: (*metric).to_owned(),
+        doc,
+        value,
+    }
 }
 
 /// Writes both tables of `evaluate`.
 fn evaluate(folder: &Path, id: &str, said: &[Said]) {
-    put(folder, id, "evaluate", said.iter().map(|one| (one.0, vec![value(one)])).collect());
-    let of = |one: &Said| one.3.iter().map(|&(doc, value)| document(one, doc, value)).collect::<Vec<_>>();
-    put(folder, id, "evaluate_documents", said.iter().map(|one| (one.0, of(one))).collect());
+    put(
+        folder,
+        id,
+        "evaluate",
+        said.iter().map(|one| (one.0, vec![value(one)])).collect(),
+    );
+    let of = |one: &Said| {
+        one.3
+            .iter()
+            .map(|&(doc, value)| document(one, doc, value))
+            .collect::<Vec<_>>()
+    };
+    put(
+        folder,
+        id,
+        "evaluate_documents",
+        said.iter().map(|one| (one.0, of(one))).collect(),
+    );
 }
 
 fn generation(prompt: u32, input: &str, output: &str) -> Generation {
     let [input, output] = [input, output].map(str::to_owned);
-    Generation { prompt, input, output, ids: vec![1, 2], finished: true }
+    Generation {
+        prompt,
+        input,
+        output,
+        ids: vec![1, 2],
+        finished: true,
+    }
 }
 
 fn number(table: &RecordBatch, name: &str, row: usize) -> Option<f64> {
@@ -116,9 +177,11 @@ fn numbered(values: &[f64]) -> Vec<(u64, f64)> {
 #[test]
 fn differences_have_the_standard_error_of_their_documents() {
     let folder = tempfile::tempdir().unwrap();
-    let [dense, last] = [[1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]].map(|values| numbered(&values));
+    let [dense, last] =
+        [[1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]].map(|values| numbered(&values));
     let decoy = numbered(&[0.0, 0.0, 1.0, 0.0]);
-    let [perplexity, later] = [[10.0, 12.0, 14.0], [11.0, 15.0, 16.0]].map(|values| numbered(&values));
+    let [perplexity, later] =
+        [[10.0, 12.0, 14.0], [11.0, 15.0, 16.0]].map(|values| numbered(&values));
     let backwards: Vec<(u64, f64)> = later.iter().rev().copied().collect();
     let one = numbered(&[1.0]);
     let others: Vec<(u64, f64)> = dense.iter().map(|(doc, value)| (doc + 1, *value)).collect();
@@ -145,23 +208,58 @@ fn differences_have_the_standard_error_of_their_documents() {
     let rows = table(&folder.path().join("variants.parquet"));
     let of = |name: &str| number(&rows, name, 0);
     // d = 0, -1, 0, 0: mean -1/4, sample variance (3/16 + 9/16) / 3 = 1/4, √(1/4 / 4) = 1/4
-    assert_eq!([of("a.acc"), of("a.acc.dense"), of("a.acc.delta")], [Some(0.5), Some(0.75), Some(-0.25)]);
-    assert_eq!((of("a.acc.delta_stderr"), of("a.acc.chance")), (Some(0.25), Some(0.5)));
-    assert_eq!([of("a.acc.dense_stderr"), of("a.acc.stderr")], [Some(0.25), Some((0.25f64 / 3.0).sqrt())]);
+    assert_eq!(
+        [of("a.acc"), of("a.acc.dense"), of("a.acc.delta")],
+        [Some(0.5), Some(0.75), Some(-0.25)]
+    );
+    assert_eq!(
+        (of("a.acc.delta_stderr"), of("a.acc.chance")),
+        (Some(0.25), Some(0.5))
+    );
+    assert_eq!(
+        [of("a.acc.dense_stderr"), of("a.acc.stderr")],
+        [Some(0.25), Some((0.25f64 / 3.0).sqrt())]
+    );
     // d = 1, 3, 2: mean 2, sample variance 1, √(1 / 3)
-    assert_eq!((of("text.perplexity.delta"), of("text.perplexity.chance")), (Some(2.0), None));
+    assert_eq!(
+        (of("text.perplexity.delta"), of("text.perplexity.chance")),
+        (Some(2.0), None)
+    );
     assert!((of("text.perplexity.delta_stderr").unwrap() - (1.0f64 / 3.0).sqrt()).abs() < 1e-15);
-    for (metric, has_delta) in [("single", true), ("moved", true), ("more", true), ("gone", false), ("new", false)] {
-        assert_eq!(of(&format!("{metric}.acc.delta")).is_some(), has_delta, "{metric}");
-        assert_eq!(of(&format!("{metric}.acc.delta_stderr")), None, "{metric}: no pairs");
+    for (metric, has_delta) in [
+        ("single", true),
+        ("moved", true),
+        ("more", true),
+        ("gone", false),
+        ("new", false),
+    ] {
+        assert_eq!(
+            of(&format!("{metric}.acc.delta")).is_some(),
+            has_delta,
+            "{metric}"
+        );
+        assert_eq!(
+            of(&format!("{metric}.acc.delta_stderr")),
+            None,
+            "{metric}: no pairs"
+        );
     }
-    assert_eq!((of("new.acc.chance"), of("gone.acc.chance")), (Some(0.25), Some(0.25)));
+    assert_eq!(
+        (of("new.acc.chance"), of("gone.acc.chance")),
+        (Some(0.25), Some(0.25))
+    );
 
     // results without the documents have the difference alone
     std::fs::remove_file(folder.path().join("v/evaluate_documents.parquet")).unwrap();
     write_report_tables(folder.path(), &[summarised(folder.path(), "v")]).unwrap();
     let rows = table(&folder.path().join("variants.parquet"));
-    assert_eq!((number(&rows, "a.acc.delta", 0), number(&rows, "a.acc.delta_stderr", 0)), (Some(-0.25), None));
+    assert_eq!(
+        (
+            number(&rows, "a.acc.delta", 0),
+            number(&rows, "a.acc.delta_stderr", 0)
+        ),
+        (Some(-0.25), None)
+    );
 }
 
 #[test]
@@ -169,13 +267,32 @@ fn results_of_earlier_versions_are_still_read() {
     let folder = tempfile::tempdir().unwrap();
     let row = |value: f64| {
         let [task, split, metric] = ["a", "test", "acc"].map(str::to_owned);
-        OldValue { task, split, metric, value, stderr: Some(0.1), n: 20 }
+        OldValue {
+            task,
+            split,
+            metric,
+            value,
+            stderr: Some(0.1),
+            n: 20,
+        }
     };
-    put(folder.path(), "v", "evaluate", vec![(1, vec![row(0.75)]), (8, vec![row(0.5)])]);
+    put(
+        folder.path(),
+        "v",
+        "evaluate",
+        vec![(1, vec![row(0.75)]), (8, vec![row(0.5)])],
+    );
     let summary = write_report_tables(folder.path(), &[summarised(folder.path(), "v")]).unwrap();
     let rows = table(&folder.path().join("variants.parquet"));
     let of = |name: &str| number(&rows, name, 0);
-    assert_eq!((of("a.acc.delta"), of("a.acc.delta_stderr"), of("a.acc.chance")), (Some(-0.25), None, None));
+    assert_eq!(
+        (
+            of("a.acc.delta"),
+            of("a.acc.delta_stderr"),
+            of("a.acc.chance")
+        ),
+        (Some(-0.25), None, None)
+    );
     let expected = "\
 variant  ratio             a.acc
 ───────  ─────  ────────────────
@@ -184,22 +301,41 @@ v        0.5    * 50.0 % (-25.0)
 
 * the best of its column; in brackets the difference to the dense model
 ";
-    assert_eq!(summary.lines().map(str::trim_end).collect::<Vec<_>>(), expected.lines().collect::<Vec<_>>());
+    assert_eq!(
+        summary.lines().map(str::trim_end).collect::<Vec<_>>(),
+        expected.lines().collect::<Vec<_>>()
+    );
     // its table, without the columns that are new
     let kept = (0..rows.num_columns()).filter(|&i| {
         let name = rows.schema().field(i).name().clone();
-        ![".delta_stderr", ".dense_stderr", ".chance"].iter().any(|new| name.ends_with(new))
+        ![".delta_stderr", ".dense_stderr", ".chance"]
+            .iter()
+            .any(|new| name.ends_with(new))
     });
     let kept: Vec<usize> = kept.collect();
     assert_eq!(kept.len() + 3, rows.num_columns());
-    let old = Table { name: "variants".to_owned(), rows: rows.project(&kept).unwrap() };
+    let old = Table {
+        name: "variants".to_owned(),
+        rows: rows.project(&kept).unwrap(),
+    };
     old.save(&folder.path().join("variants.parquet")).unwrap();
-    assert!(summarize_results(&[folder.path().to_owned()], false).unwrap().ends_with(&summary));
+    assert!(
+        summarize_results(&[folder.path().to_owned()], false)
+            .unwrap()
+            .ends_with(&summary)
+    );
     // the list of its sweep
-    let old = r#"{"variants": [{"id": "v", "swept": [], "dense": [1], "pruned": [], "last": [8]}]}"#;
+    let old =
+        r#"{"variants": [{"id": "v", "swept": [], "dense": [1], "pruned": [], "last": [8]}]}"#;
     std::fs::write(folder.path().join("sweep.json"), old).unwrap();
-    let read = SweepManifest::read(folder.path()).unwrap().variants.remove(0);
-    assert_eq!((read.evaluate.last, read.generate), (vec![8], StepsByModel::default()));
+    let read = SweepManifest::read(folder.path())
+        .unwrap()
+        .variants
+        .remove(0);
+    assert_eq!(
+        (read.evaluate.last, read.generate),
+        (vec![8], StepsByModel::default())
+    );
 }
 
 #[test]
@@ -258,29 +394,71 @@ fn what_variants_wrote_stands_side_by_side() {
     let long = "word ".repeat(30);
     let steps = || {
         vec![
-            (1, vec![generation(0, "Once", "upon\na time"), generation(1, "Two", "three")]),
+            (
+                1,
+                vec![
+                    generation(0, "Once", "upon\na time"),
+                    generation(1, "Two", "three"),
+                ],
+            ),
             (2, vec![generation(0, "Once", "a decoy")]),
             (6, vec![generation(0, "Once", "pruned")]),
-            (8, vec![generation(0, "Once", "a decoy"), generation(1, "Two", &long)]),
+            (
+                8,
+                vec![
+                    generation(0, "Once", "a decoy"),
+                    generation(1, "Two", &long),
+                ],
+            ),
             // another input in the same place is another prompt
-            (9, vec![generation(0, "Once", "last\u{1b}[2J"), generation(1, "Three", "four")]),
+            (
+                9,
+                vec![
+                    generation(0, "Once", "last\u{1b}[2J"),
+                    generation(1, "Three", "four"),
+                ],
+            ),
         ]
     };
     put(folder.path(), "v", "generate", steps());
     put(folder.path(), "w", "generate", steps());
-    let none = VariantSummary::new(shape("none"), VariantStatus::Failed, Some("it broke".to_owned()), folder.path().join("none"));
-    let mut failed = VariantSummary::new(shape("w"), VariantStatus::Failed, Some("it broke".to_owned()), folder.path().join("w"));
-    let summary = write_report_tables(folder.path(), &[summarised(folder.path(), "v"), failed.clone(), none]).unwrap();
+    let none = VariantSummary::new(
+        shape("none"),
+        VariantStatus::Failed,
+        Some("it broke".to_owned()),
+        folder.path().join("none"),
+    );
+    let mut failed = VariantSummary::new(
+        shape("w"),
+        VariantStatus::Failed,
+        Some("it broke".to_owned()),
+        folder.path().join("w"),
+    );
+    let summary = write_report_tables(
+        folder.path(),
+        &[summarised(folder.path(), "v"), failed.clone(), none],
+    )
+    .unwrap();
     let path = folder.path().join("generations.parquet");
     assert_eq!(
         columns(&path),
-        ["variant: Utf8View", "prompt: UInt32", "input: Utf8View", "dense: Utf8View", "pruned: Utf8View", "output: Utf8View"]
+        [
+            "variant: Utf8View",
+            "prompt: UInt32",
+            "input: Utf8View",
+            "dense: Utf8View",
+            "pruned: Utf8View",
+            "output: Utf8View"
+        ]
     );
     let rows = table(&path);
     let column = |name: &str| text(&rows[name]);
     assert_eq!(column("variant"), ["v", "v", "v", "w", "w"]);
     assert_eq!(column("input"), ["Once", "Three", "Two", "Once", "Two"]);
-    assert_eq!(column("dense"), ["upon\na time", "", "three", "upon\na time", "three"]);
+    assert_eq!(
+        column("dense"),
+        ["upon\na time", "", "three", "upon\na time", "three"]
+    );
     assert_eq!(column("pruned"), ["pruned", "", "", "pruned", ""]);
     assert_eq!(column("output"), ["last\u{1b}[2J", "four", &long, "", ""]);
     assert!(rows["dense"].is_null(1) && rows["output"].is_null(3));
@@ -302,17 +480,28 @@ prompt 1: Two
 "
     );
     assert!(summary.ends_with(&shown), "{summary}");
-    let records: serde_json::Value = serde_json::from_str(&summarize_results(&[folder.path().to_owned()], true).unwrap()).unwrap();
+    let records: serde_json::Value =
+        serde_json::from_str(&summarize_results(&[folder.path().to_owned()], true).unwrap())
+            .unwrap();
     let record = &records[0]["generations"][1];
-    assert_eq!((record["prompt"].as_u64(), record["output"].as_str()), (Some(1), Some("four")));
+    assert_eq!(
+        (record["prompt"].as_u64(), record["output"].as_str()),
+        (Some(1), Some("four"))
+    );
     assert!(record["dense"].is_null() && records[0]["generations"].as_array().unwrap().len() == 5);
-    assert!(summarize_results(&[folder.path().to_owned()], false).unwrap().ends_with(&shown));
+    assert!(
+        summarize_results(&[folder.path().to_owned()], false)
+            .unwrap()
+            .ends_with(&shown)
+    );
 
     // nothing is left of it once no variant writes
     failed.description.generate = StepsByModel::default();
     write_report_tables(folder.path(), &[failed]).unwrap();
     assert!(!path.exists());
-    let records: serde_json::Value = serde_json::from_str(&summarize_results(&[folder.path().to_owned()], true).unwrap()).unwrap();
+    let records: serde_json::Value =
+        serde_json::from_str(&summarize_results(&[folder.path().to_owned()], true).unwrap())
+            .unwrap();
     assert_eq!(records[0]["generations"], serde_json::json!([]));
 }
 
@@ -321,27 +510,59 @@ fn the_summary_shows_the_first_prompts_and_variants() {
     let folder = tempfile::tempdir().unwrap();
     let ids: Vec<String> = (0..13).map(|i| format!("v{i}")).collect();
     for id in &ids {
-        let prompts = (0..4).map(|i| generation(i, &format!("prompt of {i}"), &format!("{id} says {i}")));
+        let prompts =
+            (0..4).map(|i| generation(i, &format!("prompt of {i}"), &format!("{id} says {i}")));
         put(folder.path(), id, "generate", vec![(8, prompts.collect())]);
     }
-    let variants: Vec<VariantSummary> = ids.iter().map(|id| summarised(folder.path(), id)).collect();
+    let variants: Vec<VariantSummary> =
+        ids.iter().map(|id| summarised(folder.path(), id)).collect();
     let summary = write_report_tables(folder.path(), &variants).unwrap();
-    assert!(summary.contains("prompt of 2") && !summary.contains("prompt of 3"), "{summary}");
-    assert!(summary.contains("v11 says 2") && !summary.contains("v12 says"), "{summary}");
-    assert!(!summary.contains("  dense  ") && summary.ends_with("\nall that was written: generations.parquet\n"), "{summary}");
-    assert_eq!(table(&folder.path().join("generations.parquet")).num_rows(), 13 * 4);
+    assert!(
+        summary.contains("prompt of 2") && !summary.contains("prompt of 3"),
+        "{summary}"
+    );
+    assert!(
+        summary.contains("v11 says 2") && !summary.contains("v12 says"),
+        "{summary}"
+    );
+    assert!(
+        !summary.contains("  dense  ")
+            && summary.ends_with("\nall that was written: generations.parquet\n"),
+        "{summary}"
+    );
+    assert_eq!(
+        table(&folder.path().join("generations.parquet")).num_rows(),
+        13 * 4
+    );
 }
 
 #[test]
 fn shards_give_the_same_tables() {
     let folder = tempfile::tempdir().unwrap();
-    let sweep = SweepManifest { variants: ["v", "w"].map(shape).to_vec() };
+    let sweep = SweepManifest {
+        variants: ["v", "w"].map(shape).to_vec(),
+    };
     let place = |name: &str, ids: &[&str]| -> PathBuf {
         let place = folder.path().join(name).join("sweep");
         for id in ids {
             let [dense, last] = [[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]].map(|values| numbered(&values));
-            evaluate(&place, id, &[(1, "a", "acc", &dense, Some(0.5)), (8, "a", "acc", &last, Some(0.5))]);
-            put(&place, id, "generate", vec![(1, vec![generation(0, "Once", "upon")]), (8, vec![generation(0, "Once", id)])]);
+            evaluate(
+                &place,
+                id,
+                &[
+                    (1, "a", "acc", &dense, Some(0.5)),
+                    (8, "a", "acc", &last, Some(0.5)),
+                ],
+            );
+            put(
+                &place,
+                id,
+                "generate",
+                vec![
+                    (1, vec![generation(0, "Once", "upon")]),
+                    (8, vec![generation(0, "Once", id)]),
+                ],
+            );
             std::fs::write(place.join(id).join("manifest.json"), manifest(id)).unwrap();
         }
         sweep.write(&place).unwrap();
@@ -351,13 +572,23 @@ fn shards_give_the_same_tables() {
     write_report_tables(&whole, &["v", "w"].map(|id| summarised(&whole, id))).unwrap();
     let shards = [place("one", &["v"]), place("two", &["w"])];
     let merged = merge(&shards, Some(&folder.path().join("joined"))).unwrap();
-    assert!(merged[0].missing_variants.is_empty() && merged[0].summary.contains("prompt 0: Once"), "{:?}", merged[0]);
+    assert!(
+        merged[0].missing_variants.is_empty() && merged[0].summary.contains("prompt 0: Once"),
+        "{:?}",
+        merged[0]
+    );
     for name in ["variants.parquet", "generations.parquet"] {
         let read = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
         assert!(read(&whole) == read(&merged[0].folder), "{name} differs");
     }
     let rows = table(&whole.join("generations.parquet"));
-    assert_eq!((text(&rows["dense"]), text(&rows["output"])), (vec!["upon".to_owned(); 2], vec!["v".to_owned(), "w".to_owned()]));
+    assert_eq!(
+        (text(&rows["dense"]), text(&rows["output"])),
+        (
+            vec!["upon".to_owned(); 2],
+            vec!["v".to_owned(), "w".to_owned()]
+        )
+    );
 }
 
 /// Of a variant that is complete.
@@ -377,13 +608,25 @@ fn steps_are_those_of_the_dense_the_pruned_and_the_final_model() {
     let plan = check(&sandbox.path("chain.toml"), &Overrides::default(), false).unwrap();
     let shape = VariantDescription::from(&plan.variants[0]);
     let position = |nth: usize| plan.variants[0].steps[nth].position;
-    let expected = StepsByModel { dense: vec![position(1)], pruned: vec![position(6)], last: vec![position(8)] };
-    assert_eq!((&shape.evaluate, &shape.generate), (&expected, &StepsByModel::default()));
+    let expected = StepsByModel {
+        dense: vec![position(1)],
+        pruned: vec![position(6)],
+        last: vec![position(8)],
+    };
+    assert_eq!(
+        (&shape.evaluate, &shape.generate),
+        (&expected, &StepsByModel::default())
+    );
     // the list of the sweep keeps the names of its first version
-    let sweep = SweepManifest { variants: vec![shape.clone()] };
+    let sweep = SweepManifest {
+        variants: vec![shape.clone()],
+    };
     sweep.write(&sandbox.path("")).unwrap();
     let written = json(&sandbox.path("sweep.json"));
-    assert_eq!(written["variants"][0]["pruned"], serde_json::json!(expected.pruned));
+    assert_eq!(
+        written["variants"][0]["pruned"],
+        serde_json::json!(expected.pruned)
+    );
     assert_eq!(SweepManifest::read(&sandbox.path("")).unwrap(), sweep);
 }
 
@@ -392,22 +635,36 @@ fn steps_are_those_of_the_dense_the_pruned_and_the_final_model() {
 fn only_what_was_asked_alike_is_paired() {
     let sandbox = Sandbox::new();
     let evaluate = |window: usize| {
-        format!("[[stage]]\ntype = \"evaluate\"\ncorpora = [\"datasets/tiny_world_heldout.jsonl\"]\nwindow = {window}\n")
+        format!(
+            "[[stage]]\ntype = \"evaluate\"\ncorpora = [\"datasets/tiny_world_heldout.jsonl\"]\nwindow = {window}\n"
+        )
     };
     let prune = "[[stage]]\ntype = \"dependencies\"\n[[stage]]\ntype = \"importance\"\nmethod = \"l2\"\n[[stage]]\ntype = \"aggregate\"\n[[stage]]\ntype = \"prune\"\nratio = 0.25\n";
     let load = "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n";
     for (name, after, is_paired) in [("both", vec![16, 64], true), ("another", vec![32], false)] {
         let after: String = after.into_iter().map(evaluate).collect();
-        sandbox.write(&format!("{name}.toml"), [load, &evaluate(16), &evaluate(64), prune, &after].concat());
+        sandbox.write(
+            &format!("{name}.toml"),
+            [load, &evaluate(16), &evaluate(64), prune, &after].concat(),
+        );
         let ran = sandbox.run(&[&format!("{name}.toml")]);
         assert_eq!(ran.code, 0, "{}", ran.err);
         let row = table(&sandbox.path(&format!("results/{name}/variants.parquet")));
-        let number =
-            |ending: &str| row[&format!("tiny_world_heldout.perplexity{ending}")[..]].as_primitive::<Float64Type>().clone();
-        let own = table(&sandbox.path(&format!("{}/evaluate.parquet", sandbox.variant(name, "base-"))));
+        let number = |ending: &str| {
+            row[&format!("tiny_world_heldout.perplexity{ending}")[..]]
+                .as_primitive::<Float64Type>()
+                .clone()
+        };
+        let own = table(&sandbox.path(&format!(
+            "{}/evaluate.parquet",
+            sandbox.variant(name, "base-")
+        )));
         let values = own["value"].as_primitive::<Float64Type>();
         // dense at 16 and 64 come first
-        assert_eq!(number(".dense").value(0), values.value(usize::from(is_paired)));
+        assert_eq!(
+            number(".dense").value(0),
+            values.value(usize::from(is_paired))
+        );
         assert_eq!(number("").value(0), values.value(values.len() - 1));
         assert_eq!(number(".delta_stderr").is_valid(0), is_paired);
     }

@@ -14,7 +14,12 @@ use crate::support::{CHAIN, Sandbox, chain, outcome};
 
 /// A run that is left to itself.
 fn spawn(sandbox: &Sandbox, arguments: &[&str]) -> Child {
-    sandbox.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    sandbox
+        .command(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 /// What `status.json` says of a process: the stage at work.
@@ -28,7 +33,13 @@ fn stage_at_work(sandbox: &Sandbox, pipeline: &str, process: u32) -> Option<Stri
 }
 
 /// Waits until a stage of this type is at work, then so much longer. False if the run ended before.
-fn wait_for_stage(sandbox: &Sandbox, pipeline: &str, child: &mut Child, stage: &str, longer: Duration) -> bool {
+fn wait_for_stage(
+    sandbox: &Sandbox,
+    pipeline: &str,
+    child: &mut Child,
+    stage: &str,
+    longer: Duration,
+) -> bool {
     loop {
         if stage_at_work(sandbox, pipeline, child.id()).as_deref() == Some(stage) {
             std::thread::sleep(longer);
@@ -42,7 +53,10 @@ fn wait_for_stage(sandbox: &Sandbox, pipeline: &str, child: &mut Child, stage: &
 }
 
 fn signal(child: &Child, name: &str) {
-    let sent = std::process::Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap();
+    let sent = std::process::Command::new("kill")
+        .args([&format!("-{name}"), &child.id().to_string()])
+        .status()
+        .unwrap();
     assert!(sent.success());
 }
 
@@ -50,13 +64,25 @@ fn signal(child: &Child, name: &str) {
 fn seconds(sandbox: &Sandbox, variant: &str) -> BTreeMap<String, f64> {
     let manifest = sandbox.json(&format!("{variant}/manifest.json"));
     let records = manifest["stages"].as_array().unwrap().iter();
-    records.map(|record| (record["stage"].as_str().unwrap().to_owned(), record["wall_seconds"].as_f64().unwrap())).collect()
+    records
+        .map(|record| {
+            (
+                record["stage"].as_str().unwrap().to_owned(),
+                record["wall_seconds"].as_f64().unwrap(),
+            )
+        })
+        .collect()
 }
 
 /// No half-made file or folder is left anywhere.
 fn assert_tidy(sandbox: &Sandbox) {
-    let left = walk(&sandbox.path("results")).into_iter().find(|path| path.contains(".partial-"));
-    assert_eq!(left, None, "a killed run's leftovers are there after the next");
+    let left = walk(&sandbox.path("results"))
+        .into_iter()
+        .find(|path| path.contains(".partial-"));
+    assert_eq!(
+        left, None,
+        "a killed run's leftovers are there after the next"
+    );
 }
 
 fn walk(folder: &std::path::Path) -> Vec<String> {
@@ -74,7 +100,16 @@ fn walk(folder: &std::path::Path) -> Vec<String> {
 
 #[test]
 fn killed_at_any_moment_it_goes_on_to_the_same_bytes() {
-    const STAGES: [&str; 8] = ["load", "evaluate", "dependencies", "importance", "aggregate", "prune", "recover", "export"];
+    const STAGES: [&str; 8] = [
+        "load",
+        "evaluate",
+        "dependencies",
+        "importance",
+        "aggregate",
+        "prune",
+        "recover",
+        "export",
+    ];
     let undisturbed = chain();
     assert_eq!(undisturbed.run(&["chain.toml"]).code, 0);
     let variant = undisturbed.variant("chain", "base-");
@@ -90,9 +125,16 @@ fn killed_at_any_moment_it_goes_on_to_the_same_bytes() {
         assert_eq!(ran.code, 0, "{}", ran.err);
         assert!(!ran.err.contains("damaged"), "{}", ran.err);
         for ((name, before), (other, after)) in expected.iter().zip(outcome(sandbox, &variant)) {
-            assert!(*name == other && *before == after, "{name} differs after {kills:?}", kills = &name);
+            assert!(
+                *name == other && *before == after,
+                "{name} differs after {kills:?}",
+                kills = &name
+            );
         }
-        assert!(sandbox.read("results/chain/variants.parquet") == table, "variants.parquet differs");
+        assert!(
+            sandbox.read("results/chain/variants.parquet") == table,
+            "variants.parquet differs"
+        );
         assert_tidy(sandbox);
     };
     // In every stage: those before it are kept, and it is made to run.
@@ -100,10 +142,15 @@ fn killed_at_any_moment_it_goes_on_to_the_same_bytes() {
         for stage in STAGES {
             for attempt in 0.. {
                 assert!(attempt < 20, "{stage} cannot be met");
-                let arguments: &[&str] = if round == 0 { &["chain.toml"] } else { &["chain.toml", "--from", stage] };
+                let arguments: &[&str] = if round == 0 {
+                    &["chain.toml"]
+                } else {
+                    &["chain.toml", "--from", stage]
+                };
                 let mut child = spawn(&sandbox, arguments);
                 // beyond the stage's own time lies the writing of its results
-                let longer = Duration::from_secs_f64(seconds[stage] * random.random_range(0.0..1.2));
+                let longer =
+                    Duration::from_secs_f64(seconds[stage] * random.random_range(0.0..1.2));
                 let met = wait_for_stage(&sandbox, "chain", &mut child, stage, longer);
                 child.kill().unwrap();
                 let killed = child.wait().unwrap().code().is_none();
@@ -137,7 +184,12 @@ fn killed_at_any_moment_it_goes_on_to_the_same_bytes() {
         same(&sandbox);
     }
     eprintln!("killed: {kills:?}");
-    assert!(STAGES.iter().all(|stage| kills.get(stage).is_some_and(|n| *n >= 5)), "{kills:?}");
+    assert!(
+        STAGES
+            .iter()
+            .all(|stage| kills.get(stage).is_some_and(|n| *n >= 5)),
+        "{kills:?}"
+    );
     assert!(kills.values().sum::<u32>() >= 50, "{kills:?}");
 }
 
@@ -178,26 +230,52 @@ fn a_stage_that_is_asked_to_stop_goes_on_where_it_stopped() {
     let mut resumed = Vec::new();
     for (stage, name) in [("pretrain", "INT"), ("recover", "TERM")] {
         let mut child = spawn(&sandbox, &["long.toml"]);
-        assert!(wait_for_stage(&sandbox, "long", &mut child, stage, Duration::from_millis(100)), "{stage}");
+        assert!(
+            wait_for_stage(
+                &sandbox,
+                "long",
+                &mut child,
+                stage,
+                Duration::from_millis(100)
+            ),
+            "{stage}"
+        );
         signal(&child, name);
         assert_eq!(child.wait().unwrap().code(), Some(130), "{stage}");
-        let plan: serde_json::Value = serde_json::from_str(&sandbox.run(&["plan", "long.toml", "--format", "json"]).out).unwrap();
+        let plan: serde_json::Value =
+            serde_json::from_str(&sandbox.run(&["plan", "long.toml", "--format", "json"]).out)
+                .unwrap();
         let nodes = plan["nodes"].as_array().unwrap();
         let node = nodes.iter().find(|node| node["stage"] == stage).unwrap();
-        assert_eq!(node["reason"], "it was interrupted, and goes on from there", "{stage}");
+        assert_eq!(
+            node["reason"], "it was interrupted, and goes on from there",
+            "{stage}"
+        );
         let status = sandbox.json("results/long/status.json");
         assert_eq!(status["state"], "interrupted");
     }
     let ran = sandbox.run(&["long.toml"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
     resumed.push(ran.err);
-    assert!(resumed[0].contains("recovery goes on where it was interrupted"), "{resumed:?}");
+    assert!(
+        resumed[0].contains("recovery goes on where it was interrupted"),
+        "{resumed:?}"
+    );
     let variant = sandbox.variant("long", "base-");
     let log = String::from_utf8(sandbox.read(&format!("{variant}/log.jsonl"))).unwrap();
     assert!(log.contains("goes on where it was interrupted"), "{log}");
     let elsewhere = variant.replace("results/", "undisturbed/");
-    for file in ["pretrain.parquet", "recover.parquet", "hf/model.safetensors", "hf/config.json", "hf/tokenizer.json"] {
-        let (one, other) = (sandbox.read(&format!("{variant}/{file}")), sandbox.read(&format!("{elsewhere}/{file}")));
+    for file in [
+        "pretrain.parquet",
+        "recover.parquet",
+        "hf/model.safetensors",
+        "hf/config.json",
+        "hf/tokenizer.json",
+    ] {
+        let (one, other) = (
+            sandbox.read(&format!("{variant}/{file}")),
+            sandbox.read(&format!("{elsewhere}/{file}")),
+        );
         assert!(one == other, "{file} differs");
     }
     // An evaluation: what was scored or read is not scored or read again.
@@ -206,35 +284,64 @@ fn a_stage_that_is_asked_to_stop_goes_on_where_it_stopped() {
         "name = \"text\"\nversion = 1\nsplit = \"all\"\nmetrics = [\"perplexity\", \"bits_per_byte\"]\n\
          [rows]\nbeside = \"long.txt\"\n[text]\n",
     );
-    sandbox.write("datasets/long.txt", sandbox.read("datasets/tiny_world.txt").repeat(3));
-    for (name, tasks, wait) in [("score", "\"tiny_boolq\", \"tiny_piqa\"", 100), ("read", "\"text\"", 900)] {
+    sandbox.write(
+        "datasets/long.txt",
+        sandbox.read("datasets/tiny_world.txt").repeat(3),
+    );
+    for (name, tasks, wait) in [
+        ("score", "\"tiny_boolq\", \"tiny_piqa\"", 100),
+        ("read", "\"text\"", 900),
+    ] {
         let pipeline = format!("{name}.toml");
-        let evaluate =
-            format!("[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"evaluate\"\ntasks = [{tasks}]\n");
+        let evaluate = format!(
+            "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"evaluate\"\ntasks = [{tasks}]\n"
+        );
         sandbox.write(&pipeline, evaluate);
-        assert_eq!(sandbox.run(&[&pipeline, "--results", "undisturbed"]).code, 0);
+        assert_eq!(
+            sandbox.run(&[&pipeline, "--results", "undisturbed"]).code,
+            0
+        );
         let mut child = spawn(&sandbox, &[&pipeline]);
-        assert!(wait_for_stage(&sandbox, name, &mut child, "evaluate", Duration::from_millis(wait)));
+        assert!(wait_for_stage(
+            &sandbox,
+            name,
+            &mut child,
+            "evaluate",
+            Duration::from_millis(wait)
+        ));
         signal(&child, "TERM");
         assert_eq!(child.wait().unwrap().code(), Some(130));
         let ran = sandbox.run(&[&pipeline]);
-        assert!(ran.code == 0 && ran.err.contains("goes on where it was interrupted"), "{}", ran.err);
+        assert!(
+            ran.code == 0 && ran.err.contains("goes on where it was interrupted"),
+            "{}",
+            ran.err
+        );
         let variant = sandbox.variant(name, "base-");
         let elsewhere = variant.replace("results/", "undisturbed/");
         for (file, bytes) in tables(&sandbox, &variant) {
-            assert!(bytes == sandbox.read(&format!("{elsewhere}/{file}")), "{file} differs");
+            assert!(
+                bytes == sandbox.read(&format!("{elsewhere}/{file}")),
+                "{file} differs"
+            );
         }
     }
     // no state is left of what is complete
-    let left = walk(&sandbox.path("results/.cache")).into_iter().find(|path| path.ends_with(".state"));
+    let left = walk(&sandbox.path("results/.cache"))
+        .into_iter()
+        .find(|path| path.ends_with(".state"));
     assert_eq!(left, None);
 }
 
 /// The tables of a variant, by their files' names.
 fn tables(sandbox: &Sandbox, variant: &str) -> Vec<(String, Vec<u8>)> {
     let files = std::fs::read_dir(sandbox.path(variant)).unwrap().flatten();
-    let names = files.map(|entry| entry.file_name().into_string().unwrap()).filter(|name| name.ends_with(".parquet"));
-    names.map(|name| (name.clone(), sandbox.read(&format!("{variant}/{name}")))).collect()
+    let names = files
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".parquet"));
+    names
+        .map(|name| (name.clone(), sandbox.read(&format!("{variant}/{name}"))))
+        .collect()
 }
 
 #[test]
@@ -242,28 +349,47 @@ fn a_file_that_changes_under_a_run_is_told() {
     let sandbox = Sandbox::new();
     sandbox.write("long.toml", LONG.replace("UPDATES", "400"));
     let mut command = sandbox.command(&["long.toml"]);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    assert!(wait_for_stage(&sandbox, "long", &mut child, "pretrain", Duration::from_millis(50)));
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    assert!(wait_for_stage(
+        &sandbox,
+        "long",
+        &mut child,
+        "pretrain",
+        Duration::from_millis(50)
+    ));
     let text = sandbox.read("datasets/tiny_world.txt");
     sandbox.write("datasets/tiny_world.txt", [&text[..], b" "].concat());
     let output = child.wait_with_output().unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{err}");
-    assert!(err.contains("`datasets/tiny_world.txt` was changed while the run was at work"), "{err}");
+    assert!(
+        err.contains("`datasets/tiny_world.txt` was changed while the run was at work"),
+        "{err}"
+    );
     assert_eq!(sandbox.run(&["long.toml"]).code, 0);
 }
 
 #[test]
 fn several_runs_in_one_folder_share_the_work() {
     let sandbox = chain();
-    sandbox.write("sweep.toml", format!("{CHAIN}\n[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n"));
+    sandbox.write(
+        "sweep.toml",
+        format!("{CHAIN}\n[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n"),
+    );
     let alone = sandbox.run(&["sweep.toml", "--results", "alone"]);
     assert_eq!(alone.code, 0, "{}", alone.err);
     let mut children: Vec<Child> = (0..3).map(|_| spawn(&sandbox, &["sweep.toml"])).collect();
     for child in &mut children {
         assert_eq!(child.wait().unwrap().code(), Some(0));
     }
-    assert!(sandbox.read("results/sweep/variants.parquet") == sandbox.read("alone/sweep/variants.parquet"));
+    assert!(
+        sandbox.read("results/sweep/variants.parquet")
+            == sandbox.read("alone/sweep/variants.parquet")
+    );
     for ratio in ["ratio0.25", "ratio0.5"] {
         let variant = sandbox.variant("sweep", ratio);
         let others = outcome(&sandbox, &variant.replace("results/", "alone/"));
@@ -275,9 +401,18 @@ fn several_runs_in_one_folder_share_the_work() {
 #[test]
 fn a_run_takes_over_what_a_killed_one_had_begun() {
     let sandbox = chain();
-    sandbox.write("slow.toml", CHAIN.replace("updates = 3", "updates = 100000"));
+    sandbox.write(
+        "slow.toml",
+        CHAIN.replace("updates = 3", "updates = 100000"),
+    );
     let mut first = spawn(&sandbox, &["slow.toml"]);
-    assert!(wait_for_stage(&sandbox, "slow", &mut first, "recover", Duration::ZERO));
+    assert!(wait_for_stage(
+        &sandbox,
+        "slow",
+        &mut first,
+        "recover",
+        Duration::ZERO
+    ));
     // The same variant: it waits until the first is gone, then goes on itself.
     let mut second = spawn(&sandbox, &["slow.toml"]);
     std::thread::sleep(Duration::from_millis(500));

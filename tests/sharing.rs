@@ -1,9 +1,9 @@
 //! What shares a pack, a beginning or a cache changes no bit of a sequence's scores.
 
-use secateur::model::Model;
-use secateur::model::walk::{self, Decoder, Sequence};
-use secateur::ops::{TokenTarget, TokenScore};
-use secateur::random::Seed;
+use secateur_base::random::Seed;
+use secateur_model::Model;
+use secateur_model::walk::{self, Decoder, Sequence};
+use secateur_tensor::ops::{TokenScore, TokenTarget};
 
 use crate::support::{json, numbers, shared, tiny};
 
@@ -11,7 +11,10 @@ use proptest::prelude::*;
 use rand::RngExt;
 
 fn bits(scores: &[TokenScore]) -> Vec<(u64, bool)> {
-    scores.iter().map(|score| (score.log_probability.to_bits(), score.is_greedy)).collect()
+    scores
+        .iter()
+        .map(|score| (score.log_probability.to_bits(), score.is_greedy))
+        .collect()
 }
 
 /// Sequences of a few tokens to a few hundred, many of which begin as another does, some of which are another or its
@@ -27,14 +30,25 @@ fn sequences(seed: u32, vocabulary: u32) -> Vec<Sequence> {
                 other[..stream.random_range(0..=other.len())].to_vec()
             }
         };
-        let longest = if stream.random_range(0..6) == 0 { 400 } else { 30 };
+        let longest = if stream.random_range(0..6) == 0 {
+            400
+        } else {
+            30
+        };
         let more = stream.random_range(usize::from(ids.is_empty())..longest);
         ids.extend((0..more).map(|_| stream.random_range(0..vocabulary)));
         all.push(ids);
     }
     let asked = |ids: Vec<u32>| {
         let first = ids.len().saturating_sub(3);
-        let targets = (first..ids.len()).flat_map(|position| [1, 7].map(|id| TokenTarget { position, token_id: id })).collect();
+        let targets = (first..ids.len())
+            .flat_map(|position| {
+                [1, 7].map(|id| TokenTarget {
+                    position,
+                    token_id: id,
+                })
+            })
+            .collect();
         Sequence { ids, targets }
     };
     all.into_iter().map(asked).collect()
@@ -83,22 +97,38 @@ proptest! {
 
 #[test]
 fn a_real_model_writes_on_as_transformers_does() {
-    let (Some(folder), Some(golden)) = (shared("models/stories260K"), shared("golden/logits_stories260K.json")) else { return };
+    let (Some(folder), Some(golden)) = (
+        shared("models/stories260K"),
+        shared("golden/logits_stories260K.json"),
+    ) else {
+        return;
+    };
     let model = Model::load(&folder).unwrap();
     let golden = json(&golden);
     let prompts = golden["prompts"].as_array().unwrap();
     let mut decoder = Decoder::new(&model, prompts.len(), 512);
-    let mut on: Vec<(usize, Vec<u32>)> = prompts.iter().map(|p| numbers(&p["token_ids"])).enumerate().collect();
+    let mut on: Vec<(usize, Vec<u32>)> = prompts
+        .iter()
+        .map(|p| numbers(&p["token_ids"]))
+        .enumerate()
+        .collect();
     let mut written = vec![Vec::new(); prompts.len()];
     for _ in 0..40 {
         let next = decoder.extend_sequences(&on);
         for ((_, ids), (logits, written)) in on.iter_mut().zip(next.iter().zip(&mut written)) {
-            let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32;
+            let best = (0..logits.len())
+                .max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
+                .unwrap() as u32;
             written.push(best);
             *ids = vec![best];
         }
     }
     for (prompt, written) in prompts.iter().zip(written) {
-        assert_eq!(written, numbers::<u32>(&prompt["greedy_token_ids"]), "{}", prompt["prompt"]);
+        assert_eq!(
+            written,
+            numbers::<u32>(&prompt["greedy_token_ids"]),
+            "{}",
+            prompt["prompt"]
+        );
     }
 }

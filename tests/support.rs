@@ -3,21 +3,26 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use secateur::model::Model;
-use secateur::model::walk::{self, Sequence};
 use secateur::progress::Progress;
-use secateur::random::Seed;
-use secateur::stages::{MemoryBudget, Context, StageCheckpoint};
+use secateur::stages::{Context, MemoryBudget, StageCheckpoint};
+use secateur_base::random::Seed;
+use secateur_model::Model;
+use secateur_model::walk::{self, Sequence};
 
 /// A file or folder of the shared reference material: beside the project, or where `SECATEUR_SHARED` says.
 pub fn shared(path: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("SECATEUR_SHARED")
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")), PathBuf::from);
+    let root = std::env::var_os("SECATEUR_SHARED").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")),
+        PathBuf::from,
+    );
     let found = root.join(path);
     if found.exists() {
         return Some(found);
     }
-    eprintln!("SKIPPED: `{}` is not there; set SECATEUR_SHARED to the folder that holds `{path}`", found.display());
+    eprintln!(
+        "SKIPPED: `{}` is not there; set SECATEUR_SHARED to the folder that holds `{path}`",
+        found.display()
+    );
     None
 }
 
@@ -27,7 +32,10 @@ pub fn context() -> Context {
         seed: Seed::from_u64(42),
         data_folder: shared("data"),
         output_folder: std::env::temp_dir(),
-        memory_budget: MemoryBudget { bytes: u64::MAX, stream_override: None },
+        memory_budget: MemoryBudget {
+            bytes: u64::MAX,
+            stream_override: None,
+        },
         occurrence: 0,
         checkpoint: StageCheckpoint::default(),
         progress: Progress::default(),
@@ -37,7 +45,11 @@ pub fn context() -> Context {
 
 /// The model that comes with the project.
 pub fn tiny() -> Model {
-    Model::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny"))).unwrap()
+    Model::load(Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/models/tiny"
+    )))
+    .unwrap()
 }
 
 /// A JSON file.
@@ -55,15 +67,28 @@ pub fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
-        std::fs::write(to.join(entry.file_name()), std::fs::read(entry.path()).unwrap()).unwrap();
+        std::fs::write(
+            to.join(entry.file_name()),
+            std::fs::read(entry.path()).unwrap(),
+        )
+        .unwrap();
     }
 }
 
 /// The perplexity of a stream of ids in windows of 128, as LLM-Pruner measures it.
 pub fn stream_perplexity(model: &Model, ids: &[u32]) -> f64 {
-    let windows: Vec<Sequence> = ids.chunks_exact(128).map(|ids| Sequence::new(ids.to_vec(), &[true; 128])).collect();
+    let windows: Vec<Sequence> = ids
+        .chunks_exact(128)
+        .map(|ids| Sequence::new(ids.to_vec(), &[true; 128]))
+        .collect();
     let scores = walk::token_scores(model, &windows);
-    (-scores.iter().flatten().map(|s| s.log_probability).sum::<f64>() / (windows.len() * 127) as f64).exp()
+    (-scores
+        .iter()
+        .flatten()
+        .map(|s| s.log_probability)
+        .sum::<f64>()
+        / (windows.len() * 127) as f64)
+        .exp()
 }
 
 /// A working directory of its own, with the model and the data that the project ships.
@@ -82,7 +107,10 @@ impl Sandbox {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        copy_folder(&root.join("models/tiny"), &folder.path().join("models/tiny"));
+        copy_folder(
+            &root.join("models/tiny"),
+            &folder.path().join("models/tiny"),
+        );
         copy_folder(&root.join("datasets"), &folder.path().join("datasets"));
         Self { folder }
     }
@@ -106,7 +134,11 @@ impl Sandbox {
     /// The program, about to be called here; settings of the surroundings do not count.
     pub fn command(&self, arguments: &[&str]) -> std::process::Command {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_runner"));
-        command.args(arguments).current_dir(self.folder.path()).env_remove("SECATEUR_LOG").env_remove("COLUMNS");
+        command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env_remove("SECATEUR_LOG")
+            .env_remove("COLUMNS");
         for key in secateur::pipeline::settings::SETTING_KEYS {
             command.env_remove(format!("RUNNER_{}", key.to_uppercase()));
         }
@@ -116,7 +148,11 @@ impl Sandbox {
     pub fn run(&self, arguments: &[&str]) -> Ran {
         let output = self.command(arguments).output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Ran { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
+        Ran {
+            code: output.status.code().unwrap_or(-1),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        }
     }
 
     /// The one folder of `results/<pipeline>` whose name begins so.
@@ -127,7 +163,9 @@ impl Sandbox {
     /// The same in another folder of results.
     pub fn variant_in(&self, results: &str, pipeline: &str, beginning: &str) -> String {
         let names = std::fs::read_dir(self.path(&format!("{results}/{pipeline}"))).unwrap();
-        let names = names.flatten().map(|entry| entry.file_name().into_string().unwrap());
+        let names = names
+            .flatten()
+            .map(|entry| entry.file_name().into_string().unwrap());
         let found: Vec<String> = names.filter(|name| name.starts_with(beginning)).collect();
         assert_eq!(found.len(), 1, "{beginning}: {found:?}");
         format!("{results}/{pipeline}/{}", found[0])
@@ -137,21 +175,34 @@ impl Sandbox {
 /// A Parquet file as one batch of rows.
 pub fn table(path: &Path) -> arrow::array::RecordBatch {
     let file = std::fs::File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+    let reader =
+        parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
     let schema = reader.schema().clone();
-    let batches: Vec<_> = reader.build().unwrap().map(|batch| batch.unwrap()).collect();
+    let batches: Vec<_> = reader
+        .build()
+        .unwrap()
+        .map(|batch| batch.unwrap())
+        .collect();
     arrow::compute::concat_batches(&schema, &batches).unwrap()
 }
 
 /// A column as text; null is empty.
 pub fn text(column: &arrow::array::ArrayRef) -> Vec<String> {
     let column = arrow::compute::cast(column, &arrow::datatypes::DataType::Utf8).unwrap();
-    arrow::array::AsArray::as_string::<i32>(&column).iter().map(|text| text.unwrap_or_default().to_owned()).collect()
+    arrow::array::AsArray::as_string::<i32>(&column)
+        .iter()
+        .map(|text| text.unwrap_or_default().to_owned())
+        .collect()
 }
 
 /// The names and kinds of a table's columns.
 pub fn columns(path: &Path) -> Vec<String> {
-    table(path).schema().fields().iter().map(|field| format!("{}: {}", field.name(), field.data_type())).collect()
+    table(path)
+        .schema()
+        .fields()
+        .iter()
+        .map(|field| format!("{}: {}", field.name(), field.data_type()))
+        .collect()
 }
 
 /// The whole chain, small.
@@ -227,7 +278,17 @@ pub fn outcome(sandbox: &Sandbox, variant: &str) -> Vec<(String, Vec<u8>)> {
         .map(|entry| entry.file_name().into_string().unwrap())
         .filter(|name| name.ends_with(".parquet") || name == "pipeline.toml" || name == "plan.json")
         .collect();
-    files.extend(["hf/model.safetensors", "hf/config.json", "adapter/adapter_model.safetensors"].map(str::to_owned));
+    files.extend(
+        [
+            "hf/model.safetensors",
+            "hf/config.json",
+            "adapter/adapter_model.safetensors",
+        ]
+        .map(str::to_owned),
+    );
     files.sort();
-    files.into_iter().map(|file| (file.clone(), sandbox.read(&format!("{variant}/{file}")))).collect()
+    files
+        .into_iter()
+        .map(|file| (file.clone(), sandbox.read(&format!("{variant}/{file}"))))
+        .collect()
 }

@@ -5,11 +5,13 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, LargeStringArray, ListArray, RecordBatch, StringArray, StructArray};
+use arrow::array::{
+    ArrayRef, Int64Array, LargeStringArray, ListArray, RecordBatch, StringArray, StructArray,
+};
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field};
 use parquet::arrow::ArrowWriter;
-use secateur::data::task::{ChoiceQuestion, FewShot, Task};
+use secateur_data::task::{ChoiceQuestion, FewShot, Task};
 use serde_json::Value;
 
 use crate::support::{json, shared};
@@ -43,33 +45,59 @@ fn task(folder: &Path, content: &str) -> Task {
 fn documents(folder: &Path, content: &str) -> Result<Vec<ChoiceQuestion>, String> {
     write(&folder.join("task.toml"), content);
     let found = Task::find(folder.join("task.toml").to_str().unwrap(), Some(folder));
-    found.and_then(|task| task.questions(None, None)).map_err(|e| e.to_string())
+    found
+        .and_then(|task| task.questions(None, None))
+        .map_err(|e| e.to_string())
 }
 
 fn parquet(path: &Path, columns: Vec<(&str, ArrayRef)>) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let batch = RecordBatch::try_from_iter(columns).unwrap();
-    let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), batch.schema(), None).unwrap();
+    let mut writer =
+        ArrowWriter::try_new(File::create(path).unwrap(), batch.schema(), None).unwrap();
     writer.write(&batch).unwrap();
     writer.close().unwrap();
 }
 
 fn texts(rows: &[Value], field: &str) -> ArrayRef {
-    Arc::new(StringArray::from_iter(rows.iter().map(|row| row[field].as_str())))
+    Arc::new(StringArray::from_iter(
+        rows.iter().map(|row| row[field].as_str()),
+    ))
 }
 
 /// A list of texts in every row.
 fn lists(rows: &[Value], field: &str) -> ArrayRef {
-    let lists: Vec<&Vec<Value>> = rows.iter().map(|row| row["choices"][field].as_array().unwrap()).collect();
-    let values = StringArray::from_iter_values(lists.iter().flat_map(|list| list.iter().map(|item| item.as_str().unwrap())));
+    let lists: Vec<&Vec<Value>> = rows
+        .iter()
+        .map(|row| row["choices"][field].as_array().unwrap())
+        .collect();
+    let values = StringArray::from_iter_values(
+        lists
+            .iter()
+            .flat_map(|list| list.iter().map(|item| item.as_str().unwrap())),
+    );
     let offsets = OffsetBuffer::from_lengths(lists.iter().map(|list| list.len()));
-    Arc::new(ListArray::new(Arc::new(Field::new("item", DataType::Utf8, true)), offsets, Arc::new(values), None))
+    Arc::new(ListArray::new(
+        Arc::new(Field::new("item", DataType::Utf8, true)),
+        offsets,
+        Arc::new(values),
+        None,
+    ))
 }
 
 /// ARC's rows as the Hub keeps them: `choices` is a struct of two lists.
 fn nested(path: &Path, rows: &[Value]) {
-    let field = |name| Arc::new(Field::new(name, DataType::List(Arc::new(Field::new("item", DataType::Utf8, true))), true));
-    let choices = StructArray::from(vec![(field("text"), lists(rows, "text")), (field("label"), lists(rows, "label"))]);
+    let field = |name| {
+        Arc::new(Field::new(
+            name,
+            DataType::List(Arc::new(Field::new("item", DataType::Utf8, true))),
+            true,
+        ))
+    };
+    let choices = StructArray::from(vec![
+        (field("text"), lists(rows, "text")),
+        (field("label"), lists(rows, "label")),
+    ]);
     let columns = vec![
         ("question", texts(rows, "question")),
         ("choices", Arc::new(choices) as ArrayRef),
@@ -79,7 +107,9 @@ fn nested(path: &Path, rows: &[Value]) {
 }
 
 fn question(n: usize) -> Value {
-    let choices: Vec<String> = (0..2 + n % 3).map(|i| format!("choice {i} of {n}")).collect();
+    let choices: Vec<String> = (0..2 + n % 3)
+        .map(|i| format!("choice {i} of {n}"))
+        .collect();
     let labels: Vec<&str> = ["A", "B", "C", "D"][..choices.len()].to_vec();
     serde_json::json!({"question": format!("number {n}"), "choices": {"text": choices, "label": labels}, "answerKey": "B"})
 }
@@ -94,7 +124,14 @@ fn parquet_rows_give_the_documents_of_json_lines() {
     let rows: Vec<Value> = (0..2500).map(question).collect();
     write(&folder.path().join("nested/test.jsonl"), &jsonl(&rows));
     let from_lines = documents(folder.path(), NESTED).unwrap();
-    assert_eq!((from_lines.len(), from_lines[1].requests.len(), from_lines[1].gold), (2500, 3, 1));
+    assert_eq!(
+        (
+            from_lines.len(),
+            from_lines[1].requests.len(),
+            from_lines[1].gold
+        ),
+        (2500, 3, 1)
+    );
     assert_eq!(from_lines[7].requests[2].continuation, " choice 2 of 7");
     std::fs::remove_file(folder.path().join("nested/test.jsonl")).unwrap();
     nested(&folder.path().join("nested/test.parquet"), &rows);
@@ -102,33 +139,70 @@ fn parquet_rows_give_the_documents_of_json_lines() {
     // the limit is counted over shards
     std::fs::remove_file(folder.path().join("nested/test.parquet")).unwrap();
     for (i, part) in rows.chunks(1000).enumerate() {
-        nested(&folder.path().join(format!("nested/data/test-0000{i}-of-00003.parquet")), part);
+        nested(
+            &folder
+                .path()
+                .join(format!("nested/data/test-0000{i}-of-00003.parquet")),
+            part,
+        );
     }
     let task = task(folder.path(), NESTED);
-    assert_eq!(task.questions(Some(1700), None).unwrap(), from_lines[..1700]);
+    assert_eq!(
+        task.questions(Some(1700), None).unwrap(),
+        from_lines[..1700]
+    );
     assert_eq!(task.questions(None, None).unwrap(), from_lines);
-    assert_eq!(task.input_files(false).len(), 4, "the task file and three shards");
+    assert_eq!(
+        task.input_files(false).len(),
+        4,
+        "the task file and three shards"
+    );
     // numbers
     let built_in = include_str!("../datasets/boolq.toml");
     let labels = Int64Array::from(vec![1, 0]);
     let columns = vec![
-        ("question", Arc::new(StringArray::from(vec!["is it", "is it not"])) as ArrayRef),
-        ("passage", Arc::new(LargeStringArray::from(vec!["It is.", "It is not."]))),
+        (
+            "question",
+            Arc::new(StringArray::from(vec!["is it", "is it not"])) as ArrayRef,
+        ),
+        (
+            "passage",
+            Arc::new(LargeStringArray::from(vec!["It is.", "It is not."])),
+        ),
         ("label", Arc::new(labels)),
     ];
-    parquet(&folder.path().join("super_glue/boolq/validation-00000-of-00001.parquet"), columns);
+    parquet(
+        &folder
+            .path()
+            .join("super_glue/boolq/validation-00000-of-00001.parquet"),
+        columns,
+    );
     let found = documents(folder.path(), built_in).unwrap();
     assert_eq!((found[0].gold, found[1].gold), (1, 0));
-    assert_eq!(found[1].requests[0].context, "It is not.\nQuestion: is it not?\nAnswer:");
+    assert_eq!(
+        found[1].requests[0].context,
+        "It is not.\nQuestion: is it not?\nAnswer:"
+    );
     // a row that does not fit is named by its number
     let columns = vec![
-        ("question", Arc::new(StringArray::from(vec![Some("is it"), None])) as ArrayRef),
-        ("passage", Arc::new(StringArray::from(vec!["It is.", "It is not."]))),
+        (
+            "question",
+            Arc::new(StringArray::from(vec![Some("is it"), None])) as ArrayRef,
+        ),
+        (
+            "passage",
+            Arc::new(StringArray::from(vec!["It is.", "It is not."])),
+        ),
         ("label", Arc::new(Int64Array::from(vec![1, 0]))),
     ];
     parquet(&folder.path().join("boolq/validation.parquet"), columns);
-    let refused = documents(folder.path(), built_in).unwrap_err().replace(&format!("{}/", folder.path().display()), "");
-    assert_eq!(refused, "`boolq/validation.parquet`, row 2: `context`: null is not a text (task.toml:12:11)");
+    let refused = documents(folder.path(), built_in)
+        .unwrap_err()
+        .replace(&format!("{}/", folder.path().display()), "");
+    assert_eq!(
+        refused,
+        "`boolq/validation.parquet`, row 2: `context`: null is not a text (task.toml:12:11)"
+    );
 }
 
 #[test]
@@ -158,15 +232,25 @@ fn rows_are_found_in_the_layouts_of_the_hub() {
     }
     // the first folder counts, and what lies directly in one of them before what lies deeper
     let folder = tempfile::tempdir().unwrap();
-    write(&folder.path().join("nested/ARC-Easy/test.jsonl"), &jsonl(&rows));
-    write(&folder.path().join("nested/ARC-Challenge/test.jsonl"), &jsonl(&rows));
-    let shown = |folder: &Path, message: String| message.replace(&folder.display().to_string(), "data");
+    write(
+        &folder.path().join("nested/ARC-Easy/test.jsonl"),
+        &jsonl(&rows),
+    );
+    write(
+        &folder.path().join("nested/ARC-Challenge/test.jsonl"),
+        &jsonl(&rows),
+    );
+    let shown =
+        |folder: &Path, message: String| message.replace(&folder.display().to_string(), "data");
     assert_eq!(
         shown(folder.path(), documents(folder.path(), NESTED).unwrap_err()),
         "the split `test` is in several folders of `data/nested`: `data/nested/ARC-Challenge`, `data/nested/ARC-Easy`; name one of \
          them in `published`"
     );
-    write(&folder.path().join("elsewhere/nested/test.jsonl"), &jsonl(&rows[..1]));
+    write(
+        &folder.path().join("elsewhere/nested/test.jsonl"),
+        &jsonl(&rows[..1]),
+    );
     assert_eq!(documents(folder.path(), NESTED).unwrap().len(), 1);
     write(&folder.path().join("nested/test.jsonl"), &jsonl(&rows));
     assert_eq!(documents(folder.path(), NESTED).unwrap().len(), 2);
@@ -176,14 +260,27 @@ fn rows_are_found_in_the_layouts_of_the_hub() {
         shown(folder.path(), documents(folder.path(), NESTED).unwrap_err()),
         "cannot read `data/nested/test.jsonl`: it is not there, nor is the split `test` in `data/nested`, `data/elsewhere/nested`"
     );
-    nested(&folder.path().join("nested/test-00001-of-00003.parquet"), &rows);
-    nested(&folder.path().join("nested/test-00002-of-00003.parquet"), &rows);
+    nested(
+        &folder.path().join("nested/test-00001-of-00003.parquet"),
+        &rows,
+    );
+    nested(
+        &folder.path().join("nested/test-00002-of-00003.parquet"),
+        &rows,
+    );
     assert_eq!(
         shown(folder.path(), documents(folder.path(), NESTED).unwrap_err()),
         "cannot read `data/nested/test-00000-of-00003.parquet`: other parts of the split are there, and it is not"
     );
-    write(&folder.path().join("nested/test.parquet"), "PAR1 is not all of it");
-    assert!(documents(folder.path(), NESTED).unwrap_err().starts_with("cannot read `"));
+    write(
+        &folder.path().join("nested/test.parquet"),
+        "PAR1 is not all of it",
+    );
+    assert!(
+        documents(folder.path(), NESTED)
+            .unwrap_err()
+            .starts_with("cannot read `")
+    );
 }
 
 /// Hashes of the harness's own requests (tests/golden/few_shot.json): contexts and continuations, examples and all.
@@ -199,21 +296,44 @@ fn few_shot_examples_are_those_of_the_harness() {
         let folder = tempfile::tempdir().unwrap();
         if let Some(split) = case["examples"].as_str() {
             let path = folder.path().join(format!("{name}.toml"));
-            let text = std::fs::read_to_string(format!("{}/datasets/{name}.toml", env!("CARGO_MANIFEST_DIR"))).unwrap();
+            let text = std::fs::read_to_string(format!(
+                "{}/datasets/{name}.toml",
+                env!("CARGO_MANIFEST_DIR")
+            ))
+            .unwrap();
             std::fs::write(&path, format!("{text}\n[examples]\nsplit = \"{split}\"\n")).unwrap();
             task = Task::find(path.to_str().unwrap(), Some(&data)).unwrap();
             assert_eq!(task.input_files(true).len(), 3, "the examples are read too");
         }
-        let shots = FewShot { count: case["shots"].as_u64().unwrap() as usize, seed: case["seed"].as_u64().unwrap() as u32 };
+        let shots = FewShot {
+            count: case["shots"].as_u64().unwrap() as usize,
+            seed: case["seed"].as_u64().unwrap() as u32,
+        };
         let documents = task.questions(Some(20), Some(shots)).unwrap();
-        let expected: Vec<&str> = case["documents"].as_array().unwrap().iter().map(|hash| hash.as_str().unwrap()).collect();
+        let expected: Vec<&str> = case["documents"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|hash| hash.as_str().unwrap())
+            .collect();
         let hash = |document: &ChoiceQuestion| {
-            let parts = document.requests.iter().flat_map(|request| [request.context.as_str(), request.continuation.as_str()]);
+            let parts = document
+                .requests
+                .iter()
+                .flat_map(|request| [request.context.as_str(), request.continuation.as_str()]);
             blake3::hash(parts.collect::<Vec<_>>().join("\0").as_bytes()).to_hex()[..16].to_owned()
         };
-        assert_eq!(documents.iter().map(hash).collect::<Vec<_>>(), expected, "{name}, {shots:?}");
+        assert_eq!(
+            documents.iter().map(hash).collect::<Vec<_>>(),
+            expected,
+            "{name}, {shots:?}"
+        );
         // fewer documents have the same examples
-        assert_eq!(task.questions(Some(3), Some(shots)).unwrap(), documents[..3], "{name}");
+        assert_eq!(
+            task.questions(Some(3), Some(shots)).unwrap(),
+            documents[..3],
+            "{name}"
+        );
     }
 }
 
@@ -234,86 +354,178 @@ gold = "a"
 fn no_question_is_its_own_example() {
     let folder = tempfile::tempdir().unwrap();
     // a row that stands four times: more than one of it is drawn
-    let rows: Vec<Value> = (0..9).map(|i| serde_json::json!({"q": format!("q{}", i.max(3)), "a": i % 2})).collect();
+    let rows: Vec<Value> = (0..9)
+        .map(|i| serde_json::json!({"q": format!("q{}", i.max(3)), "a": i % 2}))
+        .collect();
     let mut same = rows.clone();
     same[1] = same[3].clone();
     write(&folder.path().join("rows.jsonl"), &jsonl(&same));
     let few = task(folder.path(), FEW);
     for seed in 0..40 {
-        for (document, row) in few.questions(None, Some(FewShot { count: 3, seed })).unwrap().iter().zip(&same) {
-            let example =
-                |row: &Value| format!("{} {}", row["q"].as_str().unwrap(), ["no", "yes"][row["a"].as_u64().unwrap() as usize]);
+        for (document, row) in few
+            .questions(None, Some(FewShot { count: 3, seed }))
+            .unwrap()
+            .iter()
+            .zip(&same)
+        {
+            let example = |row: &Value| {
+                format!(
+                    "{} {}",
+                    row["q"].as_str().unwrap(),
+                    ["no", "yes"][row["a"].as_u64().unwrap() as usize]
+                )
+            };
             let shown: Vec<&str> = document.requests[0].context.split("\n\n").collect();
             assert_eq!(shown.len(), 4);
-            assert!(!shown[..3].contains(&example(row).as_str()), "{seed}: {shown:?}");
+            assert!(
+                !shown[..3].contains(&example(row).as_str()),
+                "{seed}: {shown:?}"
+            );
         }
     }
-    let too_many = few.questions(None, Some(FewShot { count: 9, seed: 0 })).unwrap_err();
-    assert_eq!(too_many.to_string(), "9 examples are drawn for each question, and there are only 8 rows to draw from");
-    assert_eq!(few.questions(None, Some(FewShot { count: 0, seed: 0 })).unwrap(), few.questions(None, None).unwrap());
+    let too_many = few
+        .questions(None, Some(FewShot { count: 9, seed: 0 }))
+        .unwrap_err();
+    assert_eq!(
+        too_many.to_string(),
+        "9 examples are drawn for each question, and there are only 8 rows to draw from"
+    );
+    assert_eq!(
+        few.questions(None, Some(FewShot { count: 0, seed: 0 }))
+            .unwrap(),
+        few.questions(None, None).unwrap()
+    );
     // examples of a file of their own, and what joins them
-    write(&folder.path().join("others.jsonl"), "{\"q\": \"other\", \"a\": 1}\n");
+    write(
+        &folder.path().join("others.jsonl"),
+        "{\"q\": \"other\", \"a\": 1}\n",
+    );
     let with = format!("{FEW}\n[examples]\nbeside = \"others.jsonl\"\ndelimiter = \" | \"\n");
-    let context =
-        |task: &Task| task.questions(Some(1), Some(FewShot { count: 1, seed: 5 })).unwrap()[0].requests[0].context.clone();
+    let context = |task: &Task| {
+        task.questions(Some(1), Some(FewShot { count: 1, seed: 5 }))
+            .unwrap()[0]
+            .requests[0]
+            .context
+            .clone()
+    };
     assert_eq!(context(&task(folder.path(), &with)), "other yes | q3");
 }
 
 #[test]
 fn wikitext_is_joined_as_the_references_join_it() {
-    let (Some(data), Some(golden)) = (shared("data"), shared("golden/perplexity.json")) else { return };
+    let (Some(data), Some(golden)) = (shared("data"), shared("golden/perplexity.json")) else {
+        return;
+    };
     let golden = json(&golden);
-    let whole = Task::find("wikitext2", Some(&data)).unwrap().text_documents(None).unwrap();
+    let whole = Task::find("wikitext2", Some(&data))
+        .unwrap()
+        .text_documents(None)
+        .unwrap();
     let expected = &golden["windowed"]["wikitext2_test"];
     assert_eq!(whole.len(), 1);
-    assert_eq!(whole[0].text.chars().count() as u64, expected["characters"].as_u64().unwrap());
-    assert_eq!((whole[0].byte_count, whole[0].text.len() as u64), (1_296_370, 1_296_370));
-    let pages = Task::find("wikitext", Some(&data)).unwrap().text_documents(None).unwrap();
+    assert_eq!(
+        whole[0].text.chars().count() as u64,
+        expected["characters"].as_u64().unwrap()
+    );
+    assert_eq!(
+        (whole[0].byte_count, whole[0].text.len() as u64),
+        (1_296_370, 1_296_370)
+    );
+    let pages = Task::find("wikitext", Some(&data))
+        .unwrap()
+        .text_documents(None)
+        .unwrap();
     let rolling = &golden["rolling"]["wikitext2"]["bos_scored"];
     let rows = rolling["document_rows"].as_array().unwrap();
     assert_eq!((pages.len(), rows.len()), (62, 62));
     for (page, row) in pages.iter().zip(rows) {
-        assert_eq!((Some(page.word_count), Some(page.byte_count)), (row[1].as_u64(), row[2].as_u64()), "page {}", page.index);
+        assert_eq!(
+            (Some(page.word_count), Some(page.byte_count)),
+            (row[1].as_u64(), row[2].as_u64()),
+            "page {}",
+            page.index
+        );
     }
-    assert_eq!(pages.iter().map(|page| page.word_count).sum::<u64>(), 241_335);
-    assert_eq!(pages.iter().map(|page| page.byte_count).sum::<u64>(), 1_290_527);
+    assert_eq!(
+        pages.iter().map(|page| page.word_count).sum::<u64>(),
+        241_335
+    );
+    assert_eq!(
+        pages.iter().map(|page| page.byte_count).sum::<u64>(),
+        1_290_527
+    );
     // the harness's own detokeniser over these pages
     let read: Vec<&str> = pages.iter().map(|page| page.text.as_str()).collect();
     assert_eq!(
         blake3::hash(read.join("\0").as_bytes()).to_hex().as_str(),
         "7d7d3193d74ff2cb5e5f2af102bc600ca6dc8197c487af1f006cf8e63c73df0e"
     );
-    assert_eq!(Task::find("wikitext", Some(&data)).unwrap().text_documents(Some(2)).unwrap(), pages[..2]);
+    assert_eq!(
+        Task::find("wikitext", Some(&data))
+            .unwrap()
+            .text_documents(Some(2))
+            .unwrap(),
+        pages[..2]
+    );
 }
 
 /// The Hub's rows of WikiText: the lines with their newlines, an empty text for a blank one.
 #[test]
 fn wikitext_from_parquet_is_the_same_text() {
-    let Some(raw) = shared("data/wikitext2/wiki.test.raw") else { return };
+    let Some(raw) = shared("data/wikitext2/wiki.test.raw") else {
+        return;
+    };
     let folder = tempfile::tempdir().unwrap();
     let text = std::fs::read_to_string(&raw).unwrap();
-    let row = |line: &str| if line.trim().is_empty() { String::new() } else { format!("{line}\n") };
+    let row = |line: &str| {
+        if line.trim().is_empty() {
+            String::new()
+        } else {
+            format!("{line}\n")
+        }
+    };
     let rows = StringArray::from_iter_values(text.lines().map(row));
     assert_eq!(arrow::array::Array::len(&rows), 4358);
-    let path = folder.path().join("wikitext/wikitext-2-raw-v1/test-00000-of-00001.parquet");
+    let path = folder
+        .path()
+        .join("wikitext/wikitext-2-raw-v1/test-00000-of-00001.parquet");
     parquet(&path, vec![("text", Arc::new(rows))]);
     let data = raw.parent().unwrap().parent().unwrap();
-    let read = |data: &Path| Task::find("wikitext2", Some(data)).unwrap().text_documents(None).unwrap();
+    let read = |data: &Path| {
+        Task::find("wikitext2", Some(data))
+            .unwrap()
+            .text_documents(None)
+            .unwrap()
+    };
     assert!(read(folder.path()) == read(data), "the texts differ");
-    let pages = Task::find("wikitext", Some(folder.path())).unwrap().text_documents(None).unwrap();
+    let pages = Task::find("wikitext", Some(folder.path()))
+        .unwrap()
+        .text_documents(None)
+        .unwrap();
     assert_eq!(pages.len(), 62);
 }
 
 #[test]
 fn stories_are_cut_at_their_ends_and_ptb_is_joined() {
     let folder = tempfile::tempdir().unwrap();
-    let ptb = StringArray::from(vec!["no it was n't black monday", "but while the new york stock exchange"]);
+    let ptb = StringArray::from(vec![
+        "no it was n't black monday",
+        "but while the new york stock exchange",
+    ]);
     parquet(
-        &folder.path().join("ptb_text_only/penn_treebank/validation-00000-of-00001.parquet"),
+        &folder
+            .path()
+            .join("ptb_text_only/penn_treebank/validation-00000-of-00001.parquet"),
         vec![("sentence", Arc::new(ptb))],
     );
-    let text = &Task::find("ptb", Some(folder.path())).unwrap().text_documents(None).unwrap()[0];
-    assert_eq!(text.text, "no it was n't black monday\n\nbut while the new york stock exchange");
+    let text = &Task::find("ptb", Some(folder.path()))
+        .unwrap()
+        .text_documents(None)
+        .unwrap()[0];
+    assert_eq!(
+        text.text,
+        "no it was n't black monday\n\nbut while the new york stock exchange"
+    );
     assert_eq!((text.word_count, text.byte_count), (13, 65));
     let Some(data) = shared("data") else { return };
     let file = |joined: &str| {
@@ -339,11 +551,21 @@ row = "{{{{ text.strip() }}}}"
     let path = folder.path().join("stories.toml");
     let texts = |joined: &str| {
         write(&path, &file(joined));
-        Task::find(path.to_str().unwrap(), Some(&data)).unwrap().text_documents(None).unwrap()
+        Task::find(path.to_str().unwrap(), Some(&data))
+            .unwrap()
+            .text_documents(None)
+            .unwrap()
     };
     assert_eq!(texts("").len(), 2316);
     let joined = texts("join = \"\\n\\n\"");
-    assert_eq!((joined.len(), joined[0].text.chars().count(), joined[0].byte_count), (1, 2_062_371, 2_064_495));
+    assert_eq!(
+        (
+            joined.len(),
+            joined[0].text.chars().count(),
+            joined[0].byte_count
+        ),
+        (1, 2_062_371, 2_064_495)
+    );
 }
 
 #[test]
@@ -357,6 +579,12 @@ fn documents_begin_where_a_row_matches() {
     ] {
         write(&folder.path().join("t.txt"), text);
         let found = task(folder.path(), file).text_documents(None).unwrap();
-        assert_eq!(found.iter().map(|text| text.text.as_str()).collect::<Vec<_>>(), documents);
+        assert_eq!(
+            found
+                .iter()
+                .map(|text| text.text.as_str())
+                .collect::<Vec<_>>(),
+            documents
+        );
     }
 }

@@ -12,16 +12,16 @@ use serde_json::Value;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::file::{self, DecodedStage, PipelineDocument, RawStage};
-use super::order;
-use super::plan::{self, Plan, Variant};
-use super::problem::{InvalidPipeline, Problem, SourceTexts};
-use super::select::{self, Selection};
-use super::settings::{self, RunSettings};
-use super::stage::{ListedStage, UnrolledStage, Stage, Step};
-use super::sweep::{self, OptionAddress, OptionAssignment, toml_to_json};
-use super::world;
+use crate::pipeline::environment;
+use crate::pipeline::file::{self, DecodedStage, PipelineDocument, RawStage};
+use crate::pipeline::order;
+use crate::pipeline::problem::{InvalidPipeline, Problem, SourceTexts};
+use crate::pipeline::settings::{self, RunSettings};
+use crate::pipeline::sweep::{self, OptionAddress, OptionAssignment, toml_to_json};
+use crate::plan::selection::{self, Selection};
+use crate::plan::{self, Plan, Variant};
 use crate::stages::prune::RepeatPosition;
+use crate::stages::registry::{ListedStage, Stage, Step, UnrolledStage};
 
 /// What the command line adds to a pipeline file.
 #[derive(Clone, Debug, Default)]
@@ -42,7 +42,12 @@ pub struct Overrides {
 /// Checks a pipeline. `world`: whether to look at files, folders and the device.
 pub fn check(path: &Path, overrides: &Overrides, world: bool) -> Result<Plan, InvalidPipeline> {
     let name = path.display().to_string();
-    let invalid = |problems| Err(InvalidPipeline { name: name.clone(), problems: Problem::sort_and_dedup(problems) });
+    let invalid = |problems| {
+        Err(InvalidPipeline {
+            name: name.clone(),
+            problems: Problem::sort_and_dedup(problems),
+        })
+    };
     let text = match std::fs::read(path)
         .map_err(|e| e.to_string())
         .and_then(|bytes| String::from_utf8(bytes).map_err(|e| format!("it is not UTF-8: {e}")))
@@ -59,33 +64,77 @@ pub fn check(path: &Path, overrides: &Overrides, world: bool) -> Result<Plan, In
     };
     let mut sources = SourceTexts::new(&name, &text);
     let mut problems = Vec::new();
-    let given: Vec<(String, String)> = overrides.set.iter().map(|set| override_text(set, &mut sources)).collect();
+    let given: Vec<(String, String)> = overrides
+        .set
+        .iter()
+        .map(|set| override_text(set, &mut sources))
+        .collect();
     let document = file::parse(&text, &sources, &mut problems);
     let (run_sets, sets) = read_overrides(&given, &sources, &mut problems);
-    let mut settings = settings::layer_settings(document.run.as_ref(), &run_sets, &mut sources, &mut problems);
+    let mut settings = settings::layer_settings(
+        document.run.as_ref(),
+        &run_sets,
+        &mut sources,
+        &mut problems,
+    );
     if let Some(results) = &overrides.results {
         settings.run.results = results.clone();
-        settings.provenance.insert("results".to_owned(), "--results".to_owned());
+        settings
+            .provenance
+            .insert("results".to_owned(), "--results".to_owned());
     }
     if overrides.locked {
         settings.run.locked = true;
-        settings.provenance.insert("locked".to_owned(), "--locked".to_owned());
+        settings
+            .provenance
+            .insert("locked".to_owned(), "--locked".to_owned());
     }
     let places = setting_spans(&document, &run_sets, overrides, &mut sources);
     check_run_settings(&settings.run, &places, &sources, &mut problems);
 
     let all = expand_variants(&document, &sets, &settings.run, &sources, &mut problems);
     let order: Vec<String> = all.iter().map(|variant| variant.id.clone()).collect();
-    let (mut variants, others) = overrides.selection.split_variants(all, &mut sources, &mut problems);
+    let (mut variants, others) =
+        overrides
+            .selection
+            .split_variants(all, &mut sources, &mut problems);
     let (mut nodes, roots) = plan::build_tree(&mut variants);
-    select::mark_forced(&mut nodes, overrides.force, &overrides.force_from, &mut sources, &mut problems);
-    let name = path.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
+    select::mark_forced(
+        &mut nodes,
+        overrides.force,
+        &overrides.force_from,
+        &mut sources,
+        &mut problems,
+    );
+    let name = path.file_stem().map_or_else(
+        || "pipeline".to_owned(),
+        |stem| stem.to_string_lossy().into_owned(),
+    );
     if world {
-        world::check_environment(&variants, &mut nodes, (&settings.run, &name), &places, &sources, &mut problems);
+        world::check_environment(
+            &variants,
+            &mut nodes,
+            (&settings.run, &name),
+            &places,
+            &sources,
+            &mut problems,
+        );
     }
     if problems.is_empty() {
         let locked = setting_span(&places, "locked");
-        Ok(Plan { name, pipeline_path: path.to_owned(), pipeline_text: text, sources, settings, locked_span: locked, variants, unselected: others, variant_order: order, nodes, roots })
+        Ok(Plan {
+            name,
+            pipeline_path: path.to_owned(),
+            pipeline_text: text,
+            sources,
+            settings,
+            locked_span: locked,
+            variants,
+            unselected: others,
+            variant_order: order,
+            nodes,
+            roots,
+        })
     } else {
         invalid(problems)
     }
@@ -94,13 +143,33 @@ pub fn check(path: &Path, overrides: &Overrides, world: bool) -> Result<Plan, In
 /// Where each run setting is written; "" is `[run]` itself.
 pub type SettingSpans = BTreeMap<String, Range<usize>>;
 
-fn setting_spans(document: &PipelineDocument<'_>, run_sets: &RunOverrides<'_>, overrides: &Overrides, sources: &mut SourceTexts) -> SettingSpans {
-    let mut places = SettingSpans::from([(String::new(), document.run.as_ref().map_or(0..0, Spanned::span))]);
-    for table in document.run.iter().chain(run_sets.iter().map(|(_, table)| table)) {
-        places.extend(table.get_ref().iter().map(|(key, value)| (key.get_ref().to_string(), value.span())));
+fn setting_spans(
+    document: &PipelineDocument<'_>,
+    run_sets: &RunOverrides<'_>,
+    overrides: &Overrides,
+    sources: &mut SourceTexts,
+) -> SettingSpans {
+    let mut places = SettingSpans::from([(
+        String::new(),
+        document.run.as_ref().map_or(0..0, Spanned::span),
+    )]);
+    for table in document
+        .run
+        .iter()
+        .chain(run_sets.iter().map(|(_, table)| table))
+    {
+        places.extend(
+            table
+                .get_ref()
+                .iter()
+                .map(|(key, value)| (key.get_ref().to_string(), value.span())),
+        );
     }
     if let Some(results) = &overrides.results {
-        places.insert("results".to_owned(), sources.add_argument(&format!("--results {}", results.display())));
+        places.insert(
+            "results".to_owned(),
+            sources.add_argument(&format!("--results {}", results.display())),
+        );
     }
     if overrides.locked {
         places.insert("locked".to_owned(), sources.add_argument("--locked"));
@@ -117,7 +186,11 @@ pub fn setting_span(places: &SettingSpans, key: &str) -> Range<usize> {
 fn override_text(set: &str, sources: &mut SourceTexts) -> (String, String) {
     let (key, value) = set.split_once('=').unwrap_or((set, ""));
     let is_toml = DeTable::parse(&format!("x = {value}")).is_ok() && !value.trim().is_empty();
-    let value = if is_toml { value.to_owned() } else { Value::from(value).to_string() };
+    let value = if is_toml {
+        value.to_owned()
+    } else {
+        Value::from(value).to_string()
+    };
     let line = format!("\"{key}\" = {value}");
     let start = sources.add_text(&format!("--set {set}"), &line);
     (set.to_owned(), format!("{}{line}", " ".repeat(start)))
@@ -135,9 +208,16 @@ fn read_overrides<'t>(
     for (set, text) in given {
         let whole = text.len() - text.trim_start().len()..text.len();
         let mut refuse = |message: String| {
-            problems.push(sources.problem(whole.clone(), message, "write --set type.key=value, or --set run.key=value"))
+            problems.push(sources.problem(
+                whole.clone(),
+                message,
+                "write --set type.key=value, or --set run.key=value",
+            ))
         };
-        let table = DeTable::parse(text).ok().map(Spanned::into_inner).filter(|table| table.len() == 1);
+        let table = DeTable::parse(text)
+            .ok()
+            .map(Spanned::into_inner)
+            .filter(|table| table.len() == 1);
         let Some((key, value)) = table.and_then(|table| table.into_iter().next()) else {
             refuse(format!("`{set}` is not `type.key=value`"));
             continue;
@@ -148,27 +228,53 @@ fn read_overrides<'t>(
         }
         match OptionAddress::parse(key.get_ref()) {
             Err(message) => refuse(message),
-            Ok(address) if address.tag == "run" && (address.index.is_some() || address.path.len() > 1) => {
+            Ok(address)
+                if address.tag == "run" && (address.index.is_some() || address.path.len() > 1) =>
+            {
                 refuse(format!("`{set}` is no run setting"));
             }
             Ok(address) if address.tag == "run" => {
                 let mut table = DeTable::new();
-                table.insert(Spanned::new(key.span(), address.path[0].clone().into()), value);
+                table.insert(
+                    Spanned::new(key.span(), address.path[0].clone().into()),
+                    value,
+                );
                 run.push((format!("--set {set}"), Spanned::new(whole, table)));
             }
-            Ok(address) => stages.push(OptionAssignment { address, key: key.get_ref().to_string(), name_span: key.span(), value }),
+            Ok(address) => stages.push(OptionAssignment {
+                address,
+                key: key.get_ref().to_string(),
+                name_span: key.span(),
+                value,
+            }),
         }
     }
     (run, stages)
 }
 
-fn check_run_settings(run: &RunSettings, places: &SettingSpans, sources: &SourceTexts, problems: &mut Vec<Problem>) {
+fn check_run_settings(
+    run: &RunSettings,
+    places: &SettingSpans,
+    sources: &SourceTexts,
+    problems: &mut Vec<Problem>,
+) {
     let mut refuse = |key: &str, message: String, help: &str| {
         problems.push(sources.problem(setting_span(places, key), message, help));
     };
-    let paths = [("results", Some(&run.results)), ("cache", run.cache.as_ref()), ("data", run.data.as_ref())];
-    for (key, _) in paths.into_iter().filter(|(_, path)| path.is_some_and(|path| path.as_os_str().is_empty())) {
-        refuse(key, format!("`{key}` is empty"), "write a folder, or leave the line out");
+    let paths = [
+        ("results", Some(&run.results)),
+        ("cache", run.cache.as_ref()),
+        ("data", run.data.as_ref()),
+    ];
+    for (key, _) in paths
+        .into_iter()
+        .filter(|(_, path)| path.is_some_and(|path| path.as_os_str().is_empty()))
+    {
+        refuse(
+            key,
+            format!("`{key}` is empty"),
+            "write a folder, or leave the line out",
+        );
     }
     if let Some(threads) = run.threads.filter(|threads| !(1..=256).contains(threads)) {
         let help = "write threads = 1 to 256, or leave the line out";
@@ -176,7 +282,11 @@ fn check_run_settings(run: &RunSettings, places: &SettingSpans, sources: &Source
     }
     if i64::try_from(run.seed).is_err() {
         let help = "write a seed of at most 9223372036854775807";
-        refuse("seed", "the seed is larger than a whole number of TOML".to_owned(), help);
+        refuse(
+            "seed",
+            "the seed is larger than a whole number of TOML".to_owned(),
+            help,
+        );
     }
 }
 
@@ -189,7 +299,8 @@ fn expand_variants(
     problems: &mut Vec<Problem>,
 ) -> Vec<Variant> {
     let counts = sweep::count_stages(&document.stages);
-    let combinations = sweep::expand_sweep(document.sweep.as_ref(), sets, &counts, sources, problems);
+    let combinations =
+        sweep::expand_sweep(document.sweep.as_ref(), sets, &counts, sources, problems);
     let mut variants = Vec::with_capacity(combinations.len());
     for combination in combinations {
         let mut stages = document.stages.clone();
@@ -218,15 +329,23 @@ fn expand_variants(
     }
     // Eight digits tell thousands apart; where two have the same, more do.
     let mut ids = BTreeMap::new();
-    variants.iter().for_each(|variant| *ids.entry(variant.id.clone()).or_insert(0) += 1);
+    variants
+        .iter()
+        .for_each(|variant| *ids.entry(variant.id.clone()).or_insert(0) += 1);
     for variant in variants.iter_mut().filter(|variant| ids[&variant.id] > 1) {
-        variant.id.push_str(&blake3::Hash::from(variant.hash).to_hex()[8..32]);
+        variant
+            .id
+            .push_str(&blake3::Hash::from(variant.hash).to_hex()[8..32]);
     }
     variants
 }
 
 /// Stages as written, and unrolled.
-fn decode_stages(stages: &[RawStage<'_>], sources: &SourceTexts, problems: &mut Vec<Problem>) -> (Vec<ListedStage>, Vec<UnrolledStage>) {
+fn decode_stages(
+    stages: &[RawStage<'_>],
+    sources: &SourceTexts,
+    problems: &mut Vec<Problem>,
+) -> (Vec<ListedStage>, Vec<UnrolledStage>) {
     let (mut entries, mut list) = (Vec::new(), Vec::new());
     for raw in stages {
         match raw.decode(sources, problems) {
@@ -237,13 +356,28 @@ fn decode_stages(stages: &[RawStage<'_>], sources: &SourceTexts, problems: &mut 
             None if raw.tag != "repeat" => list.push(UnrolledStage::Invalid(raw.tag.clone())),
             repeat => {
                 // A repeat that could not be read has stages all the same.
-                let times = if let Some(DecodedStage::Repeat(options)) = repeat { options.times.clamp(1, 1000) } else { 1 };
-                let inner: Vec<(Option<DecodedStage>, &RawStage<'_>)> =
-                    raw.repeated_stages.iter().map(|raw| (raw.decode(sources, problems), raw)).collect();
+                let times = if let Some(DecodedStage::Repeat(options)) = repeat {
+                    options.times.clamp(1, 1000)
+                } else {
+                    1
+                };
+                let inner: Vec<(Option<DecodedStage>, &RawStage<'_>)> = raw
+                    .repeated_stages
+                    .iter()
+                    .map(|raw| (raw.decode(sources, problems), raw))
+                    .collect();
                 for time in 1..=times {
                     for (decoded, raw) in &inner {
                         match decoded {
-                            Some(DecodedStage::Stage(stage)) => push_step(&mut list, stage, raw, Some(RepeatPosition { iteration: time, iterations: times })),
+                            Some(DecodedStage::Stage(stage)) => push_step(
+                                &mut list,
+                                stage,
+                                raw,
+                                Some(RepeatPosition {
+                                    iteration: time,
+                                    iterations: times,
+                                }),
+                            ),
                             _ => list.push(UnrolledStage::Invalid(raw.tag.clone())),
                         }
                     }
@@ -252,15 +386,25 @@ fn decode_stages(stages: &[RawStage<'_>], sources: &SourceTexts, problems: &mut 
                     DecodedStage::Stage(stage) => Some(stage),
                     DecodedStage::Repeat(_) => None,
                 });
-                entries.push(ListedStage::Repeat { times, stages: stages.collect() });
+                entries.push(ListedStage::Repeat {
+                    times,
+                    stages: stages.collect(),
+                });
             }
         }
     }
     (entries, list)
 }
 
-fn push_step(list: &mut Vec<UnrolledStage>, stage: &Stage, raw: &RawStage<'_>, schedule: Option<RepeatPosition>) {
-    let same = list.iter().filter(|listed| matches!(listed, UnrolledStage::Step(step) if step.stage.tag() == stage.tag()));
+fn push_step(
+    list: &mut Vec<UnrolledStage>,
+    stage: &Stage,
+    raw: &RawStage<'_>,
+    schedule: Option<RepeatPosition>,
+) {
+    let same = list.iter().filter(
+        |listed| matches!(listed, UnrolledStage::Step(step) if step.stage.tag() == stage.tag()),
+    );
     let occurrence = same.count() as u32;
     let schedule = schedule.filter(|_| matches!(stage, Stage::Prune(_)));
     list.push(UnrolledStage::Step(Step {
@@ -274,18 +418,56 @@ fn push_step(list: &mut Vec<UnrolledStage>, stage: &Stage, raw: &RawStage<'_>, s
 }
 
 /// The variant's id: a readable beginning, and a hash of its stages' options and the seed.
-fn build_variant(combination: &[OptionAssignment<'_>], entries: Vec<ListedStage>, steps: Vec<Step>, run: &RunSettings) -> Variant {
-    let swept: Vec<(String, Value)> = combination.iter().map(|s| (s.key.clone(), toml_to_json(&s.value))).collect();
+fn build_variant(
+    combination: &[OptionAssignment<'_>],
+    entries: Vec<ListedStage>,
+    steps: Vec<Step>,
+    run: &RunSettings,
+) -> Variant {
+    let swept: Vec<(String, Value)> = combination
+        .iter()
+        .map(|s| (s.key.clone(), toml_to_json(&s.value)))
+        .collect();
     let identities: Vec<Value> = steps.iter().map(Step::identity).collect();
-    let hash = blake3::hash(serde_json::json!({ "seed": run.seed, "stages": identities }).to_string().as_bytes());
-    let words = combination.iter().map(|setting| match setting.value.get_ref() {
-        DeValue::String(text) => text.to_string(),
-        _ => format!("{}{}", setting.address.path.last().map_or("", String::as_str), toml_to_json(&setting.value)),
-    });
-    let readable = words.collect::<Vec<_>>().join("-").to_lowercase().replace('+', "");
-    let readable: String =
-        readable.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).take(40).collect();
+    let hash = blake3::hash(
+        serde_json::json!({ "seed": run.seed, "stages": identities })
+            .to_string()
+            .as_bytes(),
+    );
+    let words = combination
+        .iter()
+        .map(|setting| match setting.value.get_ref() {
+            DeValue::String(text) => text.to_string(),
+            _ => format!(
+                "{}{}",
+                setting.address.path.last().map_or("", String::as_str),
+                toml_to_json(&setting.value)
+            ),
+        });
+    let readable = words
+        .collect::<Vec<_>>()
+        .join("-")
+        .to_lowercase()
+        .replace('+', "");
+    let readable: String = readable
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '.' {
+                c
+            } else {
+                '-'
+            }
+        })
+        .take(40)
+        .collect();
     let readable = Some(readable.trim_matches(['-', '.'])).filter(|readable| !readable.is_empty());
     let id = format!("{}-{}", readable.unwrap_or("base"), &hash.to_hex()[..8]);
-    Variant { id, hash: *hash.as_bytes(), swept, listed_stages: entries, steps, nodes: Vec::new() }
+    Variant {
+        id,
+        hash: *hash.as_bytes(),
+        swept,
+        listed_stages: entries,
+        steps,
+        nodes: Vec::new(),
+    }
 }

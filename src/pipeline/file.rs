@@ -9,8 +9,8 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer};
 
-use super::problem::{Problem, SourceTexts, suggest};
-use super::stage::Stage;
+use crate::pipeline::problem::{Problem, SourceTexts, suggest};
+use crate::stages::registry::Stage;
 use crate::stages::{OptionFault, repeat};
 
 /// A pipeline file, parsed but not decoded.
@@ -36,14 +36,21 @@ pub struct RawStage<'t> {
 }
 
 /// A stage or a repeat, decoded.
-#[expect(clippy::large_enum_variant, reason = "there are a few for each file, and none is kept")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there are a few for each file, and none is kept"
+)]
 pub enum DecodedStage {
     Stage(Stage),
     Repeat(repeat::Options),
 }
 
 /// Reads the file's outline: syntax, top-level keys, and the type of every stage.
-pub fn parse<'t>(text: &'t str, sources: &SourceTexts, problems: &mut Vec<Problem>) -> PipelineDocument<'t> {
+pub fn parse<'t>(
+    text: &'t str,
+    sources: &SourceTexts,
+    problems: &mut Vec<Problem>,
+) -> PipelineDocument<'t> {
     let table = match DeTable::parse(text) {
         Ok(table) => table.into_inner(),
         Err(error) => {
@@ -71,16 +78,24 @@ pub fn parse<'t>(text: &'t str, sources: &SourceTexts, problems: &mut Vec<Proble
                 format!("`{}` is not a table", key.get_ref()),
                 format!("write [{}]", key.get_ref()),
             )),
-            ("stage", _) => {
-                problems.push(sources.problem(span, "`stage` is not a list of tables", "write [[stage]], with two brackets"))
-            }
-            (other, _) => {
-                problems.push(sources.problem(span, format!("unknown key `{other}`"), suggest(other, &["run", "stage", "sweep"])))
-            }
+            ("stage", _) => problems.push(sources.problem(
+                span,
+                "`stage` is not a list of tables",
+                "write [[stage]], with two brackets",
+            )),
+            (other, _) => problems.push(sources.problem(
+                span,
+                format!("unknown key `{other}`"),
+                suggest(other, &["run", "stage", "sweep"]),
+            )),
         }
     }
     if problems.is_empty() && (!has_stages || document.stages.is_empty()) {
-        problems.push(sources.problem(0..0, "the pipeline has no stage", "add one: [[stage]] and type = \"load\""));
+        problems.push(sources.problem(
+            0..0,
+            "the pipeline has no stage",
+            "add one: [[stage]] and type = \"load\"",
+        ));
     }
     document
 }
@@ -101,11 +116,17 @@ fn parse_stages<'t>(
 ) -> Vec<RawStage<'t>> {
     let span = list.span();
     let DeValue::Array(items) = list.into_inner() else {
-        problems.push(sources.problem(span, "`stage` is not a list of tables", "write [[stage]], with two brackets"));
+        problems.push(sources.problem(
+            span,
+            "`stage` is not a list of tables",
+            "write [[stage]], with two brackets",
+        ));
         return Vec::new();
     };
     let items = items.into_iter();
-    items.map(|item| parse_stage(item, sources, problems, inside_repeat).unwrap_or_default()).collect()
+    items
+        .map(|item| parse_stage(item, sources, problems, inside_repeat).unwrap_or_default())
+        .collect()
 }
 
 fn parse_stage<'t>(
@@ -115,13 +136,23 @@ fn parse_stage<'t>(
     inside_repeat: bool,
 ) -> Option<RawStage<'t>> {
     let whole = item.span();
-    let choices = || Stage::TAGS.iter().copied().chain(["repeat"]).collect::<Vec<_>>();
+    let choices = || {
+        Stage::TAGS
+            .iter()
+            .copied()
+            .chain(["repeat"])
+            .collect::<Vec<_>>()
+    };
     let mut refuse = |at: Range<usize>, message: String, help: String| {
         problems.push(sources.problem(at, message, help));
         None
     };
     let DeValue::Table(mut options) = item.into_inner() else {
-        return refuse(whole, "a stage is not a table".into(), "write [[stage]]".into());
+        return refuse(
+            whole,
+            "a stage is not a table".into(),
+            "write [[stage]]".into(),
+        );
     };
     let Some((_, tag)) = options.remove_entry("type") else {
         return refuse(
@@ -132,16 +163,28 @@ fn parse_stage<'t>(
     };
     let at = tag.span();
     let DeValue::String(tag) = tag.into_inner() else {
-        return refuse(at, "the `type` of a stage is a text".into(), format!("there are: {}", choices().join(", ")));
+        return refuse(
+            at,
+            "the `type` of a stage is a text".into(),
+            format!("there are: {}", choices().join(", ")),
+        );
     };
     let tag = tag.into_owned();
     if !choices().contains(&tag.as_str()) {
-        return refuse(at, format!("unknown stage `{tag}`"), suggest(&tag, &choices()));
+        return refuse(
+            at,
+            format!("unknown stage `{tag}`"),
+            suggest(&tag, &choices()),
+        );
     }
     let mut inner = Vec::new();
     if tag == "repeat" {
         if inside_repeat {
-            return refuse(at, "a `repeat` inside a `repeat` is not supported".into(), "write its stages one level up".into());
+            return refuse(
+                at,
+                "a `repeat` inside a `repeat` is not supported".into(),
+                "write its stages one level up".into(),
+            );
         }
         match options.remove_entry("stage") {
             Some((_, list)) => inner = parse_stages(list, sources, problems, true),
@@ -154,18 +197,30 @@ fn parse_stage<'t>(
             }
         }
     }
-    Some(RawStage { tag, type_span: at, table_span: whole, options, repeated_stages: inner })
+    Some(RawStage {
+        tag,
+        type_span: at,
+        table_span: whole,
+        options,
+        repeated_stages: inner,
+    })
 }
 
 impl RawStage<'_> {
     /// Reads the options and checks their values; problems are blamed at their keys.
-    pub fn decode(&self, sources: &SourceTexts, problems: &mut Vec<Problem>) -> Option<DecodedStage> {
+    pub fn decode(
+        &self,
+        sources: &SourceTexts,
+        problems: &mut Vec<Problem>,
+    ) -> Option<DecodedStage> {
         if self.tag.is_empty() {
             return None;
         }
-        let options = || Deserializer::from(Spanned::new(self.table_span.clone(), self.options.clone()));
+        let options =
+            || Deserializer::from(Spanned::new(self.table_span.clone(), self.options.clone()));
         let decoded = if self.tag == "repeat" {
-            <repeat::Options as serde::Deserialize>::deserialize(options()).map(DecodedStage::Repeat)
+            <repeat::Options as serde::Deserialize>::deserialize(options())
+                .map(DecodedStage::Repeat)
         } else {
             Stage::decode(&self.tag, options())?.map(DecodedStage::Stage)
         };
@@ -175,12 +230,24 @@ impl RawStage<'_> {
                     DecodedStage::Stage(stage) => stage.option_faults(),
                     DecodedStage::Repeat(options) => options.faults(),
                 };
-                problems.extend(faults.into_iter().map(|fault| self.fault_problem(sources, fault)));
+                problems.extend(
+                    faults
+                        .into_iter()
+                        .map(|fault| self.fault_problem(sources, fault)),
+                );
                 Some(decoded)
             }
             Err(error) => {
-                let span = error.span().filter(|span| *span != self.table_span).unwrap_or(self.type_span.clone());
-                problems.push(deserialize_problem(sources, span, error.message(), &format!("`{}`", self.tag)));
+                let span = error
+                    .span()
+                    .filter(|span| *span != self.table_span)
+                    .unwrap_or(self.type_span.clone());
+                problems.push(deserialize_problem(
+                    sources,
+                    span,
+                    error.message(),
+                    &format!("`{}`", self.tag),
+                ));
                 None
             }
         }
@@ -188,7 +255,10 @@ impl RawStage<'_> {
 
     /// A fault at the place of its key; at the stage's `type` if the key is not written.
     fn fault_problem(&self, sources: &SourceTexts, fault: OptionFault) -> Problem {
-        let span = self.key_spans().remove(&fault.key).unwrap_or(self.type_span.clone());
+        let span = self
+            .key_spans()
+            .remove(&fault.key)
+            .unwrap_or(self.type_span.clone());
         sources.problem(span, fault.message, fault.help)
     }
 
@@ -199,12 +269,17 @@ impl RawStage<'_> {
             let key = key.get_ref();
             spans.insert(key.to_string(), value.span());
             match value.get_ref() {
-                DeValue::Table(inner) => {
-                    spans.extend(inner.iter().map(|(sub, value)| (format!("{key}.{}", sub.get_ref()), value.span())))
-                }
-                DeValue::Array(items) => {
-                    spans.extend(items.iter().enumerate().map(|(i, item)| (format!("{key}[{i}]"), item.span())))
-                }
+                DeValue::Table(inner) => spans.extend(
+                    inner
+                        .iter()
+                        .map(|(sub, value)| (format!("{key}.{}", sub.get_ref()), value.span())),
+                ),
+                DeValue::Array(items) => spans.extend(
+                    items
+                        .iter()
+                        .enumerate()
+                        .map(|(i, item)| (format!("{key}[{i}]"), item.span())),
+                ),
                 _ => {}
             }
         }
@@ -213,15 +288,32 @@ impl RawStage<'_> {
 }
 
 /// serde's words for a wrong key or value, with what was meant.
-pub fn deserialize_problem(sources: &SourceTexts, span: Range<usize>, message: &str, of: &str) -> Problem {
+pub fn deserialize_problem(
+    sources: &SourceTexts,
+    span: Range<usize>,
+    message: &str,
+    of: &str,
+) -> Problem {
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let message = message.trim();
     match (message.split_whitespace().next(), &quoted[..]) {
         (Some("unknown"), [wrong, choices @ ..]) if !choices.is_empty() => {
-            let what = if message.starts_with("unknown field") { "key" } else { "value" };
-            sources.problem(span, format!("unknown {what} `{wrong}` in {of}"), suggest(wrong, choices))
+            let what = if message.starts_with("unknown field") {
+                "key"
+            } else {
+                "value"
+            };
+            sources.problem(
+                span,
+                format!("unknown {what} `{wrong}` in {of}"),
+                suggest(wrong, choices),
+            )
         }
-        (Some("missing"), [name]) => sources.problem(span, format!("{of} lacks the key `{name}`"), format!("add {name} = …")),
+        (Some("missing"), [name]) => sources.problem(
+            span,
+            format!("{of} lacks the key `{name}`"),
+            format!("add {name} = …"),
+        ),
         _ => sources.problem(span, format!("{of}: {message}"), ""),
     }
 }

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use super::problem::{Problem, SourceTexts};
-use super::stage::{UnrolledStage, ValueKind, Stage};
+use crate::pipeline::problem::{Problem, SourceTexts};
 use crate::stages::aggregate::Reduction;
 use crate::stages::dependencies::Grouping;
 use crate::stages::export::Format;
 use crate::stages::importance::Method;
 use crate::stages::products::Compat;
+use crate::stages::registry::{Stage, UnrolledStage, ValueKind};
 
 /// What became of a product.
 #[derive(Clone, Copy)]
@@ -25,7 +25,11 @@ pub fn check_order(list: &[UnrolledStage], sources: &SourceTexts, problems: &mut
         let step = match listed {
             UnrolledStage::Step(step) => step,
             UnrolledStage::Invalid(tag) => {
-                states.extend(Stage::outputs_of_type(tag).iter().map(|&made| (made, ValueState::Fresh)));
+                states.extend(
+                    Stage::outputs_of_type(tag)
+                        .iter()
+                        .map(|&made| (made, ValueState::Fresh)),
+                );
                 continue;
             }
         };
@@ -37,12 +41,20 @@ pub fn check_order(list: &[UnrolledStage], sources: &SourceTexts, problems: &mut
             let message = match states.get(&need) {
                 Some(ValueState::Fresh) => continue,
                 // one mistake is told once
-                None if need == ValueKind::Dense && !states.contains_key(&ValueKind::Model) => continue,
+                None if need == ValueKind::Dense && !states.contains_key(&ValueKind::Model) => {
+                    continue;
+                }
                 Some(ValueState::StaleAfter(spender)) => {
                     let changes = Stage::outputs_of_type(spender).contains(&ValueKind::Model);
-                    let why = if changes { "changed the model" } else { "came after them" };
+                    let why = if changes {
+                        "changed the model"
+                    } else {
+                        "came after them"
+                    };
                     (
-                        format!("`{tag}` needs {what}, and those of before no longer fit: `{spender}` {why}"),
+                        format!(
+                            "`{tag}` needs {what}, and those of before no longer fit: `{spender}` {why}"
+                        ),
                         format!("repeat the stage `{maker}` between the two"),
                     )
                 }
@@ -58,16 +70,27 @@ pub fn check_order(list: &[UnrolledStage], sources: &SourceTexts, problems: &mut
                 *state = ValueState::StaleAfter(tag);
             }
         }
-        states.extend(step.stage.makes().iter().map(|&made| (made, ValueState::Fresh)));
+        states.extend(
+            step.stage
+                .makes()
+                .iter()
+                .map(|&made| (made, ValueState::Fresh)),
+        );
     }
     check_compatible_options(list, sources, problems);
 }
 
 /// Options of different stages that must fit each other.
-fn check_compatible_options(list: &[UnrolledStage], sources: &SourceTexts, problems: &mut Vec<Problem>) {
+fn check_compatible_options(
+    list: &[UnrolledStage],
+    sources: &SourceTexts,
+    problems: &mut Vec<Problem>,
+) {
     let (mut grouping, mut importance) = (Grouping::Block, None);
     for listed in list {
-        let UnrolledStage::Step(step) = listed else { continue };
+        let UnrolledStage::Step(step) = listed else {
+            continue;
+        };
         let mut refuse = |key: &str, message: &str, help: &str| {
             let span = step.key_spans.get(key).unwrap_or(&step.span).clone();
             problems.push(sources.problem(span, message, help));
@@ -75,7 +98,9 @@ fn check_compatible_options(list: &[UnrolledStage], sources: &SourceTexts, probl
         match &step.stage {
             Stage::Dependencies(options) => grouping = options.grouping,
             Stage::Importance(options) => {
-                if matches!(options.method, Method::Wanda | Method::Wifv) && grouping != Grouping::Block {
+                if matches!(options.method, Method::Wanda | Method::Wifv)
+                    && grouping != Grouping::Block
+                {
                     refuse(
                         "method",
                         "this method looks at the inputs of matrices and scores blocks only",
@@ -85,7 +110,9 @@ fn check_compatible_options(list: &[UnrolledStage], sources: &SourceTexts, probl
                 importance = Some((options.method, options.compat));
             }
             Stage::Aggregate(options) => {
-                let Some((method, compat)) = importance else { continue };
+                let Some((method, compat)) = importance else {
+                    continue;
+                };
                 if options.with == Some(Reduction::Second) && compat != Compat::Reference {
                     refuse(
                         "with",
@@ -93,8 +120,14 @@ fn check_compatible_options(list: &[UnrolledStage], sources: &SourceTexts, probl
                         "write `last`, or compat = \"reference\" in the importance",
                     );
                 }
-                if method == Method::Wifv && matches!(options.with, Some(Reduction::First | Reduction::Second)) {
-                    refuse("with", "`wifv` scores only the last member of a group", "write `last` or `sum`");
+                if method == Method::Wifv
+                    && matches!(options.with, Some(Reduction::First | Reduction::Second))
+                {
+                    refuse(
+                        "with",
+                        "`wifv` scores only the last member of a group",
+                        "write `last` or `sum`",
+                    );
                 }
             }
             _ => {}

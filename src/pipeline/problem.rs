@@ -6,8 +6,8 @@ use std::sync::Arc;
 use miette::{Diagnostic, NamedSource, SourceSpan};
 use serde::Serialize;
 
-use crate::data::task::FileLocation;
-use crate::spelling::closest;
+use secateur_base::spelling::closest;
+use secateur_data::task::FileLocation;
 
 /// The texts a pipeline is made of, laid one after another in one space of offsets: the file, then every `--set`. A
 /// span says by itself which text it lies in.
@@ -77,18 +77,35 @@ pub struct ProblemRecord {
 const OTHER_FILES_SPAN: Range<usize> = usize::MAX..usize::MAX;
 
 fn count(problems: usize) -> String {
-    if problems == 1 { "1 problem".to_owned() } else { format!("{problems} problems") }
+    if problems == 1 {
+        "1 problem".to_owned()
+    } else {
+        format!("{problems} problems")
+    }
 }
 
 impl SourceTexts {
     pub fn new(name: &str, text: &str) -> Self {
-        Self { texts: vec![SourceText { start: 0, name: name.to_owned(), text: text.into() }] }
+        Self {
+            texts: vec![SourceText {
+                start: 0,
+                name: name.to_owned(),
+                text: text.into(),
+            }],
+        }
     }
 
     /// Adds a text and returns where it begins.
     pub fn add_text(&mut self, name: &str, text: &str) -> usize {
-        let start = self.texts.last().map_or(0, |last| last.start + last.text.len() + 1);
-        self.texts.push(SourceText { start, name: name.to_owned(), text: text.into() });
+        let start = self
+            .texts
+            .last()
+            .map_or(0, |last| last.start + last.text.len() + 1);
+        self.texts.push(SourceText {
+            start,
+            name: name.to_owned(),
+            text: text.into(),
+        });
         start
     }
 
@@ -99,19 +116,45 @@ impl SourceTexts {
     }
 
     fn locate(&self, span: &Range<usize>) -> (NamedSource<Arc<str>>, SourceSpan) {
-        let part = self.texts.iter().rev().find(|part| part.start <= span.start).unwrap_or(&self.texts[0]);
+        let part = self
+            .texts
+            .iter()
+            .rev()
+            .find(|part| part.start <= span.start)
+            .unwrap_or(&self.texts[0]);
         let start = (span.start - part.start).min(part.text.len());
-        let end = span.end.saturating_sub(part.start).clamp(start, part.text.len());
-        (NamedSource::new(&part.name, part.text.clone()), (start, end - start).into())
+        let end = span
+            .end
+            .saturating_sub(part.start)
+            .clamp(start, part.text.len());
+        (
+            NamedSource::new(&part.name, part.text.clone()),
+            (start, end - start).into(),
+        )
     }
 
-    pub fn problem(&self, span: Range<usize>, message: impl Into<String>, help: impl Into<String>) -> Problem {
+    pub fn problem(
+        &self,
+        span: Range<usize>,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Problem {
         let (source_text, at) = self.locate(&span);
-        Problem { message: message.into(), source_text, label_span: at, help: Some(help.into()).filter(|h| !h.is_empty()), sort_span: span }
+        Problem {
+            message: message.into(),
+            source_text,
+            label_span: at,
+            help: Some(help.into()).filter(|h| !h.is_empty()),
+            sort_span: span,
+        }
     }
 
     /// A problem in a file that the pipeline names, at a place of that file.
-    pub fn problem_in_file(place: FileLocation, message: impl Into<String>, help: impl Into<String>) -> Problem {
+    pub fn problem_in_file(
+        place: FileLocation,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Problem {
         let end = place.file_text.len();
         let start = place.span.start.min(end);
         Problem {
@@ -132,7 +175,14 @@ impl SourceTexts {
         reason: String,
     ) -> StageFailure {
         let (source_text, at) = self.locate(span);
-        StageFailure { variant, step, stage, reason, source_text, label_span: at }
+        StageFailure {
+            variant,
+            step,
+            stage,
+            reason,
+            source_text,
+            label_span: at,
+        }
     }
 }
 
@@ -140,8 +190,21 @@ impl Problem {
     /// In the order of their places, each once.
     pub fn sort_and_dedup(mut problems: Vec<Problem>) -> Vec<Problem> {
         fn key(problem: &Problem) -> (usize, usize, &str, usize, usize, &str) {
-            let Problem { sort_span: order, source_text, label_span: at, message, .. } = problem;
-            (order.start, order.end, source_text.name(), at.offset(), at.len(), message)
+            let Problem {
+                sort_span: order,
+                source_text,
+                label_span: at,
+                message,
+                ..
+            } = problem;
+            (
+                order.start,
+                order.end,
+                source_text.name(),
+                at.offset(),
+                at.len(),
+                message,
+            )
         }
         problems.sort_by(|a, b| key(a).cmp(&key(b)));
         problems.dedup_by(|a, b| key(a) == key(b));

@@ -3,16 +3,21 @@
 use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Value, json};
 
-use super::settings::RunSettings;
-use super::stage::Stage;
+use crate::pipeline::settings::RunSettings;
+use crate::stages::registry::Stage;
 use crate::stages::repeat;
 
 /// The schema of a whole pipeline file.
 pub fn schema() -> Value {
     let mut generator = SchemaGenerator::new(SchemaSettings::draft2020_12());
-    let stages: Vec<Value> =
-        Stage::option_schemas(&mut generator).into_iter().map(|(tag, schema)| with_type_property(tag, schema.to_value())).collect();
-    let mut repeat = with_type_property("repeat", generator.root_schema_for::<repeat::Options>().to_value());
+    let stages: Vec<Value> = Stage::option_schemas(&mut generator)
+        .into_iter()
+        .map(|(tag, schema)| with_type_property(tag, schema.to_value()))
+        .collect();
+    let mut repeat = with_type_property(
+        "repeat",
+        generator.root_schema_for::<repeat::Options>().to_value(),
+    );
     if let Some(properties) = repeat["properties"].as_object_mut() {
         properties.insert(
             "stage".to_owned(),

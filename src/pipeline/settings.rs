@@ -13,11 +13,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::Spanned;
 use toml::de::{self, DeTable};
 
-use super::file::deserialize_problem;
-use super::problem::{Problem, SourceTexts};
-use crate::memory;
+use crate::pipeline::file::deserialize_problem;
+use crate::pipeline::problem::{Problem, SourceTexts};
 use crate::stages::MemoryBudget;
-use crate::tensor::Device;
+use secateur_base::memory;
+use secateur_tensor::Device;
 
 /// Where and how a run takes place. None of it but the seed, and within rounding the device, changes a variant's numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -99,12 +99,17 @@ impl<'de> Deserialize<'de> for MemoryLimit {
             }
             fn visit_i64<E: serde::de::Error>(self, bytes: i64) -> Result<MemoryLimit, E> {
                 let unsigned = u64::try_from(bytes);
-                unsigned.map_err(|_| E::invalid_value(Unexpected::Signed(bytes), &self)).and_then(|bytes| self.visit_u64(bytes))
+                unsigned
+                    .map_err(|_| E::invalid_value(Unexpected::Signed(bytes), &self))
+                    .and_then(|bytes| self.visit_u64(bytes))
             }
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<MemoryLimit, E> {
                 match text {
                     "auto" => Ok(MemoryLimit::Auto),
-                    size => size.parse().map(MemoryLimit::Bytes).map_err(|_| E::invalid_value(Unexpected::Str(text), &self)),
+                    size => size
+                        .parse()
+                        .map(MemoryLimit::Bytes)
+                        .map_err(|_| E::invalid_value(Unexpected::Str(text), &self)),
                 }
             }
         }
@@ -142,18 +147,34 @@ impl Default for RunSettings {
 impl RunSettings {
     /// How much memory the stages have.
     pub fn budget(&self) -> MemoryBudget {
-        MemoryBudget { bytes: self.memory.bytes(), stream_override: self.stream }
+        MemoryBudget {
+            bytes: self.memory.bytes(),
+            stream_override: self.stream,
+        }
     }
 
     /// The folder of kept products.
     pub fn cache_folder(&self) -> PathBuf {
-        self.cache.clone().unwrap_or_else(|| self.results.join(".cache"))
+        self.cache
+            .clone()
+            .unwrap_or_else(|| self.results.join(".cache"))
     }
 }
 
 /// Every setting's name.
-pub const SETTING_KEYS: [&str; 11] =
-    ["seed", "results", "cache", "cache_limit", "data", "threads", "memory", "stream", "device", "log", "locked"];
+pub const SETTING_KEYS: [&str; 11] = [
+    "seed",
+    "results",
+    "cache",
+    "cache_limit",
+    "data",
+    "threads",
+    "memory",
+    "stream",
+    "device",
+    "log",
+    "locked",
+];
 
 /// Those that are paths, whatever they look like.
 const PATH_SETTING_KEYS: [&str; 3] = ["results", "cache", "data"];
@@ -202,10 +223,16 @@ pub fn layer_settings(
         let deserializer = || de::Deserializer::from(table.clone());
         // First with the places of the values, then for the layer.
         if let Err(error) = RunSettings::deserialize(deserializer()) {
-            problems.push(deserialize_problem(sources, error.span().unwrap_or(table.span()), error.message(), "`[run]`"));
+            problems.push(deserialize_problem(
+                sources,
+                error.span().unwrap_or(table.span()),
+                error.message(),
+                "`[run]`",
+            ));
             continue;
         }
-        layers.extend(Dict::deserialize(deserializer()).map(|values| SettingsLayer { name, values }));
+        layers
+            .extend(Dict::deserialize(deserializer()).map(|values| SettingsLayer { name, values }));
     }
     let sets = layers.split_off(usize::from(file.is_some()).min(layers.len()));
     for layer in layers {
@@ -214,13 +241,22 @@ pub fn layer_settings(
     // Only the settings' own names: CI systems have RUNNER_ variables of their own.
     for key in SETTING_KEYS {
         let variable = environment_variable(key);
-        let Ok(text) = std::env::var(&variable) else { continue };
+        let Ok(text) = std::env::var(&variable) else {
+            continue;
+        };
         if text.is_empty() {
             continue;
         }
         let Ok(read) = text.parse::<Value>();
-        let value = if PATH_SETTING_KEYS.contains(&key) { Value::from(text) } else { read };
-        figment = figment.merge(SettingsLayer { name: variable, values: Dict::from([(key.to_owned(), value)]) });
+        let value = if PATH_SETTING_KEYS.contains(&key) {
+            Value::from(text)
+        } else {
+            read
+        };
+        figment = figment.merge(SettingsLayer {
+            name: variable,
+            values: Dict::from([(key.to_owned(), value)]),
+        });
     }
     for layer in sets {
         figment = figment.merge(layer_settings);
@@ -231,10 +267,19 @@ pub fn layer_settings(
             for error in errors {
                 let key = error.path.first().cloned().unwrap_or_default();
                 let variable = environment_variable(&key);
-                let start = sources.add_text("environment", &format!("{variable}={}", std::env::var(&variable).unwrap_or_default()));
+                let start = sources.add_text(
+                    "environment",
+                    &format!(
+                        "{variable}={}",
+                        std::env::var(&variable).unwrap_or_default()
+                    ),
+                );
                 problems.push(sources.problem(
                     start..start + variable.len(),
-                    format!("the environment variable {variable} is wrong: {}", error.kind),
+                    format!(
+                        "the environment variable {variable} is wrong: {}",
+                        error.kind
+                    ),
                     "",
                 ));
             }
@@ -243,8 +288,15 @@ pub fn layer_settings(
     };
     let provenance = SETTING_KEYS.iter().filter_map(|key| {
         let name = figment.find_metadata(key)?.name.to_string();
-        let name = if name.contains("RunSettings") { "default".to_owned() } else { name.replace('`', "") };
+        let name = if name.contains("RunSettings") {
+            "default".to_owned()
+        } else {
+            name.replace('`', "")
+        };
         Some(((*key).to_owned(), name))
     });
-    LayeredSettings { provenance: provenance.collect(), run }
+    LayeredSettings {
+        provenance: provenance.collect(),
+        run,
+    }
 }

@@ -5,11 +5,11 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::products::{Compat, GroupScores, MemberScores, ChannelScores};
-use super::{OptionFault, InputFile, Environment};
-use crate::metrics::{TableError, Table};
-use crate::model::Model;
-use crate::model::groups::{DependencyGraph, Group};
+use super::products::{ChannelScores, Compat, GroupScores, MemberScores};
+use super::{Environment, InputFile, OptionFault};
+use secateur_model::Model;
+use secateur_model::groups::{DependencyGraph, Group};
+use secateur_store::tables::{Table, TableError};
 
 /// Reduces the members of a group to one score per unit.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -95,13 +95,24 @@ pub fn run(
     graph: &DependencyGraph,
     scores: &ChannelScores,
 ) -> Result<(GroupScores, Vec<Table>), Error> {
-    let with = options.with.unwrap_or(match (scores.is_magnitude, scores.compat) {
-        (true, Compat::Reference) => Reduction::Mean,
-        _ => Reduction::Sum,
-    });
+    let with = options
+        .with
+        .unwrap_or(match (scores.is_magnitude, scores.compat) {
+            (true, Compat::Reference) => Reduction::Mean,
+            _ => Reduction::Sum,
+        });
     let groups = graph.groups.iter().zip(&scores.groups);
     let groups = groups
-        .map(|(group, members)| unit_scores(group, members, with, options.level, scores, group.min_channels_per_unit(model)))
+        .map(|(group, members)| {
+            unit_scores(
+                group,
+                members,
+                with,
+                options.level,
+                scores,
+                group.min_channels_per_unit(model),
+            )
+        })
         .collect::<Result<Vec<_>, _>>()?;
     tracing::info!(?with, groups = groups.len(), "aggregated");
     let rows = graph.groups.iter().zip(&groups).flat_map(|(group, units)| {
@@ -113,7 +124,13 @@ pub fn run(
         })
     });
     let table = Table::from_rows("aggregate", &rows.collect::<Vec<_>>())?;
-    Ok((GroupScores { groups, input_means: scores.input_means.clone() }, vec![table]))
+    Ok((
+        GroupScores {
+            groups,
+            input_means: scores.input_means.clone(),
+        },
+        vec![table],
+    ))
 }
 
 /// The scores of one group's units. `width`: channels of a unit in the member with the fewest.
@@ -126,25 +143,46 @@ fn unit_scores(
     width: usize,
 ) -> Result<Vec<f64>, Error> {
     // One entry per channel of a unit, or one per unit; summed over a unit at the end.
-    let folded: Vec<Vec<f64>> = members.iter().map(|member| fold_into_unit_channels(&member.channels, group.unit_count, width, level, scores)).collect();
+    let folded: Vec<Vec<f64>> = members
+        .iter()
+        .map(|member| {
+            fold_into_unit_channels(&member.channels, group.unit_count, width, level, scores)
+        })
+        .collect();
     let reduced = match with {
         Reduction::Sum => reduce_members(&folded, 0.0, |a, b| a + b),
-        Reduction::Mean => reduce_members(&folded, 0.0, |a, b| a + b).into_iter().map(|sum| sum / folded.len() as f64).collect(),
+        Reduction::Mean => reduce_members(&folded, 0.0, |a, b| a + b)
+            .into_iter()
+            .map(|sum| sum / folded.len() as f64)
+            .collect(),
         Reduction::Max => reduce_members(&folded, f64::NEG_INFINITY, f64::max),
         Reduction::Product => multiply_members(group, &folded),
         Reduction::First => select_member(members, &folded, "first", 0)?,
         Reduction::Second => select_member(members, &folded, "second", 1)?,
         Reduction::Last => {
-            let last = group.members.iter().position(|m| m.is_output).unwrap_or(group.members.len() - 1);
+            let last = group
+                .members
+                .iter()
+                .position(|m| m.is_output)
+                .unwrap_or(group.members.len() - 1);
             select_member(members, &folded, "last", last)?
         }
     };
-    Ok(reduced.chunks(reduced.len() / group.unit_count).map(|unit| unit.iter().sum()).collect())
+    Ok(reduced
+        .chunks(reduced.len() / group.unit_count)
+        .map(|unit| unit.iter().sum())
+        .collect())
 }
 
 /// A member's channels laid onto those of a unit of `width` channels: several query heads share one key/value head.
 /// Per channel, or summed over the unit; signed sums become magnitudes where no more is added to them.
-fn fold_into_unit_channels(channels: &[f64], units: usize, width: usize, level: Level, scores: &ChannelScores) -> Vec<f64> {
+fn fold_into_unit_channels(
+    channels: &[f64],
+    units: usize,
+    width: usize,
+    level: Level,
+    scores: &ChannelScores,
+) -> Vec<f64> {
     let (per_unit, all) = (channels.len() / units, units * width);
     let magnitude = |score: f64| if scores.is_signed { score.abs() } else { score };
     let home = |channel: usize| match scores.compat {
@@ -154,12 +192,18 @@ fn fold_into_unit_channels(channels: &[f64], units: usize, width: usize, level: 
     match level {
         Level::Channel => {
             let mut folded = vec![0.0; all];
-            channels.iter().enumerate().for_each(|(c, &score)| folded[home(c)] += magnitude(score));
+            channels
+                .iter()
+                .enumerate()
+                .for_each(|(c, &score)| folded[home(c)] += magnitude(score));
             folded
         }
         Level::Unit => {
             let mut folded = vec![0.0; units];
-            channels.iter().enumerate().for_each(|(c, &score)| folded[home(c) / width] += score);
+            channels
+                .iter()
+                .enumerate()
+                .for_each(|(c, &score)| folded[home(c) / width] += score);
             folded.into_iter().map(magnitude).collect()
         }
     }
@@ -170,7 +214,11 @@ fn fold_into_unit_channels(channels: &[f64], units: usize, width: usize, level: 
 fn multiply_members(group: &Group, members: &[Vec<f64>]) -> Vec<f64> {
     let is_lost = |product: &f64| !product.is_normal();
     let plain = reduce_members(members, 1.0, |a, b| a * b);
-    let lost = plain.iter().enumerate().filter(|(_, p)| is_lost(p)).any(|(i, _)| members.iter().all(|m| m[i] != 0.0));
+    let lost = plain
+        .iter()
+        .enumerate()
+        .filter(|(_, p)| is_lost(p))
+        .any(|(i, _)| members.iter().all(|m| m[i] != 0.0));
     if !lost {
         return plain;
     }
@@ -183,20 +231,38 @@ fn multiply_members(group: &Group, members: &[Vec<f64>]) -> Vec<f64> {
         let mean = member.iter().sum::<f64>() / member.len() as f64;
         member.iter().map(|score| score / mean).collect()
     };
-    reduce_members(&members.iter().map(scaled).collect::<Vec<Vec<f64>>>(), 1.0, |a, b| a * b)
+    reduce_members(
+        &members.iter().map(scaled).collect::<Vec<Vec<f64>>>(),
+        1.0,
+        |a, b| a * b,
+    )
 }
 
 /// Reduces over members, entry by entry.
 fn reduce_members(members: &[Vec<f64>], start: f64, f: impl Fn(f64, f64) -> f64) -> Vec<f64> {
     let entries = members.first().map_or(0, Vec::len);
-    (0..entries).map(|i| members.iter().fold(start, |sum, member| f(sum, member[i]))).collect()
+    (0..entries)
+        .map(|i| members.iter().fold(start, |sum, member| f(sum, member[i])))
+        .collect()
 }
 
 /// The one member that is asked for. Random numbers and the units' order are scores of the group, not of a member.
-fn select_member(members: &[MemberScores], folded: &[Vec<f64>], with: &'static str, member: usize) -> Result<Vec<f64>, Error> {
+fn select_member(
+    members: &[MemberScores],
+    folded: &[Vec<f64>],
+    with: &'static str,
+    member: usize,
+) -> Result<Vec<f64>, Error> {
     let at = match members {
-        [MemberScores { member_index: 0, .. }] => Some(0),
-        _ => members.iter().position(|scored| scored.member_index == member),
+        [
+            MemberScores {
+                member_index: 0, ..
+            },
+        ] => Some(0),
+        _ => members
+            .iter()
+            .position(|scored| scored.member_index == member),
     };
-    at.map(|i| folded[i].clone()).ok_or(Error::MemberNotScored { with })
+    at.map(|i| folded[i].clone())
+        .ok_or(Error::MemberNotScored { with })
 }

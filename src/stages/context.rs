@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::Serialize;
 
 use super::StageCheckpoint;
-use crate::memory;
 use crate::progress::Progress;
-use crate::random::Seed;
+use secateur_base::memory;
+use secateur_base::random::Seed;
 
 /// The surroundings of one stage of one variant.
 #[derive(Clone)]
@@ -56,7 +56,11 @@ pub struct Interrupted;
 impl Context {
     /// Where to leave a product: `hf`, and `hf-2` in the second stage of this type, so that none overwrites another.
     pub fn output_path(&self, name: &str, ending: &str) -> PathBuf {
-        let number = if self.occurrence == 0 { String::new() } else { format!("-{}", self.occurrence + 1) };
+        let number = if self.occurrence == 0 {
+            String::new()
+        } else {
+            format!("-{}", self.occurrence + 1)
+        };
         self.output_folder.join(format!("{name}{number}{ending}"))
     }
 
@@ -65,7 +69,11 @@ impl Context {
     /// # Errors
     /// [`Interrupted`] once the run was asked to stop.
     pub fn check_interrupt(&self) -> Result<(), Interrupted> {
-        if self.stop_requested.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }
+        if self.stop_requested.load(Ordering::Relaxed) {
+            Err(Interrupted)
+        } else {
+            Ok(())
+        }
     }
 
     /// As [`Context::go_on`], for a stage that can go on where it stopped: now and then, and before it gives up, the
@@ -73,7 +81,10 @@ impl Context {
     ///
     /// # Errors
     /// [`Interrupted`] once the run was asked to stop.
-    pub fn checkpoint_or_stop<S: Serialize>(&self, state: impl FnOnce() -> S) -> Result<(), Interrupted> {
+    pub fn checkpoint_or_stop<S: Serialize>(
+        &self,
+        state: impl FnOnce() -> S,
+    ) -> Result<(), Interrupted> {
         let go_on = self.check_interrupt();
         if go_on.is_err() || self.checkpoint.is_due() {
             self.checkpoint.write(&state());

@@ -5,10 +5,10 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{OptionFault, InputFile, Environment};
-use crate::model::Model;
-use crate::model::groups::{self, DependencyGraph};
-use crate::model::wiring::ChannelSpace;
+use super::{Environment, InputFile, OptionFault};
+use secateur_model::Model;
+use secateur_model::groups::{self, DependencyGraph};
+use secateur_model::wiring::ChannelSpace;
 
 /// Finds what must be removed together.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -61,27 +61,47 @@ impl Options {
         }
         let is_empty = |range: Option<[usize; 2]>| range.is_some_and(|[start, end]| start == end);
         if is_empty(self.attention_layers) && is_empty(self.mlp_layers) {
-            faults.push(OptionFault::new("mlp_layers", "no layer takes part: both ranges are empty", "give one of them a layer"));
+            faults.push(OptionFault::new(
+                "mlp_layers",
+                "no layer takes part: both ranges are empty",
+                "give one of them a layer",
+            ));
         }
         faults
     }
 
     pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
         world.add_weights(1);
-        let Some(layers) = world.model.as_ref().map(|model| model.layers) else { return Vec::new() };
+        let Some(layers) = world.model.as_ref().map(|model| model.layers) else {
+            return Vec::new();
+        };
         self.layer_ranges()
             .filter(|(_, [_, end])| *end > layers)
             .map(|(key, [start, end])| {
-                let message = format!("the layer range [{start}, {end}] reaches beyond the model's {layers} layers");
-                OptionFault::new(key, message, format!("the last range that fits is [{}, {layers}]", start.min(layers - 1)))
+                let message = format!(
+                    "the layer range [{start}, {end}] reaches beyond the model's {layers} layers"
+                );
+                OptionFault::new(
+                    key,
+                    message,
+                    format!(
+                        "the last range that fits is [{}, {layers}]",
+                        start.min(layers - 1)
+                    ),
+                )
             })
             .collect()
     }
 
     /// The ranges that are given, by their option.
     fn layer_ranges(&self) -> impl Iterator<Item = (&'static str, [usize; 2])> {
-        let given = [("attention_layers", self.attention_layers), ("mlp_layers", self.mlp_layers)];
-        given.into_iter().filter_map(|(key, range)| Some((key, range?)))
+        let given = [
+            ("attention_layers", self.attention_layers),
+            ("mlp_layers", self.mlp_layers),
+        ];
+        given
+            .into_iter()
+            .filter_map(|(key, range)| Some((key, range?)))
     }
 }
 
@@ -89,7 +109,11 @@ impl Options {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the layer range [{start}, {end}] reaches beyond the model's {layers} layers")]
-    LayersOutOfRange { start: usize, end: usize, layers: usize },
+    LayersOutOfRange {
+        start: usize,
+        end: usize,
+        layers: usize,
+    },
 }
 
 /// Finds the groups of a model.
@@ -106,12 +130,20 @@ pub fn run(options: &Options, model: &Model) -> Result<DependencyGraph, Error> {
         // The reference's order: ascending layers, attention before MLP.
         Grouping::Block => (0..layers)
             .flat_map(|layer| {
-                let attention = attention.contains(&layer).then(|| groups::block_group(model, ChannelSpace::Heads, layer));
-                let mlp = mlp.contains(&layer).then(|| groups::block_group(model, ChannelSpace::Mlp, layer));
+                let attention = attention
+                    .contains(&layer)
+                    .then(|| groups::block_group(model, ChannelSpace::Heads, layer));
+                let mlp = mlp
+                    .contains(&layer)
+                    .then(|| groups::block_group(model, ChannelSpace::Mlp, layer));
                 attention.into_iter().chain(mlp)
             })
             .collect(),
     };
-    tracing::info!(groups = groups.len(), units = groups.iter().map(|g| g.unit_count).sum::<usize>(), "groups found");
+    tracing::info!(
+        groups = groups.len(),
+        units = groups.iter().map(|g| g.unit_count).sum::<usize>(),
+        "groups found"
+    );
     Ok(DependencyGraph { groups })
 }

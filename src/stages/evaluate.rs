@@ -6,12 +6,12 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, OptionFault, InputFile, Interrupted, Environment};
-use crate::data::corpus::{CorpusError, CorpusSource};
-use crate::data::task::{Metric, FewShot, Task, TaskError};
-use crate::metrics::{TableError, Table};
-use crate::model::Model;
-use crate::model::tokenizer::TokenizerError;
+use super::{Context, Environment, InputFile, Interrupted, OptionFault};
+use secateur_data::corpus::{CorpusError, CorpusSource};
+use secateur_data::task::{FewShot, Metric, Task, TaskError};
+use secateur_model::Model;
+use secateur_model::tokenizer::TokenizerError;
+use secateur_store::tables::{Table, TableError};
 
 mod choices;
 mod perplexity;
@@ -106,7 +106,10 @@ impl Protocol {
 
 impl Options {
     fn few_shot(&self) -> Option<FewShot> {
-        (self.shots > 0).then_some(FewShot { count: self.shots, seed: self.shots_seed })
+        (self.shots > 0).then_some(FewShot {
+            count: self.shots,
+            seed: self.shots_seed,
+        })
     }
 
     fn window_or_default(&self) -> usize {
@@ -115,26 +118,55 @@ impl Options {
 
     /// How something was measured, as it stands in the table: `harness`, `llm-pruner`, `harness, 2 shots`, `harness, no BOS`.
     fn protocol_label(&self, protocol: Protocol, asks: bool) -> String {
-        let shots = if asks && self.shots > 0 { format!(", {} shots", self.shots) } else { String::new() };
+        let shots = if asks && self.shots > 0 {
+            format!(", {} shots", self.shots)
+        } else {
+            String::new()
+        };
         // the paper's questions have none in any case
         let is_apart = asks && protocol == Protocol::LlmPruner;
-        format!("{}{shots}{}", protocol.name(), if self.add_bos_token || is_apart { "" } else { ", no BOS" })
+        format!(
+            "{}{shots}{}",
+            protocol.name(),
+            if self.add_bos_token || is_apart {
+                ""
+            } else {
+                ", no BOS"
+            }
+        )
     }
 
     /// What the stage reads: tasks, their rows, and corpora.
     pub fn inputs(&self, data: Option<&Path>) -> Vec<InputFile> {
-        let tasks = self.tasks.iter().filter_map(|name| Task::find(name, data).ok());
-        let corpora = self.corpora.iter().map(|path| InputFile::OnDisk(path.into()));
-        tasks.flat_map(|task| task.input_files(self.shots > 0)).chain(corpora).collect()
+        let tasks = self
+            .tasks
+            .iter()
+            .filter_map(|name| Task::find(name, data).ok());
+        let corpora = self
+            .corpora
+            .iter()
+            .map(|path| InputFile::OnDisk(path.into()));
+        tasks
+            .flat_map(|task| task.input_files(self.shots > 0))
+            .chain(corpora)
+            .collect()
     }
 
     pub fn faults(&self) -> Vec<OptionFault> {
         let mut faults = Vec::new();
         if self.tasks.is_empty() && self.corpora.is_empty() {
-            faults.push(OptionFault::new("", "nothing to evaluate", "add `tasks = [\"…\"]`, `corpora = [\"…\"]`, or both"));
+            faults.push(OptionFault::new(
+                "",
+                "nothing to evaluate",
+                "add `tasks = [\"…\"]`, `corpora = [\"…\"]`, or both",
+            ));
         }
         if self.limit == Some(0) {
-            faults.push(OptionFault::new("limit", "a limit of 0 rows measures nothing", "write at least 1, or remove the line"));
+            faults.push(OptionFault::new(
+                "limit",
+                "a limit of 0 rows measures nothing",
+                "write at least 1, or remove the line",
+            ));
         }
         if self.max_length == Some(0) {
             faults.push(OptionFault::new(
@@ -143,17 +175,28 @@ impl Options {
                 "write at least 1, or remove the line",
             ));
         }
-        let corpora: Vec<String> = self.corpora.iter().map(|path| perplexity::corpus_name(path.as_ref())).collect();
+        let corpora: Vec<String> = self
+            .corpora
+            .iter()
+            .map(|path| perplexity::corpus_name(path.as_ref()))
+            .collect();
         faults.extend(duplicate_name_faults(&self.tasks, &corpora));
         if self.window.is_some_and(|w| w < 2) {
-            faults.push(OptionFault::new("window", "a window below 2 tokens predicts nothing", "the usual number is 128"));
+            faults.push(OptionFault::new(
+                "window",
+                "a window below 2 tokens predicts nothing",
+                "the usual number is 128",
+            ));
         }
         faults
     }
 
     pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
         world.add_weights(1);
-        world.add_forward_pass((perplexity::TOKENS_PER_CHUNK / self.window_or_default().max(1)).max(1), self.window_or_default());
+        world.add_forward_pass(
+            (perplexity::TOKENS_PER_CHUNK / self.window_or_default().max(1)).max(1),
+            self.window_or_default(),
+        );
         let mut faults = Vec::new();
         let mut names = self.tasks.clone();
         let mut asks = false;
@@ -170,21 +213,40 @@ impl Options {
             }
         }
         if self.shots > 0 && !asks {
-            faults.push(OptionFault::new("shots", "examples stand before questions, and there is no multiple-choice task", ""));
+            faults.push(OptionFault::new(
+                "shots",
+                "examples stand before questions, and there is no multiple-choice task",
+                "",
+            ));
         }
-        let corpora: Vec<String> = self.corpora.iter().map(|path| perplexity::corpus_name(path.as_ref())).collect();
+        let corpora: Vec<String> = self
+            .corpora
+            .iter()
+            .map(|path| perplexity::corpus_name(path.as_ref()))
+            .collect();
         faults.extend(duplicate_name_faults(&names, &corpora));
         for (i, corpus) in self.corpora.iter().enumerate() {
-            faults.extend(world.check_corpus(&format!("corpora[{i}]"), &CorpusSource::from_path(corpus.as_ref())));
+            faults.extend(world.check_corpus(
+                &format!("corpora[{i}]"),
+                &CorpusSource::from_path(corpus.as_ref()),
+            ));
         }
-        if world.model.as_ref().is_some_and(|model| !model.has_tokenizer) && !self.tasks.is_empty() {
+        if world
+            .model
+            .as_ref()
+            .is_some_and(|model| !model.has_tokenizer)
+            && !self.tasks.is_empty()
+        {
             faults.push(OptionFault::new(
                 "tasks",
                 "tasks are text, and the model's folder has no tokenizer.json",
                 "put the tokenizer beside the model",
             ));
         }
-        faults.extend(self.window.and_then(|window| world.check_length("window", "window", window)));
+        faults.extend(
+            self.window
+                .and_then(|window| world.check_length("window", "window", window)),
+        );
         faults
     }
 }
@@ -192,9 +254,16 @@ impl Options {
 /// Rows of the table are known by their names, so each may be measured once.
 fn duplicate_name_faults(tasks: &[String], corpora: &[String]) -> Vec<OptionFault> {
     let names: Vec<&String> = tasks.iter().chain(corpora).collect();
-    let again = names.iter().enumerate().filter(|(i, name)| names[..*i].contains(name) || **name == choices::AVERAGE_TASK_NAME);
+    let again = names
+        .iter()
+        .enumerate()
+        .filter(|(i, name)| names[..*i].contains(name) || **name == choices::AVERAGE_TASK_NAME);
     let fault = |(i, name): (usize, &&String)| {
-        let key = if i < tasks.len() { format!("tasks[{i}]") } else { format!("corpora[{}]", i - tasks.len()) };
+        let key = if i < tasks.len() {
+            format!("tasks[{i}]")
+        } else {
+            format!("corpora[{}]", i - tasks.len())
+        };
         let message = match name.as_str() {
             choices::AVERAGE_TASK_NAME => format!("`{name}` is the name of the tasks' mean"),
             _ => format!("`{name}` is measured twice: a row of the table is known by its name"),
@@ -219,8 +288,14 @@ pub enum Error {
     Interrupted(#[from] Interrupted),
     #[error("tasks are text, and the model's folder has no tokenizer.json")]
     NoTokenizer,
-    #[error("{task}, document {doc}: a {what} has no token: it is empty, and the tokenizer names neither a BOS nor an EOS token")]
-    NoToken { task: String, doc: u64, what: &'static str },
+    #[error(
+        "{task}, document {doc}: a {what} has no token: it is empty, and the tokenizer names neither a BOS nor an EOS token"
+    )]
+    NoToken {
+        task: String,
+        doc: u64,
+        what: &'static str,
+    },
     #[error("`{0}` has nothing to predict: every document has one token, or none")]
     NothingToPredict(String),
     #[error("{what}: the result is {value}, the model is broken")]
@@ -247,22 +322,40 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Ta
     for at in measured.completed_count..options.tasks.len() + options.corpora.len() {
         context.checkpoint_or_stop(|| &measured)?;
         match options.tasks.get(at) {
-            Some(name) => measure_task(&Task::find(name, context.data_folder.as_deref())?, options, context, model, &mut measured)?,
+            Some(name) => measure_task(
+                &Task::find(name, context.data_folder.as_deref())?,
+                options,
+                context,
+                model,
+                &mut measured,
+            )?,
             None => {
                 let path = Path::new(&options.corpora[at - options.tasks.len()]);
-                let found = perplexity::corpus_perplexity(path, options, context, model, &mut measured)?;
+                let found =
+                    perplexity::corpus_perplexity(path, options, context, model, &mut measured)?;
                 measured.add_rows(found);
             }
         }
         measured.completed_count += 1;
     }
-    let PartialEvaluation { mut rows, documents, samples, .. } = measured;
+    let PartialEvaluation {
+        mut rows,
+        documents,
+        samples,
+        ..
+    } = measured;
     if options.protocol == Protocol::LlmPruner {
         rows.extend(choices::average_row(&rows));
     }
-    let values: Vec<String> = rows.iter().map(|row| format!("{} {} {:.4}", row.task, row.metric, row.value)).collect();
+    let values: Vec<String> = rows
+        .iter()
+        .map(|row| format!("{} {} {:.4}", row.task, row.metric, row.value))
+        .collect();
     tracing::info!("evaluated: {}", values.join(", "));
-    let mut tables = vec![Table::from_rows("evaluate", &rows)?, Table::from_rows("evaluate_documents", &documents)?];
+    let mut tables = vec![
+        Table::from_rows("evaluate", &rows)?,
+        Table::from_rows("evaluate_documents", &documents)?,
+    ];
     if !samples.is_empty() {
         tables.push(Table::from_rows("evaluate_samples", &samples)?);
     }
@@ -270,10 +363,20 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Ta
 }
 
 /// One task: questions, or a text in windows, in whole documents, or both.
-fn measure_task(task: &Task, options: &Options, context: &Context, model: &Model, measured: &mut PartialEvaluation) -> Result<(), Error> {
+fn measure_task(
+    task: &Task,
+    options: &Options,
+    context: &Context,
+    model: &Model,
+    measured: &mut PartialEvaluation,
+) -> Result<(), Error> {
     if !task.is_text() {
         choices::score_choices(task, options, context, model, measured)?;
-        let own: Vec<&SampleRow> = measured.samples.iter().filter(|sample| sample.task == task.name).collect();
+        let own: Vec<&SampleRow> = measured
+            .samples
+            .iter()
+            .filter(|sample| sample.task == task.name)
+            .collect();
         let found = choices::accuracy_rows(task, options, &own);
         measured.add_rows(found);
         return Ok(());
@@ -282,8 +385,13 @@ fn measure_task(task: &Task, options: &Options, context: &Context, model: &Model
     if task.metrics.contains(&Metric::Perplexity) {
         found = perplexity::task_window_perplexity(task, options, context, model, measured)?;
     }
-    if task.metrics.iter().any(|&metric| metric != Metric::Perplexity) {
-        let (rows, documents) = perplexity::document_perplexities(task, options, context, model, measured)?;
+    if task
+        .metrics
+        .iter()
+        .any(|&metric| metric != Metric::Perplexity)
+    {
+        let (rows, documents) =
+            perplexity::document_perplexities(task, options, context, model, measured)?;
         found.0.extend(rows);
         found.1.extend(documents);
     }

@@ -5,11 +5,11 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, OptionFault, InputFile, Environment};
-use crate::files::FileError;
-use crate::model::Model;
-use crate::model::plan::PruningPlan;
-use crate::model::stored::StorageDtype;
+use super::{Context, Environment, InputFile, OptionFault};
+use secateur_base::files::FileError;
+use secateur_model::Model;
+use secateur_model::plan::PruningPlan;
+use secateur_model::stored::StorageDtype;
 
 /// Writes the model.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -29,7 +29,10 @@ fn is_default(dtype: &StorageDtype) -> bool {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { formats: vec![Format::Hf], dtype: StorageDtype::default() }
+        Self {
+            formats: vec![Format::Hf],
+            dtype: StorageDtype::default(),
+        }
     }
 }
 
@@ -56,12 +59,25 @@ impl Options {
     pub fn faults(&self) -> Vec<OptionFault> {
         let mut faults = Vec::new();
         if self.formats.is_empty() {
-            faults.push(OptionFault::new("formats", "nothing to export", "name at least one of `hf`, `plan`"));
+            faults.push(OptionFault::new(
+                "formats",
+                "nothing to export",
+                "name at least one of `hf`, `plan`",
+            ));
         }
         if self.dtype != StorageDtype::default() && !self.formats.contains(&Format::Hf) {
-            faults.push(OptionFault::new("dtype", "only `hf` holds numbers, and it is not written", "remove the line, or add `hf`"));
+            faults.push(OptionFault::new(
+                "dtype",
+                "only `hf` holds numbers, and it is not written",
+                "remove the line, or add `hf`",
+            ));
         }
-        for (i, reserved) in self.formats.iter().enumerate().filter(|(_, f)| matches!(f, Format::Gguf | Format::Peft)) {
+        for (i, reserved) in self
+            .formats
+            .iter()
+            .enumerate()
+            .filter(|(_, f)| matches!(f, Format::Gguf | Format::Peft))
+        {
             faults.push(OptionFault::new(
                 format!("formats[{i}]"),
                 format!("`{reserved:?}` is reserved and not written yet").to_lowercase(),
@@ -91,11 +107,19 @@ pub enum Error {
 }
 
 /// Writes each format into the stage's folder.
-pub fn run(options: &Options, context: &Context, model: &Model, plan: Option<&PruningPlan>) -> Result<(), Error> {
+pub fn run(
+    options: &Options,
+    context: &Context,
+    model: &Model,
+    plan: Option<&PruningPlan>,
+) -> Result<(), Error> {
     for format in &options.formats {
         match format {
             Format::Hf => model.save(&context.output_path("hf", ""), options.dtype)?,
-            Format::Plan => write_plan(plan.ok_or(Error::NoPlan)?, &context.output_path("plan", ".json"))?,
+            Format::Plan => write_plan(
+                plan.ok_or(Error::NoPlan)?,
+                &context.output_path("plan", ".json"),
+            )?,
             Format::Gguf | Format::Peft => {} // refused by the check
         }
     }
@@ -105,7 +129,10 @@ pub fn run(options: &Options, context: &Context, model: &Model, plan: Option<&Pr
 
 /// The plan as JSON: for every group its layer, kind, dense units, and the units that stay.
 fn write_plan(plan: &PruningPlan, path: &Path) -> Result<(), Error> {
-    let failed = |source| FileError { path: path.to_owned(), source };
+    let failed = |source| FileError {
+        path: path.to_owned(),
+        source,
+    };
     let text = serde_json::to_string_pretty(plan).map_err(|e| failed(e.into()))?;
     Ok(std::fs::write(path, text).map_err(failed)?)
 }

@@ -6,15 +6,17 @@ use rand::{Rng, RngExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, OptionFault, InputFile, Interrupted, Environment, positive_faults, size_faults};
-use crate::data::corpus::{self, CorpusError, CorpusSource};
-use crate::metrics::{TableError, Table};
-use crate::model::Model;
-use crate::model::tokenizer::{Tokenizer, TokenizerError};
-use crate::model::walk::Decoder;
-use crate::model::wiring::BlockTensor;
-use crate::random::Seed;
-use crate::tensor;
+use super::{
+    Context, Environment, InputFile, Interrupted, OptionFault, positive_faults, size_faults,
+};
+use secateur_base::random::Seed;
+use secateur_data::corpus::{self, CorpusError, CorpusSource};
+use secateur_model::Model;
+use secateur_model::tokenizer::{Tokenizer, TokenizerError};
+use secateur_model::walk::Decoder;
+use secateur_model::wiring::BlockTensor;
+use secateur_store::tables::{Table, TableError};
+use secateur_tensor as tensor;
 
 /// Lets the model write on. Before and after pruning, the sweep's `generations.parquet` puts both side by side.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -57,7 +59,9 @@ impl Default for Options {
 
 impl Options {
     fn prompt_source(&self) -> Option<CorpusSource> {
-        self.file.as_ref().map(|path| CorpusSource::from_path(path.as_ref()))
+        self.file
+            .as_ref()
+            .map(|path| CorpusSource::from_path(path.as_ref()))
     }
 
     /// All prompts, in their order.
@@ -67,7 +71,11 @@ impl Options {
             Some(source) if source.is_jsonl() => all.extend(corpus::read_text_documents(&source)?),
             Some(source) => {
                 let text = corpus::read_text(&source.path)?;
-                all.extend(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned));
+                all.extend(
+                    text.lines()
+                        .filter(|line| !line.trim().is_empty())
+                        .map(str::to_owned),
+                );
             }
             None => {}
         }
@@ -76,46 +84,94 @@ impl Options {
 
     /// What the stage reads: the file of prompts.
     pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
-        self.file.iter().map(|path| InputFile::OnDisk(path.into())).collect()
+        self.file
+            .iter()
+            .map(|path| InputFile::OnDisk(path.into()))
+            .collect()
     }
 
     pub fn faults(&self) -> Vec<OptionFault> {
         let mut faults = size_faults([("max_new_tokens", self.max_new_tokens)]);
         if self.prompts.is_empty() && self.file.is_none() {
-            faults.push(OptionFault::new("", "nothing to write on from", "add `prompts = [\"…\"]`, `file = \"…\"`, or both"));
+            faults.push(OptionFault::new(
+                "",
+                "nothing to write on from",
+                "add `prompts = [\"…\"]`, `file = \"…\"`, or both",
+            ));
         }
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             let message = format!("{} is not a temperature", self.temperature);
-            faults.push(OptionFault::new("temperature", message, "write 0 for greedy, or a number above it"));
+            faults.push(OptionFault::new(
+                "temperature",
+                message,
+                "write 0 for greedy, or a number above it",
+            ));
         }
         if self.top_k == Some(0) {
-            faults.push(OptionFault::new("top_k", "there is nothing to draw from 0 tokens", "write at least 1, or remove the line"));
+            faults.push(OptionFault::new(
+                "top_k",
+                "there is nothing to draw from 0 tokens",
+                "write at least 1, or remove the line",
+            ));
         }
         faults.extend(positive_faults([("top_p", self.top_p)]));
         if self.top_p > 1.0 {
-            faults.push(OptionFault::new("top_p", format!("{} is not a probability", self.top_p), "write a number above 0, up to 1"));
+            faults.push(OptionFault::new(
+                "top_p",
+                format!("{} is not a probability", self.top_p),
+                "write a number above 0, up to 1",
+            ));
         }
         let draws = [("top_k", self.top_k.is_some()), ("top_p", self.top_p < 1.0)];
-        for (key, _) in draws.into_iter().filter(|(_, is_given)| *is_given && self.temperature == 0.0) {
-            faults.push(OptionFault::new(key, "a greedy choice draws nothing", "write a `temperature` above 0, or remove the line"));
+        for (key, _) in draws
+            .into_iter()
+            .filter(|(_, is_given)| *is_given && self.temperature == 0.0)
+        {
+            faults.push(OptionFault::new(
+                key,
+                "a greedy choice draws nothing",
+                "write a `temperature` above 0, or remove the line",
+            ));
         }
         faults
     }
 
     pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
         world.add_weights(1);
-        let positions = world.model.as_ref().map_or(usize::MAX, |model| model.max_positions);
+        let positions = world
+            .model
+            .as_ref()
+            .map_or(usize::MAX, |model| model.max_positions);
         let longest = self.max_new_tokens.min(positions);
         world.add_forward_pass(MAX_BATCH_SIZE, longest);
         world.add_kv_cache(1, longest);
-        let mut faults: Vec<OptionFault> = self.prompt_source().map_or_else(Vec::new, |source| world.check_corpus("file", &source));
-        if faults.is_empty() && self.prompt_source().is_some_and(|source| !source.needs_tokenizer()) {
-            faults.push(OptionFault::new("file", "its rows are token ids, and prompts are text", "give rows with a field `text`"));
+        let mut faults: Vec<OptionFault> = self
+            .prompt_source()
+            .map_or_else(Vec::new, |source| world.check_corpus("file", &source));
+        if faults.is_empty()
+            && self
+                .prompt_source()
+                .is_some_and(|source| !source.needs_tokenizer())
+        {
+            faults.push(OptionFault::new(
+                "file",
+                "its rows are token ids, and prompts are text",
+                "give rows with a field `text`",
+            ));
         }
-        if faults.is_empty() && world.model.as_ref().is_some_and(|model| !model.has_tokenizer) {
+        if faults.is_empty()
+            && world
+                .model
+                .as_ref()
+                .is_some_and(|model| !model.has_tokenizer)
+        {
             let message = "prompts are text, and the model's folder has no tokenizer.json";
             faults.push(OptionFault::new(
-                if self.prompts.is_empty() { "file" } else { "prompts" },
+                if self.prompts.is_empty() {
+                    "file"
+                } else {
+                    "prompts"
+                },
                 message,
                 "put the tokenizer beside the model",
             ));
@@ -152,8 +208,14 @@ pub enum Error {
     Interrupted(#[from] Interrupted),
     #[error("prompts are text, and the model's folder has no tokenizer.json")]
     NoTokenizer,
-    #[error("prompt {prompt} has {tokens} tokens, which leaves no room in the model's {positions} positions")]
-    PromptTooLong { prompt: u32, tokens: usize, positions: usize },
+    #[error(
+        "prompt {prompt} has {tokens} tokens, which leaves no room in the model's {positions} positions"
+    )]
+    PromptTooLong {
+        prompt: u32,
+        tokens: usize,
+        positions: usize,
+    },
     #[error("prompt {0} is empty, and the tokenizer names neither a BOS nor an EOS token")]
     EmptyPrompt(u32),
     #[error("prompt {prompt}: a logit is {value}, the model is broken")]
@@ -166,10 +228,19 @@ const MAX_BATCH_SIZE: usize = 32;
 /// As many as have room in a quarter of the memory with their keys and values. On a GPU, where the last bits depend on how many they
 /// are, it is all the memory that the GPU has, free or not.
 fn batch_size(texts: &[Continuation], context: &Context, model: &Model) -> usize {
-    let longest = texts.iter().map(|text| text.prompt_ids.len() + text.max_output_tokens).max().unwrap_or(1);
-    let numbers: usize = model.blocks.iter().map(|block| block[BlockTensor::K].rows() + block[BlockTensor::V].rows()).sum();
+    let longest = texts
+        .iter()
+        .map(|text| text.prompt_ids.len() + text.max_output_tokens)
+        .max()
+        .unwrap_or(1);
+    let numbers: usize = model
+        .blocks
+        .iter()
+        .map(|block| block[BlockTensor::K].rows() + block[BlockTensor::V].rows())
+        .sum();
     let each = (longest * numbers * size_of::<f32>()) as u64;
-    (tensor::selected_gpu_memory().unwrap_or(context.memory_budget.bytes) / 4 / each.max(1)).clamp(1, MAX_BATCH_SIZE as u64) as usize
+    (tensor::selected_gpu_memory().unwrap_or(context.memory_budget.bytes) / 4 / each.max(1))
+        .clamp(1, MAX_BATCH_SIZE as u64) as usize
 }
 
 /// Writes on from every prompt.
@@ -186,7 +257,11 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Ta
     for (prompt, input) in (0..).zip(&prompts) {
         left.push(Continuation::new(prompt, input, tokenizer, model, options)?);
     }
-    let ends = if options.ignore_eos { Vec::new() } else { tokenizer.end_tokens() };
+    let ends = if options.ignore_eos {
+        Vec::new()
+    } else {
+        tokenizer.end_tokens()
+    };
     let together = batch_size(&left, context, model);
     left.drain(..rows.len().min(left.len()));
     for chunk in left.chunks_mut(together) {
@@ -219,18 +294,40 @@ struct Continuation {
 }
 
 impl Continuation {
-    fn new(prompt: u32, input: &str, tokenizer: &Tokenizer, model: &Model, options: &Options) -> Result<Self, Error> {
+    fn new(
+        prompt: u32,
+        input: &str,
+        tokenizer: &Tokenizer,
+        model: &Model,
+        options: &Options,
+    ) -> Result<Self, Error> {
         let mut read = tokenizer.encode(input, true)?;
         if read.is_empty() {
             read.push(tokenizer.prefix_token().ok_or(Error::EmptyPrompt(prompt))?);
         }
         let (tokens, positions) = (read.len(), model.config.max_positions);
         if tokens >= positions {
-            return Err(Error::PromptTooLong { prompt, tokens, positions });
+            return Err(Error::PromptTooLong {
+                prompt,
+                tokens,
+                positions,
+            });
         }
         let room = options.max_new_tokens.min(positions - tokens);
-        let stream = Box::new(Seed::from_u64(options.seed).derive(&format!("generate {prompt}")).rng());
-        Ok(Self { prompt, input: input.to_owned(), prompt_ids: read, output_ids: Vec::new(), max_output_tokens: room, is_finished: false, rng: stream })
+        let stream = Box::new(
+            Seed::from_u64(options.seed)
+                .derive(&format!("generate {prompt}"))
+                .rng(),
+        );
+        Ok(Self {
+            prompt,
+            input: input.to_owned(),
+            prompt_ids: read,
+            output_ids: Vec::new(),
+            max_output_tokens: room,
+            is_finished: false,
+            rng: stream,
+        })
     }
 
     fn is_active(&self) -> bool {
@@ -239,29 +336,60 @@ impl Continuation {
 
     /// The output with the space, if any, between it and the prompt.
     fn to_row(&self, tokenizer: &Tokenizer) -> Result<GenerateRow, Error> {
-        let whole: Vec<u32> = self.prompt_ids.iter().chain(&self.output_ids).copied().collect();
-        let (before, whole) = (tokenizer.decode(&self.prompt_ids)?, tokenizer.decode(&whole)?);
+        let whole: Vec<u32> = self
+            .prompt_ids
+            .iter()
+            .chain(&self.output_ids)
+            .copied()
+            .collect();
+        let (before, whole) = (
+            tokenizer.decode(&self.prompt_ids)?,
+            tokenizer.decode(&whole)?,
+        );
         let output = match whole.strip_prefix(&before) {
             Some(output) => output.to_owned(),
             None => tokenizer.decode(&self.output_ids)?,
         };
         let (input, ids) = (self.input.clone(), self.output_ids.clone());
-        Ok(GenerateRow { prompt: self.prompt, input, output, ids, finished: self.is_finished })
+        Ok(GenerateRow {
+            prompt: self.prompt,
+            input,
+            output,
+            ids,
+            finished: self.is_finished,
+        })
     }
 }
 
 /// Writes on in all texts, a token of each at a time.
-fn generate_batch(texts: &mut [Continuation], options: &Options, context: &Context, model: &Model, ends: &[u32]) -> Result<(), Error> {
-    let longest = texts.iter().map(|text| text.prompt_ids.len() + text.max_output_tokens).max().unwrap_or(0);
+fn generate_batch(
+    texts: &mut [Continuation],
+    options: &Options,
+    context: &Context,
+    model: &Model,
+    ends: &[u32],
+) -> Result<(), Error> {
+    let longest = texts
+        .iter()
+        .map(|text| text.prompt_ids.len() + text.max_output_tokens)
+        .max()
+        .unwrap_or(0);
     let mut decoder = Decoder::new(model, texts.len(), longest);
-    let mut on: Vec<(usize, Vec<u32>)> = texts.iter().map(|text| text.prompt_ids.clone()).enumerate().collect();
+    let mut on: Vec<(usize, Vec<u32>)> = texts
+        .iter()
+        .map(|text| text.prompt_ids.clone())
+        .enumerate()
+        .collect();
     while !on.is_empty() {
         context.check_interrupt()?;
         let next = decoder.extend_sequences(&on);
         for ((at, ids), logits) in on.iter_mut().zip(next) {
             let text = &mut texts[*at];
             if let Some(&value) = logits.iter().find(|logit| !logit.is_finite()) {
-                return Err(Error::NotFinite { prompt: text.prompt, value });
+                return Err(Error::NotFinite {
+                    prompt: text.prompt,
+                    value,
+                });
             }
             let id = choose_token(&logits, options, &mut text.rng);
             text.is_finished = ends.contains(&id);
@@ -285,7 +413,10 @@ fn choose_token(logits: &[f32], options: &Options, stream: &mut impl Rng) -> u32
     order.sort_by(likelier);
     order.truncate(options.top_k.unwrap_or(order.len()));
     let most = f64::from(logits[order[0]]);
-    let weights: Vec<f64> = order.iter().map(|&id| ((f64::from(logits[id]) - most) / options.temperature).exp()).collect();
+    let weights: Vec<f64> = order
+        .iter()
+        .map(|&id| ((f64::from(logits[id]) - most) / options.temperature).exp())
+        .collect();
     let total: f64 = weights.iter().sum();
     let mut sum = 0.0;
     let within = weights.iter().position(|weight| {
@@ -310,7 +441,9 @@ mod tests {
         let mut stream = Seed::from_u64(1).rng();
         let logits = [0.0, 2f32.ln(), 5f32.ln(), -1000.0];
         let mut counts = vec![0.0; 4];
-        (0..8000).for_each(|_| counts[choose_token(&logits, options, &mut stream) as usize] += 1.0 / 8000.0);
+        (0..8000).for_each(|_| {
+            counts[choose_token(&logits, options, &mut stream) as usize] += 1.0 / 8000.0
+        });
         counts
     }
 
@@ -318,15 +451,45 @@ mod tests {
     fn sampling_follows_temperature_top_k_and_top_p() {
         let near = |options: Options, expected: [f64; 4]| {
             let found = frequencies(&options);
-            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 0.02), "{found:?}");
+            assert!(
+                found
+                    .iter()
+                    .zip(expected)
+                    .all(|(a, b)| (a - b).abs() < 0.02),
+                "{found:?}"
+            );
         };
-        let warm = Options { temperature: 1.0, ..Options::default() };
+        let warm = Options {
+            temperature: 1.0,
+            ..Options::default()
+        };
         near(Options::default(), [0.0, 0.0, 1.0, 0.0]);
         near(warm.clone(), [0.125, 0.25, 0.625, 0.0]);
         // squares
-        near(Options { temperature: 0.5, ..warm.clone() }, [1.0 / 30.0, 4.0 / 30.0, 25.0 / 30.0, 0.0]);
-        near(Options { top_k: Some(2), ..warm.clone() }, [0.0, 2.0 / 7.0, 5.0 / 7.0, 0.0]);
-        near(Options { top_p: 0.6, ..warm.clone() }, [0.0, 0.0, 1.0, 0.0]);
-        near(Options { top_p: 0.7, ..warm }, [0.0, 2.0 / 7.0, 5.0 / 7.0, 0.0]);
+        near(
+            Options {
+                temperature: 0.5,
+                ..warm.clone()
+            },
+            [1.0 / 30.0, 4.0 / 30.0, 25.0 / 30.0, 0.0],
+        );
+        near(
+            Options {
+                top_k: Some(2),
+                ..warm.clone()
+            },
+            [0.0, 2.0 / 7.0, 5.0 / 7.0, 0.0],
+        );
+        near(
+            Options {
+                top_p: 0.6,
+                ..warm.clone()
+            },
+            [0.0, 0.0, 1.0, 0.0],
+        );
+        near(
+            Options { top_p: 0.7, ..warm },
+            [0.0, 2.0 / 7.0, 5.0 / 7.0, 0.0],
+        );
     }
 }

@@ -5,14 +5,14 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::products::{Compat, InputMeans, ChannelScores};
-use super::{Context, OptionFault, InputFile, Interrupted, Environment, size_faults};
-use crate::data::corpus::{self, CorpusError, CorpusSource, Sample};
-use crate::metrics::{TableError, Table};
-use crate::model::Model;
-use crate::model::groups::{DependencyGraph, GroupKind, UnitLayout};
-use crate::model::walk::Sequence;
-use crate::model::wiring::Axis;
+use super::products::{ChannelScores, Compat, InputMeans};
+use super::{Context, Environment, InputFile, Interrupted, OptionFault, size_faults};
+use secateur_data::corpus::{self, CorpusError, CorpusSource, Sample};
+use secateur_model::Model;
+use secateur_model::groups::{DependencyGraph, GroupKind, UnitLayout};
+use secateur_model::walk::Sequence;
+use secateur_model::wiring::Axis;
+use secateur_store::tables::{Table, TableError};
 
 mod activation;
 mod magnitude;
@@ -111,7 +111,11 @@ impl Options {
     /// Where the calibration data is read from.
     pub fn corpus_source(&self) -> Option<CorpusSource> {
         let path = self.corpus.as_ref()?;
-        Some(CorpusSource { separator: self.separator.clone(), field: self.field.clone(), ..CorpusSource::from_path(path.as_ref()) })
+        Some(CorpusSource {
+            separator: self.separator.clone(),
+            field: self.field.clone(),
+            ..CorpusSource::from_path(path.as_ref())
+        })
     }
 
     /// Whether the method looks at calibration data.
@@ -128,7 +132,11 @@ impl Options {
     pub fn faults(&self) -> Vec<OptionFault> {
         let mut faults = size_faults([("samples", self.samples), ("length", self.length)]);
         if self.needs_corpus() && self.corpus.is_none() {
-            faults.push(OptionFault::new("method", "this method needs calibration data", "add `corpus = \"…\"`, a text file or JSONL"));
+            faults.push(OptionFault::new(
+                "method",
+                "this method needs calibration data",
+                "add `corpus = \"…\"`, a text file or JSONL",
+            ));
         }
         if self.length == 1 {
             faults.push(OptionFault::new(
@@ -145,10 +153,15 @@ impl Options {
         world.has_input_means = self.method == Method::Wifv;
         match self.method {
             Method::Taylor => world.add_backward_walk(self.samples, self.length),
-            Method::Wifv | Method::Wanda => world.add_forward_pass(self.samples.min(activation::CALIBRATION_BATCH), self.length),
+            Method::Wifv | Method::Wanda => {
+                world.add_forward_pass(self.samples.min(activation::CALIBRATION_BATCH), self.length)
+            }
             Method::Random | Method::L1 | Method::L2 | Method::First => {}
         }
-        let mut faults = self.corpus_source().map(|source| world.check_corpus("corpus", &source)).unwrap_or_default();
+        let mut faults = self
+            .corpus_source()
+            .map(|source| world.check_corpus("corpus", &source))
+            .unwrap_or_default();
         if self.needs_corpus() && self.sample == Sample::Random {
             faults.extend(world.check_length("length", "sample", self.length));
         }
@@ -179,12 +192,19 @@ pub enum Error {
     Interrupted(#[from] Interrupted),
     #[error("the calibration loss is {0}: the model or the data is broken")]
     NonFiniteLoss(f64),
-    #[error("`{method}` looks at the inputs of matrices and scores blocks only; write grouping = \"block\", or another method")]
+    #[error(
+        "`{method}` looks at the inputs of matrices and scores blocks only; write grouping = \"block\", or another method"
+    )]
     NeedsBlockGrouping { method: &'static str },
 }
 
 /// Scores every channel of every member of every group.
-pub fn run(options: &Options, context: &Context, model: &Model, graph: &DependencyGraph) -> Result<(ChannelScores, Vec<Table>), Error> {
+pub fn run(
+    options: &Options,
+    context: &Context,
+    model: &Model,
+    graph: &DependencyGraph,
+) -> Result<(ChannelScores, Vec<Table>), Error> {
     let mut means = InputMeans::new();
     let groups = match options.method {
         Method::Random => magnitude::random_scores(model, graph, context.seed.derive("random")),
@@ -192,30 +212,59 @@ pub fn run(options: &Options, context: &Context, model: &Model, graph: &Dependen
         Method::L1 => magnitude::magnitude_scores(model, graph, options.compat, |w| w.abs()),
         Method::L2 => magnitude::magnitude_scores(model, graph, options.compat, |w| w * w),
         Method::Taylor => {
-            let form = taylor::TaylorCriterion { form: options.taylor, fisher: options.fisher };
-            taylor::taylor_scores(form, context, model, graph, &calibration_sequences(options, context, model)?)?
+            let form = taylor::TaylorCriterion {
+                form: options.taylor,
+                fisher: options.fisher,
+            };
+            taylor::taylor_scores(
+                form,
+                context,
+                model,
+                graph,
+                &calibration_sequences(options, context, model)?,
+            )?
         }
         Method::Wanda | Method::Wifv => {
-            let (groups, seen) =
-                activation::activation_scores(options.method, context, model, graph, &calibration_sequences(options, context, model)?)?;
+            let (groups, seen) = activation::activation_scores(
+                options.method,
+                context,
+                model,
+                graph,
+                &calibration_sequences(options, context, model)?,
+            )?;
             means = seen;
             groups
         }
     };
     let scores = ChannelScores {
         groups,
-        is_signed: matches!((options.method, options.taylor), (Method::Taylor, Taylor::Vector | Taylor::VectorMixed)),
+        is_signed: matches!(
+            (options.method, options.taylor),
+            (Method::Taylor, Taylor::Vector | Taylor::VectorMixed)
+        ),
         is_magnitude: matches!(options.method, Method::L1 | Method::L2),
         compat: options.compat,
         input_means: means,
     };
-    if options.compat == Compat::Reference && graph.groups.iter().any(|group| group.kind == GroupKind::Hidden) {
+    if options.compat == Compat::Reference
+        && graph
+            .groups
+            .iter()
+            .any(|group| group.kind == GroupKind::Hidden)
+    {
         match (options.method, options.taylor) {
-            (Method::Taylor, Taylor::ElementSecond | Taylor::ElementMixed | Taylor::VectorMixed) => {
-                tracing::warn!("the reference keeps no squared gradients for channels and raises; they are scored as blocks are");
+            (
+                Method::Taylor,
+                Taylor::ElementSecond | Taylor::ElementMixed | Taylor::VectorMixed,
+            ) => {
+                tracing::warn!(
+                    "the reference keeps no squared gradients for channels and raises; they are scored as blocks are"
+                );
             }
             (Method::L1 | Method::L2, _) if model.lm_head.is_none() => {
-                tracing::warn!("the reference cannot take the magnitudes of a tied head and raises; it is left out");
+                tracing::warn!(
+                    "the reference cannot take the magnitudes of a tied head and raises; it is left out"
+                );
             }
             _ => {}
         }
@@ -226,8 +275,14 @@ pub fn run(options: &Options, context: &Context, model: &Model, graph: &Dependen
 }
 
 /// The calibration sequences.
-fn calibration_sequences(options: &Options, context: &Context, model: &Model) -> Result<Vec<Sequence>, Error> {
-    let Some(source) = options.corpus_source() else { return Ok(Vec::new()) };
+fn calibration_sequences(
+    options: &Options,
+    context: &Context,
+    model: &Model,
+) -> Result<Vec<Sequence>, Error> {
+    let Some(source) = options.corpus_source() else {
+        return Ok(Vec::new());
+    };
     let (tokenizer, vocab) = (model.tokenizer.as_deref(), model.config.vocab);
     let rows = match options.sample {
         Sample::Random => corpus::sample_windows(
@@ -239,26 +294,39 @@ fn calibration_sequences(options: &Options, context: &Context, model: &Model) ->
             &mut context.seed.derive("windows").rng(),
         )?,
         Sample::File => {
-            let rows: Vec<_> = corpus::read_rows(&source, tokenizer, vocab)?.into_iter().take(options.samples).collect();
+            let rows: Vec<_> = corpus::read_rows(&source, tokenizer, vocab)?
+                .into_iter()
+                .take(options.samples)
+                .collect();
             corpus::check_row_lengths(&source, &rows, model.config.max_positions)?;
             rows
         }
     };
-    let sequences = rows.into_iter().map(|row| Sequence::new(row.ids, &row.loss_mask));
-    let sequences: Vec<Sequence> = sequences.filter(|sequence| !sequence.targets.is_empty()).collect();
-    if sequences.is_empty() { Err(CorpusError::NothingToPredict(source.path).into()) } else { Ok(sequences) }
+    let sequences = rows
+        .into_iter()
+        .map(|row| Sequence::new(row.ids, &row.loss_mask));
+    let sequences: Vec<Sequence> = sequences
+        .filter(|sequence| !sequence.targets.is_empty())
+        .collect();
+    if sequences.is_empty() {
+        Err(CorpusError::NothingToPredict(source.path).into())
+    } else {
+        Ok(sequences)
+    }
 }
 
 fn table_rows(graph: &DependencyGraph, scores: &ChannelScores) -> Vec<ImportanceRow> {
     let mut rows = Vec::new();
     for (group, members) in graph.groups.iter().zip(&scores.groups) {
         for scored in members {
-            rows.extend(scored.channels.iter().enumerate().map(|(channel, &score)| ImportanceRow {
-                layer: group.layer as u32,
-                group: group.kind.name().to_owned(),
-                member: group.members[scored.member_index].name.clone(),
-                channel: channel as u32,
-                score: if scores.is_signed { score.abs() } else { score },
+            rows.extend(scored.channels.iter().enumerate().map(|(channel, &score)| {
+                ImportanceRow {
+                    layer: group.layer as u32,
+                    group: group.kind.name().to_owned(),
+                    member: group.members[scored.member_index].name.clone(),
+                    channel: channel as u32,
+                    score: if scores.is_signed { score.abs() } else { score },
+                }
             }));
         }
     }
@@ -266,13 +334,22 @@ fn table_rows(graph: &DependencyGraph, scores: &ChannelScores) -> Vec<Importance
 }
 
 /// Reduces f(element index) over each channel of a member: rows, columns, or the whole weight.
-fn reduce_channels(lie: UnitLayout, rows: usize, cols: usize, mut element: impl FnMut(usize) -> f64) -> Vec<f64> {
+fn reduce_channels(
+    lie: UnitLayout,
+    rows: usize,
+    cols: usize,
+    mut element: impl FnMut(usize) -> f64,
+) -> Vec<f64> {
     match lie {
-        UnitLayout::AlongAxis(Axis::Rows) => (0..rows).map(|r| (r * cols..(r + 1) * cols).map(&mut element).sum()).collect(),
+        UnitLayout::AlongAxis(Axis::Rows) => (0..rows)
+            .map(|r| (r * cols..(r + 1) * cols).map(&mut element).sum())
+            .collect(),
         UnitLayout::AlongAxis(Axis::Cols) => {
             let mut sums = vec![0.0; cols];
             for r in 0..rows {
-                sums.iter_mut().enumerate().for_each(|(c, sum)| *sum += element(r * cols + c));
+                sums.iter_mut()
+                    .enumerate()
+                    .for_each(|(c, sum)| *sum += element(r * cols + c));
             }
             sums
         }

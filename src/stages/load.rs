@@ -5,9 +5,9 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{MemoryBudget, OptionFault, InputFile, Environment};
-use crate::model::{Checkpoint, CheckpointError, Model, checkpoint, tokenizer};
-use crate::tensor::{Precision, gpu};
+use super::{Environment, InputFile, MemoryBudget, OptionFault};
+use secateur_model::{Checkpoint, CheckpointError, Model, checkpoint, tokenizer};
+use secateur_tensor::{Precision, gpu};
 
 /// Reads a checkpoint: `config.json`, one or several safetensors files, and `tokenizer.json` where there is one.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -42,12 +42,20 @@ impl Options {
     /// What the stage reads.
     pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
         let folder = Path::new(&self.model);
-        checkpoint::checkpoint_files(folder).into_iter().chain(tokenizer::tokenizer_files(folder)).map(InputFile::OnDisk).collect()
+        checkpoint::checkpoint_files(folder)
+            .into_iter()
+            .chain(tokenizer::tokenizer_files(folder))
+            .map(InputFile::OnDisk)
+            .collect()
     }
 
     pub fn faults(&self) -> Vec<OptionFault> {
         if self.model.is_empty() {
-            vec![OptionFault::new("model", "the model has no name", "write the path of a folder")]
+            vec![OptionFault::new(
+                "model",
+                "the model has no name",
+                "write the path of a folder",
+            )]
         } else {
             Vec::new()
         }
@@ -69,7 +77,16 @@ impl Options {
                 world.add_weights(1);
                 let misplaced = self.precision == Precision::Float16 && !world.is_on_gpu;
                 let help = "leave the line out, or compute on a GPU";
-                misplaced.then(|| OptionFault::new("precision", "the processor computes in float32 alone", help)).into_iter().collect()
+                misplaced
+                    .then(|| {
+                        OptionFault::new(
+                            "precision",
+                            "the processor computes in float32 alone",
+                            help,
+                        )
+                    })
+                    .into_iter()
+                    .collect()
             }
             Err(message) => vec![OptionFault::new(
                 "model",
@@ -88,14 +105,25 @@ pub fn run(options: &Options, budget: MemoryBudget) -> Result<Model, Error> {
     if options.precision == Precision::Float16 {
         gpu::check_half_precision().map_err(Error::Float16NotAvailable)?;
     }
-    let model = load_model(Path::new(&options.model), budget)?.with_gpu_precision(options.precision);
+    let model =
+        load_model(Path::new(&options.model), budget)?.with_gpu_precision(options.precision);
     let streamed = load_model.embedding.is_on_disk();
-    tracing::info!(model = options.model, parameters = model.parameter_count(), layers = model.blocks.len(), streamed, "loaded");
+    tracing::info!(
+        model = options.model,
+        parameters = model.parameter_count(),
+        layers = model.blocks.len(),
+        streamed,
+        "loaded"
+    );
     Ok(load_model)
 }
 
 /// The model of a folder, in memory or on disk as the budget asks for.
 pub fn load_model(folder: &Path, budget: MemoryBudget) -> Result<Model, Error> {
     let needed = Checkpoint::open(folder)?.parameter_count() * size_of::<f32>() as u64;
-    Ok(if budget.should_stream(needed) { Model::open_streaming(folder)? } else { Model::load(folder)? })
+    Ok(if budget.should_stream(needed) {
+        Model::open_streaming(folder)?
+    } else {
+        Model::load(folder)?
+    })
 }

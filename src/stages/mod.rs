@@ -14,15 +14,17 @@ pub mod pretrain;
 pub mod profile;
 pub mod prune;
 pub mod recover;
+pub mod registry;
 pub mod repeat;
+pub mod train;
 
 pub mod products;
 
 mod context;
+mod environment;
 mod state;
-mod world;
 
-pub use crate::data::InputFile;
-pub use context::{MemoryBudget, Context, Interrupted};
+pub use context::{Context, Interrupted, MemoryBudget};
+pub use environment::{Environment, OptionFault, ResourceEstimate, positive_faults, size_faults};
+pub use secateur_data::InputFile;
 pub use state::StageCheckpoint;
-pub use world::{ResourceEstimate, OptionFault, Environment, positive_faults, size_faults};

@@ -7,18 +7,22 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::products::UpdateRow;
-use super::{Context, OptionFault, InputFile, Interrupted, Environment, positive_faults, size_faults};
-use crate::adam::{AdamMoments, BETA2_PRETRAIN, clip_factor, cosine_schedule, global_norm};
-use crate::data::corpus::{self, CorpusError, CorpusSource, TokenRow as Tokens};
-use crate::data::feed::RowSampler;
-use crate::metrics::{TableError, Table};
-use crate::model::blocks::GradientRequests;
-use crate::model::tokenizer::{Tokenizer, TokenizerError};
-use crate::model::walk::{self, Pack, Sequence, GradientVisitor};
-use crate::model::wiring::{BlockTensor, TensorId};
-use crate::model::{Model, ModelHeader};
-use crate::ops::{GradientResult, GradientQuery};
-use crate::tensor::Weight;
+use super::{
+    Context, Environment, InputFile, Interrupted, OptionFault, positive_faults, size_faults,
+};
+use crate::stages::train::adam::{
+    AdamMoments, BETA2_PRETRAIN, clip_factor, cosine_schedule, global_norm,
+};
+use secateur_data::corpus::{self, CorpusError, CorpusSource, TokenRow as Tokens};
+use secateur_data::feed::RowSampler;
+use secateur_model::blocks::GradientRequests;
+use secateur_model::tokenizer::{Tokenizer, TokenizerError};
+use secateur_model::walk::{self, GradientVisitor, Pack, Sequence};
+use secateur_model::wiring::{BlockTensor, TensorId};
+use secateur_model::{Model, ModelHeader};
+use secateur_store::tables::{Table, TableError};
+use secateur_tensor::Weight;
+use secateur_tensor::ops::{GradientQuery, GradientResult};
 
 mod initial;
 
@@ -114,7 +118,11 @@ fn weight_decay() -> f64 {
 impl Options {
     /// Where the training text is read from.
     pub fn corpus_source(&self) -> CorpusSource {
-        CorpusSource { separator: self.separator.clone(), field: self.field.clone(), ..CorpusSource::from_path(self.corpus.as_ref()) }
+        CorpusSource {
+            separator: self.separator.clone(),
+            field: self.field.clone(),
+            ..CorpusSource::from_path(self.corpus.as_ref())
+        }
     }
 
     /// What the stage reads.
@@ -129,7 +137,10 @@ impl Options {
 
     /// Key/value heads and the width of a head, with their defaults.
     fn kv_heads_and_head_dim(&self) -> (usize, usize) {
-        (self.kv_heads.unwrap_or(self.heads), self.head_dim.unwrap_or(self.hidden / self.heads.max(1)))
+        (
+            self.kv_heads.unwrap_or(self.heads),
+            self.head_dim.unwrap_or(self.hidden / self.heads.max(1)),
+        )
     }
 
     pub fn faults(&self) -> Vec<OptionFault> {
@@ -150,7 +161,10 @@ impl Options {
         if kv_heads > 0 && !self.heads.is_multiple_of(kv_heads) {
             faults.push(OptionFault::new(
                 "kv_heads",
-                format!("{} query heads cannot share {kv_heads} key/value heads evenly", self.heads),
+                format!(
+                    "{} query heads cannot share {kv_heads} key/value heads evenly",
+                    self.heads
+                ),
                 "write a divisor of `heads`",
             ));
         }
@@ -164,12 +178,19 @@ impl Options {
         if self.vocabulary < 259 {
             faults.push(OptionFault::new(
                 "vocabulary",
-                format!("{} entries cannot hold 256 bytes and the special tokens", self.vocabulary),
+                format!(
+                    "{} entries cannot hold 256 bytes and the special tokens",
+                    self.vocabulary
+                ),
                 "write at least 259",
             ));
         }
         if self.length < 2 {
-            faults.push(OptionFault::new("length", format!("a window of {} tokens predicts nothing", self.length), "write at least 2"));
+            faults.push(OptionFault::new(
+                "length",
+                format!("a window of {} tokens predicts nothing", self.length),
+                "write at least 2",
+            ));
         }
         if !(self.rope_theta > 1.0 && self.rope_theta.is_finite()) {
             faults.push(OptionFault::new(
@@ -190,7 +211,9 @@ impl Options {
 
     pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
         let (kv_heads, head_dim) = self.kv_heads_and_head_dim();
-        let block = self.hidden.saturating_mul(2 * head_dim * (self.heads + kv_heads) + 3 * self.mlp + 2);
+        let block = self
+            .hidden
+            .saturating_mul(2 * head_dim * (self.heads + kv_heads) + 3 * self.mlp + 2);
         world.model = Some(ModelHeader {
             kv_values_per_token: self.blocks.saturating_mul(2 * kv_heads * head_dim) as u64,
             layers: self.blocks,
@@ -198,7 +221,8 @@ impl Options {
             heads: self.heads,
             vocab: self.vocabulary,
             max_positions: self.max_positions(),
-            parameters: (self.vocabulary * self.hidden + self.hidden).saturating_add(self.blocks.saturating_mul(block)) as u64,
+            parameters: (self.vocabulary * self.hidden + self.hidden)
+                .saturating_add(self.blocks.saturating_mul(block)) as u64,
             has_tokenizer: true,
         });
         // weights, gradients and two moments
@@ -219,9 +243,13 @@ pub enum Error {
     Metrics(#[from] TableError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
-    #[error("a weight is no number after the last update: training has diverged; lower `learning_rate`, or lengthen `warmup`")]
+    #[error(
+        "a weight is no number after the last update: training has diverged; lower `learning_rate`, or lengthen `warmup`"
+    )]
     NonFiniteWeight,
-    #[error("the loss of update {update} is {loss}: training has diverged; lower `learning_rate`, or lengthen `warmup`")]
+    #[error(
+        "the loss of update {update} is {loss}: training has diverged; lower `learning_rate`, or lengthen `warmup`"
+    )]
     NonFiniteLoss { update: usize, loss: f64 },
 }
 
@@ -238,45 +266,93 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
     let mut rows = Vec::new();
     for document in &documents {
         let ids = tokenizer.encode(document, true)?;
-        rows.extend(ids.chunks(options.length).map(|ids| Tokens { ids: ids.to_vec(), loss_mask: vec![true; ids.len()] }));
+        rows.extend(ids.chunks(options.length).map(|ids| Tokens {
+            ids: ids.to_vec(),
+            loss_mask: vec![true; ids.len()],
+        }));
     }
     let mut model = initial::initial_model(options, tokenizer, context.seed.derive("weights"));
     let tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
-    tracing::debug!(tokens, rows = rows.len(), vocabulary = model.config.vocab, "corpus");
+    tracing::debug!(
+        tokens,
+        rows = rows.len(),
+        vocabulary = model.config.vocab,
+        "corpus"
+    );
     let mut feed = RowSampler::new(rows, Some((options.length, context.seed.derive("rows"))))
         .ok_or_else(|| CorpusError::NothingToPredict((&options.corpus).into()))?;
 
-    let mut moments: BTreeMap<TensorId, AdamMoments> =
-        model.tensor_ids().into_iter().map(|place| (place, AdamMoments::new(model.weight(place).len(), BETA2_PRETRAIN))).collect();
+    let mut moments: BTreeMap<TensorId, AdamMoments> = model
+        .tensor_ids()
+        .into_iter()
+        .map(|place| {
+            (
+                place,
+                AdamMoments::new(model.weight(place).len(), BETA2_PRETRAIN),
+            )
+        })
+        .collect();
     let mut table: Vec<UpdateRow> = Vec::new();
     if let Some(left) = context.checkpoint.read::<(Vec<Weight>, _, _)>() {
         let weights;
         (weights, moments, table) = left;
-        model.tensor_ids().into_iter().zip(weights).for_each(|(place, weight)| *model.weight_mut(place) = weight);
+        model
+            .tensor_ids()
+            .into_iter()
+            .zip(weights)
+            .for_each(|(place, weight)| *model.weight_mut(place) = weight);
         feed.skip(table.len() * options.batch);
-        tracing::info!(updates = table.len(), "training goes on where it was interrupted");
+        tracing::info!(
+            updates = table.len(),
+            "training goes on where it was interrupted"
+        );
     }
     let bar = context.progress.bar("pretrain", options.updates as u64);
     bar.skip(table.len() as u64);
     for update in table.len()..options.updates {
-        let weights = || -> Vec<&Weight> { model.tensor_ids().into_iter().map(|place| model.weight(place)).collect() };
+        let weights = || -> Vec<&Weight> {
+            model
+                .tensor_ids()
+                .into_iter()
+                .map(|place| model.weight(place))
+                .collect()
+        };
         context.checkpoint_or_stop(|| (weights(), &moments, &table))?;
-        let batch: Vec<Sequence> =
-            (0..options.batch).map(|_| feed.next_row()).map(|row| Sequence::new(row.ids, &row.loss_mask)).collect();
-        let mut gradients = WeightGradientSums { memory_bytes: context.memory_budget.bytes, sums: BTreeMap::new() };
+        let batch: Vec<Sequence> = (0..options.batch)
+            .map(|_| feed.next_row())
+            .map(|row| Sequence::new(row.ids, &row.loss_mask))
+            .collect();
+        let mut gradients = WeightGradientSums {
+            memory_bytes: context.memory_budget.bytes,
+            sums: BTreeMap::new(),
+        };
         let loss = walk::backward(&model, &batch, 0, &mut gradients);
         let norm = global_norm(gradients.sums.values().map(|g| &g[..]));
         if !loss.mean.is_finite() || !norm.is_finite() {
-            return Err(Error::NonFiniteLoss { update: update + 1, loss: loss.mean });
+            return Err(Error::NonFiniteLoss {
+                update: update + 1,
+                loss: loss.mean,
+            });
         }
-        let (clip, rate) =
-            (clip_factor(norm, MAX_GRADIENT_NORM), options.learning_rate * cosine_schedule(update, options.warmup, options.updates, FINAL_LEARNING_RATE_SHARE));
+        let (clip, rate) = (
+            clip_factor(norm, MAX_GRADIENT_NORM),
+            options.learning_rate
+                * cosine_schedule(
+                    update,
+                    options.warmup,
+                    options.updates,
+                    FINAL_LEARNING_RATE_SHARE,
+                ),
+        );
         for (place, mut gradient) in gradients.sums {
             gradient.iter_mut().for_each(|g| *g *= clip);
-            let decays = matches!(place, TensorId::Block(_, part) if BlockTensor::MATRICES.contains(&part));
+            let decays =
+                matches!(place, TensorId::Block(_, part) if BlockTensor::MATRICES.contains(&part));
             let decay = if decays { options.weight_decay } else { 0.0 };
             if let Some(moments) = moments.get_mut(&place) {
-                model.weight_mut(place).update(|w| moments.step(w, &gradient, update + 1, rate, decay));
+                model
+                    .weight_mut(place)
+                    .update(|w| moments.step(w, &gradient, update + 1, rate, decay));
             }
         }
         table.push(UpdateRow {
@@ -292,7 +368,11 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
     if !model.is_finite() {
         return Err(Error::NonFiniteWeight);
     }
-    tracing::info!(parameters = model.parameter_count(), loss = table.last().map(|row| row.loss), "pretrained");
+    tracing::info!(
+        parameters = model.parameter_count(),
+        loss = table.last().map(|row| row.loss),
+        "pretrained"
+    );
     Ok((model, vec![Table::from_rows("pretrain", &table)?]))
 }
 
@@ -304,7 +384,9 @@ struct WeightGradientSums {
 
 impl WeightGradientSums {
     fn add_result(&mut self, place: TensorId, answer: GradientResult) {
-        let GradientResult::Gradient { gradient, .. } = answer else { return };
+        let GradientResult::Gradient { gradient, .. } = answer else {
+            return;
+        };
         let gradient = gradient.into_vec();
         match self.sums.get_mut(&place) {
             Some(sum) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
@@ -321,7 +403,8 @@ impl GradientVisitor for WeightGradientSums {
     }
 
     fn visit_block(&mut self, layer: usize, _: &Pack, lens: GradientRequests) {
-        lens.into_results().for_each(|(part, answer)| self.add_result(TensorId::Block(layer, part), answer));
+        lens.into_results()
+            .for_each(|(part, answer)| self.add_result(TensorId::Block(layer, part), answer));
     }
 
     fn query(&self, _: TensorId, _: &Pack) -> Option<GradientQuery> {
@@ -329,7 +412,14 @@ impl GradientVisitor for WeightGradientSums {
     }
 
     fn visit_outer_tensor(&mut self, at: TensorId, _: &Pack, answer: GradientResult) {
-        self.add_result(if at == TensorId::LmHead { TensorId::Embedding } else { at }, answer);
+        self.add_result(
+            if at == TensorId::LmHead {
+                TensorId::Embedding
+            } else {
+                at
+            },
+            answer,
+        );
     }
 
     fn memory_limit(&self) -> Option<u64> {

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::model::wiring::BlockTensor;
+use secateur_model::wiring::BlockTensor;
 
 /// Where the reference implementation differs from the paper or has a defect worth reproducing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]

@@ -9,12 +9,12 @@ use std::time::Instant;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, OptionFault, InputFile, Interrupted, Environment, size_faults};
-use crate::files::{FileError, write_atomic};
-use crate::memory;
-use crate::model::Model;
-use crate::model::sizes::ModelShape;
-use crate::model::walk::Decoder;
+use super::{Context, Environment, InputFile, Interrupted, OptionFault, size_faults};
+use secateur_base::files::{FileError, write_atomic};
+use secateur_base::memory;
+use secateur_model::Model;
+use secateur_model::sizes::ModelShape;
+use secateur_model::walk::Decoder;
 
 /// Measures the model at this place of the pipeline beside the one that was loaded.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -32,7 +32,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { prefill: 128, decode: 32, batch: 1, repeat: 5 }
+        Self {
+            prefill: 128,
+            decode: 32,
+            batch: 1,
+            repeat: 5,
+        }
     }
 }
 
@@ -43,7 +48,12 @@ impl Options {
     }
 
     pub fn faults(&self) -> Vec<OptionFault> {
-        size_faults([("prefill", self.prefill), ("decode", self.decode), ("batch", self.batch), ("repeat", self.repeat)])
+        size_faults([
+            ("prefill", self.prefill),
+            ("decode", self.decode),
+            ("batch", self.batch),
+            ("repeat", self.repeat),
+        ])
     }
 
     pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
@@ -51,11 +61,22 @@ impl Options {
         world.add_weights(2);
         world.add_forward_pass(self.batch, self.prefill);
         world.add_kv_cache(self.batch, all);
-        let Some(positions) = world.model.as_ref().map(|model| model.max_positions) else { return Vec::new() };
-        let message = format!("`prefill` and `decode` are {all} tokens, and the model has {positions} positions");
-        let key = if self.prefill < positions { "decode" } else { "prefill" };
+        let Some(positions) = world.model.as_ref().map(|model| model.max_positions) else {
+            return Vec::new();
+        };
+        let message = format!(
+            "`prefill` and `decode` are {all} tokens, and the model has {positions} positions"
+        );
+        let key = if self.prefill < positions {
+            "decode"
+        } else {
+            "prefill"
+        };
         let help = format!("write numbers that are {positions} together at most");
-        (all > positions).then(|| OptionFault::new(key, message, help)).into_iter().collect()
+        (all > positions)
+            .then(|| OptionFault::new(key, message, help))
+            .into_iter()
+            .collect()
     }
 }
 
@@ -105,13 +126,20 @@ pub enum Error {
 }
 
 /// Measures both models in turns. `dense`: None where it is the model itself.
-pub fn run(options: &Options, context: &Context, model: &Model, dense: Option<&Model>) -> Result<(), Error> {
+pub fn run(
+    options: &Options,
+    context: &Context,
+    model: &Model,
+    dense: Option<&Model>,
+) -> Result<(), Error> {
     let models: Vec<&Model> = std::iter::once(model).chain(dense).collect();
     // the first round warms up, and its memory is watched
     let mut at_work = Vec::new();
     for model in &models {
         context.check_interrupt()?;
-        at_work.push(memory::peak_allocated_bytes(|| _ = time_pass(options, model)));
+        at_work.push(memory::peak_allocated_bytes(|| {
+            _ = time_pass(options, model)
+        }));
     }
     let mut seen: Vec<Vec<PassTimes>> = vec![Vec::new(); models.len()];
     for _ in 0..options.repeat {
@@ -120,22 +148,46 @@ pub fn run(options: &Options, context: &Context, model: &Model, dense: Option<&M
             seen.push(time_pass(options, model));
         }
     }
-    let mut profiles =
-        models.iter().zip(&seen).zip(at_work).map(|((model, seen), at_work)| build_profile(options, model, seen, at_work));
-    let (model, dense) = (profiles.next().unwrap_or_else(|| unreachable!("one model at least")), profiles.next());
+    let mut profiles = models
+        .iter()
+        .zip(&seen)
+        .zip(at_work)
+        .map(|((model, seen), at_work)| build_profile(options, model, seen, at_work));
+    let (model, dense) = (
+        profiles
+            .next()
+            .unwrap_or_else(|| unreachable!("one model at least")),
+        profiles.next(),
+    );
     let alike = dense.filter(|dense| dense.streamed == model.streamed);
     if dense.is_some() && alike.is_none() {
-        tracing::warn!("one model is in memory and the other on disk, so no ratio is given; set `[run] memory` or `stream`");
+        tracing::warn!(
+            "one model is in memory and the other on disk, so no ratio is given; set `[run] memory` or `stream`"
+        );
     }
     let ratio = alike.map(|dense| model.ratio_to(&dense));
-    let report = ProfileReport { options, threads: rayon::current_num_threads(), model, dense, ratio };
+    let report = ProfileReport {
+        options,
+        threads: rayon::current_num_threads(),
+        model,
+        dense,
+        ratio,
+    };
     if let Some(ratio) = &report.ratio {
-        let Profile { parameters, prefill_tokens_per_second: prefill, decode_tokens_per_second: decode, .. } = ratio;
+        let Profile {
+            parameters,
+            prefill_tokens_per_second: prefill,
+            decode_tokens_per_second: decode,
+            ..
+        } = ratio;
         tracing::info!(
             "of the dense model: {parameters:.3} parameters; {prefill:.2} prefill, {decode:.2} decode tokens per second"
         );
     }
-    Ok(write_atomic(&context.output_path("profile", ".json"), &serde_json::to_vec_pretty(&report)?)?)
+    Ok(write_atomic(
+        &context.output_path("profile", ".json"),
+        &serde_json::to_vec_pretty(&report)?,
+    )?)
 }
 
 /// One measurement, in seconds.
@@ -148,8 +200,16 @@ struct PassTimes {
 fn time_pass(options: &Options, model: &Model) -> PassTimes {
     let mut decoder = Decoder::new(model, options.batch, options.prefill + options.decode);
     // which tokens these are does not matter
-    let ids = |from: usize, n: usize| (from..from + n).map(|i| (i * 7919 % model.config.vocab) as u32).collect::<Vec<u32>>();
-    let on = |from: usize, n: usize| (0..options.batch).map(|i| (i, ids(from + i, n))).collect::<Vec<_>>();
+    let ids = |from: usize, n: usize| {
+        (from..from + n)
+            .map(|i| (i * 7919 % model.config.vocab) as u32)
+            .collect::<Vec<u32>>()
+    };
+    let on = |from: usize, n: usize| {
+        (0..options.batch)
+            .map(|i| (i, ids(from + i, n)))
+            .collect::<Vec<_>>()
+    };
     let began = Instant::now();
     std::hint::black_box(decoder.extend_sequences(&on(0, options.prefill)));
     let prefill = began.elapsed().as_secs_f64();
@@ -158,7 +218,10 @@ fn time_pass(options: &Options, model: &Model) -> PassTimes {
         std::hint::black_box(decoder.extend_sequences(&on(options.prefill + step, 1)));
     }
     let decode = began.elapsed().as_secs_f64();
-    PassTimes { prefill_seconds: prefill, decode_seconds: decode }
+    PassTimes {
+        prefill_seconds: prefill,
+        decode_seconds: decode,
+    }
 }
 
 fn build_profile(options: &Options, model: &Model, passes: &[PassTimes], at_work: u64) -> Profile {
@@ -188,8 +251,10 @@ impl Profile {
             parameters: self.parameters / dense.parameters,
             macs: self.macs / dense.macs,
             bytes: self.bytes / dense.bytes,
-            prefill_tokens_per_second: self.prefill_tokens_per_second / dense.prefill_tokens_per_second,
-            decode_tokens_per_second: self.decode_tokens_per_second / dense.decode_tokens_per_second,
+            prefill_tokens_per_second: self.prefill_tokens_per_second
+                / dense.prefill_tokens_per_second,
+            decode_tokens_per_second: self.decode_tokens_per_second
+                / dense.decode_tokens_per_second,
             peak_memory: self.peak_memory / dense.peak_memory,
             streamed: self.streamed,
         }

@@ -7,14 +7,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::products::{Compat, GroupScores, InputMeans};
-use super::{OptionFault, InputFile, Environment, size_faults};
-use crate::metrics::{TableError, Table};
-use crate::model::Model;
-use crate::model::groups::{DependencyGraph, Group, GroupKind};
-use crate::model::plan::{self, PruningPlan};
-use crate::model::sizes::ModelShape;
-use crate::model::wiring::{BlockTensor, TensorId};
-use crate::tensor::Weight;
+use super::{Environment, InputFile, OptionFault, size_faults};
+use secateur_model::Model;
+use secateur_model::groups::{DependencyGraph, Group, GroupKind};
+use secateur_model::plan::{self, PruningPlan};
+use secateur_model::sizes::ModelShape;
+use secateur_model::wiring::{BlockTensor, TensorId};
+use secateur_store::tables::{Table, TableError};
+use secateur_tensor::Weight;
 
 mod decide;
 
@@ -94,8 +94,13 @@ impl Options {
     pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
         world.add_weights(2);
         if self.compensation == Compensation::Bias && !world.has_input_means {
-            let message = "a bias is made of the means of activations, and this importance does not see them";
-            return vec![OptionFault::new("compensation", message, "write method = \"wifv\" in the importance, or remove the line")];
+            let message =
+                "a bias is made of the means of activations, and this importance does not see them";
+            return vec![OptionFault::new(
+                "compensation",
+                message,
+                "write method = \"wifv\" in the importance, or remove the line",
+            )];
         }
         Vec::new()
     }
@@ -146,7 +151,9 @@ pub struct RepeatPosition {
 pub enum Error {
     #[error(transparent)]
     Metrics(#[from] TableError),
-    #[error("a bias is made of the means of activations, and this importance does not see them; write method = \"wifv\"")]
+    #[error(
+        "a bias is made of the means of activations, and this importance does not see them; write method = \"wifv\""
+    )]
     NoMeans,
 }
 
@@ -180,12 +187,16 @@ pub fn run(
     scores: &GroupScores,
     before: Option<&PruningResult>,
 ) -> Result<(Model, PruningResult, Vec<Table>), Error> {
-    let (mut plan, mut baseline) = before.map(|before| (before.plan.clone(), before.initial_units.clone())).unwrap_or_default();
+    let (mut plan, mut baseline) = before
+        .map(|before| (before.plan.clone(), before.initial_units.clone()))
+        .unwrap_or_default();
     let initial: Vec<usize> = graph
         .groups
         .iter()
         .map(|group| {
-            let units = baseline.entry((group.kind, plan.dense_group_layer(group.kind, group.layer))).or_insert(group.unit_count);
+            let units = baseline
+                .entry((group.kind, plan.dense_group_layer(group.kind, group.layer)))
+                .or_insert(group.unit_count);
             if schedule.is_none_or(|s| s.iteration == 1) {
                 *units = group.unit_count;
             }
@@ -198,17 +209,37 @@ pub fn run(
         Scope::Global => decide::select_across_groups(options, share, graph, scores, &initial),
     };
     let removed = &decision.removed;
-    let shares_keys = model.blocks.iter().any(|block| block[BlockTensor::Q].rows() != block[BlockTensor::K].rows());
+    let shares_keys = model
+        .blocks
+        .iter()
+        .any(|block| block[BlockTensor::Q].rows() != block[BlockTensor::K].rows());
     let is_later = schedule.is_some_and(|schedule| schedule.iteration > 1);
-    if options.compat == Compat::Reference && is_later && shares_keys && graph.groups.iter().any(|g| g.kind == GroupKind::Attention) {
-        tracing::warn!("the reference's second step tears grouped queries from their keys; here they go together");
+    if options.compat == Compat::Reference
+        && is_later
+        && shares_keys
+        && graph.groups.iter().any(|g| g.kind == GroupKind::Attention)
+    {
+        tracing::warn!(
+            "the reference's second step tears grouped queries from their keys; here they go together"
+        );
     }
     if removed.iter().all(Vec::is_empty) {
-        tracing::warn!(ratio = share, "no group loses a unit: one is more than this share");
+        tracing::warn!(
+            ratio = share,
+            "no group loses a unit: one is more than this share"
+        );
     }
     let (mut rows, mut kept) = (Vec::new(), Vec::new());
-    for (((group, scores), removed), near) in graph.groups.iter().zip(&scores.groups).zip(removed).zip(&decision.is_near_tie) {
-        let own: Vec<usize> = (0..group.unit_count).filter(|unit| removed.binary_search(unit).is_err()).collect();
+    for (((group, scores), removed), near) in graph
+        .groups
+        .iter()
+        .zip(&scores.groups)
+        .zip(removed)
+        .zip(&decision.is_near_tie)
+    {
+        let own: Vec<usize> = (0..group.unit_count)
+            .filter(|unit| removed.binary_search(unit).is_err())
+            .collect();
         rows.extend(table_rows(&plan, group, scores, removed, near));
         plan.record_kept_units(group, &own);
         kept.push(own);
@@ -217,11 +248,23 @@ pub fn run(
         Compensation::None => Vec::new(),
         Compensation::Bias => compensation_biases(model, graph, &kept, &scores.input_means)?,
     };
-    let pruning = PruningResult { kept_units: kept, plan, initial_units: baseline, added_biases: biases };
+    let pruning = PruningResult {
+        kept_units: kept,
+        plan,
+        initial_units: baseline,
+        added_biases: biases,
+    };
     let pruned = apply_pruning(model, graph, &pruning);
     let sizes = sizes_row(model, &pruned, graph, removed);
-    tracing::info!(params = sizes.params_after, removed = format!("{:.1} %", 100.0 * sizes.param_ratio), "pruned");
-    let tables = vec![Table::from_rows("prune", &rows)?, Table::from_rows("prune_sizes", &[sizes])?];
+    tracing::info!(
+        params = sizes.params_after,
+        removed = format!("{:.1} %", 100.0 * sizes.param_ratio),
+        "pruned"
+    );
+    let tables = vec![
+        Table::from_rows("prune", &rows)?,
+        Table::from_rows("prune_sizes", &[sizes])?,
+    ];
     Ok((pruned, pruning, tables))
 }
 
@@ -236,10 +279,19 @@ pub fn apply_pruning(model: &Model, graph: &DependencyGraph, pruning: &PruningRe
     for (layer, part, bias) in &pruning.added_biases {
         let block = &mut compensated.blocks[*layer];
         let before = block.bias(*part).map(|before| before.values().into_owned());
-        let sum = before.map_or_else(|| bias.clone(), |before| before.iter().zip(bias).map(|(a, b)| a + b).collect());
+        let sum = before.map_or_else(
+            || bias.clone(),
+            |before| before.iter().zip(bias).map(|(a, b)| a + b).collect(),
+        );
         block.set_bias(*part, Weight::new(sum, 1, bias.len()));
     }
-    graph.groups.iter().zip(&pruning.kept_units).fold(compensated, |model, (group, kept)| plan::keep_units(&model, group, kept))
+    graph
+        .groups
+        .iter()
+        .zip(&pruning.kept_units)
+        .fold(compensated, |model, (group, kept)| {
+            plan::keep_units(&model, group, kept)
+        })
 }
 
 /// W[:, removed] · mean(x[removed]) for each matrix that loses inputs.
@@ -250,22 +302,49 @@ fn compensation_biases(
     means: &InputMeans,
 ) -> Result<Vec<(usize, BlockTensor, Vec<f32>)>, Error> {
     let mut biases = Vec::new();
-    for (group, kept) in graph.groups.iter().zip(kept).filter(|(group, kept)| kept.len() < group.unit_count) {
-        let Some(member) = group.members.iter().find(|member| member.is_output) else { continue };
-        let TensorId::Block(layer, part) = member.tensor_id else { continue };
-        let seen = means.iter().find(|(at, of, _)| (*at, *of) == (layer, part)).ok_or(Error::NoMeans)?;
-        let (weight, width) = (model.weight(member.tensor_id), group.channels_per_unit(model, member));
-        let lost: Vec<usize> = (0..weight.cols()).filter(|channel| kept.binary_search(&(channel / width)).is_err()).collect();
+    for (group, kept) in graph
+        .groups
+        .iter()
+        .zip(kept)
+        .filter(|(group, kept)| kept.len() < group.unit_count)
+    {
+        let Some(member) = group.members.iter().find(|member| member.is_output) else {
+            continue;
+        };
+        let TensorId::Block(layer, part) = member.tensor_id else {
+            continue;
+        };
+        let seen = means
+            .iter()
+            .find(|(at, of, _)| (*at, *of) == (layer, part))
+            .ok_or(Error::NoMeans)?;
+        let (weight, width) = (
+            model.weight(member.tensor_id),
+            group.channels_per_unit(model, member),
+        );
+        let lost: Vec<usize> = (0..weight.cols())
+            .filter(|channel| kept.binary_search(&(channel / width)).is_err())
+            .collect();
         let rows = weight.values();
         let rows = rows.chunks_exact(weight.cols());
-        let bias = rows.map(|row| lost.iter().map(|&c| f64::from(row[c]) * seen.2[c]).sum::<f64>() as f32);
+        let bias = rows.map(|row| {
+            lost.iter()
+                .map(|&c| f64::from(row[c]) * seen.2[c])
+                .sum::<f64>() as f32
+        });
         biases.push((layer, part, bias.collect()));
     }
     Ok(biases)
 }
 
 /// One row for each unit of the dense model's group.
-fn table_rows(before: &PruningPlan, group: &Group, scores: &[f64], removed: &[usize], near: &[bool]) -> Vec<PruneRow> {
+fn table_rows(
+    before: &PruningPlan,
+    group: &Group,
+    scores: &[f64],
+    removed: &[usize],
+    near: &[bool],
+) -> Vec<PruneRow> {
     let entry = before.find_entry(group.kind, group.layer);
     let layer = before.dense_group_layer(group.kind, group.layer);
     let row = |unit, kept, score, near_tie| PruneRow {
@@ -277,15 +356,27 @@ fn table_rows(before: &PruningPlan, group: &Group, scores: &[f64], removed: &[us
         near_tie,
     };
     let dense_units = entry.map_or(group.unit_count, |e| e.units);
-    let mut rows: Vec<PruneRow> = (0..dense_units).map(|unit| row(unit as u32, false, None, false)).collect();
+    let mut rows: Vec<PruneRow> = (0..dense_units)
+        .map(|unit| row(unit as u32, false, None, false))
+        .collect();
     for (now, &score) in scores.iter().enumerate() {
         let unit = entry.map_or(now, |e| e.kept[now]);
-        rows[unit] = row(unit as u32, removed.binary_search(&now).is_err(), Some(score), near[now]);
+        rows[unit] = row(
+            unit as u32,
+            removed.binary_search(&now).is_err(),
+            Some(score),
+            near[now],
+        );
     }
     rows
 }
 
-fn sizes_row(before: &Model, after: &Model, graph: &DependencyGraph, removed: &[Vec<usize>]) -> PruneSizesRow {
+fn sizes_row(
+    before: &Model,
+    after: &Model,
+    graph: &DependencyGraph,
+    removed: &[Vec<usize>],
+) -> PruneSizesRow {
     let (params_before, params_after) = (before.parameter_count(), after.parameter_count());
     let units: usize = graph.groups.iter().map(|group| group.unit_count).sum();
     PruneSizesRow {

@@ -5,14 +5,16 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, OptionFault, InputFile, Interrupted, Environment, positive_faults, size_faults};
-use crate::data::corpus::{self, CorpusError, CorpusSource, Sample};
-use crate::data::feed::RowSampler;
-use crate::metrics::{TableError, Table};
-use crate::model::Model;
-use crate::model::lora::{Adapter, AdapterError};
-use crate::model::walk::Sequence;
-use crate::model::wiring::BlockTensor;
+use super::{
+    Context, Environment, InputFile, Interrupted, OptionFault, positive_faults, size_faults,
+};
+use secateur_data::corpus::{self, CorpusError, CorpusSource, Sample};
+use secateur_data::feed::RowSampler;
+use secateur_model::Model;
+use secateur_model::lora::{Adapter, AdapterError};
+use secateur_model::walk::Sequence;
+use secateur_model::wiring::BlockTensor;
+use secateur_store::tables::{Table, TableError};
 
 mod training;
 pub use training::AdapterTraining;
@@ -91,7 +93,9 @@ fn all_targets() -> Vec<Target> {
 }
 
 /// A matrix of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
     Q,
@@ -116,12 +120,20 @@ pub enum Duration {
 impl Options {
     /// Where the training data is read from.
     pub fn corpus_source(&self) -> CorpusSource {
-        CorpusSource { separator: self.separator.clone(), field: self.field.clone(), ..CorpusSource::from_path(self.corpus.as_ref()) }
+        CorpusSource {
+            separator: self.separator.clone(),
+            field: self.field.clone(),
+            ..CorpusSource::from_path(self.corpus.as_ref())
+        }
     }
 
     /// What the stage reads.
     pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
-        [&self.corpus].into_iter().chain(&self.init).map(|path| InputFile::OnDisk(path.into())).collect()
+        [&self.corpus]
+            .into_iter()
+            .chain(&self.init)
+            .map(|path| InputFile::OnDisk(path.into()))
+            .collect()
     }
 
     pub fn faults(&self) -> Vec<OptionFault> {
@@ -136,7 +148,11 @@ impl Options {
             ("micro_batch", self.micro_batch.unwrap_or(1)),
             duration,
         ]);
-        faults.extend(positive_faults([("alpha", self.alpha), ("learning_rate", self.learning_rate), ("clip", self.clip)]));
+        faults.extend(positive_faults([
+            ("alpha", self.alpha),
+            ("learning_rate", self.learning_rate),
+            ("clip", self.clip),
+        ]));
         if !(0.0..1.0).contains(&self.dropout) {
             faults.push(OptionFault::new(
                 "dropout",
@@ -152,7 +168,11 @@ impl Options {
             ));
         }
         if self.length < 2 {
-            faults.push(OptionFault::new("length", format!("a window of {} tokens predicts nothing", self.length), "write at least 2"));
+            faults.push(OptionFault::new(
+                "length",
+                format!("a window of {} tokens predicts nothing", self.length),
+                "write at least 2",
+            ));
         }
         faults
     }
@@ -162,9 +182,21 @@ impl Options {
         world.add_backward_walk(self.micro_batch.unwrap_or(self.batch), self.length);
         let mut faults = world.check_corpus("corpus", &self.corpus_source());
         faults.extend(world.check_length("length", "window", self.length));
-        if let Some(hidden) = world.model.as_ref().map(|model| model.hidden).filter(|hidden| self.rank > *hidden) {
-            let message = format!("a rank of {} is more than the model's width of {hidden}", self.rank);
-            faults.push(OptionFault::new("rank", message, "the usual numbers are 8 to 64"));
+        if let Some(hidden) = world
+            .model
+            .as_ref()
+            .map(|model| model.hidden)
+            .filter(|hidden| self.rank > *hidden)
+        {
+            let message = format!(
+                "a rank of {} is more than the model's width of {hidden}",
+                self.rank
+            );
+            faults.push(OptionFault::new(
+                "rank",
+                message,
+                "the usual numbers are 8 to 64",
+            ));
         }
         if let Some(init) = &self.init
             && let Err(message) = world.check_readable(init.as_ref())
@@ -188,35 +220,67 @@ pub enum Error {
     Interrupted(#[from] Interrupted),
     #[error("cannot write the adapter: {0}")]
     WriteAdapter(String),
-    #[error("the loss of update {update} is {loss}: training has diverged; lower `learning_rate`, or lengthen `warmup`")]
+    #[error(
+        "the loss of update {update} is {loss}: training has diverged; lower `learning_rate`, or lengthen `warmup`"
+    )]
     NonFiniteLoss { update: usize, loss: f64 },
-    #[error("a weight is no number after the last update: training has diverged; lower `learning_rate`, or lengthen `warmup`")]
+    #[error(
+        "a weight is no number after the last update: training has diverged; lower `learning_rate`, or lengthen `warmup`"
+    )]
     NonFiniteWeight,
-    #[error("the adapter is still zero after update {update} with a learning rate of {rate}: it would change nothing")]
+    #[error(
+        "the adapter is still zero after update {update} with a learning rate of {rate}: it would change nothing"
+    )]
     AdapterStillZero { update: usize, rate: f64 },
 }
 
 /// Trains adapters, saves them as `adapter/` (`adapter-2/` the second time) in PEFT's layout, and hands on the model with them merged.
-pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model, Adapter, Vec<Table>), Error> {
-    let targets: Vec<BlockTensor> = options.targets.iter().map(|&target| target.into()).collect();
+pub fn run(
+    options: &Options,
+    context: &Context,
+    model: &Model,
+) -> Result<(Model, Adapter, Vec<Table>), Error> {
+    let targets: Vec<BlockTensor> = options
+        .targets
+        .iter()
+        .map(|&target| target.into())
+        .collect();
     let adapter = match &options.init {
         Some(path) => Adapter::load(path.as_ref(), model, &targets, options.rank, options.alpha)?,
-        None => Adapter::new(model, &targets, options.rank, options.alpha, context.seed.derive("adapter")),
+        None => Adapter::new(
+            model,
+            &targets,
+            options.rank,
+            options.alpha,
+            context.seed.derive("adapter"),
+        ),
     };
-    let rows = corpus::read_rows(&options.corpus_source(), model.tokenizer.as_deref(), model.config.vocab)?;
+    let rows = corpus::read_rows(
+        &options.corpus_source(),
+        model.tokenizer.as_deref(),
+        model.config.vocab,
+    )?;
     if options.sample == Sample::File {
         corpus::check_row_lengths(&options.corpus_source(), &rows, model.config.max_positions)?;
     }
-    let random = (options.sample == Sample::Random).then(|| (options.length, context.seed.derive("rows")));
-    let mut feed = RowSampler::new(rows, random).ok_or_else(|| CorpusError::NothingToPredict((&options.corpus).into()))?;
+    let random =
+        (options.sample == Sample::Random).then(|| (options.length, context.seed.derive("rows")));
+    let mut feed = RowSampler::new(rows, random)
+        .ok_or_else(|| CorpusError::NothingToPredict((&options.corpus).into()))?;
     let updates = match options.duration {
         Duration::Updates(updates) => updates,
-        Duration::Epochs(epochs) => feed.rows_per_pass().saturating_mul(epochs).div_ceil(options.batch),
+        Duration::Epochs(epochs) => feed
+            .rows_per_pass()
+            .saturating_mul(epochs)
+            .div_ceil(options.batch),
     };
     let mut training = match context.checkpoint.read::<AdapterTraining>() {
         Some(left) => {
             feed.skip(left.completed_updates() * options.batch);
-            tracing::info!(updates = left.completed_updates(), "recovery goes on where it was interrupted");
+            tracing::info!(
+                updates = left.completed_updates(),
+                "recovery goes on where it was interrupted"
+            );
             left
         }
         None => AdapterTraining::new(adapter),
@@ -225,8 +289,10 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model
     bar.skip(training.completed_updates() as u64);
     while training.completed_updates() < updates {
         context.checkpoint_or_stop(|| &training)?;
-        let batch: Vec<Sequence> =
-            (0..options.batch).map(|_| feed.next_row()).map(|row| Sequence::new(row.ids, &row.loss_mask)).collect();
+        let batch: Vec<Sequence> = (0..options.batch)
+            .map(|_| feed.next_row())
+            .map(|row| Sequence::new(row.ids, &row.loss_mask))
+            .collect();
         let loss = training.run_update(options, context, model, &batch, updates)?;
         bar.set_note(format_args!("loss {loss:.4}"));
         bar.step();
@@ -237,15 +303,23 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<(Model
         return Err(Error::NonFiniteWeight);
     }
     save_adapter(&adapter, &context.output_path("adapter", ""))?;
-    tracing::info!(updates, first = table.first().map(|r| r.loss), last = table.last().map(|r| r.loss), "recovered");
+    tracing::info!(
+        updates,
+        first = table.first().map(|r| r.loss),
+        last = table.last().map(|r| r.loss),
+        "recovered"
+    );
     Ok((merged, adapter, vec![Table::from_rows("recover", &table)?]))
 }
 
 /// `adapter_model.safetensors` and `adapter_config.json`, as PEFT names them.
 fn save_adapter(adapter: &Adapter, folder: &Path) -> Result<(), Error> {
-    let failed = |e: &dyn std::fmt::Display| Error::WriteAdapter(format!("`{}`: {e}", folder.display()));
+    let failed =
+        |e: &dyn std::fmt::Display| Error::WriteAdapter(format!("`{}`: {e}", folder.display()));
     std::fs::create_dir_all(folder).map_err(|e| failed(&e))?;
-    adapter.save(&folder.join("adapter_model.safetensors")).map_err(|e| failed(&e))?;
+    adapter
+        .save(&folder.join("adapter_model.safetensors"))
+        .map_err(|e| failed(&e))?;
     let config = serde_json::to_string_pretty(&adapter.peft_config()).map_err(|e| failed(&e))?;
     std::fs::write(folder.join("adapter_config.json"), config).map_err(|e| failed(&e))
 }

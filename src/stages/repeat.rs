@@ -21,7 +21,11 @@ impl Options {
         if (1..=1000).contains(&self.times) {
             Vec::new()
         } else {
-            vec![OptionFault::new("times", format!("the list cannot run {} times", self.times), "write a number from 1 to 1000")]
+            vec![OptionFault::new(
+                "times",
+                format!("the list cannot run {} times", self.times),
+                "write a number from 1 to 1000",
+            )]
         }
     }
 }

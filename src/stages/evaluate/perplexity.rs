@@ -8,21 +8,24 @@
 
 use std::path::Path;
 
-use super::{DocumentRow, Error, MetricRows, PartialEvaluation, Options, Protocol, EvaluateRow, statistics};
-use crate::data::corpus::{self, CorpusError, CorpusSource};
-use crate::data::task::{Metric, Task, TextDocument};
-use crate::model::Model;
-use crate::model::tokenizer::Tokenizer;
-use crate::model::walk::{self, Sequence};
-use crate::ops::TokenTarget;
+use super::{
+    DocumentRow, Error, EvaluateRow, MetricRows, Options, PartialEvaluation, Protocol, statistics,
+};
 use crate::stages::Context;
+use secateur_data::corpus::{self, CorpusError, CorpusSource};
+use secateur_data::task::{Metric, Task, TextDocument};
+use secateur_model::Model;
+use secateur_model::tokenizer::Tokenizer;
+use secateur_model::walk::{self, Sequence};
+use secateur_tensor::ops::TokenTarget;
 
 /// Tokens between two looks at the clock and at a request to stop.
 pub const TOKENS_PER_CHUNK: usize = 4096;
 
 /// What a corpus is called in the table: its file's stem.
 pub fn corpus_name(path: &Path) -> String {
-    path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
+    path.file_stem()
+        .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
 }
 
 /// The perplexity of one file in windows. Rows of a JSONL file are sequences of their own.
@@ -34,10 +37,23 @@ pub fn corpus_perplexity(
     measured: &mut PartialEvaluation,
 ) -> Result<MetricRows, Error> {
     let tokenizer = model.tokenizer.as_deref();
-    let source = CorpusSource { adds_special_tokens: options.add_bos_token, ..CorpusSource::from_path(path) };
+    let source = CorpusSource {
+        adds_special_tokens: options.add_bos_token,
+        ..CorpusSource::from_path(path)
+    };
     let rows = corpus::read_rows(&source, tokenizer, model.config.vocab)?;
-    let rows = rows.into_iter().map(|row| (row.ids, row.loss_mask)).collect();
-    let found = window_perplexity((&corpus_name(path), ""), rows, options, context, model, measured)?;
+    let rows = rows
+        .into_iter()
+        .map(|row| (row.ids, row.loss_mask))
+        .collect();
+    let found = window_perplexity(
+        (&corpus_name(path), ""),
+        rows,
+        options,
+        context,
+        model,
+        measured,
+    )?;
     found.ok_or_else(|| CorpusError::NothingToPredict(path.to_owned()).into())
 }
 
@@ -54,8 +70,19 @@ pub fn task_window_perplexity(
         let ids = tokenizer.encode(&text.text, options.add_bos_token)?;
         Ok((ids.clone(), vec![true; ids.len()]))
     };
-    let rows = task.text_documents(options.limit)?.into_iter().map(encode).collect::<Result<Vec<_>, Error>>()?;
-    let found = window_perplexity((&task.name, &task.split), rows, options, context, model, measured)?;
+    let rows = task
+        .text_documents(options.limit)?
+        .into_iter()
+        .map(encode)
+        .collect::<Result<Vec<_>, Error>>()?;
+    let found = window_perplexity(
+        (&task.name, &task.split),
+        rows,
+        options,
+        context,
+        model,
+        measured,
+    )?;
     found.ok_or_else(|| Error::NothingToPredict(task.name.clone()))
 }
 
@@ -70,18 +97,34 @@ fn window_perplexity(
 ) -> Result<Option<MetricRows>, Error> {
     let mut windows = Vec::new();
     for (ids, counts) in rows {
-        let length = options.window_or_default().min(model.config.max_positions).min(ids.len()).max(1);
+        let length = options
+            .window_or_default()
+            .min(model.config.max_positions)
+            .min(ids.len())
+            .max(1);
         let cut = ids.chunks_exact(length).zip(counts.chunks_exact(length));
-        windows.extend(cut.map(|(ids, counts)| Sequence::new(ids.to_vec(), counts)).filter(|s| !s.targets.is_empty()));
+        windows.extend(
+            cut.map(|(ids, counts)| Sequence::new(ids.to_vec(), counts))
+                .filter(|s| !s.targets.is_empty()),
+        );
     }
     if windows.is_empty() {
         return Ok(None);
     }
     let nll = window_nlls((task, 0), &windows, context, model, measured)?;
-    let predicted: Vec<f64> = windows.iter().map(|window| window.targets.len() as f64).collect();
-    let of = MetricRowBuilder { task, split, protocol: options.protocol_label(Protocol::LlmPruner, false), predicted_tokens: predicted.iter().sum::<f64>() as u64 };
+    let predicted: Vec<f64> = windows
+        .iter()
+        .map(|window| window.targets.len() as f64)
+        .collect();
+    let of = MetricRowBuilder {
+        task,
+        split,
+        protocol: options.protocol_label(Protocol::LlmPruner, false),
+        predicted_tokens: predicted.iter().sum::<f64>() as u64,
+    };
     let (log, shares) = statistics::ratio_and_shares(&nll, &predicted);
-    of.exponential_rows(Metric::Perplexity, log, &shares).map(Some)
+    of.exponential_rows(Metric::Perplexity, log, &shares)
+        .map(Some)
 }
 
 /// Word and byte perplexity and bits per byte of a task's documents, each whole.
@@ -97,7 +140,13 @@ pub fn document_perplexities(
     let texts = task.text_documents(options.limit)?;
     let (mut windows, mut ends) = (Vec::new(), Vec::new());
     for text in &texts {
-        windows.extend(rolling_windows(text, task, options.add_bos_token, tokenizer, limit)?);
+        windows.extend(rolling_windows(
+            text,
+            task,
+            options.add_bos_token,
+            tokenizer,
+            limit,
+        )?);
         ends.push(windows.len());
     }
     if windows.is_empty() {
@@ -105,21 +154,45 @@ pub fn document_perplexities(
     }
     let each = window_nlls((&task.name, 1), &windows, context, model, measured)?;
     let starts = std::iter::once(&0).chain(&ends);
-    let nll: Vec<f64> = starts.zip(&ends).map(|(&start, &end)| each[start..end].iter().sum()).collect();
-    let n = windows.iter().map(|window| window.targets.len() as u64).sum();
-    let of = MetricRowBuilder { task: &task.name, split: &task.split, protocol: options.protocol_label(Protocol::Harness, false), predicted_tokens: n };
+    let nll: Vec<f64> = starts
+        .zip(&ends)
+        .map(|(&start, &end)| each[start..end].iter().sum())
+        .collect();
+    let n = windows
+        .iter()
+        .map(|window| window.targets.len() as u64)
+        .sum();
+    let of = MetricRowBuilder {
+        task: &task.name,
+        split: &task.split,
+        protocol: options.protocol_label(Protocol::Harness, false),
+        predicted_tokens: n,
+    };
     let words: Vec<f64> = texts.iter().map(|text| text.word_count as f64).collect();
     let bytes: Vec<f64> = texts.iter().map(|text| text.byte_count as f64).collect();
     let mut all = MetricRows::default();
     for &metric in &task.metrics {
         let found = match metric {
             Metric::WordPerplexity | Metric::BytePerplexity => {
-                let (log, shares) = statistics::ratio_and_shares(&nll, if metric == Metric::WordPerplexity { &words } else { &bytes });
+                let (log, shares) = statistics::ratio_and_shares(
+                    &nll,
+                    if metric == Metric::WordPerplexity {
+                        &words
+                    } else {
+                        &bytes
+                    },
+                );
                 of.exponential_rows(metric, log, &shares)?
             }
             Metric::BitsPerByte => {
                 let (nats, shares) = statistics::ratio_and_shares(&nll, &bytes);
-                of.metric_rows(metric, nats / std::f64::consts::LN_2, shares.into_iter().map(|share| share / std::f64::consts::LN_2))?
+                of.metric_rows(
+                    metric,
+                    nats / std::f64::consts::LN_2,
+                    shares
+                        .into_iter()
+                        .map(|share| share / std::f64::consts::LN_2),
+                )?
             }
             Metric::Perplexity | Metric::Acc | Metric::AccNorm => continue,
         };
@@ -131,19 +204,39 @@ pub fn document_perplexities(
 
 /// A document in windows of so many tokens, each predicted once: the first behind BOS (or EOS), every later one behind the token
 /// before it, the last filled up with what stands before.
-fn rolling_windows(text: &TextDocument, task: &Task, special: bool, tokenizer: &Tokenizer, limit: usize) -> Result<Vec<Sequence>, Error> {
+fn rolling_windows(
+    text: &TextDocument,
+    task: &Task,
+    special: bool,
+    tokenizer: &Tokenizer,
+    limit: usize,
+) -> Result<Vec<Sequence>, Error> {
     let tokens = tokenizer.encode(&text.text, special)?;
     if tokens.is_empty() {
         return Ok(Vec::new());
     }
-    let no_prefix = || Error::NoToken { task: task.name.clone(), doc: text.index, what: "document's beginning" };
-    let all: Vec<u32> = std::iter::once(tokenizer.prefix_token().ok_or_else(no_prefix)?).chain(tokens).collect();
+    let no_prefix = || Error::NoToken {
+        task: task.name.clone(),
+        doc: text.index,
+        what: "document's beginning",
+    };
+    let all: Vec<u32> = std::iter::once(tokenizer.prefix_token().ok_or_else(no_prefix)?)
+        .chain(tokens)
+        .collect();
     let window = |first: usize| {
         // tokens first..end of `all` are predicted, each from the one before it
         let end = (first + limit).min(all.len());
         let begin = if first == 1 { 0 } else { end - 1 - limit };
-        let targets = (first..end).map(|at| TokenTarget { position: at - 1 - begin, token_id: all[at] }).collect();
-        Sequence { ids: all[begin..end - 1].to_vec(), targets }
+        let targets = (first..end)
+            .map(|at| TokenTarget {
+                position: at - 1 - begin,
+                token_id: all[at],
+            })
+            .collect();
+        Sequence {
+            ids: all[begin..end - 1].to_vec(),
+            targets,
+        }
     };
     Ok((1..all.len()).step_by(limit).map(window).collect())
 }
@@ -162,13 +255,25 @@ fn window_nlls(
     let bar = context.progress.bar(task, windows.len() as u64);
     bar.skip(measured.window_nlls.len() as u64);
     if !measured.window_nlls.is_empty() {
-        tracing::info!(task, windows = measured.window_nlls.len(), "reading goes on where it was interrupted");
+        tracing::info!(
+            task,
+            windows = measured.window_nlls.len(),
+            "reading goes on where it was interrupted"
+        );
     }
-    let longest = windows.iter().map(|window| window.ids.len()).max().unwrap_or(1);
+    let longest = windows
+        .iter()
+        .map(|window| window.ids.len())
+        .max()
+        .unwrap_or(1);
     for chunk in windows[measured.window_nlls.len()..].chunks((TOKENS_PER_CHUNK / longest).max(1)) {
         context.checkpoint_or_stop(|| &*measured)?;
         let scores = walk::token_scores(model, chunk);
-        measured.window_nlls.extend(scores.iter().map(|of| -of.iter().map(|s| s.log_probability).sum::<f64>()));
+        measured.window_nlls.extend(
+            scores
+                .iter()
+                .map(|of| -of.iter().map(|s| s.log_probability).sum::<f64>()),
+        );
         chunk.iter().for_each(|_| bar.step());
     }
     Ok(std::mem::take(&mut measured.window_nlls))
@@ -184,17 +289,39 @@ struct MetricRowBuilder<'a> {
 
 impl MetricRowBuilder<'_> {
     /// exp of a mean.
-    fn exponential_rows(&self, metric: Metric, log: f64, shares: &[f64]) -> Result<MetricRows, Error> {
+    fn exponential_rows(
+        &self,
+        metric: Metric,
+        log: f64,
+        shares: &[f64],
+    ) -> Result<MetricRows, Error> {
         let value = log.exp();
-        self.metric_rows(metric, value, shares.iter().map(|share| value * (1.0 + share - log)))
+        self.metric_rows(
+            metric,
+            value,
+            shares.iter().map(|share| value * (1.0 + share - log)),
+        )
     }
 
-    fn metric_rows(&self, metric: Metric, value: f64, shares: impl Iterator<Item = f64>) -> Result<MetricRows, Error> {
+    fn metric_rows(
+        &self,
+        metric: Metric,
+        value: f64,
+        shares: impl Iterator<Item = f64>,
+    ) -> Result<MetricRows, Error> {
         if !value.is_finite() {
-            return Err(Error::NotFinite { what: self.task.to_owned(), value });
+            return Err(Error::NotFinite {
+                what: self.task.to_owned(),
+                value,
+            });
         }
         let (task, metric) = (self.task.to_owned(), metric.name().to_owned());
-        let document = |(doc, value)| DocumentRow { task: task.clone(), metric: metric.clone(), doc: doc as u64, value };
+        let document = |(doc, value)| DocumentRow {
+            task: task.clone(),
+            metric: metric.clone(),
+            doc: doc as u64,
+            value,
+        };
         let documents = shares.enumerate().map(document).collect();
         let row = EvaluateRow {
             task: task.clone(),

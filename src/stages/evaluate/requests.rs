@@ -1,8 +1,8 @@
 //! Requests in tokens, as the protocols put them together.
 
 use super::{Error, Options, Protocol};
-use crate::data::task::{LikelihoodRequest, Task};
-use crate::model::tokenizer::Tokenizer;
+use secateur_data::task::{LikelihoodRequest, Task};
+use secateur_model::tokenizer::Tokenizer;
 
 /// A request in tokens.
 pub struct EncodedRequest {
@@ -25,28 +25,60 @@ impl EncodedRequest {
         tokenizer: &Tokenizer,
         limit: usize,
     ) -> Result<Self, Error> {
-        let no_token = |what| Error::NoToken { task: task.name.clone(), doc, what };
+        let no_token = |what| Error::NoToken {
+            task: task.name.clone(),
+            doc,
+            what,
+        };
         let (mut context, continuation) = match options.protocol {
             Protocol::Harness => encode_jointly(request, options.add_bos_token, tokenizer)?,
-            Protocol::LlmPruner => (tokenizer.encode(&request.context, false)?, tokenizer.encode(&request.continuation, false)?),
+            Protocol::LlmPruner => (
+                tokenizer.encode(&request.context, false)?,
+                tokenizer.encode(&request.continuation, false)?,
+            ),
         };
         if context.is_empty() {
-            context.push(tokenizer.prefix_token().ok_or_else(|| no_token("context"))?);
+            context.push(
+                tokenizer
+                    .prefix_token()
+                    .ok_or_else(|| no_token("context"))?,
+            );
         }
         if continuation.is_empty() {
             return Err(no_token("choice"));
         }
         let whole = context.len() + continuation.len() - 1;
-        let (cut, cut_choice) = (whole.saturating_sub(limit), continuation.len().saturating_sub(limit));
-        let input = context.iter().chain(&continuation).take(whole).skip(cut).copied().collect();
-        Ok(Self { input, continuation: continuation[cut_choice..].to_vec(), truncated_tokens: cut, truncated_choice_tokens: cut_choice })
+        let (cut, cut_choice) = (
+            whole.saturating_sub(limit),
+            continuation.len().saturating_sub(limit),
+        );
+        let input = context
+            .iter()
+            .chain(&continuation)
+            .take(whole)
+            .skip(cut)
+            .copied()
+            .collect();
+        Ok(Self {
+            input,
+            continuation: continuation[cut_choice..].to_vec(),
+            truncated_tokens: cut,
+            truncated_choice_tokens: cut_choice,
+        })
     }
 }
 
 /// Context and continuation are encoded together, and the context alone; the continuation's tokens are those of the whole after
 /// as many as the context has. White space at the context's end belongs to the continuation.
-fn encode_jointly(request: &LikelihoodRequest, special: bool, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>), Error> {
-    let mut whole = tokenizer.encode(&format!("{}{}", request.context, request.continuation), special)?;
+fn encode_jointly(
+    request: &LikelihoodRequest,
+    special: bool,
+    tokenizer: &Tokenizer,
+) -> Result<(Vec<u32>, Vec<u32>), Error> {
+    let mut whole = tokenizer.encode(
+        &format!("{}{}", request.context, request.continuation),
+        special,
+    )?;
     let context = tokenizer.encode(request.context.trim_end(), special)?;
     let continuation = whole.split_off(context.len().min(whole.len()));
     Ok((context, continuation))

@@ -6,16 +6,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Error, Fisher, Taylor};
-use crate::model::Model;
-use crate::model::blocks::{Block, GradientRequests};
-use crate::model::groups::{DependencyGraph, UnitLayout};
-use crate::model::walk::{self, Pack, Sequence, GradientVisitor};
-use crate::model::wiring::{Axis, BlockTensor, TensorId};
-use crate::ops::{self, GradientResult, GradientQuery, AxisSums, SumAxes, ElementScore, axis_sums};
 use crate::progress::Bar;
 use crate::stages::Context;
 use crate::stages::products::MemberScores;
-use crate::tensor::{Gradient, Weight};
+use secateur_model::Model;
+use secateur_model::blocks::{Block, GradientRequests};
+use secateur_model::groups::{DependencyGraph, UnitLayout};
+use secateur_model::walk::{self, GradientVisitor, Pack, Sequence};
+use secateur_model::wiring::{Axis, BlockTensor, TensorId};
+use secateur_tensor::ops::{
+    self, AxisSums, ElementScore, GradientQuery, GradientResult, SumAxes, axis_sums,
+};
+use secateur_tensor::{Gradient, Weight};
 
 mod element;
 use element::TaylorElementScore;
@@ -40,9 +42,13 @@ pub fn taylor_scores(
         .iter()
         .flat_map(|group| {
             let layers = group.unit_count;
-            group.members.iter().flat_map(move |member| match (member.unit_layout, member.tensor_id) {
-                (UnitLayout::WholeTensor, TensorId::Block(_, part)) => (0..layers).map(|layer| TensorId::Block(layer, part)).collect::<Vec<_>>(),
-                _ => vec![member.tensor_id],
+            group.members.iter().flat_map(move |member| {
+                match (member.unit_layout, member.tensor_id) {
+                    (UnitLayout::WholeTensor, TensorId::Block(_, part)) => (0..layers)
+                        .map(|layer| TensorId::Block(layer, part))
+                        .collect::<Vec<_>>(),
+                    _ => vec![member.tensor_id],
+                }
             })
         })
         .collect();
@@ -54,11 +60,22 @@ pub fn taylor_scores(
     let lowest = lowest.min().unwrap_or(model.blocks.len());
     let targets: Vec<usize> = sequences.iter().map(|s| s.targets.len()).collect();
     let mut reducer = GradientCollector {
-        score_reduction: ScoreReduction { criterion: form, sample_count: sequences.len(), graph, is_tied: model.lm_head.is_none(), channel_scores: BTreeMap::new() },
+        score_reduction: ScoreReduction {
+            criterion: form,
+            sample_count: sequences.len(),
+            graph,
+            is_tied: model.lm_head.is_none(),
+            channel_scores: BTreeMap::new(),
+        },
         model,
-        bar: context.progress.bar("importance", (model.blocks.len() - lowest) as u64),
+        bar: context
+            .progress
+            .bar("importance", (model.blocks.len() - lowest) as u64),
         // g_j = (gradient's share of sample j) · all targets / its own
-        sample_scales: targets.iter().map(|&own| targets.iter().sum::<usize>() as f32 / own as f32).collect(),
+        sample_scales: targets
+            .iter()
+            .map(|&own| targets.iter().sum::<usize>() as f32 / own as f32)
+            .collect(),
         scored_tensors: wanted,
         pack_count: 0,
         results: BTreeMap::new(),
@@ -90,7 +107,13 @@ pub fn scores_from_gradients(
     samples: usize,
     gradients: &BTreeMap<TensorId, GradientSums>,
 ) -> Vec<Vec<MemberScores>> {
-    let mut reduction = ScoreReduction { criterion: form, sample_count: samples, graph, is_tied: model.lm_head.is_none(), channel_scores: BTreeMap::new() };
+    let mut reduction = ScoreReduction {
+        criterion: form,
+        sample_count: samples,
+        graph,
+        is_tied: model.lm_head.is_none(),
+        channel_scores: BTreeMap::new(),
+    };
     for (&place, GradientSums { gradient, squares }) in gradients.iter().rev() {
         let sums = reduction.axis_sums(place, model.weight(place), gradient, squares.as_ref());
         reduction.add_sums(place, &sums);
@@ -127,12 +150,17 @@ impl GradientVisitor for GradientCollector<'_> {
     type Hooks = GradientRequests;
 
     fn hooks(&self, layer: usize, pack: &Pack) -> GradientRequests {
-        let wanted = BlockTensor::ALL.into_iter().filter(|&part| self.scored_tensors.contains(&TensorId::Block(layer, part)));
-        GradientRequests::from_queries(wanted.map(|part| (part, self.query(TensorId::Block(layer, part), pack))))
+        let wanted = BlockTensor::ALL
+            .into_iter()
+            .filter(|&part| self.scored_tensors.contains(&TensorId::Block(layer, part)));
+        GradientRequests::from_queries(
+            wanted.map(|part| (part, self.query(TensorId::Block(layer, part), pack))),
+        )
     }
 
     fn visit_block(&mut self, layer: usize, _: &Pack, lens: GradientRequests) {
-        lens.into_results().for_each(|(part, answer)| self.add_result(TensorId::Block(layer, part), answer));
+        lens.into_results()
+            .for_each(|(part, answer)| self.add_result(TensorId::Block(layer, part), answer));
     }
 
     fn finish_block(&mut self, layer: usize, block: &Block) {
@@ -144,10 +172,19 @@ impl GradientVisitor for GradientCollector<'_> {
 
     fn query(&self, outside: TensorId, pack: &Pack) -> Option<GradientQuery> {
         // A tied head's gradient is the embedding's too.
-        let is_wanted = self.scored_tensors.contains(&outside) || (self.is_tied_head(outside) && self.scored_tensors.contains(&TensorId::Embedding));
+        let is_wanted = self.scored_tensors.contains(&outside)
+            || (self.is_tied_head(outside) && self.scored_tensors.contains(&TensorId::Embedding));
         // Both uses of a tied weight make one gradient.
-        let is_half = self.score_reduction.is_tied && outside != TensorId::FinalNorm && self.score_reduction.criterion.form != Taylor::Vector;
-        is_wanted.then(|| if is_half { GradientQuery::Gradient } else { self.query(outside, pack) })
+        let is_half = self.score_reduction.is_tied
+            && outside != TensorId::FinalNorm
+            && self.score_reduction.criterion.form != Taylor::Vector;
+        is_wanted.then(|| {
+            if is_half {
+                GradientQuery::Gradient
+            } else {
+                self.query(outside, pack)
+            }
+        })
     }
 
     fn visit_outer_tensor(&mut self, at: TensorId, pack: &Pack, answer: GradientResult) {
@@ -160,7 +197,13 @@ impl GradientVisitor for GradientCollector<'_> {
             sums @ GradientResult::Sums(_) => return self.add_result(TensorId::Embedding, sums),
         };
         if !self.score_reduction.criterion.is_second_order() {
-            return self.add_result(TensorId::Embedding, GradientResult::Gradient { gradient, squares: None });
+            return self.add_result(
+                TensorId::Embedding,
+                GradientResult::Gradient {
+                    gradient,
+                    squares: None,
+                },
+            );
         }
         // Second-order forms square the one gradient of each sample: the head's comes first.
         match (at, self.head_gradients.remove(&pack.index)) {
@@ -170,19 +213,31 @@ impl GradientVisitor for GradientCollector<'_> {
                 // the embedding's is made in the CPU's memory
                 let mut whole = gradient.into_vec();
                 if let Some(head) = head {
-                    whole.iter_mut().zip(head.values().iter()).for_each(|(e, h)| *e += h);
+                    whole
+                        .iter_mut()
+                        .zip(head.values().iter())
+                        .for_each(|(e, h)| *e += h);
                 }
                 let share = self.sample_scales[pack.sequence_range.start];
                 let squares = whole.iter().map(|g| (g * share) * (g * share)).collect();
-                let [gradient, squares] = [whole, squares].map(|values| Gradient::new(values, rows, cols));
-                self.add_result(TensorId::Embedding, GradientResult::Gradient { gradient, squares: Some(squares) });
+                let [gradient, squares] =
+                    [whole, squares].map(|values| Gradient::new(values, rows, cols));
+                self.add_result(
+                    TensorId::Embedding,
+                    GradientResult::Gradient {
+                        gradient,
+                        squares: Some(squares),
+                    },
+                );
             }
         }
     }
 
     fn needs_separate_packs(&self) -> bool {
         let ends = [TensorId::Embedding, TensorId::LmHead];
-        self.score_reduction.is_tied && self.score_reduction.criterion.is_second_order() && ends.iter().any(|end| self.scored_tensors.contains(end))
+        self.score_reduction.is_tied
+            && self.score_reduction.criterion.is_second_order()
+            && ends.iter().any(|end| self.scored_tensors.contains(end))
     }
 
     fn set_pack_count(&mut self, packs: usize) {
@@ -204,10 +259,16 @@ impl GradientCollector<'_> {
     fn query(&self, place: TensorId, pack: &Pack) -> GradientQuery {
         let form = self.score_reduction.criterion;
         let sides = self.score_reduction.sum_axes(place);
-        let samples = form.is_second_order().then(|| pack.sample_spans(&self.sample_scales));
+        let samples = form
+            .is_second_order()
+            .then(|| pack.sample_spans(&self.sample_scales));
         match samples {
             None if form.form == Taylor::Vector => GradientQuery::WeightTimesGradientSums(sides),
-            samples if self.pack_count == 1 => GradientQuery::ElementScoreSums { samples, axes: sides, score: form.element_score(self.score_reduction.sample_count) },
+            samples if self.pack_count == 1 => GradientQuery::ElementScoreSums {
+                samples,
+                axes: sides,
+                score: form.element_score(self.score_reduction.sample_count),
+            },
             Some(samples) => GradientQuery::GradientAndSampleSquares(samples),
             None => GradientQuery::Gradient,
         }
@@ -220,13 +281,28 @@ impl GradientCollector<'_> {
     fn add_result(&mut self, place: TensorId, answer: GradientResult) {
         let sum = match (self.results.remove(&place), answer) {
             (None, answer) => answer,
-            (Some(GradientResult::Gradient { gradient: sum, squares: of_squares }), GradientResult::Gradient { gradient, squares }) => {
+            (
+                Some(GradientResult::Gradient {
+                    gradient: sum,
+                    squares: of_squares,
+                }),
+                GradientResult::Gradient { gradient, squares },
+            ) => {
                 let squares = of_squares.zip(squares).map(|(sum, own)| ops::add(sum, own));
-                GradientResult::Gradient { gradient: ops::add(sum, gradient), squares }
+                GradientResult::Gradient {
+                    gradient: ops::add(sum, gradient),
+                    squares,
+                }
             }
             (Some(GradientResult::Sums(mut sums)), GradientResult::Sums(own)) => {
-                sums.rows.iter_mut().zip(own.rows).for_each(|(sum, own)| *sum += own);
-                sums.cols.iter_mut().zip(own.cols).for_each(|(sum, own)| *sum += own);
+                sums.rows
+                    .iter_mut()
+                    .zip(own.rows)
+                    .for_each(|(sum, own)| *sum += own);
+                sums.cols
+                    .iter_mut()
+                    .zip(own.cols)
+                    .for_each(|(sum, own)| *sum += own);
                 GradientResult::Sums(sums)
             }
             _ => unreachable!("a weight is asked the same of every pack"),
@@ -236,7 +312,10 @@ impl GradientCollector<'_> {
 
     fn reduce_tensor(&mut self, place: TensorId, weight: &Weight) {
         let sums = match self.results.remove(&place) {
-            Some(GradientResult::Gradient { gradient, squares }) => self.score_reduction.axis_sums(place, weight, &gradient, squares.as_ref()),
+            Some(GradientResult::Gradient { gradient, squares }) => {
+                self.score_reduction
+                    .axis_sums(place, weight, &gradient, squares.as_ref())
+            }
             Some(GradientResult::Sums(sums)) => sums,
             None => return,
         };
@@ -253,34 +332,66 @@ impl GradientCollector<'_> {
 
 impl ScoreReduction<'_> {
     /// The members that are this weight, with their group's and their own number.
-    fn members_of_tensor(&self, place: TensorId) -> impl Iterator<Item = (usize, usize, UnitLayout)> {
-        let all = self
-            .graph
-            .groups
-            .iter()
-            .enumerate()
-            .flat_map(|(g, group)| group.members.iter().enumerate().map(move |(m, member)| (g, m, member)));
-        all.filter(move |(_, _, member)| match (member.unit_layout, member.tensor_id, place) {
-            (UnitLayout::WholeTensor, TensorId::Block(_, part), TensorId::Block(_, at)) => part == at,
-            (_, TensorId::LmHead, TensorId::Embedding) => self.is_tied,
-            _ => member.tensor_id == place,
-        })
+    fn members_of_tensor(
+        &self,
+        place: TensorId,
+    ) -> impl Iterator<Item = (usize, usize, UnitLayout)> {
+        let all = self.graph.groups.iter().enumerate().flat_map(|(g, group)| {
+            group
+                .members
+                .iter()
+                .enumerate()
+                .map(move |(m, member)| (g, m, member))
+        });
+        all.filter(
+            move |(_, _, member)| match (member.unit_layout, member.tensor_id, place) {
+                (UnitLayout::WholeTensor, TensorId::Block(_, part), TensorId::Block(_, at)) => {
+                    part == at
+                }
+                (_, TensorId::LmHead, TensorId::Embedding) => self.is_tied,
+                _ => member.tensor_id == place,
+            },
+        )
         .map(|(g, m, member)| (g, m, member.unit_layout))
     }
 
     /// Which sums the members that are this weight are made of.
     fn sum_axes(&self, place: TensorId) -> SumAxes {
-        let place = if self.is_tied && place == TensorId::LmHead { TensorId::Embedding } else { place };
-        let lies: Vec<UnitLayout> = self.members_of_tensor(place).map(|(_, _, lie)| lie).collect();
+        let place = if self.is_tied && place == TensorId::LmHead {
+            TensorId::Embedding
+        } else {
+            place
+        };
+        let lies: Vec<UnitLayout> = self
+            .members_of_tensor(place)
+            .map(|(_, _, lie)| lie)
+            .collect();
         SumAxes {
-            rows: lies.iter().any(|lie| matches!(lie, UnitLayout::AlongAxis(Axis::Rows) | UnitLayout::WholeTensor)),
+            rows: lies.iter().any(|lie| {
+                matches!(
+                    lie,
+                    UnitLayout::AlongAxis(Axis::Rows) | UnitLayout::WholeTensor
+                )
+            }),
             cols: lies.contains(&UnitLayout::AlongAxis(Axis::Cols)),
         }
     }
 
     /// The sums of a gradient that is there as a whole.
-    fn axis_sums(&self, place: TensorId, weight: &Weight, gradient: &Gradient, squares: Option<&Gradient>) -> AxisSums {
-        axis_sums(weight, gradient, squares, self.sum_axes(place), self.criterion.element_score(self.sample_count).as_ref())
+    fn axis_sums(
+        &self,
+        place: TensorId,
+        weight: &Weight,
+        gradient: &Gradient,
+        squares: Option<&Gradient>,
+    ) -> AxisSums {
+        axis_sums(
+            weight,
+            gradient,
+            squares,
+            self.sum_axes(place),
+            self.criterion.element_score(self.sample_count).as_ref(),
+        )
     }
 
     /// Scores every member that is this weight. Blocks come from the last down.
@@ -299,7 +410,10 @@ impl ScoreReduction<'_> {
     fn into_scores(self) -> Vec<Vec<MemberScores>> {
         let mut groups = vec![Vec::new(); self.graph.groups.len()];
         for ((group, member), channels) in self.channel_scores {
-            groups[group].push(MemberScores { member_index: member, channels });
+            groups[group].push(MemberScores {
+                member_index: member,
+                channels,
+            });
         }
         groups
     }
@@ -307,7 +421,10 @@ impl ScoreReduction<'_> {
 
 impl TaylorCriterion {
     fn is_second_order(self) -> bool {
-        matches!(self.form, Taylor::VectorMixed | Taylor::ElementSecond | Taylor::ElementMixed)
+        matches!(
+            self.form,
+            Taylor::VectorMixed | Taylor::ElementSecond | Taylor::ElementMixed
+        )
     }
 
     /// What each element adds to the score of its channel, its Fisher information made of so many samples' squares.
@@ -316,6 +433,9 @@ impl TaylorCriterion {
             Fisher::Mean => 1.0 / samples as f64,
             Fisher::Sum => 1.0,
         };
-        Arc::new(TaylorElementScore { form: self.form, fisher_scale: fisher })
+        Arc::new(TaylorElementScore {
+            form: self.form,
+            fisher_scale: fisher,
+        })
     }
 }

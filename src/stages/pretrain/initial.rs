@@ -5,11 +5,11 @@ use std::sync::Arc;
 use rand::{Rng, RngExt};
 
 use super::Options;
-use crate::model::config::{BiasFlags, Config, RopeConfig, RopeScaling, BlockWidths};
-use crate::model::tokenizer::Tokenizer;
-use crate::model::{Block, Model};
-use crate::random::Seed;
-use crate::tensor::Weight;
+use secateur_base::random::Seed;
+use secateur_model::config::{BiasFlags, BlockWidths, Config, RopeConfig, RopeScaling};
+use secateur_model::tokenizer::Tokenizer;
+use secateur_model::{Block, Model};
+use secateur_tensor::Weight;
 
 /// Normal weights with a deviation of 1/√inputs, those that write to the residual stream scaled down by √(2·blocks)
 /// (GPT-2); norms of one; the head is the embedding.
@@ -18,7 +18,13 @@ pub fn initial_model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Mod
     let vocab = tokenizer.vocabulary_size();
     let mut stream = seed.rng();
     let mut normal = |rows: usize, cols: usize, deviation: f32| {
-        Weight::new((0..rows * cols).map(|_| deviation * standard_normal(&mut stream)).collect(), rows, cols)
+        Weight::new(
+            (0..rows * cols)
+                .map(|_| deviation * standard_normal(&mut stream))
+                .collect(),
+            rows,
+            cols,
+        )
     };
     // 1/√inputs: small models stand still from GPT-2's 0.02, which is the same at a width of 2500
     let fan_in = |inputs: usize| 1.0 / (inputs as f32).sqrt();
@@ -51,10 +57,20 @@ pub fn initial_model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Mod
         norm_epsilon: 1e-5,
         tied_embeddings: true,
         declared_biases: BiasFlags::default(),
-        rope: RopeConfig { theta: options.rope_theta, scaling: RopeScaling::None },
+        rope: RopeConfig {
+            theta: options.rope_theta,
+            scaling: RopeScaling::None,
+        },
         raw: serde_json::Map::new(),
     };
-    Model { config, embedding, blocks, final_norm: ones(), lm_head: None, tokenizer: Some(Arc::new(tokenizer)) }
+    Model {
+        config,
+        embedding,
+        blocks,
+        final_norm: ones(),
+        lm_head: None,
+        tokenizer: Some(Arc::new(tokenizer)),
+    }
 }
 
 /// A standard normal number (Box and Muller 1958).

@@ -1,0 +1,192 @@
+//! Tests of tasks that need no data.
+
+use super::*;
+
+#[test]
+fn every_built_in_task_reads_and_ours_has_balanced_rows() {
+    for name in Task::built_in_names() {
+        let task = Task::find(name, Some(Path::new("data"))).expect(name);
+        assert_eq!(task.name, name);
+    }
+    for name in ["tiny_boolq", "tiny_piqa"] {
+        let documents = Task::find(name, None)
+            .expect(name)
+            .questions(None, None)
+            .expect(name);
+        let gold: usize = documents.iter().map(|d| d.gold).sum();
+        assert_eq!(
+            gold * 2,
+            documents.len(),
+            "{name}: half of the answers are the second choice"
+        );
+    }
+}
+
+#[test]
+fn mistakes_are_named() {
+    assert_eq!(
+        Task::find("tiny_bool", None)
+            .expect_err("no such task")
+            .to_string(),
+        "there is no task `tiny_bool`; did you mean `tiny_boolq`?"
+    );
+    let no_data = Task::find("piqa", None).expect_err("no data").to_string();
+    assert_eq!(
+        no_data,
+        "`piqa` is a published set: its rows are looked for in `piqa/validation.jsonl` under run.data, which is not given"
+    );
+}
+
+/// A task with one row, both as they are written here.
+fn question_from_row(question: &str, row: &'static str) -> Result<ChoiceQuestion, String> {
+    let head = "name = \"one\"\nversion = 1\nsplit = \"s\"\nmetrics = [\"acc\"]\nrows = { beside = \"rows.jsonl\" }\n[question]\n";
+    let written = InputFile::BuiltIn {
+        name: "one.toml".to_owned(),
+        content: "",
+    };
+    let task = Task::parse(format!("{head}{question}"), written, None, Some(row))
+        .map_err(|e| e.to_string())?;
+    task.questions(None, None)
+        .map(|mut documents| documents.remove(0))
+        .map_err(|e| e.message())
+}
+
+#[test]
+fn templates_keep_what_they_are_given() {
+    let question =
+        "context = \"{{ q }}: {{ n }}\\n\"\nchoices = ['{{ a }}', '{{ n }}']\ngold = 'gold'";
+    let found = question_from_row(
+        question,
+        r#"{"q": "<b> & \"c\" {{ n }}\n", "n": 1.5, "a": " é ", "gold": "1"}"#,
+    )
+    .expect("it fits");
+    assert_eq!(found.requests[0].context, "<b> & \"c\" {{ n }}\n: 1.5\n");
+    let continuation = |i: usize| {
+        (
+            found.requests[i].continuation.as_str(),
+            found.requests[i].choice_chars,
+        )
+    };
+    assert_eq!(
+        (continuation(0), continuation(1), found.gold),
+        (("  é ", 3), (" 1.5", 3), 1)
+    );
+}
+
+#[test]
+fn fields_of_the_wrong_kind_are_refused() {
+    let question = "context = '{{ q.strip() }}'\nchoices = ['{{ a }}', 'b']\ngold = 'gold'";
+    for (row, message) in [
+        (
+            r#"{"q": 3, "a": "a", "gold": 0}"#,
+            "`context`: unknown method: number has no method named strip",
+        ),
+        (
+            r#"{"q": "q", "a": null, "gold": 0}"#,
+            "`choices[0]`: null is not a text",
+        ),
+        (
+            r#"{"q": "q", "a": ["a"], "gold": 0}"#,
+            "`choices[0]`: [\"a\"] is not a text",
+        ),
+        (
+            r#"{"q": "q", "a": true, "gold": 0}"#,
+            "`choices[0]`: true is not a text",
+        ),
+        (r#"{"q": "q", "gold": 0}"#, "it lacks the field `a`"),
+        (
+            r#"{"q": "q", "a": "a", "gold": -1}"#,
+            "`gold` is -1, not the number of a choice",
+        ),
+        (
+            r#"{"q": "q", "a": "a", "gold": true}"#,
+            "`gold` is true, not the number of a choice",
+        ),
+        (
+            r#"{"q": "q", "a": "a", "gold": 0.5}"#,
+            "`gold` is 0.5, not the number of a choice",
+        ),
+        (
+            r#"["q"]"#,
+            "it is not a JSON object: invalid type: sequence, expected a map at line 1 column 0",
+        ),
+    ] {
+        assert_eq!(
+            question_from_row(question, row).expect_err(row),
+            format!("`rows.jsonl`, line 1: {message}")
+        );
+    }
+}
+
+#[test]
+fn a_field_that_is_missing_is_named_however_it_is_used() {
+    for (template, field) in [
+        ("{{ x }}", "x"),
+        ("{{ x.y }}", "x"),
+        ("{{ q.y.z }}", "q.y"),
+        ("{{ x.strip() }}", "x"),
+        ("{{ x | trim }}", "x"),
+        ("{{ x | regex_replace('a', 'b') }}", "x"),
+        ("{{ x ~ 'a' }}", "x"),
+        ("{{ x[0] }}", "x"),
+        ("{% if a is defined %}{{ a }}{% endif %}{{ x }}", "x"),
+        ("{{ x }}{{ a | default('') }}", "x"),
+        ("{% for y in x %}{{ y }}{% endfor %}", "x"),
+    ] {
+        let question = format!("context = \"{template}\"\nchoices = ['a', 'b']\ngold = 'gold'");
+        let refused =
+            question_from_row(&question, r#"{"q": {"z": 1}, "gold": 0}"#).expect_err(template);
+        assert_eq!(
+            refused,
+            format!("`rows.jsonl`, line 1: it lacks the field `{field}`"),
+            "{template}"
+        );
+    }
+}
+
+#[test]
+fn the_built_in_templates_clean_and_cut_as_the_harness_does() {
+    let question = |name: &str| {
+        let task = built_in::BUILT_IN_TASKS
+            .iter()
+            .find(|task| task.name == name)
+            .expect(name)
+            .text();
+        task.split_once("[question]\n").expect("a question").1
+    };
+    let row = r#"{"activity_label": " Roof", "ctx_a": "[header] How to roof [title] Buy [substeps] nails.  Go.", "ctx_b": "a Man ",
+        "endings": ["an open [ bracket", " [a] b  c", "d [title]", "e"], "label": "2"}"#;
+    let row: &'static str = Box::leak(row.replace('\n', "").into_boxed_str());
+    let found = question_from_row(question("hellaswag"), row).expect("it fits");
+    assert_eq!(
+        (found.requests[0].context.as_str(), found.gold),
+        ("Roof: How to roof. Buy nails. Go. A man", 2)
+    );
+    let continuations: Vec<&str> = found
+        .requests
+        .iter()
+        .map(|request| request.continuation.as_str())
+        .collect();
+    assert_eq!(continuations, [" an open [ bracket", "  b c", " d. ", " e"]);
+    let found = question_from_row(
+        question("winogrande"),
+        r#"{"sentence": "A met B, so _ ran _. ", "option1": "A", "option2": "B", "answer": "2"}"#,
+    );
+    let found = found.expect("it fits");
+    assert_eq!(
+        (
+            found.requests[1].context.as_str(),
+            found.requests[1].continuation.as_str()
+        ),
+        ("A met B, so B", " ran _.")
+    );
+    assert_eq!(found.gold, 1);
+    let no_blank = question_from_row(
+        question("winogrande"),
+        r#"{"sentence": "A ran.", "option1": "A", "option2": "B", "answer": "2"}"#,
+    );
+    assert_eq!(
+        no_blank.expect_err("no blank"),
+        "`rows.jsonl`, line 1: `choices[0]`: undefined value: `(...)[1]` is undefined"
+    );
+}

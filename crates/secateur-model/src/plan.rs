@@ -1,0 +1,175 @@
+//! The pruning plan: which units of the dense model stay. With the dense checkpoint it rebuilds the pruned model.
+
+use serde::{Deserialize, Serialize};
+
+use super::Model;
+use super::groups::{self, Group, GroupKind, UnitLayout};
+use super::wiring::{Axis, ChannelSpace, TensorId};
+
+/// What stays of a dense model.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PruningPlan {
+    pub groups: Vec<KeptUnits>,
+}
+
+/// What stays of one group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeptUnits {
+    /// Layer of the dense model; 0 for groups that span it.
+    pub layer: usize,
+    pub kind: GroupKind,
+    /// Units of the group in the dense model.
+    pub units: usize,
+    /// The units that stay, ascending, counted in the dense model.
+    pub kept: Vec<usize>,
+}
+
+/// A plan does not fit the model it is applied to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PruningPlanError {
+    #[error("the plan prunes layer {layer}, the model has {layers}")]
+    LayerOutOfRange { layer: usize, layers: usize },
+    #[error("the plan's {kind} group of layer {layer} has {expected} units, the model's {found}")]
+    UnitCountMismatch {
+        kind: &'static str,
+        layer: usize,
+        expected: usize,
+        found: usize,
+    },
+    #[error(
+        "the plan's {kind} group of layer {layer} keeps units that are not ascending, outside the group, or none"
+    )]
+    InvalidKeptUnits { kind: &'static str, layer: usize },
+}
+
+impl PruningPlan {
+    /// The dense model's layer that is now layer `now`.
+    pub fn dense_layer(&self, now: usize) -> usize {
+        self.groups
+            .iter()
+            .find(|g| g.kind == GroupKind::Layer)
+            .map_or(now, |g| g.kept[now])
+    }
+
+    /// The entry of a group of the model as it is now.
+    pub fn find_entry(&self, kind: GroupKind, layer_now: usize) -> Option<&KeptUnits> {
+        let layer = self.dense_group_layer(kind, layer_now);
+        self.groups
+            .iter()
+            .find(|g| g.kind == kind && g.layer == layer)
+    }
+
+    /// Records that of a group, as it is now, only these units stay.
+    pub fn record_kept_units(&mut self, group: &Group, kept_now: &[usize]) {
+        let layer = self.dense_group_layer(group.kind, group.layer);
+        match self
+            .groups
+            .iter_mut()
+            .find(|g| g.kind == group.kind && g.layer == layer)
+        {
+            Some(entry) => entry.kept = kept_now.iter().map(|&u| entry.kept[u]).collect(),
+            None => self.groups.push(KeptUnits {
+                layer,
+                kind: group.kind,
+                units: group.unit_count,
+                kept: kept_now.to_vec(),
+            }),
+        }
+    }
+
+    /// The pruned model.
+    ///
+    /// # Errors
+    /// If the plan was made for another model.
+    pub fn apply(&self, dense: &Model) -> Result<Model, PruningPlanError> {
+        let mut model = dense.clone();
+        // Layers go last: until then every group is found at its dense number.
+        let (layers, within): (Vec<_>, Vec<_>) =
+            self.groups.iter().partition(|g| g.kind == GroupKind::Layer);
+        for entry in within.into_iter().chain(layers) {
+            if matches!(entry.kind, GroupKind::Attention | GroupKind::Mlp)
+                && entry.layer >= model.blocks.len()
+            {
+                return Err(PruningPlanError::LayerOutOfRange {
+                    layer: entry.layer,
+                    layers: model.blocks.len(),
+                });
+            }
+            let group = match entry.kind {
+                GroupKind::Attention => {
+                    groups::block_group(&model, ChannelSpace::Heads, entry.layer)
+                }
+                GroupKind::Mlp => groups::block_group(&model, ChannelSpace::Mlp, entry.layer),
+                GroupKind::Hidden => groups::residual_group(&model),
+                GroupKind::Layer => groups::whole_layer_group(&model),
+            };
+            let (kind, layer) = (entry.kind.name(), entry.layer);
+            if group.unit_count != entry.units {
+                return Err(PruningPlanError::UnitCountMismatch {
+                    kind,
+                    layer,
+                    expected: entry.units,
+                    found: group.unit_count,
+                });
+            }
+            if entry.kept.is_empty()
+                || !entry.kept.is_sorted_by(|a, b| a < b)
+                || entry.kept.iter().any(|&u| u >= entry.units)
+            {
+                return Err(PruningPlanError::InvalidKeptUnits { kind, layer });
+            }
+            model = keep_units(&model, &group, &entry.kept);
+        }
+        Ok(model)
+    }
+
+    /// The layer by which a group of the model as it is now is known in the plan.
+    pub fn dense_group_layer(&self, kind: GroupKind, now: usize) -> usize {
+        match kind {
+            GroupKind::Attention | GroupKind::Mlp => self.dense_layer(now),
+            GroupKind::Hidden | GroupKind::Layer => 0,
+        }
+    }
+}
+
+/// The model with only these units of one group, in the order given.
+pub fn keep_units(model: &Model, group: &Group, kept: &[usize]) -> Model {
+    let mut pruned = model.clone();
+    for member in &group.members {
+        let UnitLayout::AlongAxis(axis) = member.unit_layout else {
+            continue;
+        };
+        if member.tensor_id == TensorId::LmHead && model.lm_head.is_none() {
+            continue; // a tied head is the embedding
+        }
+        let width = group.channels_per_unit(model, member);
+        let channels: Vec<usize> = kept
+            .iter()
+            .flat_map(|&unit| unit * width..(unit + 1) * width)
+            .collect();
+        let weight = model.weight(member.tensor_id);
+        *pruned.weight_mut(member.tensor_id) = match axis {
+            Axis::Rows => weight.keep_rows(&channels),
+            Axis::Cols => weight.keep_cols(&channels),
+        };
+        if let (TensorId::Block(layer, part), Axis::Rows) = (member.tensor_id, axis)
+            && let Some(bias) = model.blocks[layer].bias(part)
+        {
+            pruned.blocks[layer].set_bias(part, bias.keep_cols(&channels));
+        }
+    }
+    match group.kind {
+        GroupKind::Hidden => pruned.config.hidden = kept.len(),
+        GroupKind::Layer => {
+            pruned.blocks = kept
+                .iter()
+                .map(|&layer| model.blocks[layer].clone())
+                .collect();
+            pruned.config.layers = kept.len();
+        }
+        GroupKind::Attention | GroupKind::Mlp => {}
+    }
+    pruned
+}

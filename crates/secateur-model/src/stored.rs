@@ -1,0 +1,187 @@
+//! Weights out: safetensors straight from the weights, one tensor at a time, so that a model whose blocks lie on disk passes
+//! through memory piece by piece.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::path::Path;
+
+use rayon::prelude::*;
+use safetensors::tensor::Dtype;
+use safetensors::{SafeTensorError, View};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use secateur_tensor::Weight;
+
+/// How numbers are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum StorageDtype {
+    /// As they are computed: what is read back has the same bits.
+    #[default]
+    Float32,
+    /// Half the size; numbers beyond 65504 are an error.
+    Float16,
+    /// Half the size, the range of float32.
+    Bfloat16,
+}
+
+impl StorageDtype {
+    /// PyTorch's name of it.
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            Self::Float32 => "float32",
+            Self::Float16 => "float16",
+            Self::Bfloat16 => "bfloat16",
+        }
+    }
+
+    /// Bytes of a number.
+    pub fn bytes_per_value(self) -> usize {
+        match self {
+            Self::Float32 => 4,
+            Self::Float16 | Self::Bfloat16 => 2,
+        }
+    }
+}
+
+/// A file of tensors could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum SafetensorsWriteError {
+    #[error(transparent)]
+    File(#[from] SafeTensorError),
+    #[error(
+        "`{0}` holds a number beyond the 65504 of float16; write dtype = \"bfloat16\" or \"float32\""
+    )]
+    Float16Overflow(String),
+}
+
+/// A tensor to be written.
+pub struct TensorToWrite<'a> {
+    pub name: String,
+    pub shape: Vec<usize>,
+    /// None: zeros.
+    pub weight: Option<&'a Weight>,
+}
+
+impl<'a> TensorToWrite<'a> {
+    pub fn matrix(name: String, weight: &'a Weight) -> Self {
+        Self {
+            name,
+            shape: vec![weight.rows(), weight.cols()],
+            weight: Some(weight),
+        }
+    }
+
+    pub fn vector(name: String, weight: &'a Weight) -> Self {
+        Self {
+            name,
+            shape: vec![weight.len()],
+            weight: Some(weight),
+        }
+    }
+
+    /// A vector of so many zeros.
+    pub fn zeros(name: String, len: usize) -> Self {
+        Self {
+            name,
+            shape: vec![len],
+            weight: None,
+        }
+    }
+}
+
+/// A tensor as safetensors sees it: little-endian bytes, made when they are written.
+struct TensorView<'a> {
+    tensor: TensorToWrite<'a>,
+    precision: StorageDtype,
+    /// The first tensor that did not fit its precision.
+    first_overflow: &'a RefCell<Option<String>>,
+}
+
+impl View for TensorView<'_> {
+    fn dtype(&self) -> Dtype {
+        match self.precision {
+            StorageDtype::Float32 => Dtype::F32,
+            StorageDtype::Float16 => Dtype::F16,
+            StorageDtype::Bfloat16 => Dtype::BF16,
+        }
+    }
+    fn shape(&self) -> &[usize] {
+        &self.tensor.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        let Some(weight) = self.tensor.weight else {
+            return Cow::Owned(vec![0; self.data_len()]);
+        };
+        let values = weight.values();
+        match (self.precision, values) {
+            (StorageDtype::Float32, Cow::Borrowed(values)) if cfg!(target_endian = "little") => {
+                Cow::Borrowed(bytemuck::cast_slice(values))
+            }
+            (StorageDtype::Float32, values) => Cow::Owned(encode_values(&values, f32::to_le_bytes)),
+            (StorageDtype::Float16, values) => {
+                if values
+                    .par_iter()
+                    .any(|&v| v.is_finite() && half::f16::from_f32(v).is_infinite())
+                {
+                    self.first_overflow
+                        .borrow_mut()
+                        .get_or_insert_with(|| self.tensor.name.clone());
+                }
+                Cow::Owned(encode_values(&values, |v| {
+                    half::f16::from_f32(v).to_le_bytes()
+                }))
+            }
+            (StorageDtype::Bfloat16, values) => Cow::Owned(encode_values(&values, |v| {
+                half::bf16::from_f32(v).to_le_bytes()
+            })),
+        }
+    }
+    fn data_len(&self) -> usize {
+        self.tensor.shape.iter().product::<usize>() * self.precision.bytes_per_value()
+    }
+}
+
+fn encode_values<const N: usize>(values: &[f32], bytes: impl Fn(f32) -> [u8; N] + Sync) -> Vec<u8> {
+    const CHUNK_VALUES: usize = 1 << 16;
+    let mut out = vec![0; values.len() * N];
+    out.par_chunks_mut(CHUNK_VALUES * N)
+        .zip(values.par_chunks(CHUNK_VALUES))
+        .for_each(|(out, values)| {
+            out.chunks_exact_mut(N)
+                .zip(values)
+                .for_each(|(out, &value)| out.copy_from_slice(&bytes(value)));
+        });
+    out
+}
+
+/// Writes a file of tensors; its metadata says `format: pt`, which transformers and PEFT ask for.
+pub fn write_safetensors<'a>(
+    path: &Path,
+    precision: StorageDtype,
+    tensors: impl IntoIterator<Item = TensorToWrite<'a>>,
+) -> Result<(), SafetensorsWriteError> {
+    let too_large = RefCell::new(None);
+    let views: Vec<(String, TensorView<'_>)> = tensors
+        .into_iter()
+        .map(|stored| {
+            (
+                stored.name.clone(),
+                TensorView {
+                    tensor: stored,
+                    precision,
+                    first_overflow: &too_large,
+                },
+            )
+        })
+        .collect();
+    safetensors::serialize_to_file(
+        views,
+        Some([("format".to_owned(), "pt".to_owned())].into()),
+        path,
+    )?;
+    too_large.into_inner().map_or(Ok(()), |name| {
+        Err(SafetensorsWriteError::Float16Overflow(name))
+    })
+}

@@ -1,0 +1,4 @@
+//! What secateur keeps on disk: Parquet tables, and the cache of the products of stages.
+
+pub mod cache;
+pub mod tables;

@@ -1,0 +1,3 @@
+//! Training: the optimiser.
+
+pub mod adam;
