@@ -247,7 +247,7 @@ fn products(
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
-    tensor::select_device(arguments.device)?;
+    secateur_tensor::select_device(arguments.device)?;
     rayon::ThreadPoolBuilder::new()
         .num_threads(arguments.threads)
         .use_current_thread()

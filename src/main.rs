@@ -1,9 +1,9 @@
 //! `runner`: arguments, events, exit code. The only file that prints.
 
-#[path = "commands/arguments.rs"]
-mod cli;
 #[path = "commands/cache_listing.rs"]
 mod cache_listing;
+#[path = "commands/arguments.rs"]
+mod cli;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -16,12 +16,14 @@ use cli::{CacheAction, Cli, Command, OutputFormat, PipelineArgs};
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 use secateur::pipeline::check::{Overrides, check};
 use secateur::pipeline::problem::{InvalidPipeline, SourceTexts};
-use secateur::pipeline::{lockfile, merge, report, schema, settings, world};
+use secateur::pipeline::{environment, schema, settings};
 use secateur::plan::keys::ProductKeys;
+use secateur::plan::lockfile;
 use secateur::plan::selection::Selection;
 use secateur::plan::survey::{Survey, survey};
 use secateur::plan::{self, Plan};
 use secateur::progress::Progress;
+use secateur::report::{self, merge};
 use secateur::run::log::{self, LogFiles};
 use secateur::run::{self, RunContext};
 use secateur_store::cache::{self, ProductCache};
@@ -119,7 +121,7 @@ impl PipelineArgs {
         let recipes = ProductKeys::from_plan(&plan).map_err(|error| exit_with_error(&error))?;
         lockfile::verify(&plan, &recipes).map_err(refuse)?;
         let survey = survey(&plan, &recipes);
-        world::check_capacity(&plan, Some(&survey)).map_err(refuse)?;
+        environment::check_capacity(&plan, Some(&survey)).map_err(refuse)?;
         Ok(PreparedRun {
             plan,
             keys: recipes,
@@ -135,7 +137,7 @@ fn check_pipeline(common: &PipelineArgs, world: bool) -> ExitCode {
         match (world, plan.settings.run.locked) {
             (false, _) => Ok(plan),
             (true, true) => common.prepare_checked(plan).map(|prepared| prepared.plan),
-            (true, false) => world::check_capacity(&plan, None)
+            (true, false) => environment::check_capacity(&plan, None)
                 .map(|()| plan)
                 .map_err(refuse),
         }

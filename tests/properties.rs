@@ -347,7 +347,7 @@ proptest! {
         prop_assert!(weights(&same) == weights(&model));
         let graph = graph(&model, "block");
         let kept = graph.groups.iter().map(|group| (0..group.unit_count).collect()).collect();
-        let nothing = prune::PruningResult { kept_units, plan: PruningPlan::default(), initial_units: Default::default(), added_biases: Vec::new() };
+        let nothing = prune::PruningResult { kept_units: kept, plan: PruningPlan::default(), initial_units: Default::default(), added_biases: Vec::new() };
         let same = prune::apply_pruning(&model, &graph, &nothing);
         prop_assert!(weights(&same) == weights(&model));
     }

@@ -38,4 +38,3 @@ pub fn format_listing(listed: &[ListedProduct]) -> String {
     lines.push(format!("{number}, {total}"));
     lines.join("\n") + "\n"
 }
-

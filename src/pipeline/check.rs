@@ -99,7 +99,7 @@ pub fn check(path: &Path, overrides: &Overrides, world: bool) -> Result<Plan, In
             .selection
             .split_variants(all, &mut sources, &mut problems);
     let (mut nodes, roots) = plan::build_tree(&mut variants);
-    select::mark_forced(
+    selection::mark_forced(
         &mut nodes,
         overrides.force,
         &overrides.force_from,
@@ -111,7 +111,7 @@ pub fn check(path: &Path, overrides: &Overrides, world: bool) -> Result<Plan, In
         |stem| stem.to_string_lossy().into_owned(),
     );
     if world {
-        world::check_environment(
+        environment::check_environment(
             &variants,
             &mut nodes,
             (&settings.run, &name),

@@ -25,7 +25,7 @@ pub fn check_environment(
     let mut refuse = |key: &str, message: String, help: &str| {
         problems.push(sources.problem(setting_span(places, key), message, help));
     };
-    let device = tensor::resolve_device(run.device);
+    let device = secateur_tensor::resolve_device(run.device);
     if let Err(missing) = &device {
         refuse(
             "device",
@@ -131,7 +131,7 @@ pub fn check_capacity(plan: &Plan, survey: Option<&Survey>) -> Result<(), Invali
             "take a smaller model, fewer samples, or shorter ones",
         );
     }
-    let gpu = tensor::total_gpu_memory(plan.settings.run.device);
+    let gpu = secateur_tensor::total_gpu_memory(plan.settings.run.device);
     if let Some(there) = gpu
         && let Some((node, needed)) =
             estimated().find(|(_, estimate)| estimate.min_gpu_memory > there)

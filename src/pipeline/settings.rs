@@ -236,7 +236,7 @@ pub fn layer_settings(
     }
     let sets = layers.split_off(usize::from(file.is_some()).min(layers.len()));
     for layer in layers {
-        figment = figment.merge(layer_settings);
+        figment = figment.merge(layer);
     }
     // Only the settings' own names: CI systems have RUNNER_ variables of their own.
     for key in SETTING_KEYS {
@@ -259,7 +259,7 @@ pub fn layer_settings(
         });
     }
     for layer in sets {
-        figment = figment.merge(layer_settings);
+        figment = figment.merge(layer);
     }
     let run: RunSettings = match figment.extract() {
         Ok(run) => run,

@@ -39,27 +39,24 @@ pub type CountByType = BTreeMap<String, usize>;
 pub fn count_stages(stages: &[RawStage<'_>]) -> CountByType {
     let mut counts = CountByType::new();
     for stage in stages {
-        *count_stages.entry(stage.tag.clone()).or_default() += 1;
+        *counts.entry(stage.tag.clone()).or_default() += 1;
         for (tag, count) in self::count_stages(&stage.repeated_stages) {
-            *count_stages.entry(tag).or_default() += count;
+            *counts.entry(tag).or_default() += count;
         }
     }
-    count_stages
+    counts
 }
 
 impl OptionAddress {
     /// The stage that is meant, None for all; the only one of its type is all of them.
     fn stage_index(&self, counts: &CountByType) -> Option<usize> {
         self.index
-            .filter(|index| !(*index == 1 && count_stages.get(&self.tag) == Some(&1)))
+            .filter(|index| !(*index == 1 && counts.get(&self.tag) == Some(&1)))
     }
 
     /// Whether a value here decides all that one there would.
     fn covers(&self, other: &Self, counts: &CountByType) -> bool {
-        let (own, others) = (
-            self.stage_index(count_stages),
-            other.stage_index(count_stages),
-        );
+        let (own, others) = (self.stage_index(counts), other.stage_index(counts));
         self.tag == other.tag
             && (own.is_none() || own == others)
             && other.path.starts_with(&self.path)
@@ -67,10 +64,7 @@ impl OptionAddress {
 
     /// Whether values here and there decide a thing in common.
     fn overlaps(&self, other: &Self, counts: &CountByType) -> bool {
-        let (own, others) = (
-            self.stage_index(count_stages),
-            other.stage_index(count_stages),
-        );
+        let (own, others) = (self.stage_index(counts), other.stage_index(counts));
         let same_stage = own.is_none() || others.is_none() || own == others;
         self.tag == other.tag
             && same_stage
@@ -204,13 +198,7 @@ pub fn expand_sweep<'t>(
     for (key, value) in sweep.get_ref() {
         match key.get_ref().as_ref() {
             "zip" => parse_tables(value, "zip", sources, problems).for_each(|(span, table)| {
-                axes.extend(parse_zip(
-                    span,
-                    table,
-                    (sets, count_stages),
-                    sources,
-                    problems,
-                ))
+                axes.extend(parse_zip(span, table, (sets, counts), sources, problems))
             }),
             "exclude" => exclusions.extend(
                 parse_tables(value, "exclude", sources, problems)
@@ -222,16 +210,10 @@ pub fn expand_sweep<'t>(
                     })
                     .collect::<Vec<_>>(),
             ),
-            _ => axes.extend(parse_axis(
-                key,
-                value,
-                (sets, count_stages),
-                sources,
-                problems,
-            )),
+            _ => axes.extend(parse_axis(key, value, (sets, counts), sources, problems)),
         }
     }
-    check_overlaps(&axes, count_stages, sources, problems);
+    check_overlaps(&axes, counts, sources, problems);
     if problems.len() > before {
         return vec![Vec::new()];
     }
@@ -260,7 +242,7 @@ pub fn expand_sweep<'t>(
     for (span, exclusion) in &exclusions {
         let excluded = |chosen: &Vec<OptionAssignment<'t>>| {
             let says = |e: &OptionAssignment<'t>, s: &OptionAssignment<'t>| {
-                s.address.covers(&e.address, count_stages)
+                s.address.covers(&e.address, counts)
                     && toml_to_json(&s.value) == toml_to_json(&e.value)
             };
             exclusion
@@ -269,10 +251,9 @@ pub fn expand_sweep<'t>(
         };
         let found = all.len();
         all.retain(|chosen| !excluded(chosen));
-        let is_set = exclusion.iter().any(|e| {
-            sets.iter()
-                .any(|s| s.address.covers(&e.address, count_stages))
-        });
+        let is_set = exclusion
+            .iter()
+            .any(|e| sets.iter().any(|s| s.address.covers(&e.address, counts)));
         if all.len() == found && !is_set {
             problems.push(sources.problem(
                 span.clone(),
@@ -305,7 +286,7 @@ fn check_overlaps(
     for (i, option) in options.iter().enumerate() {
         if let Some(other) = options[..i]
             .iter()
-            .find(|other| other.address.overlaps(&option.address, count_stages))
+            .find(|other| other.address.overlaps(&option.address, counts))
         {
             problems.push(sources.problem(
                 option.name_span.clone(),
@@ -366,7 +347,7 @@ fn parse_axis<'t>(
     let first = entries.first()?.first()?;
     (!sets
         .iter()
-        .any(|set| set.address.covers(&first.address, count_stages)))
+        .any(|set| set.address.covers(&first.address, counts)))
     .then_some(entries)
 }
 

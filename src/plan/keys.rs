@@ -99,7 +99,7 @@ impl ProductKeys {
                         plan,
                         from,
                         takes,
-                        &arithmetic_description,
+                        &arithmetic,
                         &mut files,
                     )?);
                 }
@@ -242,8 +242,8 @@ pub fn arithmetic_description(on: Device) -> String {
 
 /// `cpu`; or `cuda:0`, with the GPU's name, cuBLAS's version, and its driver's as far as the system tells.
 pub fn device_description(on: Device) -> String {
-    let found = tensor::resolve_device(on).unwrap_or(on);
-    let Some(description) = tensor::device_description(found) else {
+    let found = secateur_tensor::resolve_device(on).unwrap_or(on);
+    let Some(description) = secateur_tensor::device_description(found) else {
         return found.to_string();
     };
     let driver = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();

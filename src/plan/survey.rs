@@ -135,7 +135,7 @@ fn rerun_reason(
     if record.key == recipe.key {
         return "what was kept is gone".to_owned();
     }
-    if record.code != recipe::code_version(step.stage.tag()) {
+    if record.code != keys::code_version(step.stage.tag()) {
         return "the program has changed".to_owned();
     }
     let changed = |(path, hash): &(&String, &String)| {

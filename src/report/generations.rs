@@ -43,13 +43,10 @@ impl GeneratedTexts {
             return Ok(Self::default());
         }
         let frame = read_parquet(&path, Some(&GENERATE_COLUMNS))?;
-        let (step, prompt) = (
-            generations_frame.column("step")?.u32()?,
-            generations_frame.column("prompt")?.u32()?,
-        );
+        let (step, prompt) = (frame.column("step")?.u32()?, frame.column("prompt")?.u32()?);
         let (input, output) = (
-            generations_frame.column("input")?.str()?,
-            generations_frame.column("output")?.str()?,
+            frame.column("input")?.str()?,
+            frame.column("output")?.str()?,
         );
         let row = |i: usize| {
             Some((
@@ -58,8 +55,7 @@ impl GeneratedTexts {
                 output.get(i)?.to_owned(),
             ))
         };
-        let rows: Vec<(u32, PromptKey, String)> =
-            (0..generations_frame.height()).filter_map(row).collect();
+        let rows: Vec<(u32, PromptKey, String)> = (0..frame.height()).filter_map(row).collect();
         let asked = EvaluationKey::read(&variant.tables_folder);
         // What stands first wins, of what was asked as `of` was.
         let at = |steps: &mut dyn Iterator<Item = &u32>,
@@ -163,16 +159,16 @@ pub fn generations_frame(rows: &[VariantRow]) -> Result<Option<DataFrame>, Repor
 /// The first prompts: each, and below it what the dense model and the variants wrote, a line each.
 pub fn format_generations(frame: &DataFrame) -> Result<String, PolarsError> {
     let (variant, prompt) = (
-        generations_frame.column("variant")?.str()?,
-        generations_frame.column("prompt")?.u32()?,
+        frame.column("variant")?.str()?,
+        frame.column("prompt")?.u32()?,
     );
     let (input, dense, output) = (
-        generations_frame.column("input")?.str()?,
-        generations_frame.column("dense")?.str()?,
-        generations_frame.column("output")?.str()?,
+        frame.column("input")?.str()?,
+        frame.column("dense")?.str()?,
+        frame.column("output")?.str()?,
     );
     let mut asked: Vec<((u32, &str), Vec<usize>)> = Vec::new();
-    for i in 0..generations_frame.height() {
+    for i in 0..frame.height() {
         let (Some(number), Some(input)) = (prompt.get(i), input.get(i)) else {
             continue;
         };

@@ -13,7 +13,7 @@ use polars::prelude::*;
 use serde_json::Value;
 
 use crate::plan::Plan;
-use crate::report::results::{self, VariantManifest, VariantStatus};
+use crate::report::results::{VariantManifest, VariantStatus};
 use crate::report::shape::VariantDescription;
 use generations::GeneratedTexts;
 use numbers::{Measurement, SIZE_COLUMNS, VariantMetrics};
@@ -106,7 +106,7 @@ pub fn unselected_summaries(
             );
         }
     };
-    unselected_summaries.inspect(told).collect()
+    others.inspect(told).collect()
 }
 
 /// Writes `variants.parquet` and `generations.parquet` from the variants' own tables, and returns the summary.

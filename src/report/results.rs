@@ -123,15 +123,15 @@ impl VariantManifest {
     /// Of a variant that begins; `resolved`: its own pipeline.
     pub fn new(plan: &Plan, variant: &Variant, resolved: &str) -> Self {
         Self {
-            program: recipe::PROGRAM_VERSION.to_owned(),
+            program: keys::PROGRAM_VERSION.to_owned(),
             source: blake3::hash(plan.pipeline_text.as_bytes())
                 .to_hex()
                 .to_string(),
             pipeline: blake3::hash(resolved.as_bytes()).to_hex().to_string(),
             variant: variant.id.clone(),
             seed: plan.settings.run.seed,
-            device: recipe::device_description(plan.settings.run.device),
-            processor: recipe::cpu_description().to_owned(),
+            device: keys::device_description(plan.settings.run.device),
+            processor: keys::cpu_description().to_owned(),
             threads: rayon::current_num_threads(),
             dtype: "float32".to_owned(),
             may_differ: MAY_DIFFER_NOTICE.to_owned(),
@@ -195,7 +195,7 @@ pub fn result_state(folder: &Path, keys: &[&str], whole: bool) -> ResultState {
             .find(|output| !has_length(*output))
             .map(|(name, _)| name.clone()),
     };
-    find_damaged_file.map_or(ResultState::Complete, ResultState::Damaged)
+    damaged.map_or(ResultState::Complete, ResultState::Damaged)
 }
 
 /// A file of a complete result that is not what was written.
@@ -335,7 +335,7 @@ impl VariantFolder {
                 .collect();
             let file = format!("{name}.parquet");
             let written =
-                metrics::write_parts(&self.work_folder().join(&file), name, &self.id, &parts)?;
+                tables::write_parts(&self.work_folder().join(&file), name, &self.id, &parts)?;
             self.manifest.outputs.insert(file, written);
         }
         let written = kept.written_files();

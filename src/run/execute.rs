@@ -141,22 +141,22 @@ impl StageValues {
     pub fn is_streamed(&self) -> bool {
         self.model
             .as_ref()
-            .is_some_and(|model| restore_model.embedding.is_on_disk())
+            .is_some_and(|model| model.embedding.is_on_disk())
     }
 
     fn from_model(model: Model) -> Self {
         Self {
-            model: Some(Arc::new(restore_model)),
+            model: Some(Arc::new(model)),
             ..Self::default()
         }
     }
 
     /// A model that was loaded: it is its own dense model.
     fn from_dense_model(model: Model) -> Self {
-        let model = Some(Arc::new(restore_model));
+        let model = Some(Arc::new(model));
         Self {
-            dense: restore_model.clone(),
-            restore_model,
+            dense: model.clone(),
+            model,
             ..Self::default()
         }
     }
@@ -189,7 +189,7 @@ pub fn run_stage(
         ),
         Stage::Pretrain(options) => {
             let (model, tables) = pretrain::run(options, context)?;
-            (StageValues::from_dense_model(restore_model), tables)
+            (StageValues::from_dense_model(model), tables)
         }
         Stage::Dependencies(options) => {
             let graph = dependencies::run(options, inputs.require_model()?)?;
@@ -240,11 +240,11 @@ pub fn run_stage(
                 inputs.pruning.as_deref(),
             );
             let (model, pruning, tables) =
-                prune::run(options, step.schedule, restore_model, graph, scores, before)?;
+                prune::run(options, step.schedule, model, graph, scores, before)?;
             (
                 StageValues {
                     pruning: Some(Arc::new(pruning)),
-                    ..StageValues::from_model(restore_model)
+                    ..StageValues::from_model(model)
                 },
                 tables,
             )
@@ -254,7 +254,7 @@ pub fn run_stage(
             (
                 StageValues {
                     adapter: Some(Arc::new(adapter)),
-                    ..StageValues::from_model(restore_model)
+                    ..StageValues::from_model(model)
                 },
                 tables,
             )
@@ -275,8 +275,8 @@ pub fn run_stage(
             profile::run(
                 options,
                 context,
-                restore_model,
-                (!std::ptr::eq(restore_model, dense)).then_some(dense),
+                model,
+                (!std::ptr::eq(model, dense)).then_some(dense),
             )?;
             (StageValues::default(), Vec::new())
         }
@@ -386,7 +386,7 @@ pub fn restore_model(
             return Ok(StageValues::default());
         }
     };
-    Ok(StageValues::from_model(restore_model))
+    Ok(StageValues::from_model(model))
 }
 
 /// Brings back all that a stage handed on but the model: it is small.

@@ -315,7 +315,7 @@ impl TreeWalk<'_> {
             stage: step.stage.tag().to_owned(),
             options: step.stage.options(),
             key: recipe.key.clone(),
-            code: recipe::code_version(step.stage.tag()).to_owned(),
+            code: keys::code_version(step.stage.tag()).to_owned(),
             kept: ran.is_reused,
             cost,
             shared_by: variants.len(),
@@ -435,7 +435,7 @@ impl TreeWalk<'_> {
                 .iter()
                 .map(|&v| self.plan.variants[v].id.clone())
                 .collect(),
-            since: super::status::unix_seconds(),
+            since: status::unix_seconds(),
         });
         self.status_writer.update(|status| {
             (status.variants.succeeded, status.variants.failed) = (succeeded, failed);

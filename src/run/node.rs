@@ -159,7 +159,7 @@ impl NodeRunner<'_> {
         let entry = ProductManifest {
             stage: step.stage.tag().to_owned(),
             options: step.stage.options(),
-            program: recipe::PROGRAM_VERSION.to_owned(),
+            program: keys::PROGRAM_VERSION.to_owned(),
             cost,
             files: BTreeMap::new(),
         };

@@ -107,7 +107,7 @@ pub fn run(options: &Options, budget: MemoryBudget) -> Result<Model, Error> {
     }
     let model =
         load_model(Path::new(&options.model), budget)?.with_gpu_precision(options.precision);
-    let streamed = load_model.embedding.is_on_disk();
+    let streamed = model.embedding.is_on_disk();
     tracing::info!(
         model = options.model,
         parameters = model.parameter_count(),
@@ -115,7 +115,7 @@ pub fn run(options: &Options, budget: MemoryBudget) -> Result<Model, Error> {
         streamed,
         "loaded"
     );
-    Ok(load_model)
+    Ok(model)
 }
 
 /// The model of a folder, in memory or on disk as the budget asks for.

@@ -178,9 +178,9 @@ pub fn check_row_lengths(
     rows: &[TokenRow],
     positions: usize,
 ) -> Result<(), CorpusError> {
-    match read_rows.iter().position(|row| row.ids.len() > positions) {
+    match rows.iter().position(|row| row.ids.len() > positions) {
         Some(row) => {
-            let (path, tokens) = (source.path.clone(), read_rows[row].ids.len());
+            let (path, tokens) = (source.path.clone(), rows[row].ids.len());
             Err(CorpusError::DocumentTooLong {
                 path,
                 row: row + 1,
@@ -220,15 +220,15 @@ pub fn sample_windows(
     }
     let mut taken = BTreeSet::new();
     let mut windows = Vec::new();
-    while sample_windows.len() < samples {
+    while windows.len() < samples {
         let document = stream.random_range(0..long.len());
         let (starts, row) = &long[document];
         let start = starts[stream.random_range(0..starts.len())];
         if taken.insert((document, start)) {
-            sample_windows.push(row.window(start, length));
+            windows.push(row.window(start, length));
         }
     }
-    Ok(sample_windows)
+    Ok(windows)
 }
 
 /// The documents of a text corpus, as they stand.
@@ -275,10 +275,10 @@ fn read_documents(source: &CorpusSource, vocab: usize) -> Result<Vec<CorpusDocum
             .map(|part| CorpusDocument::Text(part.to_owned()))
             .collect()
     };
-    if read_text_documents.is_empty() {
+    if documents.is_empty() {
         Err(CorpusError::Empty(source.path.clone()))
     } else {
-        Ok(read_text_documents)
+        Ok(documents)
     }
 }
 

@@ -97,7 +97,7 @@ impl Checkpoint {
             .map(Shard::open)
             .collect::<Result<Vec<_>, _>>()?;
         let mut holder = BTreeMap::new();
-        for (i, file) in checkpoint_files.iter().enumerate() {
+        for (i, file) in files.iter().enumerate() {
             for name in file.metadata.tensors().into_keys() {
                 if let Some(other) = holder.insert(name.clone(), i) {
                     let message = format!("`{name}` is also in `{}`", files[other].path.display());
@@ -110,7 +110,7 @@ impl Checkpoint {
         }
         let checkpoint = Self {
             config,
-            shards: checkpoint_files,
+            shards: files,
             shard_by_tensor: holder,
         };
         checkpoint.check_shapes()?;

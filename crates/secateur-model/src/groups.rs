@@ -362,7 +362,7 @@ mod tests {
     fn a_llama_block_falls_into_attention_and_mlp() {
         let flow = build_dataflow(&LLAMA, 2);
         let at = |part| TensorId::Block(1, part);
-        let attention = build_dataflow.coupled_nodes(GraphNode::Space(ChannelSpace::Heads, 1));
+        let attention = flow.coupled_nodes(GraphNode::Space(ChannelSpace::Heads, 1));
         let expected = [
             GraphNode::Space(ChannelSpace::Heads, 1),
             GraphNode::InputSide(at(BlockTensor::O)),
@@ -371,7 +371,7 @@ mod tests {
             GraphNode::OutputSide(at(BlockTensor::V)),
         ];
         assert_eq!(attention, expected.into());
-        let mlp = build_dataflow.coupled_nodes(GraphNode::Space(ChannelSpace::Mlp, 1));
+        let mlp = flow.coupled_nodes(GraphNode::Space(ChannelSpace::Mlp, 1));
         let expected = [
             GraphNode::Space(ChannelSpace::Mlp, 1),
             GraphNode::InputSide(at(BlockTensor::Down)),

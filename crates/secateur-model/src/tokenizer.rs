@@ -69,7 +69,7 @@ impl Tokenizer {
             let name = path
                 .file_name()
                 .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-            tokenizer_files.push((
+            files.push((
                 name,
                 std::fs::read(&path).map_err(|source| TokenizerError::Read { path, source })?,
             ));
@@ -78,7 +78,7 @@ impl Tokenizer {
             path: path.clone(),
             message: e.to_string(),
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&tokenizer_files[0].1).map_err(broken)?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&files[0].1).map_err(broken)?;
         // What a training script left in the file must not cut or pad a text, or split it at random.
         inner.with_truncation(None).map_err(broken)?;
         inner.with_padding(None);
@@ -89,10 +89,7 @@ impl Tokenizer {
             bpe.dropout = None;
             inner.with_model(bpe);
         }
-        Ok(Some(Self {
-            inner,
-            tokenizer_files,
-        }))
+        Ok(Some(Self { inner, files }))
     }
 
     /// Learns a byte-level BPE (Radford et al. 2019) of `vocabulary` entries from documents; `<s>` stands before every
@@ -145,10 +142,7 @@ impl Tokenizer {
             (FILE_NAMES[1].to_owned(), config.into_bytes()),
         ];
         let inner = tokenizers::Tokenizer::from_bytes(text.as_bytes()).map_err(|e| failed(&e))?;
-        Ok(Self {
-            inner,
-            tokenizer_files,
-        })
+        Ok(Self { inner, files })
     }
 
     /// The ids of a text; `special`: with what the tokenizer puts around every text, usually BOS in front.

@@ -86,12 +86,12 @@ fn run_blocks<L: BlockHooks>(
     packs: Vec<Pack>,
     lens: impl Fn(usize, &Pack) -> L,
 ) -> Vec<(Pack, Activations)> {
-    let mut states: Vec<Activations> = build_packs
+    let mut states: Vec<Activations> = packs
         .iter()
         .map(|pack| ops::embed(&model.embedding, &pack.ids))
         .collect();
     for_each_block(model, 0..model.blocks.len(), |layer, block| {
-        for (pack, x) in build_packs.iter().zip(&mut states) {
+        for (pack, x) in packs.iter().zip(&mut states) {
             *x = block.forward(
                 x.clone(),
                 &block_settings(model, pack, None),
@@ -100,7 +100,7 @@ fn run_blocks<L: BlockHooks>(
         }
         ControlFlow::Continue(())
     });
-    build_packs.into_iter().zip(states).collect()
+    packs.into_iter().zip(states).collect()
 }
 
 /// The logits of one sequence at every position, (positions, vocabulary).
@@ -124,7 +124,7 @@ pub fn logits(model: &Model, ids: &[u32]) -> Activations {
 /// positions that are asked about. On the CPU a sequence's scores have the same bits whatever stands beside it.
 pub fn token_scores(model: &Model, sequences: &[Sequence]) -> Vec<Vec<TokenScore>> {
     let (packs, order) = build_prefix_shared_packs(model, sequences);
-    let states = run_blocks(model, build_packs, |_, _| NoHooks);
+    let states = run_blocks(model, packs, |_, _| NoHooks);
     let head = model.weight(TensorId::LmHead).to_memory();
     let _lent = (head.lease_on_gpu(), model.final_norm.lease_on_gpu());
     let rate = |(pack, x): (Pack, Activations)| {
@@ -149,18 +149,17 @@ pub fn backward<V: GradientVisitor>(
 ) -> Loss {
     let targets = sequences.iter().map(|s| s.targets.len()).sum::<usize>();
     let packs = build_packs(model, sequences, visitor.needs_separate_packs());
-    visitor.set_pack_count(build_packs.len());
-    let taped = first_taped_layer(model, &build_packs, lowest, visitor.memory_limit());
+    visitor.set_pack_count(packs.len());
+    let taped = first_taped_layer(model, &packs, lowest, visitor.memory_limit());
 
     // What the way down needs of every block from `lowest` up, pack by pack.
-    let mut kept: Vec<Vec<SavedForBackward<V::Hooks>>> =
-        build_packs.iter().map(|_| Vec::new()).collect();
-    let mut states: Vec<Activations> = build_packs
+    let mut kept: Vec<Vec<SavedForBackward<V::Hooks>>> = packs.iter().map(|_| Vec::new()).collect();
+    let mut states: Vec<Activations> = packs
         .iter()
         .map(|pack| ops::embed(&model.embedding, &pack.ids))
         .collect();
     for_each_block(model, 0..model.blocks.len(), |layer, block| {
-        for ((pack, x), kept) in build_packs.iter().zip(&mut states).zip(&mut kept) {
+        for ((pack, x), kept) in packs.iter().zip(&mut states).zip(&mut kept) {
             let (lens, settings) = (
                 visitor.hooks(layer, pack),
                 block_settings(model, pack, None),
@@ -189,7 +188,7 @@ pub fn backward<V: GradientVisitor>(
     });
 
     let mut nll = 0.0;
-    let mut upstream: Vec<Option<Activations>> = Vec::with_capacity(build_packs.len());
+    let mut upstream: Vec<Option<Activations>> = Vec::with_capacity(packs.len());
     if visitor.is_done() {
         return Loss {
             mean: nll,
@@ -198,7 +197,7 @@ pub fn backward<V: GradientVisitor>(
     }
     let head = model.weight(TensorId::LmHead).to_memory();
     let lent = (head.lease_on_gpu(), model.final_norm.lease_on_gpu());
-    for (pack, x) in build_packs.iter().zip(states) {
+    for (pack, x) in packs.iter().zip(states) {
         let down = head_backward(model, &head, x, pack, 1.0 / targets as f32, visitor);
         nll += down.0;
         upstream.push(Some(down.1));
@@ -209,7 +208,7 @@ pub fn backward<V: GradientVisitor>(
         if visitor.is_done() {
             return ControlFlow::Break(());
         }
-        for ((pack, upstream), kept) in build_packs.iter().zip(&mut upstream).zip(&mut kept) {
+        for ((pack, upstream), kept) in packs.iter().zip(&mut upstream).zip(&mut kept) {
             let (input, output, lens) = match kept.pop() {
                 Some(SavedForBackward::Tape {
                     input,
@@ -237,7 +236,7 @@ pub fn backward<V: GradientVisitor>(
     });
 
     if lowest == 0 && !visitor.is_done() {
-        for (pack, upstream) in build_packs.iter().zip(&upstream) {
+        for (pack, upstream) in packs.iter().zip(&upstream) {
             if let (Some(ask), Some(upstream)) =
                 (visitor.query(TensorId::Embedding, pack), upstream)
             {
@@ -292,8 +291,8 @@ fn first_taped_layer(model: &Model, packs: &[Pack], lowest: usize, memory: Optio
     };
     let bytes = size_of::<f32>() as u64;
     let (hidden, head_dim) = (model.config.hidden as u64, model.config.head_dim);
-    let tokens: u64 = build_packs.iter().map(|pack| pack.ids.len() as u64).sum();
-    let largest = build_packs
+    let tokens: u64 = packs.iter().map(|pack| pack.ids.len() as u64).sum();
+    let largest = packs
         .iter()
         .map(|pack| pack.ids.len() as u64)
         .max()
@@ -319,11 +318,11 @@ fn first_taped_layer(model: &Model, packs: &[Pack], lowest: usize, memory: Optio
         } else {
             2 * logits.min(1 << 24)
         };
-    let whole = build_packs.len() > 1 || on_gpu;
+    let whole = packs.len() > 1 || on_gpu;
     let at_work = largest * widest * 3 / 2 + if whole { 4 * gradients } else { gradients / 8 };
     let at_work = at_work.max(tile)
         + if on_gpu {
-            bytes * attention_backward_elements(model, build_packs)
+            bytes * attention_backward_elements(model, packs)
         } else {
             0
         };
@@ -335,7 +334,7 @@ fn first_taped_layer(model: &Model, packs: &[Pack], lowest: usize, memory: Optio
         .take_while(|&layer| {
             let needs = tokens * tape(layer);
             // with one pack the last block goes back at once
-            let fits = needs <= left || (build_packs.len() == 1 && layer + 1 == layers);
+            let fits = needs <= left || (packs.len() == 1 && layer + 1 == layers);
             left = left.saturating_sub(needs);
             fits
         })
@@ -358,7 +357,7 @@ fn attention_backward_elements(model: &Model, packs: &[Pack]) -> u64 {
             .map(|span| span.rows.len().min(ops::QUERY_CHUNK_ROWS) * span.rows.len())
             .sum::<usize>()
     };
-    (6 * heads * build_packs.iter().map(of_pack).max().unwrap_or(0)) as u64
+    (6 * heads * packs.iter().map(of_pack).max().unwrap_or(0)) as u64
 }
 
 /// The final norm, the head and the loss of one pack, and back: Σ −log p, and the gradient of the last block's output.

@@ -35,8 +35,7 @@ const TAG_FILE_CONTENT: &str =
 
 /// Whether a folder holds kept products.
 pub fn is_cache(folder: &Path) -> bool {
-    fs::read_to_string(folder.join(TAG_FILE_NAME))
-        .is_ok_and(|text| text == TAG_FILE_CONTENT)
+    fs::read_to_string(folder.join(TAG_FILE_NAME)).is_ok_and(|text| text == TAG_FILE_CONTENT)
 }
 
 /// A folder of kept products. Several runs may use it at once.

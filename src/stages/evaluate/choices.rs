@@ -197,13 +197,12 @@ fn is_correct(metric: Metric, choices: &[&SampleRow]) -> bool {
     };
     choices
         .iter()
-        .fold(choices[0], |best, &s| {
-            if score_choices(s) > score_choices(best) {
-                s
-            } else {
-                best
-            }
-        })
+        .fold(
+            choices[0],
+            |best, &s| {
+                if score(s) > score(best) { s } else { best }
+            },
+        )
         .gold
 }
 

@@ -4,15 +4,8 @@
 pub fn mean_and_stderr(values: &[f64]) -> (f64, Option<f64>) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
-    let variance = values
-        .iter()
-        .map(|x| (x - mean_and_stderr) * (x - mean_and_stderr))
-        .sum::<f64>()
-        / (n - 1.0);
-    (
-        mean_and_stderr,
-        (values.len() > 1).then(|| (variance / n).sqrt()),
-    )
+    let variance = values.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / (n - 1.0);
+    (mean, (values.len() > 1).then(|| (variance / n).sqrt()))
 }
 
 /// Σ nll / Σ weight, and each part's linearised share in it: their mean is the ratio, and they vary as it does when the parts are
@@ -24,12 +17,10 @@ pub fn ratio_and_shares(nll: &[f64], weights: &[f64]) -> (f64, Vec<f64>) {
         weights.iter().sum::<f64>() / n,
     );
     (
-        ratio_and_shares,
+        ratio,
         nll.iter()
             .zip(weights)
-            .map(|(nll, weight)| {
-                ratio_and_shares + (nll - ratio_and_shares * weight) / mean_and_stderr
-            })
+            .map(|(nll, weight)| ratio + (nll - ratio * weight) / mean)
             .collect(),
     )
 }

@@ -400,9 +400,9 @@ impl ScoreReduction<'_> {
         for (group, member, lie) in members {
             let scores = self.channel_scores.entry((group, member)).or_default();
             match lie {
-                UnitLayout::AlongAxis(Axis::Rows) => taylor_scores.clone_from(&sums.rows),
-                UnitLayout::AlongAxis(Axis::Cols) => taylor_scores.clone_from(&sums.cols),
-                UnitLayout::WholeTensor => taylor_scores.insert(0, sums.rows.iter().sum()),
+                UnitLayout::AlongAxis(Axis::Rows) => scores.clone_from(&sums.rows),
+                UnitLayout::AlongAxis(Axis::Cols) => scores.clone_from(&sums.cols),
+                UnitLayout::WholeTensor => scores.insert(0, sums.rows.iter().sum()),
             }
         }
     }

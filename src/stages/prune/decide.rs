@@ -31,14 +31,9 @@ pub fn select_per_group(
                 GroupKind::Attention => group.min_channels_per_unit(model),
                 GroupKind::Mlp | GroupKind::Hidden | GroupKind::Layer => 1,
             };
-            let count = units_to_remove(group.unit_count, initial, width, scheduled_share);
+            let count = units_to_remove(group.unit_count, initial, width, share);
             if count == 0
-                && units_to_remove(
-                    group.unit_count * width,
-                    initial * width,
-                    1,
-                    scheduled_share,
-                ) > 0
+                && units_to_remove(group.unit_count * width, initial * width, 1, share) > 0
             {
                 untouched.push(group.layer);
             }
@@ -73,7 +68,7 @@ pub fn scheduled_share(ratio: f64, schedule: Option<RepeatPosition>) -> f64 {
 
 /// n = current − int(initial · (1 − share)) channels, of which whole units of `width` channels go.
 pub fn units_to_remove(units: usize, initial: usize, width: usize, share: f64) -> usize {
-    let stay = ((initial * width) as f64 * (1.0 - scheduled_share)) as usize;
+    let stay = ((initial * width) as f64 * (1.0 - share)) as usize;
     (units * width).saturating_sub(stay) / width
 }
 
@@ -126,7 +121,7 @@ pub fn select_across_groups(
     initial: &[usize],
 ) -> UnitSelection {
     let now: usize = graph.groups.iter().map(|group| group.unit_count).sum();
-    let count = units_to_remove(now, initial.iter().sum(), 1, scheduled_share);
+    let count = units_to_remove(now, initial.iter().sum(), 1, share);
     let (comparable, removed) = match options.compat {
         Compat::Reference => (
             scores.groups.clone(),
@@ -284,12 +279,12 @@ mod tests {
     #[test]
     fn counts_follow_the_reference() {
         // 4096 channels in heads of 128: a quarter is 8 heads, a fifth 6 (6.4), half 16, six tenths 19
-        let heads = |share| units_to_remove(32, 32, 128, scheduled_share);
+        let heads = |share| units_to_remove(32, 32, 128, share);
         assert_eq!(
             [heads(0.25), heads(0.2), heads(0.5), heads(0.6)],
             [8, 6, 16, 19]
         );
-        let channels = |share| units_to_remove(11008, 11008, 1, scheduled_share);
+        let channels = |share| units_to_remove(11008, 11008, 1, share);
         assert_eq!(
             [channels(0.25), channels(0.2), channels(0.6)],
             [2752, 2202, 6605]
@@ -321,7 +316,7 @@ mod tests {
                     number(step, "current") / width,
                     initial / width,
                     width,
-                    scheduled_share,
+                    share,
                 );
                 assert_eq!(removed, number(step, "units_removed"), "{row} {step}");
                 compared += 1;

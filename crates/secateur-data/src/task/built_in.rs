@@ -27,15 +27,15 @@ macro_rules! built_in {
     ($name:literal) => {
         BuiltInTask {
             name: $name,
-            text: include_str!(concat!("../../../datasets/", $name, ".toml")),
+            text: include_str!(concat!("../../../../datasets/", $name, ".toml")),
             rows: None,
         }
     };
     ($name:literal, $rows:literal) => {
         BuiltInTask {
             name: $name,
-            text: include_str!(concat!("../../../datasets/", $name, ".toml")),
-            rows: Some(include_str!(concat!("../../../datasets/", $rows))),
+            text: include_str!(concat!("../../../../datasets/", $name, ".toml")),
+            rows: Some(include_str!(concat!("../../../../datasets/", $rows))),
         }
     };
 }

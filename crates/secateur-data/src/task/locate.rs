@@ -52,7 +52,7 @@ impl TaskFile {
             .as_ref()
             .map(|separator| separator.get_ref().clone());
         Ok(RowSource {
-            location: error_at,
+            location: at,
             separator,
             separator_ends_row: written.terminated.as_ref().map(|it| *it.get_ref()),
         })
@@ -98,7 +98,7 @@ impl TaskFile {
             },
         };
         let rows = found.map(|at| RowSource {
-            location: error_at,
+            location: at,
             separator: None,
             separator_ends_row: None,
         });

@@ -33,19 +33,18 @@ pub struct TemplateError {
 pub fn template_engine<'source>() -> Environment<'source> {
     let mut engine = Environment::new();
     // Errors name what is undefined.
-    template_engine.set_debug(true);
-    template_engine.set_undefined_behavior(UndefinedBehavior::Strict);
-    template_engine.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    engine.set_debug(true);
+    engine.set_undefined_behavior(UndefinedBehavior::Strict);
+    engine.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     // Only delimiters could be refused, and they are the usual ones.
-    template_engine.set_syntax(
+    engine.set_syntax(
         SyntaxConfig::builder()
             .keep_trailing_newline(true)
             .build()
             .unwrap_or_default(),
     );
-    template_engine
-        .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    template_engine.set_formatter(|out, state, value| {
+    engine.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    engine.set_formatter(|out, state, value| {
         // An empty or nested field would become a prompt of `none` or `[…]`.
         if value.is_undefined() || value.is_number() || value.as_str().is_some() {
             return minijinja::escape_formatter(out, state, value);
@@ -56,7 +55,7 @@ pub fn template_engine<'source>() -> Environment<'source> {
         ))
     });
     let compiled: Arc<Mutex<BTreeMap<String, Regex>>> = Arc::default();
-    template_engine.add_filter(
+    engine.add_filter(
         "regex_replace",
         move |text: String, pattern: String, with: String| {
             let mut compiled = compiled.lock().unwrap_or_else(PoisonError::into_inner);
@@ -75,7 +74,7 @@ pub fn template_engine<'source>() -> Environment<'source> {
             Ok(replaced)
         },
     );
-    template_engine
+    engine
 }
 
 /// A value as a message shows it: as JSON.
@@ -118,7 +117,7 @@ impl TemplateSource {
         &'e self,
         engine: &'e Environment<'e>,
     ) -> Result<Template<'e>, TemplateError> {
-        match template_engine.template_from_named_str(&self.key, &self.text) {
+        match engine.template_from_named_str(&self.key, &self.text) {
             Ok(template) => Ok(Template {
                 source: self,
                 template,
@@ -135,7 +134,7 @@ impl TemplateSource {
         &'e self,
         engine: &'e Environment<'e>,
     ) -> Result<Expression<'e>, TemplateError> {
-        match template_engine.compile_expression(&self.text) {
+        match engine.compile_expression(&self.text) {
             Ok(expression) => Ok(Expression {
                 source: self,
                 expression,

@@ -209,7 +209,8 @@ pub fn cross_entropy(
             let (rows, cols) = x.shape();
             LossAndGradient {
                 nll,
-                gradient: crate::activations::cpu::activations_from_vec(gradient, rows, cols).into(),
+                gradient: crate::activations::cpu::activations_from_vec(gradient, rows, cols)
+                    .into(),
             }
         }
         Activations::Gpu(x) => {

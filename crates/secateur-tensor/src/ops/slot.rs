@@ -10,8 +10,8 @@ use rayon::prelude::*;
 
 use super::gpu;
 use super::simd::{dispatch_simd, rows_per_task, sum_f64};
-use crate::activations::gpu::GpuMatrix;
 use crate::activations::cpu;
+use crate::activations::gpu::GpuMatrix;
 use crate::{Activations, Gradient, Weight};
 
 /// A sample of a pack: which positions it has, and by what its own gradient is multiplied before it is squared.

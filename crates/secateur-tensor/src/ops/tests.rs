@@ -19,8 +19,9 @@ use super::{
     SampleSpan, SequenceSpan, SumAxes, TokenTarget, add, add_bias, attention, axis_sums, backward,
     cross_entropy, linear, linear_with_adapter, rms_norm, swiglu, token_scores,
 };
+use crate::activations::cpu::dfdx_cpu;
 use crate::activations::gpu::GpuMatrix;
-use crate::{self, Activations, Device, Gradient, GradientTape, Weight, cpu::dfdx_cpu};
+use crate::{Activations, Device, Gradient, GradientTape, Weight};
 use reference::Matrix;
 use secateur_base::random::Seed;
 
@@ -33,12 +34,12 @@ fn on_each_device(test: impl Fn()) {
         Device::CpuAsGpu
     };
     for face in [Device::Cpu, other] {
-        match tensor::select_device(face) {
+        match crate::select_device(face) {
             Ok(()) => test(),
             Err(missing) => eprintln!("SKIPPED on {face}: {missing}"),
         }
     }
-    tensor::select_device(Device::Cpu).expect("a processor");
+    crate::select_device(Device::Cpu).expect("a processor");
 }
 
 fn random_values(stream: &mut impl Rng, n: usize) -> Vec<f32> {

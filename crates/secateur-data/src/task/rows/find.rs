@@ -43,9 +43,9 @@ pub fn find_split(published: &PublishedDataset) -> Result<Vec<PathBuf>, TaskErro
 
 /// The split in a folder, or in its `data/`.
 fn find_in_folder_or_data(folder: &Path, split: &str) -> Result<Option<Vec<PathBuf>>, TaskError> {
-    match find_in_folder(folder, find_split)? {
+    match find_in_folder(folder, split)? {
         Some(found) => Ok(Some(found)),
-        None => find_in_folder(&folder.join("data"), find_split),
+        None => find_in_folder(&folder.join("data"), split),
     }
 }
 
@@ -56,13 +56,13 @@ fn find_in_configuration(folder: &Path, split: &str) -> Result<Option<Vec<PathBu
         .into_iter()
         .filter(|path| path.is_dir())
     {
-        found.extend(find_in_folder_or_data(&inside, find_split)?.map(|files| (inside, files)));
+        found.extend(find_in_folder_or_data(&inside, split)?.map(|files| (inside, files)));
     }
     if found.len() > 1 {
         let configurations = found.into_iter().map(|(inside, _)| inside).collect();
         return Err(TaskError::AmbiguousSplit {
             folder: folder.to_owned(),
-            split: find_split.to_owned(),
+            split: split.to_owned(),
             configurations,
         });
     }
@@ -106,7 +106,7 @@ fn find_in_folder(folder: &Path, split: &str) -> Result<Option<Vec<PathBuf>>, Ta
     if shards.is_empty() {
         // The branch that the Hub converts to Parquet by itself: `train/0000.parquet`.
         let numbered = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "parquet");
-        let files: Vec<PathBuf> = sorted_entries(&folder.join(find_split))
+        let files: Vec<PathBuf> = sorted_entries(&folder.join(split))
             .into_iter()
             .filter(numbered)
             .collect();

@@ -18,10 +18,7 @@ pub fn linear_forward(x: &GpuMatrix, weight: &GpuWeight) -> GpuMatrix {
         GpuWeight::F32(w) => x.clone().matmul(transpose(w)),
         GpuWeight::F16(w) => {
             let across: GpuHalfMatrix = w.clone().permute();
-            x.clone()
-                .to_dtype::<Half>()
-                .matmul(across)
-                .to_dtype()
+            x.clone().to_dtype::<Half>().matmul(across).to_dtype()
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use dfdx::prelude::{Backward, Cpu, PutTape, Rank0, Tensor, ZerosTensor};
 
-use crate::activations::gpu::{GpuActivations, activations_from_vec, with_gradient_store};
 use crate::activations::cpu;
+use crate::activations::gpu::{GpuActivations, activations_from_vec, with_gradient_store};
 use crate::{GradientTape, Weight};
 
 /// The rows of the embedding that `ids` name: (positions, width). They are read where the embedding lies, so that it takes no room

@@ -86,7 +86,7 @@ fn attention_bits_equal_alone_with_shared_prefix_and_with_cache() {
                 );
                 let same = |a: &[f32], b: &[f32], what: &str| {
                     assert_eq!(a.len(), b.len());
-                    if tensor::gpu::is_selected() {
+                    if crate::gpu::is_selected() {
                         return assert_close(a, b, what);
                     }
                     let differs = a

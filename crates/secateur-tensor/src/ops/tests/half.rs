@@ -16,7 +16,7 @@ fn relative_difference(a: &[f32], b: &[f32]) -> f32 {
 #[test]
 fn half_precision_products_neither_overflow_nor_underflow() {
     on_each_device(|| {
-        if !tensor::gpu::is_selected() {
+        if !crate::gpu::is_selected() {
             return; // the CPU computes in f32 alone
         }
         let mut stream = Seed::from_u64(11).rng();

@@ -2,8 +2,9 @@
 
 use dfdx::prelude::*;
 
+use crate::AnyTape;
+use crate::activations::cpu::dfdx_cpu;
 use crate::ops::{AttentionHeads, RotaryTables, TokenScore, TokenTarget};
-use crate::{AnyTape, cpu::dfdx_cpu};
 
 /// Activations of one sequence, or a weight.
 pub type Matrix<T = NoneTape> = Tensor<(usize, usize), f32, Cpu, T>;
@@ -187,14 +188,14 @@ fn rotate_heads<T: AnyTape>(
         turn[(i + half) * dim + i] = -1.0;
         turn[i * dim + i + half] = 1.0;
     }
-    let turn: Matrix = dfdx_cpu.tensor_from_vec(turn, (dim, dim));
+    let turn: Matrix = device.tensor_from_vec(turn, (dim, dim));
     let table = |of: &[f32]| -> Matrix {
         let rows = of[start * half..(start + n) * half]
             .chunks_exact(half)
             .flat_map(|row| row.iter().chain(row))
             .copied()
             .collect();
-        dfdx_cpu.tensor_from_vec(rows, (n, dim))
+        device.tensor_from_vec(rows, (n, dim))
     };
     let whole = (heads, n, dim);
     let cos = table(&rotary.cos).broadcast_like::<_, Axis<0>>(&whole);
