@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use secateur::stages::products::GroupScores;
 use secateur::stages::{aggregate, dependencies, importance, prune};
-use secateur_model::blocks::BlockHooks;
+use secateur_model::hooks::BlockHooks;
 use secateur_model::config::{BlockWidths, Config, RopeConfig, RopeScaling};
 use secateur_model::groups::{DependencyGraph, Group, GroupKind};
 use secateur_model::plan::PruningPlan;
