@@ -1,20 +1,25 @@
-//! The operations as the models call them: each goes where its tensors lie.
+//! The operations as the models call them. Each call goes to the implementation for the device that holds
+//! its activations.
 
-use super::{
-    AdapterInput, AttentionHeads, GradientRequest, LossAndGradient, PackLayout, TokenScore,
-    TokenTarget, cpu, gpu,
-};
-use crate::{Activations, AnyTape, GradientTape, Weight};
+use super::adapter::AdapterInput;
+use super::gradient_query::GradientRequest;
+use super::kv_cache::KvCache;
+use super::layout::{AttentionHeads, PackLayout};
+use super::token_loss::{LossAndGradient, TokenScore, TokenTarget};
+use super::{cpu, gpu};
+use crate::activations::{Activations, CpuActivations};
+use crate::tape::{AnyTape, GradientTape};
+use crate::weight::Weight;
 
 /// y = x · Wᵀ. x is (positions, inputs), W is (outputs, inputs), y is (positions, outputs).
 pub fn linear<T: AnyTape>(
     x: Activations<T>,
     weight: &Weight,
-    slot: Option<&GradientRequest>,
+    request: Option<&GradientRequest>,
 ) -> Activations<T> {
     match x {
-        Activations::Cpu(x) => cpu::linear(x, weight, slot).into(),
-        Activations::Gpu(x) => gpu::linear(x, weight, slot).into(),
+        Activations::Cpu(x) => cpu::linear(x, weight, request).into(),
+        Activations::Gpu(x) => gpu::linear(x, weight, request).into(),
     }
 }
 
@@ -22,29 +27,29 @@ pub fn linear<T: AnyTape>(
 pub fn linear_with_adapter<T: AnyTape>(
     x: Activations<T>,
     weight: &Weight,
-    beside: AdapterInput<'_>,
+    adapter: AdapterInput<'_>,
 ) -> Activations<T> {
     match x {
-        Activations::Cpu(x) => cpu::linear_with_adapter(x, weight, beside).into(),
-        Activations::Gpu(x) => gpu::linear_with_adapter(x, weight, beside).into(),
+        Activations::Cpu(x) => cpu::linear_with_adapter(x, weight, adapter).into(),
+        Activations::Gpu(x) => gpu::linear_with_adapter(x, weight, adapter).into(),
     }
 }
 
-/// y = x / √(mean(x²) + ε) ⊙ w. w is (1, width).
+/// y = x / √(mean(x²) + ε) ⊙ w (Zhang and Sennrich 2019). w is (1, width).
 pub fn rms_norm<T: AnyTape>(
     x: Activations<T>,
     weight: &Weight,
     epsilon: f32,
-    slot: Option<&GradientRequest>,
+    request: Option<&GradientRequest>,
 ) -> Activations<T> {
     match x {
-        Activations::Cpu(x) => cpu::rms_norm(x, weight, epsilon, slot).into(),
-        Activations::Gpu(x) => gpu::rms_norm(x, weight, epsilon, slot).into(),
+        Activations::Cpu(x) => cpu::rms_norm(x, weight, epsilon, request).into(),
+        Activations::Gpu(x) => gpu::rms_norm(x, weight, epsilon, request).into(),
     }
 }
 
-/// y = (x − mean(x)) / √(var(x) + ε) ⊙ w + b, the variance biased (over `width` elements). w and b are
-/// (1, width). The bias is frozen: it has no gradient.
+/// y = (x − mean(x)) / √(var(x) + ε) ⊙ w + b (Ba et al. 2016), the variance biased (divided by the width).
+/// w and b are (1, width). The bias is frozen: it has no gradient.
 pub fn layer_norm<T: AnyTape>(
     x: Activations<T>,
     weight: &Weight,
@@ -58,14 +63,6 @@ pub fn layer_norm<T: AnyTape>(
     }
 }
 
-/// y = x · Φ(x), element by element: the exact GELU, Φ the standard normal distribution function.
-pub fn gelu<T: AnyTape>(x: Activations<T>) -> Activations<T> {
-    match x {
-        Activations::Cpu(x) => cpu::gelu(x).into(),
-        Activations::Gpu(x) => gpu::gelu(x).into(),
-    }
-}
-
 /// y = silu(gate) ⊙ up (Shazeer 2020). All three are (positions, width).
 pub fn swiglu<T: AnyTape>(gate: Activations<T>, up: Activations<T>) -> Activations<T> {
     match gate {
@@ -74,7 +71,16 @@ pub fn swiglu<T: AnyTape>(gate: Activations<T>, up: Activations<T>) -> Activatio
     }
 }
 
-/// x + y, of the same shape.
+/// y = x · Φ(x), the exact GELU (Hendrycks and Gimpel 2016): Φ is the distribution function of the standard
+/// normal distribution.
+pub fn gelu<T: AnyTape>(x: Activations<T>) -> Activations<T> {
+    match x {
+        Activations::Cpu(x) => cpu::gelu(x).into(),
+        Activations::Gpu(x) => gpu::gelu(x).into(),
+    }
+}
+
+/// x + y, of one shape.
 pub fn add<T: AnyTape>(x: Activations<T>, y: Activations<T>) -> Activations<T> {
     match x {
         Activations::Cpu(x) => cpu::add(x, y.into_cpu()).into(),
@@ -82,7 +88,7 @@ pub fn add<T: AnyTape>(x: Activations<T>, y: Activations<T>) -> Activations<T> {
     }
 }
 
-/// x + b, the bias a vector.
+/// x + b, the bias a vector of x's width. The bias is frozen: it has no gradient.
 pub fn add_bias<T: AnyTape>(x: Activations<T>, bias: &Weight) -> Activations<T> {
     match x {
         Activations::Cpu(x) => cpu::add_bias(x, bias).into(),
@@ -90,21 +96,23 @@ pub fn add_bias<T: AnyTape>(x: Activations<T>, bias: &Weight) -> Activations<T> 
     }
 }
 
-/// softmax(q·kᵀ / √dim + causal mask) · v, head by head, after the rotation of q and k; every sequence of the layout for
-/// itself. q is (positions, queries · dim), k and v are (positions, keys · dim), the output is as q. With a `past`, what it
-/// holds of a sequence stands before the sequence's rows, and they are added to it; then, and where sequences share their
-/// beginning, there is no way back.
+/// softmax(q·kᵀ / √head_dim + causal mask) · v, head by head and sequence by sequence, after the rotation of
+/// q and k by their positions. q is (positions, query_heads · head_dim), k and v are (positions,
+/// key_value_heads · head_dim), the output is as q.
+///
+/// With a cache, the positions that it holds of a sequence come before the sequence's rows, and the rows are
+/// appended to it. There is no backward step through a cache or a shared prefix.
 ///
 /// # Panics
-/// If there is a tape and a past, or a tape and a shared beginning, or if the rotary tables cover more
-/// channels than a head has.
+/// If there is a tape and a cache, or a tape and a shared prefix, or if the rotary tables cover more channels
+/// than a head has.
 pub fn attention<T: AnyTape>(
     q: Activations<T>,
     k: Activations<T>,
     v: Activations<T>,
     heads: AttentionHeads,
     layout: &PackLayout,
-    past: Option<&mut KvCache>,
+    cache: Option<&mut KvCache>,
 ) -> Activations<T> {
     assert!(
         2 * layout.rotary.half_dim <= heads.head_dim,
@@ -113,102 +121,39 @@ pub fn attention<T: AnyTape>(
         heads.head_dim
     );
     match q {
-        Activations::Cpu(q) => cpu::attention(
-            q,
-            k.into_cpu(),
-            v.into_cpu(),
-            heads,
-            layout,
-            past.map(KvCache::as_cpu_mut),
-        )
-        .into(),
-        Activations::Gpu(q) => gpu::attention(
-            q,
-            k.into_gpu(),
-            v.into_gpu(),
-            heads,
-            layout,
-            past.map(KvCache::as_gpu_mut),
-        )
-        .into(),
-    }
-}
-
-/// Keys, rotated, and values of what was read before, sequence by sequence: a layer's part of a KV cache.
-#[derive(Clone, Debug)]
-pub enum KvCache {
-    Cpu(cpu::CpuKvCache),
-    Gpu(gpu::GpuKvCache),
-}
-
-impl KvCache {
-    /// Of so many sequences, of up to so many positions each, nothing was read; keys and values of a position have so many
-    /// numbers each.
-    pub fn new(sequences: usize, positions: usize, width: usize) -> Self {
-        if crate::gpu::is_selected() {
-            Self::Gpu(gpu::GpuKvCache::new(sequences, positions, width))
-        } else {
-            Self::Cpu(cpu::CpuKvCache::new(sequences, width))
+        Activations::Cpu(q) => {
+            let (k, v) = (k.into_cpu(), v.into_cpu());
+            cpu::attention(q, k, v, heads, layout, cache.map(KvCache::as_cpu_mut)).into()
         }
-    }
-
-    fn as_cpu_mut(&mut self) -> &mut cpu::CpuKvCache {
-        match self {
-            Self::Cpu(past) => past,
-            Self::Gpu(_) => unreachable!("a cache lies where its sequences are read"),
-        }
-    }
-
-    fn as_gpu_mut(&mut self) -> &mut gpu::GpuKvCache {
-        match self {
-            Self::Gpu(past) => past,
-            Self::Cpu(_) => unreachable!("a cache lies where its sequences are read"),
+        Activations::Gpu(q) => {
+            let (k, v) = (k.into_gpu(), v.into_gpu());
+            gpu::attention(q, k, v, heads, layout, cache.map(KvCache::as_gpu_mut)).into()
         }
     }
 }
 
-/// The rows of the embedding that `ids` name: (positions, width).
+/// The rows of the embedding with these ids: (positions, width).
 ///
 /// # Panics
-/// If an id lies outside the vocabulary; whoever makes ids checks them.
+/// If an id is not in the vocabulary.
 pub fn embed(weight: &Weight, ids: &[u32]) -> Activations {
-    if crate::gpu::is_selected() {
-        gpu::embed(weight, ids).into()
-    } else {
-        cpu::embed(weight, ids).into()
-    }
+    // The rows are read from the CPU's memory or from disk, so the embedding takes no memory on a GPU.
+    let rows: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
+    Activations::new(weight.gather_rows(&rows), ids.len(), weight.cols())
 }
 
 /// Some rows, in the order given.
 pub fn gather_rows(x: &Activations, rows: Vec<usize>) -> Activations {
     match x {
-        Activations::Cpu(from) => {
-            let width = x.width();
-            let values = rows
-                .iter()
-                .flat_map(|row| &from.values()[row * width..(row + 1) * width])
-                .copied()
-                .collect();
-            crate::activations::cpu::activations_from_vec(values, rows.len(), width).into()
-        }
+        Activations::Cpu(x) => cpu::gather_rows(x, &rows).into(),
         Activations::Gpu(x) => gpu::gather_rows(x, rows).into(),
     }
 }
 
-/// Σ x and Σ x² over each column.
+/// Σ x and Σ x² of each column.
 pub fn column_moments<T>(x: &Activations<T>) -> (Vec<f64>, Vec<f64>) {
     match x {
-        Activations::Cpu(from) => {
-            let width = x.width();
-            let (mut sums, mut squares) = (vec![0.0; width], vec![0.0; width]);
-            for row in from.values().chunks_exact(width) {
-                for ((x, sum), square) in row.iter().zip(&mut sums).zip(&mut squares) {
-                    *sum += f64::from(*x);
-                    *square += f64::from(*x) * f64::from(*x);
-                }
-            }
-            (sums, squares)
-        }
+        Activations::Cpu(x) => cpu::column_moments(x),
         Activations::Gpu(x) => (
             gpu::column_sums(x.matrix().clone()),
             gpu::column_sums(x.matrix().clone().square()),
@@ -216,7 +161,8 @@ pub fn column_moments<T>(x: &Activations<T>) -> (Vec<f64>, Vec<f64>) {
     }
 }
 
-/// Rates the targets. x is the normed final hidden state, (positions, hidden); the head is (vocabulary, hidden).
+/// Scores the targets. x is the final hidden state after its norm, (positions, hidden); the head is
+/// (vocabulary, hidden).
 pub fn token_scores(x: &Activations, head: &Weight, targets: &[TokenTarget]) -> Vec<TokenScore> {
     match x {
         Activations::Cpu(x) => cpu::token_scores(x, head, targets),
@@ -224,27 +170,25 @@ pub fn token_scores(x: &Activations, head: &Weight, targets: &[TokenTarget]) -> 
     }
 }
 
-/// The summed cross entropy of the targets, and the gradient of `scale` times it with respect to x, shapes as in
-/// [`token_scores`]. Two targets never share a position.
+/// The cross entropy of the targets, summed, and the gradient of `scale` times it with respect to x; shapes
+/// as in [`token_scores`]. The targets are in the order of their positions, at most one for each.
 pub fn cross_entropy(
     x: &Activations,
     head: &Weight,
     targets: &[TokenTarget],
     scale: f32,
-    slot: Option<&GradientRequest>,
+    request: Option<&GradientRequest>,
 ) -> LossAndGradient {
     match x {
-        Activations::Cpu(from) => {
-            let (nll, gradient) = cpu::cross_entropy(from, head, targets, scale, slot);
-            let (rows, cols) = x.shape();
+        Activations::Cpu(x) => {
+            let (nll, gradient) = cpu::cross_entropy(x, head, targets, scale, request);
             LossAndGradient {
                 nll,
-                gradient: crate::activations::cpu::activations_from_vec(gradient, rows, cols)
-                    .into(),
+                gradient: gradient.into(),
             }
         }
         Activations::Gpu(x) => {
-            let (nll, gradient) = gpu::cross_entropy(x, head, targets, scale, slot);
+            let (nll, gradient) = gpu::cross_entropy(x, head, targets, scale, request);
             LossAndGradient {
                 nll,
                 gradient: gradient.into(),
@@ -253,25 +197,21 @@ pub fn cross_entropy(
     }
 }
 
-/// Runs the tape of `y` backward from the gradient `upstream` of `y`, and returns that of `x`.
+/// Runs the tape of `y` backward from `upstream`, the gradient of `y`. Returns the gradient of `x`.
 pub fn backward(
     y: Activations<GradientTape>,
     upstream: Activations,
     x: &Activations,
 ) -> Activations {
     match (y, x) {
-        (Activations::Cpu(y), Activations::Cpu(from)) => {
-            let (rows, cols) = x.shape();
-            crate::activations::cpu::activations_from_vec(
-                cpu::backward(y, upstream.into_vec(), from),
-                rows,
-                cols,
-            )
-            .into()
+        (Activations::Cpu(y), Activations::Cpu(x)) => {
+            let (rows, cols) = *x.shape();
+            let gradient = cpu::backward(y, upstream.into_vec(), x);
+            CpuActivations::from_vec(gradient, rows, cols).into()
         }
         (Activations::Gpu(y), Activations::Gpu(x)) => {
             gpu::backward(y, upstream.into_gpu(), x).into()
         }
-        _ => unreachable!("a tape lies where its activations are"),
+        _ => unreachable!("a tape is on the device of its activations"),
     }
 }

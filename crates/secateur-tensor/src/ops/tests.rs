@@ -19,8 +19,8 @@ use super::{
     SampleSpan, SequenceSpan, SumAxes, TokenTarget, add, add_bias, attention, axis_sums, backward,
     cross_entropy, gelu, layer_norm, linear, linear_with_adapter, rms_norm, swiglu, token_scores,
 };
-use crate::activations::cpu::dfdx_cpu;
-use crate::activations::gpu::GpuMatrix;
+use crate::activations::dfdx_cpu;
+use crate::gpu::GpuMatrix;
 use crate::{Activations, Device, Gradient, GradientTape, Weight};
 use reference::Matrix;
 use secateur_base::random::Seed;

@@ -4,10 +4,10 @@
 use rayon::prelude::*;
 
 use super::maths::exp;
-use crate::AnyTape;
-use crate::activations::cpu::{CpuActivations, activations_from_vec};
+use crate::activations::CpuActivations;
 use crate::ops::normal::{DENSITY_AT_ZERO, TAIL_COEFFICIENTS, TAIL_STEP};
 use crate::ops::simd::{ELEMENTS_PER_TASK, dispatch_simd};
+use crate::tape::AnyTape;
 
 /// y = x · Φ(x), element by element.
 pub(crate) fn gelu<T: AnyTape>(x: CpuActivations<T>) -> CpuActivations<T> {
@@ -18,7 +18,7 @@ pub(crate) fn gelu<T: AnyTape>(x: CpuActivations<T>) -> CpuActivations<T> {
         let x_values = x_values.clone();
         move || gelu_values(&x_values)
     };
-    let y = activations_from_vec(compute(), positions, width);
+    let y = CpuActivations::from_vec(compute(), positions, width);
     if !T::OWNS_TAPE {
         return y.put_tape(tape);
     }

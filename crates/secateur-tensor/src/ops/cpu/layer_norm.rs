@@ -5,11 +5,12 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::maths::{dot, sum_f32};
-use super::norm::set_weight_gradient;
-use crate::activations::cpu::{CpuActivations, activations_from_vec};
-use crate::ops::GradientRequest;
+use super::norm_weight::set_weight_gradient;
+use crate::activations::CpuActivations;
+use crate::ops::gradient_query::GradientRequest;
 use crate::ops::simd::{dispatch_simd, rows_per_task};
-use crate::{AnyTape, Weight};
+use crate::tape::AnyTape;
+use crate::weight::Weight;
 
 /// Mean and inverse standard deviation of one row.
 #[derive(Clone, Copy, Default)]
@@ -47,7 +48,7 @@ pub(crate) fn layer_norm<T: AnyTape>(
         let (x_values, moments, w) = (x_values.clone(), moments.clone(), w.clone());
         move || layer_norm_values(&x_values, &moments, &w, &bias)
     };
-    let y = activations_from_vec(compute(), positions, width);
+    let y = CpuActivations::from_vec(compute(), positions, width);
     if !T::OWNS_TAPE {
         return y.put_tape(tape);
     }
@@ -71,7 +72,7 @@ pub(crate) fn layer_norm<T: AnyTape>(
                 },
             );
         }
-        let (dx, is_begun) = x_node.gradient_mut(gradients)?;
+        let (dx, has_begun) = x_node.gradient_mut(gradients)?;
         dx.par_chunks_mut(task_rows * width)
             .zip(dy.par_chunks(task_rows * width))
             .zip(x_values.par_chunks(task_rows * width))
@@ -79,7 +80,7 @@ pub(crate) fn layer_norm<T: AnyTape>(
             .for_each(|(((dx, dy), x), moments)| {
                 dispatch_simd(
                     #[inline(always)]
-                    || input_gradient(dx, dy, x, moments, &w, is_begun),
+                    || input_gradient(dx, dy, x, moments, &w, has_begun),
                 );
             });
         Ok(())
@@ -133,7 +134,7 @@ fn normalise_rows(y: &mut [f32], x: &[f32], moments: &[RowMoments], w: &[f32], b
 }
 
 /// With g = dy ⊙ w and x̂ = (x − mean)·s, s = 1 / √(var + ε):
-/// dx = s · (g − mean(g) − x̂ · mean(g ⊙ x̂)).
+/// dx = s · (g − mean(g) − x̂ · mean(g ⊙ x̂)). Adds to dx if it `has_begun`.
 #[inline(always)]
 fn input_gradient(
     dx: &mut [f32],
@@ -141,7 +142,7 @@ fn input_gradient(
     x: &[f32],
     moments: &[RowMoments],
     w: &[f32],
-    is_begun: bool,
+    has_begun: bool,
 ) {
     let width = w.len();
     let mut g = vec![0.0; width];
@@ -162,7 +163,7 @@ fn input_gradient(
         let mean_projection = dot(&g, &normalised) / width as f32;
         for ((dx, g), normalised) in dx.iter_mut().zip(&g).zip(&normalised) {
             let part = (g - mean_g - normalised * mean_projection) * row.inverse_std;
-            *dx = if is_begun { *dx + part } else { part };
+            *dx = if has_begun { *dx + part } else { part };
         }
     }
 }

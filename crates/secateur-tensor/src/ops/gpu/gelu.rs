@@ -3,9 +3,10 @@
 
 use dfdx::prelude::*;
 
-use crate::AnyTape;
-use crate::activations::gpu::{GpuActivations, GpuMatrix};
+use crate::activations::GpuActivations;
+use crate::gpu::GpuMatrix;
 use crate::ops::normal::{DENSITY_AT_ZERO, TAIL_COEFFICIENTS, TAIL_STEP};
+use crate::tape::AnyTape;
 
 /// y = x · Φ(x), element by element.
 pub(crate) fn gelu<T: AnyTape>(x: GpuActivations<T>) -> GpuActivations<T> {

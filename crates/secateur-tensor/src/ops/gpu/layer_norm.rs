@@ -2,11 +2,13 @@
 
 use dfdx::prelude::*;
 
-use super::norm::set_weight_gradient;
+use super::norm_weight::set_weight_gradient;
 use super::product::{broadcast_per_column, broadcast_per_row, constant_column};
-use crate::activations::gpu::{GpuActivations, GpuMatrix};
-use crate::ops::GradientRequest;
-use crate::{AnyTape, Weight};
+use crate::activations::GpuActivations;
+use crate::gpu::GpuMatrix;
+use crate::ops::gradient_query::GradientRequest;
+use crate::tape::AnyTape;
+use crate::weight::Weight;
 
 /// y = (x − mean(x)) / √(var(x) + ε) ⊙ w + b. x is (positions, width), w and b are (1, width).
 pub(crate) fn layer_norm<T: AnyTape>(

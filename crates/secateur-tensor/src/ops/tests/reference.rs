@@ -3,7 +3,7 @@
 use dfdx::prelude::*;
 
 use crate::AnyTape;
-use crate::activations::cpu::dfdx_cpu;
+use crate::activations::dfdx_cpu;
 use crate::ops::{AttentionHeads, RotaryTables, TokenScore, TokenTarget};
 
 /// Activations of one sequence, or a weight.
