@@ -223,17 +223,17 @@ fn room_on_a_gpu_changes_no_bit() {
         (walk::token_scores(&model, &rows), scores)
     };
     let roomy = found();
-    secateur_tensor::resident::set_capacity(0);
+    secateur_tensor::gpu_weight_cache::set_capacity(0);
     assert!(found() == roomy, "without room");
     // some of it stays
-    secateur_tensor::resident::set_capacity(100_000);
+    secateur_tensor::gpu_weight_cache::set_capacity(100_000);
     assert!(found() == roomy, "with a little room");
     // the weights of another model go where both find no room
     let bytes = model
         .weights_used_by_walk()
         .map(|weight| 4 * weight.len() as u64)
         .sum::<u64>();
-    secateur_tensor::resident::set_capacity(bytes + bytes / 2);
+    secateur_tensor::gpu_weight_cache::set_capacity(bytes + bytes / 2);
     walk::token_scores(&model, &rows);
     assert!(model.blocks.iter().all(|block| block.is_on_gpu()));
     let other = support::tiny();
@@ -242,7 +242,7 @@ fn room_on_a_gpu_changes_no_bit() {
         other.blocks.iter().all(|block| block.is_on_gpu())
             && !model.blocks.iter().any(|block| block.is_on_gpu())
     );
-    assert!(secateur_tensor::resident::resident_bytes() <= bytes);
+    assert!(secateur_tensor::gpu_weight_cache::resident_bytes() <= bytes);
     secateur_tensor::select_device(Device::Cpu).unwrap();
     for (on_gpu, on_cpu) in roomy.1.iter().zip(found().1) {
         for (a, b) in on_gpu

@@ -6,8 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use super::hooks::BlockHooks;
 use super::wiring::BlockTensor;
+use secateur_tensor::gpu_weight_cache::GpuLease;
 use secateur_tensor::ops::{self, AttentionHeads, KvCache, PackLayout};
-use secateur_tensor::resident::GpuLease;
 use secateur_tensor::{Activations, AnyTape, Weight};
 
 /// The weights of one block. Clones share memory.

@@ -1,48 +1,52 @@
-//! Where tensors live, activations there, and how weights are held. The only generic in the models is the tape.
+//! Activations on the device of the current thread.
 
 use std::borrow::Cow;
 
-use dfdx::prelude::{Cpu, Merge, NoneTape, OwnedTape, Tape};
+use dfdx::prelude::NoneTape;
 
-pub mod cpu;
-pub mod gpu;
+use crate::gpu;
+use crate::tape::{AnyTape, GradientTape};
 
-/// A tape that records; the other is [`NoneTape`]. dfdx's tape keeps the order of the operations on either device.
-pub type GradientTape = OwnedTape<f32, Cpu>;
+mod cpu_activations;
+mod gpu_activations;
 
-/// What the models ask of a tape.
-pub trait AnyTape: Tape<f32, Cpu> + Merge<Self> + 'static {}
-impl<T: Tape<f32, Cpu> + Merge<T> + 'static> AnyTape for T {}
+pub(crate) use cpu_activations::{CpuActivations, SavedActivations, dfdx_cpu};
+pub(crate) use gpu_activations::{GpuActivations, with_gradient_store};
 
-/// Activations, (positions, width), where the operations of this thread are carried out.
+/// Tokens of a pack, the unit of work of one operation. Larger packs let matrix products read each weight
+/// from memory less often; smaller packs keep a block's activations small. Gradients are added pack by
+/// pack, so results depend on this number.
+pub const PACK_TOKENS: usize = 2048;
+
+/// Activations, (positions, width), in the memory of the CPU or of the GPU.
 #[derive(Clone, Debug)]
 pub enum Activations<T = NoneTape> {
-    Cpu(cpu::CpuActivations<T>),
-    Gpu(gpu::GpuActivations<T>),
+    Cpu(CpuActivations<T>),
+    Gpu(GpuActivations<T>),
 }
 
-/// A gradient, of its weight's shape.
+/// The gradient of a weight, of the weight's shape.
 pub type Gradient = Activations;
 
 impl Activations {
-    /// Activations from row-major values.
+    /// Activations from row-major values, on the device of the current thread.
     ///
     /// # Panics
     /// If `values` does not hold `rows * cols` numbers.
     pub fn new(values: Vec<f32>, rows: usize, cols: usize) -> Self {
         if gpu::is_selected() {
-            gpu::activations_from_vec(values, rows, cols).into()
+            GpuActivations::from_vec(values, rows, cols).into()
         } else {
-            cpu::activations_from_vec(values, rows, cols).into()
+            CpuActivations::from_vec(values, rows, cols).into()
         }
     }
 
-    /// The same activations where a tape begins.
+    /// The same activations with a new recording tape.
     pub fn with_gradient_tape(&self) -> Activations<GradientTape> {
         self.with_empty_tape()
     }
 
-    /// The values, row-major: without a copy where the CPU's memory holds them and nobody else does.
+    /// The values, row-major. Copies only if the values are on a GPU or shared.
     pub fn into_vec(self) -> Vec<f32> {
         match self {
             Self::Cpu(x) => x.into_vec(),
@@ -60,12 +64,12 @@ impl<T> Activations<T> {
         }
     }
 
-    /// Numbers of each position.
+    /// Elements of each position.
     pub fn width(&self) -> usize {
         self.shape().1
     }
 
-    /// The numbers themselves: borrowed on the CPU, copied from a GPU.
+    /// The values, row-major: borrowed on the CPU, copied from a GPU.
     pub fn values(&self) -> Cow<'_, [f32]> {
         match self {
             Self::Cpu(x) => Cow::Borrowed(x.values()),
@@ -73,7 +77,8 @@ impl<T> Activations<T> {
         }
     }
 
-    /// The same activations on an empty tape.
+    /// The same activations with an empty tape. Their gradients are added: an operation that reads them
+    /// several times takes one tape from each reader and merges them.
     pub fn with_empty_tape<U: AnyTape>(&self) -> Activations<U> {
         match self {
             Self::Cpu(x) => Activations::Cpu(x.with_empty_tape()),
@@ -81,42 +86,38 @@ impl<T> Activations<T> {
         }
     }
 
-    /// In the CPU's memory.
-    pub(crate) fn into_cpu(self) -> cpu::CpuActivations<T> {
+    /// For an operation whose first operand is on the CPU.
+    pub(crate) fn into_cpu(self) -> CpuActivations<T> {
         match self {
             Self::Cpu(x) => x,
-            Self::Gpu(_) => unreachable!("what an operation works on lies in one place"),
+            Self::Gpu(_) => unreachable!("all operands of an operation are on one device"),
         }
     }
 
-    /// On the GPU.
-    pub(crate) fn into_gpu(self) -> gpu::GpuActivations<T> {
+    /// For an operation whose first operand is on the GPU.
+    pub(crate) fn into_gpu(self) -> GpuActivations<T> {
         match self {
             Self::Gpu(x) => x,
-            Self::Cpu(_) => unreachable!("what an operation works on lies in one place"),
+            Self::Cpu(_) => unreachable!("all operands of an operation are on one device"),
         }
     }
 }
 
-impl<T> From<cpu::CpuActivations<T>> for Activations<T> {
-    fn from(x: cpu::CpuActivations<T>) -> Self {
+impl<T> From<CpuActivations<T>> for Activations<T> {
+    fn from(x: CpuActivations<T>) -> Self {
         Self::Cpu(x)
     }
 }
 
-impl<T> From<gpu::GpuActivations<T>> for Activations<T> {
-    fn from(x: gpu::GpuActivations<T>) -> Self {
+impl<T> From<GpuActivations<T>> for Activations<T> {
+    fn from(x: GpuActivations<T>) -> Self {
         Self::Gpu(x)
     }
 }
 
-/// Values alone.
+/// Compares shapes and values, not tapes.
 impl PartialEq for Activations {
     fn eq(&self, other: &Self) -> bool {
         self.shape() == other.shape() && self.values() == other.values()
     }
 }
-
-/// Tokens that are worked on at once: enough that a product of matrices pays for the way to memory, and few enough that a
-/// block's activations stay small. Sums are taken pack by pack, so results depend on it.
-pub const PACK_TOKENS: usize = 2048;

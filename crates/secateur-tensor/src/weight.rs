@@ -1,4 +1,4 @@
-//! How a weight is held: in memory, or on disk until an operation asks for it. Clones share what they hold.
+//! A weight: in memory, or in a file until an operation reads it. Clones share what they hold.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -7,22 +7,20 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::activations::gpu::GpuMatrix;
-use crate::resident::{self, GpuLease, GpuWeight};
-
 /// A weight: a matrix (rows = outputs, cols = inputs), or a vector as one row.
 #[derive(Clone, Debug)]
 pub struct Weight {
     rows: usize,
     cols: usize,
     store: WeightStore,
-    /// How a GPU holds it.
+    /// The element type in which a GPU holds it.
     precision: Precision,
-    /// Names the values in this precision: two weights of one name are one on a GPU.
+    /// Shared by the clones of a weight, and by no weight with other values or another precision: the key
+    /// of the weight on a GPU.
     identity: Arc<()>,
 }
 
-/// The element in which a GPU holds and multiplies a matrix; products accumulate in f32.
+/// The element type in which a GPU holds and multiplies a matrix; products accumulate in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -46,7 +44,7 @@ impl Precision {
 enum WeightStore {
     /// Plain memory, so that the CPU's operations read it in place.
     Memory(Arc<Vec<f32>>),
-    /// A tensor of a file, and what is done to it whenever it is read.
+    /// A tensor of a file, and the edits that are applied each time it is read.
     File {
         tensor: Arc<dyn WeightFile>,
         edits: Vec<WeightEdit>,
@@ -55,16 +53,16 @@ enum WeightStore {
 
 /// A matrix in a file.
 pub trait WeightFile: std::fmt::Debug + Send + Sync {
-    /// All of it, row-major, widened to f32.
+    /// All values, row-major, converted to f32.
     fn read(&self) -> Result<Vec<f32>, WeightReadError>;
-    /// Some rows of it.
+    /// Some rows, in the order given.
     fn read_rows(&self, rows: &[usize]) -> Result<Vec<f32>, WeightReadError>;
-    /// Columns of the matrix as it is in the file.
+    /// Columns of the matrix in the file.
     fn cols(&self) -> usize;
 }
 
-/// A file that was whole when it was opened cannot be read any more. Operations have no way to say so: they panic with
-/// this, and the stage that they belong to fails.
+/// A file that was complete when it was opened cannot be read any more. Operations return no errors: they
+/// panic with this value, and the stage that called them catches it and fails.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot read `{tensor}` of `{path}` any more: {message}")]
 pub struct WeightReadError {
@@ -73,7 +71,7 @@ pub struct WeightReadError {
     pub message: String,
 }
 
-/// What a weight on disk has gone through.
+/// A change to a weight in a file.
 #[derive(Clone, Debug)]
 enum WeightEdit {
     KeepRows(Arc<[usize]>),
@@ -81,7 +79,7 @@ enum WeightEdit {
     AddLowRank(LowRank),
 }
 
-/// scale · B · A, to be added to a weight.
+/// scale · B · A, a matrix (outputs, inputs) to be added to a weight.
 #[derive(Clone, Debug)]
 pub struct LowRank {
     /// (rank, inputs)
@@ -101,16 +99,13 @@ impl Weight {
         Self::from_store(WeightStore::Memory(Arc::new(values)), rows, cols)
     }
 
-    /// A weight that stays on disk.
+    /// A weight that is read from its file at each use.
     pub fn from_file(tensor: Arc<dyn WeightFile>, rows: usize, cols: usize) -> Self {
-        Self::from_store(
-            WeightStore::File {
-                tensor,
-                edits: Vec::new(),
-            },
-            rows,
-            cols,
-        )
+        let store = WeightStore::File {
+            tensor,
+            edits: Vec::new(),
+        };
+        Self::from_store(store, rows, cols)
     }
 
     fn from_store(store: WeightStore, rows: usize, cols: usize) -> Self {
@@ -123,7 +118,7 @@ impl Weight {
         }
     }
 
-    /// The same weight, held by a GPU in this precision. What becomes of it later is held so too.
+    /// The same weight, held by a GPU in this precision. Edited copies keep the precision.
     pub fn with_precision(self, precision: Precision) -> Self {
         Self {
             precision,
@@ -132,13 +127,13 @@ impl Weight {
         }
     }
 
-    /// How a GPU holds it.
+    /// The element type in which a GPU holds it.
     pub fn precision(&self) -> Precision {
         self.precision
     }
 
-    /// What names it.
-    pub(super) fn identity(&self) -> &Arc<()> {
+    /// The key of the weight on a GPU, by its address.
+    pub(crate) fn identity(&self) -> &Arc<()> {
         &self.identity
     }
 
@@ -165,45 +160,34 @@ impl Weight {
         matches!(self.store, WeightStore::File { .. })
     }
 
-    /// The values, row-major; borrowed from memory, else read.
+    /// The values, row-major: borrowed from memory, or read from the file.
     ///
     /// # Panics
-    /// With [`Unreadable`].
+    /// With [`WeightReadError`] if the file cannot be read.
     pub fn values(&self) -> Cow<'_, [f32]> {
         match &self.store {
             WeightStore::Memory(values) => Cow::Borrowed(values),
-            WeightStore::File {
-                tensor,
-                edits: steps,
-            } => {
-                let start = (values_or_panic(tensor.read()), tensor.cols());
-                let (values, _) = steps
-                    .iter()
-                    .fold(start, |(values, cols), step| step.apply(values, cols));
-                Cow::Owned(values)
+            WeightStore::File { tensor, edits } => {
+                let values = values_or_panic(tensor.read());
+                Cow::Owned(apply_edits(edits, values, tensor.cols()))
             }
         }
     }
 
-    /// Some rows, in the order given.
+    /// Some rows, in the order given. Reads only these where no edit needs the others.
     ///
     /// # Panics
-    /// With [`Unreadable`], or if there is no such row.
+    /// With [`WeightReadError`] if the file cannot be read, or if there is no such row.
     pub fn gather_rows(&self, rows: &[usize]) -> Vec<f32> {
+        let keeps_rows = |edits: &[WeightEdit]| {
+            let mut edits = edits.iter();
+            edits.all(|edit| matches!(edit, WeightEdit::KeepCols(_)))
+        };
         match &self.store {
-            WeightStore::File {
-                tensor,
-                edits: steps,
-            } if steps
-                .iter()
-                .all(|step| matches!(step, WeightEdit::KeepCols(_))) =>
-            {
+            WeightStore::File { tensor, edits } if keeps_rows(edits) => {
                 assert!(rows.iter().all(|&row| row < self.rows), "no such row");
-                let start = (values_or_panic(tensor.read_rows(rows)), tensor.cols());
-                steps
-                    .iter()
-                    .fold(start, |(values, cols), step| step.apply(values, cols))
-                    .0
+                let values = values_or_panic(tensor.read_rows(rows));
+                apply_edits(edits, values, tensor.cols())
             }
             _ => copy_rows(&self.values(), self.cols, rows),
         }
@@ -220,7 +204,7 @@ impl Weight {
         }
     }
 
-    /// The memory itself, to be kept alive by an operation that runs later.
+    /// The values as shared memory, for a backward step that runs later.
     pub(crate) fn shared_values(&self) -> Arc<Vec<f32>> {
         match &self.store {
             WeightStore::Memory(values) => values.clone(),
@@ -228,27 +212,7 @@ impl Weight {
         }
     }
 
-    /// The weight on the GPU, in its precision.
-    pub(crate) fn to_gpu(&self) -> GpuWeight {
-        resident::get_or_upload(self)
-    }
-
-    /// The weight on the GPU, in f32.
-    pub(crate) fn to_gpu_f32(&self) -> GpuMatrix {
-        self.to_gpu().into_f32()
-    }
-
-    /// Whether it is on the GPU, to stay or for a while.
-    pub fn is_on_gpu(&self) -> bool {
-        resident::is_on_gpu(self)
-    }
-
-    /// The weight on the GPU for as long as this is held, if this thread computes there.
-    pub fn lease_on_gpu(&self) -> Option<GpuLease> {
-        resident::lease(self)
-    }
-
-    /// Changes the values in place, and in memory: an optimiser's step.
+    /// Changes the values in place, and keeps them in memory: an optimiser's step.
     pub fn update(&mut self, change: impl FnOnce(&mut [f32])) {
         *self = Self {
             identity: Arc::default(),
@@ -269,50 +233,43 @@ impl Weight {
         self.with_edit(WeightEdit::KeepCols(keep.into()), self.rows, keep.len())
     }
 
-    /// The weight with a product of two thin matrices added.
+    /// The weight plus a product of two thin matrices.
     pub fn add_low_rank(&self, low_rank: LowRank) -> Self {
         self.with_edit(WeightEdit::AddLowRank(low_rank), self.rows, self.cols)
     }
 
-    /// A step taken now, in memory, or whenever the weight is read.
-    fn with_edit(&self, step: WeightEdit, rows: usize, cols: usize) -> Self {
-        match &self.store {
+    /// Applies an edit now to a weight in memory, and at each read to a weight in a file.
+    fn with_edit(&self, edit: WeightEdit, rows: usize, cols: usize) -> Self {
+        let edited = match &self.store {
             WeightStore::Memory(_) => {
-                Self::new(step.apply_to_copy(&self.values(), self.cols), rows, cols)
+                Self::new(edit.apply_to_copy(&self.values(), self.cols), rows, cols)
             }
-            WeightStore::File {
-                tensor,
-                edits: steps,
-            } => {
-                let steps = steps.iter().cloned().chain([step]).collect();
-                Self::from_store(
-                    WeightStore::File {
-                        tensor: tensor.clone(),
-                        edits: steps,
-                    },
-                    rows,
-                    cols,
-                )
+            WeightStore::File { tensor, edits } => {
+                let store = WeightStore::File {
+                    tensor: tensor.clone(),
+                    edits: edits.iter().cloned().chain([edit]).collect(),
+                };
+                Self::from_store(store, rows, cols)
             }
-        }
-        .with_precision(self.precision)
+        };
+        edited.with_precision(self.precision)
     }
 }
 
 impl WeightEdit {
-    /// Of values in rows of `cols`.
+    /// The edited values of a row-major matrix with `cols` columns.
     fn apply_to_copy(&self, values: &[f32], cols: usize) -> Vec<f32> {
         match self {
             Self::KeepRows(keep) => copy_rows(values, cols, keep),
             Self::KeepCols(keep) => values
                 .chunks_exact(cols)
-                .flat_map(|row| keep.iter().map(|&c| row[c]))
+                .flat_map(|row| keep.iter().map(|&col| row[col]))
                 .collect(),
             Self::AddLowRank(_) => self.apply(values.to_vec(), cols).0,
         }
     }
 
-    /// The same, and how many columns there are then.
+    /// The edited values, in place where their number stays, and the number of columns.
     fn apply(&self, mut values: Vec<f32>, cols: usize) -> (Vec<f32>, usize) {
         match self {
             Self::KeepRows(_) => (self.apply_to_copy(&values, cols), cols),
@@ -322,31 +279,43 @@ impl WeightEdit {
                 values
                     .par_chunks_exact_mut(cols)
                     .zip(b_values.par_chunks_exact(b.cols()))
-                    .for_each(|(row, b)| {
-                        for (factor, a) in b.iter().zip(a_values.chunks_exact(cols)) {
-                            row.iter_mut()
-                                .zip(a)
-                                .for_each(|(w, a)| *w += scale * factor * a);
-                        }
-                    });
+                    .for_each(|(row, b_row)| add_low_rank_row(row, &a_values, b_row, *scale));
                 (values, cols)
             }
         }
     }
 }
 
+/// row += scale · (b_row · A). A is (rank, row.len()), b_row is (rank).
+fn add_low_rank_row(row: &mut [f32], a: &[f32], b_row: &[f32], scale: f32) {
+    for (b, a_row) in b_row.iter().zip(a.chunks_exact(row.len())) {
+        for (w, a) in row.iter_mut().zip(a_row) {
+            *w += scale * b * a;
+        }
+    }
+}
+
+/// Applies edits in their order to a row-major matrix with `cols` columns.
+fn apply_edits(edits: &[WeightEdit], values: Vec<f32>, cols: usize) -> Vec<f32> {
+    let unedited = (values, cols);
+    let (edited, _) = edits
+        .iter()
+        .fold(unedited, |(values, cols), edit| edit.apply(values, cols));
+    edited
+}
+
 fn copy_rows(values: &[f32], cols: usize, rows: &[usize]) -> Vec<f32> {
     rows.iter()
-        .flat_map(|&r| &values[r * cols..(r + 1) * cols])
+        .flat_map(|&row| &values[row * cols..(row + 1) * cols])
         .copied()
         .collect()
 }
 
 fn values_or_panic(read: Result<Vec<f32>, WeightReadError>) -> Vec<f32> {
-    read.unwrap_or_else(|unreadable| std::panic::panic_any(unreadable))
+    read.unwrap_or_else(|error| std::panic::panic_any(error))
 }
 
-/// Shape and values.
+/// As (rows, cols, values).
 impl Serialize for Weight {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         (self.rows, self.cols, &self.values()[..]).serialize(serializer)
@@ -366,6 +335,7 @@ impl<'de> Deserialize<'de> for Weight {
     }
 }
 
+/// Compares shapes and values.
 impl PartialEq for Weight {
     fn eq(&self, other: &Self) -> bool {
         (self.rows, self.cols) == (other.rows, other.cols) && self.values() == other.values()

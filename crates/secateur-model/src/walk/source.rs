@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::thread::ScopedJoinHandle;
 
 use crate::{Block, Model};
-use secateur_tensor::{gpu, resident};
+use secateur_tensor::{gpu, gpu_weight_cache};
 
 /// Calls `work` with each of these blocks, in memory, until it breaks.
 pub fn for_each_block(
@@ -16,7 +16,7 @@ pub fn for_each_block(
 ) {
     let mut layers = layers.peekable();
     if gpu::is_selected() {
-        resident::reserve_space(model.weights_used_by_walk());
+        gpu_weight_cache::reserve_space(model.weights_used_by_walk());
     }
     std::thread::scope(|scope| {
         let mut next_block: Option<ScopedJoinHandle<'_, Block>> = None;

@@ -5,7 +5,7 @@ use super::pack::Pack;
 use crate::wiring::BlockTensor;
 use crate::{Block, Model};
 use secateur_base::memory;
-use secateur_tensor::{gpu, memory_limit, ops, resident};
+use secateur_tensor::{gpu, gpu_weight_cache, memory_limit, ops};
 
 const F32_BYTES: u64 = size_of::<f32>() as u64;
 
@@ -23,7 +23,7 @@ pub fn lowest_taped_layer(
     let layers = model.blocks.len();
     let on_gpu = gpu::is_selected();
     let (weights_stay, bytes_to_upload) = if on_gpu {
-        resident::reserve_space(model.weights_used_by_walk())
+        gpu_weight_cache::reserve_space(model.weights_used_by_walk())
     } else {
         (!model.blocks.iter().any(Block::is_on_disk), 0)
     };
@@ -31,7 +31,10 @@ pub fn lowest_taped_layer(
         return layers;
     }
     let (limit, used) = match process_limit {
-        _ if on_gpu => (memory_limit(), resident::resident_bytes() + bytes_to_upload),
+        _ if on_gpu => (
+            memory_limit(),
+            gpu_weight_cache::resident_bytes() + bytes_to_upload,
+        ),
         Some(limit) => (limit, memory::resident_bytes()),
         None => return lowest_layer,
     };

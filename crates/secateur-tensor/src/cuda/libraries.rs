@@ -1,6 +1,8 @@
-//! CUDA's libraries, opened when a GPU is first asked for. cudarc links them, so without this a program built for CUDA would not
-//! even start on a machine that lacks one, and nobody could say what is missing. Every function that it calls is defined here
-//! instead, as a jump to where the library has it.
+//! CUDA's libraries, opened when a GPU is first used.
+//!
+//! cudarc links these libraries. A program built for CUDA would then not start on a machine that lacks one,
+//! and could not report which one is missing. So every function that cudarc calls is defined here, as a jump
+//! to the address of the function in the opened library.
 
 use std::error::Error;
 use std::ffi::{c_char, c_int, c_void};
@@ -9,63 +11,89 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
-use crate::DeviceError;
+use crate::device::DeviceError;
 
-/// A library: its name to the user, and to the loader, the newest first.
+/// A shared library.
 struct SharedLibrary {
+    /// Its name in messages.
     name: &'static str,
+    /// Its file names, the newest version first.
     files: &'static [&'static str],
+    /// The functions that are called, and where their addresses are stored.
     functions: &'static [(&'static str, &'static AtomicUsize)],
 }
 
-/// Defines functions that jump to where a library has them.
+/// Defines functions that jump to the functions of the same names in libraries.
 macro_rules! forward_to_library {
     ($($name:literal, [$($file:literal),+], [$($function:ident),+ $(,)?];)+) => {
         $($(
-            #[expect(non_snake_case, unsafe_code, reason = "the library's own names, and jumps in place of links")]
+            #[expect(
+                non_snake_case,
+                unsafe_code,
+                reason = "the names are the library's; a jump replaces a link"
+            )]
             mod $function {
-                /// Where the library has it.
-                pub static ADDRESS: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+                /// The address of the function in the library.
+                pub(super) static ADDRESS: std::sync::atomic::AtomicUsize =
+                    std::sync::atomic::AtomicUsize::new(0);
                 #[unsafe(naked)]
                 #[unsafe(no_mangle)]
                 unsafe extern "C" fn $function() {
                     #[cfg(target_arch = "x86_64")]
-                    std::arch::naked_asm!("jmp qword ptr [rip + {at}]", at = sym ADDRESS);
+                    std::arch::naked_asm!("jmp qword ptr [rip + {address}]", address = sym ADDRESS);
                     #[cfg(target_arch = "aarch64")]
-                    std::arch::naked_asm!("adrp x16, {at}", "ldr x16, [x16, :lo12:{at}]", "br x16", at = sym ADDRESS);
+                    std::arch::naked_asm!(
+                        "adrp x16, {address}",
+                        "ldr x16, [x16, :lo12:{address}]",
+                        "br x16",
+                        address = sym ADDRESS
+                    );
                 }
             }
         )+)+
         const LIBRARIES: &[SharedLibrary] = &[
-            $(SharedLibrary { name: $name, files: &[$($file),+], functions: &[$((stringify!($function), &$function::ADDRESS)),+] },)+
-            SharedLibrary { name: "NVRTC", files: &["libnvrtc.so.13", "libnvrtc.so.12"], functions: &[("nvrtcCreateProgram", &NVRTC_CREATE_PROGRAM)] },
+            $(SharedLibrary {
+                name: $name,
+                files: &[$($file),+],
+                functions: &[$((stringify!($function), &$function::ADDRESS)),+],
+            },)+
+            SharedLibrary {
+                name: "NVRTC",
+                files: &["libnvrtc.so.13", "libnvrtc.so.12"],
+                functions: &[("nvrtcCreateProgram", &NVRTC_CREATE_PROGRAM)],
+            },
         ];
     };
 }
 
 forward_to_library! {
     "NVIDIA's driver", ["libcuda.so.1"], [
-        cuCtxSetCurrent, cuDeviceGet, cuDeviceGetAttribute, cuDeviceGetCount, cuDeviceGetDefaultMemPool, cuDeviceGetName, cuDeviceTotalMem_v2, cuDevicePrimaryCtxRelease_v2,
-        cuDevicePrimaryCtxRetain, cuEventCreate, cuEventDestroy_v2, cuEventRecord, cuGetErrorString, cuInit, cuLaunchKernel,
-        cuMemAllocAsync, cuMemAlloc_v2, cuMemFreeAsync, cuMemFree_v2, cuMemGetInfo_v2, cuMemHostRegister_v2,
-        cuMemHostUnregister, cuMemPoolSetAttribute, cuMemcpyDtoDAsync_v2, cuMemcpyDtoD_v2, cuMemcpyDtoHAsync_v2, cuMemcpyDtoH_v2,
-        cuMemcpyHtoDAsync_v2, cuMemcpyHtoD_v2, cuMemsetD8Async, cuMemsetD8_v2, cuModuleGetFunction, cuModuleLoad,
-        cuModuleLoadData, cuModuleUnload, cuStreamCreate, cuStreamDestroy_v2, cuStreamSynchronize, cuStreamWaitEvent,
+        cuCtxSetCurrent, cuDeviceGet, cuDeviceGetAttribute, cuDeviceGetCount,
+        cuDeviceGetDefaultMemPool, cuDeviceGetName, cuDeviceTotalMem_v2,
+        cuDevicePrimaryCtxRelease_v2, cuDevicePrimaryCtxRetain, cuEventCreate,
+        cuEventDestroy_v2, cuEventRecord, cuGetErrorString, cuInit, cuLaunchKernel,
+        cuMemAllocAsync, cuMemAlloc_v2, cuMemFreeAsync, cuMemFree_v2, cuMemGetInfo_v2,
+        cuMemHostRegister_v2, cuMemHostUnregister, cuMemPoolSetAttribute, cuMemcpyDtoDAsync_v2,
+        cuMemcpyDtoD_v2, cuMemcpyDtoHAsync_v2, cuMemcpyDtoH_v2, cuMemcpyHtoDAsync_v2,
+        cuMemcpyHtoD_v2, cuMemsetD8Async, cuMemsetD8_v2, cuModuleGetFunction, cuModuleLoad,
+        cuModuleLoadData, cuModuleUnload, cuStreamCreate, cuStreamDestroy_v2,
+        cuStreamSynchronize, cuStreamWaitEvent,
     ];
     "cuBLAS", ["libcublas.so.13", "libcublas.so.12"], [
-        cublasCreate_v2, cublasDestroy_v2, cublasGemmEx, cublasGemmStridedBatchedEx, cublasGetProperty, cublasSetStream_v2,
-        cublasSgemmStridedBatched, cublasSgemm_v2,
+        cublasCreate_v2, cublasDestroy_v2, cublasGemmEx, cublasGemmStridedBatchedEx,
+        cublasGetProperty, cublasSetStream_v2, cublasSgemmStridedBatched, cublasSgemm_v2,
     ];
     "NVRTC", ["libnvrtc.so.13", "libnvrtc.so.12"], [
-        nvrtcCompileProgram, nvrtcDestroyProgram, nvrtcGetPTX, nvrtcGetPTXSize, nvrtcGetProgramLog, nvrtcGetProgramLogSize,
+        nvrtcCompileProgram, nvrtcDestroyProgram, nvrtcGetPTX, nvrtcGetPTXSize,
+        nvrtcGetProgramLog, nvrtcGetProgramLogSize,
     ];
 }
 
-/// Opens them all, once.
+/// Opens all libraries, once.
 ///
 /// # Errors
-/// If one is not there, or lacks a function.
-pub fn load_all() -> Result<(), DeviceError> {
+/// If one cannot be opened, or lacks a function.
+pub(super) fn load_all() -> Result<(), DeviceError> {
     static OPENED: OnceLock<Result<(), DeviceError>> = OnceLock::new();
     OPENED
         .get_or_init(|| LIBRARIES.iter().try_for_each(SharedLibrary::open))
@@ -74,8 +102,8 @@ pub fn load_all() -> Result<(), DeviceError> {
 
 impl SharedLibrary {
     fn open(&self) -> Result<(), DeviceError> {
-        let failed = |error: libloading::Error| {
-            // the loader's own words
+        let not_loaded = |error: libloading::Error| {
+            // the message of the system's loader, if there is one
             let message = error
                 .source()
                 .map_or_else(|| error.to_string(), ToString::to_string);
@@ -84,26 +112,23 @@ impl SharedLibrary {
                 message,
             }
         };
-        #[expect(
-            unsafe_code,
-            reason = "a library runs code of its own when it is opened"
-        )]
-        // SAFETY: these are NVIDIA's own; what others of their names do is not in our hands.
+        #[expect(unsafe_code, reason = "opening a library runs its initialisers")]
+        // SAFETY: the file names are those of NVIDIA's libraries, whose initialisers may run at any time.
         let open = |file: &&str| unsafe { Library::open(Some(*file), RTLD_NOW | RTLD_LOCAL) };
-        let mut found = open(&self.files[0]);
+        let mut opened = open(&self.files[0]);
         for file in &self.files[1..] {
-            // the newest is named where there is none
-            found = found.or_else(|error| open(file).map_err(|_| error));
+            // if no version opens, the error is that of the newest
+            opened = opened.or_else(|error| open(file).map_err(|_| error));
         }
-        let library = found.map_err(failed)?;
-        for (name, at) in self.functions {
-            #[expect(unsafe_code, reason = "an address is looked up")]
-            // SAFETY: it is taken for an address and nothing else.
+        let library = opened.map_err(not_loaded)?;
+        for (name, address) in self.functions {
+            #[expect(unsafe_code, reason = "looks up an address")]
+            // SAFETY: the symbol is used as an address alone.
             let function =
-                unsafe { library.get::<*const c_void>(name.as_bytes()) }.map_err(failed)?;
-            at.store(function.into_raw() as usize, Ordering::Release);
+                unsafe { library.get::<*const c_void>(name.as_bytes()) }.map_err(not_loaded)?;
+            address.store(function.into_raw() as usize, Ordering::Release);
         }
-        // it stays open as long as the program runs
+        // never closed: the jumps use it as long as the program runs
         std::mem::forget(library);
         Ok(())
     }
@@ -111,8 +136,9 @@ impl SharedLibrary {
 
 static NVRTC_CREATE_PROGRAM: AtomicUsize = AtomicUsize::new(0);
 
-/// What `cuda_fp16.h` has that dfdx's conversions use. dfdx looks for that header where it was when the program was built,
-/// which is another machine as a rule; a program is asked for with ours beside it.
+/// The part of `cuda_fp16.h` that dfdx's conversion kernels use. dfdx passes the path of that header on the
+/// machine on which the program was built, where it need not exist at run time; so the compiler is given this
+/// one in its place.
 const CUDA_FP16_HEADER: &std::ffi::CStr = c"
 struct __half {
     unsigned short bits;
@@ -131,8 +157,9 @@ type CreateProgram = unsafe extern "C" fn(
     *const *const c_char,
 ) -> c_int;
 
-/// NVRTC's function of this name, which hands it [`CUDA_FP16_HEADER`] too. cudarc never hands it any.
-#[expect(unsafe_code, reason = "stands in place of a link")]
+/// NVRTC's function of this name, called with [`CUDA_FP16_HEADER`] as an additional header: cudarc passes
+/// none.
+#[expect(unsafe_code, reason = "replaces a link")]
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nvrtcCreateProgram(
     program: *mut c_void,
@@ -142,11 +169,11 @@ unsafe extern "C" fn nvrtcCreateProgram(
     _: *const *const c_char,
     _: *const *const c_char,
 ) -> c_int {
-    // SAFETY: `open` has stored the function of this name, before any GPU was used.
+    // SAFETY: `SharedLibrary::open` has stored the address of this function before any GPU is used.
     let create = unsafe {
         std::mem::transmute::<usize, CreateProgram>(NVRTC_CREATE_PROGRAM.load(Ordering::Acquire))
     };
-    // SAFETY: what cudarc passes on, and one header that lives as long as the program.
+    // SAFETY: the arguments are those of cudarc, and one header that is a constant.
     unsafe {
         create(
             program,

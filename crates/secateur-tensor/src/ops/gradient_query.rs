@@ -10,9 +10,8 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::Gradient;
-use crate::activations::cpu;
-use crate::activations::gpu::GpuMatrix;
+use crate::activations::{CpuActivations, Gradient};
+use crate::gpu::GpuMatrix;
 
 /// The positions of one sample in a pack, and the factor of its gradient.
 #[derive(Clone, Debug, PartialEq)]
@@ -131,7 +130,7 @@ impl GradientResult {
     /// G from row-major values in the CPU's memory.
     pub(super) fn from_gradient(values: Vec<f32>, rows: usize, cols: usize) -> Self {
         Self::Gradient {
-            gradient: cpu::activations_from_vec(values, rows, cols).into(),
+            gradient: CpuActivations::from_vec(values, rows, cols).into(),
             squares: None,
         }
     }
@@ -144,8 +143,8 @@ impl GradientResult {
         cols: usize,
     ) -> Self {
         Self::Gradient {
-            gradient: cpu::activations_from_vec(gradient, rows, cols).into(),
-            squares: Some(cpu::activations_from_vec(squares, rows, cols).into()),
+            gradient: CpuActivations::from_vec(gradient, rows, cols).into(),
+            squares: Some(CpuActivations::from_vec(squares, rows, cols).into()),
         }
     }
 }

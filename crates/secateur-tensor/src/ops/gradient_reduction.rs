@@ -4,8 +4,9 @@ use super::gradient_query::{
     AxisSums, ElementScore, GradientQuery, GradientRequest, GradientResult, SumAxes,
 };
 use super::{cpu, gpu};
-use crate::activations::gpu::GpuMatrix;
-use crate::{Activations, Gradient, Weight};
+use crate::activations::{Activations, Gradient};
+use crate::gpu::GpuMatrix;
+use crate::weight::Weight;
 
 /// The sums of score(W, G, S) over the rows and the columns. All matrices have the weight's shape.
 pub fn axis_sums(

@@ -1,9 +1,10 @@
-//! Loops on the widest vector units that the processor has (the `pulp` crate chooses; the auto-vectoriser does the rest),
-//! and how rows are shared out among the cores. No sum depends on either: a row's sum belongs to one core, and always has
-//! the same lanes.
+//! Vectorised loops on the CPU, and how work is divided among the cores.
+//!
+//! `pulp` finds the widest vector instructions of the machine; the compiler's auto-vectoriser does the rest.
+//! No sum depends on either choice: one core computes the sum of a row, in a fixed number of lanes.
 
-/// Runs a loop on the widest vector units there are. Only what is compiled into the same code is compiled for these units:
-/// the closure, and what it calls, must be `#[inline(always)]`.
+/// Runs `work` compiled for the widest vector instructions of the machine. This holds only for code that is
+/// inlined into it: the closure, and what it calls, must be `#[inline(always)]`.
 #[inline(always)]
 pub fn dispatch_simd<R>(work: impl FnMut() -> R) -> R {
     struct Loop<F>(F);
@@ -17,27 +18,27 @@ pub fn dispatch_simd<R>(work: impl FnMut() -> R) -> R {
     pulp::Arch::new().dispatch(Loop(work))
 }
 
-/// Elements that are worth a task of their own.
-pub const ELEMENTS_PER_TASK: usize = 1 << 14;
+/// Elements of one task: enough that starting the task costs little.
+pub(crate) const ELEMENTS_PER_TASK: usize = 1 << 14;
 
-/// Rows of so many columns that are worth a task of their own.
-pub fn rows_per_task(cols: usize) -> usize {
+/// Rows of one task, for rows of `cols` elements.
+pub(crate) fn rows_per_task(cols: usize) -> usize {
     (ELEMENTS_PER_TASK / cols.max(1)).max(1)
 }
 
-/// Running sums, so that a sum is both fast and accurate.
-pub const LANES: usize = 16;
+/// Partial sums of a sum: they make it fast (one vector register or two) and accurate.
+pub(crate) const LANES: usize = 16;
 
 /// Σ a, in f64.
 #[inline(always)]
-pub fn sum_f64(a: &[f64]) -> f64 {
+pub(crate) fn sum_f64(a: &[f64]) -> f64 {
     let mut sums = [0.0f64; LANES];
-    let lanes = a.chunks_exact(LANES);
-    let rest: f64 = lanes.remainder().iter().sum();
-    for x in lanes {
-        for (s, x) in sums.iter_mut().zip(x) {
-            *s += x;
+    let chunks = a.chunks_exact(LANES);
+    let remainder: f64 = chunks.remainder().iter().sum();
+    for chunk in chunks {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            *sum += x;
         }
     }
-    sums.iter().sum::<f64>() + rest
+    sums.iter().sum::<f64>() + remainder
 }

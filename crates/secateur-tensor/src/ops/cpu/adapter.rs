@@ -1,161 +1,156 @@
-//! A linear layer with a low-rank adapter beside it (Hu et al. 2021), on the CPU:
-//! y = x · Wᵀ + scale · (mask ⊙ x) · Aᵀ · Bᵀ. The thin products go straight into the thick one's output.
+//! A linear layer with a low-rank adapter (Hu et al. 2021) on the CPU:
+//! y = x · Wᵀ + scale · (mask ⊙ x) · Aᵀ · Bᵀ. The products of the adapter are added to the output in place.
+
+use std::borrow::Cow;
 
 use rayon::prelude::*;
 
 use super::gemm::{MatrixView, OutputMode, Parallelism, matmul, scaled_matmul};
-use super::{gradient, linear};
-use crate::activations::cpu::{CpuActivations, activations_from_vec};
+use super::gradient::weight_gradient;
+use super::linear::linear_values;
+use crate::activations::CpuActivations;
+use crate::ops::adapter::AdapterInput;
+use crate::ops::gradient_query::GradientResult;
 use crate::ops::simd::ELEMENTS_PER_TASK;
-use crate::ops::{AdapterInput, GradientResult};
-use crate::{AnyTape, Weight};
+use crate::tape::AnyTape;
+use crate::weight::Weight;
 
 /// x is (positions, inputs), W is (outputs, inputs), y is (positions, outputs).
-pub fn linear_with_adapter<T: AnyTape>(
+pub(crate) fn linear_with_adapter<T: AnyTape>(
     x: CpuActivations<T>,
     weight: &Weight,
-    beside: AdapterInput<'_>,
+    adapter: AdapterInput<'_>,
 ) -> CpuActivations<T> {
     let (x, mut tape) = x.split_tape();
-    let ((n, inputs), outputs, rank) = (*x.shape(), weight.rows(), beside.a.rows());
-    let (w, a, b, scale) = (
+    let ((positions, inputs), outputs) = (*x.shape(), weight.rows());
+    let rank = adapter.a.rows();
+    let (w, a, b) = (
         weight.shared_values(),
-        beside.a.shared_values(),
-        beside.b.shared_values(),
-        beside.scale,
+        adapter.a.shared_values(),
+        adapter.b.shared_values(),
     );
-    let mask = beside.dropout_mask;
-    let low = match &mask {
-        Some(mask) => linear::linear_values(&apply_mask(x.values(), &mask()), n, &a, rank, inputs), // (positions, rank)
-        None => linear::linear_values(x.values(), n, &a, rank, inputs),
-    };
-    let mut y = linear::linear_values(x.values(), n, &w, outputs, inputs);
-    let b_across = MatrixView::column_major(&b, rank);
+    let (scale, dropout_mask) = (adapter.scale, adapter.dropout_mask);
+    // h = (mask ⊙ x) · Aᵀ, (positions, rank)
+    let mask = dropout_mask.as_ref().map(|mask| mask());
+    let masked_x = apply_mask(x.values(), mask.as_deref());
+    let hidden = linear_values(&masked_x, positions, &a, rank, inputs);
+    // y = x · Wᵀ + scale · h · Bᵀ
+    let mut y_values = linear_values(x.values(), positions, &w, outputs, inputs);
     scaled_matmul(
         Parallelism::AllCores,
         scale,
-        (n, outputs, rank),
-        &mut y,
+        (positions, outputs, rank),
+        &mut y_values,
         outputs,
         OutputMode::Accumulate,
-        MatrixView::row_major(&low, rank),
-        b_across,
+        MatrixView::row_major(&hidden, rank),
+        MatrixView::column_major(&b, rank),
     );
-    let y = activations_from_vec(y, n, outputs);
+    drop(masked_x);
+    let y = CpuActivations::from_vec(y_values, positions, outputs);
     if !T::OWNS_TAPE {
         return y.put_tape(tape);
     }
 
-    let (x_node, y_node, kept) = (x.node(), y.node(), x.save_for_backward());
-    let slots = beside
+    let (x_node, y_node, saved_x) = (x.node(), y.node(), x.save_for_backward());
+    let requests = adapter
         .gradient_requests
-        .map(|(a, b)| (a.clone(), b.clone()));
+        .map(|(a_request, b_request)| (a_request.clone(), b_request.clone()));
     tape.add_backward_op(move |gradients| {
-        let mask = mask.map(|mask| mask());
+        let mask = dropout_mask.map(|mask| mask());
         let dy = y_node.take_gradient(gradients)?;
-        let (dx, is_begun) = x_node.gradient_mut(gradients)?;
-        let into = if is_begun {
-            OutputMode::Accumulate
-        } else {
-            OutputMode::Overwrite
-        };
+        let (dx, has_begun) = x_node.gradient_mut(gradients)?;
+        // dx = dy · W + mask ⊙ (dh · A)
         matmul(
-            (n, inputs, outputs),
+            (positions, inputs, outputs),
             dx,
             inputs,
-            into,
+            OutputMode::accumulate_if(has_begun),
             MatrixView::row_major(&dy, outputs),
             MatrixView::row_major(&w, inputs),
         );
-        let mut d_low = vec![0.0; n * rank];
-        let b_rows = MatrixView::row_major(&b, rank);
+        // dh = scale · dy · B, (positions, rank)
+        let mut hidden_gradient = vec![0.0; positions * rank];
         scaled_matmul(
             Parallelism::AllCores,
             scale,
-            (n, rank, outputs),
-            &mut d_low,
+            (positions, rank, outputs),
+            &mut hidden_gradient,
             rank,
             OutputMode::Overwrite,
             MatrixView::row_major(&dy, outputs),
-            b_rows,
+            MatrixView::row_major(&b, rank),
         );
-        match &mask {
-            None => matmul(
-                (n, inputs, rank),
+        let adapter_dx = |dx: &mut [f32], output_mode| {
+            matmul(
+                (positions, inputs, rank),
                 dx,
                 inputs,
-                OutputMode::Accumulate,
-                MatrixView::row_major(&d_low, rank),
+                output_mode,
+                MatrixView::row_major(&hidden_gradient, rank),
                 MatrixView::row_major(&a, inputs),
-            ),
+            );
+        };
+        match &mask {
+            None => adapter_dx(dx, OutputMode::Accumulate),
             Some(mask) => {
-                let mut d_dropped = vec![0.0; n * inputs];
-                let (d_low, a) = (
-                    MatrixView::row_major(&d_low, rank),
-                    MatrixView::row_major(&a, inputs),
-                );
-                matmul(
-                    (n, inputs, rank),
-                    &mut d_dropped,
-                    inputs,
-                    OutputMode::Overwrite,
-                    d_low,
-                    a,
-                );
-                let parts = d_dropped
-                    .par_chunks(ELEMENTS_PER_TASK)
-                    .zip(mask.par_chunks(ELEMENTS_PER_TASK));
-                dx.par_chunks_mut(ELEMENTS_PER_TASK)
-                    .zip(parts)
-                    .for_each(|(dx, (d, mask))| {
-                        dx.iter_mut()
-                            .zip(d)
-                            .zip(mask)
-                            .for_each(|((dx, d), m)| *dx += d * m);
-                    });
+                let mut masked_x_gradient = vec![0.0; positions * inputs];
+                adapter_dx(&mut masked_x_gradient, OutputMode::Overwrite);
+                add_masked(dx, &masked_x_gradient, mask);
             }
         }
-        if let Some((slot_a, slot_b)) = slots {
-            let (mut da, mut db) = (vec![0.0; rank * inputs], vec![0.0; outputs * rank]);
-            let x = kept.values();
-            match &mask {
-                Some(mask) => gradient::weight_gradient(
-                    &mut da,
-                    (rank, inputs, n),
-                    &d_low,
-                    &apply_mask(&x, mask),
-                ),
-                None => gradient::weight_gradient(&mut da, (rank, inputs, n), &d_low, &x),
-            }
-            let dy_across = MatrixView::column_major(&dy, outputs);
+        if let Some((a_request, b_request)) = requests {
+            // dA = dhᵀ · (mask ⊙ x), dB = scale · dyᵀ · h
+            let x = saved_x.values();
+            let masked_x = apply_mask(&x, mask.as_deref());
+            let mut a_gradient = vec![0.0; rank * inputs];
+            let a_shape = (rank, inputs, positions);
+            weight_gradient(&mut a_gradient, a_shape, &hidden_gradient, &masked_x);
+            let mut b_gradient = vec![0.0; outputs * rank];
             scaled_matmul(
                 Parallelism::AllCores,
                 scale,
-                (outputs, rank, n),
-                &mut db,
+                (outputs, rank, positions),
+                &mut b_gradient,
                 rank,
                 OutputMode::Overwrite,
-                dy_across,
-                MatrixView::row_major(&low, rank),
+                MatrixView::column_major(&dy, outputs),
+                MatrixView::row_major(&hidden, rank),
             );
-            slot_a.set_result(GradientResult::from_gradient(da, rank, inputs));
-            slot_b.set_result(GradientResult::from_gradient(db, outputs, rank));
+            a_request.set_result(GradientResult::from_gradient(a_gradient, rank, inputs));
+            b_request.set_result(GradientResult::from_gradient(b_gradient, outputs, rank));
         }
         Ok(())
     });
     y.put_tape(tape)
 }
 
-fn apply_mask(x: &[f32], mask: &[f32]) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
-    out.par_chunks_mut(ELEMENTS_PER_TASK)
+/// mask ⊙ x; x itself without a mask.
+fn apply_mask<'x>(x: &'x [f32], mask: Option<&[f32]>) -> Cow<'x, [f32]> {
+    let Some(mask) = mask else {
+        return Cow::Borrowed(x);
+    };
+    let mut masked = vec![0.0; x.len()];
+    masked
+        .par_chunks_mut(ELEMENTS_PER_TASK)
         .zip(x.par_chunks(ELEMENTS_PER_TASK))
         .zip(mask.par_chunks(ELEMENTS_PER_TASK))
-        .for_each(|((out, x), mask)| {
-            out.iter_mut()
-                .zip(x)
-                .zip(mask)
-                .for_each(|((out, x), m)| *out = x * m);
+        .for_each(|((masked, x), mask)| {
+            for ((masked, x), m) in masked.iter_mut().zip(x).zip(mask) {
+                *masked = x * m;
+            }
         });
-    out
+    Cow::Owned(masked)
+}
+
+/// sum += mask ⊙ part
+fn add_masked(sum: &mut [f32], part: &[f32], mask: &[f32]) {
+    sum.par_chunks_mut(ELEMENTS_PER_TASK)
+        .zip(part.par_chunks(ELEMENTS_PER_TASK))
+        .zip(mask.par_chunks(ELEMENTS_PER_TASK))
+        .for_each(|((sum, part), mask)| {
+            for ((sum, part), m) in sum.iter_mut().zip(part).zip(mask) {
+                *sum += part * m;
+            }
+        });
 }

@@ -13,7 +13,7 @@ const BATCH_ELEMENTS: usize = 1 << 21;
 ///
 /// The rows are divided into bands whose size depends on `cols` alone, and the bands' sums are added in the
 /// order of the rows. So the bits do not depend on the number of threads.
-pub fn axis_sums(
+pub(crate) fn axis_sums(
     weights: &[f32],
     gradients: &[f32],
     squares: &[f32],

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::gradient::accumulate_sample_gradient;
-use crate::Weight;
 use crate::ops::gradient_query::{AxisSums, GradientQuery};
+use crate::weight::Weight;
 
 /// Answers column sums of W∘G without G: Σ_r W[r,c]·G[r,c] = Σ_t x[t,c]·δ[t,c], where x[t] = W[ids[t]] is the
 /// embedded token and δ, (positions, hidden), the gradient of x. None for any other query.
-pub fn embedding_column_sums(
+pub(crate) fn embedding_column_sums(
     embedding: &Weight,
     query: &GradientQuery,
     ids: &[u32],
@@ -36,7 +36,7 @@ pub fn embedding_column_sums(
 }
 
 /// G, (vocabulary, hidden), and the squares S if the query names samples.
-pub fn embedding_gradient(
+pub(crate) fn embedding_gradient(
     embedding: &Weight,
     query: &GradientQuery,
     ids: &[u32],

@@ -1,20 +1,24 @@
-//! The matrix product on the CPU: the `gemm` crate behind a safe face. The one place with unsafe code.
+//! The matrix product on the CPU: a safe interface to the `gemm` crate.
 //!
-//! Its bits depend neither on the number of threads nor, within the bounds below, on the rows beside a row; callers with
-//! fewer rows pad them (see `linear` and `attention`), so a batch cannot change a sample.
+//! Its bits depend neither on the number of threads nor, within the bounds of the constants below, on the
+//! other rows of a product. Callers with fewer rows pad them with zeros (`linear`, `attention`), so the
+//! results of one sample do not depend on the batch.
 
-/// gemm's matrix-vector paths, for few rows or columns, round otherwise than its matrix path.
-pub const MIN_STABLE_ROWS: usize = 8;
+/// gemm computes products with fewer rows or columns by matrix-vector kernels, which round differently.
+pub(crate) const MIN_STABLE_ROWS: usize = 8;
 
-/// Terms of a sum that gemm takes in one go, in their order, whatever the shape: zeros behind them change nothing.
-pub const SUM_CHUNK_TERMS: usize = 512;
+/// gemm adds up to this many terms of a sum in one pass, in their order, whatever the shape: appended zeros
+/// change nothing. Longer sums are cut, at places that depend on the shape.
+pub(crate) const SUM_CHUNK_TERMS: usize = 512;
 
-/// Elements of a product up to which gemm sums along the vector where the terms of both sides lie beside each other.
-pub const SMALL_PRODUCT_ELEMENTS: usize = 16 * 16;
+/// For products of up to this many elements, gemm adds in the lanes of a vector if the terms of both
+/// operands are contiguous. That rounds differently.
+pub(crate) const SMALL_PRODUCT_ELEMENTS: usize = 16 * 16;
 
-/// Rows of a product x · Wᵀ that has so many columns and sums of so many terms, from which on a row's bits are always the same.
-pub fn min_stable_rows(cols: usize, terms: usize) -> usize {
-    // up to 64 × 64 gemm cuts longer sums at 512 terms, and beyond at places that its caches decide
+/// The least number of rows of a product x · Wᵀ, with `cols` columns and sums of `terms` terms, with which
+/// the bits of a row do not depend on the number of rows.
+pub(crate) fn min_stable_rows(cols: usize, terms: usize) -> usize {
+    // Up to 64 × 64 elements gemm cuts long sums at 512 terms; above, at places that its cache sizes decide.
     if cols <= 64 && terms > SUM_CHUNK_TERMS {
         65
     } else {
@@ -22,26 +26,26 @@ pub fn min_stable_rows(cols: usize, terms: usize) -> usize {
     }
 }
 
-/// A matrix in memory: element (r, c) lies at `r * row + c * col`.
+/// A matrix in memory: element (r, c) is `data[r * row_stride + c * col_stride]`.
 #[derive(Clone, Copy)]
-pub struct MatrixView<'a> {
-    pub data: &'a [f32],
-    pub row_stride: usize,
-    pub col_stride: usize,
+pub(crate) struct MatrixView<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) row_stride: usize,
+    pub(crate) col_stride: usize,
 }
 
 impl<'a> MatrixView<'a> {
-    /// Row-major with `cols` columns, or with rows that lie so far apart.
-    pub fn row_major(data: &'a [f32], cols: usize) -> Self {
+    /// A row-major matrix whose rows begin `row_stride` elements apart.
+    pub(crate) fn row_major(data: &'a [f32], row_stride: usize) -> Self {
         Self {
             data,
-            row_stride: cols,
+            row_stride,
             col_stride: 1,
         }
     }
 
     /// The transpose of a row-major matrix with `cols` columns.
-    pub fn column_major(data: &'a [f32], cols: usize) -> Self {
+    pub(crate) fn column_major(data: &'a [f32], cols: usize) -> Self {
         Self {
             data,
             row_stride: 1,
@@ -49,8 +53,8 @@ impl<'a> MatrixView<'a> {
         }
     }
 
-    /// The transpose of this matrix, over the same memory.
-    fn transposed_view(self) -> Self {
+    /// The transpose, over the same memory.
+    pub(crate) fn transposed(self) -> Self {
         Self {
             row_stride: self.col_stride,
             col_stride: self.row_stride,
@@ -59,137 +63,137 @@ impl<'a> MatrixView<'a> {
     }
 }
 
-/// Who computes.
+/// Which cores compute a product.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Parallelism {
+pub(crate) enum Parallelism {
     AllCores,
-    /// This one: for products that are shared out themselves.
+    /// For products that are divided among the cores themselves.
     CurrentThread,
 }
 
-/// Where a product goes.
+/// How a product is stored.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum OutputMode {
+pub(crate) enum OutputMode {
     /// c = factor · a · b
     Overwrite,
     /// c += factor · a · b
     Accumulate,
 }
 
-/// `c = a · b`, or `c += a · b`: a is (m, k), b is (k, n), c is (m, n) with rows `stride` apart.
+impl OutputMode {
+    /// For a gradient that must be added to if it has begun, and written otherwise.
+    pub(crate) fn accumulate_if(has_begun: bool) -> Self {
+        if has_begun {
+            Self::Accumulate
+        } else {
+            Self::Overwrite
+        }
+    }
+}
+
+/// `c = a · b`, or `c += a · b`. For the shape (m, n, k), a is (m, k), b is (k, n), and c is (m, n) with rows
+/// `row_stride` elements apart.
 ///
 /// # Panics
-/// If a matrix does not hold its shape.
-pub fn matmul(
+/// If a slice is too short for its matrix.
+pub(crate) fn matmul(
     shape: (usize, usize, usize),
     c: &mut [f32],
-    stride: usize,
-    into: OutputMode,
+    row_stride: usize,
+    output_mode: OutputMode,
     a: MatrixView<'_>,
     b: MatrixView<'_>,
 ) {
-    scaled_matmul(Parallelism::AllCores, 1.0, shape, c, stride, into, a, b);
+    let cores = Parallelism::AllCores;
+    scaled_matmul(cores, 1.0, shape, c, row_stride, output_mode, a, b);
 }
 
-/// [`product`] on this core alone.
-pub fn matmul_single_thread(
+/// [`matmul`] on the current core alone.
+pub(crate) fn matmul_single_thread(
     shape: (usize, usize, usize),
     c: &mut [f32],
-    stride: usize,
-    into: OutputMode,
+    row_stride: usize,
+    output_mode: OutputMode,
     a: MatrixView<'_>,
     b: MatrixView<'_>,
 ) {
-    scaled_matmul(
-        Parallelism::CurrentThread,
-        1.0,
-        shape,
-        c,
-        stride,
-        into,
-        a,
-        b,
-    );
+    let cores = Parallelism::CurrentThread;
+    scaled_matmul(cores, 1.0, shape, c, row_stride, output_mode, a, b);
 }
 
-/// `cᵀ = (a · b)ᵀ`, c is (n, m) here: the same bits, and of a few rows `a` the quicker way, because gemm leaves `b` as it lies.
-pub fn matmul_transposed_output(
+/// `cᵀ = (a · b)ᵀ`: for the shape (m, n, k), c is (n, m). The same bits as [`matmul`]; faster for few rows of
+/// a, because gemm then reads b as it is.
+pub(crate) fn matmul_transposed_output(
     shape: (usize, usize, usize),
     c: &mut [f32],
     a: MatrixView<'_>,
     b: MatrixView<'_>,
 ) {
     assert!(shape.0 * shape.1 <= c.len());
-    strided_matmul(
-        Parallelism::AllCores,
-        1.0,
-        shape,
-        c,
-        (1, shape.0),
-        OutputMode::Overwrite,
-        a,
-        b,
-    );
+    let (cores, strides) = (Parallelism::AllCores, (1, shape.0));
+    strided_matmul(cores, 1.0, shape, c, strides, OutputMode::Overwrite, a, b);
 }
 
-/// [`product`], times a factor.
+/// [`matmul`] times a factor, on all cores or one.
 #[expect(clippy::too_many_arguments, reason = "the arguments of BLAS's gemm")]
-pub fn scaled_matmul(
+pub(crate) fn scaled_matmul(
     cores: Parallelism,
     factor: f32,
     shape: (usize, usize, usize),
     c: &mut [f32],
-    stride: usize,
-    into: OutputMode,
+    row_stride: usize,
+    output_mode: OutputMode,
     a: MatrixView<'_>,
     b: MatrixView<'_>,
 ) {
-    assert!(shape.1 <= stride);
-    strided_matmul(cores, factor, shape, c, (stride, 1), into, a, b);
+    assert!(shape.1 <= row_stride);
+    let strides = (row_stride, 1);
+    strided_matmul(cores, factor, shape, c, strides, output_mode, a, b);
 }
 
-/// Element (r, c) of the result lies at `r * row + c * col`.
+/// Element (r, c) of the result is `c[r * row_stride + c * col_stride]`. No two elements share a place.
 #[expect(clippy::too_many_arguments, reason = "the arguments of BLAS's gemm")]
 fn strided_matmul(
     cores: Parallelism,
     factor: f32,
     (m, n, k): (usize, usize, usize),
     c: &mut [f32],
-    (row, col): (usize, usize),
-    into: OutputMode,
+    (row_stride, col_stride): (usize, usize),
+    output_mode: OutputMode,
     a: MatrixView<'_>,
     b: MatrixView<'_>,
 ) {
     if m == 0 || n == 0 {
         return;
     }
-    assert!((m - 1) * row + (n - 1) * col < c.len());
+    assert!((m - 1) * row_stride + (n - 1) * col_stride < c.len());
     assert!(k == 0 || (m - 1) * a.row_stride + (k - 1) * a.col_stride < a.data.len());
     assert!(k == 0 || (k - 1) * b.row_stride + (n - 1) * b.col_stride < b.data.len());
     let parallelism = match cores {
         Parallelism::AllCores => gemm_common::Parallelism::Rayon(0),
         Parallelism::CurrentThread => gemm_common::Parallelism::None,
     };
-    // The microkernels write columns that lie together. A result whose rows lie together is
-    // computed as its transpose: cᵀ = bᵀ · aᵀ.
-    let (m, n, row, col, lhs, rhs) = if col < row {
-        (n, m, col, row, b.transposed_view(), a.transposed_view())
+    // The microkernels write contiguous columns. A result with contiguous rows is computed as its
+    // transpose: cᵀ = bᵀ · aᵀ.
+    let (m, n, row_stride, col_stride, lhs, rhs) = if col_stride < row_stride {
+        (n, m, col_stride, row_stride, b.transposed(), a.transposed())
     } else {
-        (m, n, row, col, a, b)
+        (m, n, row_stride, col_stride, a, b)
     };
     #[expect(
         unsafe_code,
         reason = "gemm takes pointers and strides; the assertions above keep them in bounds"
     )]
+    // SAFETY: every element that gemm reads or writes is within its slice, by the assertions above.
     unsafe {
         gemm_f32::gemm::f32::get_gemm_fn()(
             m,
             n,
             k,
             c.as_mut_ptr(),
-            col as isize,
-            row as isize,
-            into == OutputMode::Accumulate,
+            col_stride as isize,
+            row_stride as isize,
+            output_mode == OutputMode::Accumulate,
             lhs.data.as_ptr(),
             lhs.col_stride as isize,
             lhs.row_stride as isize,

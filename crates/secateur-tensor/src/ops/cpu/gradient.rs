@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use super::axis_sums::axis_sums;
 use super::gemm::{MatrixView, OutputMode, matmul, matmul_single_thread};
-use crate::activations::cpu::{CpuActivations, SavedActivations};
+use crate::activations::{CpuActivations, SavedActivations};
 use crate::ops::gradient_query::{
     AxisSums, ElementScore, GradientQuery, GradientRequest, GradientResult, SampleSpan, SumAxes,
 };
@@ -29,7 +29,7 @@ const SHARED_BAND_ELEMENTS: usize = 1 << 21;
 const CORE_BAND_ELEMENTS: usize = 1 << 17;
 
 /// A request, with what its result needs from the forward pass.
-pub struct CpuPendingGradient {
+pub(crate) struct CpuPendingGradient {
     request: GradientRequest,
     x: SavedActivations,
     /// y = x · Wᵀ, kept only if row sums of W∘G are wanted.
@@ -37,7 +37,7 @@ pub struct CpuPendingGradient {
 }
 
 impl CpuPendingGradient {
-    pub fn new(request: &GradientRequest, x: &CpuActivations, y: &CpuActivations) -> Self {
+    pub(crate) fn new(request: &GradientRequest, x: &CpuActivations, y: &CpuActivations) -> Self {
         let needs_y = matches!(
             request.query,
             GradientQuery::WeightTimesGradientSums(SumAxes { rows: true, .. })
@@ -50,7 +50,7 @@ impl CpuPendingGradient {
     }
 
     /// Computes the result. `delta` is δ, (n, outputs); `dx` is δ · W, (n, inputs).
-    pub fn resolve(
+    pub(crate) fn resolve(
         self,
         weight: &[f32],
         (outputs, inputs): (usize, usize),
@@ -261,7 +261,7 @@ fn band_rows(inputs: usize, elements: usize) -> usize {
 
 /// Adds a sample's gradient to G, and its scaled square to S: G += G_j, S += (scale · G_j)².
 #[inline(always)]
-pub fn accumulate_sample_gradient(
+pub(crate) fn accumulate_sample_gradient(
     gradient: &mut [f32],
     squares: &mut [f32],
     sample_gradient: &[f32],

@@ -1,115 +1,102 @@
-//! y = x · Wᵀ on the CPU. The frozen weight is plain memory; its gradient is made only where somebody asks, and only as
-//! much of it at a time as the question needs.
+//! y = x · Wᵀ on the CPU. The frozen weight is plain memory, read in place.
 
 use super::gemm::{MatrixView, OutputMode, matmul, matmul_transposed_output, min_stable_rows};
-use super::gradient;
-use crate::activations::cpu::{CpuActivations, activations_from_vec};
-use crate::ops::GradientRequest;
-use crate::{AnyTape, Weight};
+use super::gradient::CpuPendingGradient;
+use crate::activations::CpuActivations;
+use crate::ops::gradient_query::GradientRequest;
+use crate::tape::AnyTape;
+use crate::weight::Weight;
+
+/// With up to this many rows, gemm would spend longer on copying the weight into its own order than on the
+/// product. Then the transposed product is computed, which reads the weight as it is.
+const TRANSPOSED_OUTPUT_MAX_ROWS: usize = 32;
 
 /// y = x · Wᵀ. x is (positions, inputs), W is (outputs, inputs), y is (positions, outputs).
-pub fn linear<T: AnyTape>(
+pub(crate) fn linear<T: AnyTape>(
     x: CpuActivations<T>,
     weight: &Weight,
-    slot: Option<&GradientRequest>,
+    request: Option<&GradientRequest>,
 ) -> CpuActivations<T> {
     let (x, mut tape) = x.split_tape();
-    let ((n, inputs), outputs) = (*x.shape(), weight.rows());
-    let memory = weight.shared_values();
-    let y = activations_from_vec(
-        linear_values(x.values(), n, &memory, outputs, inputs),
-        n,
-        outputs,
-    );
+    let ((positions, inputs), outputs) = (*x.shape(), weight.rows());
+    let w = weight.shared_values();
+    let y_values = linear_values(x.values(), positions, &w, outputs, inputs);
+    let y = CpuActivations::from_vec(y_values, positions, outputs);
     if !T::OWNS_TAPE {
         return y.put_tape(tape);
     }
 
     let (x_node, y_node) = (x.node(), y.node());
-    let asked = slot.map(|slot| gradient::CpuPendingGradient::new(slot, &x, &y));
+    let pending = request.map(|request| CpuPendingGradient::new(request, &x, &y));
     tape.add_backward_op(move |gradients| {
         let dy = y_node.take_gradient(gradients)?;
-        let Some(asked) = asked else {
-            let (dx, is_begun) = x_node.gradient_mut(gradients)?;
-            let into = if is_begun {
-                OutputMode::Accumulate
-            } else {
-                OutputMode::Overwrite
-            };
+        // dx = dy · W
+        let input_gradient = |dx: &mut [f32], output_mode| {
             matmul(
-                (n, inputs, outputs),
+                (positions, inputs, outputs),
                 dx,
                 inputs,
-                into,
+                output_mode,
                 MatrixView::row_major(&dy, outputs),
-                MatrixView::row_major(&memory, inputs),
+                MatrixView::row_major(&w, inputs),
             );
+        };
+        let Some(pending) = pending else {
+            let (dx, has_begun) = x_node.gradient_mut(gradients)?;
+            input_gradient(dx, OutputMode::accumulate_if(has_begun));
             return Ok(());
         };
-        let mut dx = vec![0.0; n * inputs];
-        matmul(
-            (n, inputs, outputs),
-            &mut dx,
-            inputs,
-            OutputMode::Overwrite,
-            MatrixView::row_major(&dy, outputs),
-            MatrixView::row_major(&memory, inputs),
-        );
-        asked.resolve(&memory, (outputs, inputs), n, &dy, &dx);
+        // The query may need dx of this operation alone, so it is not added in place.
+        let mut dx = vec![0.0; positions * inputs];
+        input_gradient(&mut dx, OutputMode::Overwrite);
+        pending.resolve(&w, (outputs, inputs), positions, &dy, &dx);
         x_node.add_gradient(gradients, dx)
     });
     y.put_tape(tape)
 }
 
-/// Up to so many rows bringing the weight into another order, as gemm does, takes longer than the product.
-const TRANSPOSED_OUTPUT_MAX_ROWS: usize = 32;
-
-/// x · Wᵀ, of as many rows as x has.
+/// x · Wᵀ, (positions, outputs). The bits of a row do not depend on the other rows: few rows are padded with
+/// zeros to where gemm computes each row in the same way, see [`min_stable_rows`].
 pub(super) fn linear_values(
     x: &[f32],
-    n: usize,
+    positions: usize,
     weight: &[f32],
     outputs: usize,
     inputs: usize,
 ) -> Vec<f32> {
-    let rows = n.max(min_stable_rows(outputs, inputs));
+    let rows = positions.max(min_stable_rows(outputs, inputs));
     let padded: Vec<f32>;
-    let from = if n < rows {
-        padded = x
-            .iter()
-            .copied()
-            .chain(std::iter::repeat_n(0.0, (rows - n) * inputs))
-            .collect();
+    let x_rows = if positions < rows {
+        let zeros = std::iter::repeat_n(0.0, (rows - positions) * inputs);
+        padded = x.iter().copied().chain(zeros).collect();
         &padded[..]
     } else {
         x
     };
     let mut y = vec![0.0; rows * outputs];
     if rows <= TRANSPOSED_OUTPUT_MAX_ROWS {
-        let mut across = vec![0.0; outputs * rows];
+        let mut y_transposed = vec![0.0; outputs * rows];
         matmul_transposed_output(
             (rows, outputs, inputs),
-            &mut across,
-            MatrixView::row_major(from, inputs),
+            &mut y_transposed,
+            MatrixView::row_major(x_rows, inputs),
             MatrixView::column_major(weight, inputs),
         );
-        for (o, column) in across.chunks_exact(rows).enumerate() {
-            column
-                .iter()
-                .enumerate()
-                .for_each(|(i, value)| y[i * outputs + o] = *value);
+        for (output, column) in y_transposed.chunks_exact(rows).enumerate() {
+            for (row, value) in column.iter().enumerate() {
+                y[row * outputs + output] = *value;
+            }
         }
-        y.truncate(n * outputs);
-        return y;
+    } else {
+        matmul(
+            (rows, outputs, inputs),
+            &mut y,
+            outputs,
+            OutputMode::Overwrite,
+            MatrixView::row_major(x_rows, inputs),
+            MatrixView::column_major(weight, inputs),
+        );
     }
-    matmul(
-        (rows, outputs, inputs),
-        &mut y,
-        outputs,
-        OutputMode::Overwrite,
-        MatrixView::row_major(from, inputs),
-        MatrixView::column_major(weight, inputs),
-    );
-    y.truncate(n * outputs);
+    y.truncate(positions * outputs);
     y
 }

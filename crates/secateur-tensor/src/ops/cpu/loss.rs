@@ -1,83 +1,80 @@
-//! Cross entropy and log probabilities straight from the final hidden states, on the CPU: logits are made for a tile of rows
-//! at a time and only where a prediction is asked for, so no matrix of tokens × vocabulary exists. Sums are taken in f64.
+//! Cross entropy and log probabilities straight from the final hidden states, on the CPU.
+//!
+//! Logits are computed only at the positions of targets, for a tile of them at a time, so no matrix of
+//! (positions, vocabulary) exists. Sums over the vocabulary are in f64.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::gemm::{MatrixView, OutputMode, matmul};
-use super::gradient::accumulate_sample_gradient;
+use super::gradient::{accumulate_sample_gradient, column_dot_products};
+use super::linear::linear_values;
 use super::maths::{exp, max_or_nan};
-use super::{gradient, linear};
-use crate::Weight;
-use crate::activations::cpu::{CpuActivations, activations_from_vec};
-use crate::ops::simd::{ELEMENTS_PER_TASK, LANES, dispatch_simd};
-use crate::ops::{
-    AxisSums, GradientQuery, GradientRequest, GradientResult, SampleSpan, SumAxes, TokenScore,
-    TokenTarget,
+use crate::activations::CpuActivations;
+use crate::ops::gradient_query::{
+    AxisSums, GradientQuery, GradientRequest, GradientResult, SampleSpan, SumAxes,
 };
+use crate::ops::simd::{ELEMENTS_PER_TASK, LANES, dispatch_simd};
+use crate::ops::token_loss::{TokenScore, TokenTarget};
+use crate::weight::Weight;
 
 /// Elements of a tile of logits.
 const TILE_ELEMENTS: usize = 1 << 24;
 
-/// Rates the targets. x is the normed final hidden state, (positions, hidden); the head is (vocabulary, hidden).
-pub fn token_scores(x: &CpuActivations, head: &Weight, targets: &[TokenTarget]) -> Vec<TokenScore> {
-    let (weight, vocabulary) = (head.shared_values(), head.rows());
+/// Scores the targets. x is the final hidden state after its norm, (positions, hidden); the head is
+/// (vocabulary, hidden).
+pub(crate) fn token_scores(
+    x: &CpuActivations,
+    head: &Weight,
+    targets: &[TokenTarget],
+) -> Vec<TokenScore> {
+    let (w, vocabulary, width) = (head.shared_values(), head.rows(), head.cols());
     let mut scores = Vec::with_capacity(targets.len());
     for tile in targets.chunks(tile_rows(vocabulary)) {
-        let logits = linear::linear_values(
-            &target_rows(x, tile),
-            tile.len(),
-            &weight,
-            vocabulary,
-            head.cols(),
+        let x_rows = target_rows(x, tile);
+        let logits = linear_values(&x_rows, tile.len(), &w, vocabulary, width);
+        scores.par_extend(
+            tile.par_iter()
+                .zip(logits.par_chunks_exact(vocabulary))
+                .map(|(target, row)| score(row, target.token_id as usize)),
         );
-        let rated = tile
-            .par_iter()
-            .zip(logits.par_chunks_exact(vocabulary))
-            .map(|(target, row)| {
-                let logit = row[target.token_id as usize];
-                let (most, sum) = dispatch_simd(
-                    #[inline(always)]
-                    || max_and_exp_sum(row),
-                );
-                // the first of equals counts
-                let greedy = logit == most && !row[..target.token_id as usize].contains(&logit);
-                TokenScore {
-                    log_probability: f64::from(logit) - f64::from(most) - sum.ln(),
-                    is_greedy: greedy,
-                }
-            });
-        scores.par_extend(rated);
     }
     scores
 }
 
-/// The summed cross entropy of the targets, and the gradient of `scale` times it with respect to x. Two targets never share
-/// a position.
-pub fn cross_entropy(
+/// log p = logit − ln Σ exp(logits), and whether the token is the first with the largest logit.
+fn score(logits: &[f32], token_id: usize) -> TokenScore {
+    let logit = logits[token_id];
+    let (max, sum) = dispatch_simd(
+        #[inline(always)]
+        || max_and_exp_sum(logits),
+    );
+    TokenScore {
+        log_probability: f64::from(logit) - f64::from(max) - sum.ln(),
+        is_greedy: logit == max && !logits[..token_id].contains(&logit),
+    }
+}
+
+/// The cross entropy of the targets, summed, and the gradient of `scale` times it with respect to x. The
+/// targets are in the order of their positions, at most one for each.
+pub(crate) fn cross_entropy(
     x: &CpuActivations,
     head: &Weight,
     targets: &[TokenTarget],
     scale: f32,
-    slot: Option<&GradientRequest>,
-) -> (f64, Vec<f32>) {
-    let (weight, vocabulary, width) = (head.shared_values(), head.rows(), head.cols());
-    let mut dx = vec![0.0; x.values().len()];
+    request: Option<&GradientRequest>,
+) -> (f64, CpuActivations) {
+    let (w, vocabulary, width) = (head.shared_values(), head.rows(), head.cols());
+    let (positions, _) = *x.shape();
+    let mut dx = vec![0.0; positions * width];
     let mut nll = 0.0;
-    let mut reduced = slot.map(|slot| match slot.query {
-        GradientQuery::WeightTimesGradientSums(SumAxes { rows: false, .. }) => {
-            HeadGradientReduction::WeightTimesGradientColumnSums(vec![0.0; width])
-        }
-        _ => HeadGradientReduction::FullGradient(HeadGradientAccumulator::new(
-            slot,
-            vocabulary * width,
-        )),
-    });
-    for tile in tiles(targets, vocabulary, slot) {
-        let tile = &targets[tile];
-        let from = target_rows(x, tile);
-        let mut logits = linear::linear_values(&from, tile.len(), &weight, vocabulary, width);
+    let mut reduction =
+        request.map(|request| HeadGradientReduction::new(request, vocabulary, width));
+    for tile_range in tiles(targets, vocabulary, request) {
+        let tile = &targets[tile_range];
+        let x_rows = target_rows(x, tile);
+        let mut logits = linear_values(&x_rows, tile.len(), &w, vocabulary, width);
         let losses: Vec<f64> = tile
             .par_iter()
             .zip(logits.par_chunks_exact_mut(vocabulary))
@@ -89,226 +86,234 @@ pub fn cross_entropy(
             })
             .collect();
         nll += losses.iter().sum::<f64>();
-        let mut down = vec![0.0; from.len()];
-        let (delta, w) = (
-            MatrixView::row_major(&logits, vocabulary),
-            MatrixView::row_major(&weight, width),
-        );
+        // The logits have become their gradients δ, (targets, vocabulary); the rows of dx are δ · W.
+        let delta = logits;
+        let mut dx_rows = vec![0.0; x_rows.len()];
         matmul(
             (tile.len(), width, vocabulary),
-            &mut down,
+            &mut dx_rows,
             width,
             OutputMode::Overwrite,
-            delta,
-            w,
+            MatrixView::row_major(&delta, vocabulary),
+            MatrixView::row_major(&w, width),
         );
-        for (target, row) in tile.iter().zip(down.chunks_exact(width)) {
+        for (target, row) in tile.iter().zip(dx_rows.chunks_exact(width)) {
             dx[target.position * width..(target.position + 1) * width].copy_from_slice(row);
         }
-        match &mut reduced {
-            Some(HeadGradientReduction::WeightTimesGradientColumnSums(cols)) => {
-                let part = gradient::column_dot_products(&from, &down, width);
-                cols.iter_mut()
-                    .zip(part)
-                    .for_each(|(sum, part)| *sum += part);
-            }
-            Some(HeadGradientReduction::FullGradient(gradient)) => {
-                gradient.add((vocabulary, width), tile, &logits, &from)
-            }
-            None => {}
+        if let Some(reduction) = &mut reduction {
+            reduction.add_tile(tile, &delta, &x_rows, &dx_rows);
         }
     }
-    match (reduced, slot) {
-        (Some(HeadGradientReduction::WeightTimesGradientColumnSums(cols)), Some(slot)) => slot
-            .set_result(GradientResult::Sums(AxisSums {
-                rows: Vec::new(),
-                cols,
-            })),
-        (Some(HeadGradientReduction::FullGradient(gradient)), Some(slot)) => {
-            let (sum, squares) = gradient.finish();
-            let whole = |values| activations_from_vec(values, vocabulary, width).into();
-            slot.set_from_gradient(
-                head,
-                whole(sum),
-                slot.query.samples().map(|_| whole(squares)),
-            );
-        }
-        _ => {}
+    if let (Some(reduction), Some(request)) = (reduction, request) {
+        reduction.finish(request, head);
     }
-    (nll, dx)
+    (nll, CpuActivations::from_vec(dx, positions, width))
 }
 
-/// What is made of the head's gradient.
-enum HeadGradientReduction {
-    /// Σ over the rows of W∘G, which is Σ over the targets of x times its gradient.
-    WeightTimesGradientColumnSums(Vec<f64>),
-    FullGradient(HeadGradientAccumulator),
-}
-
-/// Rows of a tile: depends on the vocabulary alone.
+/// Targets of a tile. It depends on the vocabulary alone, so sums have the same order on every machine.
 fn tile_rows(vocabulary: usize) -> usize {
     (TILE_ELEMENTS / vocabulary).clamp(64, 4096)
 }
 
-/// Targets in tiles; of one sample each where gradients of samples are squared.
+/// Cuts the targets into tiles. If the query names samples, no tile has targets of two of them.
 fn tiles(
     targets: &[TokenTarget],
     vocabulary: usize,
-    slot: Option<&GradientRequest>,
+    request: Option<&GradientRequest>,
 ) -> Vec<Range<usize>> {
-    let samples = slot.and_then(|slot| slot.query.samples());
+    let samples = request.and_then(|request| request.query.samples());
+    // A tile may begin at these targets only, or a multiple of the tile's size behind one.
     let bounds: Vec<usize> = match samples {
         Some(samples) => {
-            let ends = samples
-                .iter()
-                .map(|s| targets.partition_point(|t| t.position < s.positions.end));
+            let ends = samples.iter().map(|sample| {
+                targets.partition_point(|target| target.position < sample.positions.end)
+            });
             std::iter::once(0).chain(ends).collect()
         }
         None => vec![0, targets.len()],
     };
-    let pieces = |b: &[usize]| {
-        let end = b[1];
-        (b[0]..end)
-            .step_by(tile_rows(vocabulary))
-            .map(move |first| first..(first + tile_rows(vocabulary)).min(end))
-    };
-    bounds.windows(2).flat_map(pieces).collect()
+    let rows = tile_rows(vocabulary);
+    let mut tiles = Vec::new();
+    for bound in bounds.windows(2) {
+        let (start, end) = (bound[0], bound[1]);
+        let starts = (start..end).step_by(rows);
+        tiles.extend(starts.map(|first| first..(first + rows).min(end)));
+    }
+    tiles
 }
 
-/// The rows of the positions that are asked.
+/// The rows of x at the targets' positions.
 fn target_rows(x: &CpuActivations, targets: &[TokenTarget]) -> Vec<f32> {
-    let width = x.shape().1;
+    let (_, width) = *x.shape();
     let mut rows = vec![0.0; targets.len() * width];
     rows.par_chunks_exact_mut(width)
         .zip(targets)
         .for_each(|(row, target)| {
-            row.copy_from_slice(
-                &x.values()[target.position * width..(target.position + 1) * width],
-            );
+            let elements = target.position * width..(target.position + 1) * width;
+            row.copy_from_slice(&x.values()[elements]);
         });
     rows
 }
 
-/// The largest logit, and Σ exp(logit − largest).
+/// The largest logit, and Σ exp(logit − largest) in f64.
 #[inline(always)]
-fn max_and_exp_sum(row: &[f32]) -> (f32, f64) {
-    let most = max_or_nan(row);
+fn max_and_exp_sum(logits: &[f32]) -> (f32, f64) {
+    let max = max_or_nan(logits);
     let mut sums = [0.0f64; LANES];
-    let lanes = row.chunks_exact(LANES);
-    let mut rest = 0.0;
-    for &l in lanes.remainder() {
-        rest += f64::from(exp(l - most));
+    let chunks = logits.chunks_exact(LANES);
+    let mut remainder = 0.0;
+    for &logit in chunks.remainder() {
+        remainder += f64::from(exp(logit - max));
     }
-    for l in lanes {
-        for (sum, &l) in sums.iter_mut().zip(l) {
-            *sum += f64::from(exp(l - most));
+    for chunk in chunks {
+        for (sum, &logit) in sums.iter_mut().zip(chunk) {
+            *sum += f64::from(exp(logit - max));
         }
     }
-    (most, sums.iter().sum::<f64>() + rest)
+    (max, sums.iter().sum::<f64>() + remainder)
 }
 
-/// The loss of a row of logits, which become its gradient times `scale`.
+/// −log p of the token. The row of logits becomes the gradient of `scale` times it: scale · (p − one_hot).
 #[inline(always)]
-fn loss_and_gradient(row: &mut [f32], id: usize, scale: f32) -> f64 {
-    let logit = row[id];
-    let (most, sum) = max_and_exp_sum(row);
+fn loss_and_gradient(row: &mut [f32], token_id: usize, scale: f32) -> f64 {
+    let token_logit = row[token_id];
+    let (max, sum) = max_and_exp_sum(row);
     let factor = (f64::from(scale) / sum) as f32;
-    for l in row.iter_mut() {
-        *l = exp(*l - most) * factor;
+    for logit in row.iter_mut() {
+        *logit = exp(*logit - max) * factor;
     }
-    row[id] -= scale;
-    f64::from(most) + sum.ln() - f64::from(logit)
+    row[token_id] -= scale;
+    f64::from(max) + sum.ln() - f64::from(token_logit)
 }
 
-/// The gradient of the head's weight, tile by tile; of each sample's own where they are squared.
+/// What is accumulated of the gradient G of the head W, tile by tile.
+enum HeadGradientReduction {
+    /// Σ_r W[r,c]·G[r,c] = Σ_t x[t,c]·dx[t,c], over the targets t: no G.
+    WeightTimesGradientColumnSums(Vec<f64>),
+    /// G.
+    FullGradient(HeadGradientAccumulator),
+}
+
+impl HeadGradientReduction {
+    fn new(request: &GradientRequest, vocabulary: usize, width: usize) -> Self {
+        match request.query {
+            GradientQuery::WeightTimesGradientSums(SumAxes { rows: false, .. }) => {
+                Self::WeightTimesGradientColumnSums(vec![0.0; width])
+            }
+            _ => Self::FullGradient(HeadGradientAccumulator::new(request, vocabulary, width)),
+        }
+    }
+
+    /// Adds a tile: δ of its logits, and its rows of x and of dx.
+    fn add_tile(&mut self, tile: &[TokenTarget], delta: &[f32], x_rows: &[f32], dx_rows: &[f32]) {
+        match self {
+            Self::WeightTimesGradientColumnSums(sums) => {
+                let parts = column_dot_products(x_rows, dx_rows, sums.len());
+                for (sum, part) in sums.iter_mut().zip(parts) {
+                    *sum += part;
+                }
+            }
+            Self::FullGradient(gradient) => gradient.add(tile, delta, x_rows),
+        }
+    }
+
+    fn finish(self, request: &GradientRequest, head: &Weight) {
+        match self {
+            Self::WeightTimesGradientColumnSums(cols) => {
+                let rows = Vec::new();
+                request.set_result(GradientResult::Sums(AxisSums { rows, cols }));
+            }
+            Self::FullGradient(accumulator) => {
+                let (gradient, squares) = accumulator.finish();
+                let to_gradient =
+                    |values| CpuActivations::from_vec(values, head.rows(), head.cols()).into();
+                let squares = request.query.samples().map(|_| to_gradient(squares));
+                request.set_from_gradient(head, to_gradient(gradient), squares);
+            }
+        }
+    }
+}
+
+/// G = Σ_j G_j of the head over the samples j, and S = Σ_j (scale_j · G_j)² if the query names samples.
 struct HeadGradientAccumulator {
+    vocabulary: usize,
+    width: usize,
+    /// Empty if the query names none.
     samples: Vec<SampleSpan>,
-    sum: Vec<f32>,
+    /// G, (vocabulary, width). With samples, of those that are complete.
+    gradient: Vec<f32>,
+    /// G_j of the current sample; empty without samples.
     sample_gradient: Vec<f32>,
+    /// S of the complete samples; empty without samples.
     squares: Vec<f32>,
-    /// The sample that `own` belongs to.
     current_sample: usize,
 }
 
 impl HeadGradientAccumulator {
-    fn new(slot: &GradientRequest, len: usize) -> Self {
-        let samples = slot
+    fn new(request: &GradientRequest, vocabulary: usize, width: usize) -> Self {
+        let samples = request
             .query
             .samples()
             .map_or_else(Vec::new, |samples| samples.to_vec());
-        let second = if samples.is_empty() { 0 } else { len };
+        let len = vocabulary * width;
+        let sample_len = if samples.is_empty() { 0 } else { len };
         Self {
+            vocabulary,
+            width,
             samples,
-            sum: vec![0.0; len],
-            sample_gradient: vec![0.0; second],
-            squares: vec![0.0; second],
+            gradient: vec![0.0; len],
+            sample_gradient: vec![0.0; sample_len],
+            squares: vec![0.0; sample_len],
             current_sample: 0,
         }
     }
 
-    fn add(
-        &mut self,
-        (vocabulary, width): (usize, usize),
-        tile: &[TokenTarget],
-        delta: &[f32],
-        from: &[f32],
-    ) {
-        let shape = (vocabulary, width, tile.len());
-        let (delta, from) = (
-            MatrixView::column_major(delta, vocabulary),
-            MatrixView::row_major(from, width),
-        );
-        if self.samples.is_empty() {
-            return matmul(
-                shape,
-                &mut self.sum,
-                width,
-                OutputMode::Accumulate,
-                delta,
-                from,
-            );
+    /// G += δᵀ · x over a tile, whose targets belong to one sample if there are samples.
+    fn add(&mut self, tile: &[TokenTarget], delta: &[f32], x_rows: &[f32]) {
+        if !self.samples.is_empty() {
+            let first_position = tile[0].position;
+            let mut samples = self.samples.iter();
+            let sample = samples
+                .position(|sample| sample.positions.contains(&first_position))
+                .unwrap_or(self.current_sample);
+            if sample != self.current_sample {
+                self.finish_sample();
+                self.current_sample = sample;
+            }
         }
-        let at = self
-            .samples
-            .iter()
-            .position(|s| s.positions.contains(&tile[0].position))
-            .unwrap_or(self.current_sample);
-        if at != self.current_sample {
-            self.finish_sample();
-            self.current_sample = at;
-        }
+        let sum = if self.samples.is_empty() {
+            &mut self.gradient
+        } else {
+            &mut self.sample_gradient
+        };
         matmul(
-            shape,
-            &mut self.sample_gradient,
-            width,
+            (self.vocabulary, self.width, tile.len()),
+            sum,
+            self.width,
             OutputMode::Accumulate,
-            delta,
-            from,
+            MatrixView::column_major(delta, self.vocabulary),
+            MatrixView::row_major(x_rows, self.width),
         );
     }
 
-    /// The sample at hand is complete.
+    /// Adds the current sample to G and S, and begins the next with zeros.
     fn finish_sample(&mut self) {
-        let Some(share) = self
-            .samples
-            .get(self.current_sample)
-            .map(|sample| sample.gradient_scale)
-        else {
+        let Some(sample) = self.samples.get(self.current_sample) else {
             return;
         };
-        let sums = self
-            .sum
+        let scale = sample.gradient_scale;
+        self.gradient
             .par_chunks_mut(ELEMENTS_PER_TASK)
-            .zip(self.squares.par_chunks_mut(ELEMENTS_PER_TASK));
-        sums.zip(self.sample_gradient.par_chunks_mut(ELEMENTS_PER_TASK))
-            .for_each(|((sum, squares), own)| {
-                accumulate_sample_gradient(sum, squares, own, share);
-                own.fill(0.0);
+            .zip(self.squares.par_chunks_mut(ELEMENTS_PER_TASK))
+            .zip(self.sample_gradient.par_chunks_mut(ELEMENTS_PER_TASK))
+            .for_each(|((gradient, squares), sample_gradient)| {
+                accumulate_sample_gradient(gradient, squares, sample_gradient, scale);
+                sample_gradient.fill(0.0);
             });
     }
 
     fn finish(mut self) -> (Vec<f32>, Vec<f32>) {
         self.finish_sample();
-        (self.sum, self.squares)
+        (self.gradient, self.squares)
     }
 }

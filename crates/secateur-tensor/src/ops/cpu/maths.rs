@@ -1,101 +1,111 @@
-//! What the CPU's loops are made of: sums over running sums, e^x, the logistic function. All of it is inlined, so that it is
-//! compiled for the vector units of whoever calls it.
+//! The parts of the CPU's loops: sums over lanes, e^x, the logistic function. All are inlined, so that they
+//! are compiled for the vector instructions of the loop that calls them.
 
 use crate::ops::simd::LANES;
 
 /// Σ a·b
 #[inline(always)]
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0f32; LANES];
-    let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest: f32 = a_lanes
+    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let remainder: f32 = a_chunks
         .remainder()
         .iter()
-        .zip(b_lanes.remainder())
+        .zip(b_chunks.remainder())
         .map(|(x, y)| x * y)
         .sum();
-    for (x, y) in a_lanes.zip(b_lanes) {
-        for ((s, x), y) in sums.iter_mut().zip(x).zip(y) {
-            *s += x * y;
+    for (x, y) in a_chunks.zip(b_chunks) {
+        for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
+            *sum += x * y;
         }
     }
-    sums.iter().sum::<f32>() + rest
+    sums.iter().sum::<f32>() + remainder
 }
 
 /// Σ a
 #[inline(always)]
-pub fn sum_f32(a: &[f32]) -> f32 {
+pub(crate) fn sum_f32(a: &[f32]) -> f32 {
     let mut sums = [0.0f32; LANES];
-    let lanes = a.chunks_exact(LANES);
-    let rest: f32 = lanes.remainder().iter().sum();
-    for x in lanes {
-        for (s, x) in sums.iter_mut().zip(x) {
-            *s += x;
+    let chunks = a.chunks_exact(LANES);
+    let remainder: f32 = chunks.remainder().iter().sum();
+    for chunk in chunks {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            *sum += x;
         }
     }
-    sums.iter().sum::<f32>() + rest
+    sums.iter().sum::<f32>() + remainder
 }
 
 #[inline(always)]
-fn larger_or_nan(x: f32, most: f32) -> f32 {
-    if x > most || x.is_nan() { x } else { most }
+fn larger_or_nan(x: f32, max: f32) -> f32 {
+    if x > max || x.is_nan() { x } else { max }
 }
 
-/// The largest of the numbers; NaN if one of them is.
+/// The largest of the numbers; NaN if one of them is NaN.
 #[inline(always)]
-pub fn max_or_nan(a: &[f32]) -> f32 {
-    let mut most = [f32::NEG_INFINITY; LANES];
-    let lanes = a.chunks_exact(LANES);
-    let rest = lanes
+pub(crate) fn max_or_nan(a: &[f32]) -> f32 {
+    let mut lane_max = [f32::NEG_INFINITY; LANES];
+    let chunks = a.chunks_exact(LANES);
+    let remainder_max = chunks
         .remainder()
         .iter()
-        .fold(f32::NEG_INFINITY, |most, &x| larger_or_nan(x, most));
-    for x in lanes {
-        for (m, &x) in most.iter_mut().zip(x) {
-            *m = larger_or_nan(x, *m);
+        .fold(f32::NEG_INFINITY, |max, &x| larger_or_nan(x, max));
+    for chunk in chunks {
+        for (max, &x) in lane_max.iter_mut().zip(chunk) {
+            *max = larger_or_nan(x, *max);
         }
     }
-    most.iter().fold(rest, |most, &x| larger_or_nan(x, most))
+    lane_max
+        .iter()
+        .fold(remainder_max, |max, &x| larger_or_nan(x, max))
 }
 
-/// e^x within two units in the last place, 0 below −87.3, without a branch: x = n·ln 2 + r, a polynomial in r, and n into the
-/// exponent (Cody and Waite 1980; coefficients of Moshier's Cephes, `expf`).
+/// e^x within two units in the last place, and 0 below −87.33, without a branch.
+///
+/// x = n·ln 2 + r with an integer n and |r| ≤ ½ ln 2; e^r is a polynomial in r, and 2ⁿ is written into the
+/// exponent (Cody and Waite 1980; the coefficients are those of `expf` in Moshier's Cephes).
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     const LOWEST: f32 = -87.33;
     const HIGHEST: f32 = 89.0;
-    /// 1.5 · 2²³: adding it rounds to an integer, which then stands in the lowest bits.
+    /// 1.5 · 2²³. Adding it rounds a number to an integer, which is then in the lowest bits of the sum.
     const ROUND: f32 = 12_582_912.0;
+    /// ln 2 in two parts: n · LN_2_HIGH is exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    // written so that NaN stays NaN
-    let low = if x < LOWEST { LOWEST } else { x };
-    let within = if low > HIGHEST { HIGHEST } else { low };
-    let shifted = within.mul_add(std::f32::consts::LOG2_E, ROUND);
+    // comparisons in this form let NaN pass
+    let above_lowest = if x < LOWEST { LOWEST } else { x };
+    let clamped = if above_lowest > HIGHEST {
+        HIGHEST
+    } else {
+        above_lowest
+    };
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, within));
-    let mut p = 1.987_569_1e-4f32;
-    for c in [
+    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, clamped));
+    let mut polynomial = 1.987_569_1e-4f32;
+    for coefficient in [
         1.398_2e-3,
         8.333_452e-3,
         4.166_579_6e-2,
         1.666_666_5e-1,
         0.5,
     ] {
-        p = p.mul_add(r, c);
+        polynomial = polynomial.mul_add(r, coefficient);
     }
-    let fraction = p.mul_add(r * r, r) + 1.0;
-    // 2ⁿ; two factors, because 2¹²⁸ is no number
-    let half = |n: u32| f32::from_bits(n << 23);
+    let exp_r = polynomial.mul_add(r * r, r) + 1.0;
+    // 2ⁿ as the product of two powers: n may be 128, and 2¹²⁸ is not an f32
+    let power_of_two = |biased_exponent: u32| f32::from_bits(biased_exponent << 23);
     let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
-    let first = exponent >> 1;
-    let value = fraction * half((first + 127) as u32) * half((exponent - first + 127) as u32);
+    let half = exponent >> 1;
+    let value =
+        exp_r * power_of_two((half + 127) as u32) * power_of_two((exponent - half + 127) as u32);
     if x < LOWEST { 0.0 } else { value }
 }
 
 /// 1 / (1 + e^−x)
 #[inline(always)]
-pub fn sigmoid(x: f32) -> f32 {
+pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
@@ -122,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_and_the_largest_see_every_number() {
+    fn sums_and_max_include_every_element() {
         let numbers: Vec<f32> = (0..37).map(|i| i as f32).collect();
         assert_eq!(dot(&numbers, &[2.0; 37]), 2.0 * 666.0);
         assert_eq!(max_or_nan(&numbers), 36.0);

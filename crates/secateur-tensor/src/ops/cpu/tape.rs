@@ -1,21 +1,13 @@
-//! Where the CPU's tapes begin and end: the embedding, and the run backward.
+//! Runs a tape of CPU operations backward.
 
 use dfdx::prelude::{Backward, Cpu, PutTape, Rank0, Tape, Tensor, ZerosTensor};
 
-use crate::activations::cpu::{CpuActivations, activations_from_vec, dfdx_cpu};
-use crate::{GradientTape, Weight};
+use crate::activations::{CpuActivations, dfdx_cpu};
+use crate::tape::GradientTape;
 
-/// The rows of the embedding that `ids` name: (positions, width).
-///
-/// # Panics
-/// If an id lies outside the vocabulary; whoever makes ids checks them.
-pub fn embed(weight: &Weight, ids: &[u32]) -> CpuActivations {
-    let rows: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
-    activations_from_vec(weight.gather_rows(&rows), ids.len(), weight.cols())
-}
-
-/// Runs the tape of `y` backward from the gradient `upstream` of `y`, (positions, width) row-major, and returns that of `x`.
-pub fn backward(
+/// Runs the tape of `y` backward from `upstream`, the gradient of `y`, row-major. Returns the gradient of
+/// `x`, row-major.
+pub(crate) fn backward(
     y: CpuActivations<GradientTape>,
     upstream: Vec<f32>,
     x: &CpuActivations,
@@ -23,11 +15,12 @@ pub fn backward(
     let (y, mut tape) = y.split_tape();
     let y_node = y.node();
     drop(y);
+    // dfdx begins at a scalar, and runs the last step first: that step sets the gradient of y.
     tape.add_backward_op(move |gradients| y_node.add_gradient(gradients, upstream));
-    let end: Tensor<Rank0, f32, Cpu> = dfdx_cpu().zeros();
-    let mut gradients = end.put_tape(tape).backward();
+    let scalar: Tensor<Rank0, f32, Cpu> = dfdx_cpu().zeros();
+    let mut gradients = scalar.put_tape(tape).backward();
     match x.node().take_gradient(&mut gradients) {
         Ok(gradient) => gradient,
-        Err(error) => panic!("dfdx keeps no gradient: {error}"),
+        Err(error) => panic!("dfdx could not allocate a gradient: {error}"),
     }
 }

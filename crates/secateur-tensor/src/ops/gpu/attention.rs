@@ -1,131 +1,116 @@
-//! Causal attention with rotary positions and grouped queries on a GPU, in f32 (Vaswani et al. 2017; Ainslie et al. 2023).
-//! Probabilities are made again on the way back (Dao et al. 2022), so that no scores are kept.
+//! Causal attention with rotary positions and grouped queries on a GPU, in f32 (Vaswani et al. 2017; Ainslie
+//! et al. 2023).
 
-use dfdx::prelude::*;
+use std::rc::Rc;
 
-use super::past::attend_with_cache;
-use super::product::{broadcast_per_row, row_sum_matrix};
-use super::spans::{AttentionBatch, AttentionPlan, HeadBatch};
-use crate::AnyTape;
-use crate::activations::gpu::{GpuActivations, GpuMatrix};
-use crate::ops::{AttentionHeads, PackLayout, gpu::GpuKvCache};
+use super::attention_plan::{AttentionBatch, AttentionPlan};
+use super::head_attention::{attend, attention_gradients};
+use super::kv_cache::{GpuKvCache, attend_with_cache};
+use crate::activations::GpuActivations;
+use crate::gpu::GpuMatrix;
+use crate::ops::layout::{AttentionHeads, PackLayout, Rotation};
+use crate::tape::AnyTape;
 
 /// See [`crate::ops::attention`].
-pub fn attention<T: AnyTape>(
+pub(crate) fn attention<T: AnyTape>(
     q: GpuActivations<T>,
     k: GpuActivations<T>,
     v: GpuActivations<T>,
     heads: AttentionHeads,
     layout: &PackLayout,
-    past: Option<&mut GpuKvCache>,
+    cache: Option<&mut GpuKvCache>,
 ) -> GpuActivations<T> {
-    let ((q, q_node, tape), (k, k_node, k_tape), (v, v_node, v_tape)) =
-        (q.into_parts(), k.into_parts(), v.into_parts());
-    let mut tape = tape.merge(k_tape).merge(v_tape);
-    if let Some(past) = past {
-        assert!(!T::OWNS_TAPE, "there is no way back through a cache");
-        return GpuActivations::from(attend_with_cache((q, k, v), heads, layout, past))
+    let (q, q_node, q_tape) = q.into_parts();
+    let (k, k_node, k_tape) = k.into_parts();
+    let (v, v_node, v_tape) = v.into_parts();
+    let mut tape = q_tape.merge(k_tape).merge(v_tape);
+    if let Some(cache) = cache {
+        assert!(
+            !T::OWNS_TAPE,
+            "there is no backward step through a cache or a shared prefix"
+        );
+        return GpuActivations::from(attend_with_cache(q, &k, &v, heads, layout, cache))
             .put_tape(tape);
     }
     let plan = AttentionPlan::for_layout(layout, heads.head_dim);
-    let (q, k) = (plan.rotation.apply_rotary(q), plan.rotation.apply_rotary(k));
-    let of_part = |part: &AttentionBatch| {
-        let (q, k, v) = (
-            part.to_query_heads(&q, heads),
-            part.to_key_heads(&k, heads),
-            part.to_key_heads(&v, heads),
-        );
-        part.restore_query_rows(attend(part, (q, &k, v), heads), heads)
+    let operands = RotatedOperands {
+        q: plan.rotation.rotate(q, Rotation::Forward),
+        k: plan.rotation.rotate(k, Rotation::Forward),
+        v,
+        heads,
+        plan,
     };
-    let o = plan
-        .batches
-        .iter()
-        .map(of_part)
-        .reduce(|sum, part| sum + part)
-        .unwrap_or_else(|| q.clone());
-    let o = GpuActivations::from(o);
+    let o = GpuActivations::from(operands.outputs());
     if !T::OWNS_TAPE {
         return o.put_tape(tape);
     }
 
     let (o_node, shape, outputs) = (o.node(), o.shape(), o.matrix().clone());
     tape.add_backward_op(move |_| {
-        let delta = o_node.take_gradient(shape);
-        for part in &plan.batches {
-            let on_heads = |x: &GpuMatrix| part.to_query_heads(x, heads);
-            let (q, k, v) = (
-                on_heads(&q),
-                part.to_key_heads(&k, heads),
-                part.to_key_heads(&v, heads),
-            );
-            let [dq, dk, dv] = attention_gradients(
-                part,
-                (q, k, v),
-                (on_heads(&outputs), part.to_gradient_heads(&delta, heads)),
-                heads,
-            );
-            q_node.add_gradient(
-                plan.rotation
-                    .undo_rotary(part.restore_query_rows(dq, heads)),
-            );
-            k_node.add_gradient(plan.rotation.undo_rotary(part.restore_key_rows(dk, heads)));
-            v_node.add_gradient(part.restore_key_rows(dv, heads));
+        let output_gradient = o_node.take_gradient(shape);
+        for batch in &operands.plan.batches {
+            let [dq, dk, dv] = operands.batch_gradients(batch, &outputs, &output_gradient);
+            q_node.add_gradient(dq);
+            k_node.add_gradient(dk);
+            v_node.add_gradient(dv);
         }
         Ok(())
     });
     o.put_tape(tape)
 }
 
-/// Outputs of query heads.
-pub fn attend(
-    part: &AttentionBatch,
-    (q, k, v): (HeadBatch, &HeadBatch, HeadBatch),
+/// Rotated queries and keys, and values, of a pack, (rows, heads · head_dim) each.
+struct RotatedOperands {
+    q: GpuMatrix,
+    k: GpuMatrix,
+    v: GpuMatrix,
     heads: AttentionHeads,
-) -> HeadBatch {
-    let shape = *q.shape();
-    let (raised, inverse) = unnormalised_softmax(part, q, k, heads);
-    let o = raised.matmul(v);
-    let rows = (shape.0 * shape.1, shape.2);
-    (o.reshape_like(&rows) * broadcast_per_row(inverse, rows)).reshape_like(&shape)
+    plan: Rc<AttentionPlan>,
 }
 
-/// exp(score − the row's largest), (heads, rows, keys), and 1 / their sum, (heads · rows, 1).
-fn unnormalised_softmax(
-    part: &AttentionBatch,
-    q: HeadBatch,
-    k: &HeadBatch,
-    heads: AttentionHeads,
-) -> (HeadBatch, GpuMatrix) {
-    let (of, rows, _) = *q.shape();
-    let across = k.clone().permute::<(usize, usize, usize), Axes3<0, 2, 1>>();
-    let scores = part.apply_causal_mask(
-        q.matmul(across) * (1.0 / (heads.head_dim as f32).sqrt()),
-        heads,
-    );
-    let shape = *scores.shape();
-    let most: Tensor<(usize,), f32, _> = scores.clone().max::<_, Axis<1>>();
-    let raised = (scores - most.broadcast_like::<_, Axis<1>>(&shape)).exp();
-    let inverse = row_sum_matrix(raised.clone()).recip();
-    (raised.reshape_like(&(of, rows, shape.1)), inverse)
-}
+impl RotatedOperands {
+    /// The outputs of all batches. Each batch has zeros at the rows of the others, so their sum is exact.
+    fn outputs(&self) -> GpuMatrix {
+        let batch_outputs = |batch: &AttentionBatch| {
+            let q = batch.to_query_heads(&self.q, self.heads);
+            let k = batch.to_key_heads(&self.k, self.heads);
+            let v = batch.to_key_heads(&self.v, self.heads);
+            batch.restore_query_rows(attend(batch, q, &k, v, self.heads), self.heads)
+        };
+        self.plan
+            .batches
+            .iter()
+            .map(batch_outputs)
+            .reduce(|sum, outputs| sum + outputs)
+            // without rows there are no batches, and q is as empty as the output
+            .unwrap_or_else(|| self.q.clone())
+    }
 
-/// Gradients of rotated queries, of rotated keys, and of values, from the outputs and theirs.
-fn attention_gradients(
-    part: &AttentionBatch,
-    (q, k, v): (HeadBatch, HeadBatch, HeadBatch),
-    (o, delta): (HeadBatch, HeadBatch),
-    heads: AttentionHeads,
-) -> [HeadBatch; 3] {
-    let across = |x: &HeadBatch| x.clone().permute::<(usize, usize, usize), Axes3<0, 2, 1>>();
-    let (of, rows, dim) = *q.shape();
-    let (raised, inverse) = unnormalised_softmax(part, q.clone(), &k, heads);
-    let (whole, flat) = (*raised.shape(), (of * rows, raised.shape().2));
-    let p = raised.reshape_like(&flat) * broadcast_per_row(inverse, flat);
-    let dv = across(&p.clone().reshape_like(&whole)).matmul(delta.clone());
-    // ds = p ⊙ (δ·vᵀ − Σ δ⊙o) / √dim
-    let along = row_sum_matrix((delta.clone() * o).reshape_like(&(of * rows, dim)));
-    let dp = delta.matmul(across(&v)).reshape_like(&flat);
-    let ds = (p * (dp - broadcast_per_row(along, flat)) * (1.0 / (heads.head_dim as f32).sqrt()))
-        .reshape_like(&whole);
-    [ds.clone().matmul(k), across(&ds).matmul(q), dv]
+    /// Gradients of the queries and keys before their rotation, and of the values, from one batch.
+    fn batch_gradients(
+        &self,
+        batch: &AttentionBatch,
+        outputs: &GpuMatrix,
+        output_gradient: &GpuMatrix,
+    ) -> [GpuMatrix; 3] {
+        let heads = self.heads;
+        let operands = [
+            batch.to_query_heads(&self.q, heads),
+            batch.to_key_heads(&self.k, heads),
+            batch.to_key_heads(&self.v, heads),
+        ];
+        let [dq, dk, dv] = attention_gradients(
+            batch,
+            operands,
+            batch.to_query_heads(outputs, heads),
+            batch.to_gradient_heads(output_gradient, heads),
+            heads,
+        );
+        let rotation = &self.plan.rotation;
+        [
+            rotation.rotate(batch.restore_query_rows(dq, heads), Rotation::Inverse),
+            rotation.rotate(batch.restore_key_rows(dk, heads), Rotation::Inverse),
+            batch.restore_key_rows(dv, heads),
+        ]
+    }
 }

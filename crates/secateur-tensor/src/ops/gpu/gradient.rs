@@ -2,15 +2,16 @@
 //! are those of `cpu/gradient.rs`; a GPU computes G as a whole where it is needed and reduces it there.
 
 use super::product::{column_sums, linear_weight_gradient, row_sum_matrix};
-use crate::Weight;
-use crate::activations::gpu::{GpuActivations, GpuMatrix};
+use crate::activations::GpuActivations;
+use crate::gpu::GpuMatrix;
+use crate::gpu_weight_cache::GpuWeight;
 use crate::ops::gradient_query::{
     AxisSums, GradientQuery, GradientRequest, GradientResult, SampleSpan, SumAxes,
 };
-use crate::resident::GpuWeight;
+use crate::weight::Weight;
 
 /// A request, with what its result needs from the forward pass.
-pub struct GpuPendingGradient {
+pub(crate) struct GpuPendingGradient {
     request: GradientRequest,
     weight: Weight,
     /// (n, inputs)
@@ -20,7 +21,12 @@ pub struct GpuPendingGradient {
 }
 
 impl GpuPendingGradient {
-    pub fn new(request: &GradientRequest, weight: &Weight, x: &GpuMatrix, y: &GpuMatrix) -> Self {
+    pub(crate) fn new(
+        request: &GradientRequest,
+        weight: &Weight,
+        x: &GpuMatrix,
+        y: &GpuMatrix,
+    ) -> Self {
         let needs_y = matches!(
             request.query,
             GradientQuery::WeightTimesGradientSums(SumAxes { rows: true, .. })
@@ -34,7 +40,7 @@ impl GpuPendingGradient {
     }
 
     /// Computes the result. `delta` is δ, (n, outputs); `dx` is δ · W, (n, inputs).
-    pub fn resolve(self, gpu_weight: &GpuWeight, delta: &GpuMatrix, dx: &GpuMatrix) {
+    pub(crate) fn resolve(self, gpu_weight: &GpuWeight, delta: &GpuMatrix, dx: &GpuMatrix) {
         if let GradientQuery::WeightTimesGradientSums(axes) = &self.request.query {
             // Σ_c W∘G = Σ_t δ∘y, Σ_r W∘G = Σ_t x∘dx: no G.
             let rows = match self.y {
@@ -65,7 +71,7 @@ impl GpuPendingGradient {
 }
 
 /// G = Σ_j G_j and S = Σ_j (scale_j · G_j)², added in the order of the samples. There is at least one.
-pub fn sum_sample_gradients(
+pub(crate) fn sum_sample_gradients(
     samples: &[SampleSpan],
     sample_gradient: impl Fn(&SampleSpan) -> GpuMatrix,
 ) -> (GpuMatrix, Option<GpuMatrix>) {
@@ -89,7 +95,7 @@ fn sample_rows(matrix: &GpuMatrix, sample: &SampleSpan) -> GpuMatrix {
 }
 
 /// The sums of a matrix over each row and each column.
-pub fn axis_sums(values: GpuMatrix, axes: SumAxes) -> AxisSums {
+pub(crate) fn axis_sums(values: GpuMatrix, axes: SumAxes) -> AxisSums {
     let rows = match axes.rows {
         true => {
             let sums = row_sum_matrix(values.clone()).as_vec();

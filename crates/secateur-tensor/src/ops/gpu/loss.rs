@@ -1,166 +1,213 @@
-//! Cross entropy and log probabilities straight from the final hidden states, on a GPU: logits are made in f32 for a tile of rows
-//! at a time and only where a prediction is asked for, and only a few numbers of each row leave the GPU.
+//! Cross entropy and log probabilities straight from the final hidden states, on a GPU.
+//!
+//! Logits are computed in f32, only at the positions of targets, for a tile of them at a time. Only a few
+//! numbers of each row leave the GPU.
+
+use std::ops::Range;
 
 use dfdx::prelude::*;
 
 use super::gradient::sum_sample_gradients;
 use super::product::{broadcast_per_row, column_sums, row_sum_matrix, transpose};
 use super::rows::{RowPlacement, row_index};
-use crate::Weight;
-use crate::activations::gpu::{Gpu, GpuActivations, GpuMatrix, add_or_start, selected_device};
-use crate::ops::{
-    AxisSums, GradientQuery, GradientRequest, GradientResult, SumAxes, TokenScore, TokenTarget,
+use crate::activations::GpuActivations;
+use crate::gpu::{Gpu, GpuMatrix, add_or_start, selected_device};
+use crate::ops::gradient_query::{
+    AxisSums, GradientQuery, GradientRequest, GradientResult, SumAxes,
 };
+use crate::ops::token_loss::{TokenScore, TokenTarget};
+use crate::weight::Weight;
 
 /// Elements of a tile of logits.
 const TILE_ELEMENTS: usize = 1 << 26;
 
-/// Rates the targets. x is the normed final hidden state, (positions, hidden); the head is (vocabulary, hidden).
-pub fn token_scores(x: &GpuActivations, head: &Weight, targets: &[TokenTarget]) -> Vec<TokenScore> {
-    let head = head.to_gpu_f32();
-    let vocabulary = head.shape().0;
+/// A vector on the GPU.
+type GpuVector = Tensor<(usize,), f32, Gpu>;
+
+/// Scores the targets. x is the final hidden state after its norm, (positions, hidden); the head is
+/// (vocabulary, hidden).
+pub(crate) fn token_scores(
+    x: &GpuActivations,
+    head: &Weight,
+    targets: &[TokenTarget],
+) -> Vec<TokenScore> {
+    let w = head.to_gpu_f32();
+    let (vocabulary, _) = *w.shape();
     let mut scores = Vec::with_capacity(targets.len());
-    for tile in targets.chunks((TILE_ELEMENTS / vocabulary).max(1)) {
-        let row = LogitRows::new(tile, target_rows(x, tile).matmul(transpose(&head)));
-        let (logits, most, sums, first) = (
-            row.target_logits(),
-            row.row_max.as_vec(),
-            row.exponential_sums.as_vec(),
-            row.argmax(),
-        );
+    for tile in targets.chunks(tile_rows(vocabulary)) {
+        let rows = LogitRows::new(tile, target_rows(x, tile).matmul(transpose(&w)));
+        let target_logits = rows.target_logits();
+        let row_max = rows.row_max.as_vec();
+        let exponential_sums = rows.exponential_sums.as_vec();
+        let argmax = rows.argmax();
         for (i, target) in tile.iter().enumerate() {
-            let log_probability =
-                f64::from(logits[i]) - f64::from(most[i]) - f64::from(sums[i]).ln();
-            // the first of equals counts
             scores.push(TokenScore {
-                log_probability,
-                is_greedy: first[i] == target.token_id as usize,
+                log_probability: f64::from(target_logits[i])
+                    - f64::from(row_max[i])
+                    - f64::from(exponential_sums[i]).ln(),
+                is_greedy: argmax[i] == target.token_id as usize,
             });
         }
     }
     scores
 }
 
-/// The summed cross entropy of the targets, and the gradient of `scale` times it with respect to x. Two targets never share
-/// a position.
-pub fn cross_entropy(
+/// The cross entropy of the targets, summed, and the gradient of `scale` times it with respect to x. The
+/// targets are in the order of their positions, at most one for each.
+pub(crate) fn cross_entropy(
     x: &GpuActivations,
     head: &Weight,
     targets: &[TokenTarget],
     scale: f32,
-    slot: Option<&GradientRequest>,
+    request: Option<&GradientRequest>,
 ) -> (f64, GpuActivations) {
-    let (weight, (positions, _)) = (head.to_gpu_f32(), x.shape());
-    let vocabulary = head.rows();
+    let (w, (positions, _)) = (head.to_gpu_f32(), x.shape());
     let mut nll = 0.0;
-    let (mut down, mut seen): (Option<GpuMatrix>, usize) = (None, 0);
-    let mut deltas = Vec::new();
-    for tile in targets.chunks((TILE_ELEMENTS / vocabulary).max(1)) {
-        let from = target_rows(x, tile);
-        let row = LogitRows::new(tile, from.clone().matmul(transpose(&weight)));
-        let logits = row
-            .target_logits()
-            .into_iter()
-            .zip(row.row_max.as_vec())
-            .zip(row.exponential_sums.as_vec());
-        nll += logits
-            .map(|((logit, most), sum)| f64::from(most) + f64::from(sum).ln() - f64::from(logit))
-            .sum::<f64>();
-        let delta = row.into_logit_gradient(scale);
-        // what a tile gives comes back to its own positions
-        let mut back = vec![None; positions];
-        tile.iter()
-            .enumerate()
-            .for_each(|(i, target)| back[target.position] = Some(i));
-        let part = RowPlacement::new(&back).place_rows(delta.clone().matmul(weight.clone()));
-        down = Some(add_or_start(down, part));
-        if slot.is_some() {
-            deltas.push((seen, delta, from));
+    let mut dx: Option<GpuMatrix> = None;
+    let mut tile_gradients = Vec::new();
+    let mut first_target = 0;
+    for tile in targets.chunks(tile_rows(head.rows())) {
+        let x_rows = target_rows(x, tile);
+        let rows = LogitRows::new(tile, x_rows.clone().matmul(transpose(&w)));
+        nll += rows.negative_log_likelihood();
+        let delta = rows.into_logit_gradient(scale);
+        // The rows of dx are δ · W, and go to the targets' positions.
+        let mut source_rows = vec![None; positions];
+        for (i, target) in tile.iter().enumerate() {
+            source_rows[target.position] = Some(i);
         }
-        seen += tile.len();
+        let dx_rows = delta.clone().matmul(w.clone());
+        let placed = RowPlacement::new(&source_rows).place_rows(dx_rows);
+        dx = Some(add_or_start(dx, placed));
+        if request.is_some() {
+            tile_gradients.push(TileGradient {
+                first_target,
+                delta,
+                x_rows,
+            });
+        }
+        first_target += tile.len();
     }
-    let dx = down.unwrap_or_else(|| selected_device().zeros_like(&x.shape()));
-    if let Some(slot) = slot {
-        resolve_head_query(slot, head, x, &dx, targets, deltas);
+    let dx = dx.unwrap_or_else(|| selected_device().zeros_like(&x.shape()));
+    if let Some(request) = request {
+        resolve_head_request(request, head, x, &dx, targets, &tile_gradients);
     }
     (nll, dx.into())
 }
 
-/// Answers what is asked of the head's gradient. Tiles: their first target, δ of their logits, and their rows of x.
-fn resolve_head_query(
-    slot: &GradientRequest,
+/// Targets of a tile.
+fn tile_rows(vocabulary: usize) -> usize {
+    (TILE_ELEMENTS / vocabulary).max(1)
+}
+
+/// The rows of x at the targets' positions.
+fn target_rows(x: &GpuActivations, targets: &[TokenTarget]) -> GpuMatrix {
+    let positions = targets.iter().map(|target| target.position).collect();
+    x.matrix().clone().gather(row_index(positions))
+}
+
+/// The operands of a tile's part of the head's gradient, G = δᵀ · x.
+struct TileGradient {
+    /// Index of the tile's first target.
+    first_target: usize,
+    /// (targets, vocabulary)
+    delta: GpuMatrix,
+    /// (targets, hidden)
+    x_rows: GpuMatrix,
+}
+
+impl TileGradient {
+    /// δᵀ · x over those of these targets that are in the tile. None if there are none.
+    fn gradient(&self, targets: &Range<usize>) -> Option<GpuMatrix> {
+        let (tile_len, _) = *self.x_rows.shape();
+        let start = targets.start.max(self.first_target);
+        let end = targets.end.min(self.first_target + tile_len);
+        if start >= end {
+            return None;
+        }
+        let rows = start - self.first_target..end - self.first_target;
+        let slice = |x: &GpuMatrix| -> GpuMatrix { x.clone().slice((rows.clone(), ..)) };
+        Some(transpose(&slice(&self.delta)).matmul(slice(&self.x_rows)))
+    }
+}
+
+/// Sets the result of a request for the head's gradient.
+fn resolve_head_request(
+    request: &GradientRequest,
     head: &Weight,
     x: &GpuActivations,
     dx: &GpuMatrix,
     targets: &[TokenTarget],
-    tiles: Vec<(usize, GpuMatrix, GpuMatrix)>,
+    tiles: &[TileGradient],
 ) {
-    if let GradientQuery::WeightTimesGradientSums(SumAxes { rows: false, .. }) = slot.query {
-        // Σ over the rows of W∘G is Σ over the targets of x times its gradient
+    if let GradientQuery::WeightTimesGradientSums(SumAxes { rows: false, .. }) = request.query {
+        // Σ_r W[r,c]·G[r,c] = Σ_t x[t,c]·dx[t,c], over all positions: dx is 0 where there is no target
         let cols = column_sums(x.matrix().clone() * dx.clone());
-        return slot.set_result(GradientResult::Sums(AxisSums {
-            rows: Vec::new(),
-            cols,
-        }));
+        let rows = Vec::new();
+        return request.set_result(GradientResult::Sums(AxisSums { rows, cols }));
     }
-    let over = |of: std::ops::Range<usize>| {
-        let part = |(first, delta, from): &(usize, GpuMatrix, GpuMatrix)| {
-            let rows = of.start.max(*first)..of.end.min(*first + from.shape().0);
-            let own = |x: &GpuMatrix| -> GpuMatrix {
-                x.clone().slice((rows.start - first..rows.end - first, ..))
-            };
-            (rows.start < rows.end).then(|| transpose(&own(delta)).matmul(own(from)))
-        };
-        let sum = tiles.iter().filter_map(part).reduce(|sum, part| sum + part);
-        sum.unwrap_or_else(|| selected_device().zeros_like(&(head.rows(), head.cols())))
+    let gradient_of = |targets: Range<usize>| {
+        tiles
+            .iter()
+            .filter_map(|tile| tile.gradient(&targets))
+            .reduce(|sum, part| sum + part)
+            .unwrap_or_else(|| selected_device().zeros_like(&(head.rows(), head.cols())))
     };
-    let (gradient, squares) = match slot.query.samples() {
-        None => (over(0..targets.len()), None),
+    let (gradient, squares) = match request.query.samples() {
+        None => (gradient_of(0..targets.len()), None),
         Some(samples) => sum_sample_gradients(samples, |sample| {
-            let before =
+            let targets_before =
                 |position: usize| targets.partition_point(|target| target.position < position);
-            over(before(sample.positions.start)..before(sample.positions.end))
+            let start = targets_before(sample.positions.start);
+            gradient_of(start..targets_before(sample.positions.end))
         }),
     };
-    let whole = |of: GpuMatrix| GpuActivations::from(of).into();
-    slot.set_from_gradient(head, whole(gradient), squares.map(whole));
+    let to_gradient = |matrix: GpuMatrix| GpuActivations::from(matrix).into();
+    request.set_from_gradient(head, to_gradient(gradient), squares.map(to_gradient));
 }
 
-/// The rows of the positions that are asked.
-fn target_rows(x: &GpuActivations, targets: &[TokenTarget]) -> GpuMatrix {
-    x.matrix().clone().gather(row_index(
-        targets.iter().map(|target| target.position).collect(),
-    ))
-}
-
-/// Rows of logits, (targets, vocabulary), and what was found out about them.
+/// Logits of a tile, and the parts of their softmax.
 struct LogitRows<'a> {
     targets: &'a [TokenTarget],
+    /// (targets, vocabulary)
     logits: GpuMatrix,
-    /// The largest logit of each.
-    row_max: Tensor<(usize,), f32, Gpu>,
-    /// exp(logit − the largest)
+    /// The largest logit of each row.
+    row_max: GpuVector,
+    /// exp(logit − row_max)
     exponentials: GpuMatrix,
-    /// Σ of these, (targets, 1).
+    /// The sum of each row of these, (targets, 1).
     exponential_sums: GpuMatrix,
 }
 
 impl<'a> LogitRows<'a> {
     fn new(targets: &'a [TokenTarget], logits: GpuMatrix) -> Self {
         let shape = *logits.shape();
-        let most: Tensor<(usize,), f32, Gpu> = logits.clone().max::<_, Axis<1>>();
-        let raised = (logits.clone() - most.clone().broadcast_like::<_, Axis<1>>(&shape)).exp();
-        let sums = row_sum_matrix(raised.clone());
+        let row_max: GpuVector = logits.clone().max::<_, Axis<1>>();
+        let exponentials =
+            (logits.clone() - row_max.clone().broadcast_like::<_, Axis<1>>(&shape)).exp();
+        let exponential_sums = row_sum_matrix(exponentials.clone());
         Self {
             targets,
             logits,
-            row_max: most,
-            exponentials: raised,
-            exponential_sums: sums,
+            row_max,
+            exponentials,
+            exponential_sums,
         }
     }
 
-    /// The targets' own logits.
+    /// Σ −log p of the targets = Σ (row_max + ln Σ exp(logit − row_max) − target's logit).
+    fn negative_log_likelihood(&self) -> f64 {
+        let target_logits = self.target_logits().into_iter();
+        let row_max = self.row_max.as_vec();
+        let exponential_sums = self.exponential_sums.as_vec();
+        target_logits
+            .zip(row_max)
+            .zip(exponential_sums)
+            .map(|((logit, max), sum)| f64::from(max) + f64::from(sum).ln() - f64::from(logit))
+            .sum()
+    }
+
+    /// The logit of each target's token.
     fn target_logits(&self) -> Vec<f32> {
         let ids = row_index(
             self.targets
@@ -174,45 +221,49 @@ impl<'a> LogitRows<'a> {
     /// The first token with the largest logit, of each row.
     fn argmax(&self) -> Vec<usize> {
         let shape = *self.logits.shape();
+        let (_, vocabulary) = shape;
         let is_largest = self
             .logits
             .eq(&self.row_max.clone().broadcast_like::<_, Axis<1>>(&shape));
-        // the earlier a token, the larger its number; these are exact up to 2^24
-        let from_the_end = selected_device().tensor_from_vec(
-            (0..shape.1).rev().map(|left| left as f32 + 1.0).collect(),
-            (shape.1,),
+        // Token i counts vocabulary − i, so the maximum belongs to the first. Exact in f32 up to 2²⁴ tokens.
+        let counts = vector(
+            (0..vocabulary)
+                .map(|token| (vocabulary - token) as f32)
+                .collect(),
         );
-        let none: Tensor<Rank0, f32, Gpu> = selected_device().tensor_from_vec(vec![0.0], ());
-        let places: GpuMatrix = is_largest.choose(
-            from_the_end.broadcast_like::<_, Axis<0>>(&shape),
-            none.broadcast_like::<_, Axes2<0, 1>>(&shape),
+        let zero: Tensor<Rank0, f32, Gpu> = selected_device().tensor_from_vec(vec![0.0], ());
+        let largest_counts: GpuMatrix = is_largest.choose(
+            counts.broadcast_like::<_, Axis<0>>(&shape),
+            zero.broadcast_like::<_, Axes2<0, 1>>(&shape),
         );
-        let largest: Tensor<(usize,), f32, Gpu> = places.max::<_, Axis<1>>();
-        largest
+        let first_counts: GpuVector = largest_counts.max::<_, Axis<1>>();
+        first_counts
             .as_vec()
             .into_iter()
-            .map(|left| shape.1 - left as usize)
+            .map(|count| vocabulary - count as usize)
             .collect()
     }
 
-    /// scale · (p − 1 at the target)
+    /// The gradient of `scale` · nll with respect to the logits: scale · (p − one_hot(target)).
     fn into_logit_gradient(self, scale: f32) -> GpuMatrix {
         let shape = *self.exponentials.shape();
-        let p = self.exponentials * broadcast_per_row(self.exponential_sums.recip() * scale, shape);
-        let numbers = |of: Vec<f32>| -> Tensor<(usize,), f32, Gpu> {
-            let len = of.len();
-            selected_device().tensor_from_vec(of, (len,))
-        };
-        let ids = numbers(
+        let row_factor = self.exponential_sums.recip() * scale;
+        let p = self.exponentials * broadcast_per_row(row_factor, shape);
+        let target_ids = vector(
             self.targets
                 .iter()
                 .map(|target| target.token_id as f32)
                 .collect(),
         );
-        let all = numbers((0..shape.1).map(|id| id as f32).collect());
-        let is_target = ids
+        let all_ids = vector((0..shape.1).map(|id| id as f32).collect());
+        let is_target = target_ids
             .broadcast_like::<_, Axis<1>>(&shape)
-            .eq(&all.broadcast_like::<_, Axis<0>>(&shape));
+            .eq(&all_ids.broadcast_like::<_, Axis<0>>(&shape));
         is_target.choose(p.clone() - scale, p)
     }
+}
+
+fn vector(values: Vec<f32>) -> GpuVector {
+    let len = values.len();
+    selected_device().tensor_from_vec(values, (len,))
 }

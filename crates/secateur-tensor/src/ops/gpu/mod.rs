@@ -1,33 +1,43 @@
-//! A GPU's face: every operation composed of dfdx's, forward and backward. Ways back are written out, because dfdx's own would
-//! make the gradients of frozen weights too, and add up with atomic additions, whose order changes from run to run.
+//! The operations on a GPU, composed of dfdx's operations. The backward steps are written out: dfdx's own
+//! would compute the gradients of frozen weights too, and add with atomic operations, whose order changes
+//! from run to run.
 //!
-//! Three rules keep bits the same from run to run: sums are products with ones (cuBLAS), rows are gathered and never
-//! scattered, and nothing runs beside anything else. A fourth keeps the program small where it runs: of the operations
-//! that dfdx compiles when they are first used (reshaping of what does not lie in order, joining), only the conversion to
-//! half precision is used.
+//! Four rules keep the bits the same from run to run, and the program small:
+//! - sums are products with ones (cuBLAS);
+//! - rows are gathered and never scattered;
+//! - no two operations run at the same time;
+//! - of the operations whose kernels dfdx compiles when they are first used (reshaping of tensors that are
+//!   not contiguous, concatenation), only the conversion to half precision is used.
 
 mod adapter;
 mod attention;
+mod attention_plan;
 mod elementwise;
+mod gelu;
 mod gradient;
+mod head_attention;
+mod kv_cache;
+mod layer_norm;
 mod linear;
 mod loss;
-mod norm;
-mod past;
+mod norm_weight;
 mod product;
+mod rms_norm;
+mod rotary;
 mod rows;
-mod spans;
 mod tape;
 
-pub use adapter::linear_with_adapter;
-pub use attention::attention;
-pub use elementwise::{add, add_bias, swiglu};
-pub use gradient::axis_sums;
-pub use linear::linear;
-pub use loss::{cross_entropy, token_scores};
-pub use norm::rms_norm;
-pub use past::GpuKvCache;
-pub use product::column_sums;
-pub use rows::gather_rows;
-pub use spans::QUERY_CHUNK_ROWS;
-pub use tape::{backward, embed};
+pub(crate) use adapter::linear_with_adapter;
+pub(crate) use attention::attention;
+pub use attention_plan::QUERY_CHUNK_ROWS;
+pub(crate) use elementwise::{add, add_bias, swiglu};
+pub(crate) use gelu::gelu;
+pub(crate) use gradient::axis_sums;
+pub(crate) use kv_cache::GpuKvCache;
+pub(crate) use layer_norm::layer_norm;
+pub(crate) use linear::linear;
+pub(crate) use loss::{cross_entropy, token_scores};
+pub(crate) use product::column_sums;
+pub(crate) use rms_norm::rms_norm;
+pub(crate) use rows::gather_rows;
+pub(crate) use tape::backward;

@@ -1,49 +1,57 @@
 //! Products of matrices in the precision of the weight, and sums as products with ones.
 //!
-//! In half precision a gradient is divided by its largest element on the way into a product and multiplied by it on the way
-//! out: whatever its size, it neither overflows nor vanishes, and what is lost lies 24 bits below the largest. Both happen
-//! on the GPU, so nobody waits for a number.
+//! In half precision, a gradient is divided by its largest element before a product and multiplied by it
+//! afterwards. So it neither overflows nor underflows whatever its size; elements more than 24 bits below the
+//! largest are lost. The largest element stays on the GPU: the CPU does not wait for it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 
 use dfdx::prelude::*;
 
-use crate::activations::gpu::{Gpu, GpuHalfMatrix, GpuMatrix, Half, matrix_from_vec};
-use crate::resident::GpuWeight;
+use crate::gpu::{Gpu, GpuHalfMatrix, GpuMatrix, Half, matrix_from_vec};
+use crate::gpu_weight_cache::GpuWeight;
 
-/// x · Wᵀ
-pub fn linear_forward(x: &GpuMatrix, weight: &GpuWeight) -> GpuMatrix {
+/// Entries of the cache of constants. When it is full it is emptied.
+const MAX_CACHED_CONSTANTS: usize = 1000;
+
+/// x · Wᵀ. x is (positions, inputs), W is (outputs, inputs).
+pub(super) fn linear_forward(x: &GpuMatrix, weight: &GpuWeight) -> GpuMatrix {
     match weight {
         GpuWeight::F32(w) => x.clone().matmul(transpose(w)),
         GpuWeight::F16(w) => {
-            let across: GpuHalfMatrix = w.clone().permute();
-            x.clone().to_dtype::<Half>().matmul(across).to_dtype()
+            let transposed: GpuHalfMatrix = w.clone().permute();
+            x.clone().to_dtype::<Half>().matmul(transposed).to_dtype()
         }
     }
 }
 
-/// δ · W
-pub fn linear_input_gradient(delta: &GpuMatrix, weight: &GpuWeight) -> GpuMatrix {
+/// dx = δ · W. δ is (positions, outputs).
+pub(super) fn linear_input_gradient(delta: &GpuMatrix, weight: &GpuWeight) -> GpuMatrix {
     match weight {
         GpuWeight::F32(w) => delta.clone().matmul(w.clone()),
         GpuWeight::F16(w) => {
-            let (delta, size) = scale_to_half(delta);
-            let product: GpuMatrix = delta.matmul(w.clone()).to_dtype();
-            multiply_by_scalar(product, size)
+            let (scaled_delta, delta_scale) = scale_to_half(delta);
+            let product: GpuMatrix = scaled_delta.matmul(w.clone()).to_dtype();
+            multiply_by_scalar(product, delta_scale)
         }
     }
 }
 
-/// δᵀ · x
-pub fn linear_weight_gradient(delta: &GpuMatrix, x: &GpuMatrix, weight: &GpuWeight) -> GpuMatrix {
+/// G = δᵀ · x, (outputs, inputs), in the precision of the weight.
+pub(super) fn linear_weight_gradient(
+    delta: &GpuMatrix,
+    x: &GpuMatrix,
+    weight: &GpuWeight,
+) -> GpuMatrix {
     match weight {
         GpuWeight::F32(_) => transpose(delta).matmul(x.clone()),
         GpuWeight::F16(_) => {
-            let ((delta, delta_size), (x, x_size)) = (scale_to_half(delta), scale_to_half(x));
-            let across: GpuHalfMatrix = delta.permute();
-            let product: GpuMatrix = across.matmul(x).to_dtype();
-            multiply_by_scalar(multiply_by_scalar(product, delta_size), x_size)
+            let (scaled_delta, delta_scale) = scale_to_half(delta);
+            let (scaled_x, x_scale) = scale_to_half(x);
+            let transposed: GpuHalfMatrix = scaled_delta.permute();
+            let product: GpuMatrix = transposed.matmul(scaled_x).to_dtype();
+            multiply_by_scalar(multiply_by_scalar(product, delta_scale), x_scale)
         }
     }
 }
@@ -51,41 +59,38 @@ pub fn linear_weight_gradient(delta: &GpuMatrix, x: &GpuMatrix, weight: &GpuWeig
 /// A number on the GPU.
 type GpuScalar = Tensor<Rank0, f32, Gpu>;
 
-/// x over its largest element, in half precision, and that element.
+/// x / max|x| in half precision, and max|x|. If all elements are 0, a tiny number stands for the maximum.
 fn scale_to_half(x: &GpuMatrix) -> (GpuHalfMatrix, GpuScalar) {
-    let of_rows: Tensor<(usize,), f32, Gpu> = x.clone().abs().max::<_, Axis<1>>();
-    let largest: GpuScalar = of_rows.max::<_, Axis<0>>();
-    // of nothing but zeros the largest is one
-    let size = largest.clamp(f32::MIN_POSITIVE, f32::MAX);
-    (
-        multiply_by_scalar(x.clone(), size.clone().recip()).to_dtype(),
-        size,
-    )
+    let row_max: Tensor<(usize,), f32, Gpu> = x.clone().abs().max::<_, Axis<1>>();
+    let max: GpuScalar = row_max.max::<_, Axis<0>>();
+    let scale = max.clamp(f32::MIN_POSITIVE, f32::MAX);
+    let scaled = multiply_by_scalar(x.clone(), scale.clone().recip()).to_dtype();
+    (scaled, scale)
 }
 
-fn multiply_by_scalar(x: GpuMatrix, size: GpuScalar) -> GpuMatrix {
+fn multiply_by_scalar(x: GpuMatrix, scalar: GpuScalar) -> GpuMatrix {
     let shape = *x.shape();
-    x * size.broadcast_like::<_, Axes2<0, 1>>(&shape)
+    x * scalar.broadcast_like::<_, Axes2<0, 1>>(&shape)
 }
 
-pub fn transpose(x: &GpuMatrix) -> GpuMatrix {
+pub(super) fn transpose(x: &GpuMatrix) -> GpuMatrix {
     x.clone().permute::<(usize, usize), Axes2<1, 0>>()
 }
 
-/// (rows, 1) of one number.
-pub fn constant_column(rows: usize, value: f32) -> GpuMatrix {
+/// A column of one value: (rows, 1).
+pub(super) fn constant_column(rows: usize, value: f32) -> GpuMatrix {
     constant(rows, 1, value)
 }
 
-/// A matrix of one number, which stays on the GPU for the next who asks.
-pub fn constant(rows: usize, cols: usize, value: f32) -> GpuMatrix {
-    /// Shapes come and go; this many are kept.
-    const MAX_CACHED: usize = 1000;
+/// A matrix of one value. It stays on the GPU, because the same few shapes are needed again and again.
+pub(super) fn constant(rows: usize, cols: usize, value: f32) -> GpuMatrix {
+    /// Rows, columns, and the bits of the value.
+    type ConstantKey = (usize, usize, u32);
     thread_local! {
-        static CONSTANTS: RefCell<HashMap<(usize, usize, u32), GpuMatrix>> = RefCell::new(HashMap::new());
+        static CONSTANTS: RefCell<HashMap<ConstantKey, GpuMatrix>> = RefCell::new(HashMap::new());
     }
     CONSTANTS.with_borrow_mut(|constants| {
-        if constants.len() >= MAX_CACHED {
+        if constants.len() >= MAX_CACHED_CONSTANTS {
             constants.clear();
         }
         constants
@@ -95,36 +100,33 @@ pub fn constant(rows: usize, cols: usize, value: f32) -> GpuMatrix {
     })
 }
 
-/// Σ over each row: (rows, 1).
-pub fn row_sum_matrix(x: GpuMatrix) -> GpuMatrix {
+/// The sum of each row: (rows, 1).
+pub(super) fn row_sum_matrix(x: GpuMatrix) -> GpuMatrix {
     let (_, cols) = *x.shape();
     x.matmul(constant_column(cols, 1.0))
 }
 
-/// Σ over each column: (1, cols).
-pub fn column_sum_matrix(x: GpuMatrix) -> GpuMatrix {
+/// The sum of each column: (1, cols).
+fn column_sum_matrix(x: GpuMatrix) -> GpuMatrix {
     let (rows, _) = *x.shape();
     constant(1, rows, 1.0).matmul(x)
 }
 
-/// Σ over each column.
-pub fn column_sums(x: GpuMatrix) -> Vec<f64> {
-    column_sum_matrix(x)
-        .as_vec()
-        .into_iter()
-        .map(f64::from)
-        .collect()
+/// The sum of each column, on the CPU.
+pub(crate) fn column_sums(x: GpuMatrix) -> Vec<f64> {
+    let sums = column_sum_matrix(x).as_vec();
+    sums.into_iter().map(f64::from).collect()
 }
 
-/// A number for each row, beside every element of it.
-pub fn broadcast_per_row(column: GpuMatrix, shape: (usize, usize)) -> GpuMatrix {
+/// A column, (rows, 1), as a matrix whose columns all equal it.
+pub(super) fn broadcast_per_row(column: GpuMatrix, shape: (usize, usize)) -> GpuMatrix {
     column
         .reshape_like(&(shape.0,))
         .broadcast_like::<_, Axis<1>>(&shape)
 }
 
-/// A number for each column, beside every element of it.
-pub fn broadcast_per_column(row: GpuMatrix, shape: (usize, usize)) -> GpuMatrix {
+/// A row, (1, cols), as a matrix whose rows all equal it.
+pub(super) fn broadcast_per_column(row: GpuMatrix, shape: (usize, usize)) -> GpuMatrix {
     row.reshape_like(&(shape.1,))
         .broadcast_like::<_, Axis<0>>(&shape)
 }

@@ -1,33 +1,24 @@
-//! Where a GPU's tapes begin and end: the embedding, and the run backward.
+//! Runs a tape of GPU operations backward.
 
 use dfdx::prelude::{Backward, Cpu, PutTape, Rank0, Tensor, ZerosTensor};
 
-use crate::activations::cpu;
-use crate::activations::gpu::{GpuActivations, activations_from_vec, with_gradient_store};
-use crate::{GradientTape, Weight};
+use crate::activations::{GpuActivations, dfdx_cpu, with_gradient_store};
+use crate::tape::GradientTape;
 
-/// The rows of the embedding that `ids` name: (positions, width). They are read where the embedding lies, so that it takes no room
-/// on the GPU.
-///
-/// # Panics
-/// If an id lies outside the vocabulary; whoever makes ids checks them.
-pub fn embed(weight: &Weight, ids: &[u32]) -> GpuActivations {
-    let rows: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
-    activations_from_vec(weight.gather_rows(&rows), ids.len(), weight.cols())
-}
-
-/// Runs the tape of `y` backward from the gradient `upstream` of `y`, and returns that of `x`.
-pub fn backward(
+/// Runs the tape of `y` backward from `upstream`, the gradient of `y`. Returns the gradient of `x`.
+pub(crate) fn backward(
     y: GpuActivations<GradientTape>,
     upstream: GpuActivations,
     x: &GpuActivations,
 ) -> GpuActivations {
-    let (y_node, tape) = (y.node(), y.into_parts().2);
+    let y_node = y.node();
+    let (_, _, tape) = y.into_parts();
     with_gradient_store(|| {
         y_node.add_gradient(upstream.matrix().clone());
         drop(upstream);
-        let end: Tensor<Rank0, f32, Cpu> = cpu::dfdx_cpu().zeros();
-        drop(end.put_tape(tape).backward());
+        // dfdx's tape begins at a scalar of its CPU device; the steps use only the gradient store.
+        let scalar: Tensor<Rank0, f32, Cpu> = dfdx_cpu().zeros();
+        drop(scalar.put_tape(tape).backward());
         x.node().take_gradient(x.shape()).into()
     })
 }

@@ -1,4 +1,11 @@
-//! The way back of attention: probabilities are made again, tile by tile, from the scores and the kept normalisers.
+//! The backward step of attention. Per head, with S = scale · Q · Kᵀ and L = ln Σ exp(S) of each row:
+//!
+//! - P = exp(S − L), recomputed from Q, K and the kept L;
+//! - dP = dO · Vᵀ;
+//! - dS = scale · P ∘ (dP − rowsum(dO ∘ O)), where rowsum(dO ∘ O) = rowsum(dP ∘ P);
+//! - dQ = dS · K, dK = dSᵀ · Q, dV = Pᵀ · dO, with dK and dV summed over the query heads of the group.
+//!
+//! One core computes one key/value head of one sequence, a tile of queries at a time.
 
 use std::ops::Range;
 
@@ -8,20 +15,24 @@ use super::super::gemm::{
     MatrixView, OutputMode, Parallelism, matmul_single_thread, scaled_matmul,
 };
 use super::super::maths::{dot, exp};
-use super::{PackedHeads, TILE_QUERIES};
+use super::forward::TILE_QUERIES;
+use super::packed_heads::PackedHeads;
+use crate::ops::layout::{AttentionHeads, PackLayout};
 use crate::ops::simd::{dispatch_simd, rows_per_task};
-use crate::ops::{AttentionHeads, PackLayout};
 
-/// The way back of one pack.
-pub struct AttentionBackward<'a> {
-    pub packed: &'a PackedHeads,
-    pub outputs: &'a [f32],
-    pub log_sum_exp: &'a [f32],
-    /// The output's gradient.
-    pub output_gradient: &'a [f32],
+/// The operands of the backward step of one pack.
+pub(super) struct AttentionBackward<'a> {
+    pub(super) packed: &'a PackedHeads,
+    /// O, (rows, query_heads · head_dim)
+    pub(super) outputs: &'a [f32],
+    /// L, (rows, query_heads)
+    pub(super) log_sum_exp: &'a [f32],
+    /// dO, as `outputs`
+    pub(super) output_gradient: &'a [f32],
 }
 
-/// Gradients of one key/value head of one sequence and of the query heads that use it: (positions, dim) each.
+/// Gradients of one key/value head of one sequence, and of the query heads that read it:
+/// (positions, head_dim) each.
 struct HeadGradients {
     q: Vec<Vec<f32>>,
     k: Vec<f32>,
@@ -29,213 +40,234 @@ struct HeadGradients {
 }
 
 impl AttentionBackward<'_> {
-    /// Gradients of rotated queries, of rotated keys, and of values, each as the projections laid them out.
-    pub fn gradients(&self, layout: &PackLayout) -> [Vec<f32>; 3] {
-        let heads = self.packed.heads;
-        let parts: Vec<(Range<usize>, usize)> = layout
+    /// Gradients of the rotated queries, of the rotated keys, and of the values, laid out as these.
+    pub(super) fn gradients(&self, layout: &PackLayout) -> [Vec<f32>; 3] {
+        let AttentionHeads {
+            query_heads,
+            key_value_heads,
+            ..
+        } = self.packed.heads;
+        let tasks: Vec<(Range<usize>, usize)> = layout
             .spans
             .iter()
-            .flat_map(|span| (0..heads.key_value_heads).map(|key| (span.rows.clone(), key)))
+            .flat_map(|span| (0..key_value_heads).map(|key_head| (span.rows.clone(), key_head)))
             .collect();
-        let parts: Vec<HeadGradients> = parts
+        let head_gradients: Vec<HeadGradients> = tasks
             .into_par_iter()
-            .map(|(sequence, key)| self.head_gradients(sequence, key))
+            .map(|(sequence, key_head)| self.head_gradients(sequence, key_head))
             .collect();
-        let join = |count: usize, heads_of: fn(&HeadGradients) -> &[Vec<f32>]| {
-            join_heads(&parts, layout, heads, count, heads_of)
+        let join = |head_count: usize, select: fn(&HeadGradients) -> &[Vec<f32>]| {
+            join_heads(
+                &head_gradients,
+                layout,
+                self.packed.heads,
+                head_count,
+                select,
+            )
         };
         [
-            join(heads.query_heads, |part| &part.q),
-            join(heads.key_value_heads, |part| std::slice::from_ref(&part.k)),
-            join(heads.key_value_heads, |part| std::slice::from_ref(&part.v)),
+            join(query_heads, |gradients| &gradients.q),
+            join(key_value_heads, |gradients| {
+                std::slice::from_ref(&gradients.k)
+            }),
+            join(key_value_heads, |gradients| {
+                std::slice::from_ref(&gradients.v)
+            }),
         ]
     }
 
-    /// Scores of query rows with every key from the sequence's start to the tile's last row: (rows, keys), scaled.
-    fn scores(&self, head: usize, start: usize, rows: &Range<usize>, to: &mut [f32]) {
-        let (packed, keys) = (self.packed, rows.end - start);
-        let key = packed.key_view(
-            &packed.k,
-            head / (packed.heads.query_heads / packed.heads.key_value_heads),
-            start,
-        );
-        let shape = (rows.len(), keys, packed.heads.head_dim);
-        let keys_across = MatrixView {
-            data: key.data,
-            row_stride: 1,
-            col_stride: key.row_stride,
-        };
-        scaled_matmul(
-            Parallelism::CurrentThread,
-            packed.scale(),
-            shape,
-            to,
-            keys,
-            OutputMode::Overwrite,
-            packed.query_view(head, rows.start),
-            keys_across,
-        );
-    }
-
-    fn head_gradients(&self, sequence: Range<usize>, key: usize) -> HeadGradients {
-        let AttentionHeads {
-            query_heads: queries,
-            key_value_heads: keys,
-            head_dim: dim,
-        } = self.packed.heads;
-        let (n, width, start) = (sequence.len(), queries * dim, sequence.start);
-        let (mut dk, mut dv) = (vec![0.0; n * dim], vec![0.0; n * dim]);
-        let mut p = vec![0.0; TILE_QUERIES.min(n) * n];
+    /// The gradients of one key/value head and its query heads, over the rows of one sequence.
+    fn head_gradients(&self, sequence: Range<usize>, key_head: usize) -> HeadGradients {
+        let (positions, head_dim) = (sequence.len(), self.packed.heads.head_dim);
+        let mut key_gradient = vec![0.0; positions * head_dim];
+        let mut value_gradient = vec![0.0; positions * head_dim];
+        // P and dS of one tile, (tile rows, keys)
+        let mut p = vec![0.0; TILE_QUERIES.min(positions) * positions];
         let mut ds = p.clone();
-        let group = queries / keys;
-        let of_query = |head: usize| {
-            let mut dq = vec![0.0; n * dim];
+        let group = self.packed.group_size();
+        let mut query_gradients = Vec::with_capacity(group);
+        for head in key_head * group..(key_head + 1) * group {
+            let mut query_gradient = vec![0.0; positions * head_dim];
             for first in sequence.clone().step_by(TILE_QUERIES) {
                 let rows = first..(first + TILE_QUERIES).min(sequence.end);
-                let (tile, seen) = (rows.len(), rows.end - start);
-                let (p, ds) = (&mut p[..tile * seen], &mut ds[..tile * seen]);
-                self.scores(head, start, &rows, p);
-                let at = first * width + head * dim;
-                let delta = MatrixView::row_major(&self.output_gradient[at..], width);
-                let v = self.packed.key_view(&self.packed.v, key, start);
-                let v_across = MatrixView {
-                    data: v.data,
-                    row_stride: 1,
-                    col_stride: v.row_stride,
-                };
+                let (tile_rows, keys) = (rows.len(), rows.end - sequence.start);
+                let (p, ds) = (&mut p[..tile_rows * keys], &mut ds[..tile_rows * keys]);
+                self.probabilities_and_score_gradients(head, sequence.start, &rows, p, ds);
+                // dV += Pᵀ · dO
                 matmul_single_thread(
-                    (tile, seen, dim),
-                    ds,
-                    seen,
-                    OutputMode::Overwrite,
-                    delta,
-                    v_across,
-                );
-                for (i, (p, ds)) in p
-                    .chunks_exact_mut(seen)
-                    .zip(ds.chunks_exact_mut(seen))
-                    .enumerate()
-                {
-                    let own = at + i * width..at + i * width + dim;
-                    let row = ScoreRow {
-                        query_position: first - start + i,
-                        log_sum_exp: self.log_sum_exp[(first + i) * queries + head],
-                        output_gradient: &self.output_gradient[own.clone()],
-                        output: &self.outputs[own],
-                        scale: self.packed.scale(),
-                    };
-                    dispatch_simd(
-                        #[inline(always)]
-                        || softmax_backward(p, ds, row),
-                    );
-                }
-                let (p_across, ds_across) = (
-                    MatrixView::column_major(p, seen),
-                    MatrixView::column_major(ds, seen),
-                );
-                matmul_single_thread(
-                    (seen, dim, tile),
-                    &mut dv,
-                    dim,
+                    (keys, head_dim, tile_rows),
+                    &mut value_gradient,
+                    head_dim,
                     OutputMode::Accumulate,
-                    p_across,
-                    delta,
+                    MatrixView::column_major(p, keys),
+                    self.output_gradient_view(head, first),
                 );
-                let k = self.packed.key_view(&self.packed.k, key, start);
-                let dq = &mut dq[(first - start) * dim..(first - start + tile) * dim];
+                // dQ = dS · K
+                let tile_start = (first - sequence.start) * head_dim;
                 matmul_single_thread(
-                    (tile, dim, seen),
-                    dq,
-                    dim,
+                    (tile_rows, head_dim, keys),
+                    &mut query_gradient[tile_start..tile_start + tile_rows * head_dim],
+                    head_dim,
                     OutputMode::Overwrite,
-                    MatrixView::row_major(ds, seen),
-                    k,
+                    MatrixView::row_major(ds, keys),
+                    self.packed
+                        .key_view(&self.packed.k, key_head, sequence.start),
                 );
+                // dK += dSᵀ · Q
                 matmul_single_thread(
-                    (seen, dim, tile),
-                    &mut dk,
-                    dim,
+                    (keys, head_dim, tile_rows),
+                    &mut key_gradient,
+                    head_dim,
                     OutputMode::Accumulate,
-                    ds_across,
+                    MatrixView::column_major(ds, keys),
                     self.packed.query_view(head, first),
                 );
             }
-            dq
-        };
-        let q = (key * group..(key + 1) * group).map(of_query).collect();
-        HeadGradients { q, k: dk, v: dv }
+            query_gradients.push(query_gradient);
+        }
+        HeadGradients {
+            q: query_gradients,
+            k: key_gradient,
+            v: value_gradient,
+        }
+    }
+
+    /// Writes P and dS of a tile of query rows: (rows, keys), for the keys from the sequence's first row to
+    /// the tile's last.
+    fn probabilities_and_score_gradients(
+        &self,
+        head: usize,
+        first_key: usize,
+        rows: &Range<usize>,
+        p: &mut [f32],
+        ds: &mut [f32],
+    ) {
+        let AttentionHeads {
+            query_heads,
+            head_dim,
+            ..
+        } = self.packed.heads;
+        let (keys, key_head) = (rows.end - first_key, head / self.packed.group_size());
+        let shape = (rows.len(), keys, head_dim);
+        // S = scale · Q · Kᵀ
+        scaled_matmul(
+            Parallelism::CurrentThread,
+            self.packed.scale(),
+            shape,
+            p,
+            keys,
+            OutputMode::Overwrite,
+            self.packed.query_view(head, rows.start),
+            self.packed
+                .key_view(&self.packed.k, key_head, first_key)
+                .transposed(),
+        );
+        // dP = dO · Vᵀ
+        matmul_single_thread(
+            shape,
+            ds,
+            keys,
+            OutputMode::Overwrite,
+            self.output_gradient_view(head, rows.start),
+            self.packed
+                .key_view(&self.packed.v, key_head, first_key)
+                .transposed(),
+        );
+        let width = query_heads * head_dim;
+        let score_rows = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
+        for (row, (p, ds)) in rows.clone().zip(score_rows) {
+            let head_start = row * width + head * head_dim;
+            let channels = head_start..head_start + head_dim;
+            let score_row = ScoreRow {
+                query_position: row - first_key,
+                log_sum_exp: self.log_sum_exp[row * query_heads + head],
+                output_gradient: &self.output_gradient[channels.clone()],
+                output: &self.outputs[channels],
+                scale: self.packed.scale(),
+            };
+            dispatch_simd(
+                #[inline(always)]
+                || softmax_backward(p, ds, score_row),
+            );
+        }
+    }
+
+    /// dO of a head from a row on: (rows, head_dim).
+    fn output_gradient_view(&self, head: usize, first_row: usize) -> MatrixView<'_> {
+        let AttentionHeads {
+            query_heads,
+            head_dim,
+            ..
+        } = self.packed.heads;
+        let width = query_heads * head_dim;
+        MatrixView::row_major(
+            &self.output_gradient[first_row * width + head * head_dim..],
+            width,
+        )
     }
 }
 
-/// What the way back of one row of scores needs to know.
+/// What [`softmax_backward`] needs of one row of scores.
 #[derive(Clone, Copy)]
 struct ScoreRow<'a> {
     /// Position of the query in its sequence.
     query_position: usize,
     /// ln Σ exp(score)
     log_sum_exp: f32,
-    /// The gradient of the head's output, and the output: (dim)
+    /// dO of the head, (head_dim)
     output_gradient: &'a [f32],
+    /// O of the head, (head_dim)
     output: &'a [f32],
     scale: f32,
 }
 
-/// Scores → probabilities again; the probabilities' gradient → the unscaled scores'.
+/// In place: S → P = exp(S − L), and dP → dS = scale · P ∘ (dP − Σ dO∘O). Both are 0 for keys after the query.
 #[inline(always)]
 fn softmax_backward(p: &mut [f32], ds: &mut [f32], row: ScoreRow<'_>) {
-    let mean = dot(row.output_gradient, row.output);
-    let ((p, p_future), (ds, ds_future)) = (
-        p.split_at_mut(row.query_position + 1),
-        ds.split_at_mut(row.query_position + 1),
-    );
-    for (p, ds) in p.iter_mut().zip(ds) {
+    let mean_gradient = dot(row.output_gradient, row.output);
+    let (p_visible, p_future) = p.split_at_mut(row.query_position + 1);
+    let (ds_visible, ds_future) = ds.split_at_mut(row.query_position + 1);
+    for (p, ds) in p_visible.iter_mut().zip(ds_visible) {
         *p = exp(*p - row.log_sum_exp);
-        *ds = *p * (*ds - mean) * row.scale;
+        *ds = *p * (*ds - mean_gradient) * row.scale;
     }
     p_future.fill(0.0);
     ds_future.fill(0.0);
 }
 
-/// The heads of every sequence beside each other again: (positions, count · dim). `parts` come sequence by sequence, key
-/// head by key head.
+/// Puts the heads of every sequence beside each other: (rows, head_count · head_dim). `head_gradients` are in
+/// the order of the sequences, and of the key/value heads within each; `select` returns the heads of one.
 fn join_heads(
-    parts: &[HeadGradients],
+    head_gradients: &[HeadGradients],
     layout: &PackLayout,
-    AttentionHeads {
-        key_value_heads: keys,
-        head_dim: dim,
-        ..
-    }: AttentionHeads,
-    count: usize,
-    heads_of: fn(&HeadGradients) -> &[Vec<f32>],
+    heads: AttentionHeads,
+    head_count: usize,
+    select: fn(&HeadGradients) -> &[Vec<f32>],
 ) -> Vec<f32> {
-    let width = count * dim;
-    let mut out = vec![
-        0.0;
-        layout
-            .spans
-            .iter()
-            .map(|span| span.rows.len())
-            .sum::<usize>()
-            * width
-    ];
-    let mut left = &mut out[..];
+    let (width, head_dim) = (head_count * heads.head_dim, heads.head_dim);
+    let rows: usize = layout.spans.iter().map(|span| span.rows.len()).sum();
+    let mut joined = vec![0.0; rows * width];
+    let mut remaining = &mut joined[..];
     let mut sequences = Vec::new();
-    for (span, parts) in layout.spans.iter().zip(parts.chunks_exact(keys)) {
-        let own;
-        (own, left) = left.split_at_mut(span.rows.len() * width);
-        sequences.push((own, parts));
+    let by_sequence = head_gradients.chunks_exact(heads.key_value_heads);
+    for (span, gradients) in layout.spans.iter().zip(by_sequence) {
+        let sequence_rows;
+        (sequence_rows, remaining) = remaining.split_at_mut(span.rows.len() * width);
+        sequences.push((sequence_rows, gradients));
     }
-    sequences.into_par_iter().for_each(|(own, parts)| {
-        let heads: Vec<&Vec<f32>> = parts.iter().flat_map(heads_of).collect();
-        own.par_chunks_mut(width)
-            .enumerate()
-            .with_min_len(rows_per_task(width))
-            .for_each(|(t, row)| {
-                for (to, head) in row.chunks_exact_mut(dim).zip(&heads) {
-                    to.copy_from_slice(&head[t * dim..(t + 1) * dim]);
-                }
-            });
-    });
-    out
+    sequences
+        .into_par_iter()
+        .for_each(|(sequence_rows, gradients)| {
+            let heads: Vec<&Vec<f32>> = gradients.iter().flat_map(select).collect();
+            sequence_rows
+                .par_chunks_mut(width)
+                .enumerate()
+                .with_min_len(rows_per_task(width))
+                .for_each(|(t, row)| {
+                    for (channels, head) in row.chunks_exact_mut(head_dim).zip(&heads) {
+                        channels.copy_from_slice(&head[t * head_dim..(t + 1) * head_dim]);
+                    }
+                });
+        });
+    joined
 }
