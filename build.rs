@@ -17,11 +17,14 @@ const SHARED: &[&str] = &[
     "crates/secateur-model/src",
     "crates/secateur-tensor/src",
     "crates/secateur-base/src/random.rs",
-    "src/run/execute.rs",
+    "src/run/panics.rs",
     "src/run/node.rs",
     "src/stages/context.rs",
     "src/stages/mod.rs",
     "src/stages/products.rs",
+    "src/stages/stage.rs",
+    "src/stages/stored.rs",
+    "src/stages/values.rs",
 ];
 
 fn main() {

@@ -4,7 +4,7 @@
 //!
 //! 1. `load` (or `pretrain`)  a folder → [`secateur_model::Model`]
 //! 2. `dependencies`          Model → [`secateur_model::groups::DependencyGraph`], the coupled structures
-//! 3. `importance`            Model, graph → [`stages::products::Scores`], one number per channel of each member
+//! 3. `importance`            Model, graph → [`stages::products::ChannelScores`], one number per channel of each member
 //! 4. `aggregate`             graph, Scores → [`stages::products::GroupScores`], one number per unit
 //! 5. `prune`                 Model, GroupScores → [`secateur_model::plan::PruningPlan`] and a smaller Model
 //! 6. `recover`               Model → [`secateur_model::lora::Adapter`], merged into the Model that follows

@@ -26,7 +26,7 @@ pub fn format_listing(listed: &[ListedProduct]) -> String {
         lines.push(format!(
             "{}  {size:>12}  took {took}  used {used:#} ago  {stage}{}",
             &key[..8],
-            summary(options)
+            summary(stage, options)
         ));
     }
     let total = indicatif::HumanBytes(listed.iter().map(|listed| listed.bytes).sum());

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 use toml::Spanned;
@@ -20,8 +21,9 @@ use crate::pipeline::settings::{self, RunSettings};
 use crate::pipeline::sweep::{self, OptionAddress, OptionAssignment, toml_to_json};
 use crate::plan::selection::{self, Selection};
 use crate::plan::{self, Plan, Variant};
-use crate::stages::prune::RepeatPosition;
-use crate::stages::registry::{ListedStage, Stage, Step, UnrolledStage};
+use crate::stages::RepeatPosition;
+use crate::stages::Stage;
+use crate::stages::step::{ListedStage, Step, UnrolledStage};
 
 /// What the command line adds to a pipeline file.
 #[derive(Clone, Debug, Default)]
@@ -398,19 +400,19 @@ fn decode_stages(
 
 fn push_step(
     list: &mut Vec<UnrolledStage>,
-    stage: &Stage,
+    stage: &Arc<dyn Stage>,
     raw: &RawStage<'_>,
-    schedule: Option<RepeatPosition>,
+    repeat_position: Option<RepeatPosition>,
 ) {
     let same = list.iter().filter(
         |listed| matches!(listed, UnrolledStage::Step(step) if step.stage.tag() == stage.tag()),
     );
     let occurrence = same.count() as u32;
-    let schedule = schedule.filter(|_| matches!(stage, Stage::Prune(_)));
+    let repeat_position = repeat_position.filter(|_| stage.stage_type().uses_repeat_position);
     list.push(UnrolledStage::Step(Step {
         position: list.len() as u32,
         stage: stage.clone(),
-        schedule,
+        repeat_position,
         occurrence,
         span: raw.type_span.clone(),
         key_spans: raw.key_spans(),

@@ -8,7 +8,7 @@ use crate::pipeline::problem::{InvalidPipeline, Problem, SourceTexts};
 use crate::pipeline::settings::RunSettings;
 use crate::plan::survey::{NodeState, Survey};
 use crate::plan::{Plan, PlanNode, Variant, format_bytes};
-use crate::stages::registry::Step;
+use crate::stages::step::Step;
 use crate::stages::{Environment, OptionFault, ResourceEstimate};
 use secateur_base::memory;
 use secateur_tensor::{self, Device};

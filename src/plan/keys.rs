@@ -12,7 +12,8 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use crate::plan::{Plan, Variant};
-use crate::stages::registry::{Stage, Step, ValueKind};
+use crate::stages::step::Step;
+use crate::stages::values::ValueKind;
 use secateur_base::files::Fingerprint;
 use secateur_data::InputFile;
 use secateur_tensor::{self, Device};
@@ -87,11 +88,12 @@ impl ProductKeys {
                     let takes: Vec<(ValueKind, usize)> = step
                         .stage
                         .all_inputs()
+                        .into_iter()
                         .filter_map(|product| Some((product, *makers.get(&product)?)))
                         .collect();
                     let from = takes.iter().map(|&(product, maker)| {
                         let key = nodes[maker].as_ref().map_or("", |recipe| &recipe.key);
-                        json!([product.phrase_and_maker().0, key])
+                        json!([product.phrase(), key])
                     });
                     let from: Vec<Value> = from.collect();
                     nodes[node] = Some(compute_key(
@@ -195,10 +197,10 @@ fn compute_key(
             run.stream
         )
     };
-    let machine = matches!(step.stage, Stage::Profile(_)).then(machine);
+    let machine = step.stage.stage_type().depends_on_machine.then(machine);
     let all = json!({
         "format": KEY_FORMAT_VERSION, "code": code_version(tag), "arithmetic": arithmetic, "step": step.identity(),
-        "seed": step.stage.uses_seed().then_some(plan.settings.run.seed), "files": contents, "from": from, "machine": machine,
+        "seed": step.stage.stage_type().uses_seed.then_some(plan.settings.run.seed), "files": contents, "from": from, "machine": machine,
     });
     Ok(ProductKey {
         key: blake3::hash(all.to_string().as_bytes()).to_hex()[..KEY_HEX_DIGITS].to_owned(),

@@ -17,7 +17,7 @@ use crate::plan::keys::ProductKeys;
 use crate::plan::survey::{NodeState, Survey};
 use crate::progress::format_clock;
 use crate::stages::ResourceEstimate;
-use crate::stages::registry::{ListedStage, Step, summary};
+use crate::stages::step::{ListedStage, Step};
 
 /// A checked pipeline. Only `check` makes one.
 #[derive(Clone, Debug)]
@@ -219,7 +219,7 @@ impl Plan {
         lines: &mut Vec<String>,
     ) {
         let node = &self.nodes[at];
-        let schedule = node.step.schedule.map_or_else(String::new, |s| {
+        let schedule = node.step.repeat_position.map_or_else(String::new, |s| {
             format!(" {}/{}", s.iteration, s.iterations)
         });
         let state = match &survey.nodes[at] {
@@ -235,7 +235,7 @@ impl Plan {
         let mut line = format!(
             "{lead}{}{schedule}{}  {state}",
             node.step.stage.tag(),
-            summary(&node.step.stage.options())
+            node.step.stage.summary()
         );
         if let ([], [variant]) = (&node.children[..], &node.variants[..]) {
             line.push_str(&format!("  → {}", self.variants[*variant].id));

@@ -1,9 +1,9 @@
 //! The spine: walks the tree of variants and gives what each stage made to those that share it. Values go from stage to stage
 //! here and nowhere else; `make.rs` makes them.
 
-pub mod execute;
 pub mod log;
 pub mod node;
+pub mod panics;
 pub mod status;
 pub mod values;
 
@@ -22,12 +22,12 @@ use crate::report::results::{
 };
 use crate::report::shape::SweepManifest;
 use crate::report::{self, ReportError, VariantSummary};
-use crate::run::execute::StageError;
 use crate::run::log::LogFiles;
 use crate::run::node::NodeRunner;
 use crate::run::status::{CurrentStage, RunState, StatusWriter};
 use crate::run::values::{LazyValues, NodeOutput};
-use crate::stages::registry::Step;
+use crate::stages::StageError;
+use crate::stages::step::Step;
 use secateur_base::files::FileError;
 use secateur_store::cache::ProductCache;
 
@@ -163,7 +163,7 @@ impl TreeWalk<'_> {
                     continue;
                 }
                 Err(error) => {
-                    self.fail_variants(&[v], &variant.steps[0], &error.into());
+                    self.fail_variants(&[v], &variant.steps[0], &StageError::store(error));
                     continue;
                 }
             };
@@ -184,7 +184,9 @@ impl TreeWalk<'_> {
             ) {
                 Ok(begun) => self.open_folders[v] = Some(begun),
                 // One variant's folder is no reason for the others to fail.
-                Err(error) => self.fail_variants(&[v], &variant.steps[0], &error.into()),
+                Err(error) => {
+                    self.fail_variants(&[v], &variant.steps[0], &StageError::store(error))
+                }
             }
         }
         let complete = variants
@@ -245,7 +247,7 @@ impl TreeWalk<'_> {
                 return;
             }
             match self.run_node(at, &variants, &values) {
-                Ok(made) => values.apply_stage(at, &node.step.stage, &made),
+                Ok(made) => values.apply_stage(at, &*node.step.stage, &made),
                 Err(failure) => return self.fail_variants(&variants, &node.step, &failure),
             }
             for variant in self
@@ -254,7 +256,7 @@ impl TreeWalk<'_> {
                 .filter(|&v| self.plan.variants[v].nodes.last() == Some(&at))
             {
                 if let Err(error) = self.end_variant(variant, VariantStatus::Succeeded, None) {
-                    self.fail_variants(&[variant], &node.step, &error.into());
+                    self.fail_variants(&[variant], &node.step, &StageError::store(error));
                 }
             }
             let Some((&last, others)) = node.children.split_last() else {
@@ -331,7 +333,7 @@ impl TreeWalk<'_> {
                 &ran.stored,
                 &recipe.input_hashes,
             ) {
-                self.fail_variants(&[v], step, &error.into());
+                self.fail_variants(&[v], step, &StageError::store(error));
             }
         }
         let stages = &mut self.status_writer.status.stages;

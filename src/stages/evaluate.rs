@@ -6,12 +6,15 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Environment, InputFile, Interrupted, OptionFault};
-use secateur_data::corpus::{CorpusError, CorpusSource};
-use secateur_data::task::{FewShot, Metric, Task, TaskError};
+use super::environment::{Environment, OptionFault};
+use super::error::StageError;
+use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::values::{MODEL, StageValues, ValueKind};
+use super::{Context, InputFile};
+use secateur_data::corpus::CorpusSource;
+use secateur_data::task::{FewShot, Metric, Task};
 use secateur_model::Model;
-use secateur_model::tokenizer::TokenizerError;
-use secateur_store::tables::{Table, TableError};
+use secateur_store::tables::Table;
 
 mod choices;
 mod perplexity;
@@ -20,6 +23,12 @@ mod rows;
 mod statistics;
 
 pub use rows::{DocumentRow, EvaluateRow, SampleRow};
+
+pub static TYPE: StageType = StageType {
+    needs: &[ValueKind::Model],
+    summary: |options| describe_options(options, &["tasks", "corpora", "shots"]),
+    ..StageType::new::<Options>("evaluate")
+};
 
 /// Measures the model as it stands at this place of the pipeline.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -135,13 +144,19 @@ impl Options {
             }
         )
     }
+}
 
-    /// What the stage reads: tasks, their rows, and corpora.
-    pub fn inputs(&self, data: Option<&Path>) -> Vec<InputFile> {
+impl Stage for Options {
+    fn stage_type(&self) -> &'static StageType {
+        &TYPE
+    }
+
+    /// Task files, their rows, and corpora.
+    fn input_files(&self, data_folder: Option<&Path>) -> Vec<InputFile> {
         let tasks = self
             .tasks
             .iter()
-            .filter_map(|name| Task::find(name, data).ok());
+            .filter_map(|name| Task::find(name, data_folder).ok());
         let corpora = self
             .corpora
             .iter()
@@ -152,7 +167,7 @@ impl Options {
             .collect()
     }
 
-    pub fn faults(&self) -> Vec<OptionFault> {
+    fn option_faults(&self) -> Vec<OptionFault> {
         let mut faults = Vec::new();
         if self.tasks.is_empty() && self.corpora.is_empty() {
             faults.push(OptionFault::new(
@@ -191,9 +206,9 @@ impl Options {
         faults
     }
 
-    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
-        world.add_weights(1);
-        world.add_forward_pass(
+    fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
+        environment.add_weights(1);
+        environment.add_forward_pass(
             (perplexity::TOKENS_PER_CHUNK / self.window_or_default().max(1)).max(1),
             self.window_or_default(),
         );
@@ -201,7 +216,7 @@ impl Options {
         let mut names = self.tasks.clone();
         let mut asks = false;
         for (i, name) in self.tasks.iter().enumerate() {
-            match world.check_task(&format!("tasks[{i}]"), name, self.few_shot()) {
+            match environment.check_task(&format!("tasks[{i}]"), name, self.few_shot()) {
                 Ok(task) => {
                     asks |= !task.is_text();
                     names[i] = task.name;
@@ -226,12 +241,12 @@ impl Options {
             .collect();
         faults.extend(duplicate_name_faults(&names, &corpora));
         for (i, corpus) in self.corpora.iter().enumerate() {
-            faults.extend(world.check_corpus(
+            faults.extend(environment.check_corpus(
                 &format!("corpora[{i}]"),
                 &CorpusSource::from_path(corpus.as_ref()),
             ));
         }
-        if world
+        if environment
             .model
             .as_ref()
             .is_some_and(|model| !model.has_tokenizer)
@@ -245,9 +260,13 @@ impl Options {
         }
         faults.extend(
             self.window
-                .and_then(|window| world.check_length("window", "window", window)),
+                .and_then(|window| environment.check_length("window", "window", window)),
         );
         faults
+    }
+
+    fn run(&self, context: &Context, inputs: &StageValues) -> Result<StageOutput, StageError> {
+        Ok(run(self, context, inputs.require(MODEL)?)?.into())
     }
 }
 
@@ -276,16 +295,6 @@ fn duplicate_name_faults(tasks: &[String], corpora: &[String]) -> Vec<OptionFaul
 /// An evaluation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(transparent)]
-    Task(#[from] TaskError),
-    #[error(transparent)]
-    Corpus(#[from] CorpusError),
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    #[error(transparent)]
-    Metrics(#[from] TableError),
-    #[error(transparent)]
-    Interrupted(#[from] Interrupted),
     #[error("tasks are text, and the model's folder has no tokenizer.json")]
     NoTokenizer,
     #[error(
@@ -317,7 +326,7 @@ struct PartialEvaluation {
 }
 
 /// Measures tasks, then corpora.
-pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Table>, Error> {
+pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Table>, StageError> {
     let mut measured: PartialEvaluation = context.checkpoint.read().unwrap_or_default();
     for at in measured.completed_count..options.tasks.len() + options.corpora.len() {
         context.checkpoint_or_stop(|| &measured)?;
@@ -369,7 +378,7 @@ fn measure_task(
     context: &Context,
     model: &Model,
     measured: &mut PartialEvaluation,
-) -> Result<(), Error> {
+) -> Result<(), StageError> {
     if !task.is_text() {
         choices::score_choices(task, options, context, model, measured)?;
         let own: Vec<&SampleRow> = measured

@@ -6,17 +6,25 @@ use rand::{Rng, RngExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Context, Environment, InputFile, Interrupted, OptionFault, positive_faults, size_faults,
-};
+use super::environment::{Environment, OptionFault, positive_faults, size_faults};
+use super::error::StageError;
+use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::values::{MODEL, StageValues, ValueKind};
+use super::{Context, InputFile};
 use secateur_base::random::Seed;
 use secateur_data::corpus::{self, CorpusError, CorpusSource};
 use secateur_model::Model;
-use secateur_model::tokenizer::{Tokenizer, TokenizerError};
+use secateur_model::tokenizer::Tokenizer;
 use secateur_model::walk::Decoder;
 use secateur_model::wiring::BlockTensor;
-use secateur_store::tables::{Table, TableError};
+use secateur_store::tables::Table;
 use secateur_tensor as tensor;
+
+pub static TYPE: StageType = StageType {
+    needs: &[ValueKind::Model],
+    summary: |options| describe_options(options, &["prompts", "file"]),
+    ..StageType::new::<Options>("generate")
+};
 
 /// Lets the model write on. Before and after pruning, the sweep's `generations.parquet` puts both side by side.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -81,16 +89,22 @@ impl Options {
         }
         Ok(all)
     }
+}
 
-    /// What the stage reads: the file of prompts.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
+impl Stage for Options {
+    fn stage_type(&self) -> &'static StageType {
+        &TYPE
+    }
+
+    /// The file of prompts.
+    fn input_files(&self, _: Option<&Path>) -> Vec<InputFile> {
         self.file
             .iter()
             .map(|path| InputFile::OnDisk(path.into()))
             .collect()
     }
 
-    pub fn faults(&self) -> Vec<OptionFault> {
+    fn option_faults(&self) -> Vec<OptionFault> {
         let mut faults = size_faults([("max_new_tokens", self.max_new_tokens)]);
         if self.prompts.is_empty() && self.file.is_none() {
             faults.push(OptionFault::new(
@@ -136,18 +150,18 @@ impl Options {
         faults
     }
 
-    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
-        world.add_weights(1);
-        let positions = world
+    fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
+        environment.add_weights(1);
+        let positions = environment
             .model
             .as_ref()
             .map_or(usize::MAX, |model| model.max_positions);
         let longest = self.max_new_tokens.min(positions);
-        world.add_forward_pass(MAX_BATCH_SIZE, longest);
-        world.add_kv_cache(1, longest);
+        environment.add_forward_pass(MAX_BATCH_SIZE, longest);
+        environment.add_kv_cache(1, longest);
         let mut faults: Vec<OptionFault> = self
             .prompt_source()
-            .map_or_else(Vec::new, |source| world.check_corpus("file", &source));
+            .map_or_else(Vec::new, |source| environment.check_corpus("file", &source));
         if faults.is_empty()
             && self
                 .prompt_source()
@@ -160,7 +174,7 @@ impl Options {
             ));
         }
         if faults.is_empty()
-            && world
+            && environment
                 .model
                 .as_ref()
                 .is_some_and(|model| !model.has_tokenizer)
@@ -177,6 +191,10 @@ impl Options {
             ));
         }
         faults
+    }
+
+    fn run(&self, context: &Context, inputs: &StageValues) -> Result<StageOutput, StageError> {
+        Ok(run(self, context, inputs.require(MODEL)?)?.into())
     }
 }
 
@@ -198,14 +216,6 @@ pub struct GenerateRow {
 /// Nothing could be generated.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(transparent)]
-    Corpus(#[from] CorpusError),
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    #[error(transparent)]
-    Metrics(#[from] TableError),
-    #[error(transparent)]
-    Interrupted(#[from] Interrupted),
     #[error("prompts are text, and the model's folder has no tokenizer.json")]
     NoTokenizer,
     #[error(
@@ -244,7 +254,7 @@ fn batch_size(texts: &[Continuation], context: &Context, model: &Model) -> usize
 }
 
 /// Writes on from every prompt.
-pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Table>, Error> {
+pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Table>, StageError> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
     let prompts = options.read_prompts()?;
     if let (true, Some(source)) = (prompts.is_empty(), options.prompt_source()) {
@@ -267,7 +277,7 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Ta
     for chunk in left.chunks_mut(together) {
         context.checkpoint_or_stop(|| &rows)?;
         generate_batch(chunk, options, context, model, &ends).inspect_err(|error| {
-            if matches!(error, Error::Interrupted(_)) {
+            if error.is_interrupted() {
                 context.checkpoint.write(&rows);
             }
         })?;
@@ -300,7 +310,7 @@ impl Continuation {
         tokenizer: &Tokenizer,
         model: &Model,
         options: &Options,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, StageError> {
         let mut read = tokenizer.encode(input, true)?;
         if read.is_empty() {
             read.push(tokenizer.prefix_token().ok_or(Error::EmptyPrompt(prompt))?);
@@ -311,7 +321,8 @@ impl Continuation {
                 prompt,
                 tokens,
                 positions,
-            });
+            }
+            .into());
         }
         let room = options.max_new_tokens.min(positions - tokens);
         let stream = Box::new(
@@ -335,7 +346,7 @@ impl Continuation {
     }
 
     /// The output with the space, if any, between it and the prompt.
-    fn to_row(&self, tokenizer: &Tokenizer) -> Result<GenerateRow, Error> {
+    fn to_row(&self, tokenizer: &Tokenizer) -> Result<GenerateRow, StageError> {
         let whole: Vec<u32> = self
             .prompt_ids
             .iter()
@@ -368,7 +379,7 @@ fn generate_batch(
     context: &Context,
     model: &Model,
     ends: &[u32],
-) -> Result<(), Error> {
+) -> Result<(), StageError> {
     let longest = texts
         .iter()
         .map(|text| text.prompt_ids.len() + text.max_output_tokens)
@@ -389,7 +400,8 @@ fn generate_batch(
                 return Err(Error::NotFinite {
                     prompt: text.prompt,
                     value,
-                });
+                }
+                .into());
             }
             let id = choose_token(&logits, options, &mut text.rng);
             text.is_finished = ends.contains(&id);

@@ -6,25 +6,46 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::environment::{Environment, OptionFault, positive_faults, size_faults};
+use super::error::{RestoreError, StageError};
 use super::products::UpdateRow;
-use super::{
-    Context, Environment, InputFile, Interrupted, OptionFault, positive_faults, size_faults,
-};
+use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::values::{MODEL, StageValues, ValueKind};
+use super::{Context, InputFile, MemoryBudget};
 use crate::stages::train::adam::{
     AdamMoments, BETA2_PRETRAIN, clip_factor, cosine_schedule, global_norm,
 };
 use secateur_data::corpus::{self, CorpusError, CorpusSource, TokenRow as Tokens};
 use secateur_data::feed::RowSampler;
 use secateur_model::blocks::GradientRequests;
+use secateur_model::stored::StorageDtype;
 use secateur_model::tokenizer::{Tokenizer, TokenizerError};
 use secateur_model::walk::{self, GradientVisitor, Pack, Sequence};
 use secateur_model::wiring::{BlockTensor, TensorId};
 use secateur_model::{Model, ModelHeader};
+use secateur_store::cache::{ProductDraft, StoredProduct};
 use secateur_store::tables::{Table, TableError};
 use secateur_tensor::Weight;
 use secateur_tensor::ops::{GradientQuery, GradientResult};
 
 mod initial;
+
+pub static TYPE: StageType = StageType {
+    makes: &[ValueKind::Model, ValueKind::Dense],
+    spends: &[
+        ValueKind::Graph,
+        ValueKind::Scores,
+        ValueKind::GroupScores,
+        ValueKind::Plan,
+        ValueKind::Adapter,
+    ],
+    uses_seed: true,
+    summary: |options| describe_options(options, &["updates"]),
+    ..StageType::new::<Options>("pretrain")
+};
+
+/// Folder of the product that holds the model.
+const MODEL_FOLDER: &str = "model";
 
 /// Trains a LLaMA from scratch on text.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -125,11 +146,6 @@ impl Options {
         }
     }
 
-    /// What the stage reads.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
-        vec![InputFile::OnDisk((&self.corpus).into())]
-    }
-
     /// Longest sequence that the model is made for.
     fn max_positions(&self) -> usize {
         self.length.max(512)
@@ -142,8 +158,18 @@ impl Options {
             self.head_dim.unwrap_or(self.hidden / self.heads.max(1)),
         )
     }
+}
 
-    pub fn faults(&self) -> Vec<OptionFault> {
+impl Stage for Options {
+    fn stage_type(&self) -> &'static StageType {
+        &TYPE
+    }
+
+    fn input_files(&self, _: Option<&Path>) -> Vec<InputFile> {
+        vec![InputFile::OnDisk((&self.corpus).into())]
+    }
+
+    fn option_faults(&self) -> Vec<OptionFault> {
         let mut faults = size_faults([
             ("vocabulary", self.vocabulary),
             ("hidden", self.hidden),
@@ -209,12 +235,12 @@ impl Options {
         faults
     }
 
-    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
+    fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
         let (kv_heads, head_dim) = self.kv_heads_and_head_dim();
         let block = self
             .hidden
             .saturating_mul(2 * head_dim * (self.heads + kv_heads) + 3 * self.mlp + 2);
-        world.model = Some(ModelHeader {
+        environment.model = Some(ModelHeader {
             kv_values_per_token: self.blocks.saturating_mul(2 * kv_heads * head_dim) as u64,
             layers: self.blocks,
             hidden: self.hidden,
@@ -226,9 +252,39 @@ impl Options {
             has_tokenizer: true,
         });
         // weights, gradients and two moments
-        world.add_weights(4);
-        world.add_backward_walk(self.batch, self.length);
-        world.check_corpus("corpus", &self.corpus_source())
+        environment.add_weights(4);
+        environment.add_backward_walk(self.batch, self.length);
+        environment.check_corpus("corpus", &self.corpus_source())
+    }
+
+    fn run(&self, context: &Context, _: &StageValues) -> Result<StageOutput, StageError> {
+        let (model, tables) = run(self, context)?;
+        Ok(StageOutput {
+            values: StageValues::from_dense_model(model),
+            tables,
+        })
+    }
+
+    fn store(&self, values: &StageValues, draft: &ProductDraft) -> Result<(), StageError> {
+        let model = values.require(MODEL)?;
+        let folder = draft.path().join(MODEL_FOLDER);
+        model
+            .save(&folder, StorageDtype::Float32)
+            .map_err(StageError::store)
+    }
+
+    /// Opens the stored model.
+    fn restore_model(
+        &self,
+        product: &StoredProduct,
+        _: &StageValues,
+        memory_budget: MemoryBudget,
+    ) -> Result<StageValues, RestoreError> {
+        let folder = product
+            .verified_folder(MODEL_FOLDER)
+            .map_err(RestoreError::Damaged)?;
+        let model = memory_budget.open_model(&folder)?;
+        Ok(StageValues::from_dense_model(model))
     }
 }
 
@@ -241,8 +297,6 @@ pub enum Error {
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
     Metrics(#[from] TableError),
-    #[error(transparent)]
-    Interrupted(#[from] Interrupted),
     #[error(
         "a weight is no number after the last update: training has diverged; lower `learning_rate`, or lengthen `warmup`"
     )]
@@ -260,7 +314,7 @@ const MAX_GRADIENT_NORM: f64 = 1.0;
 const FINAL_LEARNING_RATE_SHARE: f64 = 0.1;
 
 /// Learns a tokenizer and a model from the text.
-pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), Error> {
+pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), StageError> {
     let documents = corpus::read_text_documents(&options.corpus_source())?;
     let tokenizer = Tokenizer::train(documents.iter().cloned(), options.vocabulary)?;
     let mut rows = Vec::new();
@@ -332,7 +386,8 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
             return Err(Error::NonFiniteLoss {
                 update: update + 1,
                 loss: loss.mean,
-            });
+            }
+            .into());
         }
         let (clip, rate) = (
             clip_factor(norm, MAX_GRADIENT_NORM),
@@ -366,7 +421,7 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
         bar.step();
     }
     if !model.is_finite() {
-        return Err(Error::NonFiniteWeight);
+        return Err(Error::NonFiniteWeight.into());
     }
     tracing::info!(
         parameters = model.parameter_count(),

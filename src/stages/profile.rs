@@ -3,18 +3,28 @@
 //! Times differ between runs, so they never stand in a table: `profile.json` holds them, and the ratios that are worth something,
 //! because both models were measured in turns.
 
-use std::path::Path;
 use std::time::Instant;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Environment, InputFile, Interrupted, OptionFault, size_faults};
-use secateur_base::files::{FileError, write_atomic};
+use super::Context;
+use super::environment::{Environment, OptionFault, size_faults};
+use super::error::StageError;
+use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::values::{DENSE, MODEL, StageValues, ValueKind};
+use secateur_base::files::write_atomic;
 use secateur_base::memory;
 use secateur_model::Model;
 use secateur_model::sizes::ModelShape;
 use secateur_model::walk::Decoder;
+
+pub static TYPE: StageType = StageType {
+    needs: &[ValueKind::Model, ValueKind::Dense],
+    depends_on_machine: true,
+    summary: |options| describe_options(options, &["prefill"]),
+    ..StageType::new::<Options>("profile")
+};
 
 /// Measures the model at this place of the pipeline beside the one that was loaded.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -41,13 +51,12 @@ impl Default for Options {
     }
 }
 
-impl Options {
-    /// What the stage reads: nothing.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
-        Vec::new()
+impl Stage for Options {
+    fn stage_type(&self) -> &'static StageType {
+        &TYPE
     }
 
-    pub fn faults(&self) -> Vec<OptionFault> {
+    fn option_faults(&self) -> Vec<OptionFault> {
         size_faults([
             ("prefill", self.prefill),
             ("decode", self.decode),
@@ -56,27 +65,36 @@ impl Options {
         ])
     }
 
-    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
-        let all = self.prefill.saturating_add(self.decode);
-        world.add_weights(2);
-        world.add_forward_pass(self.batch, self.prefill);
-        world.add_kv_cache(self.batch, all);
-        let Some(positions) = world.model.as_ref().map(|model| model.max_positions) else {
+    fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
+        let tokens = self.prefill.saturating_add(self.decode);
+        environment.add_weights(2);
+        environment.add_forward_pass(self.batch, self.prefill);
+        environment.add_kv_cache(self.batch, tokens);
+        let Some(positions) = environment.model.as_ref().map(|model| model.max_positions) else {
             return Vec::new();
         };
-        let message = format!(
-            "`prefill` and `decode` are {all} tokens, and the model has {positions} positions"
-        );
+        if tokens <= positions {
+            return Vec::new();
+        }
         let key = if self.prefill < positions {
             "decode"
         } else {
             "prefill"
         };
-        let help = format!("write numbers that are {positions} together at most");
-        (all > positions)
-            .then(|| OptionFault::new(key, message, help))
-            .into_iter()
-            .collect()
+        vec![OptionFault::new(
+            key,
+            format!(
+                "`prefill` and `decode` are {tokens} tokens, and the model has {positions} positions"
+            ),
+            format!("write numbers that are {positions} together at most"),
+        )]
+    }
+
+    fn run(&self, context: &Context, inputs: &StageValues) -> Result<StageOutput, StageError> {
+        let (model, dense) = (inputs.require(MODEL)?, inputs.require(DENSE)?);
+        let is_dense = std::ptr::eq(model, dense);
+        run(self, context, model, (!is_dense).then_some(dense))?;
+        Ok(StageOutput::default())
     }
 }
 
@@ -114,24 +132,13 @@ struct ProfileReport<'a> {
     ratio: Option<Profile>,
 }
 
-/// The profile could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    File(#[from] FileError),
-    #[error("the profile cannot be written: {0}")]
-    Json(#[from] serde_json::Error),
-    #[error(transparent)]
-    Interrupted(#[from] Interrupted),
-}
-
 /// Measures both models in turns. `dense`: None where it is the model itself.
 pub fn run(
     options: &Options,
     context: &Context,
     model: &Model,
     dense: Option<&Model>,
-) -> Result<(), Error> {
+) -> Result<(), StageError> {
     let models: Vec<&Model> = std::iter::once(model).chain(dense).collect();
     // the first round warms up, and its memory is watched
     let mut at_work = Vec::new();

@@ -5,19 +5,32 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Context, Environment, InputFile, Interrupted, OptionFault, positive_faults, size_faults,
-};
+use super::environment::{Environment, OptionFault, positive_faults, size_faults};
+use super::error::{RestoreError, StageError};
+use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::stored;
+use super::values::{ADAPTER, MODEL, StageValues, ValueKind};
+use super::{Context, InputFile, MemoryBudget};
 use secateur_data::corpus::{self, CorpusError, CorpusSource, Sample};
 use secateur_data::feed::RowSampler;
 use secateur_model::Model;
 use secateur_model::lora::{Adapter, AdapterError};
 use secateur_model::walk::Sequence;
 use secateur_model::wiring::BlockTensor;
+use secateur_store::cache::{ProductDraft, StoredProduct};
 use secateur_store::tables::{Table, TableError};
 
 mod training;
 pub use training::AdapterTraining;
+
+pub static TYPE: StageType = StageType {
+    needs: &[ValueKind::Model],
+    makes: &[ValueKind::Model, ValueKind::Adapter],
+    spends: &[ValueKind::Scores, ValueKind::GroupScores],
+    uses_seed: true,
+    summary: |options| describe_options(options, &["rank", "duration"]),
+    ..StageType::new::<Options>("recover")
+};
 
 /// Trains low-rank adapters on the pruned model.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -126,17 +139,20 @@ impl Options {
             ..CorpusSource::from_path(self.corpus.as_ref())
         }
     }
+}
 
-    /// What the stage reads.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
-        [&self.corpus]
-            .into_iter()
-            .chain(&self.init)
-            .map(|path| InputFile::OnDisk(path.into()))
-            .collect()
+impl Stage for Options {
+    fn stage_type(&self) -> &'static StageType {
+        &TYPE
     }
 
-    pub fn faults(&self) -> Vec<OptionFault> {
+    fn input_files(&self, _: Option<&Path>) -> Vec<InputFile> {
+        let mut files = vec![InputFile::OnDisk((&self.corpus).into())];
+        files.extend(self.init.iter().map(|path| InputFile::OnDisk(path.into())));
+        files
+    }
+
+    fn option_faults(&self) -> Vec<OptionFault> {
         let duration = match self.duration {
             Duration::Updates(updates) => ("duration.updates", updates),
             Duration::Epochs(epochs) => ("duration.epochs", epochs),
@@ -177,12 +193,12 @@ impl Options {
         faults
     }
 
-    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
-        world.add_weights(2);
-        world.add_backward_walk(self.micro_batch.unwrap_or(self.batch), self.length);
-        let mut faults = world.check_corpus("corpus", &self.corpus_source());
-        faults.extend(world.check_length("length", "window", self.length));
-        if let Some(hidden) = world
+    fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
+        environment.add_weights(2);
+        environment.add_backward_walk(self.micro_batch.unwrap_or(self.batch), self.length);
+        let mut faults = environment.check_corpus("corpus", &self.corpus_source());
+        faults.extend(environment.check_length("length", "window", self.length));
+        if let Some(hidden) = environment
             .model
             .as_ref()
             .map(|model| model.hidden)
@@ -199,11 +215,43 @@ impl Options {
             ));
         }
         if let Some(init) = &self.init
-            && let Err(message) = world.check_readable(init.as_ref())
+            && let Err(message) = environment.check_readable(init.as_ref())
         {
             faults.push(OptionFault::new("init", message, ""));
         }
         faults
+    }
+
+    fn run(&self, context: &Context, inputs: &StageValues) -> Result<StageOutput, StageError> {
+        let (model, adapter, tables) = run(self, context, inputs.require(MODEL)?)?;
+        let values = StageValues::default()
+            .with(MODEL, model)
+            .with(ADAPTER, adapter);
+        Ok(StageOutput { values, tables })
+    }
+
+    fn store(&self, values: &StageValues, draft: &ProductDraft) -> Result<(), StageError> {
+        stored::write_value(draft, values.require(ADAPTER)?)
+    }
+
+    fn restore(&self, product: &StoredProduct) -> Result<StageValues, RestoreError> {
+        Ok(StageValues::default().with(ADAPTER, stored::read_value(product)?))
+    }
+
+    fn restore_model_inputs(&self) -> &'static [ValueKind] {
+        &[ValueKind::Model]
+    }
+
+    /// Merges the stored adapter into the model again.
+    fn restore_model(
+        &self,
+        product: &StoredProduct,
+        inputs: &StageValues,
+        _: MemoryBudget,
+    ) -> Result<StageValues, RestoreError> {
+        let adapter: Adapter = stored::read_value(product)?;
+        let model = adapter.merge_into(inputs.require(MODEL)?);
+        Ok(StageValues::default().with(MODEL, model))
     }
 }
 
@@ -216,8 +264,6 @@ pub enum Error {
     Adapter(#[from] AdapterError),
     #[error(transparent)]
     Metrics(#[from] TableError),
-    #[error(transparent)]
-    Interrupted(#[from] Interrupted),
     #[error("cannot write the adapter: {0}")]
     WriteAdapter(String),
     #[error(
@@ -239,7 +285,7 @@ pub fn run(
     options: &Options,
     context: &Context,
     model: &Model,
-) -> Result<(Model, Adapter, Vec<Table>), Error> {
+) -> Result<(Model, Adapter, Vec<Table>), StageError> {
     let targets: Vec<BlockTensor> = options
         .targets
         .iter()
@@ -300,7 +346,7 @@ pub fn run(
     let (adapter, table) = training.into_adapter_and_rows();
     let merged = adapter.merge_into(model);
     if !merged.is_finite() {
-        return Err(Error::NonFiniteWeight);
+        return Err(Error::NonFiniteWeight.into());
     }
     save_adapter(&adapter, &context.output_path("adapter", ""))?;
     tracing::info!(

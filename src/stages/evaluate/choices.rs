@@ -7,7 +7,7 @@ use super::{
     DocumentRow, Error, EvaluateRow, MetricRows, Options, PartialEvaluation, Protocol, SampleRow,
     statistics,
 };
-use crate::stages::Context;
+use crate::stages::{Context, StageError};
 use secateur_data::task::{ChoiceQuestion, LikelihoodRequest, Metric, Task};
 use secateur_model::Model;
 use secateur_model::walk::{self, Sequence};
@@ -23,7 +23,7 @@ pub fn score_choices(
     context: &Context,
     model: &Model,
     measured: &mut PartialEvaluation,
-) -> Result<(), Error> {
+) -> Result<(), StageError> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
     let mut documents = task.questions(options.limit, options.few_shot())?;
     let max_length = options.max_length.unwrap_or(model.config.max_positions);

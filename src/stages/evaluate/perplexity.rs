@@ -11,7 +11,7 @@ use std::path::Path;
 use super::{
     DocumentRow, Error, EvaluateRow, MetricRows, Options, PartialEvaluation, Protocol, statistics,
 };
-use crate::stages::Context;
+use crate::stages::{Context, StageError};
 use secateur_data::corpus::{self, CorpusError, CorpusSource};
 use secateur_data::task::{Metric, Task, TextDocument};
 use secateur_model::Model;
@@ -35,7 +35,7 @@ pub fn corpus_perplexity(
     context: &Context,
     model: &Model,
     measured: &mut PartialEvaluation,
-) -> Result<MetricRows, Error> {
+) -> Result<MetricRows, StageError> {
     let tokenizer = model.tokenizer.as_deref();
     let source = CorpusSource {
         adds_special_tokens: options.add_bos_token,
@@ -64,7 +64,7 @@ pub fn task_window_perplexity(
     context: &Context,
     model: &Model,
     measured: &mut PartialEvaluation,
-) -> Result<MetricRows, Error> {
+) -> Result<MetricRows, StageError> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
     let encode = |text: TextDocument| {
         let ids = tokenizer.encode(&text.text, options.add_bos_token)?;
@@ -74,7 +74,7 @@ pub fn task_window_perplexity(
         .text_documents(options.limit)?
         .into_iter()
         .map(encode)
-        .collect::<Result<Vec<_>, Error>>()?;
+        .collect::<Result<Vec<_>, StageError>>()?;
     let found = window_perplexity(
         (&task.name, &task.split),
         rows,
@@ -94,7 +94,7 @@ fn window_perplexity(
     context: &Context,
     model: &Model,
     measured: &mut PartialEvaluation,
-) -> Result<Option<MetricRows>, Error> {
+) -> Result<Option<MetricRows>, StageError> {
     let mut windows = Vec::new();
     for (ids, counts) in rows {
         let length = options
@@ -134,7 +134,7 @@ pub fn document_perplexities(
     context: &Context,
     model: &Model,
     measured: &mut PartialEvaluation,
-) -> Result<MetricRows, Error> {
+) -> Result<MetricRows, StageError> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
     let limit = options.max_length.unwrap_or(model.config.max_positions);
     let texts = task.text_documents(options.limit)?;
@@ -210,7 +210,7 @@ fn rolling_windows(
     special: bool,
     tokenizer: &Tokenizer,
     limit: usize,
-) -> Result<Vec<Sequence>, Error> {
+) -> Result<Vec<Sequence>, StageError> {
     let tokens = tokenizer.encode(&text.text, special)?;
     if tokens.is_empty() {
         return Ok(Vec::new());
@@ -248,7 +248,7 @@ fn window_nlls(
     context: &Context,
     model: &Model,
     measured: &mut PartialEvaluation,
-) -> Result<Vec<f64>, Error> {
+) -> Result<Vec<f64>, StageError> {
     if measured.text_pass != part {
         (measured.window_nlls, measured.text_pass) = (Vec::new(), part);
     }
@@ -294,7 +294,7 @@ impl MetricRowBuilder<'_> {
         metric: Metric,
         log: f64,
         shares: &[f64],
-    ) -> Result<MetricRows, Error> {
+    ) -> Result<MetricRows, StageError> {
         let value = log.exp();
         self.metric_rows(
             metric,
@@ -308,7 +308,7 @@ impl MetricRowBuilder<'_> {
         metric: Metric,
         value: f64,
         shares: impl Iterator<Item = f64>,
-    ) -> Result<MetricRows, Error> {
+    ) -> Result<MetricRows, StageError> {
         if !value.is_finite() {
             return Err(Error::NotFinite {
                 what: self.task.to_owned(),

@@ -1,6 +1,7 @@
 //! Requests in tokens, as the protocols put them together.
 
 use super::{Error, Options, Protocol};
+use crate::stages::StageError;
 use secateur_data::task::{LikelihoodRequest, Task};
 use secateur_model::tokenizer::Tokenizer;
 
@@ -24,7 +25,7 @@ impl EncodedRequest {
         options: &Options,
         tokenizer: &Tokenizer,
         limit: usize,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, StageError> {
         let no_token = |what| Error::NoToken {
             task: task.name.clone(),
             doc,
@@ -74,7 +75,7 @@ fn encode_jointly(
     request: &LikelihoodRequest,
     special: bool,
     tokenizer: &Tokenizer,
-) -> Result<(Vec<u32>, Vec<u32>), Error> {
+) -> Result<(Vec<u32>, Vec<u32>), StageError> {
     let mut whole = tokenizer.encode(
         &format!("{}{}", request.context, request.continuation),
         special,

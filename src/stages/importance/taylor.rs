@@ -5,10 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::criterion::{Criterion, CriterionInput, CriterionScores};
 use super::{Error, Fisher, Taylor};
 use crate::progress::Bar;
-use crate::stages::Context;
 use crate::stages::products::MemberScores;
+use crate::stages::{Context, Environment, StageError};
 use secateur_model::Model;
 use secateur_model::blocks::{Block, GradientRequests};
 use secateur_model::groups::{DependencyGraph, UnitLayout};
@@ -29,6 +30,39 @@ pub struct TaylorCriterion {
     pub fisher: Fisher,
 }
 
+impl Criterion for TaylorCriterion {
+    fn name(&self) -> &'static str {
+        "taylor"
+    }
+
+    fn needs_corpus(&self) -> bool {
+        true
+    }
+
+    fn is_signed(&self) -> bool {
+        matches!(self.form, Taylor::Vector | Taylor::VectorMixed)
+    }
+
+    fn add_estimate(&self, environment: &mut Environment, samples: usize, length: usize) {
+        environment.add_backward_walk(samples, length);
+    }
+
+    fn reference_difference(&self, _: &Model) -> Option<&'static str> {
+        let is_second_order = matches!(
+            self.form,
+            Taylor::ElementSecond | Taylor::ElementMixed | Taylor::VectorMixed
+        );
+        is_second_order.then_some(
+            "the reference keeps no squared gradients for channels and raises; they are scored as blocks are",
+        )
+    }
+
+    fn score(&self, input: &CriterionInput<'_>) -> Result<CriterionScores, StageError> {
+        let (context, model, graph) = (input.context, input.model, input.graph);
+        Ok(taylor_scores(*self, context, model, graph, input.sequences)?.into())
+    }
+}
+
 /// Scores every member of every group.
 pub fn taylor_scores(
     form: TaylorCriterion,
@@ -36,7 +70,7 @@ pub fn taylor_scores(
     model: &Model,
     graph: &DependencyGraph,
     sequences: &[Sequence],
-) -> Result<Vec<Vec<MemberScores>>, Error> {
+) -> Result<Vec<Vec<MemberScores>>, StageError> {
     let wanted: BTreeSet<TensorId> = graph
         .groups
         .iter()
@@ -85,7 +119,7 @@ pub fn taylor_scores(
     let loss = walk::backward(model, sequences, lowest, &mut reducer);
     context.check_interrupt()?;
     if !loss.mean.is_finite() {
-        return Err(Error::NonFiniteLoss(loss.mean));
+        return Err(Error::NonFiniteLoss(loss.mean).into());
     }
     tracing::debug!(samples = sequences.len(), loss = loss.mean, "calibration");
     Ok(reducer.into_scores())

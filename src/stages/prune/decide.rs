@@ -1,6 +1,7 @@
 //! Which units go (LLM-Pruner, section 3.3; the reference's rule of counting, `int()` and all, in double precision).
 
-use super::{Compat, Options, RepeatPosition};
+use super::{Compat, Options};
+use crate::stages::RepeatPosition;
 use crate::stages::products::GroupScores;
 use secateur_model::Model;
 use secateur_model::groups::{DependencyGraph, Group, GroupKind};
