@@ -1,5 +1,5 @@
-//! The order pass of the check: earlier stages must have made what a stage needs, it must still fit the model, and options of
-//! different stages must fit each other.
+//! The order pass of the check: earlier stages must have made what a stage needs, it must still fit
+//! the model, and options of different stages must fit each other.
 
 use std::collections::HashMap;
 

@@ -111,9 +111,7 @@ pub fn apply_assignment<'t>(
     if apply_within(stages, setting, &mut seen, sources, problems) {
         return;
     }
-    let known: Vec<&str> = registry::tags()
-        .chain(["repeat", "run"])
-        .collect();
+    let known: Vec<&str> = registry::tags().chain(["repeat", "run"]).collect();
     let (message, help) = match (known.contains(&tag.as_str()), index) {
         (false, _) => (
             format!("there is no stage type `{tag}`"),

@@ -1,4 +1,5 @@
-//! One node of the tree: reuses the product that the cache holds, or runs the stage and stores its product.
+//! One node of the tree: reuses the product that the cache holds, or runs the stage and stores its
+//! product.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -77,8 +78,9 @@ impl NodeRunner<'_> {
                 });
             }
             let Some(inputs) = &inputs else {
-                // Loading inputs may claim other products. A run holds one claim at a time, so two runs cannot wait for each
-                // other; another run may store this product meanwhile, so the loop looks again.
+                // Loading inputs may claim other products. A run holds one claim at a time, so two
+                // runs cannot wait for each other; another run may store this product meanwhile, so
+                // the loop looks again.
                 drop(claim);
                 let kinds = self.step(node).stage.all_inputs();
                 inputs = Some(self.load_inputs(&kinds, values)?);
@@ -175,8 +177,9 @@ impl NodeRunner<'_> {
         Ok((stored, output.tables, output.values))
     }
 
-    /// Checks that the files that a stage reads still have the content that its key was computed from. A model that is streamed is
-    /// read from the files of the stage that loaded it, so these are checked too.
+    /// Checks that the files that a stage reads still have the content that its key was computed
+    /// from. A model that is streamed is read from the files of the stage that loaded it, so these
+    /// are checked too.
     fn check_unchanged(&self, node: NodeId, inputs: &StageValues) -> Result<(), StageError> {
         if inputs.is_streamed()
             && let Some(&variant) = self.plan.nodes[node].variants.first()
@@ -225,7 +228,8 @@ impl NodeRunner<'_> {
         Ok(inputs)
     }
 
-    /// Rebuilds the models of a stage that ran or was reused before. If its product is damaged or gone, runs the stage again.
+    /// Rebuilds the models of a stage that ran or was reused before. If its product is damaged or
+    /// gone, runs the stage again.
     fn restore_or_rerun(
         &self,
         node: NodeId,

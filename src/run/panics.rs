@@ -1,7 +1,9 @@
 //! The one place where panics inside a stage become errors.
 //!
-//! Three kinds of failure reach the runner as panics, because the code in between cannot return a `Result`:
-//! - a weight that stays on disk is read inside tensor operations; the panic's payload is a [`WeightReadError`];
+//! Three kinds of failure reach the runner as panics, because the code in between cannot return a
+//! `Result`:
+//! - a weight that stays on disk is read inside tensor operations; the panic's payload is a
+//!   [`WeightReadError`];
 //! - dfdx panics when the CUDA allocator finds no memory; only the text of the panic says so;
 //! - a library (tokenizers, safetensors, …) panics on a file that it does not expect.
 
@@ -13,7 +15,8 @@ use secateur_tensor::WeightReadError;
 
 /// Runs a stage. A panic ends the stage, not the run.
 pub fn catch_panics<T>(work: impl FnOnce() -> Result<T, StageError>) -> Result<T, StageError> {
-    // Nothing of a stage that panicked is used afterwards: its values are dropped, its product is never stored.
+    // Nothing of a stage that panicked is used afterwards: its values are dropped, its product is
+    // never stored.
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result,
         Err(payload) => Err(panic_error(&*payload)),

@@ -1,7 +1,7 @@
 //! The values on a path of the tree of variants, loaded when a stage needs them.
 //!
-//! A model whose stage was reused from the cache is rebuilt only when a later stage needs it. Branches share a value; it is dropped
-//! with the last branch that may still need it.
+//! A model whose stage was reused from the cache is rebuilt only when a later stage needs it.
+//! Branches share a value; it is dropped with the last branch that may still need it.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -26,7 +26,8 @@ pub struct Lazy {
 }
 
 enum LazyState {
-    /// In the cache, or to be made again. Holds the values before the stage, from which it is rebuilt.
+    /// In the cache, or to be made again. Holds the values before the stage, from which it is
+    /// rebuilt.
     Unloaded(LazyValues),
     Loaded(StageValues),
 }
@@ -67,7 +68,8 @@ impl LazyValues {
         self.by_kind
             .retain(|kind, _| !stage.spends().contains(kind));
         for &kind in stage.makes() {
-            // The dense model is never kept in memory for later stages: few need it, and it can be read again.
+            // The dense model is never kept in memory for later stages: few need it, and it can be
+            // read again.
             let is_loaded = output.values.has(kind) && kind != ValueKind::Dense;
             let state = if is_loaded {
                 LazyState::Loaded(output.values.select(kind))

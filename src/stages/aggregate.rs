@@ -1,4 +1,5 @@
-//! `aggregate`: scores of channels → one score per unit of each group (LLM-Pruner, section 3.2, "group importance").
+//! `aggregate`: scores of channels → one score per unit of each group (LLM-Pruner, section 3.2,
+//! "group importance").
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,7 +28,8 @@ pub static TYPE: StageType = StageType {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// How the members of a group are reduced. Default `sum`; magnitudes under `compat = "reference"`: `mean`.
+    /// How the members of a group are reduced. Default `sum`; magnitudes under `compat =
+    /// "reference"`: `mean`.
     pub with: Option<Reduction>,
     /// Whether members are reduced per channel or per unit. Default `channel`.
     pub level: Level,
@@ -45,22 +47,26 @@ pub enum Reduction {
     Max,
     /// Π over the members.
     Product,
-    /// The member that writes back to the residual stream alone: `o_proj`, `down_proj` (the paper's "last-only").
+    /// Only the member that writes back to the residual stream: `o_proj`, `down_proj` (the paper's
+    /// "last-only").
     Last,
-    /// The root of the group alone: `q_proj` (`k_proj` with grouped queries), `gate_proj`.
+    /// Only the root of the group: `q_proj` (`k_proj` with grouped queries), `gate_proj`.
     First,
-    /// The reference's second member: `o_proj`, `up_proj`. Only under `compat = "reference"` of the importance.
+    /// Only the reference's second member: `o_proj`, `up_proj`. Needs `compat = "reference"` in the
+    /// importance.
     Second,
 }
 
-/// Where the reduction takes place.
+/// Whether members are reduced before or after the channels of a unit are summed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
-    /// Members are reduced channel by channel, then a unit's channels are summed, as the reference computes.
+    /// Members are reduced channel by channel, then the channels of a unit are summed, as the
+    /// reference does.
     #[default]
     Channel,
-    /// Each member's whole share of the unit first, then the members, as the paper's equations say.
+    /// The channels of a unit are summed in each member, then the members are reduced, as in the
+    /// paper's equations.
     Unit,
 }
 
@@ -122,7 +128,8 @@ impl Stage for Options {
     }
 }
 
-/// One row of `aggregate.parquet`: layers and units of the model as it is at this place of the pipeline.
+/// One row of `aggregate.parquet`: layers and units of the model as it is at this place of the
+/// pipeline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AggregateRow {
     pub layer: u32,
@@ -133,7 +140,7 @@ pub struct AggregateRow {
     pub score: f64,
 }
 
-/// Scores could not be aggregated.
+/// The scores could not be aggregated.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -188,7 +195,8 @@ fn unit_scores(
     scores: &ChannelScores,
     unit_width: usize,
 ) -> Result<Vec<f64>, Error> {
-    // For each member, one entry per channel of a unit (units · unit_width entries) or one per unit.
+    // For each member, one entry per channel of a unit (units · unit_width entries) or one per
+    // unit.
     let folded: Vec<Vec<f64>> = members
         .iter()
         .map(|member| {
@@ -230,9 +238,10 @@ fn unit_scores(
 
 /// Adds a member's channels into the entries of units that are `unit_width` channels wide.
 ///
-/// A member may have more channels per unit than that: in grouped-query attention a unit is a key/value head (`unit_width` channels
-/// of `k_proj`) with several query heads, whose channels fall onto the same entries. At [`Level::Unit`] a unit has one entry. Signed
-/// scores become magnitudes here, after the last addition inside the level: per channel, or per unit.
+/// A member may have more channels per unit than that: in grouped-query attention a unit is a
+/// key/value head (`unit_width` channels of `k_proj`) with several query heads, whose channels fall
+/// onto the same entries. At [`Level::Unit`] a unit has one entry. Signed scores become magnitudes
+/// here, after the last addition inside the level: per channel, or per unit.
 fn fold_into_unit_channels(
     channels: &[f64],
     units: usize,
@@ -249,7 +258,8 @@ fn fold_into_unit_channels(
             let unit = channel / channels_per_unit;
             unit * unit_width + channel % channels_per_unit % unit_width
         }
-        // the reference reshapes to [repeats, entries]: query head h falls onto key/value head h mod count
+        // the reference reshapes to [repeats, entries]: query head h falls onto key/value head h
+        // mod count
         Compat::Reference => channel % entry_count,
     };
     match level {
@@ -270,8 +280,9 @@ fn fold_into_unit_channels(
     }
 }
 
-/// Π over members. If a product overflows or underflows although no factor is zero, each member is divided by its mean first: one
-/// factor for the whole group, so the order inside the group stays the same.
+/// Π over members. If a product overflows or underflows although no factor is zero, each member is
+/// divided by its mean first: one factor for the whole group, so the order inside the group stays
+/// the same.
 fn multiply_members(group: &Group, members: &[Vec<f64>]) -> Vec<f64> {
     let products = reduce_members(members, 1.0, |a, b| a * b);
     let is_out_of_range = |(entry, product): (usize, &f64)| {
@@ -305,8 +316,8 @@ fn reduce_members(members: &[Vec<f64>], start: f64, f: impl Fn(f64, f64) -> f64)
         .collect()
 }
 
-/// The entries of one member. Scores of the whole group (random numbers, the order of units) stand at member 0 alone and are taken
-/// for every choice.
+/// The entries of one member. Scores of the whole group (random numbers, the order of units) stand
+/// at member 0 alone and are taken for every choice.
 fn select_member(
     members: &[MemberScores],
     folded: &[Vec<f64>],

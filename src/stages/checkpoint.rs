@@ -1,4 +1,5 @@
-//! The state of a long stage, written to disk while it runs, so that an interrupted run resumes where it stopped.
+//! The state of a long stage, written to disk while it runs, so that an interrupted run resumes
+//! where it stopped.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,11 +14,12 @@ use secateur_base::files;
 /// The shortest time between two writes.
 const MIN_WRITE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The time between two writes is at least this multiple of what the last write took, so at most two percent of the time are spent
-/// on writing.
+/// The time between two writes is at least this multiple of what the last write took, so at most
+/// two percent of the time are spent on writing.
 const INTERVAL_PER_WRITE_TIME: u32 = 50;
 
-/// Where the state of one stage is written. Clones share it. The default has no file and writes nothing.
+/// Where the state of one stage is written. Clones share it. The default has no file and writes
+/// nothing.
 #[derive(Clone, Debug, Default)]
 pub struct StageCheckpoint {
     file: Option<PathBuf>,
@@ -33,7 +35,8 @@ impl StageCheckpoint {
         }
     }
 
-    /// The state that an interrupted run has written; None if there is none, or if the file is damaged (its hash does not match).
+    /// The state that an interrupted run has written; None if there is none, or if the file is
+    /// damaged (its hash does not match).
     pub fn read<S: DeserializeOwned>(&self) -> Option<S> {
         let bytes = std::fs::read(self.file.as_ref()?).ok()?;
         // The encoded state, then its hash.

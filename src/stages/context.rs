@@ -1,4 +1,5 @@
-//! What every stage gets besides its options and inputs: the seed, folders, the memory budget, progress, and the request to stop.
+//! What every stage gets besides its options and inputs: the seed, folders, the memory budget,
+//! progress, and the request to stop.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +16,8 @@ use secateur_model::{Checkpoint, CheckpointError, Model};
 /// What one stage of one variant gets from the run.
 #[derive(Clone)]
 pub struct Context {
-    /// This stage's own seed, derived from the run's by stage type and occurrence: the same alone and in a sweep.
+    /// This stage's own seed, derived from the run's by stage type and occurrence: the same alone
+    /// and in a sweep.
     pub seed: Seed,
     /// `run.data`: the folder of published data sets, laid out as `<task>/<split>.jsonl`.
     pub data_folder: Option<PathBuf>,
@@ -47,20 +49,22 @@ pub struct RepeatPosition {
 pub struct MemoryBudget {
     /// Bytes that the process may take.
     pub bytes: u64,
-    /// Whether the blocks of a model stay on disk; None: only if the model does not fit into the budget.
+    /// Whether the blocks of a model stay on disk; None: only if the model does not fit into the
+    /// budget.
     pub stream_override: Option<bool>,
 }
 
 impl MemoryBudget {
-    /// Whether the blocks of a model with this many bytes of weights stay on disk: if the weights take more than nine tenths of
-    /// what the process has left.
+    /// Whether the blocks of a model with this many bytes of weights stay on disk: if the weights
+    /// take more than nine tenths of what the process has left.
     pub fn should_stream(self, weight_bytes: u64) -> bool {
         let available = self.bytes.saturating_sub(memory::resident_bytes());
         self.stream_override
             .unwrap_or(weight_bytes > available / 10 * 9)
     }
 
-    /// Opens the checkpoint of a folder: in memory, or with its blocks on disk where the budget requires it.
+    /// Opens the checkpoint of a folder: in memory, or with its blocks on disk where the budget
+    /// requires it.
     pub fn open_model(self, folder: &Path) -> Result<Model, CheckpointError> {
         let weight_bytes = Checkpoint::open(folder)?.parameter_count() * size_of::<f32>() as u64;
         if self.should_stream(weight_bytes) {
@@ -77,8 +81,8 @@ impl MemoryBudget {
 pub struct Interrupted;
 
 impl Context {
-    /// The path of a product in the output folder: `hf`, and `hf-2` in the second stage of this type, so that none overwrites
-    /// another.
+    /// The path of a product in the output folder: `hf`, and `hf-2` in the second stage of this
+    /// type, so that none overwrites another.
     pub fn output_path(&self, name: &str, ending: &str) -> PathBuf {
         let number = if self.occurrence == 0 {
             String::new()
@@ -100,8 +104,9 @@ impl Context {
         }
     }
 
-    /// As [`Context::check_interrupt`], for a stage that can resume: writes the state to disk if the last write is long enough ago,
-    /// and always before it returns [`Interrupted`]. `checkpoint.read()` returns it in the next run.
+    /// As [`Context::check_interrupt`], for a stage that can resume: writes the state to disk if
+    /// the last write is long enough ago, and always before it returns [`Interrupted`].
+    /// `checkpoint.read()` returns it in the next run.
     ///
     /// # Errors
     /// [`Interrupted`] once the run was asked to stop.

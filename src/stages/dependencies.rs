@@ -1,4 +1,5 @@
-//! `dependencies`: model → the groups of coupled structures (LLM-Pruner, section 3.1, equations 1 and 2).
+//! `dependencies`: model → the groups of coupled structures (LLM-Pruner, section 3.1, equations 1
+//! and 2).
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,11 +28,13 @@ pub static TYPE: StageType = StageType {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// What a unit is. Default `block`.
+    /// The kind of groups. Default `block`.
     pub grouping: Grouping,
-    /// Layers whose attention takes part: `[start, end]`, 0-based, the end not included. Default: all.
+    /// Layers whose attention heads can be pruned: `[start, end]`, 0-based, the end not included.
+    /// Default: all.
     pub attention_layers: Option<[usize; 2]>,
-    /// Layers whose MLP takes part: `[start, end]`, 0-based, the end not included. Default: all.
+    /// Layers whose MLP channels can be pruned: `[start, end]`, 0-based, the end not included.
+    /// Default: all.
     pub mlp_layers: Option<[usize; 2]>,
 }
 
@@ -136,7 +139,7 @@ impl Stage for Options {
     }
 }
 
-/// No groups could be found.
+/// The groups could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the layer range [{start}, {end}] reaches beyond the model's {layers} layers")]

@@ -1,5 +1,5 @@
-//! What the environment pass of the check reads outside the pipeline file (files, headers, tasks), the estimate of resources, and how
-//! a stage reports a mistake in an option.
+//! What the environment pass of the check reads outside the pipeline file (files, headers, tasks),
+//! the estimate of resources, and how a stage reports a mistake in an option.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,12 @@ use secateur_model::ModelHeader;
 use secateur_tensor::ops::QUERY_CHUNK_ROWS;
 use secateur_tensor::{PACK_TOKENS, Precision};
 
-/// A mistake in one option. It names the option, and the pipeline adds where that option is written.
+/// A mistake in one option. It names the option, and the pipeline adds where that option is
+/// written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OptionFault {
-    /// The option, dotted where it is nested: `ratio`, `duration.updates`. Empty: the stage as a whole.
+    /// The option, dotted where it is nested: `ratio`, `duration.updates`. Empty: the stage as a
+    /// whole.
     pub key: String,
     /// What is wrong, in one sentence.
     pub message: String,
@@ -74,13 +76,15 @@ pub fn positive_faults<'a>(numbers: impl IntoIterator<Item = (&'a str, f64)>) ->
     faults
 }
 
-/// What the environment pass of the check knows when it reaches a stage: where data is, and the model that the stages before will
-/// have made, as far as headers tell. The pass goes through a variant's stages in order; each stage updates it.
+/// What the environment pass of the check knows when it reaches a stage: where data is, and the
+/// model that the stages before will have made, as far as headers tell. The pass goes through a
+/// variant's stages in order; each stage updates it.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
     /// `run.data`: the folder of published data sets.
     pub data_folder: Option<PathBuf>,
-    /// The header of the model that the stages so far will hand on, with the widths from before any pruning. None: not known.
+    /// The header of the model that the stages so far will hand on, with the widths from before any
+    /// pruning. None: not known.
     pub model: Option<ModelHeader>,
     /// How much memory the run may take. None: not known.
     pub memory_budget: Option<MemoryBudget>,
@@ -94,10 +98,12 @@ pub struct Environment {
     pub lookup_cache: LookupCache,
 }
 
-/// An upper estimate of what a stage needs, in bytes, from headers alone: for the model as it was before pruning.
+/// An upper estimate of what a stage needs, in bytes, from headers alone: for the model as it was
+/// before pruning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ResourceEstimate {
-    /// Memory of the process: weights, kept block inputs, and the activations of the running operation.
+    /// Memory of the process: weights, kept block inputs, and the activations of the running
+    /// operation.
     pub cpu_memory: u64,
     /// Memory of the GPU with all weights on it; 0 if the run computes on the CPU.
     pub gpu_memory: u64,
@@ -174,7 +180,8 @@ impl Environment {
         Vec::new()
     }
 
-    /// Adds this many copies of the model's weights to the estimate; for a streamed model two blocks and the head instead.
+    /// Adds this many copies of the model's weights to the estimate; for a streamed model two
+    /// blocks and the head instead.
     pub fn add_weights(&mut self, copies: u64) {
         let Some(model) = &self.model else { return };
         let embedding_values = (model.vocab * model.hidden) as u64;
@@ -191,19 +198,22 @@ impl Environment {
         };
     }
 
-    /// Adds a backward walk over `sequences` sequences of `length` tokens, which keeps the input of every block.
+    /// Adds a backward walk over `sequences` sequences of `length` tokens, which keeps the input of
+    /// every block.
     pub fn add_backward_walk(&mut self, sequences: usize, length: usize) {
         let kept_inputs = self.model.as_ref().map_or(0, |model| model.layers + 1);
         self.add_activations(sequences, length, kept_inputs);
     }
 
-    /// Adds a forward pass over `sequences` sequences of `length` tokens, which keeps one hidden state per token.
+    /// Adds a forward pass over `sequences` sequences of `length` tokens, which keeps one hidden
+    /// state per token.
     pub fn add_forward_pass(&mut self, sequences: usize, length: usize) {
         self.add_activations(sequences, length, 1);
     }
 
-    /// Adds `kept` hidden states of every token, and for one pack of sequences the activations and gradients of a block and a tile
-    /// of logits. A float that is too large becomes the largest integer.
+    /// Adds `kept` hidden states of every token, and for one pack of sequences the activations and
+    /// gradients of a block and a tile of logits. A float that is too large becomes the largest
+    /// integer.
     fn add_activations(&mut self, sequences: usize, length: usize, kept: usize) {
         let Some(model) = &self.model else { return };
         let pack_tokens = sequences
@@ -267,7 +277,8 @@ impl Environment {
         self.estimate.cpu_memory = self.estimate.cpu_memory.saturating_add(bytes);
     }
 
-    /// A fault if a sequence has more tokens than the model has positions. `what`: the noun for the sequence.
+    /// A fault if a sequence has more tokens than the model has positions. `what`: the noun for the
+    /// sequence.
     pub fn check_length(&self, key: &str, what: &str, tokens: usize) -> Option<OptionFault> {
         let positions = self.model.as_ref()?.max_positions;
         if tokens <= positions {
@@ -305,7 +316,8 @@ fn check_readable_file(path: &Path) -> Result<(), String> {
     std::fs::File::open(path).map(drop).map_err(cannot_read)
 }
 
-/// Finds a task and builds its first question or text, which fails if its templates do not fit its rows.
+/// Finds a task and builds its first question or text, which fails if its templates do not fit its
+/// rows.
 fn find_task(
     name: &str,
     data_folder: Option<&Path>,

@@ -8,9 +8,10 @@ use secateur_tensor::WeightReadError;
 
 /// Why a stage did not finish: an error of the stage itself, or one that every stage can have.
 ///
-/// Every error converts into [`StageError::Failed`], so a stage returns its own `Error` and those of libraries with `?`. The
-/// exception is [`Interrupted`], which becomes [`StageError::Interrupted`]. This conversion is possible only because the type
-/// does not implement [`Error`] itself; use `Box<dyn Error>::from` where one is needed.
+/// Every error converts into [`StageError::Failed`], so a stage returns its own `Error` and those
+/// of libraries with `?`. The exception is [`Interrupted`], which becomes
+/// [`StageError::Interrupted`]. This conversion is possible only because the type does not
+/// implement [`Error`] itself; use `Box<dyn Error>::from` where one is needed.
 #[derive(Debug)]
 pub enum StageError {
     /// The stage's own error, or one of a library it calls.

@@ -1,4 +1,5 @@
-//! `export`: model → a folder that other tools load, and the plan that rebuilds it from the dense checkpoint.
+//! `export`: model → a folder that other tools load, and the plan that rebuilds it from the dense
+//! checkpoint.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -29,7 +30,8 @@ pub static TYPE: StageType = StageType {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// What is written; a second export of a variant writes `hf-2`, `plan-2.json`. Default `["hf"]`.
+    /// What is written; a second export of a variant writes `hf-2`, `plan-2.json`. Default
+    /// `["hf"]`.
     pub formats: Vec<Format>,
     /// The element type of the weights in `hf`. Default `float32`.
     // Added after the first release: variants without it keep their ids.
@@ -54,9 +56,11 @@ impl Default for Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
-    /// `hf/`: a Hugging Face folder: safetensors, `config.json` with per-layer widths, the tokenizer's files.
+    /// `hf/`: a Hugging Face folder: safetensors, `config.json` with per-layer widths, the
+    /// tokenizer's files.
     Hf,
-    /// `plan.json`: the kept units of every group; with the dense checkpoint it rebuilds the pruned model.
+    /// `plan.json`: the kept units of every group; with the dense checkpoint it rebuilds the pruned
+    /// model.
     Plan,
     /// Reserved: refused by the check.
     Gguf,
@@ -65,7 +69,8 @@ pub enum Format {
 }
 
 impl Format {
-    /// How the format is checked and written. A new one is its file in `export/`, a variant above, and a line here.
+    /// How the format is checked and written. A new one is its file in `export/`, a variant above,
+    /// and a line here.
     fn writer(self) -> &'static dyn ExportFormat {
         match self {
             Self::Hf => &hf::HuggingFaceFolder,

@@ -1,13 +1,15 @@
-//! What a stage may know about the stages before it, so that options of different stages are checked against each other without
-//! one stage knowing the type of another.
+//! What a stage may know about the stages before it, so that options of different stages are
+//! checked against each other without one stage knowing the type of another.
 
 use super::products::Compat;
 use super::values::ValueKind;
 
-/// Facts that the stages before this one have stated. The check of the order fills it, stage by stage.
+/// Facts that the stages before this one have stated. The check of the order fills it, stage by
+/// stage.
 #[derive(Clone, Debug)]
 pub struct EarlierStages {
-    /// Whether the groups are attention heads and MLP channels of single layers. True before a stage says otherwise.
+    /// Whether the groups are attention heads and MLP channels of single layers. True before a
+    /// stage says otherwise.
     pub has_block_groups: bool,
     /// What the last importance stated; None if there was none, or if it could not be decoded.
     pub importance: Option<ImportanceFacts>,
@@ -34,8 +36,8 @@ impl Default for EarlierStages {
 }
 
 impl EarlierStages {
-    /// Drops the facts about values of these kinds: a stage that makes them could not be decoded. Without a fact a later stage
-    /// reports no mistake.
+    /// Drops the facts about values of these kinds: a stage that makes them could not be decoded.
+    /// Without a fact a later stage reports no mistake.
     pub fn forget(&mut self, kinds: &[ValueKind]) {
         if kinds.contains(&ValueKind::Graph) {
             self.has_block_groups = true;

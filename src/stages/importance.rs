@@ -1,4 +1,5 @@
-//! `importance`: model and groups → a score for every channel of every member (LLM-Pruner, section 3.2).
+//! `importance`: model and groups → a score for every channel of every member (LLM-Pruner, section
+//! 3.2).
 
 use std::path::Path;
 
@@ -56,29 +57,32 @@ fn summary(options: &Map<String, Value>) -> String {
 pub struct Options {
     /// The criterion.
     pub method: Method,
-    /// The form of the Taylor criterion; the other methods have none. Default `element-first`.
+    /// The form of the Taylor criterion; no effect on other methods. Default `element-first`.
     #[serde(default)]
     pub taylor: Taylor,
-    /// How the Fisher diagonal of the second-order forms is made from per-sample gradients. Default `mean`.
+    /// How the second-order forms compute the Fisher diagonal from the gradients g_j of the N
+    /// samples. Default `mean`.
     #[serde(default)]
     pub fisher: Fisher,
-    /// Calibration data: a text file, JSONL with a text field, or JSONL rows of token ids. `taylor`, `wifv` and `wanda`
-    /// need it, the other methods look at no data.
+    /// Calibration data: a text file, JSONL with a text field, or JSONL rows of token ids.
+    /// `taylor`, `wifv` and `wanda` need it, the other methods do not read it.
     pub corpus: Option<String>,
-    /// What separates the documents of a text file. Default: the file is one document.
+    /// The text between two documents of a text file. Default: the file is one document.
     pub separator: Option<String>,
     /// The field of a JSONL row that holds its text. Default `text`.
     pub field: Option<String>,
     /// Which part of the corpus is read. Default `random`.
     #[serde(default)]
     pub sample: Sample,
-    /// Number of calibration samples, 1 to 1048576. With `sample = "file"` the most that are read. Default 10.
+    /// Number of calibration samples, 1 to 1048576; with `sample = "file"` the largest number of
+    /// rows. Default 10.
     #[serde(default = "ten")]
     pub samples: usize,
     /// Tokens of a random sample, 2 to the model's positions. Default 64.
     #[serde(default = "sixty_four")]
     pub length: usize,
-    /// Whether the reference implementation's peculiarities are reproduced. Default `corrected`.
+    /// Whether the result follows the reference implementation where that differs from the paper.
+    /// Default `corrected`.
     #[serde(default)]
     pub compat: Compat,
 }
@@ -103,15 +107,17 @@ pub enum Method {
     L2,
     /// A Taylor expansion of the loss around the weights (equations 3 to 5).
     Taylor,
-    /// Fluctuation of the input channel times the squared norm of the weight column (FLAP, AAAI 2024).
+    /// Variance of the input channel times the squared norm of the weight column (FLAP, AAAI 2024).
     Wifv,
     /// |w| times the norm of the input channel (Wanda, ICLR 2024), summed over a row or column.
     Wanda,
-    /// Units in their order, the first the most important: layer-wise this keeps the first layers.
+    /// The order of units, the first the most important: with grouping = "layer" this keeps the
+    /// first layers.
     First,
 }
 
-/// The forms of the Taylor criterion. g is the gradient of the calibration loss, F the Fisher diagonal.
+/// The forms of the Taylor criterion. g is the gradient of the calibration loss, F the Fisher
+/// diagonal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Taylor {
@@ -128,7 +134,7 @@ pub enum Taylor {
     ElementMixed,
 }
 
-/// How squared per-sample gradients become the Fisher diagonal.
+/// How squared gradients of single samples are combined into the Fisher diagonal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fisher {
@@ -140,7 +146,8 @@ pub enum Fisher {
 }
 
 impl Options {
-    /// The criterion of the method. A new one is its file in `importance/`, a variant of [`Method`], and a line here.
+    /// The criterion of the method. A new one is its file in `importance/`, a variant of
+    /// [`Method`], and a line here.
     fn criterion(&self) -> Box<dyn Criterion> {
         match self.method {
             Method::Random => Box::new(root_scores::Random),
@@ -259,7 +266,8 @@ impl Stage for Options {
     }
 }
 
-/// One row of `importance.parquet`: layers and channels of the model as it is at this place of the pipeline.
+/// One row of `importance.parquet`: layers and channels of the model as it is at this place of the
+/// pipeline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ImportanceRow {
     pub layer: u32,

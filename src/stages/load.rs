@@ -28,14 +28,17 @@ pub static TYPE: StageType = StageType {
     ..StageType::new::<Options>("load")
 };
 
-/// Reads a checkpoint: `config.json`, one or several safetensors files, and `tokenizer.json` if there is one.
+/// Reads a checkpoint: `config.json`, one or several safetensors files, and `tokenizer.json` if
+/// there is one.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// A folder as transformers writes it, relative to the working directory. `hf://owner/name@revision` is reserved.
+    /// A folder as transformers writes it, relative to the working directory.
+    /// `hf://owner/name@revision` is reserved.
     pub model: String,
-    /// The element type in which a GPU holds the weights and multiplies by them: `float32`, or `float16`, which takes half the
-    /// memory. Products accumulate in float32; norms, softmax, adapters and logits are float32. Default `float32`.
+    /// The element type in which a GPU holds the weights and multiplies by them: `float32`, or
+    /// `float16`, which takes half the memory. Products accumulate in float32; norms, softmax,
+    /// adapters and logits are float32. Default `float32`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub precision: Precision,
 }

@@ -1,8 +1,9 @@
 //! The stages, one file per `type` of a pipeline, and what all of them share.
 //!
-//! `type = "prune"` is `prune.rs`: its options with their checks, its function, how its product is stored and read back, and its
-//! line for logs. The options implement [`Stage`]; `registry.rs` lists all types. A stage is a function of its options, its
-//! [`Context`] and its input values: it knows no other stage, no variants and no folder of results.
+//! `type = "prune"` is `prune.rs`: its options with their checks, its function, how its product is
+//! stored and read back, and its line for logs. The options implement [`Stage`]; `registry.rs`
+//! lists all types. A stage is a function of its options, its [`Context`] and its input values: it
+//! knows no other stage, no variants and no folder of results.
 
 pub mod aggregate;
 pub mod dependencies;
@@ -32,9 +33,9 @@ mod error;
 
 mod stored;
 
+pub use checkpoint::StageCheckpoint;
 pub use context::{Context, Interrupted, MemoryBudget, RepeatPosition};
 pub use environment::{Environment, OptionFault, ResourceEstimate, positive_faults, size_faults};
 pub use error::{RestoreError, StageError};
 pub use secateur_data::InputFile;
 pub use stage::Stage;
-pub use checkpoint::StageCheckpoint;

@@ -1,4 +1,4 @@
-//! `pretrain`: text → a small LLaMA trained from scratch, with a tokenizer of its own.
+//! `pretrain`: text → a small LLaMA and its tokenizer, both trained from scratch.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -53,11 +53,12 @@ const MODEL_FOLDER: &str = "model";
 pub struct Options {
     /// Training text: a text file, or JSONL with a text field.
     pub corpus: String,
-    /// What separates the documents of a text file. Default: the file is one document.
+    /// The text between two documents of a text file. Default: the file is one document.
     pub separator: Option<String>,
     /// The field of a JSONL row that holds its text. Default `text`.
     pub field: Option<String>,
-    /// Entries of the byte-level BPE vocabulary that is learned from the corpus, at least 259. Default 512.
+    /// Entries of the byte-level BPE vocabulary that is learned from the corpus, at least 259.
+    /// Default 512.
     #[serde(default = "vocabulary")]
     pub vocabulary: usize,
     /// Width of the residual stream, 1 to 1048576. Default 128.
@@ -73,13 +74,14 @@ pub struct Options {
     pub kv_heads: Option<usize>,
     /// Width of a head, even. Default: hidden / heads.
     pub head_dim: Option<usize>,
-    /// Base of the rotary frequencies, above 1. Short texts are read better with a small one. Default 10000.
+    /// Base of the rotary frequencies, above 1. A smaller one suits short texts. Default 10000.
     #[serde(default = "rope_theta")]
     pub rope_theta: f64,
     /// Width of the MLP, 1 to 1048576. Default 344.
     #[serde(default = "mlp")]
     pub mlp: usize,
-    /// Longest row in tokens, at least 2: a document is a row, a longer one is cut. Default 128.
+    /// Longest row in tokens, at least 2. A document is a row; a longer one is cut into several.
+    /// Default 128.
     #[serde(default = "length")]
     pub length: usize,
     /// Rows per update, 1 to 1048576. Default 32.
@@ -91,7 +93,8 @@ pub struct Options {
     /// Peak learning rate, above 0. Default 2e-3.
     #[serde(default = "learning_rate")]
     pub learning_rate: f64,
-    /// Updates of linear warm-up, from 0; after it the rate falls along a cosine to a tenth of the peak. Default 100.
+    /// Updates of linear warm-up, at least 0; after them the learning rate falls along a cosine to
+    /// a tenth of the peak. Default 100.
     #[serde(default = "warmup")]
     pub warmup: usize,
     /// Decoupled weight decay of the matrices, 0 to below 1. Default 0.1.

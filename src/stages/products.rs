@@ -13,12 +13,14 @@ use secateur_model::wiring::BlockTensor;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compat {
-    /// Query head h belongs to the key/value head that it uses, h div repeat. Global pruning removes exactly the number of
-    /// units asked for, from scores made comparable between groups, and leaves every group at least one unit.
+    /// Query head h belongs to the key/value head that it uses, h div repeat. Global pruning
+    /// removes exactly the number of units asked for, from scores made comparable between groups,
+    /// and leaves every group at least one unit.
     #[default]
     Corrected,
-    /// Query head h belongs to key/value head h mod count; magnitudes reduce by mean, and leave out the embedding. Global
-    /// pruning compares raw scores, removes every unit at or below the threshold, and skips a group that would lose all units.
+    /// Query head h belongs to key/value head h mod count; magnitudes reduce by mean, and leave out
+    /// the embedding. Global pruning compares raw scores, removes every unit at or below the
+    /// threshold, and skips a group that would lose all units.
     Reference,
 }
 
@@ -26,7 +28,8 @@ pub enum Compat {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChannelScores {
     pub groups: Vec<Vec<MemberScores>>,
-    /// Whether scores have a sign, are added up with it, and count by the magnitude of the sum (the `vector` forms).
+    /// Whether scores have a sign, are added up with it, and count by the magnitude of the sum (the
+    /// `vector` forms).
     pub is_signed: bool,
     /// Whether these are magnitudes of weights, which the reference always reduces by mean.
     pub is_magnitude: bool,
@@ -35,8 +38,8 @@ pub struct ChannelScores {
     pub input_means: InputMeans,
 }
 
-/// Means over the calibration tokens of the inputs of the matrices that write back to the residual stream: layer, matrix
-/// (`o_proj` or `down_proj`), and one mean per input channel.
+/// Means over the calibration tokens of the inputs of the matrices that write back to the residual
+/// stream: layer, matrix (`o_proj` or `down_proj`), and one mean per input channel.
 pub type InputMeans = Vec<(usize, BlockTensor, Vec<f64>)>;
 
 /// One score per channel of a member.
@@ -64,7 +67,8 @@ pub struct PruningResult {
     pub plan: PruningPlan,
     /// Units of each group before the first iteration of a repeat.
     pub initial_units: InitialUnits,
-    /// What is added to the outputs of matrices: layer of the model before this pruning, matrix, one number per output.
+    /// What is added to the outputs of matrices: layer of the model before this pruning, matrix,
+    /// one number per output.
     pub added_biases: Vec<(usize, BlockTensor, Vec<f32>)>,
 }
 

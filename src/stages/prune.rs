@@ -43,15 +43,15 @@ pub static TYPE: StageType = StageType {
 pub struct Options {
     /// Share of the units of each group that is removed, strictly between 0 and 1.
     pub ratio: f64,
-    /// Whether each group loses the same share, or the whole model is ranked at once. Default `local`.
+    /// Whether each group loses the same share, or all groups are ranked together. Default `local`.
     #[serde(default)]
     pub scope: Scope,
-    /// Keep a multiple of this many units in each group of MLP or hidden channels, 1 to 1048576; a group with fewer is left
-    /// alone. Default 1: no rounding.
+    /// Each group of MLP or hidden channels keeps a multiple of this many units, 1 to 1048576; a
+    /// group with fewer is not pruned. Default 1: no rounding.
     #[serde(default = "one")]
     pub round_to: usize,
-    /// What makes up for what the removed units gave on average. Default `none`.
-    // Younger than the others: variants without it keep their ids.
+    /// How the mean output of the removed units is compensated. Default `none`.
+    // Added after the first release: variants without it keep their ids.
     #[serde(default, skip_serializing_if = "Compensation::is_none")]
     pub compensation: Compensation,
     /// Which rule global ranking follows. Default `corrected`.
@@ -63,14 +63,15 @@ fn one() -> usize {
     1
 }
 
-/// How the mean of what is lost is made up for.
+/// How the mean output of the removed units is compensated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compensation {
     #[default]
     None,
-    /// A bias on `o_proj` and `down_proj`: Σ over the removed input channels of the weight's column times the channel's mean over
-    /// the calibration tokens (FLAP, AAAI 2024). Needs the means that `wifv` sees.
+    /// A bias on `o_proj` and `down_proj`: Σ over the removed input channels of the weight's column
+    /// times the channel's mean over the calibration tokens (FLAP, AAAI 2024). Needs the means that
+    /// `wifv` records.
     Bias,
 }
 
@@ -84,10 +85,10 @@ impl Compensation {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scope {
-    /// Every group for itself.
+    /// Every group alone.
     #[default]
     Local,
-    /// All groups together: widths may differ from layer to layer.
+    /// All groups together: widths can differ between layers.
     Global,
 }
 
@@ -178,9 +179,10 @@ pub struct PruneRow {
     /// Unit of the dense model.
     pub unit: u32,
     pub kept: bool,
-    /// What the unit was ranked by; null for a unit that was gone before.
+    /// The score by which the unit was ranked; null for a unit that an earlier pruning removed.
     pub score: Option<f64>,
-    /// Whether another program in float32 might decide otherwise: the score lies within 3e-5 of the border.
+    /// Whether another program in float32 might decide otherwise: the score differs from the border
+    /// between kept and removed by at most 3e-5 of the larger.
     pub near_tie: bool,
 }
 
@@ -192,7 +194,7 @@ pub struct PruneSizesRow {
     /// Multiply-accumulates of a forward pass over 64 tokens.
     pub macs_before: u64,
     pub macs_after: u64,
-    /// As float32.
+    /// Size of the weights in float32.
     pub bytes_before: u64,
     pub bytes_after: u64,
     /// Share of the units in the groups that was removed.
@@ -283,9 +285,9 @@ pub fn run(
     Ok((pruned, pruning, tables))
 }
 
-/// Units of each group at the beginning of the `repeat`, or now if the stage stands in none or in its first iteration. Updates
-/// `initial_units`, in which groups are known by their kind and their layer of the dense model: indices of layers change when
-/// layers are pruned.
+/// Units of each group at the beginning of the `repeat`, or now if the stage stands in none or in
+/// its first iteration. Updates `initial_units`, in which groups are known by their kind and their
+/// layer of the dense model: indices of layers change when layers are pruned.
 fn initial_unit_counts(
     repeat_position: Option<RepeatPosition>,
     graph: &DependencyGraph,
@@ -342,12 +344,14 @@ fn warn_about_selection(
     }
 }
 
-/// Units of a group that stay if this share of them is removed, `unit_width` channels to a unit: the reference's rule of counting.
+/// Units of a group that stay if this share of them is removed, `unit_width` channels to a unit:
+/// the reference's rule of counting.
 pub fn remaining_units(units: usize, unit_width: usize, ratio: f64) -> usize {
     units - decide::units_to_remove(units, units, unit_width, ratio)
 }
 
-/// The model with only the units of each group that stay, and with the biases that compensate for the others.
+/// The model with only the units of each group that stay, and with the biases that compensate for
+/// the others.
 pub fn apply_pruning(model: &Model, graph: &DependencyGraph, pruning: &PruningResult) -> Model {
     let mut pruned = model.clone();
     for (layer, tensor, added) in &pruning.added_biases {
@@ -369,7 +373,8 @@ pub fn apply_pruning(model: &Model, graph: &DependencyGraph, pruning: &PruningRe
     pruned
 }
 
-/// For each matrix W [outputs, inputs] that loses inputs: Σ over the lost inputs c of W[·, c] · E[x_c].
+/// For each matrix W [outputs, inputs] that loses inputs: Σ over the lost inputs c of W[·, c] ·
+/// E[x_c].
 fn compensation_biases(
     model: &Model,
     graph: &DependencyGraph,

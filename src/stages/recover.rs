@@ -1,4 +1,5 @@
-//! `recover`: Model and text → LoRA adapters (Hu et al. 2021; LLM-Pruner, equation 6), merged into the Model that follows.
+//! `recover`: model and text → LoRA adapters (Hu et al. 2021; LLM-Pruner, equation 6), merged into
+//! the model.
 
 use std::path::Path;
 
@@ -36,17 +37,18 @@ pub static TYPE: StageType = StageType {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// Training data: a text file, JSONL with a text field, or JSONL rows of token ids (with `labels` for a loss mask).
+    /// Training data: a text file, JSONL with a text field, or JSONL rows of token ids (with
+    /// `labels` for a loss mask).
     pub corpus: String,
-    /// What separates the documents of a text file. Default: the file is one document.
+    /// The text between two documents of a text file. Default: the file is one document.
     pub separator: Option<String>,
     /// The field of a JSONL row that holds its text. Default `text`.
     pub field: Option<String>,
-    /// `random`: documents in an order shuffled anew for every pass, each cut to a random window of `length` tokens;
-    /// `file`: rows whole, in file order. Default `random`.
+    /// `random`: documents in an order that is shuffled for every pass, each cut to a random window
+    /// of `length` tokens; `file`: whole rows in file order. Default `random`.
     #[serde(default)]
     pub sample: Sample,
-    /// Tokens of a window, at least 2; shorter documents are taken whole. Default 64.
+    /// Tokens of a window, at least 2; a shorter document is one window. Default 64.
     #[serde(default = "sixty_four")]
     pub length: usize,
     /// Rank of the adapters, 1 to 1048576. Default 8.
@@ -55,7 +57,8 @@ pub struct Options {
     /// The adapters' output is scaled by alpha / rank; above 0. Default 16.
     #[serde(default = "sixteen")]
     pub alpha: f64,
-    /// Share of an adapter's inputs that is dropped in training, 0 to below 1. Default 0.05.
+    /// Share of an adapter's inputs that dropout sets to zero in training, 0 to below 1. Default
+    /// 0.05.
     #[serde(default = "five_percent")]
     pub dropout: f64,
     /// Which matrices of every block get an adapter. Default: all seven.
@@ -64,21 +67,23 @@ pub struct Options {
     /// Peak learning rate, above 0. Default 1e-4.
     #[serde(default = "learning_rate")]
     pub learning_rate: f64,
-    /// Updates of linear warm-up, from 0; after it the rate falls linearly to 0. Default 0.
+    /// Updates of linear warm-up, at least 0; after them the learning rate falls linearly to 0.
+    /// Default 0.
     #[serde(default)]
     pub warmup: usize,
     /// Rows per update, 1 to 1048576. Default 64.
     #[serde(default = "sixty_four")]
     pub batch: usize,
-    /// Rows whose activations are held at once, at least 1: an update accumulates over batch / micro_batch of them. Default:
-    /// batch.
+    /// Rows that are computed at once, 1 to 1048576: an update accumulates gradients over batch /
+    /// micro_batch of them. Default: batch.
     pub micro_batch: Option<usize>,
-    /// How long, required: `{ updates = 60 }` or `{ epochs = 2 }`.
+    /// Length of the training, required: `{ updates = 60 }` or `{ epochs = 2 }`.
     pub duration: Duration,
-    /// Gradients are scaled down to this global norm, above 0. Default 1.
+    /// Largest global norm of the gradients, which are scaled down to it; above 0. Default 1.
     #[serde(default = "one")]
     pub clip: f64,
-    /// Adapters to start from: float32 safetensors in PEFT's layout, of this rank and these targets. Default: A drawn uniformly (Kaiming, a = √5), B zero.
+    /// Adapters to start from: float32 safetensors in PEFT's layout, of this rank and these
+    /// targets. Default: A is drawn uniformly (Kaiming, a = √5), B is zero.
     pub init: Option<String>,
 }
 
@@ -179,7 +184,7 @@ impl Stage for Options {
         if self.targets.is_empty() {
             faults.push(OptionFault::new(
                 "targets",
-                "without a target nothing is trained",
+                "there is no target to train",
                 "name at least one of q, k, v, o, gate, up, down",
             ));
         }
@@ -208,11 +213,7 @@ impl Stage for Options {
                 "a rank of {} is more than the model's width of {hidden}",
                 self.rank
             );
-            faults.push(OptionFault::new(
-                "rank",
-                message,
-                "the usual numbers are 8 to 64",
-            ));
+            faults.push(OptionFault::new("rank", message, "usual ranks are 8 to 64"));
         }
         if let Some(init) = &self.init
             && let Err(message) = environment.check_readable(init.as_ref())
@@ -280,7 +281,8 @@ pub enum Error {
     AdapterStillZero { update: usize, rate: f64 },
 }
 
-/// Trains adapters, saves them as `adapter/` (`adapter-2/` the second time) in PEFT's layout, and hands on the model with them merged.
+/// Trains adapters, saves them as `adapter/` (`adapter-2/` the second time) in PEFT's layout, and
+/// hands on the model with them merged.
 pub fn run(
     options: &Options,
     context: &Context,

@@ -9,7 +9,8 @@ use super::{
     prune, recover,
 };
 
-/// Every `type`, in the order of a usual pipeline. `repeat` is not one of them: the pipeline unrolls it.
+/// Every `type`, in the order of a usual pipeline. `repeat` is not one of them: the pipeline
+/// unrolls it.
 pub static STAGE_TYPES: &[&StageType] = &[
     &load::TYPE,
     &pretrain::TYPE,

@@ -1,7 +1,9 @@
-//! `repeat`: runs its own list of stages several times: iterative pruning (reference, sections 4.1 and 4.2).
+//! `repeat`: runs its own list of stages several times: iterative pruning (reference, sections 4.1
+//! and 4.2).
 //!
-//! The pipeline unrolls it, so what runs are the stages of the list. The ratio of a `prune` inside is the ratio after the last
-//! iteration; it rises linearly and counts from the widths at the beginning of the repeat.
+//! The pipeline unrolls it, so what runs are the stages of the list. The ratio of a `prune` inside
+//! is the ratio after the last iteration; it rises linearly and counts from the widths at the
+//! beginning of the repeat.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,6 @@
-//! What a stage is. The options of each `type` implement [`Stage`] in that type's file, and a static [`StageType`] beside them says
-//! what holds for all stages of the type; `registry.rs` lists the types.
+//! What a stage is. The options of each `type` implement [`Stage`] in that type's file, and a
+//! static [`StageType`] beside them says what holds for all stages of the type; `registry.rs` lists
+//! the types.
 
 use std::fmt::Debug;
 use std::path::Path;
@@ -25,7 +26,8 @@ use secateur_store::tables::Table;
 pub struct StageType {
     /// The `type` in a pipeline; also the name of the stage's file and of its first table.
     pub tag: &'static str,
-    /// Values that earlier stages must have made. A stage may need more, depending on its options ([`Stage::needs`]).
+    /// Values that earlier stages must have made. A stage may need more, depending on its options
+    /// ([`Stage::needs`]).
     pub needs: &'static [ValueKind],
     /// Values that the stage reads if an earlier stage made them.
     pub uses: &'static [ValueKind],
@@ -37,11 +39,14 @@ pub struct StageType {
     pub uses_seed: bool,
     /// Whether the outcome depends on the iteration of the `repeat` that the stage stands in.
     pub uses_repeat_position: bool,
-    /// Whether the outcome depends on the number of threads and the memory settings, as a measurement of time does.
+    /// Whether the outcome depends on the number of threads and the memory settings, as a
+    /// measurement of time does.
     pub depends_on_machine: bool,
-    /// Whether the model that it hands on may read its weights from the input files long after the stage ran.
+    /// Whether the model that it hands on may read its weights from the input files long after the
+    /// stage ran.
     pub model_stays_in_inputs: bool,
-    /// Describes the options in a few words, for logs, the plan and the listing of the cache; empty or begins with a space.
+    /// Describes the options in a few words, for logs, the plan and the listing of the cache; empty
+    /// or begins with a space.
     pub summary: fn(&Map<String, Value>) -> String,
     /// Reads the options of a `[[stage]]` table without its `type`.
     pub decode: fn(Deserializer<'_>) -> Result<Arc<dyn Stage>, toml::de::Error>,
@@ -50,7 +55,8 @@ pub struct StageType {
 }
 
 impl StageType {
-    /// The type that reads options of type `O`; everything else has the value that most stages have.
+    /// The type that reads options of type `O`; everything else has the value that most stages
+    /// have.
     pub const fn new<O>(tag: &'static str) -> Self
     where
         O: Stage + DeserializeOwned + JsonSchema + 'static,
@@ -79,7 +85,8 @@ where
     Ok(Arc::new(O::deserialize(options)?))
 }
 
-/// ` key=value` for each of these options that is set to something other than an empty list, in the order of the options.
+/// ` key=value` for each of these options that is set to something other than an empty list, in the
+/// order of the options.
 pub fn describe_options(options: &Map<String, Value>, keys: &[&str]) -> String {
     let mut text = String::new();
     for (key, value) in options {
@@ -98,8 +105,8 @@ pub fn describe_options(options: &Map<String, Value>, keys: &[&str]) -> String {
 
 /// A stage with its options: one `[[stage]]` of a pipeline.
 ///
-/// A stage sees its options, its [`Context`] and its input values. It does not know other stages, the tree of variants, or the
-/// folder of results.
+/// A stage sees its options, its [`Context`] and its input values. It does not know other stages,
+/// the tree of variants, or the folder of results.
 pub trait Stage: OptionTable {
     fn stage_type(&self) -> &'static StageType;
 
@@ -113,7 +120,8 @@ pub trait Stage: OptionTable {
         Vec::new()
     }
 
-    /// Mistakes in the values of the options, which show without looking at anything else. Default: none.
+    /// Mistakes in the values of the options, which show without looking at anything else. Default:
+    /// none.
     fn option_faults(&self) -> Vec<OptionFault> {
         Vec::new()
     }
@@ -126,21 +134,23 @@ pub trait Stage: OptionTable {
     /// States what later stages may have to know. Default: nothing.
     fn state_facts(&self, _facts: &mut EarlierStages) {}
 
-    /// Mistakes that show when files and headers are read. Also adds the stage's estimate of memory and disk to the environment,
-    /// and replaces the header of the model if the stage makes another one.
+    /// Mistakes that show when files and headers are read. Also adds the stage's estimate of memory
+    /// and disk to the environment, and replaces the header of the model if the stage makes another
+    /// one.
     fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault>;
 
     /// Runs the stage. `inputs` holds all that it needs, and what it uses if that was made.
     fn run(&self, context: &Context, inputs: &StageValues) -> Result<StageOutput, StageError>;
 
-    /// Writes into the product what [`Stage::restore`] and [`Stage::restore_model`] need to hand on the same values again. A model
-    /// that is rebuilt faster than it is read is not written. Default: nothing.
+    /// Writes into the product what [`Stage::restore`] and [`Stage::restore_model`] need to hand on
+    /// the same values again. A model that is rebuilt faster than it is read is not written.
+    /// Default: nothing.
     fn store(&self, _values: &StageValues, _draft: &ProductDraft) -> Result<(), StageError> {
         Ok(())
     }
 
-    /// Reads the values other than models from a stored product; they are small, so this happens even if no later stage needs
-    /// them. Default: there are none.
+    /// Reads the values other than models from a stored product; they are small, so this happens
+    /// even if no later stage needs them. Default: there are none.
     fn restore(&self, _stored: &StoredProduct) -> Result<StageValues, RestoreError> {
         Ok(StageValues::default())
     }
@@ -150,8 +160,8 @@ pub trait Stage: OptionTable {
         &[]
     }
 
-    /// Rebuilds the models that the stage handed on, when a later stage needs one: from the stored product, the input files, or the
-    /// inputs above. Default: the stage makes no model.
+    /// Rebuilds the models that the stage handed on, when a later stage needs one: from the stored
+    /// product, the input files, or the inputs above. Default: the stage makes no model.
     fn restore_model(
         &self,
         _stored: &StoredProduct,
@@ -191,8 +201,9 @@ impl From<StageValues> for StageOutput {
 
 /// Options as a table; every serialisable type has it.
 pub trait OptionTable: Debug + Send + Sync {
-    /// The options, every default filled in; an option that is not set and has no default is left out. Variants and products are
-    /// identified by this table, so neither its keys nor their order may change.
+    /// The options, every default filled in; an option that is not set and has no default is left
+    /// out. Variants and products are identified by this table, so neither its keys nor their order
+    /// may change.
     fn options(&self) -> Map<String, Value>;
 }
 
@@ -206,7 +217,7 @@ impl<T: Serialize + Debug + Send + Sync> OptionTable for T {
     }
 }
 
-impl dyn Stage {
+impl dyn Stage + '_ {
     /// The stage's `type`.
     pub fn tag(&self) -> &'static str {
         self.stage_type().tag

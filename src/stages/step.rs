@@ -17,7 +17,8 @@ pub struct Step {
     pub stage: Arc<dyn Stage>,
     /// Inside a `repeat`, for a stage whose outcome depends on it: which of the iterations this is.
     pub repeat_position: Option<RepeatPosition>,
-    /// How many stages of this type stand before it. The stage's random streams are derived from it.
+    /// How many stages of this type stand before it. The stage's random streams are derived from
+    /// it.
     pub occurrence: u32,
     /// Where its `type` is written.
     pub span: Range<usize>,
@@ -26,8 +27,8 @@ pub struct Step {
 }
 
 impl Step {
-    /// What two steps must have in common to be the same: the type, every option, the iteration of a repeat, the random streams.
-    /// The ids of variants are hashes of it.
+    /// What two steps must have in common to be the same: the type, every option, the iteration of
+    /// a repeat, the random streams. The ids of variants are hashes of it.
     pub fn identity(&self) -> Value {
         let mut identity = Map::new();
         identity.insert("type".to_owned(), self.stage.tag().into());
@@ -44,7 +45,8 @@ impl Step {
 /// A stage of the unrolled list, or its type if its options could not be decoded.
 pub enum UnrolledStage {
     Step(Step),
-    /// The type, "" if that is not known either. Later stages are checked as if this one made its values.
+    /// The type, "" if that is not known either. Later stages are checked as if this one made its
+    /// values.
     Invalid(String),
 }
 

@@ -1,4 +1,5 @@
-//! How a stage's small values are written into its product and read back: one file, in postcard's encoding.
+//! How a stage's small values are written into its product and read back: one file, in postcard's
+//! encoding.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -1,4 +1,5 @@
-//! The values that stages hand to each other, by kind. Each kind has one type, which its [`ValueKey`] carries.
+//! The values that stages hand to each other, by kind. Each kind has one type, which its
+//! [`ValueKey`] carries.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -69,7 +70,7 @@ impl ValueKind {
 }
 
 /// A kind of value together with its type.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct ValueKey<T> {
     kind: ValueKind,
     value_type: PhantomData<fn() -> T>,
@@ -124,8 +125,8 @@ impl StageValues {
     /// # Errors
     /// [`StageError::MissingInput`] if there is none, which the check of a pipeline rules out.
     pub fn require<T: 'static>(&self, key: ValueKey<T>) -> Result<&T, StageError> {
-        self.get(key)
-            .ok_or(StageError::MissingInput(key.kind.phrase()))
+        let missing = StageError::MissingInput(key.kind.phrase());
+        self.get(key).ok_or(missing)
     }
 
     /// Whether there is a value of this kind.

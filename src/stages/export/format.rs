@@ -23,7 +23,8 @@ pub trait ExportFormat {
         false
     }
 
-    /// Bytes that it takes on disk for a model with this many parameters; small files do not count. Default: 0.
+    /// Bytes that it takes on disk for a model with this many parameters; small files do not count.
+    /// Default: 0.
     fn disk_space(&self, _parameters: u64, _dtype: StorageDtype) -> u64 {
         0
     }

@@ -1,4 +1,5 @@
-//! `plan`: the pruning plan as JSON: for every group its layer, kind, dense units, and the units that stay.
+//! `plan`: the pruning plan as JSON: for every group its layer, kind, dense units, and the units
+//! that stay.
 
 use super::format::{ExportFormat, ExportInput};
 use crate::stages::StageError;

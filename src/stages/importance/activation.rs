@@ -1,8 +1,10 @@
-//! `wanda` and `wifv`: criteria that read the inputs of the matrices on calibration data, forward only.
+//! `wanda` and `wifv`: criteria that read the inputs of the matrices on calibration data, forward
+//! only.
 //!
-//! Wanda (Sun et al., ICLR 2024): |w|·‖x‖₂ of the input channel, summed over a row or column.
-//! WIFV (FLAP, An et al., AAAI 2024): the variance of the input channel over the calibration tokens, times the squared norm of the
-//! weight's column. It is defined for the matrix that reads the units: `o_proj`, `down_proj`.
+//! Wanda (Sun et al., ICLR 2024): |w|·‖x‖₂ of the input channel, summed over a row or column. WIFV
+//! (FLAP, An et al., AAAI 2024): the variance of the input channel over the calibration tokens,
+//! times the squared norm of the weight's column. It is defined for the matrix that reads the
+//! units: `o_proj`, `down_proj`.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -177,8 +179,8 @@ impl InputStatistics {
         })
     }
 
-    /// Scores the members of block groups for which `is_scored(is_output)`: Σ `element(weight, its input channel)` over each row
-    /// or column.
+    /// Scores the members of block groups for which `is_scored(is_output)`: Σ `element(weight, its
+    /// input channel)` over each row or column.
     fn score_members(
         &self,
         input: &CriterionInput<'_>,

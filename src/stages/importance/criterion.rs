@@ -1,4 +1,5 @@
-//! What a criterion of importance is. Each is a file of this folder; `Options::criterion` in `importance.rs` maps methods to them.
+//! What a criterion of importance is. Each is a file of this folder; `Options::criterion` in
+//! `importance.rs` maps methods to them.
 
 use crate::stages::error::StageError;
 use crate::stages::products::{InputMeans, MemberScores};
@@ -46,11 +47,12 @@ pub trait Criterion {
         false
     }
 
-    /// Adds what the criterion needs besides the weights to the estimate of the stage: it reads `samples` sequences of `length`
-    /// tokens. Default: nothing.
+    /// Adds what the criterion needs besides the weights to the estimate of the stage: it reads
+    /// `samples` sequences of `length` tokens. Default: nothing.
     fn add_estimate(&self, _environment: &mut Environment, _samples: usize, _length: usize) {}
 
-    /// How the result differs from the reference implementation for groups of residual channels, if it does.
+    /// How the result differs from the reference implementation for groups of residual channels, if
+    /// it does.
     fn reference_difference(&self, _model: &Model) -> Option<&'static str> {
         None
     }
@@ -93,8 +95,8 @@ impl From<Vec<Vec<MemberScores>>> for CriterionScores {
     }
 }
 
-/// Σ of `element(index)` over each channel of a member whose weight has the shape [rows, cols] in row-major order. A channel is
-/// a row, a column, or the whole weight.
+/// Σ of `element(index)` over each channel of a member whose weight has the shape [rows, cols] in
+/// row-major order. A channel is a row, a column, or the whole weight.
 pub fn reduce_channels(
     layout: UnitLayout,
     rows: usize,

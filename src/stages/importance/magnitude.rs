@@ -42,7 +42,8 @@ impl Criterion for Magnitude {
 }
 
 impl Magnitude {
-    /// The scores of a group's members. The reference leaves out the embedding, a member of the residual stream's group.
+    /// The scores of a group's members. The reference leaves out the embedding, a member of the
+    /// residual stream's group.
     fn group_scores(&self, input: &CriterionInput<'_>, group: &Group) -> Vec<MemberScores> {
         let mut scores = Vec::new();
         for (member_index, member) in group.members.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! `random` and `first`: scores that look at neither weights nor data. They belong to a group, not to a member, and stand at the
-//! group's first member, its root.
+//! `random` and `first`: scores that look at neither weights nor data. They belong to a group, not
+//! to a member, and stand at the group's first member, its root.
 
 use rand::RngExt;
 
