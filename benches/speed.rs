@@ -26,7 +26,8 @@ use secateur::stages::{Context, MemoryBudget, StageCheckpoint, dependencies, imp
 use secateur_base::random::Seed;
 use secateur_data::corpus::{self, CorpusSource};
 use secateur_model::Model;
-use secateur_model::blocks::{Block, BlockSettings, GradientRequests};
+use secateur_model::blocks::{Block, BlockSettings};
+use secateur_model::hooks::GradientRequests;
 use secateur_model::lora::Adapter;
 use secateur_model::walk::{self, Sequence};
 use secateur_model::wiring::{BlockTensor, TensorId};
@@ -331,10 +332,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             });
             let options = serde_json::from_value(options)?;
             let targets = BlockTensor::MATRICES;
-            let mut training =
-                AdapterTraining::new(Adapter::new(&model, &targets, 8, 16.0, Seed::from_u64(2)));
+            let adapter = Adapter::new(&model, &targets, 8, 16.0, Seed::from_u64(2));
+            let mut trainer = AdapterTraining::trainer(&options, &context, &model, adapter, 100);
             timed(&arguments.times, || {
-                training.run_update(&options, &context, &model, &rows, 100)?;
+                trainer.run_update(&rows)?;
                 Ok(())
             })?
         }

@@ -3,21 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
-use rand::{Rng, RngExt};
-use rayon::prelude::*;
+use rand::RngExt;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::Model;
-use super::blocks::BlockHooks;
 use super::stored::{self, SafetensorsWriteError, StorageDtype, TensorToWrite};
 use super::wiring::{BlockTensor, LLAMA, TensorId};
 use secateur_base::random::Seed;
-use secateur_tensor::ops::{self, AdapterInput, DropoutMaskFn, GradientRequest};
-use secateur_tensor::{Activations, AnyTape, LowRank, Weight};
+use secateur_tensor::{LowRank, Weight};
 
 /// The two factors beside one matrix.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -213,119 +209,6 @@ impl Adapter {
             merged.blocks[layer][part] = model.blocks[layer][part].add_low_rank(low_rank);
         }
         merged
-    }
-}
-
-/// The gradients of the factors of one block: A's, then B's.
-pub type LoraGradients = Vec<(BlockTensor, Vec<f32>, Vec<f32>)>;
-
-/// What is dropped of the adapters' inputs in one pack.
-#[derive(Clone, Debug)]
-pub struct Dropout {
-    /// 0 to below 1.
-    pub probability: f64,
-    /// For each sequence its seed and its tokens. Which inputs are dropped follows from the seed and the matrix alone, so that
-    /// a recomputed block drops the same.
-    pub sequences: Vec<(Seed, usize)>,
-}
-
-/// A block seen with its adapters beside it, in training.
-pub struct LoraHooks<'a> {
-    adapter: &'a Adapter,
-    layer: usize,
-    dropout: Dropout,
-    gradient_requests: BTreeMap<BlockTensor, (GradientRequest, GradientRequest)>,
-}
-
-impl<'a> LoraHooks<'a> {
-    pub fn new(adapter: &'a Adapter, layer: usize, dropout: Dropout) -> Self {
-        let parts = adapter.factors.keys().filter(|(at, _)| *at == layer);
-        let slots = parts.map(|&(_, part)| {
-            (
-                part,
-                (
-                    GradientRequest::for_gradient(),
-                    GradientRequest::for_gradient(),
-                ),
-            )
-        });
-        Self {
-            adapter,
-            layer,
-            dropout,
-            gradient_requests: slots.collect(),
-        }
-    }
-
-    /// What a tape left in the slots.
-    pub fn into_gradients(self) -> LoraGradients {
-        self.gradient_requests
-            .into_iter()
-            .filter_map(|(part, (a, b))| Some((part, a.take_gradient()?, b.take_gradient()?)))
-            .collect()
-    }
-
-    /// What the inputs of a matrix are multiplied by: a share of them by 0, the others scaled up. Every sequence has a stream
-    /// of its own, so what it loses does not depend on the pack that it lies in.
-    fn dropout_mask(&self, part: BlockTensor, inputs: usize) -> Option<DropoutMaskFn> {
-        if self.dropout.probability == 0.0 {
-            return None;
-        }
-        let Dropout {
-            probability: share,
-            sequences,
-        } = self.dropout.clone();
-        let (threshold, kept) = (
-            (share * f64::from(u32::MAX)) as u32,
-            1.0 / (1.0 - share) as f32,
-        );
-        let name = LLAMA.tensor_name(TensorId::Block(self.layer, part));
-        Some(Arc::new(move || {
-            let mut masks: Vec<Vec<f32>> = sequences
-                .iter()
-                .map(|(_, len)| vec![0.0; len * inputs])
-                .collect();
-            masks
-                .par_iter_mut()
-                .zip(&sequences)
-                .for_each(|(mask, (seed, _))| {
-                    let mut stream = seed.derive(&name).rng();
-                    mask.iter_mut().for_each(|m| {
-                        *m = if stream.next_u32() < threshold {
-                            0.0
-                        } else {
-                            kept
-                        }
-                    });
-                });
-            masks.concat()
-        }))
-    }
-}
-
-impl BlockHooks for LoraHooks<'_> {
-    fn linear<T: AnyTape>(
-        &self,
-        part: BlockTensor,
-        weight: &Weight,
-        x: Activations<T>,
-    ) -> Activations<T> {
-        let Some(LoraFactors { a, b }) = self.adapter.factors.get(&(self.layer, part)) else {
-            return ops::linear(x, weight, None);
-        };
-        let slots = self.gradient_requests.get(&part).map(|(a, b)| (a, b));
-        let mask = self.dropout_mask(part, x.width());
-        ops::linear_with_adapter(
-            x,
-            weight,
-            AdapterInput {
-                a,
-                b,
-                scale: self.adapter.scale(),
-                dropout_mask: mask,
-                gradient_requests: slots,
-            },
-        )
     }
 }
 

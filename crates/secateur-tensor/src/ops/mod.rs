@@ -10,19 +10,20 @@ use crate::{Activations, Weight};
 mod cpu;
 mod face;
 mod gpu;
+mod gradient_query;
+mod gradient_reduction;
 mod simd;
-mod slot;
 
 pub use face::{
     KvCache, add, add_bias, attention, backward, column_moments, cross_entropy, embed, gather_rows,
     linear, linear_with_adapter, rms_norm, swiglu, token_scores,
 };
 pub use gpu::QUERY_CHUNK_ROWS;
-pub use simd::dispatch_simd;
-pub use slot::{
+pub use gradient_query::{
     AxisSums, ElementScore, GradientQuery, GradientRequest, GradientResult, SampleSpan, SumAxes,
-    axis_sums,
 };
+pub use gradient_reduction::{axis_sums, embedding_gradient};
+pub use simd::dispatch_simd;
 
 /// An adapter beside a weight: scale · (mask ⊙ x) · Aᵀ · Bᵀ.
 pub struct AdapterInput<'a> {

@@ -3,7 +3,9 @@
 
 mod adapter;
 mod attention;
+mod axis_sums;
 mod elementwise;
+mod embedding;
 mod gemm;
 mod gradient;
 mod linear;
@@ -14,7 +16,10 @@ mod tape;
 
 pub use adapter::linear_with_adapter;
 pub use attention::{CpuKvCache, attention};
+pub use axis_sums::axis_sums;
 pub use elementwise::{add, add_bias, swiglu};
+pub use embedding::{embedding_column_sums, embedding_gradient};
+pub use gradient::accumulate_sample_gradient;
 pub use linear::linear;
 pub use loss::{cross_entropy, token_scores};
 pub use norm::rms_norm;
