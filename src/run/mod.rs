@@ -18,11 +18,9 @@ use crate::plan::keys::{self, ProductKeys};
 use crate::plan::survey::{SecondsByType, Survey};
 use crate::plan::{Plan, Variant};
 use crate::progress::{Progress, format_clock};
-use crate::report::results::{
-    ResultsFolder, StageRecord, VariantFolder, VariantManifest, VariantStatus,
-};
 use crate::report::shape::SweepManifest;
 use crate::report::{self, ReportError, VariantSummary};
+use crate::results::{ResultsFolder, StageRecord, VariantFolder, VariantManifest, VariantStatus};
 use crate::run::log::LogFiles;
 use crate::run::node::NodeRunner;
 use crate::run::status::{CurrentStage, RunState, StatusWriter};
@@ -181,7 +179,13 @@ impl TreeWalk<'_> {
             match self.results.begin_variant(
                 claim,
                 &resolved,
-                VariantManifest::new(self.plan, variant, &resolved),
+                VariantManifest::new(
+                    &variant.id,
+                    &self.plan.pipeline_text,
+                    &resolved,
+                    self.plan.settings.run.seed,
+                    self.plan.settings.run.device,
+                ),
             ) {
                 Ok(begun) => self.open_folders[v] = Some(begun),
                 // One variant's folder is no reason for the others to fail.
@@ -312,7 +316,7 @@ impl TreeWalk<'_> {
             "{} is done",
             step.stage.tag()
         );
-        let recipe = self.keys.get(at);
+        let recipe = &self.keys[at];
         let record = StageRecord {
             step: step.position,
             stage: step.stage.tag().to_owned(),

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use crate::machine::PROGRAM_VERSION;
 use crate::plan::Plan;
 use crate::plan::ids::NodeId;
-use crate::plan::keys::{self, ProductKeys};
+use crate::plan::keys::ProductKeys;
 use crate::progress::Progress;
 use crate::run::panics::catch_panics;
 use crate::run::values::{LazyValues, NodeOutput};
@@ -106,7 +107,7 @@ impl NodeRunner<'_> {
     }
 
     fn key(&self, node: NodeId) -> &str {
-        &self.keys.get(node).key
+        &self.keys[node].key
     }
 
     fn claim(&self, node: NodeId) -> Result<Claim, StageError> {
@@ -166,7 +167,7 @@ impl NodeRunner<'_> {
         let manifest = ProductManifest {
             stage: step.stage.tag().to_owned(),
             options: step.stage.options(),
-            program: keys::PROGRAM_VERSION.to_owned(),
+            program: PROGRAM_VERSION.to_owned(),
             cost,
             files: BTreeMap::new(),
         };

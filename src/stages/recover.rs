@@ -16,10 +16,10 @@ use crate::stages::train::Divergence;
 use secateur_data::corpus::{self, CorpusError, CorpusSource, Sample};
 use secateur_data::feed::RowSampler;
 use secateur_model::Model;
-use secateur_model::lora::{Adapter, AdapterError};
+use secateur_model::lora::Adapter;
 use secateur_model::wiring::BlockTensor;
 use secateur_store::cache::{ProductDraft, StoredProduct};
-use secateur_store::tables::{Table, TableError};
+use secateur_store::tables::Table;
 
 mod training;
 pub use training::AdapterTraining;
@@ -259,16 +259,8 @@ impl Stage for Options {
 /// Recovery failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(transparent)]
-    Corpus(#[from] CorpusError),
-    #[error(transparent)]
-    Adapter(#[from] AdapterError),
-    #[error(transparent)]
-    Metrics(#[from] TableError),
     #[error("cannot write the adapter: {0}")]
     WriteAdapter(String),
-    #[error(transparent)]
-    Diverged(#[from] Divergence),
     #[error(
         "the adapter is still zero after update {update} with a learning rate of {rate}: it would change nothing"
     )]
