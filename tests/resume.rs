@@ -367,7 +367,7 @@ fn a_file_that_changes_under_a_run_is_told() {
     let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{err}");
     assert!(
-        err.contains("`datasets/tiny_world.txt` was changed while the run was at work"),
+        err.contains("`datasets/tiny_world.txt` changed while the run was using it"),
         "{err}"
     );
     assert_eq!(sandbox.run(&["long.toml"]).code, 0);
