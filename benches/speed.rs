@@ -284,6 +284,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         output_folder: std::env::temp_dir(),
         memory_budget: budget,
         occurrence: 0,
+        repeat_position: None,
         checkpoint: StageCheckpoint::default(),
         progress: Progress::default(),
         stop_requested: Arc::default(),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use secateur::pipeline::check::{Overrides, check};
+use secateur::plan::check::{Overrides, check};
 use secateur_data::task::Task;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -88,9 +88,8 @@ fn imports_point_one_way() {
 #[test]
 fn no_stage_knows_another() {
     let stages = Path::new(ROOT).join("src/stages");
-    let names: Vec<String> = secateur::stages::registry::Stage::TAGS
-        .iter()
-        .map(|tag| (*tag).to_owned())
+    let names: Vec<String> = secateur::stages::registry::tags()
+        .map(str::to_owned)
         .collect();
     for file in files(&stages, "rs") {
         let own = file
@@ -119,7 +118,7 @@ fn no_stage_knows_another() {
 
 #[test]
 fn a_stage_is_a_file_and_a_file_fits_a_reading() {
-    for tag in secateur::stages::registry::Stage::TAGS {
+    for tag in secateur::stages::registry::tags() {
         assert!(
             Path::new(ROOT)
                 .join(format!("src/stages/{tag}.rs"))

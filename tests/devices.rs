@@ -370,7 +370,7 @@ fn the_processor_has_no_half_precision() {
     ]);
     assert_eq!(ran.code, 2);
     assert!(
-        ran.err.contains("the processor computes in float32 alone"),
+        ran.err.contains("the CPU computes in float32 only"),
         "{}",
         ran.err
     );

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use arrow::array::{AsArray, BooleanArray, RecordBatch};
 use arrow::datatypes::{Float64Type, UInt32Type, UInt64Type};
 use secateur::stages::evaluate::{self, Error, Options, Protocol};
-use secateur::stages::{Context, Environment};
+use secateur::stages::{Context, Environment, Stage};
 use secateur_model::Model;
 use secateur_model::tokenizer::Tokenizer;
 use secateur_model::walk;
@@ -386,7 +386,7 @@ fn each_task_enters_the_average_once_and_no_name_stands_for_two() {
         ..tasks(&["boolq"], None)
     };
     let said: Vec<(String, String)> = twice
-        .faults()
+        .option_faults()
         .into_iter()
         .map(|f| (f.key, f.message))
         .collect();
@@ -411,7 +411,7 @@ fn a_model_without_a_tokenizer_cannot_be_asked() {
     let mut model = support::tiny();
     model.tokenizer = None;
     let error = evaluate::run(&tasks(&["tiny_piqa"], Some(3)), &context(None), &model).unwrap_err();
-    assert!(matches!(error, Error::NoTokenizer));
+    assert!(matches!(error.downcast_ref(), Some(Error::NoTokenizer)));
 }
 
 #[test]

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use safetensors::SafeTensors;
+use secateur::stages::RepeatPosition;
 use secateur::stages::importance::taylor::{self, GradientSums, TaylorCriterion};
 use secateur::stages::importance::{self, Fisher, Taylor};
 use secateur::stages::products::{ChannelScores, Compat, GroupScores};
-use secateur::stages::prune::RepeatPosition;
 use secateur::stages::{aggregate, dependencies, prune};
 use secateur_model::Model;
 use secateur_model::groups::{DependencyGraph, GroupKind};

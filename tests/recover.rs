@@ -5,8 +5,8 @@ use std::path::Path;
 use arrow::array::AsArray;
 use arrow::datatypes::{Float64Type, UInt64Type};
 use safetensors::SafeTensors;
-use secateur::stages::Context;
 use secateur::stages::recover;
+use secateur::stages::{Context, StageError};
 use secateur_model::Model;
 use secateur_model::lora::Adapter;
 use secateur_store::tables::Table;
@@ -77,7 +77,7 @@ impl Golden {
         &self,
         options: Value,
         folder: &Path,
-    ) -> Result<(Model, Adapter, Vec<Table>), recover::Error> {
+    ) -> Result<(Model, Adapter, Vec<Table>), StageError> {
         let options: recover::Options = serde_json::from_value(options).unwrap();
         recover::run(
             &options,

@@ -248,7 +248,7 @@ fn a_stage_that_is_asked_to_stop_goes_on_where_it_stopped() {
         let nodes = plan["nodes"].as_array().unwrap();
         let node = nodes.iter().find(|node| node["stage"] == stage).unwrap();
         assert_eq!(
-            node["reason"], "it was interrupted, and goes on from there",
+            node["reason"], "it was interrupted and resumes from its checkpoint",
             "{stage}"
         );
         let status = sandbox.json("results/long/status.json");
@@ -367,7 +367,7 @@ fn a_file_that_changes_under_a_run_is_told() {
     let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{err}");
     assert!(
-        err.contains("`datasets/tiny_world.txt` was changed while the run was at work"),
+        err.contains("`datasets/tiny_world.txt` changed while the run was using it"),
         "{err}"
     );
     assert_eq!(sandbox.run(&["long.toml"]).code, 0);

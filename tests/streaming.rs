@@ -169,7 +169,7 @@ fn a_dtype_without_numbers_is_refused() {
     );
     let ran = sandbox.run(&["check", "plan.toml"]);
     assert!(
-        ran.code == 2 && ran.err.contains("only `hf` holds numbers"),
+        ran.code == 2 && ran.err.contains("only `hf` holds weights"),
         "{}",
         ran.err
     );

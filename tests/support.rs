@@ -37,6 +37,7 @@ pub fn context() -> Context {
             stream_override: None,
         },
         occurrence: 0,
+        repeat_position: None,
         checkpoint: StageCheckpoint::default(),
         progress: Progress::default(),
         stop_requested: Arc::default(),

@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer};
 
 use crate::pipeline::problem::{Problem, SourceTexts, suggest};
-use crate::stages::registry::Stage;
-use crate::stages::{OptionFault, repeat};
+use crate::stages::registry;
+use crate::stages::{OptionFault, Stage, repeat};
 
 /// A pipeline file, parsed but not decoded.
 #[derive(Clone, Default)]
@@ -36,12 +37,8 @@ pub struct RawStage<'t> {
 }
 
 /// A stage or a repeat, decoded.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there are a few for each file, and none is kept"
-)]
 pub enum DecodedStage {
-    Stage(Stage),
+    Stage(Arc<dyn Stage>),
     Repeat(repeat::Options),
 }
 
@@ -136,13 +133,7 @@ fn parse_stage<'t>(
     inside_repeat: bool,
 ) -> Option<RawStage<'t>> {
     let whole = item.span();
-    let choices = || {
-        Stage::TAGS
-            .iter()
-            .copied()
-            .chain(["repeat"])
-            .collect::<Vec<_>>()
-    };
+    let choices = || registry::tags().chain(["repeat"]).collect::<Vec<_>>();
     let mut refuse = |at: Range<usize>, message: String, help: String| {
         problems.push(sources.problem(at, message, help));
         None
@@ -222,7 +213,8 @@ impl RawStage<'_> {
             <repeat::Options as serde::Deserialize>::deserialize(options())
                 .map(DecodedStage::Repeat)
         } else {
-            Stage::decode(&self.tag, options())?.map(DecodedStage::Stage)
+            let stage_type = registry::find(&self.tag)?;
+            (stage_type.decode)(options()).map(DecodedStage::Stage)
         };
         match decoded {
             Ok(decoded) => {

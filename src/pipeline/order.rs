@@ -1,136 +1,97 @@
-//! The order pass: what a stage needs must have been made by a stage before it, and must still fit the model.
+//! The order pass of the check: earlier stages must have made what a stage needs, it must still fit
+//! the model, and options of different stages must fit each other.
 
 use std::collections::HashMap;
 
 use crate::pipeline::problem::{Problem, SourceTexts};
-use crate::stages::aggregate::Reduction;
-use crate::stages::dependencies::Grouping;
-use crate::stages::export::Format;
-use crate::stages::importance::Method;
-use crate::stages::products::Compat;
-use crate::stages::registry::{Stage, UnrolledStage, ValueKind};
+use crate::stages::Stage;
+use crate::stages::facts::EarlierStages;
+use crate::stages::registry;
+use crate::stages::step::{Step, UnrolledStage};
+use crate::stages::values::ValueKind;
 
-/// What became of a product.
+/// Whether a value that was made can still be used.
 #[derive(Clone, Copy)]
 enum ValueState {
     Fresh,
-    /// The stage that made it stale.
+    /// A stage of this type made it stale.
     StaleAfter(&'static str),
 }
 
+/// The values that the stages so far have made.
+type ValueStates = HashMap<ValueKind, ValueState>;
+
 /// Checks one variant's unrolled list.
 pub fn check_order(list: &[UnrolledStage], sources: &SourceTexts, problems: &mut Vec<Problem>) {
-    let mut states: HashMap<ValueKind, ValueState> = HashMap::new();
-    for listed in list {
-        let step = match listed {
-            UnrolledStage::Step(step) => step,
+    let mut states = ValueStates::new();
+    let mut earlier = EarlierStages::default();
+    for unrolled in list {
+        match unrolled {
+            UnrolledStage::Step(step) => {
+                for need in step.stage.needs() {
+                    let problem = missing_value_problem(&*step.stage, need, &states);
+                    problems.extend(
+                        problem.map(|(message, help)| {
+                            sources.problem(step.span.clone(), message, help)
+                        }),
+                    );
+                }
+                for fault in step.stage.faults_after(&earlier) {
+                    let span = step.key_spans.get(&fault.key).unwrap_or(&step.span);
+                    problems.push(sources.problem(span.clone(), fault.message, fault.help));
+                }
+                step.stage.state_facts(&mut earlier);
+                apply_step(step, &mut states);
+            }
             UnrolledStage::Invalid(tag) => {
-                states.extend(
-                    Stage::outputs_of_type(tag)
-                        .iter()
-                        .map(|&made| (made, ValueState::Fresh)),
-                );
-                continue;
-            }
-        };
-        let tag = step.stage.tag();
-        let plan =
-            matches!(&step.stage, Stage::Export(options) if options.formats.contains(&Format::Plan)).then_some(ValueKind::Plan);
-        for &need in step.stage.needs().iter().chain(&plan) {
-            let (what, maker) = need.phrase_and_maker();
-            let message = match states.get(&need) {
-                Some(ValueState::Fresh) => continue,
-                // one mistake is told once
-                None if need == ValueKind::Dense && !states.contains_key(&ValueKind::Model) => {
-                    continue;
-                }
-                Some(ValueState::StaleAfter(spender)) => {
-                    let changes = Stage::outputs_of_type(spender).contains(&ValueKind::Model);
-                    let why = if changes {
-                        "changed the model"
-                    } else {
-                        "came after them"
-                    };
-                    (
-                        format!(
-                            "`{tag}` needs {what}, and those of before no longer fit: `{spender}` {why}"
-                        ),
-                        format!("repeat the stage `{maker}` between the two"),
-                    )
-                }
-                None => (
-                    format!("`{tag}` needs {what}, which no stage before it makes"),
-                    format!("put a stage of type `{maker}` before it"),
-                ),
-            };
-            problems.push(sources.problem(step.span.clone(), message.0, message.1));
-        }
-        for &spent in step.stage.spends() {
-            if let Some(state @ ValueState::Fresh) = states.get_mut(&spent) {
-                *state = ValueState::StaleAfter(tag);
+                let outputs = registry::outputs_of_type(tag);
+                earlier.forget(outputs);
+                states.extend(outputs.iter().map(|&kind| (kind, ValueState::Fresh)));
             }
         }
-        states.extend(
-            step.stage
-                .makes()
-                .iter()
-                .map(|&made| (made, ValueState::Fresh)),
-        );
     }
-    check_compatible_options(list, sources, problems);
 }
 
-/// Options of different stages that must fit each other.
-fn check_compatible_options(
-    list: &[UnrolledStage],
-    sources: &SourceTexts,
-    problems: &mut Vec<Problem>,
-) {
-    let (mut grouping, mut importance) = (Grouping::Block, None);
-    for listed in list {
-        let UnrolledStage::Step(step) = listed else {
-            continue;
-        };
-        let mut refuse = |key: &str, message: &str, help: &str| {
-            let span = step.key_spans.get(key).unwrap_or(&step.span).clone();
-            problems.push(sources.problem(span, message, help));
-        };
-        match &step.stage {
-            Stage::Dependencies(options) => grouping = options.grouping,
-            Stage::Importance(options) => {
-                if matches!(options.method, Method::Wanda | Method::Wifv)
-                    && grouping != Grouping::Block
-                {
-                    refuse(
-                        "method",
-                        "this method looks at the inputs of matrices and scores blocks only",
-                        "write grouping = \"block\", or another method",
-                    );
-                }
-                importance = Some((options.method, options.compat));
-            }
-            Stage::Aggregate(options) => {
-                let Some((method, compat)) = importance else {
-                    continue;
-                };
-                if options.with == Some(Reduction::Second) && compat != Compat::Reference {
-                    refuse(
-                        "with",
-                        "`second` exists only in the reference implementation",
-                        "write `last`, or compat = \"reference\" in the importance",
-                    );
-                }
-                if method == Method::Wifv
-                    && matches!(options.with, Some(Reduction::First | Reduction::Second))
-                {
-                    refuse(
-                        "with",
-                        "`wifv` scores only the last member of a group",
-                        "write `last` or `sum`",
-                    );
-                }
-            }
-            _ => {}
+/// Marks what the stage spends as stale and what it makes as fresh.
+fn apply_step(step: &Step, states: &mut ValueStates) {
+    for spent in step.stage.spends() {
+        if let Some(state @ ValueState::Fresh) = states.get_mut(spent) {
+            *state = ValueState::StaleAfter(step.stage.tag());
+        }
+    }
+    let makes = step.stage.makes().iter();
+    states.extend(makes.map(|&kind| (kind, ValueState::Fresh)));
+}
+
+/// Message and help if a value that the stage needs was not made or is stale.
+fn missing_value_problem(
+    stage: &dyn Stage,
+    need: ValueKind,
+    states: &ValueStates,
+) -> Option<(String, String)> {
+    let tag = stage.tag();
+    let (what, maker) = (need.phrase(), registry::usual_maker(need));
+    match states.get(&need) {
+        Some(ValueState::Fresh) => None,
+        // The missing model is reported already.
+        None if need == ValueKind::Dense && !states.contains_key(&ValueKind::Model) => None,
+        None => Some((
+            format!("`{tag}` needs {what}, which no stage before it makes"),
+            format!("put a stage of type `{maker}` before it"),
+        )),
+        Some(ValueState::StaleAfter(spender)) => {
+            let changes_model = registry::outputs_of_type(spender).contains(&ValueKind::Model);
+            let reason = if changes_model {
+                "changed the model"
+            } else {
+                "came after them"
+            };
+            Some((
+                format!(
+                    "`{tag}` needs {what}, and those of before no longer fit: `{spender}` {reason}"
+                ),
+                format!("repeat the stage `{maker}` between the two"),
+            ))
         }
     }
 }

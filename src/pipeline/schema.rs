@@ -4,15 +4,18 @@ use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Value, json};
 
 use crate::pipeline::settings::RunSettings;
-use crate::stages::registry::Stage;
+use crate::stages::registry::STAGE_TYPES;
 use crate::stages::repeat;
 
 /// The schema of a whole pipeline file.
 pub fn schema() -> Value {
     let mut generator = SchemaGenerator::new(SchemaSettings::draft2020_12());
-    let stages: Vec<Value> = Stage::option_schemas(&mut generator)
-        .into_iter()
-        .map(|(tag, schema)| with_type_property(tag, schema.to_value()))
+    let stages: Vec<Value> = STAGE_TYPES
+        .iter()
+        .map(|stage_type| {
+            let schema = (stage_type.option_schema)(&mut generator);
+            with_type_property(stage_type.tag, schema.to_value())
+        })
         .collect();
     let mut repeat = with_type_property(
         "repeat",

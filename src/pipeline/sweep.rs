@@ -9,7 +9,7 @@ use toml::de::{DeString, DeTable, DeValue};
 
 use crate::pipeline::file::RawStage;
 use crate::pipeline::problem::{Problem, SourceTexts, suggest};
-use crate::stages::registry::Stage;
+use crate::stages::registry;
 
 /// An option of a stage: `prune.ratio`, `recover.duration.updates`, `evaluate[2].limit`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,11 +111,7 @@ pub fn apply_assignment<'t>(
     if apply_within(stages, setting, &mut seen, sources, problems) {
         return;
     }
-    let known: Vec<&str> = Stage::TAGS
-        .iter()
-        .copied()
-        .chain(["repeat", "run"])
-        .collect();
+    let known: Vec<&str> = registry::tags().chain(["repeat", "run"]).collect();
     let (message, help) = match (known.contains(&tag.as_str()), index) {
         (false, _) => (
             format!("there is no stage type `{tag}`"),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::report::results::VariantManifest;
+use crate::results::VariantManifest;
 
 /// The options of the steps of a variant. Earlier versions did not write them down: then all are alike.
 pub struct EvaluationKey {

@@ -7,8 +7,8 @@ use polars::prelude::*;
 
 use super::evaluation_key::EvaluationKey;
 use super::{ReportError, VariantRow, VariantSummary, read_parquet};
-use crate::report::results::VariantStatus;
 use crate::report::shape::StepsByModel;
+use crate::results::VariantStatus;
 
 /// The file of the table, in the folder of a pipeline.
 pub const GENERATIONS_FILE: &str = "generations.parquet";

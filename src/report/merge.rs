@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::report::results::{self, ResultsFolder, VariantManifest, VariantStatus};
 use crate::report::shape::{SweepManifest, VariantDescription};
 use crate::report::{self, ReportError, VariantSummary};
+use crate::results::{self, ResultsFolder, VariantManifest, VariantStatus};
 use secateur_base::files::{self, FileError, PartialFolder};
 
 /// What was joined.

@@ -2,7 +2,6 @@
 //! side, and the same as a person reads it. polars reads what arrow wrote, joins and summarises.
 
 pub mod merge;
-pub mod results;
 pub mod shape;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,8 +12,8 @@ use polars::prelude::*;
 use serde_json::Value;
 
 use crate::plan::Plan;
-use crate::report::results::{VariantManifest, VariantStatus};
 use crate::report::shape::VariantDescription;
+use crate::results::{self, VariantManifest, VariantStatus};
 use generations::GeneratedTexts;
 use numbers::{Measurement, SIZE_COLUMNS, VariantMetrics};
 use secateur_base::files::{FileError, write_atomic};

@@ -8,8 +8,8 @@ use polars::prelude::*;
 
 use super::evaluation_key::EvaluationKey;
 use super::{ReportError, VariantSummary, paired, read_parquet};
-use crate::report::results::VariantStatus;
 use crate::report::shape::StepsByModel;
+use crate::results::VariantStatus;
 
 /// The columns of `prune_sizes` that the table repeats.
 pub const SIZE_COLUMNS: [&str; 8] = [

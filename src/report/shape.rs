@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::plan::{Plan, Variant};
-use crate::stages::registry::{Stage, Step, ValueKind};
+use crate::stages::step::Step;
+use crate::stages::values::ValueKind;
 use secateur_base::files::{FileError, write_atomic_unsynced};
 
 /// What a variant is, whatever became of it.
@@ -62,7 +63,7 @@ impl StepsByModel {
                 .map(|step| step.position)
                 .collect()
         };
-        let is_prune = |step: &Step| matches!(step.stage, Stage::Prune(_));
+        let is_prune = |step: &Step| step.stage.makes().contains(&ValueKind::Plan);
         let first_pruning = steps.iter().position(is_prune).unwrap_or(steps.len());
         let last_change = steps.iter().rposition(changes).unwrap_or(0);
         let pruned = steps.iter().rposition(is_prune).map(|pruning| {

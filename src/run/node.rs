@@ -1,289 +1,288 @@
-//! One node of the tree: what is kept of it, else what it makes now. Values that it takes are brought back, or made, when
-//! they are asked for.
+//! One node of the tree: reuses the product that the cache holds, or runs the stage and stores its
+//! product.
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use crate::machine::PROGRAM_VERSION;
 use crate::plan::Plan;
-use crate::plan::keys::{self, ProductKeys};
+use crate::plan::ids::NodeId;
+use crate::plan::keys::ProductKeys;
 use crate::progress::Progress;
-use crate::run::execute::{self, RestoreError, StageError, StageValues};
+use crate::run::panics::catch_panics;
 use crate::run::values::{LazyValues, NodeOutput};
-use crate::stages::registry::{Stage, Step, ValueKind};
-use crate::stages::{Context, StageCheckpoint};
+use crate::stages::step::Step;
+use crate::stages::values::{StageValues, ValueKind};
+use crate::stages::{Context, RestoreError, StageCheckpoint, StageError};
 use secateur_base::locks::Claim;
 use secateur_base::memory;
 use secateur_base::random::Seed;
 use secateur_store::cache::{ProductCache, ProductCost, ProductManifest, StoredProduct};
 use secateur_store::tables::Table;
-use secateur_tensor::WeightReadError;
 
-/// Makes what nodes of a plan make, or takes what is kept.
+/// Runs the nodes of a plan, or reuses their products.
 pub struct NodeRunner<'a> {
     pub plan: &'a Plan,
     pub keys: &'a ProductKeys,
     pub cache: ProductCache,
     pub progress: Progress,
-    /// Raised by Ctrl-C and SIGTERM.
+    /// Set by Ctrl-C and SIGTERM.
     pub stop: Arc<AtomicBool>,
 }
 
-/// A stage that ran, or was kept.
+/// A stage that ran, or whose product was reused.
 pub struct NodeOutcome {
     pub stored: StoredProduct,
     pub tables: Vec<Table>,
     pub output: NodeOutput,
-    /// Whether an earlier run, or another one, made it.
+    /// Whether an earlier or concurrent run made the product.
     pub is_reused: bool,
-    /// Nobody removes the product while it is handed to the variants.
+    /// While it is held no other process removes the product.
     _claim: Claim,
 }
 
 impl NodeOutcome {
-    /// What goes on down the tree; others may have the product now.
+    /// Releases the claim on the product and returns the values for the child nodes.
     pub fn into_output(self) -> NodeOutput {
         self.output
     }
 }
 
+/// A product with its tables and its values other than models.
+type ProductContent = (StoredProduct, Vec<Table>, StageValues);
+
 impl NodeRunner<'_> {
-    /// What is kept of a stage; else, or if it is forced, what it makes now.
+    /// Reuses the product of a stage; runs the stage if there is none or if `is_forced`.
     pub fn run_or_reuse(
         &self,
-        at: usize,
-        forced: bool,
+        node: NodeId,
+        is_forced: bool,
         values: &LazyValues,
     ) -> Result<NodeOutcome, StageError> {
         let mut inputs = None;
         loop {
-            let claim = self.claim(at)?;
-            if !forced && let Some((kept, tables, products)) = self.load_stored(at) {
-                let made = NodeOutput {
-                    values: products,
+            let claim = self.claim(node)?;
+            if !is_forced && let Some((stored, tables, restored)) = self.load_stored(node) {
+                let output = NodeOutput {
+                    values: restored,
                     inputs: values.clone(),
                 };
                 return Ok(NodeOutcome {
-                    stored: kept,
+                    stored,
                     tables,
-                    output: made,
+                    output,
                     is_reused: true,
                     _claim: claim,
                 });
             }
-            match &inputs {
-                // Inputs may have claims of their own: one at a time.
-                None => {
-                    drop(claim);
-                    inputs = Some(
-                        self.load_inputs(self.plan.nodes[at].step.stage.all_inputs(), values)?,
-                    );
-                }
-                Some(inputs) => {
-                    let (kept, tables, products) = self.run_and_store(at, forced, inputs)?;
-                    let made = NodeOutput {
-                        values: products,
-                        inputs: LazyValues::default(),
-                    };
-                    return Ok(NodeOutcome {
-                        stored: kept,
-                        tables,
-                        output: made,
-                        is_reused: false,
-                        _claim: claim,
-                    });
-                }
-            }
+            let Some(inputs) = &inputs else {
+                // Loading inputs may claim other products. A run holds one claim at a time, so two
+                // runs cannot wait for each other; another run may store this product meanwhile, so
+                // the loop looks again.
+                drop(claim);
+                let kinds = self.step(node).stage.all_inputs();
+                inputs = Some(self.load_inputs(&kinds, values)?);
+                continue;
+            };
+            let (stored, tables, made) = self.run_and_store(node, is_forced, inputs)?;
+            let output = NodeOutput {
+                values: made,
+                inputs: LazyValues::default(),
+            };
+            return Ok(NodeOutcome {
+                stored,
+                tables,
+                output,
+                is_reused: false,
+                _claim: claim,
+            });
         }
     }
 
-    fn claim(&self, at: usize) -> Result<Claim, StageError> {
+    fn step(&self, node: NodeId) -> &Step {
+        &self.plan.nodes[node].step
+    }
+
+    fn key(&self, node: NodeId) -> &str {
+        &self.keys[node].key
+    }
+
+    fn claim(&self, node: NodeId) -> Result<Claim, StageError> {
         self.cache
-            .wait_for_claim(&self.keys.get(at).key, &self.stop)?
+            .wait_for_claim(self.key(node), &self.stop)
+            .map_err(StageError::store)?
             .ok_or(StageError::Interrupted)
     }
 
-    /// What is kept of a stage, if it is whole: all but the model.
-    fn load_stored(&self, at: usize) -> Option<(StoredProduct, Vec<Table>, StageValues)> {
-        let key = &self.keys.get(at).key;
-        let kept = self.cache.get(key)?;
-        let read = kept
-            .tables()
-            .map_err(|error| error.to_string())
-            .and_then(|tables| {
-                let rest = execute::restore_all_but_model(&self.plan.nodes[at].step, &kept);
-                rest.map(|products| (tables, products))
-                    .map_err(|error| error.to_string())
-            });
-        match read {
-            Ok((tables, products)) => Some((kept, tables, products)),
-            Err(why) => {
-                self.cache.remove_damaged(key, &why);
+    /// The product of a stage, if there is one and it is whole. A damaged one is removed.
+    fn load_stored(&self, node: NodeId) -> Option<ProductContent> {
+        let stored = self.cache.get(self.key(node))?;
+        let stage = &self.step(node).stage;
+        let tables = stored.tables().map_err(|error| error.to_string());
+        let content = tables.and_then(|tables| match stage.restore(&stored) {
+            Ok(values) => Ok((tables, values)),
+            Err(RestoreError::Damaged(file)) => Err(file),
+            Err(RestoreError::Failed(error)) => Err(error.to_string()),
+        });
+        match content {
+            Ok((tables, values)) => Some((stored, tables, values)),
+            Err(reason) => {
+                self.cache.remove_damaged(self.key(node), &reason);
                 None
             }
         }
     }
 
-    /// Runs one stage and keeps what it makes.
+    /// Runs one stage and stores what it makes.
     fn run_and_store(
         &self,
-        at: usize,
-        forced: bool,
+        node: NodeId,
+        is_forced: bool,
         inputs: &StageValues,
-    ) -> Result<(StoredProduct, Vec<Table>, StageValues), StageError> {
-        let step = &self.plan.nodes[at].step;
-        let key = &self.keys.get(at).key;
-        let room = self.cache.new_draft()?;
-        let context = self.stage_context(step, key, &room.written_folder());
-        if forced {
+    ) -> Result<ProductContent, StageError> {
+        let step = self.step(node);
+        let draft = self.cache.new_draft().map_err(StageError::store)?;
+        let context = self.stage_context(step, self.key(node), &draft.written_folder());
+        if is_forced {
             context.checkpoint.delete();
         }
-        self.check_unchanged(at, inputs)?;
+        self.check_unchanged(node, inputs)?;
         memory::reset_peak_resident();
-        let began = Instant::now();
-        let executed = catch_panics(|| execute::run_stage(step, &context, inputs));
+        let start = Instant::now();
+        let result = catch_panics(|| step.stage.run(&context, inputs));
         let cost = ProductCost {
-            wall_seconds: began.elapsed().as_secs_f64(),
+            wall_seconds: start.elapsed().as_secs_f64(),
             peak_memory: memory::peak_resident_bytes(),
         };
-        if let Err(changed) = self.check_unchanged(at, inputs) {
-            // what it was made of has another key
+        if let Err(changed) = self.check_unchanged(node, inputs) {
+            // The checkpoint was made from other input than the key says.
             context.checkpoint.delete();
             return Err(changed);
         }
-        let (products, tables) = executed?;
-        execute::store_values(step, &products, &room)?;
-        let entry = ProductManifest {
+        let output = result?;
+        step.stage.store(&output.values, &draft)?;
+        let manifest = ProductManifest {
             stage: step.stage.tag().to_owned(),
             options: step.stage.options(),
-            program: keys::PROGRAM_VERSION.to_owned(),
+            program: PROGRAM_VERSION.to_owned(),
             cost,
             files: BTreeMap::new(),
         };
-        Ok((
-            self.cache.store(key, room, entry, &tables)?,
-            tables,
-            products,
-        ))
+        let stored = self
+            .cache
+            .store(self.key(node), draft, manifest, &output.tables)
+            .map_err(StageError::store)?;
+        Ok((stored, output.tables, output.values))
     }
 
-    /// What a stage reads must be what its key says; a model that is streamed is read by all who use it.
-    fn check_unchanged(&self, at: usize, inputs: &StageValues) -> Result<(), StageError> {
-        let path = self.plan.nodes[at]
-            .variants
-            .first()
-            .map_or(&[][..], |&variant| &self.plan.variants[variant].nodes);
-        let loads = path
-            .iter()
-            .take_while(|&&node| inputs.is_streamed() && node != at);
-        let loads =
-            loads.filter(|&&node| matches!(self.plan.nodes[node].step.stage, Stage::Load(_)));
-        let changed = loads
-            .chain([&at])
-            .find_map(|&node| self.keys.changed_input(self.plan, node));
-        changed.map_or(Ok(()), |path| Err(StageError::InputChanged(path)))
+    /// Checks that the files that a stage reads still have the content that its key was computed
+    /// from. A model that is streamed is read from the files of the stage that loaded it, so these
+    /// are checked too.
+    fn check_unchanged(&self, node: NodeId, inputs: &StageValues) -> Result<(), StageError> {
+        if inputs.is_streamed()
+            && let Some(&variant) = self.plan.nodes[node].variants.first()
+        {
+            for &earlier in &self.plan.variants[variant].nodes {
+                if earlier == node {
+                    break;
+                }
+                if self.step(earlier).stage.stage_type().model_stays_in_inputs {
+                    self.check_input_files(earlier)?;
+                }
+            }
+        }
+        self.check_input_files(node)
     }
 
-    /// The values that a stage takes.
+    fn check_input_files(&self, node: NodeId) -> Result<(), StageError> {
+        match self.keys.changed_input(self.plan, node) {
+            Some(path) => Err(StageError::InputChanged(path)),
+            None => Ok(()),
+        }
+    }
+
+    /// Loads the values of these kinds that a stage before has made.
     fn load_inputs(
         &self,
-        takes: impl Iterator<Item = ValueKind>,
+        kinds: &[ValueKind],
         values: &LazyValues,
     ) -> Result<StageValues, StageError> {
         let mut inputs = StageValues::default();
-        for product in takes {
-            if let Some(promise) = values.get(product) {
-                if product == ValueKind::Dense
-                    && values
-                        .get(ValueKind::Model)
-                        .is_some_and(|model| model.node == promise.node)
-                {
+        for &kind in kinds {
+            let Some(lazy) = values.get(kind) else {
+                continue;
+            };
+            if kind == ValueKind::Dense {
+                let model = values.get(ValueKind::Model);
+                if model.is_some_and(|model| model.node == lazy.node) {
+                    // The model was not changed since it was loaded: one copy serves as both.
                     inputs.use_model_as_dense();
                     continue;
                 }
-                inputs.copy_from(
-                    product,
-                    &promise.get_or_load(|before| self.restore_or_rerun(promise.node, before))?,
-                );
             }
+            let value = lazy.get_or_load(|before| self.restore_or_rerun(lazy.node, before))?;
+            inputs.copy_from(kind, &value);
         }
         Ok(inputs)
     }
 
-    /// A model that was not needed so far: brought back from disk, or, if it is not whole there, made again.
-    fn restore_or_rerun(&self, at: usize, before: &LazyValues) -> Result<StageValues, StageError> {
-        let step = &self.plan.nodes[at].step;
-        let key = &self.keys.get(at).key;
-        let mut inputs = self.load_inputs(
-            execute::restore_model_inputs(&step.stage).iter().copied(),
-            before,
-        )?;
-        let mut has_all = false;
+    /// Rebuilds the models of a stage that ran or was reused before. If its product is damaged or
+    /// gone, runs the stage again.
+    fn restore_or_rerun(
+        &self,
+        node: NodeId,
+        before: &LazyValues,
+    ) -> Result<StageValues, StageError> {
+        let stage = &self.step(node).stage;
+        let mut inputs = self.load_inputs(stage.restore_model_inputs(), before)?;
+        let mut has_all_inputs = false;
         loop {
-            let claim = self.claim(at)?;
-            if let Some(kept) = self.cache.get(key) {
-                match execute::restore_model(step, &kept, &inputs, self.plan.settings.run.budget())
-                {
-                    // a checkpoint is kept by the names of its files
-                    Ok(products) if matches!(step.stage, Stage::Load(_)) => {
-                        return self.check_unchanged(at, &inputs).map(|()| products);
+            let claim = self.claim(node)?;
+            if let Some(stored) = self.cache.get(self.key(node)) {
+                let memory_budget = self.plan.settings.run.budget();
+                match stage.restore_model(&stored, &inputs, memory_budget) {
+                    Ok(values) => {
+                        if stage.stage_type().model_stays_in_inputs {
+                            self.check_unchanged(node, &inputs)?;
+                        }
+                        return Ok(values);
                     }
-                    Ok(products) => return Ok(products),
-                    Err(RestoreError::Damaged(file)) => self.cache.remove_damaged(key, &file),
+                    Err(RestoreError::Damaged(file)) => {
+                        self.cache.remove_damaged(self.key(node), &file);
+                    }
                     Err(RestoreError::Failed(error)) => return Err(error),
                 }
             }
-            if has_all {
+            if has_all_inputs {
                 tracing::debug!(
-                    "{} runs again: what it hands on is needed",
-                    step.stage.tag()
+                    "{} runs again: a later stage needs its model, and its product is gone",
+                    stage.tag()
                 );
-                return self
-                    .run_and_store(at, false, &inputs)
-                    .map(|(.., products)| products);
+                let (.., values) = self.run_and_store(node, false, &inputs)?;
+                return Ok(values);
             }
+            // As in `run_or_reuse`: no claim is held while inputs are loaded.
             drop(claim);
-            (inputs, has_all) = (self.load_inputs(step.stage.all_inputs(), before)?, true);
+            inputs = self.load_inputs(&stage.all_inputs(), before)?;
+            has_all_inputs = true;
         }
     }
 
-    fn stage_context(&self, step: &Step, key: &str, folder: &Path) -> Context {
+    fn stage_context(&self, step: &Step, key: &str, output_folder: &Path) -> Context {
+        let run = &self.plan.settings.run;
         Context {
-            seed: Seed::for_stage(
-                self.plan.settings.run.seed,
-                step.stage.tag(),
-                step.occurrence,
-            ),
-            data_folder: self.plan.settings.run.data.clone(),
-            output_folder: folder.to_owned(),
-            memory_budget: self.plan.settings.run.budget(),
+            seed: Seed::for_stage(run.seed, step.stage.tag(), step.occurrence),
+            data_folder: run.data.clone(),
+            output_folder: output_folder.to_owned(),
+            memory_budget: run.budget(),
             occurrence: step.occurrence,
+            repeat_position: step.repeat_position,
             checkpoint: StageCheckpoint::new(self.cache.checkpoint_path(key)),
             progress: self.progress.clone(),
             stop_requested: self.stop.clone(),
         }
     }
-}
-
-/// A panic inside a stage is that stage's failure, not the run's.
-fn catch_panics<T>(work: impl FnOnce() -> Result<T, StageError>) -> Result<T, StageError> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        if let Some(unreadable) = panic.downcast_ref::<WeightReadError>() {
-            return Err(StageError::Unreadable(unreadable.clone()));
-        }
-        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-        if text
-            .as_ref()
-            .is_some_and(|text| text.contains("CUDA_ERROR_OUT_OF_MEMORY"))
-        {
-            return Err(StageError::GpuOutOfMemory);
-        }
-        Err(StageError::Panicked(
-            text.unwrap_or_else(|| "no reason was given".to_owned()),
-        ))
-    })
 }

@@ -1,83 +1,87 @@
-//! Values on their way down the tree. Each is a promise: the model of a stage that was kept is brought back when a later
-//! stage asks for it. Branches share a value, and it is dropped with the last branch that may still ask.
+//! The values on a path of the tree of variants, loaded when a stage needs them.
+//!
+//! A model whose stage was reused from the cache is rebuilt only when a later stage needs it.
+//! Branches share a value; it is dropped with the last branch that may still need it.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use crate::run::execute::StageValues;
-use crate::stages::registry::{Stage, ValueKind};
+use crate::plan::ids::NodeId;
+use crate::stages::Stage;
+use crate::stages::values::{StageValues, ValueKind};
 
-/// What can be asked for at a place of the tree. Clones share it.
+/// The values that stages at one place of the tree can use. Clones share them.
 #[derive(Clone, Default)]
 pub struct LazyValues {
     by_kind: BTreeMap<ValueKind, Rc<Lazy>>,
 }
 
-/// One product of one stage.
+/// One value of one stage.
 pub struct Lazy {
-    /// The stage's node.
-    pub node: usize,
+    /// The node of the stage that makes it.
+    pub node: NodeId,
     pub kind: ValueKind,
     state: RefCell<LazyState>,
 }
 
 enum LazyState {
-    /// On disk, or to be made from these.
+    /// In the cache, or to be made again. Holds the values before the stage, from which it is
+    /// rebuilt.
     Unloaded(LazyValues),
     Loaded(StageValues),
 }
 
-/// What a stage left behind.
+/// What a stage hands on: its values, or a way to rebuild the missing ones.
 pub struct NodeOutput {
     pub values: StageValues,
-    /// Where they lack the model: the values that it is made from.
+    /// The values before the stage, from which the models are rebuilt if `values` lacks them.
     pub inputs: LazyValues,
 }
 
 impl Lazy {
-    /// The product, which `bring` makes from the values before the stage if nobody has asked so far.
+    /// The value; `load` makes it from the values before the stage unless it is loaded already.
     pub fn get_or_load<E>(
         &self,
-        bring: impl FnOnce(&LazyValues) -> Result<StageValues, E>,
+        load: impl FnOnce(&LazyValues) -> Result<StageValues, E>,
     ) -> Result<StageValues, E> {
-        let before = match &*self.state.borrow() {
-            LazyState::Loaded(product) => return Ok(product.clone()),
-            LazyState::Unloaded(before) => before.clone(),
+        let inputs = match &*self.state.borrow() {
+            LazyState::Loaded(value) => return Ok(value.clone()),
+            LazyState::Unloaded(inputs) => inputs.clone(),
         };
-        let product = bring(&before)?.select(self.kind);
+        let value = load(&inputs)?.select(self.kind);
         if self.kind == ValueKind::Dense {
-            return Ok(product);
+            return Ok(value);
         }
-        *self.state.borrow_mut() = LazyState::Loaded(product.clone());
-        Ok(product)
+        *self.state.borrow_mut() = LazyState::Loaded(value.clone());
+        Ok(value)
     }
 }
 
 impl LazyValues {
-    pub fn get(&self, product: ValueKind) -> Option<&Rc<Lazy>> {
-        self.by_kind.get(&product)
+    pub fn get(&self, kind: ValueKind) -> Option<&Rc<Lazy>> {
+        self.by_kind.get(&kind)
     }
 
-    /// After a stage: what it spends is gone, what it makes is promised.
-    pub fn apply_stage(&mut self, node: usize, stage: &Stage, made: &NodeOutput) {
+    /// After a stage: removes the values that it spends and adds those that it makes.
+    pub fn apply_stage(&mut self, node: NodeId, stage: &dyn Stage, output: &NodeOutput) {
         self.by_kind
-            .retain(|product, _| !stage.spends().contains(product));
-        for &product in stage.makes() {
-            // few ask for the dense model, and it can be read again: it is never kept in memory for them
-            let is_at_hand = made.values.has(product) && product != ValueKind::Dense;
-            let state = match is_at_hand {
-                true => LazyState::Loaded(made.values.select(product)),
-                false => LazyState::Unloaded(made.inputs.clone()),
+            .retain(|kind, _| !stage.spends().contains(kind));
+        for &kind in stage.makes() {
+            // The dense model is never kept in memory for later stages: few need it, and it can be
+            // read again.
+            let is_loaded = output.values.has(kind) && kind != ValueKind::Dense;
+            let state = if is_loaded {
+                LazyState::Loaded(output.values.select(kind))
+            } else {
+                LazyState::Unloaded(output.inputs.clone())
             };
-            self.by_kind.insert(
-                product,
-                Rc::new(Lazy {
-                    node,
-                    kind: product,
-                    state: RefCell::new(state),
-                }),
-            );
+            let lazy = Lazy {
+                node,
+                kind,
+                state: RefCell::new(state),
+            };
+            self.by_kind.insert(kind, Rc::new(lazy));
         }
     }
 }

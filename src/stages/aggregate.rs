@@ -1,21 +1,35 @@
-//! `aggregate`: scores of channels → one score per unit of each group (LLM-Pruner, section 3.2, "group importance").
-
-use std::path::Path;
+//! `aggregate`: scores of channels → one score per unit of each group (LLM-Pruner, section 3.2,
+//! "group importance").
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Context;
+use super::environment::{Environment, OptionFault};
+use super::error::{RestoreError, StageError};
+use super::facts::EarlierStages;
 use super::products::{ChannelScores, Compat, GroupScores, MemberScores};
-use super::{Environment, InputFile, OptionFault};
+use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::stored;
+use super::values::{GRAPH, GROUP_SCORES, MODEL, SCORES, StageValues, ValueKind};
 use secateur_model::Model;
 use secateur_model::groups::{DependencyGraph, Group};
+use secateur_store::cache::{ProductDraft, StoredProduct};
 use secateur_store::tables::{Table, TableError};
+
+pub static TYPE: StageType = StageType {
+    needs: &[ValueKind::Model, ValueKind::Graph, ValueKind::Scores],
+    makes: &[ValueKind::GroupScores],
+    summary: |options| describe_options(options, &["with", "level"]),
+    ..StageType::new::<Options>("aggregate")
+};
 
 /// Reduces the members of a group to one score per unit.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// How the members of a group are reduced. Default `sum`; magnitudes under `compat = "reference"`: `mean`.
+    /// How the members of a group are reduced. Default `sum`; magnitudes under `compat =
+    /// "reference"`: `mean`.
     pub with: Option<Reduction>,
     /// Whether members are reduced per channel or per unit. Default `channel`.
     pub level: Level,
@@ -33,42 +47,89 @@ pub enum Reduction {
     Max,
     /// Π over the members.
     Product,
-    /// The member that writes back to the residual stream alone: `o_proj`, `down_proj` (the paper's "last-only").
+    /// Only the member that writes back to the residual stream: `o_proj`, `down_proj` (the paper's
+    /// "last-only").
     Last,
-    /// The root of the group alone: `q_proj` (`k_proj` with grouped queries), `gate_proj`.
+    /// Only the root of the group: `q_proj` (`k_proj` with grouped queries), `gate_proj`.
     First,
-    /// The reference's second member: `o_proj`, `up_proj`. Only under `compat = "reference"` of the importance.
+    /// Only the reference's second member: `o_proj`, `up_proj`. Needs `compat = "reference"` in the
+    /// importance.
     Second,
 }
 
-/// Where the reduction takes place.
+/// Whether members are reduced before or after the channels of a unit are summed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
-    /// Members are reduced channel by channel, then a unit's channels are summed, as the reference computes.
+    /// Members are reduced channel by channel, then the channels of a unit are summed, as the
+    /// reference does.
     #[default]
     Channel,
-    /// Each member's whole share of the unit first, then the members, as the paper's equations say.
+    /// The channels of a unit are summed in each member, then the members are reduced, as in the
+    /// paper's equations.
     Unit,
 }
 
-impl Options {
-    /// What the stage reads: nothing.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
+impl Stage for Options {
+    fn stage_type(&self) -> &'static StageType {
+        &TYPE
+    }
+
+    fn faults_after(&self, earlier: &EarlierStages) -> Vec<OptionFault> {
+        let Some(importance) = &earlier.importance else {
+            return Vec::new();
+        };
+        let mut faults = Vec::new();
+        if self.with == Some(Reduction::Second) && importance.compat != Compat::Reference {
+            faults.push(OptionFault::new(
+                "with",
+                "`second` exists only in the reference implementation",
+                "write `last`, or compat = \"reference\" in the importance",
+            ));
+        }
+        let reads_other_member = matches!(self.with, Some(Reduction::First | Reduction::Second));
+        if importance.scores_output_member_only && reads_other_member {
+            faults.push(OptionFault::new(
+                "with",
+                format!(
+                    "`{}` scores only the last member of a group",
+                    importance.method
+                ),
+                "write `last` or `sum`",
+            ));
+        }
+        faults
+    }
+
+    fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
+        environment.add_weights(1);
         Vec::new()
     }
 
-    pub fn faults(&self) -> Vec<OptionFault> {
-        Vec::new()
+    fn run(&self, _: &Context, inputs: &StageValues) -> Result<StageOutput, StageError> {
+        let (group_scores, tables) = run(
+            self,
+            inputs.require(MODEL)?,
+            inputs.require(GRAPH)?,
+            inputs.require(SCORES)?,
+        )?;
+        Ok(StageOutput {
+            values: StageValues::default().with(GROUP_SCORES, group_scores),
+            tables,
+        })
     }
 
-    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
-        world.add_weights(1);
-        Vec::new()
+    fn store(&self, values: &StageValues, draft: &ProductDraft) -> Result<(), StageError> {
+        stored::write_value(draft, values.require(GROUP_SCORES)?)
+    }
+
+    fn restore(&self, product: &StoredProduct) -> Result<StageValues, RestoreError> {
+        Ok(StageValues::default().with(GROUP_SCORES, stored::read_value(product)?))
     }
 }
 
-/// One row of `aggregate.parquet`: layers and units of the model as it is at this place of the pipeline.
+/// One row of `aggregate.parquet`: layers and units of the model as it is at this place of the
+/// pipeline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AggregateRow {
     pub layer: u32,
@@ -79,12 +140,12 @@ pub struct AggregateRow {
     pub score: f64,
 }
 
-/// Scores could not be aggregated.
+/// The scores could not be aggregated.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
     Metrics(#[from] TableError),
-    #[error("`with = \"{with}\"` asks for a member that this importance does not score")]
+    #[error("`with = \"{with}\"` needs a member that this importance does not score")]
     MemberNotScored { with: &'static str },
 }
 
@@ -95,58 +156,57 @@ pub fn run(
     graph: &DependencyGraph,
     scores: &ChannelScores,
 ) -> Result<(GroupScores, Vec<Table>), Error> {
-    let with = options
-        .with
-        .unwrap_or(match (scores.is_magnitude, scores.compat) {
-            (true, Compat::Reference) => Reduction::Mean,
-            _ => Reduction::Sum,
-        });
-    let groups = graph.groups.iter().zip(&scores.groups);
-    let groups = groups
-        .map(|(group, members)| {
-            unit_scores(
-                group,
-                members,
-                with,
-                options.level,
-                scores,
-                group.min_channels_per_unit(model),
-            )
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    tracing::info!(?with, groups = groups.len(), "aggregated");
-    let rows = graph.groups.iter().zip(&groups).flat_map(|(group, units)| {
-        units.iter().enumerate().map(|(unit, &score)| AggregateRow {
+    let default_reduction = match (scores.is_magnitude, scores.compat) {
+        (true, Compat::Reference) => Reduction::Mean,
+        _ => Reduction::Sum,
+    };
+    let with = options.with.unwrap_or(default_reduction);
+    let mut groups = Vec::with_capacity(graph.groups.len());
+    let mut rows = Vec::new();
+    for (group, members) in graph.groups.iter().zip(&scores.groups) {
+        let unit_width = group.min_channels_per_unit(model);
+        let units = unit_scores(group, members, with, options.level, scores, unit_width)?;
+        rows.extend(units.iter().enumerate().map(|(unit, &score)| AggregateRow {
             layer: group.layer as u32,
             group: group.kind.name().to_owned(),
             unit: unit as u32,
             score,
-        })
-    });
-    let table = Table::from_rows("aggregate", &rows.collect::<Vec<_>>())?;
+        }));
+        groups.push(units);
+    }
+    tracing::info!(?with, groups = groups.len(), "aggregated");
+    let table = Table::from_rows("aggregate", &rows)?;
+    let input_means = scores.input_means.clone();
     Ok((
         GroupScores {
             groups,
-            input_means: scores.input_means.clone(),
+            input_means,
         },
         vec![table],
     ))
 }
 
-/// The scores of one group's units. `width`: channels of a unit in the member with the fewest.
+/// The scores of one group's units. `unit_width`: channels of a unit in the member with the fewest.
 fn unit_scores(
     group: &Group,
     members: &[MemberScores],
     with: Reduction,
     level: Level,
     scores: &ChannelScores,
-    width: usize,
+    unit_width: usize,
 ) -> Result<Vec<f64>, Error> {
-    // One entry per channel of a unit, or one per unit; summed over a unit at the end.
+    // For each member, one entry per channel of a unit (units · unit_width entries) or one per
+    // unit.
     let folded: Vec<Vec<f64>> = members
         .iter()
         .map(|member| {
-            fold_into_unit_channels(&member.channels, group.unit_count, width, level, scores)
+            fold_into_unit_channels(
+                &member.channels,
+                group.unit_count,
+                unit_width,
+                level,
+                scores,
+            )
         })
         .collect();
     let reduced = match with {
@@ -160,109 +220,126 @@ fn unit_scores(
         Reduction::First => select_member(members, &folded, "first", 0)?,
         Reduction::Second => select_member(members, &folded, "second", 1)?,
         Reduction::Last => {
-            let last = group
+            let output_member = group
                 .members
                 .iter()
-                .position(|m| m.is_output)
+                .position(|member| member.is_output)
                 .unwrap_or(group.members.len() - 1);
-            select_member(members, &folded, "last", last)?
+            select_member(members, &folded, "last", output_member)?
         }
     };
+    // Sums the entries of each unit: unit_width of them, or one.
+    let entries_per_unit = reduced.len() / group.unit_count;
     Ok(reduced
-        .chunks(reduced.len() / group.unit_count)
+        .chunks(entries_per_unit)
         .map(|unit| unit.iter().sum())
         .collect())
 }
 
-/// A member's channels laid onto those of a unit of `width` channels: several query heads share one key/value head.
-/// Per channel, or summed over the unit; signed sums become magnitudes where no more is added to them.
+/// Adds a member's channels into the entries of units that are `unit_width` channels wide.
+///
+/// A member may have more channels per unit than that: in grouped-query attention a unit is a
+/// key/value head (`unit_width` channels of `k_proj`) with several query heads, whose channels fall
+/// onto the same entries. At [`Level::Unit`] a unit has one entry. Signed scores become magnitudes
+/// here, after the last addition inside the level: per channel, or per unit.
 fn fold_into_unit_channels(
     channels: &[f64],
     units: usize,
-    width: usize,
+    unit_width: usize,
     level: Level,
     scores: &ChannelScores,
 ) -> Vec<f64> {
-    let (per_unit, all) = (channels.len() / units, units * width);
+    let channels_per_unit = channels.len() / units;
+    let entry_count = units * unit_width;
     let magnitude = |score: f64| if scores.is_signed { score.abs() } else { score };
-    let home = |channel: usize| match scores.compat {
-        Compat::Corrected => channel / per_unit * width + channel % per_unit % width,
-        Compat::Reference => channel % all,
+    let entry_of = |channel: usize| match scores.compat {
+        // the unit of the channel, and the channel's offset inside its head
+        Compat::Corrected => {
+            let unit = channel / channels_per_unit;
+            unit * unit_width + channel % channels_per_unit % unit_width
+        }
+        // the reference reshapes to [repeats, entries]: query head h falls onto key/value head h
+        // mod count
+        Compat::Reference => channel % entry_count,
     };
     match level {
         Level::Channel => {
-            let mut folded = vec![0.0; all];
-            channels
-                .iter()
-                .enumerate()
-                .for_each(|(c, &score)| folded[home(c)] += magnitude(score));
+            let mut folded = vec![0.0; entry_count];
+            for (channel, &score) in channels.iter().enumerate() {
+                folded[entry_of(channel)] += magnitude(score);
+            }
             folded
         }
         Level::Unit => {
             let mut folded = vec![0.0; units];
-            channels
-                .iter()
-                .enumerate()
-                .for_each(|(c, &score)| folded[home(c) / width] += score);
+            for (channel, &score) in channels.iter().enumerate() {
+                folded[entry_of(channel) / unit_width] += score;
+            }
             folded.into_iter().map(magnitude).collect()
         }
     }
 }
 
-/// Π over members. Where a product would leave the range of numbers, each member is divided by its mean first: one factor
-/// for the whole group, which changes no order inside it.
+/// Π over members. If a product overflows or underflows although no factor is zero, each member is
+/// divided by its mean first: one factor for the whole group, so the order inside the group stays
+/// the same.
 fn multiply_members(group: &Group, members: &[Vec<f64>]) -> Vec<f64> {
-    let is_lost = |product: &f64| !product.is_normal();
-    let plain = reduce_members(members, 1.0, |a, b| a * b);
-    let lost = plain
-        .iter()
-        .enumerate()
-        .filter(|(_, p)| is_lost(p))
-        .any(|(i, _)| members.iter().all(|m| m[i] != 0.0));
-    if !lost {
-        return plain;
+    let products = reduce_members(members, 1.0, |a, b| a * b);
+    let is_out_of_range = |(entry, product): (usize, &f64)| {
+        !product.is_normal() && members.iter().all(|member| member[entry] != 0.0)
+    };
+    if !products.iter().enumerate().any(is_out_of_range) {
+        return products;
     }
     tracing::warn!(
         layer = group.layer,
         group = group.kind.name(),
-        "the product leaves the range of numbers: members are scaled to a mean of 1"
+        "a product is outside the range of float64: members are scaled to a mean of 1"
     );
-    let scaled = |member: &Vec<f64>| {
+    let scale_to_unit_mean = |member: &Vec<f64>| -> Vec<f64> {
         let mean = member.iter().sum::<f64>() / member.len() as f64;
         member.iter().map(|score| score / mean).collect()
     };
-    reduce_members(
-        &members.iter().map(scaled).collect::<Vec<Vec<f64>>>(),
-        1.0,
-        |a, b| a * b,
-    )
+    let scaled: Vec<Vec<f64>> = members.iter().map(scale_to_unit_mean).collect();
+    reduce_members(&scaled, 1.0, |a, b| a * b)
 }
 
-/// Reduces over members, entry by entry.
+/// Reduces over members, entry by entry: `reduced[i] = f(… f(f(start, m₀[i]), m₁[i]) …)`.
 fn reduce_members(members: &[Vec<f64>], start: f64, f: impl Fn(f64, f64) -> f64) -> Vec<f64> {
     let entries = members.first().map_or(0, Vec::len);
     (0..entries)
-        .map(|i| members.iter().fold(start, |sum, member| f(sum, member[i])))
+        .map(|entry| {
+            members
+                .iter()
+                .fold(start, |reduced, member| f(reduced, member[entry]))
+        })
         .collect()
 }
 
-/// The one member that is asked for. Random numbers and the units' order are scores of the group, not of a member.
+/// The entries of one member. Scores of the whole group (random numbers, the order of units) stand
+/// at member 0 alone and are taken for every choice.
 fn select_member(
     members: &[MemberScores],
     folded: &[Vec<f64>],
     with: &'static str,
-    member: usize,
+    member_index: usize,
 ) -> Result<Vec<f64>, Error> {
-    let at = match members {
-        [
-            MemberScores {
-                member_index: 0, ..
-            },
-        ] => Some(0),
-        _ => members
+    let is_group_score = matches!(
+        members,
+        [MemberScores {
+            member_index: 0,
+            ..
+        }]
+    );
+    let position = if is_group_score {
+        Some(0)
+    } else {
+        members
             .iter()
-            .position(|scored| scored.member_index == member),
+            .position(|member| member.member_index == member_index)
     };
-    at.map(|i| folded[i].clone())
-        .ok_or(Error::MemberNotScored { with })
+    match position {
+        Some(position) => Ok(folded[position].clone()),
+        None => Err(Error::MemberNotScored { with }),
+    }
 }

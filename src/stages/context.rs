@@ -1,34 +1,47 @@
-//! What every stage is handed besides its inputs: the seed, where data lies, how to report progress, when to stop.
+//! What every stage gets besides its options and inputs: the seed, folders, the memory budget,
+//! progress, and the request to stop.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
-use super::StageCheckpoint;
+use super::checkpoint::StageCheckpoint;
 use crate::progress::Progress;
 use secateur_base::memory;
 use secateur_base::random::Seed;
+use secateur_model::{Checkpoint, CheckpointError, Model};
 
-/// The surroundings of one stage of one variant.
+/// What one stage of one variant gets from the run.
 #[derive(Clone)]
 pub struct Context {
-    /// This stage's own seed, derived from the run's by stage type and occurrence: the same alone or in a sweep.
+    /// This stage's own seed, derived from the run's by stage type and occurrence: the same alone
+    /// and in a sweep.
     pub seed: Seed,
     /// `run.data`: the folder of published data sets, laid out as `<task>/<split>.jsonl`.
     pub data_folder: Option<PathBuf>,
-    /// A folder of this stage alone; what is left in it appears beside the variant's tables.
+    /// A folder of this stage alone; every file in it is copied beside the variant's tables.
     pub output_folder: PathBuf,
     pub memory_budget: MemoryBudget,
     /// How many stages of this type stand before it in the variant.
     pub occurrence: u32,
-    /// How far an interrupted run of this very stage came.
+    /// The iteration of the `repeat` that the stage stands in, if its outcome depends on it.
+    pub repeat_position: Option<RepeatPosition>,
+    /// The state that an interrupted run of this very stage has left.
     pub checkpoint: StageCheckpoint,
-    /// Where the stage says how far it is.
+    /// Where the stage reports its progress.
     pub progress: Progress,
-    /// Raised by Ctrl-C and SIGTERM.
+    /// Set by Ctrl-C and SIGTERM.
     pub stop_requested: Arc<AtomicBool>,
+}
+
+/// One iteration of a `repeat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct RepeatPosition {
+    /// From 1 to `iterations`.
+    pub iteration: u32,
+    pub iterations: u32,
 }
 
 /// How much memory a stage has.
@@ -36,25 +49,40 @@ pub struct Context {
 pub struct MemoryBudget {
     /// Bytes that the process may take.
     pub bytes: u64,
-    /// Whether the blocks of a model stay on disk; None: where it does not fit.
+    /// Whether the blocks of a model stay on disk; None: only if the model does not fit into the
+    /// budget.
     pub stream_override: Option<bool>,
 }
 
 impl MemoryBudget {
-    /// Whether the blocks of a model that takes so many bytes stay on disk.
-    pub fn should_stream(self, weights: u64) -> bool {
-        let room = self.bytes.saturating_sub(memory::resident_bytes());
-        self.stream_override.unwrap_or(weights > room / 10 * 9)
+    /// Whether the blocks of a model with this many bytes of weights stay on disk: if the weights
+    /// take more than nine tenths of what the process has left.
+    pub fn should_stream(self, weight_bytes: u64) -> bool {
+        let available = self.bytes.saturating_sub(memory::resident_bytes());
+        self.stream_override
+            .unwrap_or(weight_bytes > available / 10 * 9)
+    }
+
+    /// Opens the checkpoint of a folder: in memory, or with its blocks on disk where the budget
+    /// requires it.
+    pub fn open_model(self, folder: &Path) -> Result<Model, CheckpointError> {
+        let weight_bytes = Checkpoint::open(folder)?.parameter_count() * size_of::<f32>() as u64;
+        if self.should_stream(weight_bytes) {
+            Model::open_streaming(folder)
+        } else {
+            Model::load(folder)
+        }
     }
 }
 
-/// The run was asked to stop; the stage gave up between two steps.
+/// The run was asked to stop, so the stage returned before it was done.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
 pub struct Interrupted;
 
 impl Context {
-    /// Where to leave a product: `hf`, and `hf-2` in the second stage of this type, so that none overwrites another.
+    /// The path of a product in the output folder: `hf`, and `hf-2` in the second stage of this
+    /// type, so that none overwrites another.
     pub fn output_path(&self, name: &str, ending: &str) -> PathBuf {
         let number = if self.occurrence == 0 {
             String::new()
@@ -64,7 +92,7 @@ impl Context {
         self.output_folder.join(format!("{name}{number}{ending}"))
     }
 
-    /// Called between steps of a long stage.
+    /// Called between the steps of a long stage.
     ///
     /// # Errors
     /// [`Interrupted`] once the run was asked to stop.
@@ -76,8 +104,9 @@ impl Context {
         }
     }
 
-    /// As [`Context::go_on`], for a stage that can go on where it stopped: now and then, and before it gives up, the
-    /// state is left on disk, where `state.read()` finds it in the next run.
+    /// As [`Context::check_interrupt`], for a stage that can resume: writes the state to disk if
+    /// the last write is long enough ago, and always before it returns [`Interrupted`].
+    /// `checkpoint.read()` returns it in the next run.
     ///
     /// # Errors
     /// [`Interrupted`] once the run was asked to stop.
@@ -85,10 +114,10 @@ impl Context {
         &self,
         state: impl FnOnce() -> S,
     ) -> Result<(), Interrupted> {
-        let go_on = self.check_interrupt();
-        if go_on.is_err() || self.checkpoint.is_due() {
+        let interrupt = self.check_interrupt();
+        if interrupt.is_err() || self.checkpoint.is_due() {
             self.checkpoint.write(&state());
         }
-        go_on
+        interrupt
     }
 }

@@ -1,24 +1,40 @@
-//! `dependencies`: Model → the groups of coupled structures (LLM-Pruner, section 3.1, equations 1 and 2).
-
-use std::path::Path;
+//! `dependencies`: model → the groups of coupled structures (LLM-Pruner, section 3.1, equations 1
+//! and 2).
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Environment, InputFile, OptionFault};
+use super::Context;
+use super::environment::{Environment, OptionFault};
+use super::error::{RestoreError, StageError};
+use super::facts::EarlierStages;
+use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::stored;
+use super::values::{GRAPH, MODEL, StageValues, ValueKind};
 use secateur_model::Model;
-use secateur_model::groups::{self, DependencyGraph};
+use secateur_model::groups::{self, DependencyGraph, Group};
 use secateur_model::wiring::ChannelSpace;
+use secateur_store::cache::{ProductDraft, StoredProduct};
 
-/// Finds what must be removed together.
+pub static TYPE: StageType = StageType {
+    needs: &[ValueKind::Model],
+    makes: &[ValueKind::Graph],
+    spends: &[ValueKind::Scores, ValueKind::GroupScores],
+    summary: |options| describe_options(options, &["grouping"]),
+    ..StageType::new::<Options>("dependencies")
+};
+
+/// Finds the structures that can only be removed together.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// What a unit is. Default `block`.
+    /// The kind of groups. Default `block`.
     pub grouping: Grouping,
-    /// Layers whose attention takes part: `[start, end]`, 0-based, the end not included. Default: all.
+    /// Layers whose attention heads can be pruned: `[start, end]`, 0-based, the end not included.
+    /// Default: all.
     pub attention_layers: Option<[usize; 2]>,
-    /// Layers whose MLP takes part: `[start, end]`, 0-based, the end not included. Default: all.
+    /// Layers whose MLP channels can be pruned: `[start, end]`, 0-based, the end not included.
+    /// Default: all.
     pub mlp_layers: Option<[usize; 2]>,
 }
 
@@ -36,12 +52,24 @@ pub enum Grouping {
 }
 
 impl Options {
-    /// What the stage reads: nothing.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
-        Vec::new()
+    /// The layer ranges that are given, with the option of each.
+    fn layer_ranges(&self) -> impl Iterator<Item = (&'static str, [usize; 2])> {
+        let options = [
+            ("attention_layers", self.attention_layers),
+            ("mlp_layers", self.mlp_layers),
+        ];
+        options
+            .into_iter()
+            .filter_map(|(key, range)| Some((key, range?)))
+    }
+}
+
+impl Stage for Options {
+    fn stage_type(&self) -> &'static StageType {
+        &TYPE
     }
 
-    pub fn faults(&self) -> Vec<OptionFault> {
+    fn option_faults(&self) -> Vec<OptionFault> {
         let mut faults = Vec::new();
         for (key, [start, end]) in self.layer_ranges() {
             if start > end {
@@ -70,42 +98,48 @@ impl Options {
         faults
     }
 
-    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
-        world.add_weights(1);
-        let Some(layers) = world.model.as_ref().map(|model| model.layers) else {
+    fn state_facts(&self, facts: &mut EarlierStages) {
+        facts.has_block_groups = self.grouping == Grouping::Block;
+    }
+
+    fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
+        environment.add_weights(1);
+        let Some(layers) = environment.model.as_ref().map(|model| model.layers) else {
             return Vec::new();
         };
-        self.layer_ranges()
-            .filter(|(_, [_, end])| *end > layers)
-            .map(|(key, [start, end])| {
-                let message = format!(
-                    "the layer range [{start}, {end}] reaches beyond the model's {layers} layers"
-                );
-                OptionFault::new(
+        let mut faults = Vec::new();
+        for (key, [start, end]) in self.layer_ranges() {
+            if end > layers {
+                faults.push(OptionFault::new(
                     key,
-                    message,
+                    format!(
+                        "the layer range [{start}, {end}] reaches beyond the model's {layers} layers"
+                    ),
                     format!(
                         "the last range that fits is [{}, {layers}]",
                         start.min(layers - 1)
                     ),
-                )
-            })
-            .collect()
+                ));
+            }
+        }
+        faults
     }
 
-    /// The ranges that are given, by their option.
-    fn layer_ranges(&self) -> impl Iterator<Item = (&'static str, [usize; 2])> {
-        let given = [
-            ("attention_layers", self.attention_layers),
-            ("mlp_layers", self.mlp_layers),
-        ];
-        given
-            .into_iter()
-            .filter_map(|(key, range)| Some((key, range?)))
+    fn run(&self, _: &Context, inputs: &StageValues) -> Result<StageOutput, StageError> {
+        let graph = run(self, inputs.require(MODEL)?)?;
+        Ok(StageValues::default().with(GRAPH, graph).into())
+    }
+
+    fn store(&self, values: &StageValues, draft: &ProductDraft) -> Result<(), StageError> {
+        stored::write_value(draft, values.require(GRAPH)?)
+    }
+
+    fn restore(&self, product: &StoredProduct) -> Result<StageValues, RestoreError> {
+        Ok(StageValues::default().with(GRAPH, stored::read_value(product)?))
     }
 }
 
-/// No groups could be found.
+/// The groups could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the layer range [{start}, {end}] reaches beyond the model's {layers} layers")]
@@ -122,28 +156,33 @@ pub fn run(options: &Options, model: &Model) -> Result<DependencyGraph, Error> {
     if let Some((_, [start, end])) = options.layer_ranges().find(|(_, [_, end])| *end > layers) {
         return Err(Error::LayersOutOfRange { start, end, layers });
     }
-    let range = |given: Option<[usize; 2]>| given.map_or(0..layers, |[start, end]| start..end);
-    let (attention, mlp) = (range(options.attention_layers), range(options.mlp_layers));
     let groups = match options.grouping {
         Grouping::Channel => vec![groups::residual_group(model)],
         Grouping::Layer => vec![groups::whole_layer_group(model)],
-        // The reference's order: ascending layers, attention before MLP.
-        Grouping::Block => (0..layers)
-            .flat_map(|layer| {
-                let attention = attention
-                    .contains(&layer)
-                    .then(|| groups::block_group(model, ChannelSpace::Heads, layer));
-                let mlp = mlp
-                    .contains(&layer)
-                    .then(|| groups::block_group(model, ChannelSpace::Mlp, layer));
-                attention.into_iter().chain(mlp)
-            })
-            .collect(),
+        Grouping::Block => block_groups(options, model),
     };
     tracing::info!(
         groups = groups.len(),
-        units = groups.iter().map(|g| g.unit_count).sum::<usize>(),
+        units = groups.iter().map(|group| group.unit_count).sum::<usize>(),
         "groups found"
     );
     Ok(DependencyGraph { groups })
+}
+
+/// The groups of single layers in the reference's order: ascending layers, attention before MLP.
+fn block_groups(options: &Options, model: &Model) -> Vec<Group> {
+    let layers = model.blocks.len();
+    let to_range = |range: Option<[usize; 2]>| range.map_or(0..layers, |[start, end]| start..end);
+    let attention_layers = to_range(options.attention_layers);
+    let mlp_layers = to_range(options.mlp_layers);
+    let mut found = Vec::new();
+    for layer in 0..layers {
+        if attention_layers.contains(&layer) {
+            found.push(groups::block_group(model, ChannelSpace::Heads, layer));
+        }
+        if mlp_layers.contains(&layer) {
+            found.push(groups::block_group(model, ChannelSpace::Mlp, layer));
+        }
+    }
+    found
 }

@@ -1,25 +1,28 @@
-//! What a check may know of the world outside the pipeline file, and how it says that something is wrong.
+//! What the environment pass of the check reads outside the pipeline file (files, headers, tasks),
+//! the estimate of resources, and how a stage reports a mistake in an option.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::MemoryBudget;
+use super::context::MemoryBudget;
 use secateur_data::corpus::CorpusSource;
 use secateur_data::task::{FewShot, FileLocation, Task, TaskError};
 use secateur_model::ModelHeader;
 use secateur_tensor::ops::QUERY_CHUNK_ROWS;
 use secateur_tensor::{PACK_TOKENS, Precision};
 
-/// A mistake in one option. It names the option, not its place: the pipeline knows where each option was written.
+/// A mistake in one option. It names the option, and the pipeline adds where that option is
+/// written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OptionFault {
-    /// The option, dotted where it is nested: `ratio`, `duration.updates`. Empty: the stage as a whole.
+    /// The option, dotted where it is nested: `ratio`, `duration.updates`. Empty: the stage as a
+    /// whole.
     pub key: String,
     /// What is wrong, in one sentence.
     pub message: String,
     /// What to write instead. May be empty.
     pub help: String,
-    /// Where it is wrong, if that is a place in a file that the option names.
+    /// The place of the mistake, if it is in a file that the option names.
     pub location: Option<Box<FileLocation>>,
 }
 
@@ -38,76 +41,79 @@ impl OptionFault {
     }
 
     /// The same, at a place in a file that the option names.
-    pub fn with_location(self, place: FileLocation) -> Self {
+    pub fn with_location(self, location: FileLocation) -> Self {
         Self {
-            location: Some(Box::new(place)),
+            location: Some(Box::new(location)),
             ..self
         }
     }
 }
 
-/// A fault where a number is not one that a size can be: 1 to 1048576.
+/// A fault for each number that is not a size: 1 to 1048576.
 pub fn size_faults<'a>(sizes: impl IntoIterator<Item = (&'a str, usize)>) -> Vec<OptionFault> {
-    let wrong = sizes
-        .into_iter()
-        .filter(|(_, value)| !(1..=1 << 20).contains(value));
-    wrong
-        .map(|(key, value)| {
-            OptionFault::new(
+    let mut faults = Vec::new();
+    for (key, value) in sizes {
+        if !(1..=1 << 20).contains(&value) {
+            faults.push(OptionFault::new(
                 key,
                 format!("{value} is not a size"),
                 "write a number from 1 to 1048576",
-            )
-        })
-        .collect()
+            ));
+        }
+    }
+    faults
 }
 
-/// A fault where a number is not above zero and finite.
+/// A fault for each number that is not finite and above zero.
 pub fn positive_faults<'a>(numbers: impl IntoIterator<Item = (&'a str, f64)>) -> Vec<OptionFault> {
-    let wrong = numbers
-        .into_iter()
-        .filter(|(_, value)| !(*value > 0.0 && value.is_finite()));
-    wrong
-        .map(|(key, value)| OptionFault::new(key, format!("{value} is not a positive number"), ""))
-        .collect()
+    let mut faults = Vec::new();
+    for (key, value) in numbers {
+        if !(value > 0.0 && value.is_finite()) {
+            let message = format!("{value} is not a positive number");
+            faults.push(OptionFault::new(key, message, ""));
+        }
+    }
+    faults
 }
 
-/// The world pass of the check walks a variant's stages in order and hands each this value: where data lies, and what
-/// the stages before it will have made, as far as headers tell.
+/// What the environment pass of the check knows when it reaches a stage: where data is, and the
+/// model that the stages before will have made, as far as headers tell. The pass goes through a
+/// variant's stages in order; each stage updates it.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
     /// `run.data`: the folder of published data sets.
     pub data_folder: Option<PathBuf>,
-    /// The model that the stages so far will hand on, read from its headers alone. None: not known yet.
+    /// The header of the model that the stages so far will hand on, with the widths from before any
+    /// pruning. None: not known.
     pub model: Option<ModelHeader>,
-    /// Whether the importance at hand has seen the means of activations.
-    pub has_input_means: bool,
     /// How much memory the run may take. None: not known.
     pub memory_budget: Option<MemoryBudget>,
     /// Whether the run computes on a GPU.
     pub is_on_gpu: bool,
-    /// How a GPU holds the model.
+    /// The element type of the model's weights on a GPU.
     pub precision: Precision,
-    /// What the stage at hand will need; the stage says it.
+    /// What the current stage will need; the stage itself adds to it.
     pub estimate: ResourceEstimate,
-    /// What was found so far.
+    /// Results of earlier look-ups.
     pub lookup_cache: LookupCache,
 }
 
-/// What a stage will need at most, in bytes, as far as headers tell: the model as it was before pruning.
+/// An upper estimate of what a stage needs, in bytes, from headers alone: for the model as it was
+/// before pruning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ResourceEstimate {
-    /// Weights, kept block inputs, and what is at work.
+    /// Memory of the process: weights, kept block inputs, and the activations of the running
+    /// operation.
     pub cpu_memory: u64,
-    /// The same of a GPU, 0 where the run computes on none.
+    /// Memory of the GPU with all weights on it; 0 if the run computes on the CPU.
     pub gpu_memory: u64,
-    /// What of that cannot be brought block by block.
+    /// Memory of the GPU if the weights are uploaded block by block.
     pub min_gpu_memory: u64,
-    /// What it leaves in the results, tables not counted.
+    /// What the stage leaves in the results, tables not counted.
     pub disk_space: u64,
 }
 
-/// Answers of the world, remembered, so that five hundred variants open each file once.
+/// Results of look-ups, so that a sweep of five hundred variants opens each file once.
 #[derive(Clone, Debug, Default)]
 pub struct LookupCache {
     readable: BTreeMap<PathBuf, Result<(), String>>,
@@ -116,62 +122,35 @@ pub struct LookupCache {
 }
 
 impl Environment {
-    /// Whether `path` can be opened for reading; the answer is remembered.
+    /// Whether `path` can be opened for reading. The result is cached.
     pub fn check_readable(&mut self, path: &Path) -> Result<(), String> {
         self.lookup_cache
             .readable
             .entry(path.to_path_buf())
-            .or_insert_with(|| match std::fs::metadata(path) {
-                Ok(found) if found.is_dir() => {
-                    Err(format!("`{}` is a folder, not a file", path.display()))
-                }
-                Ok(found) if !found.is_file() => Err(format!(
-                    "`{}` is neither a file nor a folder",
-                    path.display()
-                )),
-                Ok(found) if found.len() == 0 => Err(format!("`{}` is empty", path.display())),
-                Ok(_) => std::fs::File::open(path)
-                    .map(drop)
-                    .map_err(|e| format!("cannot read `{}`: {e}", path.display())),
-                Err(e) => Err(format!("cannot read `{}`: {e}", path.display())),
-            })
+            .or_insert_with(|| check_readable_file(path))
             .clone()
     }
 
-    /// A task, whose first question or text was made to see that its templates fit its rows; the answer is remembered.
+    /// A task, after a test that its templates fit its first row. The result is cached.
     pub fn check_task(
         &mut self,
         key: &str,
         name: &str,
-        shots: Option<FewShot>,
+        few_shot: Option<FewShot>,
     ) -> Result<Task, OptionFault> {
-        let look = || {
-            let task = Task::find(name, self.data_folder.as_deref())?;
-            match task.is_text() {
-                true => drop(task.text_documents(Some(1))?),
-                false => drop(task.questions(Some(1), shots)?),
-            }
-            Ok(task)
-        };
-        let fault = |error: TaskError| {
-            let fault = OptionFault::new("", error.message(), error.help());
-            match error.location() {
-                Some(place) => fault.with_location(place.clone()),
-                None => fault,
-            }
-        };
-        let found = self
+        let data_folder = self.data_folder.as_deref();
+        let result = self
             .lookup_cache
             .tasks
-            .entry((name.to_owned(), shots))
-            .or_insert_with(|| look().map_err(fault));
-        found.clone().map_err(|fault| OptionFault {
+            .entry((name.to_owned(), few_shot))
+            .or_insert_with(|| find_task(name, data_folder, few_shot).map_err(task_fault));
+        result.clone().map_err(|fault| OptionFault {
             key: key.to_owned(),
             ..fault
         })
     }
 
-    /// What is wrong with a corpus as far as its file and the model's tokenizer tell.
+    /// What is wrong with a corpus, as far as its file, its options and the model's tokenizer tell.
     pub fn check_corpus(&mut self, key: &str, source: &CorpusSource) -> Vec<OptionFault> {
         if let Err(message) = self.check_readable(&source.path) {
             return vec![OptionFault::new(
@@ -180,32 +159,14 @@ impl Environment {
                 "paths are relative to the working directory",
             )];
         }
-        let misplaced = match (&source.separator, &source.field) {
-            (Some(separator), _) if separator.is_empty() => Some((
-                "separator",
-                "an empty text separates nothing",
-                "write what stands between documents, or remove the line",
-            )),
-            (Some(_), _) if source.is_jsonl() => Some((
-                "separator",
-                "a row of JSONL is a document: there is nothing to separate",
-                "remove the line",
-            )),
-            (_, Some(_)) if !source.is_jsonl() => Some((
-                "field",
-                "a text has no fields",
-                "remove the line, or give a file that ends in .jsonl",
-            )),
-            _ => None,
-        };
-        if let Some((key, message, help)) = misplaced {
-            return vec![OptionFault::new(key, message, help)];
+        if let Some(fault) = corpus_option_fault(source) {
+            return vec![fault];
         }
-        let no_tokenizer = self
+        let lacks_tokenizer = self
             .model
             .as_ref()
             .is_some_and(|model| !model.has_tokenizer);
-        if no_tokenizer && source.needs_tokenizer() {
+        if lacks_tokenizer && source.needs_tokenizer() {
             let message = format!(
                 "`{}` is text, and the model's folder has no tokenizer.json",
                 source.path.display()
@@ -219,110 +180,184 @@ impl Environment {
         Vec::new()
     }
 
-    /// The stage holds so many copies of the model's weights; of a model that is streamed, two blocks and the head.
+    /// Adds this many copies of the model's weights to the estimate; for a streamed model two
+    /// blocks and the head instead.
     pub fn add_weights(&mut self, copies: u64) {
         let Some(model) = &self.model else { return };
-        let ends = (model.vocab * model.hidden) as u64;
-        let whole = 4 * model.parameters;
-        let streamed = 4 * (2 * model.parameters / model.layers.max(1) as u64 + ends);
-        let streams = self
+        let embedding_values = (model.vocab * model.hidden) as u64;
+        let whole_bytes = 4 * model.parameters;
+        let two_blocks = 2 * model.parameters / model.layers.max(1) as u64;
+        let streamed_bytes = 4 * (two_blocks + embedding_values);
+        let is_streamed = self
             .memory_budget
-            .is_some_and(|budget| budget.should_stream(whole));
-        self.estimate.cpu_memory += if streams { streamed } else { copies * whole };
+            .is_some_and(|budget| budget.should_stream(whole_bytes));
+        self.estimate.cpu_memory += if is_streamed {
+            streamed_bytes
+        } else {
+            copies * whole_bytes
+        };
     }
 
-    /// The stage walks so many sequences of so many tokens backward: it keeps the input of every block.
+    /// Adds a backward walk over `sequences` sequences of `length` tokens, which keeps the input of
+    /// every block.
     pub fn add_backward_walk(&mut self, sequences: usize, length: usize) {
-        self.add_activations(
-            sequences,
-            length,
-            self.model.as_ref().map_or(0, |model| model.layers + 1),
-        );
+        let kept_inputs = self.model.as_ref().map_or(0, |model| model.layers + 1);
+        self.add_activations(sequences, length, kept_inputs);
     }
 
-    /// The stage carries so many sequences of so many tokens forward together.
+    /// Adds a forward pass over `sequences` sequences of `length` tokens, which keeps one hidden
+    /// state per token.
     pub fn add_forward_pass(&mut self, sequences: usize, length: usize) {
         self.add_activations(sequences, length, 1);
     }
 
-    /// Hidden states of every token, `kept` of them, and of one pack a block's activations and gradients, and a tile of logits.
+    /// Adds `kept` hidden states of every token, and for one pack of sequences the activations and
+    /// gradients of a block and a tile of logits. A float that is too large becomes the largest
+    /// integer.
     fn add_activations(&mut self, sequences: usize, length: usize, kept: usize) {
         let Some(model) = &self.model else { return };
-        let pack = sequences
+        let pack_tokens = sequences
             .saturating_mul(length)
             .min(PACK_TOKENS)
-            .max(length);
-        let [sequences, length, kept, hidden, layers, vocab, pack] = [
-            sequences,
-            length,
-            kept,
-            model.hidden,
-            model.layers,
-            model.vocab,
-            pack,
-        ]
-        .map(|n| n as f64);
-        let states = sequences * length * hidden * kept;
-        let tile = (pack * vocab).min(f64::from(1 << 24));
-        let at_work =
-            2.0 * model.parameters as f64 / layers.max(1.0) + pack * hidden * 24.0 + 2.0 * tile;
-        // a float that is too large becomes the largest integer
+            .max(length) as f64;
+        let [sequences, length, kept] = [sequences, length, kept].map(|n| n as f64);
+        let [hidden, layers, vocab] =
+            [model.hidden, model.layers.max(1), model.vocab].map(|n| n as f64);
+        let parameters = model.parameters as f64;
+        let kept_values = sequences * length * hidden * kept;
+
+        let logit_values = (pack_tokens * vocab).min(f64::from(1 << 24));
+        let working_values =
+            2.0 * parameters / layers + pack_tokens * hidden * 24.0 + 2.0 * logit_values;
         self.estimate.cpu_memory = self
             .estimate
             .cpu_memory
-            .saturating_add((4.0 * (states + at_work)) as u64);
-        if self.is_on_gpu {
-            let ends = vocab * hidden;
-            let multiplied = model.parameters as f64 - ends; // all but the embedding
-            let element = self.precision.bytes() as f64;
-            // a block's tape and gradients, scores of its heads, what is made of a matrix's gradient; a tile of logits with the
-            // head in f32
-            let gradients = if kept > 1.0 {
-                1.5 * multiplied / layers.max(1.0)
-            } else {
-                0.0
-            };
-            let scores = 6.0 * pack * length.min(QUERY_CHUNK_ROWS as f64) * model.heads as f64;
-            let tape = pack * hidden * 36.0 + scores + gradients;
-            let logits = 6.0 * (pack * vocab).min(f64::from(1 << 26)) + ends;
-            let at_work = 4.0 * (states + tape.max(logits));
-            self.estimate.gpu_memory = self
-                .estimate
-                .gpu_memory
-                .max((element * multiplied + at_work) as u64);
-            let by_blocks = ends + 2.0 * multiplied / layers.max(1.0);
-            self.estimate.min_gpu_memory = self
-                .estimate
-                .min_gpu_memory
-                .max((element * by_blocks + at_work) as u64);
+            .saturating_add((4.0 * (kept_values + working_values)) as u64);
+        if !self.is_on_gpu {
+            return;
         }
+
+        let embedding_values = vocab * hidden;
+        // all weights but the embedding are multiplied, in the precision of the model
+        let matrix_values = parameters - embedding_values;
+        let bytes_per_weight = self.precision.bytes() as f64;
+        let is_backward = kept > 1.0;
+        // a block's gradients, and what is computed from the gradient of a matrix
+        let gradient_values = if is_backward {
+            1.5 * matrix_values / layers
+        } else {
+            0.0
+        };
+        // attention scores of all heads for one chunk of queries
+        let score_values =
+            6.0 * pack_tokens * length.min(QUERY_CHUNK_ROWS as f64) * model.heads as f64;
+        let tape_values = pack_tokens * hidden * 36.0 + score_values + gradient_values;
+        // a tile of logits, with the head in float32
+        let head_values = 6.0 * (pack_tokens * vocab).min(f64::from(1 << 26)) + embedding_values;
+        let working_bytes = 4.0 * (kept_values + tape_values.max(head_values));
+        let all_weights = bytes_per_weight * matrix_values;
+        let two_blocks_and_head =
+            bytes_per_weight * (embedding_values + 2.0 * matrix_values / layers);
+        let estimate = &mut self.estimate;
+        estimate.gpu_memory = estimate
+            .gpu_memory
+            .max((all_weights + working_bytes) as u64);
+        estimate.min_gpu_memory = estimate
+            .min_gpu_memory
+            .max((two_blocks_and_head + working_bytes) as u64);
     }
 
-    /// The stage keeps keys and values of so many sequences of so many tokens.
+    /// Adds the keys and values of `sequences` sequences of `tokens` tokens.
     pub fn add_kv_cache(&mut self, sequences: usize, tokens: usize) {
         let Some(model) = &self.model else { return };
-        let each = 4 * model.kv_values_per_token;
-        let all = (sequences as u64)
+        let bytes_per_token = 4 * model.kv_values_per_token;
+        let bytes = (sequences as u64)
             .saturating_mul(tokens as u64)
-            .saturating_mul(each);
-        self.estimate.cpu_memory = self.estimate.cpu_memory.saturating_add(all);
+            .saturating_mul(bytes_per_token);
+        self.estimate.cpu_memory = self.estimate.cpu_memory.saturating_add(bytes);
     }
 
-    /// A fault where a sequence is longer than the model was made for.
+    /// A fault if a sequence has more tokens than the model has positions. `what`: the noun for the
+    /// sequence.
     pub fn check_length(&self, key: &str, what: &str, tokens: usize) -> Option<OptionFault> {
         let positions = self.model.as_ref()?.max_positions;
+        if tokens <= positions {
+            return None;
+        }
         let message =
             format!("a {what} of {tokens} tokens is longer than the model's {positions} positions");
-        (tokens > positions)
-            .then(|| OptionFault::new(key, message, format!("write at most {positions}")))
+        let help = format!("write at most {positions}");
+        Some(OptionFault::new(key, message, help))
     }
 
-    /// The header of a model folder; the answer is remembered.
+    /// The header of a model folder. The result is cached.
     pub fn read_header(&mut self, folder: &Path) -> Result<ModelHeader, String> {
         self.lookup_cache
             .headers
             .entry(folder.to_path_buf())
             .or_insert_with(|| ModelHeader::read(folder).map_err(|e| e.to_string()))
             .clone()
+    }
+}
+
+fn check_readable_file(path: &Path) -> Result<(), String> {
+    let name = path.display();
+    let cannot_read = |error: std::io::Error| format!("cannot read `{name}`: {error}");
+    let metadata = std::fs::metadata(path).map_err(cannot_read)?;
+    if metadata.is_dir() {
+        return Err(format!("`{name}` is a folder, not a file"));
+    }
+    if !metadata.is_file() {
+        return Err(format!("`{name}` is neither a file nor a folder"));
+    }
+    if metadata.len() == 0 {
+        return Err(format!("`{name}` is empty"));
+    }
+    std::fs::File::open(path).map(drop).map_err(cannot_read)
+}
+
+/// Finds a task and builds its first question or text, which fails if its templates do not fit its
+/// rows.
+fn find_task(
+    name: &str,
+    data_folder: Option<&Path>,
+    few_shot: Option<FewShot>,
+) -> Result<Task, TaskError> {
+    let task = Task::find(name, data_folder)?;
+    if task.is_text() {
+        drop(task.text_documents(Some(1))?);
+    } else {
+        drop(task.questions(Some(1), few_shot)?);
+    }
+    Ok(task)
+}
+
+fn task_fault(error: TaskError) -> OptionFault {
+    let fault = OptionFault::new("", error.message(), error.help());
+    match error.location() {
+        Some(location) => fault.with_location(location.clone()),
+        None => fault,
+    }
+}
+
+/// An option of the corpus that does not fit the kind of its file.
+fn corpus_option_fault(source: &CorpusSource) -> Option<OptionFault> {
+    match (&source.separator, &source.field) {
+        (Some(separator), _) if separator.is_empty() => Some(OptionFault::new(
+            "separator",
+            "an empty text separates nothing",
+            "write what stands between documents, or remove the line",
+        )),
+        (Some(_), _) if source.is_jsonl() => Some(OptionFault::new(
+            "separator",
+            "a row of JSONL is a document: there is nothing to separate",
+            "remove the line",
+        )),
+        (_, Some(_)) if !source.is_jsonl() => Some(OptionFault::new(
+            "field",
+            "a text has no fields",
+            "remove the line, or give a file that ends in .jsonl",
+        )),
+        _ => None,
     }
 }

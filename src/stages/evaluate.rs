@@ -1,17 +1,20 @@
-//! `evaluate`: Model → accuracies of multiple-choice tasks and perplexities of texts, as lm-evaluation-harness or LLM-Pruner
-//! measures them.
+//! `evaluate`: model → accuracies of multiple-choice tasks and perplexities of texts, measured as
+//! lm-evaluation-harness or LLM-Pruner does.
 
 use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Environment, InputFile, Interrupted, OptionFault};
-use secateur_data::corpus::{CorpusError, CorpusSource};
-use secateur_data::task::{FewShot, Metric, Task, TaskError};
+use super::environment::{Environment, OptionFault};
+use super::error::StageError;
+use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::values::{MODEL, StageValues, ValueKind};
+use super::{Context, InputFile};
+use secateur_data::corpus::CorpusSource;
+use secateur_data::task::{FewShot, Metric, Task};
 use secateur_model::Model;
-use secateur_model::tokenizer::TokenizerError;
-use secateur_store::tables::{Table, TableError};
+use secateur_store::tables::Table;
 
 mod choices;
 mod perplexity;
@@ -21,33 +24,44 @@ mod statistics;
 
 pub use rows::{DocumentRow, EvaluateRow, SampleRow};
 
-/// Measures the model as it stands at this place of the pipeline.
+pub static TYPE: StageType = StageType {
+    needs: &[ValueKind::Model],
+    summary: |options| describe_options(options, &["tasks", "corpora", "shots"]),
+    ..StageType::new::<Options>("evaluate")
+};
+
+/// Measures the model at this place of the pipeline.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// Tasks by name (`boolq`, `tiny_piqa`, `wikitext`, …) or by the path of a task file.
     pub tasks: Vec<String>,
-    /// Only the first so many rows of each task (documents of a text), at least 1. Default: all.
+    /// Only this many rows of each task (documents of a text), from the first, at least 1. Default:
+    /// all.
     pub limit: Option<usize>,
-    /// Tokens of the longest request, at least 1; the left of a longer one is cut away. More than the model's positions are
-    /// allowed, as in the harness. Default: the model's positions.
+    /// Tokens of the longest request, at least 1; a longer one is cut on the left. More than the
+    /// model's positions are allowed, as in the harness. Default: the model's positions.
     pub max_length: Option<usize>,
-    /// How multiple-choice requests are put together and scored. Default `harness`.
+    /// How multiple-choice requests are built and scored. Default `harness`.
     pub protocol: Protocol,
-    /// Whether the tokenizer's own special tokens, usually BOS in front, stand around a context or a text. Default true, as in
-    /// the harness. `llm-pruner` has none around contexts in any case.
-    // This and the next two are younger than the others: variants without them keep their ids.
+    /// Whether the tokenizer adds its special tokens, usually BOS at the start, to a context or a
+    /// text. Default true, as in the harness. `llm-pruner` never adds them to contexts.
+    // This and the next two were added after the first release: variants without them keep their
+    // ids.
     #[serde(skip_serializing_if = "is_true")]
     pub add_bos_token: bool,
-    /// Few-shot: so many answered examples stand before every question. Default 0.
+    /// Few-shot: the number of answered examples before every question. Default 0.
     #[serde(skip_serializing_if = "is_zero")]
     pub shots: usize,
-    /// Seed of the examples' draw; the harness draws the same with its `fewshot_random_seed`. Default 1234, the harness's.
+    /// Seed of the draw of examples; the harness draws the same ones with this
+    /// `fewshot_random_seed`. Default 1234, as in the harness.
     #[serde(skip_serializing_if = "is_harness_seed")]
     pub shots_seed: u32,
-    /// Texts, taken whole as they stand, or JSONL rows of token ids, whose perplexity is measured: paths.
+    /// Paths of files whose perplexity is measured: texts, each as one document, or JSONL rows of
+    /// token ids.
     pub corpora: Vec<String>,
-    /// Tokens of a perplexity window, 2 to the model's positions. Default 128, or the model's positions if they are fewer.
+    /// Tokens of a perplexity window, 2 to the model's positions. Default 128, or the model's
+    /// positions if there are fewer.
     pub window: Option<usize>,
 }
 
@@ -63,7 +77,7 @@ fn is_harness_seed(seed: &u32) -> bool {
     *seed == HARNESS_SEED
 }
 
-/// lm-evaluation-harness's default.
+/// The default of lm-evaluation-harness.
 const HARNESS_SEED: u32 = 1234;
 
 impl Default for Options {
@@ -82,16 +96,17 @@ impl Default for Options {
     }
 }
 
-/// How multiple-choice requests are put together and scored.
+/// How multiple-choice requests are built and scored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocol {
-    /// lm-evaluation-harness 0.4: BOS where the tokenizer adds one, context and choice encoded together, the log
-    /// likelihood of the choice's tokens summed, the left of a long request cut away.
+    /// lm-evaluation-harness 0.4: BOS if the tokenizer adds one; context and choice encoded
+    /// together; the log likelihood of the choice's tokens summed; a long request cut on the left.
     #[default]
     Harness,
-    /// The tables of LLM-Pruner's paper (lm-evaluation-harness 0.3 at 4d21ab6): context and choice encoded apart, no BOS; of each
-    /// task the one metric that stands in the tables, and their mean.
+    /// The tables of LLM-Pruner's paper (lm-evaluation-harness 0.3 at 4d21ab6): context and choice
+    /// encoded separately; no BOS; of each task only the metric that the tables show, and the mean
+    /// over tasks.
     LlmPruner,
 }
 
@@ -112,36 +127,47 @@ impl Options {
         })
     }
 
+    fn corpus_names(&self) -> Vec<String> {
+        self.corpora
+            .iter()
+            .map(|path| perplexity::corpus_name(path.as_ref()))
+            .collect()
+    }
+
     fn window_or_default(&self) -> usize {
         self.window.unwrap_or(DEFAULT_WINDOW)
     }
 
-    /// How something was measured, as it stands in the table: `harness`, `llm-pruner`, `harness, 2 shots`, `harness, no BOS`.
-    fn protocol_label(&self, protocol: Protocol, asks: bool) -> String {
-        let shots = if asks && self.shots > 0 {
+    /// The `protocol` of the table: `harness`, `llm-pruner`, `harness, 2 shots`, `harness, no BOS`.
+    /// `is_multiple_choice`: whether questions were measured, not texts.
+    fn protocol_label(&self, protocol: Protocol, is_multiple_choice: bool) -> String {
+        let shots = if is_multiple_choice && self.shots > 0 {
             format!(", {} shots", self.shots)
         } else {
             String::new()
         };
-        // the paper's questions have none in any case
-        let is_apart = asks && protocol == Protocol::LlmPruner;
-        format!(
-            "{}{shots}{}",
-            protocol.name(),
-            if self.add_bos_token || is_apart {
-                ""
-            } else {
-                ", no BOS"
-            }
-        )
+        // The paper's questions never have a BOS, so the option makes no difference for them.
+        let is_paper_question = is_multiple_choice && protocol == Protocol::LlmPruner;
+        let bos = if self.add_bos_token || is_paper_question {
+            ""
+        } else {
+            ", no BOS"
+        };
+        format!("{}{shots}{bos}", protocol.name())
+    }
+}
+
+impl Stage for Options {
+    fn stage_type(&self) -> &'static StageType {
+        &TYPE
     }
 
-    /// What the stage reads: tasks, their rows, and corpora.
-    pub fn inputs(&self, data: Option<&Path>) -> Vec<InputFile> {
+    /// Task files, their rows, and corpora.
+    fn input_files(&self, data_folder: Option<&Path>) -> Vec<InputFile> {
         let tasks = self
             .tasks
             .iter()
-            .filter_map(|name| Task::find(name, data).ok());
+            .filter_map(|name| Task::find(name, data_folder).ok());
         let corpora = self
             .corpora
             .iter()
@@ -152,7 +178,7 @@ impl Options {
             .collect()
     }
 
-    pub fn faults(&self) -> Vec<OptionFault> {
+    fn option_faults(&self) -> Vec<OptionFault> {
         let mut faults = Vec::new();
         if self.tasks.is_empty() && self.corpora.is_empty() {
             faults.push(OptionFault::new(
@@ -175,12 +201,7 @@ impl Options {
                 "write at least 1, or remove the line",
             ));
         }
-        let corpora: Vec<String> = self
-            .corpora
-            .iter()
-            .map(|path| perplexity::corpus_name(path.as_ref()))
-            .collect();
-        faults.extend(duplicate_name_faults(&self.tasks, &corpora));
+        faults.extend(duplicate_name_faults(&self.tasks, &self.corpus_names()));
         if self.window.is_some_and(|w| w < 2) {
             faults.push(OptionFault::new(
                 "window",
@@ -191,101 +212,88 @@ impl Options {
         faults
     }
 
-    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
-        world.add_weights(1);
-        world.add_forward_pass(
-            (perplexity::TOKENS_PER_CHUNK / self.window_or_default().max(1)).max(1),
-            self.window_or_default(),
-        );
+    fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
+        environment.add_weights(1);
+        let window = self.window_or_default();
+        let windows_per_chunk = (perplexity::TOKENS_PER_CHUNK / window.max(1)).max(1);
+        environment.add_forward_pass(windows_per_chunk, window);
         let mut faults = Vec::new();
-        let mut names = self.tasks.clone();
-        let mut asks = false;
-        for (i, name) in self.tasks.iter().enumerate() {
-            match world.check_task(&format!("tasks[{i}]"), name, self.few_shot()) {
+        // Task files are known by the name inside them, which shows only after they are read.
+        let mut task_names = self.tasks.clone();
+        let mut has_questions = false;
+        for (index, name) in self.tasks.iter().enumerate() {
+            match environment.check_task(&format!("tasks[{index}]"), name, self.few_shot()) {
                 Ok(task) => {
-                    asks |= !task.is_text();
-                    names[i] = task.name;
+                    has_questions |= !task.is_text();
+                    task_names[index] = task.name;
                 }
                 Err(fault) => {
-                    asks = true;
+                    // it may have questions
+                    has_questions = true;
                     faults.push(fault);
                 }
             }
         }
-        if self.shots > 0 && !asks {
+        if self.shots > 0 && !has_questions {
             faults.push(OptionFault::new(
                 "shots",
                 "examples stand before questions, and there is no multiple-choice task",
                 "",
             ));
         }
-        let corpora: Vec<String> = self
-            .corpora
-            .iter()
-            .map(|path| perplexity::corpus_name(path.as_ref()))
-            .collect();
-        faults.extend(duplicate_name_faults(&names, &corpora));
-        for (i, corpus) in self.corpora.iter().enumerate() {
-            faults.extend(world.check_corpus(
-                &format!("corpora[{i}]"),
-                &CorpusSource::from_path(corpus.as_ref()),
-            ));
+        faults.extend(duplicate_name_faults(&task_names, &self.corpus_names()));
+        for (index, corpus) in self.corpora.iter().enumerate() {
+            let source = CorpusSource::from_path(corpus.as_ref());
+            faults.extend(environment.check_corpus(&format!("corpora[{index}]"), &source));
         }
-        if world
-            .model
-            .as_ref()
-            .is_some_and(|model| !model.has_tokenizer)
-            && !self.tasks.is_empty()
-        {
+        let model = environment.model.as_ref();
+        if model.is_some_and(|model| !model.has_tokenizer) && !self.tasks.is_empty() {
             faults.push(OptionFault::new(
                 "tasks",
                 "tasks are text, and the model's folder has no tokenizer.json",
                 "put the tokenizer beside the model",
             ));
         }
-        faults.extend(
-            self.window
-                .and_then(|window| world.check_length("window", "window", window)),
-        );
+        if let Some(window) = self.window {
+            faults.extend(environment.check_length("window", "window", window));
+        }
         faults
+    }
+
+    fn run(&self, context: &Context, inputs: &StageValues) -> Result<StageOutput, StageError> {
+        Ok(run(self, context, inputs.require(MODEL)?)?.into())
     }
 }
 
-/// Rows of the table are known by their names, so each may be measured once.
+/// A row of the table is identified by its name, so no name may occur twice, and `average` is
+/// taken.
 fn duplicate_name_faults(tasks: &[String], corpora: &[String]) -> Vec<OptionFault> {
     let names: Vec<&String> = tasks.iter().chain(corpora).collect();
-    let again = names
-        .iter()
-        .enumerate()
-        .filter(|(i, name)| names[..*i].contains(name) || **name == choices::AVERAGE_TASK_NAME);
-    let fault = |(i, name): (usize, &&String)| {
-        let key = if i < tasks.len() {
-            format!("tasks[{i}]")
+    let mut faults = Vec::new();
+    for (index, &name) in names.iter().enumerate() {
+        let message = if name == choices::AVERAGE_TASK_NAME {
+            format!("`{name}` is the name of the tasks' mean")
+        } else if names[..index].contains(&name) {
+            format!("`{name}` is measured twice: a row of the table is known by its name")
         } else {
-            format!("corpora[{}]", i - tasks.len())
+            continue;
         };
-        let message = match name.as_str() {
-            choices::AVERAGE_TASK_NAME => format!("`{name}` is the name of the tasks' mean"),
-            _ => format!("`{name}` is measured twice: a row of the table is known by its name"),
+        let key = match index.checked_sub(tasks.len()) {
+            None => format!("tasks[{index}]"),
+            Some(corpus) => format!("corpora[{corpus}]"),
         };
-        OptionFault::new(key, message, "give each a name of its own")
-    };
-    again.map(fault).collect()
+        faults.push(OptionFault::new(
+            key,
+            message,
+            "give each a name of its own",
+        ));
+    }
+    faults
 }
 
-/// An evaluation failed.
+/// The evaluation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(transparent)]
-    Task(#[from] TaskError),
-    #[error(transparent)]
-    Corpus(#[from] CorpusError),
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    #[error(transparent)]
-    Metrics(#[from] TableError),
-    #[error(transparent)]
-    Interrupted(#[from] Interrupted),
     #[error("tasks are text, and the model's folder has no tokenizer.json")]
     NoTokenizer,
     #[error(
@@ -302,48 +310,37 @@ pub enum Error {
     NotFinite { what: String, value: f64 },
 }
 
-/// What was measured so far; left on disk when the run is interrupted.
+/// What was measured so far: the state of an interrupted evaluation.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct PartialEvaluation {
-    /// Tasks, then corpora, that are done.
+    /// How many of the tasks, then of the corpora, are done.
     completed_count: usize,
     rows: Vec<EvaluateRow>,
     documents: Vec<DocumentRow>,
-    /// Of the tasks that are done, and of the one at work.
+    /// Of the tasks that are done, and of the current one.
     samples: Vec<SampleRow>,
-    /// −Σ log p of the windows of the text at work, and which part of its measurement they are of.
+    /// −Σ log p of the windows of the current text that are done, in its pass with this number.
     window_nlls: Vec<f64>,
     text_pass: u32,
 }
 
 /// Measures tasks, then corpora.
-pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Table>, Error> {
+pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Table>, StageError> {
     let mut measured: PartialEvaluation = context.checkpoint.read().unwrap_or_default();
-    for at in measured.completed_count..options.tasks.len() + options.corpora.len() {
+    let total = options.tasks.len() + options.corpora.len();
+    for index in measured.completed_count..total {
         context.checkpoint_or_stop(|| &measured)?;
-        match options.tasks.get(at) {
-            Some(name) => measure_task(
-                &Task::find(name, context.data_folder.as_deref())?,
-                options,
-                context,
-                model,
-                &mut measured,
-            )?,
-            None => {
-                let path = Path::new(&options.corpora[at - options.tasks.len()]);
-                let found =
-                    perplexity::corpus_perplexity(path, options, context, model, &mut measured)?;
-                measured.add_rows(found);
-            }
+        if let Some(name) = options.tasks.get(index) {
+            let task = Task::find(name, context.data_folder.as_deref())?;
+            measure_task(&task, options, context, model, &mut measured)?;
+        } else {
+            let path = Path::new(&options.corpora[index - options.tasks.len()]);
+            let rows = perplexity::corpus_perplexity(path, options, context, model, &mut measured)?;
+            measured.add_rows(rows);
         }
         measured.completed_count += 1;
     }
-    let PartialEvaluation {
-        mut rows,
-        documents,
-        samples,
-        ..
-    } = measured;
+    let mut rows = measured.rows;
     if options.protocol == Protocol::LlmPruner {
         rows.extend(choices::average_row(&rows));
     }
@@ -354,61 +351,57 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Ta
     tracing::info!("evaluated: {}", values.join(", "));
     let mut tables = vec![
         Table::from_rows("evaluate", &rows)?,
-        Table::from_rows("evaluate_documents", &documents)?,
+        Table::from_rows("evaluate_documents", &measured.documents)?,
     ];
-    if !samples.is_empty() {
-        tables.push(Table::from_rows("evaluate_samples", &samples)?);
+    if !measured.samples.is_empty() {
+        tables.push(Table::from_rows("evaluate_samples", &measured.samples)?);
     }
     Ok(tables)
 }
 
-/// One task: questions, or a text in windows, in whole documents, or both.
+/// Measures one task: questions, or a text in windows, in whole documents, or both.
 fn measure_task(
     task: &Task,
     options: &Options,
     context: &Context,
     model: &Model,
     measured: &mut PartialEvaluation,
-) -> Result<(), Error> {
+) -> Result<(), StageError> {
     if !task.is_text() {
         choices::score_choices(task, options, context, model, measured)?;
-        let own: Vec<&SampleRow> = measured
-            .samples
-            .iter()
-            .filter(|sample| sample.task == task.name)
-            .collect();
-        let found = choices::accuracy_rows(task, options, &own);
-        measured.add_rows(found);
+        let samples = measured.samples.iter();
+        let task_samples: Vec<&SampleRow> = samples.filter(|s| s.task == task.name).collect();
+        let rows = choices::accuracy_rows(task, options, &task_samples);
+        measured.add_rows(rows);
         return Ok(());
     }
-    let mut found = MetricRows::default();
+    let (mut rows, mut documents) = MetricRows::default();
     if task.metrics.contains(&Metric::Perplexity) {
-        found = perplexity::task_window_perplexity(task, options, context, model, measured)?;
+        (rows, documents) =
+            perplexity::task_window_perplexity(task, options, context, model, measured)?;
     }
-    if task
-        .metrics
-        .iter()
-        .any(|&metric| metric != Metric::Perplexity)
-    {
-        let (rows, documents) =
+    if task.metrics.iter().any(|&m| m != Metric::Perplexity) {
+        let (whole_rows, whole_documents) =
             perplexity::document_perplexities(task, options, context, model, measured)?;
-        found.0.extend(rows);
-        found.1.extend(documents);
+        rows.extend(whole_rows);
+        documents.extend(whole_documents);
     }
-    measured.add_rows(found);
+    measured.add_rows((rows, documents));
     Ok(())
 }
 
+/// Rows of `evaluate.parquet`, and the share of each document in them.
 type MetricRows = (Vec<EvaluateRow>, Vec<DocumentRow>);
 
 impl PartialEvaluation {
-    /// What was found of one task or corpus, all of it: nothing is left at work.
+    /// Adds all rows of a task or corpus. It is done then, so no windows are left.
     fn add_rows(&mut self, (rows, documents): MetricRows) {
         self.rows.extend(rows);
         self.documents.extend(documents);
-        (self.window_nlls, self.text_pass) = (Vec::new(), 0);
+        self.window_nlls = Vec::new();
+        self.text_pass = 0;
     }
 }
 
-/// Tokens of a perplexity window where none are named: LLM-Pruner's.
+/// Default tokens of a perplexity window: LLM-Pruner's.
 const DEFAULT_WINDOW: usize = 128;

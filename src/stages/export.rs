@@ -1,24 +1,40 @@
-//! `export`: Model → a folder that other tools load, and the plan that rebuilds it from the dense checkpoint.
-
-use std::path::Path;
+//! `export`: model → a folder that other tools load, and the plan that rebuilds it from the dense
+//! checkpoint.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Environment, InputFile, OptionFault};
-use secateur_base::files::FileError;
+use super::Context;
+use super::environment::{Environment, OptionFault};
+use super::error::StageError;
+use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::values::{MODEL, PLAN, StageValues, ValueKind};
 use secateur_model::Model;
 use secateur_model::plan::PruningPlan;
 use secateur_model::stored::StorageDtype;
+
+mod format;
+mod hf;
+mod plan;
+mod reserved;
+
+use format::{ExportFormat, ExportInput};
+
+pub static TYPE: StageType = StageType {
+    needs: &[ValueKind::Model],
+    summary: |options| describe_options(options, &["formats"]),
+    ..StageType::new::<Options>("export")
+};
 
 /// Writes the model.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// What is written; a second export of a variant writes `hf-2`, `plan-2.json`. Default `["hf"]`.
+    /// What is written; a second export of a variant writes `hf-2`, `plan-2.json`. Default
+    /// `["hf"]`.
     pub formats: Vec<Format>,
-    /// How the numbers of `hf` are written. Default `float32`.
-    // Younger than the others: variants without it keep their ids.
+    /// The element type of the weights in `hf`. Default `float32`.
+    // Added after the first release: variants without it keep their ids.
     #[serde(skip_serializing_if = "is_default")]
     pub dtype: StorageDtype,
 }
@@ -36,13 +52,15 @@ impl Default for Options {
     }
 }
 
-/// The forms of an export.
+/// The formats of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
-    /// `hf/`: a Hugging Face folder: safetensors, `config.json` with per-layer widths, the tokenizer's files.
+    /// `hf/`: a Hugging Face folder: safetensors, `config.json` with per-layer widths, the
+    /// tokenizer's files.
     Hf,
-    /// `plan.json`: the kept units of every group; with the dense checkpoint it rebuilds the pruned model.
+    /// `plan.json`: the kept units of every group; with the dense checkpoint it rebuilds the pruned
+    /// model.
     Plan,
     /// Reserved: refused by the check.
     Gguf,
@@ -50,13 +68,41 @@ pub enum Format {
     Peft,
 }
 
+impl Format {
+    /// How the format is checked and written. A new one is its file in `export/`, a variant above,
+    /// and a line here.
+    fn writer(self) -> &'static dyn ExportFormat {
+        match self {
+            Self::Hf => &hf::HuggingFaceFolder,
+            Self::Plan => &plan::PlanFile,
+            Self::Gguf => &reserved::Reserved { name: "gguf" },
+            Self::Peft => &reserved::Reserved { name: "peft" },
+        }
+    }
+}
+
 impl Options {
-    /// What the stage reads: nothing.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
-        Vec::new()
+    fn writers(&self) -> impl Iterator<Item = &'static dyn ExportFormat> {
+        self.formats.iter().map(|format| format.writer())
+    }
+}
+
+impl Stage for Options {
+    fn stage_type(&self) -> &'static StageType {
+        &TYPE
     }
 
-    pub fn faults(&self) -> Vec<OptionFault> {
+    fn needs(&self) -> Vec<ValueKind> {
+        let mut needs = TYPE.needs.to_vec();
+        for &kind in self.writers().flat_map(|writer| writer.needs()) {
+            if !needs.contains(&kind) {
+                needs.push(kind);
+            }
+        }
+        needs
+    }
+
+    fn option_faults(&self) -> Vec<OptionFault> {
         let mut faults = Vec::new();
         if self.formats.is_empty() {
             faults.push(OptionFault::new(
@@ -65,45 +111,42 @@ impl Options {
                 "name at least one of `hf`, `plan`",
             ));
         }
-        if self.dtype != StorageDtype::default() && !self.formats.contains(&Format::Hf) {
+        if self.dtype != StorageDtype::default() && !self.writers().any(|w| w.writes_weights()) {
             faults.push(OptionFault::new(
                 "dtype",
-                "only `hf` holds numbers, and it is not written",
+                "only `hf` holds weights, and it is not written",
                 "remove the line, or add `hf`",
             ));
         }
-        for (i, reserved) in self
-            .formats
-            .iter()
-            .enumerate()
-            .filter(|(_, f)| matches!(f, Format::Gguf | Format::Peft))
-        {
-            faults.push(OptionFault::new(
-                format!("formats[{i}]"),
-                format!("`{reserved:?}` is reserved and not written yet").to_lowercase(),
-                "the formats are `hf` and `plan`",
-            ));
+        for (index, writer) in self.writers().enumerate() {
+            if let Some((message, help)) = writer.fault() {
+                faults.push(OptionFault::new(format!("formats[{index}]"), message, help));
+            }
         }
         faults
     }
 
-    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
-        world.add_weights(1);
-        if self.formats.contains(&Format::Hf) {
-            let parameters = world.model.as_ref().map_or(0, |model| model.parameters);
-            world.estimate.disk_space = parameters * self.dtype.bytes_per_value() as u64;
-        }
+    fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
+        environment.add_weights(1);
+        let Some(parameters) = environment.model.as_ref().map(|model| model.parameters) else {
+            return Vec::new();
+        };
+        environment.estimate.disk_space = self
+            .writers()
+            .map(|writer| writer.disk_space(parameters, self.dtype))
+            .sum();
         Vec::new()
     }
-}
 
-/// The export failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    File(#[from] FileError),
-    #[error("`plan` needs a pruned model, and nothing has been pruned")]
-    NoPlan,
+    fn run(&self, context: &Context, inputs: &StageValues) -> Result<StageOutput, StageError> {
+        run(
+            self,
+            context,
+            inputs.require(MODEL)?,
+            inputs.get(PLAN).map(|p| &p.plan),
+        )?;
+        Ok(StageOutput::default())
+    }
 }
 
 /// Writes each format into the stage's folder.
@@ -112,27 +155,15 @@ pub fn run(
     context: &Context,
     model: &Model,
     plan: Option<&PruningPlan>,
-) -> Result<(), Error> {
-    for format in &options.formats {
-        match format {
-            Format::Hf => model.save(&context.output_path("hf", ""), options.dtype)?,
-            Format::Plan => write_plan(
-                plan.ok_or(Error::NoPlan)?,
-                &context.output_path("plan", ".json"),
-            )?,
-            Format::Gguf | Format::Peft => {} // refused by the check
-        }
+) -> Result<(), StageError> {
+    for writer in options.writers() {
+        writer.write(&ExportInput {
+            context,
+            model,
+            plan,
+            dtype: options.dtype,
+        })?;
     }
     tracing::info!(formats = ?options.formats, "exported");
     Ok(())
-}
-
-/// The plan as JSON: for every group its layer, kind, dense units, and the units that stay.
-fn write_plan(plan: &PruningPlan, path: &Path) -> Result<(), Error> {
-    let failed = |source| FileError {
-        path: path.to_owned(),
-        source,
-    };
-    let text = serde_json::to_string_pretty(plan).map_err(|e| failed(e.into()))?;
-    Ok(std::fs::write(path, text).map_err(failed)?)
 }

@@ -1,4 +1,5 @@
-//! `generate`: Model, prompts → what the model writes on, greedy or sampled, with a cache of keys and values.
+//! `generate`: model and prompts → the text that the model continues them with, greedy or sampled,
+//! with a KV cache.
 
 use std::path::Path;
 
@@ -6,39 +7,51 @@ use rand::{Rng, RngExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Context, Environment, InputFile, Interrupted, OptionFault, positive_faults, size_faults,
-};
+use super::environment::{Environment, OptionFault, positive_faults, size_faults};
+use super::error::StageError;
+use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::values::{MODEL, StageValues, ValueKind};
+use super::{Context, InputFile};
 use secateur_base::random::Seed;
 use secateur_data::corpus::{self, CorpusError, CorpusSource};
 use secateur_model::Model;
-use secateur_model::tokenizer::{Tokenizer, TokenizerError};
+use secateur_model::tokenizer::Tokenizer;
 use secateur_model::walk::Decoder;
 use secateur_model::wiring::BlockTensor;
-use secateur_store::tables::{Table, TableError};
+use secateur_store::tables::Table;
 use secateur_tensor as tensor;
 
-/// Lets the model write on. Before and after pruning, the sweep's `generations.parquet` puts both side by side.
+pub static TYPE: StageType = StageType {
+    needs: &[ValueKind::Model],
+    summary: |options| describe_options(options, &["prompts", "file"]),
+    ..StageType::new::<Options>("generate")
+};
+
+/// Continues prompts with the model. If a pipeline does so before and after pruning, the sweep's
+/// `generations.parquet` shows both side by side.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// Texts to be continued.
+    /// Texts to continue.
     pub prompts: Vec<String>,
-    /// More of them, after these: a text file with one on each line, or JSONL rows with a field `text`.
+    /// A file with more prompts, after these: a text file with one per line, or JSONL rows with a
+    /// field `text`.
     pub file: Option<String>,
-    /// Tokens that are written at most, behind each prompt, 1 to 1048576; it ends earlier where the model's positions do.
-    /// Default 64.
+    /// The most tokens that are generated after each prompt, 1 to 1048576; fewer if the model's
+    /// positions end earlier. Default 64.
     pub max_new_tokens: usize,
-    /// 0: the likeliest token every time (greedy). Above: tokens are drawn from softmax(logits / temperature). Default 0.
+    /// 0: always the most likely token (greedy). Above 0: tokens are drawn from softmax(logits /
+    /// temperature). Default 0.
     pub temperature: f64,
-    /// Only so many of the likeliest tokens are drawn from, at least 1. Default: all.
+    /// Draws only from this many most likely tokens, at least 1. Default: all.
     pub top_k: Option<usize>,
-    /// Only the likeliest tokens that together have this probability are drawn from, above 0 to 1 (nucleus sampling, Holtzman
-    /// et al. 2020). Default 1.
+    /// Draws only from the most likely tokens that together reach this probability, above 0 to 1
+    /// (nucleus sampling, Holtzman et al. 2020). Default 1.
     pub top_p: f64,
-    /// Of the draws; the same in every `generate`, so that two models are asked for the same luck. Default 0.
+    /// Seed of the draws. It does not depend on `run.seed` or on the place in the pipeline, so two
+    /// models draw the same random numbers. Default 0.
     pub seed: u64,
-    /// Whether to write on behind the token that ends a text. Default false.
+    /// Whether to continue after the token that ends a text. Default false.
     pub ignore_eos: bool,
 }
 
@@ -81,21 +94,27 @@ impl Options {
         }
         Ok(all)
     }
+}
 
-    /// What the stage reads: the file of prompts.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
+impl Stage for Options {
+    fn stage_type(&self) -> &'static StageType {
+        &TYPE
+    }
+
+    /// The file of prompts.
+    fn input_files(&self, _: Option<&Path>) -> Vec<InputFile> {
         self.file
             .iter()
             .map(|path| InputFile::OnDisk(path.into()))
             .collect()
     }
 
-    pub fn faults(&self) -> Vec<OptionFault> {
+    fn option_faults(&self) -> Vec<OptionFault> {
         let mut faults = size_faults([("max_new_tokens", self.max_new_tokens)]);
         if self.prompts.is_empty() && self.file.is_none() {
             faults.push(OptionFault::new(
                 "",
-                "nothing to write on from",
+                "there are no prompts",
                 "add `prompts = [\"…\"]`, `file = \"…\"`, or both",
             ));
         }
@@ -122,90 +141,79 @@ impl Options {
                 "write a number above 0, up to 1",
             ));
         }
-        let draws = [("top_k", self.top_k.is_some()), ("top_p", self.top_p < 1.0)];
-        for (key, _) in draws
-            .into_iter()
-            .filter(|(_, is_given)| *is_given && self.temperature == 0.0)
-        {
+        let sampling_options = [("top_k", self.top_k.is_some()), ("top_p", self.top_p < 1.0)];
+        for (key, is_set) in sampling_options {
+            if !is_set || self.temperature != 0.0 {
+                continue;
+            }
             faults.push(OptionFault::new(
                 key,
-                "a greedy choice draws nothing",
+                "greedy decoding does not draw tokens",
                 "write a `temperature` above 0, or remove the line",
             ));
         }
         faults
     }
 
-    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
-        world.add_weights(1);
-        let positions = world
-            .model
-            .as_ref()
-            .map_or(usize::MAX, |model| model.max_positions);
+    fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
+        environment.add_weights(1);
+        let model = environment.model.as_ref();
+        let positions = model.map_or(usize::MAX, |model| model.max_positions);
+        let lacks_tokenizer = model.is_some_and(|model| !model.has_tokenizer);
         let longest = self.max_new_tokens.min(positions);
-        world.add_forward_pass(MAX_BATCH_SIZE, longest);
-        world.add_kv_cache(1, longest);
-        let mut faults: Vec<OptionFault> = self
-            .prompt_source()
-            .map_or_else(Vec::new, |source| world.check_corpus("file", &source));
-        if faults.is_empty()
-            && self
-                .prompt_source()
-                .is_some_and(|source| !source.needs_tokenizer())
-        {
-            faults.push(OptionFault::new(
-                "file",
-                "its rows are token ids, and prompts are text",
-                "give rows with a field `text`",
-            ));
+        environment.add_forward_pass(MAX_BATCH_SIZE, longest);
+        environment.add_kv_cache(1, longest);
+        if let Some(source) = self.prompt_source() {
+            let faults = environment.check_corpus("file", &source);
+            if !faults.is_empty() {
+                return faults;
+            }
+            if !source.needs_tokenizer() {
+                return vec![OptionFault::new(
+                    "file",
+                    "its rows are token ids, and prompts are text",
+                    "give rows with a field `text`",
+                )];
+            }
         }
-        if faults.is_empty()
-            && world
-                .model
-                .as_ref()
-                .is_some_and(|model| !model.has_tokenizer)
-        {
-            let message = "prompts are text, and the model's folder has no tokenizer.json";
-            faults.push(OptionFault::new(
-                if self.prompts.is_empty() {
-                    "file"
-                } else {
-                    "prompts"
-                },
-                message,
-                "put the tokenizer beside the model",
-            ));
+        if !lacks_tokenizer {
+            return Vec::new();
         }
-        faults
+        let key = if self.prompts.is_empty() {
+            "file"
+        } else {
+            "prompts"
+        };
+        vec![OptionFault::new(
+            key,
+            "prompts are text, and the model's folder has no tokenizer.json",
+            "put the tokenizer beside the model",
+        )]
+    }
+
+    fn run(&self, context: &Context, inputs: &StageValues) -> Result<StageOutput, StageError> {
+        Ok(run(self, context, inputs.require(MODEL)?)?.into())
     }
 }
 
 /// One row of `generate.parquet`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GenerateRow {
-    /// Its number, from 0.
+    /// Index of the prompt, from 0.
     pub prompt: u32,
     /// The prompt.
     pub input: String,
-    /// What the model wrote behind it.
+    /// The text that the model generated after it.
     pub output: String,
-    /// The same in tokens.
+    /// The same as token ids.
     pub ids: Vec<u32>,
     /// Whether the model ended the text itself.
     pub finished: bool,
 }
 
-/// Nothing could be generated.
+/// The prompts could not be continued.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(transparent)]
-    Corpus(#[from] CorpusError),
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    #[error(transparent)]
-    Metrics(#[from] TableError),
-    #[error(transparent)]
-    Interrupted(#[from] Interrupted),
     #[error("prompts are text, and the model's folder has no tokenizer.json")]
     NoTokenizer,
     #[error(
@@ -222,56 +230,58 @@ pub enum Error {
     NotFinite { prompt: u32, value: f32 },
 }
 
-/// Prompts that are written on together at most.
+/// The largest number of prompts that are continued in one batch.
 const MAX_BATCH_SIZE: usize = 32;
 
-/// As many as have room in a quarter of the memory with their keys and values. On a GPU, where the last bits depend on how many they
-/// are, it is all the memory that the GPU has, free or not.
+/// How many prompts are continued together: as many as fit into a quarter of the memory with their
+/// keys and values. On a GPU the last bits of a result depend on this number, so it counts the
+/// GPU's whole memory, not what is free.
 fn batch_size(texts: &[Continuation], context: &Context, model: &Model) -> usize {
     let longest = texts
         .iter()
-        .map(|text| text.prompt_ids.len() + text.max_output_tokens)
+        .map(Continuation::max_tokens)
         .max()
         .unwrap_or(1);
-    let numbers: usize = model
+    let values_per_token: usize = model
         .blocks
         .iter()
         .map(|block| block[BlockTensor::K].rows() + block[BlockTensor::V].rows())
         .sum();
-    let each = (longest * numbers * size_of::<f32>()) as u64;
-    (tensor::selected_gpu_memory().unwrap_or(context.memory_budget.bytes) / 4 / each.max(1))
-        .clamp(1, MAX_BATCH_SIZE as u64) as usize
+    let bytes_per_text = (longest * values_per_token * size_of::<f32>()) as u64;
+    let memory = tensor::selected_gpu_memory().unwrap_or(context.memory_budget.bytes);
+    (memory / 4 / bytes_per_text.max(1)).clamp(1, MAX_BATCH_SIZE as u64) as usize
 }
 
-/// Writes on from every prompt.
-pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Table>, Error> {
+/// Continues every prompt.
+pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Table>, StageError> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
     let prompts = options.read_prompts()?;
     if let (true, Some(source)) = (prompts.is_empty(), options.prompt_source()) {
         return Err(CorpusError::Empty(source.path).into());
     }
     let bar = context.progress.bar("generate", prompts.len() as u64);
+    let mut texts: Vec<Continuation> = Vec::new();
+    for (prompt, input) in (0..).zip(&prompts) {
+        texts.push(Continuation::new(prompt, input, tokenizer, model, options)?);
+    }
+    // Batches are formed from all prompts, so that a resumed run has the same ones.
+    let batch_size = batch_size(&texts, context, model);
     let mut rows: Vec<GenerateRow> = context.checkpoint.read().unwrap_or_default();
     bar.skip(rows.len() as u64);
-    let mut left: Vec<Continuation> = Vec::new();
-    for (prompt, input) in (0..).zip(&prompts) {
-        left.push(Continuation::new(prompt, input, tokenizer, model, options)?);
-    }
-    let ends = if options.ignore_eos {
+    texts.drain(..rows.len().min(texts.len()));
+    let end_tokens = if options.ignore_eos {
         Vec::new()
     } else {
         tokenizer.end_tokens()
     };
-    let together = batch_size(&left, context, model);
-    left.drain(..rows.len().min(left.len()));
-    for chunk in left.chunks_mut(together) {
+    for batch in texts.chunks_mut(batch_size) {
         context.checkpoint_or_stop(|| &rows)?;
-        generate_batch(chunk, options, context, model, &ends).inspect_err(|error| {
-            if matches!(error, Error::Interrupted(_)) {
-                context.checkpoint.write(&rows);
-            }
-        })?;
-        for text in chunk {
+        let result = generate_batch(batch, options, context, model, &end_tokens);
+        if result.as_ref().is_err_and(StageError::is_interrupted) {
+            context.checkpoint.write(&rows);
+        }
+        result?;
+        for text in batch {
             rows.push(text.to_row(tokenizer)?);
             bar.step();
         }
@@ -280,15 +290,16 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Ta
     Ok(vec![Table::from_rows("generate", &rows)?])
 }
 
-/// A prompt and what is written behind it.
+/// A prompt and the tokens generated after it.
 struct Continuation {
+    /// Index of the prompt.
     prompt: u32,
     input: String,
-    /// The prompt in tokens.
     prompt_ids: Vec<u32>,
     output_ids: Vec<u32>,
-    /// Tokens that may be written.
+    /// The most tokens that may be generated.
     max_output_tokens: usize,
+    /// Whether the model has generated an end token.
     is_finished: bool,
     rng: Box<dyn Rng>,
 }
@@ -300,137 +311,142 @@ impl Continuation {
         tokenizer: &Tokenizer,
         model: &Model,
         options: &Options,
-    ) -> Result<Self, Error> {
-        let mut read = tokenizer.encode(input, true)?;
-        if read.is_empty() {
-            read.push(tokenizer.prefix_token().ok_or(Error::EmptyPrompt(prompt))?);
+    ) -> Result<Self, StageError> {
+        let mut prompt_ids = tokenizer.encode(input, true)?;
+        if prompt_ids.is_empty() {
+            prompt_ids.push(tokenizer.prefix_token().ok_or(Error::EmptyPrompt(prompt))?);
         }
-        let (tokens, positions) = (read.len(), model.config.max_positions);
+        let (tokens, positions) = (prompt_ids.len(), model.config.max_positions);
         if tokens >= positions {
             return Err(Error::PromptTooLong {
                 prompt,
                 tokens,
                 positions,
-            });
+            }
+            .into());
         }
-        let room = options.max_new_tokens.min(positions - tokens);
-        let stream = Box::new(
-            Seed::from_u64(options.seed)
-                .derive(&format!("generate {prompt}"))
-                .rng(),
-        );
+        let seed = Seed::from_u64(options.seed).derive(&format!("generate {prompt}"));
         Ok(Self {
             prompt,
             input: input.to_owned(),
-            prompt_ids: read,
+            prompt_ids,
             output_ids: Vec::new(),
-            max_output_tokens: room,
+            max_output_tokens: options.max_new_tokens.min(positions - tokens),
             is_finished: false,
-            rng: stream,
+            rng: Box::new(seed.rng()),
         })
+    }
+
+    /// Tokens of the prompt and of the longest output.
+    fn max_tokens(&self) -> usize {
+        self.prompt_ids.len() + self.max_output_tokens
     }
 
     fn is_active(&self) -> bool {
         !self.is_finished && self.output_ids.len() < self.max_output_tokens
     }
 
-    /// The output with the space, if any, between it and the prompt.
-    fn to_row(&self, tokenizer: &Tokenizer) -> Result<GenerateRow, Error> {
-        let whole: Vec<u32> = self
-            .prompt_ids
-            .iter()
-            .chain(&self.output_ids)
-            .copied()
-            .collect();
-        let (before, whole) = (
-            tokenizer.decode(&self.prompt_ids)?,
-            tokenizer.decode(&whole)?,
-        );
-        let output = match whole.strip_prefix(&before) {
+    /// The row of the table. The output is what decoding prompt and output together adds to the
+    /// decoded prompt, so that it includes the space between them; it is decoded alone if the
+    /// decoded prompt is not a prefix.
+    fn to_row(&self, tokenizer: &Tokenizer) -> Result<GenerateRow, StageError> {
+        let all_ids = [&self.prompt_ids[..], &self.output_ids[..]].concat();
+        let decoded_prompt = tokenizer.decode(&self.prompt_ids)?;
+        let decoded_all = tokenizer.decode(&all_ids)?;
+        let output = match decoded_all.strip_prefix(&decoded_prompt) {
             Some(output) => output.to_owned(),
             None => tokenizer.decode(&self.output_ids)?,
         };
-        let (input, ids) = (self.input.clone(), self.output_ids.clone());
         Ok(GenerateRow {
             prompt: self.prompt,
-            input,
+            input: self.input.clone(),
             output,
-            ids,
+            ids: self.output_ids.clone(),
             finished: self.is_finished,
         })
     }
 }
 
-/// Writes on in all texts, a token of each at a time.
+/// Continues all texts of a batch, one token of each at a time.
 fn generate_batch(
     texts: &mut [Continuation],
     options: &Options,
     context: &Context,
     model: &Model,
-    ends: &[u32],
-) -> Result<(), Error> {
+    end_tokens: &[u32],
+) -> Result<(), StageError> {
     let longest = texts
         .iter()
-        .map(|text| text.prompt_ids.len() + text.max_output_tokens)
+        .map(Continuation::max_tokens)
         .max()
         .unwrap_or(0);
     let mut decoder = Decoder::new(model, texts.len(), longest);
-    let mut on: Vec<(usize, Vec<u32>)> = texts
+    // What the model reads next: for each active text its index and its new tokens, at first the
+    // whole prompt.
+    let mut next_inputs: Vec<(usize, Vec<u32>)> = texts
         .iter()
         .map(|text| text.prompt_ids.clone())
         .enumerate()
         .collect();
-    while !on.is_empty() {
+    while !next_inputs.is_empty() {
         context.check_interrupt()?;
-        let next = decoder.extend_sequences(&on);
-        for ((at, ids), logits) in on.iter_mut().zip(next) {
-            let text = &mut texts[*at];
+        let all_logits = decoder.extend_sequences(&next_inputs);
+        for ((index, ids), logits) in next_inputs.iter_mut().zip(all_logits) {
+            let text = &mut texts[*index];
             if let Some(&value) = logits.iter().find(|logit| !logit.is_finite()) {
-                return Err(Error::NotFinite {
-                    prompt: text.prompt,
-                    value,
-                });
+                let prompt = text.prompt;
+                return Err(Error::NotFinite { prompt, value }.into());
             }
             let id = choose_token(&logits, options, &mut text.rng);
-            text.is_finished = ends.contains(&id);
+            text.is_finished = end_tokens.contains(&id);
             if !text.is_finished {
                 text.output_ids.push(id);
             }
             *ids = vec![id];
         }
-        on.retain(|(at, _)| texts[*at].is_active());
+        next_inputs.retain(|(index, _)| texts[*index].is_active());
     }
     Ok(())
 }
 
-/// The next token: the likeliest, the first of equals; or one drawn.
-fn choose_token(logits: &[f32], options: &Options, stream: &mut impl Rng) -> u32 {
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    let likelier = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+/// The next token: the most likely one if `temperature` is 0, else one drawn from the most likely
+/// tokens. Of equal logits the lower id counts as more likely.
+fn choose_token(logits: &[f32], options: &Options, rng: &mut impl Rng) -> u32 {
+    let mut ids: Vec<usize> = (0..logits.len()).collect();
+    let by_likelihood = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
     if options.temperature == 0.0 {
-        return order.into_iter().min_by(likelier).unwrap_or(0) as u32;
+        return ids.into_iter().min_by(by_likelihood).unwrap_or(0) as u32;
     }
-    order.sort_by(likelier);
-    order.truncate(options.top_k.unwrap_or(order.len()));
-    let most = f64::from(logits[order[0]]);
-    let weights: Vec<f64> = order
+    ids.sort_by(by_likelihood);
+    ids.truncate(options.top_k.unwrap_or(ids.len()));
+    // Unnormalised softmax: w_i = exp((l_i − l_max) / temperature), descending.
+    let largest = f64::from(logits[ids[0]]);
+    let weights: Vec<f64> = ids
         .iter()
-        .map(|&id| ((f64::from(logits[id]) - most) / options.temperature).exp())
+        .map(|&id| ((f64::from(logits[id]) - largest) / options.temperature).exp())
         .collect();
+    // The nucleus is the shortest prefix that reaches the share top_p of the total weight.
     let total: f64 = weights.iter().sum();
+    let nucleus_end = first_reaching(&weights, |sum| sum >= options.top_p * total);
+    let nucleus = match nucleus_end {
+        Some(last) => &weights[..=last],
+        None => &weights[..],
+    };
+    // Inverse transform sampling: the first prefix sum above a uniform number in [0, total weight
+    // of the nucleus).
+    let drawn = rng.random_range(0.0..1.0) * nucleus.iter().sum::<f64>();
+    let chosen = first_reaching(nucleus, |sum| sum > drawn).unwrap_or(nucleus.len() - 1);
+    ids[chosen] as u32
+}
+
+/// The index at which the prefix sum fulfils the condition for the first time. Rounding may make it
+/// None for a condition that the total should fulfil.
+fn first_reaching(weights: &[f64], condition: impl Fn(f64) -> bool) -> Option<usize> {
     let mut sum = 0.0;
-    let within = weights.iter().position(|weight| {
+    weights.iter().position(|weight| {
         sum += weight;
-        sum >= options.top_p * total
-    });
-    let last = within.unwrap_or(weights.len() - 1);
-    let drawn = stream.random_range(0.0..1.0) * weights[..=last].iter().sum::<f64>();
-    let mut sum = 0.0;
-    let at = weights[..=last].iter().position(|weight| {
-        sum += weight;
-        sum > drawn
-    });
-    order[at.unwrap_or(last)] as u32
+        condition(sum)
+    })
 }
 
 #[cfg(test)]
@@ -449,7 +465,7 @@ mod tests {
 
     #[test]
     fn sampling_follows_temperature_top_k_and_top_p() {
-        let near = |options: Options, expected: [f64; 4]| {
+        let assert_near = |options: Options, expected: [f64; 4]| {
             let found = frequencies(&options);
             assert!(
                 found
@@ -463,31 +479,31 @@ mod tests {
             temperature: 1.0,
             ..Options::default()
         };
-        near(Options::default(), [0.0, 0.0, 1.0, 0.0]);
-        near(warm.clone(), [0.125, 0.25, 0.625, 0.0]);
-        // squares
-        near(
+        assert_near(Options::default(), [0.0, 0.0, 1.0, 0.0]);
+        assert_near(warm.clone(), [0.125, 0.25, 0.625, 0.0]);
+        // a temperature of 0.5 squares the probabilities
+        assert_near(
             Options {
                 temperature: 0.5,
                 ..warm.clone()
             },
             [1.0 / 30.0, 4.0 / 30.0, 25.0 / 30.0, 0.0],
         );
-        near(
+        assert_near(
             Options {
                 top_k: Some(2),
                 ..warm.clone()
             },
             [0.0, 2.0 / 7.0, 5.0 / 7.0, 0.0],
         );
-        near(
+        assert_near(
             Options {
                 top_p: 0.6,
                 ..warm.clone()
             },
             [0.0, 0.0, 1.0, 0.0],
         );
-        near(
+        assert_near(
             Options { top_p: 0.7, ..warm },
             [0.0, 2.0 / 7.0, 5.0 / 7.0, 0.0],
         );

@@ -1,22 +1,55 @@
-//! `importance`: Model and groups → a score for every channel of every member (LLM-Pruner, section 3.2).
+//! `importance`: model and groups → a score for every channel of every member (LLM-Pruner, section
+//! 3.2).
 
 use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use super::products::{ChannelScores, Compat, InputMeans};
-use super::{Context, Environment, InputFile, Interrupted, OptionFault, size_faults};
+use super::environment::{Environment, OptionFault};
+use super::error::{RestoreError, StageError};
+use super::facts::{EarlierStages, ImportanceFacts};
+use super::products::{ChannelScores, Compat};
+use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::stored;
+use super::values::{GRAPH, MODEL, SCORES, StageValues, ValueKind};
+use super::{Context, InputFile, size_faults};
 use secateur_data::corpus::{self, CorpusError, CorpusSource, Sample};
 use secateur_model::Model;
-use secateur_model::groups::{DependencyGraph, GroupKind, UnitLayout};
+use secateur_model::groups::{DependencyGraph, GroupKind};
 use secateur_model::walk::Sequence;
-use secateur_model::wiring::Axis;
-use secateur_store::tables::{Table, TableError};
+use secateur_store::cache::{ProductDraft, StoredProduct};
+use secateur_store::tables::Table;
 
 mod activation;
+mod criterion;
 mod magnitude;
+mod root_scores;
 pub mod taylor;
+
+use criterion::{Criterion, CriterionInput};
+
+pub static TYPE: StageType = StageType {
+    needs: &[ValueKind::Model, ValueKind::Graph],
+    makes: &[ValueKind::Scores],
+    spends: &[ValueKind::GroupScores],
+    uses_seed: true,
+    summary,
+    ..StageType::new::<Options>("importance")
+};
+
+/// The method, and the form of the Taylor criterion where that is the method.
+fn summary(options: &Map<String, Value>) -> String {
+    if options
+        .get("method")
+        .is_some_and(|method| method == "taylor")
+    {
+        describe_options(options, &["method", "taylor"])
+    } else {
+        describe_options(options, &["method"])
+    }
+}
 
 /// Scores every channel of every group member.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -24,29 +57,32 @@ pub mod taylor;
 pub struct Options {
     /// The criterion.
     pub method: Method,
-    /// The form of the Taylor criterion; the other methods have none. Default `element-first`.
+    /// The form of the Taylor criterion; no effect on other methods. Default `element-first`.
     #[serde(default)]
     pub taylor: Taylor,
-    /// How the Fisher diagonal of the second-order forms is made from per-sample gradients. Default `mean`.
+    /// How the second-order forms compute the Fisher diagonal from the gradients g_j of the N
+    /// samples. Default `mean`.
     #[serde(default)]
     pub fisher: Fisher,
-    /// Calibration data: a text file, JSONL with a text field, or JSONL rows of token ids. `taylor`, `wifv` and `wanda`
-    /// need it, the other methods look at no data.
+    /// Calibration data: a text file, JSONL with a text field, or JSONL rows of token ids.
+    /// `taylor`, `wifv` and `wanda` need it, the other methods do not read it.
     pub corpus: Option<String>,
-    /// What separates the documents of a text file. Default: the file is one document.
+    /// The text between two documents of a text file. Default: the file is one document.
     pub separator: Option<String>,
     /// The field of a JSONL row that holds its text. Default `text`.
     pub field: Option<String>,
     /// Which part of the corpus is read. Default `random`.
     #[serde(default)]
     pub sample: Sample,
-    /// Number of calibration samples, 1 to 1048576. With `sample = "file"` the most that are read. Default 10.
+    /// Number of calibration samples, 1 to 1048576; with `sample = "file"` the largest number of
+    /// rows. Default 10.
     #[serde(default = "ten")]
     pub samples: usize,
     /// Tokens of a random sample, 2 to the model's positions. Default 64.
     #[serde(default = "sixty_four")]
     pub length: usize,
-    /// Whether the reference implementation's peculiarities are reproduced. Default `corrected`.
+    /// Whether the result follows the reference implementation where that differs from the paper.
+    /// Default `corrected`.
     #[serde(default)]
     pub compat: Compat,
 }
@@ -71,15 +107,17 @@ pub enum Method {
     L2,
     /// A Taylor expansion of the loss around the weights (equations 3 to 5).
     Taylor,
-    /// Fluctuation of the input channel times the squared norm of the weight column (FLAP, AAAI 2024).
+    /// Variance of the input channel times the squared norm of the weight column (FLAP, AAAI 2024).
     Wifv,
     /// |w| times the norm of the input channel (Wanda, ICLR 2024), summed over a row or column.
     Wanda,
-    /// Units in their order, the first the most important: layer-wise this keeps the first layers.
+    /// The order of units, the first the most important: with grouping = "layer" this keeps the
+    /// first layers.
     First,
 }
 
-/// The forms of the Taylor criterion. g is the gradient of the calibration loss, F the Fisher diagonal.
+/// The forms of the Taylor criterion. g is the gradient of the calibration loss, F the Fisher
+/// diagonal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Taylor {
@@ -96,7 +134,7 @@ pub enum Taylor {
     ElementMixed,
 }
 
-/// How squared per-sample gradients become the Fisher diagonal.
+/// How squared gradients of single samples are combined into the Fisher diagonal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fisher {
@@ -108,8 +146,25 @@ pub enum Fisher {
 }
 
 impl Options {
+    /// The criterion of the method. A new one is its file in `importance/`, a variant of
+    /// [`Method`], and a line here.
+    fn criterion(&self) -> Box<dyn Criterion> {
+        match self.method {
+            Method::Random => Box::new(root_scores::Random),
+            Method::First => Box::new(root_scores::UnitOrder),
+            Method::L1 => Box::new(magnitude::Magnitude::L1),
+            Method::L2 => Box::new(magnitude::Magnitude::L2),
+            Method::Wanda => Box::new(activation::Wanda),
+            Method::Wifv => Box::new(activation::Wifv),
+            Method::Taylor => Box::new(taylor::TaylorCriterion {
+                form: self.taylor,
+                fisher: self.fisher,
+            }),
+        }
+    }
+
     /// Where the calibration data is read from.
-    pub fn corpus_source(&self) -> Option<CorpusSource> {
+    fn corpus_source(&self) -> Option<CorpusSource> {
         let path = self.corpus.as_ref()?;
         Some(CorpusSource {
             separator: self.separator.clone(),
@@ -118,18 +173,24 @@ impl Options {
         })
     }
 
-    /// Whether the method looks at calibration data.
-    pub fn needs_corpus(&self) -> bool {
-        matches!(self.method, Method::Taylor | Method::Wifv | Method::Wanda)
+    fn needs_corpus(&self) -> bool {
+        self.criterion().needs_corpus()
+    }
+}
+
+impl Stage for Options {
+    fn stage_type(&self) -> &'static StageType {
+        &TYPE
     }
 
-    /// What the stage reads.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
-        let corpus = self.corpus.iter().filter(|_| self.needs_corpus());
-        corpus.map(|path| InputFile::OnDisk(path.into())).collect()
+    fn input_files(&self, _: Option<&Path>) -> Vec<InputFile> {
+        match &self.corpus {
+            Some(path) if self.needs_corpus() => vec![InputFile::OnDisk(path.into())],
+            _ => Vec::new(),
+        }
     }
 
-    pub fn faults(&self) -> Vec<OptionFault> {
+    fn option_faults(&self) -> Vec<OptionFault> {
         let mut faults = size_faults([("samples", self.samples), ("length", self.length)]);
         if self.needs_corpus() && self.corpus.is_none() {
             faults.push(OptionFault::new(
@@ -148,28 +209,65 @@ impl Options {
         faults
     }
 
-    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
-        world.add_weights(1);
-        world.has_input_means = self.method == Method::Wifv;
-        match self.method {
-            Method::Taylor => world.add_backward_walk(self.samples, self.length),
-            Method::Wifv | Method::Wanda => {
-                world.add_forward_pass(self.samples.min(activation::CALIBRATION_BATCH), self.length)
-            }
-            Method::Random | Method::L1 | Method::L2 | Method::First => {}
+    fn faults_after(&self, earlier: &EarlierStages) -> Vec<OptionFault> {
+        if earlier.has_block_groups || !self.criterion().needs_block_groups() {
+            return Vec::new();
         }
-        let mut faults = self
-            .corpus_source()
-            .map(|source| world.check_corpus("corpus", &source))
-            .unwrap_or_default();
+        vec![OptionFault::new(
+            "method",
+            "this method reads the inputs of matrices and scores blocks only",
+            "write grouping = \"block\", or another method",
+        )]
+    }
+
+    fn state_facts(&self, facts: &mut EarlierStages) {
+        let criterion = self.criterion();
+        facts.importance = Some(ImportanceFacts {
+            method: criterion.name(),
+            compat: self.compat,
+            scores_output_member_only: criterion.scores_output_member_only(),
+            has_input_means: criterion.has_input_means(),
+        });
+    }
+
+    fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
+        environment.add_weights(1);
+        self.criterion()
+            .add_estimate(environment, self.samples, self.length);
+        let mut faults = match self.corpus_source() {
+            Some(source) => environment.check_corpus("corpus", &source),
+            None => Vec::new(),
+        };
         if self.needs_corpus() && self.sample == Sample::Random {
-            faults.extend(world.check_length("length", "sample", self.length));
+            faults.extend(environment.check_length("length", "sample", self.length));
         }
         faults
     }
+
+    fn run(&self, context: &Context, inputs: &StageValues) -> Result<StageOutput, StageError> {
+        let (scores, tables) = run(
+            self,
+            context,
+            inputs.require(MODEL)?,
+            inputs.require(GRAPH)?,
+        )?;
+        Ok(StageOutput {
+            values: StageValues::default().with(SCORES, scores),
+            tables,
+        })
+    }
+
+    fn store(&self, values: &StageValues, draft: &ProductDraft) -> Result<(), StageError> {
+        stored::write_value(draft, values.require(SCORES)?)
+    }
+
+    fn restore(&self, product: &StoredProduct) -> Result<StageValues, RestoreError> {
+        Ok(StageValues::default().with(SCORES, stored::read_value(product)?))
+    }
 }
 
-/// One row of `importance.parquet`: layers and channels of the model as it is at this place of the pipeline.
+/// One row of `importance.parquet`: layers and channels of the model as it is at this place of the
+/// pipeline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ImportanceRow {
     pub layer: u32,
@@ -184,16 +282,10 @@ pub struct ImportanceRow {
 /// Importance could not be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(transparent)]
-    Corpus(#[from] CorpusError),
-    #[error(transparent)]
-    Metrics(#[from] TableError),
-    #[error(transparent)]
-    Interrupted(#[from] Interrupted),
     #[error("the calibration loss is {0}: the model or the data is broken")]
     NonFiniteLoss(f64),
     #[error(
-        "`{method}` looks at the inputs of matrices and scores blocks only; write grouping = \"block\", or another method"
+        "`{method}` reads the inputs of matrices and scores blocks only; write grouping = \"block\", or another method"
     )]
     NeedsBlockGrouping { method: &'static str },
 }
@@ -204,155 +296,92 @@ pub fn run(
     context: &Context,
     model: &Model,
     graph: &DependencyGraph,
-) -> Result<(ChannelScores, Vec<Table>), Error> {
-    let mut means = InputMeans::new();
-    let groups = match options.method {
-        Method::Random => magnitude::random_scores(model, graph, context.seed.derive("random")),
-        Method::First => magnitude::unit_order_scores(model, graph),
-        Method::L1 => magnitude::magnitude_scores(model, graph, options.compat, |w| w.abs()),
-        Method::L2 => magnitude::magnitude_scores(model, graph, options.compat, |w| w * w),
-        Method::Taylor => {
-            let form = taylor::TaylorCriterion {
-                form: options.taylor,
-                fisher: options.fisher,
-            };
-            taylor::taylor_scores(
-                form,
-                context,
-                model,
-                graph,
-                &calibration_sequences(options, context, model)?,
-            )?
-        }
-        Method::Wanda | Method::Wifv => {
-            let (groups, seen) = activation::activation_scores(
-                options.method,
-                context,
-                model,
-                graph,
-                &calibration_sequences(options, context, model)?,
-            )?;
-            means = seen;
-            groups
-        }
+) -> Result<(ChannelScores, Vec<Table>), StageError> {
+    let criterion = options.criterion();
+    let is_block_group = |kind| matches!(kind, GroupKind::Attention | GroupKind::Mlp);
+    if criterion.needs_block_groups() && !graph.groups.iter().all(|g| is_block_group(g.kind)) {
+        let method = criterion.name();
+        return Err(Error::NeedsBlockGrouping { method }.into());
+    }
+    let sequences = if criterion.needs_corpus() {
+        calibration_sequences(options, context, model)?
+    } else {
+        Vec::new()
     };
-    let scores = ChannelScores {
-        groups,
-        is_signed: matches!(
-            (options.method, options.taylor),
-            (Method::Taylor, Taylor::Vector | Taylor::VectorMixed)
-        ),
-        is_magnitude: matches!(options.method, Method::L1 | Method::L2),
+    let scored = criterion.score(&CriterionInput {
+        context,
+        model,
+        graph,
+        sequences: &sequences,
         compat: options.compat,
-        input_means: means,
+    })?;
+    let scores = ChannelScores {
+        groups: scored.groups,
+        is_signed: criterion.is_signed(),
+        is_magnitude: criterion.is_magnitude(),
+        compat: options.compat,
+        input_means: scored.input_means,
     };
+    let has_residual_group = graph.groups.iter().any(|g| g.kind == GroupKind::Hidden);
     if options.compat == Compat::Reference
-        && graph
-            .groups
-            .iter()
-            .any(|group| group.kind == GroupKind::Hidden)
+        && has_residual_group
+        && let Some(difference) = criterion.reference_difference(model)
     {
-        match (options.method, options.taylor) {
-            (
-                Method::Taylor,
-                Taylor::ElementSecond | Taylor::ElementMixed | Taylor::VectorMixed,
-            ) => {
-                tracing::warn!(
-                    "the reference keeps no squared gradients for channels and raises; they are scored as blocks are"
-                );
-            }
-            (Method::L1 | Method::L2, _) if model.lm_head.is_none() => {
-                tracing::warn!(
-                    "the reference cannot take the magnitudes of a tied head and raises; it is left out"
-                );
-            }
-            _ => {}
-        }
+        tracing::warn!("{difference}");
     }
     let table = Table::from_rows("importance", &table_rows(graph, &scores))?;
     tracing::info!(method = ?options.method, channels = table.rows.num_rows(), "scored");
     Ok((scores, vec![table]))
 }
 
-/// The calibration sequences.
+/// The calibration sequences that have something to predict.
 fn calibration_sequences(
     options: &Options,
     context: &Context,
     model: &Model,
-) -> Result<Vec<Sequence>, Error> {
+) -> Result<Vec<Sequence>, CorpusError> {
     let Some(source) = options.corpus_source() else {
         return Ok(Vec::new());
     };
     let (tokenizer, vocab) = (model.tokenizer.as_deref(), model.config.vocab);
     let rows = match options.sample {
-        Sample::Random => corpus::sample_windows(
-            &source,
-            tokenizer,
-            vocab,
-            options.samples,
-            options.length,
-            &mut context.seed.derive("windows").rng(),
-        )?,
+        Sample::Random => {
+            let mut stream = context.seed.derive("windows").rng();
+            let (samples, length) = (options.samples, options.length);
+            corpus::sample_windows(&source, tokenizer, vocab, samples, length, &mut stream)?
+        }
         Sample::File => {
-            let rows: Vec<_> = corpus::read_rows(&source, tokenizer, vocab)?
-                .into_iter()
-                .take(options.samples)
-                .collect();
+            let mut rows = corpus::read_rows(&source, tokenizer, vocab)?;
+            rows.truncate(options.samples);
             corpus::check_row_lengths(&source, &rows, model.config.max_positions)?;
             rows
         }
     };
-    let sequences = rows
+    let sequences: Vec<Sequence> = rows
         .into_iter()
-        .map(|row| Sequence::new(row.ids, &row.loss_mask));
-    let sequences: Vec<Sequence> = sequences
+        .map(|row| Sequence::new(row.ids, &row.loss_mask))
         .filter(|sequence| !sequence.targets.is_empty())
         .collect();
     if sequences.is_empty() {
-        Err(CorpusError::NothingToPredict(source.path).into())
-    } else {
-        Ok(sequences)
+        return Err(CorpusError::NothingToPredict(source.path));
     }
+    Ok(sequences)
 }
 
 fn table_rows(graph: &DependencyGraph, scores: &ChannelScores) -> Vec<ImportanceRow> {
     let mut rows = Vec::new();
     for (group, members) in graph.groups.iter().zip(&scores.groups) {
-        for scored in members {
-            rows.extend(scored.channels.iter().enumerate().map(|(channel, &score)| {
-                ImportanceRow {
+        for member in members {
+            for (channel, &score) in member.channels.iter().enumerate() {
+                rows.push(ImportanceRow {
                     layer: group.layer as u32,
                     group: group.kind.name().to_owned(),
-                    member: group.members[scored.member_index].name.clone(),
+                    member: group.members[member.member_index].name.clone(),
                     channel: channel as u32,
                     score: if scores.is_signed { score.abs() } else { score },
-                }
-            }));
+                });
+            }
         }
     }
     rows
-}
-
-/// Reduces f(element index) over each channel of a member: rows, columns, or the whole weight.
-fn reduce_channels(
-    lie: UnitLayout,
-    rows: usize,
-    cols: usize,
-    mut element: impl FnMut(usize) -> f64,
-) -> Vec<f64> {
-    match lie {
-        UnitLayout::AlongAxis(Axis::Rows) => (0..rows)
-            .map(|r| (r * cols..(r + 1) * cols).map(&mut element).sum())
-            .collect(),
-        UnitLayout::AlongAxis(Axis::Cols) => {
-            let mut sums = vec![0.0; cols];
-            for r in 0..rows {
-                sums.iter_mut()
-                    .enumerate()
-                    .for_each(|(c, sum)| *sum += element(r * cols + c));
-            }
-            sums
-        }
-        UnitLayout::WholeTensor => vec![(0..rows * cols).map(element).sum()],
-    }
 }

@@ -1,22 +1,44 @@
-//! `load`: a Hugging Face folder → the Model that the following stages work on.
+//! `load`: a Hugging Face folder → the model that the following stages work on.
 
 use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Environment, InputFile, MemoryBudget, OptionFault};
-use secateur_model::{Checkpoint, CheckpointError, Model, checkpoint, tokenizer};
+use super::environment::{Environment, OptionFault};
+use super::error::{RestoreError, StageError};
+use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::values::{StageValues, ValueKind};
+use super::{Context, InputFile, MemoryBudget};
+use secateur_model::{CheckpointError, Model, checkpoint, tokenizer};
+use secateur_store::cache::StoredProduct;
 use secateur_tensor::{Precision, gpu};
 
-/// Reads a checkpoint: `config.json`, one or several safetensors files, and `tokenizer.json` where there is one.
+pub static TYPE: StageType = StageType {
+    makes: &[ValueKind::Model, ValueKind::Dense],
+    spends: &[
+        ValueKind::Graph,
+        ValueKind::Scores,
+        ValueKind::GroupScores,
+        ValueKind::Plan,
+        ValueKind::Adapter,
+    ],
+    model_stays_in_inputs: true,
+    summary: |options| describe_options(options, &["model"]),
+    ..StageType::new::<Options>("load")
+};
+
+/// Reads a checkpoint: `config.json`, one or several safetensors files, and `tokenizer.json` if
+/// there is one.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// A folder as transformers writes it, relative to the working directory. `hf://owner/name@revision` is reserved.
+    /// A folder as transformers writes it, relative to the working directory.
+    /// `hf://owner/name@revision` is reserved.
     pub model: String,
-    /// The element in which a GPU holds the weights and multiplies by them: `float32`, or `float16`, which takes half the room. Products
-    /// accumulate in float32; norms, softmax, adapters and logits are float32. Default `float32`.
+    /// The element type in which a GPU holds the weights and multiplies by them: `float32`, or
+    /// `float16`, which takes half the memory. Products accumulate in float32; norms, softmax,
+    /// adapters and logits are float32. Default `float32`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub precision: Precision,
 }
@@ -33,14 +55,17 @@ pub enum Error {
     #[error("models from a hub (`hf://`) are not supported yet")]
     HubNotSupported,
     #[error(
-        "the GPU cannot compute in float16: its kernel does not compile, for which NVRTC and libnvrtc-builtins must be found: {0}"
+        "the GPU cannot compute in float16: its kernel does not compile, which needs NVRTC and libnvrtc-builtins: {0}"
     )]
     Float16NotAvailable(String),
 }
 
-impl Options {
-    /// What the stage reads.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
+impl Stage for Options {
+    fn stage_type(&self) -> &'static StageType {
+        &TYPE
+    }
+
+    fn input_files(&self, _: Option<&Path>) -> Vec<InputFile> {
         let folder = Path::new(&self.model);
         checkpoint::checkpoint_files(folder)
             .into_iter()
@@ -49,20 +74,19 @@ impl Options {
             .collect()
     }
 
-    pub fn faults(&self) -> Vec<OptionFault> {
-        if self.model.is_empty() {
-            vec![OptionFault::new(
-                "model",
-                "the model has no name",
-                "write the path of a folder",
-            )]
-        } else {
-            Vec::new()
+    fn option_faults(&self) -> Vec<OptionFault> {
+        if !self.model.is_empty() {
+            return Vec::new();
         }
+        vec![OptionFault::new(
+            "model",
+            "the model has no name",
+            "write the path of a folder",
+        )]
     }
 
-    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
-        world.model = None;
+    fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
+        environment.model = None;
         if self.model.starts_with("hf://") {
             return vec![OptionFault::new(
                 "model",
@@ -70,43 +94,57 @@ impl Options {
                 "download the folder and write its path",
             )];
         }
-        match world.read_header(Path::new(&self.model)) {
+        match environment.read_header(Path::new(&self.model)) {
             Ok(header) => {
-                world.model = Some(header);
-                world.precision = self.precision;
-                world.add_weights(1);
-                let misplaced = self.precision == Precision::Float16 && !world.is_on_gpu;
-                let help = "leave the line out, or compute on a GPU";
-                misplaced
-                    .then(|| {
-                        OptionFault::new(
-                            "precision",
-                            "the processor computes in float32 alone",
-                            help,
-                        )
-                    })
-                    .into_iter()
-                    .collect()
+                environment.model = Some(header);
+                environment.precision = self.precision;
+                environment.add_weights(1);
             }
-            Err(message) => vec![OptionFault::new(
-                "model",
-                message,
-                "a model is a folder with config.json and safetensors files, relative to the working directory",
-            )],
+            Err(message) => {
+                return vec![OptionFault::new(
+                    "model",
+                    message,
+                    "a model is a folder with config.json and safetensors files, relative to the working directory",
+                )];
+            }
         }
+        if self.precision == Precision::Float16 && !environment.is_on_gpu {
+            return vec![OptionFault::new(
+                "precision",
+                "the CPU computes in float32 only",
+                "remove the line, or compute on a GPU",
+            )];
+        }
+        Vec::new()
+    }
+
+    fn run(&self, context: &Context, _: &StageValues) -> Result<StageOutput, StageError> {
+        let model = run(self, context.memory_budget)?;
+        Ok(StageValues::from_dense_model(model).into())
+    }
+
+    /// Reads the checkpoint again: the product holds no weights.
+    fn restore_model(
+        &self,
+        _: &StoredProduct,
+        _: &StageValues,
+        memory_budget: MemoryBudget,
+    ) -> Result<StageValues, RestoreError> {
+        Ok(StageValues::from_dense_model(run(self, memory_budget)?))
     }
 }
 
-/// Loads the model.
-pub fn run(options: &Options, budget: MemoryBudget) -> Result<Model, Error> {
+/// Loads the model, in memory or with its blocks on disk.
+pub fn run(options: &Options, memory_budget: MemoryBudget) -> Result<Model, Error> {
     if options.model.starts_with("hf://") {
         return Err(Error::HubNotSupported);
     }
     if options.precision == Precision::Float16 {
         gpu::check_half_precision().map_err(Error::Float16NotAvailable)?;
     }
-    let model =
-        load_model(Path::new(&options.model), budget)?.with_gpu_precision(options.precision);
+    let model = memory_budget
+        .open_model(Path::new(&options.model))?
+        .with_gpu_precision(options.precision);
     let streamed = model.embedding.is_on_disk();
     tracing::info!(
         model = options.model,
@@ -116,14 +154,4 @@ pub fn run(options: &Options, budget: MemoryBudget) -> Result<Model, Error> {
         "loaded"
     );
     Ok(model)
-}
-
-/// The model of a folder, in memory or on disk as the budget asks for.
-pub fn load_model(folder: &Path, budget: MemoryBudget) -> Result<Model, Error> {
-    let needed = Checkpoint::open(folder)?.parameter_count() * size_of::<f32>() as u64;
-    Ok(if budget.should_stream(needed) {
-        Model::open_streaming(folder)?
-    } else {
-        Model::load(folder)?
-    })
 }

@@ -1,7 +1,9 @@
-//! The stages, one file per `type` of a pipeline, and what every stage is handed.
+//! The stages, one file per `type` of a pipeline, and what all of them share.
 //!
-//! A stage is a plain function `run(&Options, &Context, inputs) -> Result<(output, tables), Error>`. No stage knows
-//! another stage, the tree of variants, or the results folder; errors carry no place, the spine adds it.
+//! `type = "prune"` is `prune.rs`: its options with their checks, its function, how its product is
+//! stored and read back, and its line for logs. The options implement [`Stage`]; `registry.rs`
+//! lists all types. A stage is a function of its options, its [`Context`] and its input values: it
+//! knows no other stage, no variants and no folder of results.
 
 pub mod aggregate;
 pub mod dependencies;
@@ -14,17 +16,26 @@ pub mod pretrain;
 pub mod profile;
 pub mod prune;
 pub mod recover;
+
+pub mod facts;
+pub mod products;
 pub mod registry;
 pub mod repeat;
+pub mod stage;
+pub mod step;
 pub mod train;
+pub mod values;
 
-pub mod products;
-
+mod checkpoint;
 mod context;
 mod environment;
-mod state;
+mod error;
 
-pub use context::{Context, Interrupted, MemoryBudget};
+mod stored;
+
+pub use checkpoint::StageCheckpoint;
+pub use context::{Context, Interrupted, MemoryBudget, RepeatPosition};
 pub use environment::{Environment, OptionFault, ResourceEstimate, positive_faults, size_faults};
+pub use error::{RestoreError, StageError};
 pub use secateur_data::InputFile;
-pub use state::StageCheckpoint;
+pub use stage::Stage;

@@ -1,23 +1,45 @@
-//! `pretrain`: text → a small LLaMA trained from scratch, with a tokenizer of its own.
+//! `pretrain`: text → a small LLaMA and its tokenizer, both trained from scratch.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Context, Environment, InputFile, Interrupted, OptionFault, positive_faults, size_faults,
-};
+use super::environment::{Environment, OptionFault, positive_faults, size_faults};
+use super::error::{RestoreError, StageError};
+use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::values::{MODEL, StageValues, ValueKind};
+use super::{Context, InputFile, MemoryBudget};
 use crate::stages::train::Divergence;
 use secateur_data::corpus::{self, CorpusError, CorpusSource, TokenRow};
 use secateur_data::feed::RowSampler;
+use secateur_model::stored::StorageDtype;
 use secateur_model::tokenizer::{Tokenizer, TokenizerError};
 use secateur_model::{Model, ModelHeader};
-use secateur_store::tables::{Table, TableError};
+use secateur_store::cache::{ProductDraft, StoredProduct};
+use secateur_store::tables::Table;
 
 mod initial;
 mod training;
 use training::ModelTraining;
+
+pub static TYPE: StageType = StageType {
+    makes: &[ValueKind::Model, ValueKind::Dense],
+    spends: &[
+        ValueKind::Graph,
+        ValueKind::Scores,
+        ValueKind::GroupScores,
+        ValueKind::Plan,
+        ValueKind::Adapter,
+    ],
+    uses_seed: true,
+    summary: |options| describe_options(options, &["updates"]),
+    ..StageType::new::<Options>("pretrain")
+};
+
+/// Folder of the product that holds the model.
+const MODEL_FOLDER: &str = "model";
 
 /// Trains a LLaMA from scratch on text.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -25,11 +47,12 @@ use training::ModelTraining;
 pub struct Options {
     /// Training text: a text file, or JSONL with a text field.
     pub corpus: String,
-    /// What separates the documents of a text file. Default: the file is one document.
+    /// The text between two documents of a text file. Default: the file is one document.
     pub separator: Option<String>,
     /// The field of a JSONL row that holds its text. Default `text`.
     pub field: Option<String>,
-    /// Entries of the byte-level BPE vocabulary that is learned from the corpus, at least 259. Default 512.
+    /// Entries of the byte-level BPE vocabulary that is learned from the corpus, at least 259.
+    /// Default 512.
     #[serde(default = "vocabulary")]
     pub vocabulary: usize,
     /// Width of the residual stream, 1 to 1048576. Default 128.
@@ -45,13 +68,14 @@ pub struct Options {
     pub kv_heads: Option<usize>,
     /// Width of a head, even. Default: hidden / heads.
     pub head_dim: Option<usize>,
-    /// Base of the rotary frequencies, above 1. Short texts are read better with a small one. Default 10000.
+    /// Base of the rotary frequencies, above 1. A smaller one suits short texts. Default 10000.
     #[serde(default = "rope_theta")]
     pub rope_theta: f64,
     /// Width of the MLP, 1 to 1048576. Default 344.
     #[serde(default = "mlp")]
     pub mlp: usize,
-    /// Longest row in tokens, at least 2: a document is a row, a longer one is cut. Default 128.
+    /// Longest row in tokens, at least 2. A document is a row; a longer one is cut into several.
+    /// Default 128.
     #[serde(default = "length")]
     pub length: usize,
     /// Rows per update, 1 to 1048576. Default 32.
@@ -63,7 +87,8 @@ pub struct Options {
     /// Peak learning rate, above 0. Default 2e-3.
     #[serde(default = "learning_rate")]
     pub learning_rate: f64,
-    /// Updates of linear warm-up, from 0; after it the rate falls along a cosine to a tenth of the peak. Default 100.
+    /// Updates of linear warm-up, at least 0; after them the learning rate falls along a cosine to
+    /// a tenth of the peak. Default 100.
     #[serde(default = "warmup")]
     pub warmup: usize,
     /// Decoupled weight decay of the matrices, 0 to below 1. Default 0.1.
@@ -118,11 +143,6 @@ impl Options {
         }
     }
 
-    /// What the stage reads.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
-        vec![InputFile::OnDisk((&self.corpus).into())]
-    }
-
     /// Longest sequence that the model is made for.
     fn max_positions(&self) -> usize {
         self.length.max(512)
@@ -135,8 +155,18 @@ impl Options {
             self.head_dim.unwrap_or(self.hidden / self.heads.max(1)),
         )
     }
+}
 
-    pub fn faults(&self) -> Vec<OptionFault> {
+impl Stage for Options {
+    fn stage_type(&self) -> &'static StageType {
+        &TYPE
+    }
+
+    fn input_files(&self, _: Option<&Path>) -> Vec<InputFile> {
+        vec![InputFile::OnDisk((&self.corpus).into())]
+    }
+
+    fn option_faults(&self) -> Vec<OptionFault> {
         let mut faults = size_faults([
             ("vocabulary", self.vocabulary),
             ("hidden", self.hidden),
@@ -202,12 +232,12 @@ impl Options {
         faults
     }
 
-    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
+    fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
         let (kv_heads, head_dim) = self.kv_heads_and_head_dim();
         let block = self
             .hidden
             .saturating_mul(2 * head_dim * (self.heads + kv_heads) + 3 * self.mlp + 2);
-        world.model = Some(ModelHeader {
+        environment.model = Some(ModelHeader {
             kv_values_per_token: self.blocks.saturating_mul(2 * kv_heads * head_dim) as u64,
             layers: self.blocks,
             hidden: self.hidden,
@@ -219,29 +249,44 @@ impl Options {
             has_tokenizer: true,
         });
         // weights, gradients and two moments
-        world.add_weights(4);
-        world.add_backward_walk(self.batch, self.length);
-        world.check_corpus("corpus", &self.corpus_source())
+        environment.add_weights(4);
+        environment.add_backward_walk(self.batch, self.length);
+        environment.check_corpus("corpus", &self.corpus_source())
+    }
+
+    fn run(&self, context: &Context, _: &StageValues) -> Result<StageOutput, StageError> {
+        let (model, tables) = run(self, context)?;
+        Ok(StageOutput {
+            values: StageValues::from_dense_model(model),
+            tables,
+        })
+    }
+
+    fn store(&self, values: &StageValues, draft: &ProductDraft) -> Result<(), StageError> {
+        let model = values.require(MODEL)?;
+        let folder = draft.path().join(MODEL_FOLDER);
+        model
+            .save(&folder, StorageDtype::Float32)
+            .map_err(StageError::store)
+    }
+
+    /// Opens the stored model.
+    fn restore_model(
+        &self,
+        product: &StoredProduct,
+        _: &StageValues,
+        memory_budget: MemoryBudget,
+    ) -> Result<StageValues, RestoreError> {
+        let folder = product
+            .verified_folder(MODEL_FOLDER)
+            .map_err(RestoreError::Damaged)?;
+        let model = memory_budget.open_model(&folder)?;
+        Ok(StageValues::from_dense_model(model))
     }
 }
 
-/// Training failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    Corpus(#[from] CorpusError),
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    #[error(transparent)]
-    Metrics(#[from] TableError),
-    #[error(transparent)]
-    Interrupted(#[from] Interrupted),
-    #[error(transparent)]
-    Diverged(#[from] Divergence),
-}
-
 /// Learns a tokenizer and a model from the text.
-pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), Error> {
+pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), StageError> {
     let documents = corpus::read_text_documents(&options.corpus_source())?;
     let tokenizer = Tokenizer::train(documents.iter().cloned(), options.vocabulary)?;
     let rows = token_rows(&tokenizer, &documents, options.length)?;

@@ -1,39 +1,45 @@
-//! The values that stages hand to each other, beside the model's own types. Plain data.
+//! The values that stages hand to each other, besides the model crate's own types. Plain data.
+
+use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use secateur_model::groups::GroupKind;
+use secateur_model::plan::PruningPlan;
 use secateur_model::wiring::BlockTensor;
 
-/// Where the reference implementation differs from the paper or has a defect worth reproducing.
+/// Which implementation is followed where the reference implementation differs from the paper.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compat {
-    /// Query head h is credited to the key/value head it uses, h div repeat. Global pruning takes exactly the number
-    /// asked for, from scores made comparable between groups, and empties no group.
+    /// Query head h belongs to the key/value head that it uses, h div repeat. Global pruning
+    /// removes exactly the number of units asked for, from scores made comparable between groups,
+    /// and leaves every group at least one unit.
     #[default]
     Corrected,
-    /// Query head h is credited to key/value head h mod count; magnitudes reduce by mean, and leave out the
-    /// embedding. Global pruning compares raw
-    /// scores, takes every unit at or below the threshold, and leaves alone a group that it would empty.
+    /// Query head h belongs to key/value head h mod count; magnitudes reduce by mean, and leave out
+    /// the embedding. Global pruning compares raw scores, removes every unit at or below the
+    /// threshold, and skips a group that would lose all units.
     Reference,
 }
 
-/// What `importance` hands on: for each group of the graph, in its order, the scores of its members.
+/// What `importance` makes: for each group of the graph, in its order, the scores of its members.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChannelScores {
     pub groups: Vec<Vec<MemberScores>>,
-    /// Whether sums of scores are what counts, and their magnitude is taken last (the `vector` forms).
+    /// Whether scores have a sign, are added up with it, and count by the magnitude of the sum (the
+    /// `vector` forms).
     pub is_signed: bool,
     /// Whether these are magnitudes of weights, which the reference always reduces by mean.
     pub is_magnitude: bool,
     pub compat: Compat,
-    /// What `wifv` sees besides; empty for the other methods.
+    /// What `wifv` records besides; empty for the other methods.
     pub input_means: InputMeans,
 }
 
-/// Means of what goes into the matrices that write back to the residual stream, over the calibration tokens: layer, part
-/// (`o_proj` or `down_proj`), and one mean per input channel.
+/// Means over the calibration tokens of the inputs of the matrices that write back to the residual
+/// stream: layer, matrix (`o_proj` or `down_proj`), and one mean per input channel.
 pub type InputMeans = Vec<(usize, BlockTensor, Vec<f64>)>;
 
 /// One score per channel of a member.
@@ -44,18 +50,35 @@ pub struct MemberScores {
     pub channels: Vec<f64>,
 }
 
-/// What `aggregate` hands on: for each group of the graph, in its order, one score per unit.
+/// What `aggregate` makes: for each group of the graph, in its order, one score per unit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupScores {
     pub groups: Vec<Vec<f64>>,
-    /// As the importance saw them.
+    /// Those of the importance.
     pub input_means: InputMeans,
 }
+
+/// What `prune` decides. Together with the model and the groups it rebuilds the pruned model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PruningResult {
+    /// Units of each group of the graph that stay, as indices into the model before this pruning.
+    pub kept_units: Vec<Vec<usize>>,
+    /// The same as indices into the dense model, earlier prunings included.
+    pub plan: PruningPlan,
+    /// Units of each group before the first iteration of a repeat.
+    pub initial_units: InitialUnits,
+    /// What is added to the outputs of matrices: layer of the model before this pruning, matrix,
+    /// one number per output.
+    pub added_biases: Vec<(usize, BlockTensor, Vec<f32>)>,
+}
+
+/// Units of groups when a repeat began, by kind and layer of the dense model.
+pub type InitialUnits = BTreeMap<(GroupKind, usize), usize>;
 
 /// One row of `pretrain.parquet` and `recover.parquet`: one update of the optimiser.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UpdateRow {
-    /// Counted from 1.
+    /// From 1.
     pub update: u32,
     /// Mean cross entropy of the update's rows before it, in nats.
     pub loss: f64,
@@ -63,6 +86,6 @@ pub struct UpdateRow {
     pub grad_norm: f64,
     /// Learning rate of this update.
     pub lr: f64,
-    /// Predictions that counted.
+    /// Predicted tokens that count in the loss.
     pub tokens: u64,
 }

@@ -1,32 +1,46 @@
-//! `profile`: Model, and the dense model that it was → what both cost: parameters, MACs, bytes, tokens per second, peak memory.
+//! `profile`: the model and the dense model it was made from → what both cost: parameters, MACs,
+//! bytes, tokens per second, peak memory.
 //!
-//! Times differ between runs, so they never stand in a table: `profile.json` holds them, and the ratios that are worth something,
-//! because both models were measured in turns.
+//! Times differ between runs, so they are not written into a table but into `profile.json`. Both
+//! models are measured alternately, so that a change in the load of the machine affects both, and
+//! the ratios between them are meaningful.
 
-use std::path::Path;
 use std::time::Instant;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Environment, InputFile, Interrupted, OptionFault, size_faults};
-use secateur_base::files::{FileError, write_atomic};
+use super::Context;
+use super::environment::{Environment, OptionFault, size_faults};
+use super::error::StageError;
+use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::values::{DENSE, MODEL, StageValues, ValueKind};
+use secateur_base::files::write_atomic;
 use secateur_base::memory;
 use secateur_model::Model;
 use secateur_model::sizes::ModelShape;
 use secateur_model::walk::Decoder;
 
+pub static TYPE: StageType = StageType {
+    needs: &[ValueKind::Model, ValueKind::Dense],
+    depends_on_machine: true,
+    summary: |options| describe_options(options, &["prefill"]),
+    ..StageType::new::<Options>("profile")
+};
+
 /// Measures the model at this place of the pipeline beside the one that was loaded.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// Tokens that are read at once (prefill), at least 1; with `decode` no more than the model's positions. Default 128.
+    /// Tokens that are processed at once (prefill), 1 to 1048576; with `decode` no more than the
+    /// model's positions. Default 128.
     pub prefill: usize,
-    /// Tokens that are then read one by one (decode), at least 1. Default 32.
+    /// Tokens that are then processed one by one (decode), 1 to 1048576. Default 32.
     pub decode: usize,
-    /// Sequences that are read together. Default 1.
+    /// Sequences in a batch, 1 to 1048576. Default 1.
     pub batch: usize,
-    /// How often both models are measured, in turns; medians count. Default 5.
+    /// How often both models are measured, alternately, 1 to 1048576; the report has the medians.
+    /// Default 5.
     pub repeat: usize,
 }
 
@@ -41,13 +55,12 @@ impl Default for Options {
     }
 }
 
-impl Options {
-    /// What the stage reads: nothing.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
-        Vec::new()
+impl Stage for Options {
+    fn stage_type(&self) -> &'static StageType {
+        &TYPE
     }
 
-    pub fn faults(&self) -> Vec<OptionFault> {
+    fn option_faults(&self) -> Vec<OptionFault> {
         size_faults([
             ("prefill", self.prefill),
             ("decode", self.decode),
@@ -56,27 +69,36 @@ impl Options {
         ])
     }
 
-    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
-        let all = self.prefill.saturating_add(self.decode);
-        world.add_weights(2);
-        world.add_forward_pass(self.batch, self.prefill);
-        world.add_kv_cache(self.batch, all);
-        let Some(positions) = world.model.as_ref().map(|model| model.max_positions) else {
+    fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
+        let tokens = self.prefill.saturating_add(self.decode);
+        environment.add_weights(2);
+        environment.add_forward_pass(self.batch, self.prefill);
+        environment.add_kv_cache(self.batch, tokens);
+        let Some(positions) = environment.model.as_ref().map(|model| model.max_positions) else {
             return Vec::new();
         };
-        let message = format!(
-            "`prefill` and `decode` are {all} tokens, and the model has {positions} positions"
-        );
+        if tokens <= positions {
+            return Vec::new();
+        }
         let key = if self.prefill < positions {
             "decode"
         } else {
             "prefill"
         };
-        let help = format!("write numbers that are {positions} together at most");
-        (all > positions)
-            .then(|| OptionFault::new(key, message, help))
-            .into_iter()
-            .collect()
+        vec![OptionFault::new(
+            key,
+            format!(
+                "`prefill` and `decode` are {tokens} tokens, and the model has {positions} positions"
+            ),
+            format!("write numbers that are {positions} together at most"),
+        )]
+    }
+
+    fn run(&self, context: &Context, inputs: &StageValues) -> Result<StageOutput, StageError> {
+        let (model, dense) = (inputs.require(MODEL)?, inputs.require(DENSE)?);
+        let is_dense = std::ptr::eq(model, dense);
+        run(self, context, model, (!is_dense).then_some(dense))?;
+        Ok(StageOutput::default())
     }
 }
 
@@ -89,14 +111,14 @@ pub struct Profile {
     pub macs: f64,
     /// Bytes of the parameters as float32.
     pub bytes: f64,
-    /// Tokens per second that are read at once, of all sequences together; the logits of the last included.
+    /// Tokens per second of the prefill, over all sequences; includes the logits of the last token.
     pub prefill_tokens_per_second: f64,
-    /// Tokens per second that are read one by one, of all sequences together.
+    /// Tokens per second of the decoding, over all sequences.
     pub decode_tokens_per_second: f64,
-    /// Bytes: the weights in memory, and what was allocated besides while the model was at work, at its most: keys and values,
-    /// activations, and of a streamed model its blocks.
+    /// Bytes: the weights in memory plus the peak of other allocations during a pass: keys and
+    /// values, activations, and the blocks of a streamed model.
     pub peak_memory: f64,
-    /// Whether its weights stay on disk, so that its times are the disk's.
+    /// Whether its weights stay on disk, so that its times include reading them.
     pub streamed: bool,
 }
 
@@ -108,86 +130,62 @@ struct ProfileReport<'a> {
     threads: usize,
     /// The model at this place of the pipeline.
     model: Profile,
-    /// The one that was loaded; null where it is the same.
+    /// The model that was loaded; null if it is the same.
     dense: Option<Profile>,
-    /// model / dense; null, too, where one of them is streamed and the other is not.
+    /// model / dense; also null if only one of them is streamed.
     ratio: Option<Profile>,
 }
 
-/// The profile could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    File(#[from] FileError),
-    #[error("the profile cannot be written: {0}")]
-    Json(#[from] serde_json::Error),
-    #[error(transparent)]
-    Interrupted(#[from] Interrupted),
-}
-
-/// Measures both models in turns. `dense`: None where it is the model itself.
+/// Measures both models alternately. `dense`: None if it is the model itself.
 pub fn run(
     options: &Options,
     context: &Context,
     model: &Model,
     dense: Option<&Model>,
-) -> Result<(), Error> {
+) -> Result<(), StageError> {
     let models: Vec<&Model> = std::iter::once(model).chain(dense).collect();
-    // the first round warms up, and its memory is watched
-    let mut at_work = Vec::new();
+    // The first round warms up and measures memory; its times do not count.
+    let mut peak_bytes = Vec::new();
     for model in &models {
         context.check_interrupt()?;
-        at_work.push(memory::peak_allocated_bytes(|| {
-            _ = time_pass(options, model)
-        }));
+        let peak = memory::peak_allocated_bytes(|| _ = time_pass(options, model));
+        peak_bytes.push(peak);
     }
-    let mut seen: Vec<Vec<PassTimes>> = vec![Vec::new(); models.len()];
+    let mut passes: Vec<Vec<PassTimes>> = vec![Vec::new(); models.len()];
     for _ in 0..options.repeat {
-        for (model, seen) in models.iter().zip(&mut seen) {
+        for (model, model_passes) in models.iter().zip(&mut passes) {
             context.check_interrupt()?;
-            seen.push(time_pass(options, model));
+            model_passes.push(time_pass(options, model));
         }
     }
-    let mut profiles = models
-        .iter()
-        .zip(&seen)
-        .zip(at_work)
-        .map(|((model, seen), at_work)| build_profile(options, model, seen, at_work));
-    let (model, dense) = (
-        profiles
-            .next()
-            .unwrap_or_else(|| unreachable!("one model at least")),
-        profiles.next(),
-    );
-    let alike = dense.filter(|dense| dense.streamed == model.streamed);
-    if dense.is_some() && alike.is_none() {
+    let profile =
+        |index: usize| build_profile(options, models[index], &passes[index], peak_bytes[index]);
+    let model_profile = profile(0);
+    let dense_profile = dense.map(|_| profile(1));
+    let comparable = dense_profile.filter(|dense| dense.streamed == model_profile.streamed);
+    if dense_profile.is_some() && comparable.is_none() {
         tracing::warn!(
             "one model is in memory and the other on disk, so no ratio is given; set `[run] memory` or `stream`"
         );
     }
-    let ratio = alike.map(|dense| model.ratio_to(&dense));
+    let ratio = comparable.map(|dense| model_profile.ratio_to(&dense));
+    if let Some(ratio) = &ratio {
+        tracing::info!(
+            "relative to the dense model: {:.3} parameters; {:.2} prefill, {:.2} decode tokens per second",
+            ratio.parameters,
+            ratio.prefill_tokens_per_second,
+            ratio.decode_tokens_per_second
+        );
+    }
     let report = ProfileReport {
         options,
         threads: rayon::current_num_threads(),
-        model,
-        dense,
+        model: model_profile,
+        dense: dense_profile,
         ratio,
     };
-    if let Some(ratio) = &report.ratio {
-        let Profile {
-            parameters,
-            prefill_tokens_per_second: prefill,
-            decode_tokens_per_second: decode,
-            ..
-        } = ratio;
-        tracing::info!(
-            "of the dense model: {parameters:.3} parameters; {prefill:.2} prefill, {decode:.2} decode tokens per second"
-        );
-    }
-    Ok(write_atomic(
-        &context.output_path("profile", ".json"),
-        &serde_json::to_vec_pretty(&report)?,
-    )?)
+    let path = context.output_path("profile", ".json");
+    Ok(write_atomic(&path, &serde_json::to_vec_pretty(&report)?)?)
 }
 
 /// One measurement, in seconds.
@@ -197,55 +195,67 @@ struct PassTimes {
     decode_seconds: f64,
 }
 
+/// One prefill and the decoding after it.
 fn time_pass(options: &Options, model: &Model) -> PassTimes {
     let mut decoder = Decoder::new(model, options.batch, options.prefill + options.decode);
-    // which tokens these are does not matter
-    let ids = |from: usize, n: usize| {
-        (from..from + n)
-            .map(|i| (i * 7919 % model.config.vocab) as u32)
-            .collect::<Vec<u32>>()
+    // Times do not depend on the values of the ids; these spread over the vocabulary (7919 is a
+    // prime).
+    let vocab = model.config.vocab;
+    let token_ids = |sequence: usize, start: usize, count: usize| -> Vec<u32> {
+        let first = sequence + start;
+        (first..first + count)
+            .map(|i| (i * 7919 % vocab) as u32)
+            .collect()
     };
-    let on = |from: usize, n: usize| {
+    let batch = |start: usize, count: usize| -> Vec<(usize, Vec<u32>)> {
         (0..options.batch)
-            .map(|i| (i, ids(from + i, n)))
-            .collect::<Vec<_>>()
+            .map(|sequence| (sequence, token_ids(sequence, start, count)))
+            .collect()
     };
-    let began = Instant::now();
-    std::hint::black_box(decoder.extend_sequences(&on(0, options.prefill)));
-    let prefill = began.elapsed().as_secs_f64();
-    let began = Instant::now();
+    let prefill_start = Instant::now();
+    std::hint::black_box(decoder.extend_sequences(&batch(0, options.prefill)));
+    let prefill_seconds = prefill_start.elapsed().as_secs_f64();
+    let decode_start = Instant::now();
     for step in 0..options.decode {
-        std::hint::black_box(decoder.extend_sequences(&on(options.prefill + step, 1)));
+        std::hint::black_box(decoder.extend_sequences(&batch(options.prefill + step, 1)));
     }
-    let decode = began.elapsed().as_secs_f64();
     PassTimes {
-        prefill_seconds: prefill,
-        decode_seconds: decode,
+        prefill_seconds,
+        decode_seconds: decode_start.elapsed().as_secs_f64(),
     }
 }
 
-fn build_profile(options: &Options, model: &Model, passes: &[PassTimes], at_work: u64) -> Profile {
+/// The profile of a model from its passes. `peak_bytes`: the peak of allocations during a pass.
+fn build_profile(
+    options: &Options,
+    model: &Model,
+    passes: &[PassTimes],
+    peak_bytes: u64,
+) -> Profile {
     let shape = ModelShape::from_model(model);
-    let median = |of: fn(&PassTimes) -> f64| {
-        let mut all: Vec<f64> = passes.iter().map(of).collect();
-        all.sort_by(f64::total_cmp);
-        all[all.len() / 2]
+    let median = |seconds: fn(&PassTimes) -> f64| {
+        let mut sorted: Vec<f64> = passes.iter().map(seconds).collect();
+        sorted.sort_by(f64::total_cmp);
+        sorted[sorted.len() / 2]
     };
-    let tokens = |n: usize| (n * options.batch) as f64;
+    let batch_tokens = |tokens: usize| (tokens * options.batch) as f64;
     let bytes = (shape.parameter_count() * size_of::<f32>() as u64) as f64;
     let streamed = model.blocks.iter().any(|block| block.is_on_disk());
+    let resident_weights = if streamed { 0.0 } else { bytes };
     Profile {
         parameters: shape.parameter_count() as f64,
         macs: shape.macs(64) as f64,
         bytes,
-        prefill_tokens_per_second: tokens(options.prefill) / median(|pass| pass.prefill_seconds),
-        decode_tokens_per_second: tokens(options.decode) / median(|pass| pass.decode_seconds),
-        peak_memory: at_work as f64 + if streamed { 0.0 } else { bytes },
+        prefill_tokens_per_second: batch_tokens(options.prefill)
+            / median(|pass| pass.prefill_seconds),
+        decode_tokens_per_second: batch_tokens(options.decode) / median(|pass| pass.decode_seconds),
+        peak_memory: peak_bytes as f64 + resident_weights,
         streamed,
     }
 }
 
 impl Profile {
+    /// Each number divided by that of the dense model.
     fn ratio_to(&self, dense: &Self) -> Self {
         Self {
             parameters: self.parameters / dense.parameters,

@@ -1,22 +1,41 @@
-//! `prune`: scores of units → the plan of what stays, and the smaller Model (LLM-Pruner, section 3.3).
-
-use std::collections::BTreeMap;
-use std::path::Path;
+//! `prune`: scores of units → which units stay, and the smaller model (LLM-Pruner, section 3.3).
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::products::{Compat, GroupScores, InputMeans};
-use super::{Environment, InputFile, OptionFault, size_faults};
+use super::environment::{Environment, OptionFault, size_faults};
+use super::error::{RestoreError, StageError};
+use super::facts::EarlierStages;
+use super::products::{Compat, GroupScores, InitialUnits, InputMeans, PruningResult};
+use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::stored;
+use super::values::{GRAPH, GROUP_SCORES, MODEL, PLAN, StageValues, ValueKind};
+use super::{Context, MemoryBudget, RepeatPosition};
 use secateur_model::Model;
 use secateur_model::groups::{DependencyGraph, Group, GroupKind};
 use secateur_model::plan::{self, PruningPlan};
 use secateur_model::sizes::ModelShape;
 use secateur_model::wiring::{BlockTensor, TensorId};
+use secateur_store::cache::{ProductDraft, StoredProduct};
 use secateur_store::tables::{Table, TableError};
 use secateur_tensor::Weight;
 
 mod decide;
+
+pub static TYPE: StageType = StageType {
+    needs: &[ValueKind::Model, ValueKind::Graph, ValueKind::GroupScores],
+    uses: &[ValueKind::Plan],
+    makes: &[ValueKind::Model, ValueKind::Plan],
+    spends: &[
+        ValueKind::Graph,
+        ValueKind::Scores,
+        ValueKind::GroupScores,
+        ValueKind::Adapter,
+    ],
+    uses_repeat_position: true,
+    summary: |options| describe_options(options, &["ratio", "scope"]),
+    ..StageType::new::<Options>("prune")
+};
 
 /// Removes the least important units.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -24,15 +43,15 @@ mod decide;
 pub struct Options {
     /// Share of the units of each group that is removed, strictly between 0 and 1.
     pub ratio: f64,
-    /// Whether each group loses the same share, or the whole model is ranked at once. Default `local`.
+    /// Whether each group loses the same share, or all groups are ranked together. Default `local`.
     #[serde(default)]
     pub scope: Scope,
-    /// Keep a multiple of this many units in each group of MLP or hidden channels, 1 to 1048576; a group with fewer is left
-    /// alone. Default 1: no rounding.
+    /// Each group of MLP or hidden channels keeps a multiple of this many units, 1 to 1048576; a
+    /// group with fewer is not pruned. Default 1: no rounding.
     #[serde(default = "one")]
     pub round_to: usize,
-    /// What makes up for what the removed units gave on average. Default `none`.
-    // Younger than the others: variants without it keep their ids.
+    /// How the mean output of the removed units is compensated. Default `none`.
+    // Added after the first release: variants without it keep their ids.
     #[serde(default, skip_serializing_if = "Compensation::is_none")]
     pub compensation: Compensation,
     /// Which rule global ranking follows. Default `corrected`.
@@ -44,14 +63,15 @@ fn one() -> usize {
     1
 }
 
-/// How the mean of what is lost is made up for.
+/// How the mean output of the removed units is compensated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compensation {
     #[default]
     None,
-    /// A bias on `o_proj` and `down_proj`: Σ over the removed input channels of the weight's column times the channel's mean over
-    /// the calibration tokens (FLAP, AAAI 2024). Needs the means that `wifv` sees.
+    /// A bias on `o_proj` and `down_proj`: Σ over the removed input channels of the weight's column
+    /// times the channel's mean over the calibration tokens (FLAP, AAAI 2024). Needs the means that
+    /// `wifv` records.
     Bias,
 }
 
@@ -65,20 +85,19 @@ impl Compensation {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scope {
-    /// Every group for itself.
+    /// Every group alone.
     #[default]
     Local,
-    /// All groups together: widths may differ from layer to layer.
+    /// All groups together: widths can differ between layers.
     Global,
 }
 
-impl Options {
-    /// What the stage reads: nothing.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
-        Vec::new()
+impl Stage for Options {
+    fn stage_type(&self) -> &'static StageType {
+        &TYPE
     }
 
-    pub fn faults(&self) -> Vec<OptionFault> {
+    fn option_faults(&self) -> Vec<OptionFault> {
         let mut faults = Vec::new();
         if !(self.ratio > 0.0 && self.ratio < 1.0) {
             faults.push(OptionFault::new(
@@ -91,18 +110,62 @@ impl Options {
         faults
     }
 
-    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
-        world.add_weights(2);
-        if self.compensation == Compensation::Bias && !world.has_input_means {
-            let message =
-                "a bias is made of the means of activations, and this importance does not see them";
-            return vec![OptionFault::new(
-                "compensation",
-                message,
-                "write method = \"wifv\" in the importance, or remove the line",
-            )];
+    fn faults_after(&self, earlier: &EarlierStages) -> Vec<OptionFault> {
+        let has_means = earlier
+            .importance
+            .is_none_or(|importance| importance.has_input_means);
+        if self.compensation == Compensation::None || has_means {
+            return Vec::new();
         }
+        vec![OptionFault::new(
+            "compensation",
+            "a bias is computed from the means of activations, which this importance does not record",
+            "write method = \"wifv\" in the importance, or remove the line",
+        )]
+    }
+
+    fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
+        environment.add_weights(2);
         Vec::new()
+    }
+
+    fn run(&self, context: &Context, inputs: &StageValues) -> Result<StageOutput, StageError> {
+        let (model, pruning, tables) = run(
+            self,
+            context.repeat_position,
+            inputs.require(MODEL)?,
+            inputs.require(GRAPH)?,
+            inputs.require(GROUP_SCORES)?,
+            inputs.get(PLAN),
+        )?;
+        let values = StageValues::default()
+            .with(MODEL, model)
+            .with(PLAN, pruning);
+        Ok(StageOutput { values, tables })
+    }
+
+    fn store(&self, values: &StageValues, draft: &ProductDraft) -> Result<(), StageError> {
+        stored::write_value(draft, values.require(PLAN)?)
+    }
+
+    fn restore(&self, product: &StoredProduct) -> Result<StageValues, RestoreError> {
+        Ok(StageValues::default().with(PLAN, stored::read_value(product)?))
+    }
+
+    fn restore_model_inputs(&self) -> &'static [ValueKind] {
+        &[ValueKind::Model, ValueKind::Graph]
+    }
+
+    /// Cuts the model again by the stored result.
+    fn restore_model(
+        &self,
+        product: &StoredProduct,
+        inputs: &StageValues,
+        _: MemoryBudget,
+    ) -> Result<StageValues, RestoreError> {
+        let pruning = stored::read_value(product)?;
+        let model = apply_pruning(inputs.require(MODEL)?, inputs.require(GRAPH)?, &pruning);
+        Ok(StageValues::default().with(MODEL, model))
     }
 }
 
@@ -116,9 +179,10 @@ pub struct PruneRow {
     /// Unit of the dense model.
     pub unit: u32,
     pub kept: bool,
-    /// What the unit was ranked by; null for a unit that was gone before.
+    /// The score by which the unit was ranked; null for a unit that an earlier pruning removed.
     pub score: Option<f64>,
-    /// Whether another program in float32 might decide otherwise: the score lies within 3e-5 of the border.
+    /// Whether another program in float32 might decide otherwise: the score differs from the border
+    /// between kept and removed by at most 3e-5 of the larger.
     pub near_tie: bool,
 }
 
@@ -130,7 +194,7 @@ pub struct PruneSizesRow {
     /// Multiply-accumulates of a forward pass over 64 tokens.
     pub macs_before: u64,
     pub macs_after: u64,
-    /// As float32.
+    /// Size of the weights in float32.
     pub bytes_before: u64,
     pub bytes_after: u64,
     /// Share of the units in the groups that was removed.
@@ -139,123 +203,76 @@ pub struct PruneSizesRow {
     pub param_ratio: f64,
 }
 
-/// The t-th of several times, from 1: a `prune` inside a `repeat`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct RepeatPosition {
-    pub iteration: u32,
-    pub iterations: u32,
-}
-
 /// The model could not be pruned.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
     Metrics(#[from] TableError),
     #[error(
-        "a bias is made of the means of activations, and this importance does not see them; write method = \"wifv\""
+        "a bias is computed from the means of activations, which this importance does not record; write method = \"wifv\""
     )]
     NoMeans,
 }
 
-/// What pruning decided.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PruningResult {
-    /// The units that stay of each group of the graph, counted in the model that was pruned; [`cut`] leaves them alone.
-    pub kept_units: Vec<Vec<usize>>,
-    /// The same counted in the dense model, earlier prunings included.
-    pub plan: PruningPlan,
-    /// Units of each group before the first time of a repeat.
-    pub initial_units: InitialUnits,
-    /// What is added to the outputs of matrices: layer of the model that was pruned, matrix, one number per output.
-    pub added_biases: Vec<(usize, BlockTensor, Vec<f32>)>,
-}
-
-/// Units of groups when a repeat began, by kind and dense layer.
-pub type InitialUnits = BTreeMap<(GroupKind, usize), usize>;
-
-/// How many tokens the MACs are counted for.
+/// The MACs of a model are those of a forward pass over this many tokens.
 const MACS_TOKENS: u64 = 64;
 
 /// Removes the least important units of every group.
 ///
-/// `before`: what the pruning before this one decided.
+/// `earlier`: the result of the pruning before this one.
 pub fn run(
     options: &Options,
-    schedule: Option<RepeatPosition>,
+    repeat_position: Option<RepeatPosition>,
     model: &Model,
     graph: &DependencyGraph,
     scores: &GroupScores,
-    before: Option<&PruningResult>,
+    earlier: Option<&PruningResult>,
 ) -> Result<(Model, PruningResult, Vec<Table>), Error> {
-    let (mut plan, mut baseline) = before
-        .map(|before| (before.plan.clone(), before.initial_units.clone()))
-        .unwrap_or_default();
-    let initial: Vec<usize> = graph
-        .groups
-        .iter()
-        .map(|group| {
-            let units = baseline
-                .entry((group.kind, plan.dense_group_layer(group.kind, group.layer)))
-                .or_insert(group.unit_count);
-            if schedule.is_none_or(|s| s.iteration == 1) {
-                *units = group.unit_count;
-            }
-            *units
-        })
-        .collect();
-    let share = decide::scheduled_share(options.ratio, schedule);
-    let decision = match options.scope {
-        Scope::Local => decide::select_per_group(options, share, model, graph, scores, &initial),
-        Scope::Global => decide::select_across_groups(options, share, graph, scores, &initial),
+    let (mut plan, mut initial_units) = match earlier {
+        Some(earlier) => (earlier.plan.clone(), earlier.initial_units.clone()),
+        None => (PruningPlan::default(), InitialUnits::new()),
     };
-    let removed = &decision.removed;
-    let shares_keys = model
-        .blocks
-        .iter()
-        .any(|block| block[BlockTensor::Q].rows() != block[BlockTensor::K].rows());
-    let is_later = schedule.is_some_and(|schedule| schedule.iteration > 1);
-    if options.compat == Compat::Reference
-        && is_later
-        && shares_keys
-        && graph.groups.iter().any(|g| g.kind == GroupKind::Attention)
-    {
-        tracing::warn!(
-            "the reference's second step tears grouped queries from their keys; here they go together"
-        );
-    }
-    if removed.iter().all(Vec::is_empty) {
-        tracing::warn!(
-            ratio = share,
-            "no group loses a unit: one is more than this share"
-        );
-    }
-    let (mut rows, mut kept) = (Vec::new(), Vec::new());
-    for (((group, scores), removed), near) in graph
-        .groups
-        .iter()
-        .zip(&scores.groups)
-        .zip(removed)
-        .zip(&decision.is_near_tie)
-    {
-        let own: Vec<usize> = (0..group.unit_count)
+    let initial_counts = initial_unit_counts(repeat_position, graph, &plan, &mut initial_units);
+    let share = decide::scheduled_share(options.ratio, repeat_position);
+    let selection = match options.scope {
+        Scope::Local => {
+            decide::select_per_group(options, share, model, graph, scores, &initial_counts)
+        }
+        Scope::Global => {
+            decide::select_across_groups(options, share, graph, scores, &initial_counts)
+        }
+    };
+    warn_about_selection(options, share, repeat_position, model, graph, &selection);
+
+    let (mut rows, mut kept_units) = (Vec::new(), Vec::new());
+    for (index, group) in graph.groups.iter().enumerate() {
+        let removed = &selection.removed[index];
+        let near_ties = &selection.is_near_tie[index];
+        let kept: Vec<usize> = (0..group.unit_count)
             .filter(|unit| removed.binary_search(unit).is_err())
             .collect();
-        rows.extend(table_rows(&plan, group, scores, removed, near));
-        plan.record_kept_units(group, &own);
-        kept.push(own);
+        rows.extend(table_rows(
+            &plan,
+            group,
+            &scores.groups[index],
+            removed,
+            near_ties,
+        ));
+        plan.record_kept_units(group, &kept);
+        kept_units.push(kept);
     }
-    let biases = match options.compensation {
+    let added_biases = match options.compensation {
         Compensation::None => Vec::new(),
-        Compensation::Bias => compensation_biases(model, graph, &kept, &scores.input_means)?,
+        Compensation::Bias => compensation_biases(model, graph, &kept_units, &scores.input_means)?,
     };
     let pruning = PruningResult {
-        kept_units: kept,
+        kept_units,
         plan,
-        initial_units: baseline,
-        added_biases: biases,
+        initial_units,
+        added_biases,
     };
     let pruned = apply_pruning(model, graph, &pruning);
-    let sizes = sizes_row(model, &pruned, graph, removed);
+    let sizes = sizes_row(model, &pruned, graph, &selection.removed);
     tracing::info!(
         params = sizes.params_after,
         removed = format!("{:.1} %", 100.0 * sizes.param_ratio),
@@ -268,105 +285,160 @@ pub fn run(
     Ok((pruned, pruning, tables))
 }
 
-/// Units of a group that stay where this share of them goes, `width` channels to a unit: the reference's rule of counting.
-pub fn remaining_units(units: usize, width: usize, ratio: f64) -> usize {
-    units - decide::units_to_remove(units, units, width, ratio)
+/// Units of each group at the beginning of the `repeat`, or now if the stage stands in none or in
+/// its first iteration. Updates `initial_units`, in which groups are known by their kind and their
+/// layer of the dense model: indices of layers change when layers are pruned.
+fn initial_unit_counts(
+    repeat_position: Option<RepeatPosition>,
+    graph: &DependencyGraph,
+    plan: &PruningPlan,
+    initial_units: &mut InitialUnits,
+) -> Vec<usize> {
+    let starts_here = repeat_position.is_none_or(|repeat| repeat.iteration == 1);
+    let mut counts = Vec::with_capacity(graph.groups.len());
+    for group in &graph.groups {
+        let dense_layer = plan.dense_group_layer(group.kind, group.layer);
+        let units = initial_units
+            .entry((group.kind, dense_layer))
+            .or_insert(group.unit_count);
+        if starts_here {
+            *units = group.unit_count;
+        }
+        counts.push(*units);
+    }
+    counts
 }
 
-/// The model with only the units of each group that stay, and what makes up for the others.
-pub fn apply_pruning(model: &Model, graph: &DependencyGraph, pruning: &PruningResult) -> Model {
-    let mut compensated = model.clone();
-    for (layer, part, bias) in &pruning.added_biases {
-        let block = &mut compensated.blocks[*layer];
-        let before = block.bias(*part).map(|before| before.values().into_owned());
-        let sum = before.map_or_else(
-            || bias.clone(),
-            |before| before.iter().zip(bias).map(|(a, b)| a + b).collect(),
-        );
-        block.set_bias(*part, Weight::new(sum, 1, bias.len()));
-    }
-    graph
+/// Warns where the reference would do something else, and where nothing is removed.
+fn warn_about_selection(
+    options: &Options,
+    share: f64,
+    repeat_position: Option<RepeatPosition>,
+    model: &Model,
+    graph: &DependencyGraph,
+    selection: &decide::UnitSelection,
+) {
+    let has_grouped_queries = model
+        .blocks
+        .iter()
+        .any(|block| block[BlockTensor::Q].rows() != block[BlockTensor::K].rows());
+    let is_later_iteration = repeat_position.is_some_and(|repeat| repeat.iteration > 1);
+    let prunes_heads = graph
         .groups
         .iter()
-        .zip(&pruning.kept_units)
-        .fold(compensated, |model, (group, kept)| {
-            plan::keep_units(&model, group, kept)
-        })
+        .any(|group| group.kind == GroupKind::Attention);
+    if options.compat == Compat::Reference
+        && is_later_iteration
+        && has_grouped_queries
+        && prunes_heads
+    {
+        tracing::warn!(
+            "the reference's second step separates grouped queries from their keys; here they are removed together"
+        );
+    }
+    if selection.removed.iter().all(Vec::is_empty) {
+        tracing::warn!(
+            ratio = share,
+            "no group loses a unit: one unit is more than this share"
+        );
+    }
 }
 
-/// W[:, removed] · mean(x[removed]) for each matrix that loses inputs.
+/// Units of a group that stay if this share of them is removed, `unit_width` channels to a unit:
+/// the reference's rule of counting.
+pub fn remaining_units(units: usize, unit_width: usize, ratio: f64) -> usize {
+    units - decide::units_to_remove(units, units, unit_width, ratio)
+}
+
+/// The model with only the units of each group that stay, and with the biases that compensate for
+/// the others.
+pub fn apply_pruning(model: &Model, graph: &DependencyGraph, pruning: &PruningResult) -> Model {
+    let mut pruned = model.clone();
+    for (layer, tensor, added) in &pruning.added_biases {
+        let block = &mut pruned.blocks[*layer];
+        let bias = match block.bias(*tensor) {
+            Some(present) => present
+                .values()
+                .iter()
+                .zip(added)
+                .map(|(a, b)| a + b)
+                .collect(),
+            None => added.clone(),
+        };
+        block.set_bias(*tensor, Weight::new(bias, 1, added.len()));
+    }
+    for (group, kept) in graph.groups.iter().zip(&pruning.kept_units) {
+        pruned = plan::keep_units(&pruned, group, kept);
+    }
+    pruned
+}
+
+/// For each matrix W [outputs, inputs] that loses inputs: Σ over the lost inputs c of W[·, c] ·
+/// E[x_c].
 fn compensation_biases(
     model: &Model,
     graph: &DependencyGraph,
-    kept: &[Vec<usize>],
-    means: &InputMeans,
+    kept_units: &[Vec<usize>],
+    input_means: &InputMeans,
 ) -> Result<Vec<(usize, BlockTensor, Vec<f32>)>, Error> {
     let mut biases = Vec::new();
-    for (group, kept) in graph
-        .groups
-        .iter()
-        .zip(kept)
-        .filter(|(group, kept)| kept.len() < group.unit_count)
-    {
+    for (group, kept) in graph.groups.iter().zip(kept_units) {
+        if kept.len() == group.unit_count {
+            continue;
+        }
         let Some(member) = group.members.iter().find(|member| member.is_output) else {
             continue;
         };
-        let TensorId::Block(layer, part) = member.tensor_id else {
+        let TensorId::Block(layer, tensor) = member.tensor_id else {
             continue;
         };
-        let seen = means
+        let (_, _, means) = input_means
             .iter()
-            .find(|(at, of, _)| (*at, *of) == (layer, part))
+            .find(|(mean_layer, mean_tensor, _)| (*mean_layer, *mean_tensor) == (layer, tensor))
             .ok_or(Error::NoMeans)?;
-        let (weight, width) = (
-            model.weight(member.tensor_id),
-            group.channels_per_unit(model, member),
-        );
-        let lost: Vec<usize> = (0..weight.cols())
-            .filter(|channel| kept.binary_search(&(channel / width)).is_err())
+        let weight = model.weight(member.tensor_id);
+        let unit_width = group.channels_per_unit(model, member);
+        let lost_inputs: Vec<usize> = (0..weight.cols())
+            .filter(|channel| kept.binary_search(&(channel / unit_width)).is_err())
             .collect();
-        let rows = weight.values();
-        let rows = rows.chunks_exact(weight.cols());
-        let bias = rows.map(|row| {
-            lost.iter()
-                .map(|&c| f64::from(row[c]) * seen.2[c])
-                .sum::<f64>() as f32
-        });
-        biases.push((layer, part, bias.collect()));
+        let lost_mean = |row: &[f32]| {
+            let products = lost_inputs.iter().map(|&c| f64::from(row[c]) * means[c]);
+            products.sum::<f64>() as f32
+        };
+        let values = weight.values();
+        let bias = values.chunks_exact(weight.cols()).map(lost_mean).collect();
+        biases.push((layer, tensor, bias));
     }
     Ok(biases)
 }
 
-/// One row for each unit of the dense model's group.
+/// One row for each unit of the dense model's group. `plan`: what was kept before this pruning.
 fn table_rows(
-    before: &PruningPlan,
+    plan: &PruningPlan,
     group: &Group,
     scores: &[f64],
     removed: &[usize],
-    near: &[bool],
+    near_ties: &[bool],
 ) -> Vec<PruneRow> {
-    let entry = before.find_entry(group.kind, group.layer);
-    let layer = before.dense_group_layer(group.kind, group.layer);
+    let entry = plan.find_entry(group.kind, group.layer);
+    let dense_layer = plan.dense_group_layer(group.kind, group.layer);
     let row = |unit, kept, score, near_tie| PruneRow {
-        layer: layer as u32,
+        layer: dense_layer as u32,
         group: group.kind.name().to_owned(),
         unit,
         kept,
         score,
         near_tie,
     };
-    let dense_units = entry.map_or(group.unit_count, |e| e.units);
+    // At first every unit of the dense model, as if it had been removed before.
+    let dense_units = entry.map_or(group.unit_count, |entry| entry.units);
     let mut rows: Vec<PruneRow> = (0..dense_units)
         .map(|unit| row(unit as u32, false, None, false))
         .collect();
-    for (now, &score) in scores.iter().enumerate() {
-        let unit = entry.map_or(now, |e| e.kept[now]);
-        rows[unit] = row(
-            unit as u32,
-            removed.binary_search(&now).is_err(),
-            Some(score),
-            near[now],
-        );
+    for (unit, &score) in scores.iter().enumerate() {
+        let dense_unit = entry.map_or(unit, |entry| entry.kept[unit]);
+        let is_kept = removed.binary_search(&unit).is_err();
+        rows[dense_unit] = row(dense_unit as u32, is_kept, Some(score), near_ties[unit]);
     }
     rows
 }
@@ -379,6 +451,7 @@ fn sizes_row(
 ) -> PruneSizesRow {
     let (params_before, params_after) = (before.parameter_count(), after.parameter_count());
     let units: usize = graph.groups.iter().map(|group| group.unit_count).sum();
+    let removed_units: usize = removed.iter().map(Vec::len).sum();
     PruneSizesRow {
         params_before,
         params_after,
@@ -386,7 +459,7 @@ fn sizes_row(
         macs_after: ModelShape::from_model(after).macs(MACS_TOKENS),
         bytes_before: params_before * size_of::<f32>() as u64,
         bytes_after: params_after * size_of::<f32>() as u64,
-        group_ratio: removed.iter().map(Vec::len).sum::<usize>() as f64 / units as f64,
+        group_ratio: removed_units as f64 / units as f64,
         param_ratio: 1.0 - params_after as f64 / params_before as f64,
     }
 }

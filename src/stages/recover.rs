@@ -1,39 +1,54 @@
-//! `recover`: Model and text → LoRA adapters (Hu et al. 2021; LLM-Pruner, equation 6), merged into the Model that follows.
+//! `recover`: model and text → LoRA adapters (Hu et al. 2021; LLM-Pruner, equation 6), merged into
+//! the model.
 
 use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Context, Environment, InputFile, Interrupted, OptionFault, positive_faults, size_faults,
-};
+use super::environment::{Environment, OptionFault, positive_faults, size_faults};
+use super::error::{RestoreError, StageError};
+use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::stored;
+use super::values::{ADAPTER, MODEL, StageValues, ValueKind};
+use super::{Context, InputFile, MemoryBudget};
 use crate::stages::train::Divergence;
 use secateur_data::corpus::{self, CorpusError, CorpusSource, Sample};
 use secateur_data::feed::RowSampler;
 use secateur_model::Model;
-use secateur_model::lora::{Adapter, AdapterError};
+use secateur_model::lora::Adapter;
 use secateur_model::wiring::BlockTensor;
-use secateur_store::tables::{Table, TableError};
+use secateur_store::cache::{ProductDraft, StoredProduct};
+use secateur_store::tables::Table;
 
 mod training;
 pub use training::AdapterTraining;
+
+pub static TYPE: StageType = StageType {
+    needs: &[ValueKind::Model],
+    makes: &[ValueKind::Model, ValueKind::Adapter],
+    spends: &[ValueKind::Scores, ValueKind::GroupScores],
+    uses_seed: true,
+    summary: |options| describe_options(options, &["rank", "duration"]),
+    ..StageType::new::<Options>("recover")
+};
 
 /// Trains low-rank adapters on the pruned model.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// Training data: a text file, JSONL with a text field, or JSONL rows of token ids (with `labels` for a loss mask).
+    /// Training data: a text file, JSONL with a text field, or JSONL rows of token ids (with
+    /// `labels` for a loss mask).
     pub corpus: String,
-    /// What separates the documents of a text file. Default: the file is one document.
+    /// The text between two documents of a text file. Default: the file is one document.
     pub separator: Option<String>,
     /// The field of a JSONL row that holds its text. Default `text`.
     pub field: Option<String>,
-    /// `random`: documents in an order shuffled anew for every pass, each cut to a random window of `length` tokens;
-    /// `file`: rows whole, in file order. Default `random`.
+    /// `random`: documents in an order that is shuffled for every pass, each cut to a random window
+    /// of `length` tokens; `file`: whole rows in file order. Default `random`.
     #[serde(default)]
     pub sample: Sample,
-    /// Tokens of a window, at least 2; shorter documents are taken whole. Default 64.
+    /// Tokens of a window, at least 2; a shorter document is one window. Default 64.
     #[serde(default = "sixty_four")]
     pub length: usize,
     /// Rank of the adapters, 1 to 1048576. Default 8.
@@ -42,7 +57,8 @@ pub struct Options {
     /// The adapters' output is scaled by alpha / rank; above 0. Default 16.
     #[serde(default = "sixteen")]
     pub alpha: f64,
-    /// Share of an adapter's inputs that is dropped in training, 0 to below 1. Default 0.05.
+    /// Share of an adapter's inputs that dropout sets to zero in training, 0 to below 1. Default
+    /// 0.05.
     #[serde(default = "five_percent")]
     pub dropout: f64,
     /// Which matrices of every block get an adapter. Default: all seven.
@@ -51,21 +67,23 @@ pub struct Options {
     /// Peak learning rate, above 0. Default 1e-4.
     #[serde(default = "learning_rate")]
     pub learning_rate: f64,
-    /// Updates of linear warm-up, from 0; after it the rate falls linearly to 0. Default 0.
+    /// Updates of linear warm-up, at least 0; after them the learning rate falls linearly to 0.
+    /// Default 0.
     #[serde(default)]
     pub warmup: usize,
     /// Rows per update, 1 to 1048576. Default 64.
     #[serde(default = "sixty_four")]
     pub batch: usize,
-    /// Rows whose activations are held at once, at least 1: an update accumulates over batch / micro_batch of them. Default:
-    /// batch.
+    /// Rows that are computed at once, 1 to 1048576: an update accumulates gradients over batch /
+    /// micro_batch of them. Default: batch.
     pub micro_batch: Option<usize>,
-    /// How long, required: `{ updates = 60 }` or `{ epochs = 2 }`.
+    /// Length of the training, required: `{ updates = 60 }` or `{ epochs = 2 }`.
     pub duration: Duration,
-    /// Gradients are scaled down to this global norm, above 0. Default 1.
+    /// Largest global norm of the gradients, which are scaled down to it; above 0. Default 1.
     #[serde(default = "one")]
     pub clip: f64,
-    /// Adapters to start from: float32 safetensors in PEFT's layout, of this rank and these targets. Default: A drawn uniformly (Kaiming, a = √5), B zero.
+    /// Adapters to start from: float32 safetensors in PEFT's layout, of this rank and these
+    /// targets. Default: A is drawn uniformly (Kaiming, a = √5), B is zero.
     pub init: Option<String>,
 }
 
@@ -126,17 +144,20 @@ impl Options {
             ..CorpusSource::from_path(self.corpus.as_ref())
         }
     }
+}
 
-    /// What the stage reads.
-    pub fn inputs(&self, _: Option<&Path>) -> Vec<InputFile> {
-        [&self.corpus]
-            .into_iter()
-            .chain(&self.init)
-            .map(|path| InputFile::OnDisk(path.into()))
-            .collect()
+impl Stage for Options {
+    fn stage_type(&self) -> &'static StageType {
+        &TYPE
     }
 
-    pub fn faults(&self) -> Vec<OptionFault> {
+    fn input_files(&self, _: Option<&Path>) -> Vec<InputFile> {
+        let mut files = vec![InputFile::OnDisk((&self.corpus).into())];
+        files.extend(self.init.iter().map(|path| InputFile::OnDisk(path.into())));
+        files
+    }
+
+    fn option_faults(&self) -> Vec<OptionFault> {
         let duration = match self.duration {
             Duration::Updates(updates) => ("duration.updates", updates),
             Duration::Epochs(epochs) => ("duration.epochs", epochs),
@@ -163,7 +184,7 @@ impl Options {
         if self.targets.is_empty() {
             faults.push(OptionFault::new(
                 "targets",
-                "without a target nothing is trained",
+                "there is no target to train",
                 "name at least one of q, k, v, o, gate, up, down",
             ));
         }
@@ -177,12 +198,12 @@ impl Options {
         faults
     }
 
-    pub fn environment_faults(&self, world: &mut Environment) -> Vec<OptionFault> {
-        world.add_weights(2);
-        world.add_backward_walk(self.micro_batch.unwrap_or(self.batch), self.length);
-        let mut faults = world.check_corpus("corpus", &self.corpus_source());
-        faults.extend(world.check_length("length", "window", self.length));
-        if let Some(hidden) = world
+    fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
+        environment.add_weights(2);
+        environment.add_backward_walk(self.micro_batch.unwrap_or(self.batch), self.length);
+        let mut faults = environment.check_corpus("corpus", &self.corpus_source());
+        faults.extend(environment.check_length("length", "window", self.length));
+        if let Some(hidden) = environment
             .model
             .as_ref()
             .map(|model| model.hidden)
@@ -192,36 +213,54 @@ impl Options {
                 "a rank of {} is more than the model's width of {hidden}",
                 self.rank
             );
-            faults.push(OptionFault::new(
-                "rank",
-                message,
-                "the usual numbers are 8 to 64",
-            ));
+            faults.push(OptionFault::new("rank", message, "usual ranks are 8 to 64"));
         }
         if let Some(init) = &self.init
-            && let Err(message) = world.check_readable(init.as_ref())
+            && let Err(message) = environment.check_readable(init.as_ref())
         {
             faults.push(OptionFault::new("init", message, ""));
         }
         faults
+    }
+
+    fn run(&self, context: &Context, inputs: &StageValues) -> Result<StageOutput, StageError> {
+        let (model, adapter, tables) = run(self, context, inputs.require(MODEL)?)?;
+        let values = StageValues::default()
+            .with(MODEL, model)
+            .with(ADAPTER, adapter);
+        Ok(StageOutput { values, tables })
+    }
+
+    fn store(&self, values: &StageValues, draft: &ProductDraft) -> Result<(), StageError> {
+        stored::write_value(draft, values.require(ADAPTER)?)
+    }
+
+    fn restore(&self, product: &StoredProduct) -> Result<StageValues, RestoreError> {
+        Ok(StageValues::default().with(ADAPTER, stored::read_value(product)?))
+    }
+
+    fn restore_model_inputs(&self) -> &'static [ValueKind] {
+        &[ValueKind::Model]
+    }
+
+    /// Merges the stored adapter into the model again.
+    fn restore_model(
+        &self,
+        product: &StoredProduct,
+        inputs: &StageValues,
+        _: MemoryBudget,
+    ) -> Result<StageValues, RestoreError> {
+        let adapter: Adapter = stored::read_value(product)?;
+        let model = adapter.merge_into(inputs.require(MODEL)?);
+        Ok(StageValues::default().with(MODEL, model))
     }
 }
 
 /// Recovery failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(transparent)]
-    Corpus(#[from] CorpusError),
-    #[error(transparent)]
-    Adapter(#[from] AdapterError),
-    #[error(transparent)]
-    Metrics(#[from] TableError),
-    #[error(transparent)]
-    Interrupted(#[from] Interrupted),
     #[error("cannot write the adapter: {0}")]
     WriteAdapter(String),
-    #[error(transparent)]
-    Diverged(#[from] Divergence),
     #[error(
         "the adapter is still zero after update {update} with a learning rate of {rate}: it would change nothing"
     )]
@@ -234,7 +273,7 @@ pub fn run(
     options: &Options,
     context: &Context,
     model: &Model,
-) -> Result<(Model, Adapter, Vec<Table>), Error> {
+) -> Result<(Model, Adapter, Vec<Table>), StageError> {
     let targets: Vec<BlockTensor> = options
         .targets
         .iter()

@@ -1,4 +1,4 @@
-//! Multiple choice by log likelihood, as lm-evaluation-harness scores it.
+//! Multiple choice by log likelihood, scored as in lm-evaluation-harness.
 
 use rayon::prelude::*;
 
@@ -7,39 +7,37 @@ use super::{
     DocumentRow, Error, EvaluateRow, MetricRows, Options, PartialEvaluation, Protocol, SampleRow,
     statistics,
 };
-use crate::stages::Context;
+use crate::stages::{Context, StageError};
 use secateur_data::task::{ChoiceQuestion, LikelihoodRequest, Metric, Task};
 use secateur_model::Model;
 use secateur_model::walk::{self, Sequence};
 use secateur_tensor::ops::TokenTarget;
 
-/// Documents between two looks at the clock and at a request to stop.
+/// Documents that are scored together, between two checks for an interrupt.
 const DOCUMENTS_PER_CHUNK: usize = 32;
 
-/// Scores every choice of every document that was not scored yet.
+/// Scores every choice of every document that has no rows yet.
 pub fn score_choices(
     task: &Task,
     options: &Options,
     context: &Context,
     model: &Model,
     measured: &mut PartialEvaluation,
-) -> Result<(), Error> {
-    let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
+) -> Result<(), StageError> {
     let mut documents = task.questions(options.limit, options.few_shot())?;
-    let max_length = options.max_length.unwrap_or(model.config.max_positions);
     let bar = context.progress.bar(&task.name, documents.len() as u64);
-    if let Some(last) = measured
-        .samples
-        .iter()
-        .rev()
-        .find(|sample| sample.task == task.name)
+    let scored = measured.samples.iter().rev();
+    let last_scored = scored
+        .filter(|sample| sample.task == task.name)
         .map(|sample| sample.doc)
-    {
+        .next();
+    if let Some(last_scored) = last_scored {
         let done = documents
             .iter()
-            .position(|document| document.index == last)
-            .map_or(0, |at| at + 1);
-        bar.skip(documents.drain(..done).count() as u64);
+            .position(|document| document.index == last_scored)
+            .map_or(0, |position| position + 1);
+        documents.drain(..done);
+        bar.skip(done as u64);
         tracing::info!(
             task = task.name,
             documents = done,
@@ -48,138 +46,148 @@ pub fn score_choices(
     }
     for chunk in documents.chunks(DOCUMENTS_PER_CHUNK) {
         context.checkpoint_or_stop(|| &*measured)?;
-        let requests: Vec<(&ChoiceQuestion, usize, &LikelihoodRequest)> = chunk
-            .iter()
-            .flat_map(|d| d.requests.iter().enumerate().map(move |(i, r)| (d, i, r)))
-            .collect();
-        let tokens = requests
-            .par_iter()
-            .map(|(document, _, request)| {
-                EncodedRequest::encode(
-                    request,
-                    (task, document.index),
-                    options,
-                    tokenizer,
-                    max_length,
-                )
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        for ((document, choice, request), (tokens, (loglikelihood, greedy))) in requests
-            .into_iter()
-            .zip(tokens.iter().zip(log_likelihoods(model, &tokens)))
-        {
-            if !loglikelihood.is_finite() {
-                return Err(Error::NotFinite {
-                    what: format!("{}, document {}", task.name, document.index),
-                    value: loglikelihood,
-                });
-            }
-            measured.samples.push(SampleRow {
-                task: task.name.clone(),
-                doc: document.index,
-                choice: choice as u32,
-                loglikelihood,
-                tokens: tokens.continuation.len() as u32,
-                chars: request.choice_chars,
-                greedy,
-                gold: choice == document.gold,
-                cut: tokens.truncated_tokens as u32,
-                cut_choice: tokens.truncated_choice_tokens as u32,
-            });
-        }
+        let rows = score_documents(task, chunk, options, model)?;
+        measured.samples.extend(rows);
         chunk.iter().for_each(|_| bar.step());
     }
     Ok(())
 }
 
-/// The log likelihood of each continuation, and whether it is the model's first choice throughout. What inputs begin with is
-/// read once (`walk::token_scores`).
+/// One row for each choice of these documents.
+fn score_documents(
+    task: &Task,
+    documents: &[ChoiceQuestion],
+    options: &Options,
+    model: &Model,
+) -> Result<Vec<SampleRow>, StageError> {
+    let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
+    let max_length = options.max_length.unwrap_or(model.config.max_positions);
+    let mut requests: Vec<(&ChoiceQuestion, usize, &LikelihoodRequest)> = Vec::new();
+    for document in documents {
+        for (choice, request) in document.requests.iter().enumerate() {
+            requests.push((document, choice, request));
+        }
+    }
+    let encoded: Vec<EncodedRequest> = requests
+        .par_iter()
+        .map(|(document, _, request)| {
+            let place = (task, document.index);
+            EncodedRequest::encode(request, place, options, tokenizer, max_length)
+        })
+        .collect::<Result<_, _>>()?;
+    let scores = log_likelihoods(model, &encoded);
+    let mut rows = Vec::with_capacity(requests.len());
+    for (index, (document, choice, request)) in requests.into_iter().enumerate() {
+        let (encoded, (loglikelihood, greedy)) = (&encoded[index], scores[index]);
+        if !loglikelihood.is_finite() {
+            return Err(Error::NotFinite {
+                what: format!("{}, document {}", task.name, document.index),
+                value: loglikelihood,
+            }
+            .into());
+        }
+        rows.push(SampleRow {
+            task: task.name.clone(),
+            doc: document.index,
+            choice: choice as u32,
+            loglikelihood,
+            tokens: encoded.continuation.len() as u32,
+            chars: request.choice_chars,
+            greedy,
+            gold: choice == document.gold,
+            cut: encoded.truncated_tokens as u32,
+            cut_choice: encoded.truncated_choice_tokens as u32,
+        });
+    }
+    Ok(rows)
+}
+
+/// The log likelihood of each continuation, Σ log p of its tokens, and whether each of its tokens
+/// is the most likely one. A common beginning of several inputs is computed once
+/// (`walk::token_scores`).
 fn log_likelihoods(model: &Model, requests: &[EncodedRequest]) -> Vec<(f64, bool)> {
-    let sequence = |request: &EncodedRequest| {
-        let first = request.input.len() - request.continuation.len();
-        let asked = request.continuation.iter().enumerate();
+    let to_sequence = |request: &EncodedRequest| {
+        // The last positions of the input predict the continuation.
+        let first_position = request.input.len() - request.continuation.len();
+        let targets = request.continuation.iter().enumerate();
         Sequence {
             ids: request.input.clone(),
-            targets: asked
-                .map(|(at, &id)| TokenTarget {
-                    position: first + at,
-                    token_id: id,
+            targets: targets
+                .map(|(offset, &token_id)| TokenTarget {
+                    position: first_position + offset,
+                    token_id,
                 })
                 .collect(),
         }
     };
-    let sequences: Vec<Sequence> = requests.iter().map(sequence).collect();
-    let scores = walk::token_scores(model, &sequences);
-    scores
-        .iter()
-        .map(|own| {
-            (
-                own.iter().map(|s| s.log_probability).sum(),
-                own.iter().all(|s| s.is_greedy),
-            )
-        })
-        .collect()
+    let sequences: Vec<Sequence> = requests.iter().map(to_sequence).collect();
+    let mut likelihoods = Vec::with_capacity(requests.len());
+    for token_scores in walk::token_scores(model, &sequences) {
+        let log_likelihood = token_scores.iter().map(|s| s.log_probability).sum();
+        let is_greedy = token_scores.iter().all(|s| s.is_greedy);
+        likelihoods.push((log_likelihood, is_greedy));
+    }
+    likelihoods
 }
 
-/// The task's metrics with their standard errors, and what each document contributes.
+/// The task's metrics with their standard errors, and the share of each document.
 pub fn accuracy_rows(task: &Task, options: &Options, samples: &[&SampleRow]) -> MetricRows {
+    // Rows of one document are consecutive.
     let documents: Vec<&[&SampleRow]> = samples.chunk_by(|a, b| a.doc == b.doc).collect();
-    let n = documents.len();
-    let chance = documents
-        .iter()
-        .map(|choices| 1.0 / choices.len() as f64)
-        .sum::<f64>()
-        / n as f64;
-    let count = |is: fn(&&SampleRow) -> bool| {
-        documents
+    let document_count = documents.len();
+    let guess_probabilities = documents.iter().map(|choices| 1.0 / choices.len() as f64);
+    let chance = guess_probabilities.sum::<f64>() / document_count as f64;
+    let count_documents = |has_property: fn(&&SampleRow) -> bool| {
+        let matching = documents
             .iter()
-            .filter(|choices| choices.iter().any(is))
-            .count() as u64
+            .filter(|choices| choices.iter().any(has_property));
+        matching.count() as u64
     };
-    let (truncated, oversized) = (
-        count(|choice| choice.cut > 0),
-        count(|choice| choice.cut_choice > 0),
-    );
+    let truncated = count_documents(|choice| choice.cut > 0);
+    let oversized = count_documents(|choice| choice.cut_choice > 0);
     if oversized > 0 {
         tracing::warn!(
             task = task.name,
             documents = oversized,
-            "choices are longer than a request may be: their last tokens that fit are scored; raise `max_length` to score them whole"
+            "choices are longer than a request may be: only their last tokens that fit are scored; raise `max_length` to score them whole"
         );
     }
-    let paper = task.paper_metric.or(task.metrics.first().copied());
-    let is_asked = |metric: Metric| options.protocol == Protocol::Harness || paper == Some(metric);
+    let paper_metric = task.paper_metric.or(task.metrics.first().copied());
     let mut found = MetricRows::default();
-    for &metric in task.metrics.iter().filter(|&&metric| is_asked(metric)) {
-        let right: Vec<f64> = documents
+    for &metric in &task.metrics {
+        if options.protocol == Protocol::LlmPruner && paper_metric != Some(metric) {
+            continue;
+        }
+        // 1 for a correct document, 0 for another
+        let correct: Vec<f64> = documents
             .iter()
             .map(|choices| f64::from(u8::from(is_correct(metric, choices))))
             .collect();
-        let (value, stderr) = statistics::mean_and_stderr(&right);
+        let (value, stderr) = statistics::mean_and_stderr(&correct);
         if value <= chance + 2.0 * stderr.unwrap_or(0.0) {
-            let message = "the model is not above chance by two standard errors: differences say nothing here";
             tracing::warn!(
                 task = task.name,
                 metric = metric.name(),
                 value,
                 chance,
-                "{message}"
+                "the model is not above chance by two standard errors: differences between models mean nothing here"
             );
         }
-        let row = |(choices, &value): (&&[&SampleRow], &f64)| DocumentRow {
-            task: task.name.clone(),
-            metric: metric.name().to_owned(),
-            doc: choices[0].doc,
-            value,
-        };
-        found.1.extend(documents.iter().zip(&right).map(row));
+        for (choices, &value) in documents.iter().zip(&correct) {
+            found.1.push(DocumentRow {
+                task: task.name.clone(),
+                metric: metric.name().to_owned(),
+                doc: choices[0].doc,
+                value,
+            });
+        }
         found.0.push(EvaluateRow {
             task: task.name.clone(),
             split: task.split.clone(),
             metric: metric.name().to_owned(),
             value,
             stderr,
-            n: n as u64,
+            n: document_count as u64,
             protocol: options.protocol_label(options.protocol, true),
             chance: Some(chance),
             truncated,
@@ -189,55 +197,50 @@ pub fn accuracy_rows(task: &Task, options: &Options, samples: &[&SampleRow]) -> 
     found
 }
 
-/// Whether the best choice is the right one; the first of equals is the best.
+/// Whether the choice with the highest score is the right one; of equal scores the first counts.
+/// `acc_norm` divides the log likelihood by the characters of the choice.
 fn is_correct(metric: Metric, choices: &[&SampleRow]) -> bool {
     let score = |sample: &SampleRow| match metric {
         Metric::AccNorm => sample.loglikelihood / f64::from(sample.chars),
         _ => sample.loglikelihood,
     };
-    choices
-        .iter()
-        .fold(
-            choices[0],
-            |best, &s| {
-                if score(s) > score(best) { s } else { best }
-            },
-        )
-        .gold
+    let mut best = choices[0];
+    for choice in choices {
+        if score(choice) > score(best) {
+            best = choice;
+        }
+    }
+    best.gold
 }
 
-/// What the mean of the tasks is called.
+/// The `task` of the row that holds the mean of the tasks.
 pub const AVERAGE_TASK_NAME: &str = "average";
 
-/// The last column of LLM-Pruner's tables: the plain mean of the tasks' accuracies.
+/// The last column of LLM-Pruner's tables: the plain mean of the accuracies of k tasks, with the
+/// standard error √(Σ stderr²) / k of independent tasks. None for fewer than two tasks.
 pub fn average_row(rows: &[EvaluateRow]) -> Option<EvaluateRow> {
-    let protocol = rows
-        .iter()
-        .find(|row| row.chance.is_some())?
-        .protocol
-        .clone();
+    // Only accuracies have a chance level.
     let tasks: Vec<&EvaluateRow> = rows.iter().filter(|row| row.chance.is_some()).collect();
-    let k = tasks.len() as f64;
-    let mean = |of: &dyn Fn(&EvaluateRow) -> Option<f64>| {
-        tasks
-            .iter()
-            .map(|row| of(row))
-            .sum::<Option<f64>>()
-            .map(|sum| sum / k)
+    if tasks.len() < 2 {
+        return None;
+    }
+    let task_count = tasks.len() as f64;
+    // None if a task lacks the number
+    let mean = |number: &dyn Fn(&EvaluateRow) -> Option<f64>| {
+        let sum: Option<f64> = tasks.iter().map(|row| number(row)).sum();
+        sum.map(|sum| sum / task_count)
     };
-    // of independent sets
-    let variance = mean(&|row| row.stderr.map(|stderr| stderr * stderr / k));
-    let row = || EvaluateRow {
+    let variance = mean(&|row| row.stderr.map(|stderr| stderr * stderr / task_count));
+    Some(EvaluateRow {
         task: AVERAGE_TASK_NAME.to_owned(),
         split: String::new(),
         metric: Metric::Acc.name().to_owned(),
         value: mean(&|row| Some(row.value)).unwrap_or_default(),
         stderr: variance.map(f64::sqrt),
         n: tasks.iter().map(|row| row.n).sum(),
-        protocol: protocol.clone(),
+        protocol: tasks[0].protocol.clone(),
         chance: mean(&|row| row.chance),
         truncated: tasks.iter().map(|row| row.truncated).sum(),
         oversized: tasks.iter().map(|row| row.oversized).sum(),
-    };
-    (tasks.len() > 1).then(row)
+    })
 }

@@ -1,17 +1,18 @@
 //! Perplexity, in two protocols.
 //!
-//! *Windows* (LLM-Pruner's, which is GPTQ's): a text is encoded once, cut into windows without overlap, the rest dropped; each
-//! window predicts all its tokens but the first; exp of the mean over all predictions.
+//! *Windows* (LLM-Pruner's, which is GPTQ's): a text is encoded once and cut into windows without
+//! overlap, without the remainder; each window predicts all its tokens but the first; exp of the
+//! mean over all predictions.
 //!
-//! *Whole documents* (lm-evaluation-harness, `loglikelihood_rolling`): every token of a document is predicted once, from as much
-//! before it as fits, and the sum is divided by words or bytes.
+//! *Whole documents* (lm-evaluation-harness, `loglikelihood_rolling`): every token of a document is
+//! predicted once, from as many tokens before it as fit, and the sum is divided by words or bytes.
 
 use std::path::Path;
 
 use super::{
     DocumentRow, Error, EvaluateRow, MetricRows, Options, PartialEvaluation, Protocol, statistics,
 };
-use crate::stages::Context;
+use crate::stages::{Context, StageError};
 use secateur_data::corpus::{self, CorpusError, CorpusSource};
 use secateur_data::task::{Metric, Task, TextDocument};
 use secateur_model::Model;
@@ -19,267 +20,266 @@ use secateur_model::tokenizer::Tokenizer;
 use secateur_model::walk::{self, Sequence};
 use secateur_tensor::ops::TokenTarget;
 
-/// Tokens between two looks at the clock and at a request to stop.
+/// Tokens that are scored together, between two checks for an interrupt.
 pub const TOKENS_PER_CHUNK: usize = 4096;
 
-/// What a corpus is called in the table: its file's stem.
+/// The name of a corpus in the table: the stem of its file.
 pub fn corpus_name(path: &Path) -> String {
     path.file_stem()
         .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
 }
 
-/// The perplexity of one file in windows. Rows of a JSONL file are sequences of their own.
+/// What is measured by windows: its name and split in the table.
+struct WindowedText<'a> {
+    task: &'a str,
+    split: &'a str,
+    /// Token ids, and for each whether it counts as a target.
+    sequences: Vec<(Vec<u32>, Vec<bool>)>,
+}
+
+/// The perplexity of one file in windows. Rows of a JSONL file are separate sequences.
 pub fn corpus_perplexity(
     path: &Path,
     options: &Options,
     context: &Context,
     model: &Model,
     measured: &mut PartialEvaluation,
-) -> Result<MetricRows, Error> {
-    let tokenizer = model.tokenizer.as_deref();
+) -> Result<MetricRows, StageError> {
     let source = CorpusSource {
         adds_special_tokens: options.add_bos_token,
         ..CorpusSource::from_path(path)
     };
-    let rows = corpus::read_rows(&source, tokenizer, model.config.vocab)?;
-    let rows = rows
-        .into_iter()
-        .map(|row| (row.ids, row.loss_mask))
-        .collect();
-    let found = window_perplexity(
-        (&corpus_name(path), ""),
-        rows,
-        options,
-        context,
-        model,
-        measured,
-    )?;
+    let rows = corpus::read_rows(&source, model.tokenizer.as_deref(), model.config.vocab)?;
+    let text = WindowedText {
+        task: &corpus_name(path),
+        split: "",
+        sequences: rows
+            .into_iter()
+            .map(|row| (row.ids, row.loss_mask))
+            .collect(),
+    };
+    let found = window_perplexity(text, options, context, model, measured)?;
     found.ok_or_else(|| CorpusError::NothingToPredict(path.to_owned()).into())
 }
 
-/// The perplexity of a task's documents in windows; each document is cut for itself.
+/// The perplexity of a task's documents in windows; each document is cut separately.
 pub fn task_window_perplexity(
     task: &Task,
     options: &Options,
     context: &Context,
     model: &Model,
     measured: &mut PartialEvaluation,
-) -> Result<MetricRows, Error> {
+) -> Result<MetricRows, StageError> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
-    let encode = |text: TextDocument| {
-        let ids = tokenizer.encode(&text.text, options.add_bos_token)?;
-        Ok((ids.clone(), vec![true; ids.len()]))
+    let mut sequences = Vec::new();
+    for document in task.text_documents(options.limit)? {
+        let ids = tokenizer.encode(&document.text, options.add_bos_token)?;
+        let is_target = vec![true; ids.len()];
+        sequences.push((ids, is_target));
+    }
+    let text = WindowedText {
+        task: &task.name,
+        split: &task.split,
+        sequences,
     };
-    let rows = task
-        .text_documents(options.limit)?
-        .into_iter()
-        .map(encode)
-        .collect::<Result<Vec<_>, Error>>()?;
-    let found = window_perplexity(
-        (&task.name, &task.split),
-        rows,
-        options,
-        context,
-        model,
-        measured,
-    )?;
-    found.ok_or_else(|| Error::NothingToPredict(task.name.clone()))
+    let found = window_perplexity(text, options, context, model, measured)?;
+    found.ok_or_else(|| Error::NothingToPredict(task.name.clone()).into())
 }
 
-/// A sequence that is shorter than the window is taken whole. None: there is nothing to predict.
+/// exp(Σ nll / predictions) over all windows. None if there is nothing to predict.
 fn window_perplexity(
-    (task, split): (&str, &str),
-    rows: Vec<(Vec<u32>, Vec<bool>)>,
+    text: WindowedText<'_>,
     options: &Options,
     context: &Context,
     model: &Model,
     measured: &mut PartialEvaluation,
-) -> Result<Option<MetricRows>, Error> {
+) -> Result<Option<MetricRows>, StageError> {
     let mut windows = Vec::new();
-    for (ids, counts) in rows {
+    for (ids, is_target) in text.sequences {
+        // A sequence that is shorter than the window is one window.
         let length = options
             .window_or_default()
             .min(model.config.max_positions)
             .min(ids.len())
             .max(1);
-        let cut = ids.chunks_exact(length).zip(counts.chunks_exact(length));
-        windows.extend(
-            cut.map(|(ids, counts)| Sequence::new(ids.to_vec(), counts))
-                .filter(|s| !s.targets.is_empty()),
-        );
+        for (ids, is_target) in ids.chunks_exact(length).zip(is_target.chunks_exact(length)) {
+            let window = Sequence::new(ids.to_vec(), is_target);
+            if !window.targets.is_empty() {
+                windows.push(window);
+            }
+        }
     }
     if windows.is_empty() {
         return Ok(None);
     }
-    let nll = window_nlls((task, 0), &windows, context, model, measured)?;
-    let predicted: Vec<f64> = windows
+    let nll = window_nlls((text.task, WINDOW_PASS), &windows, context, model, measured)?;
+    let predictions: Vec<f64> = windows
         .iter()
         .map(|window| window.targets.len() as f64)
         .collect();
-    let of = MetricRowBuilder {
-        task,
-        split,
+    let builder = MetricRowBuilder {
+        task: text.task,
+        split: text.split,
         protocol: options.protocol_label(Protocol::LlmPruner, false),
-        predicted_tokens: predicted.iter().sum::<f64>() as u64,
+        predicted_tokens: predictions.iter().sum::<f64>() as u64,
     };
-    let (log, shares) = statistics::ratio_and_shares(&nll, &predicted);
-    of.exponential_rows(Metric::Perplexity, log, &shares)
-        .map(Some)
+    let (log_perplexity, shares) = statistics::ratio_and_shares(&nll, &predictions);
+    let rows = builder.exponential_rows(Metric::Perplexity, log_perplexity, &shares)?;
+    Ok(Some(rows))
 }
 
-/// Word and byte perplexity and bits per byte of a task's documents, each whole.
+/// Word perplexity exp(Σ nll / words), byte perplexity exp(Σ nll / bytes) and bits per byte Σ nll /
+/// bytes / ln 2 of a task's documents, as far as the task has these metrics.
 pub fn document_perplexities(
     task: &Task,
     options: &Options,
     context: &Context,
     model: &Model,
     measured: &mut PartialEvaluation,
-) -> Result<MetricRows, Error> {
+) -> Result<MetricRows, StageError> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
     let limit = options.max_length.unwrap_or(model.config.max_positions);
-    let texts = task.text_documents(options.limit)?;
-    let (mut windows, mut ends) = (Vec::new(), Vec::new());
-    for text in &texts {
-        windows.extend(rolling_windows(
-            text,
-            task,
-            options.add_bos_token,
-            tokenizer,
-            limit,
-        )?);
-        ends.push(windows.len());
+    let documents = task.text_documents(options.limit)?;
+    // The windows of all documents, and for each document the end of its windows.
+    let (mut windows, mut window_ends) = (Vec::new(), Vec::new());
+    for document in &documents {
+        let add_bos = options.add_bos_token;
+        windows.extend(rolling_windows(document, task, add_bos, tokenizer, limit)?);
+        window_ends.push(windows.len());
     }
     if windows.is_empty() {
-        return Err(Error::NothingToPredict(task.name.clone()));
+        return Err(Error::NothingToPredict(task.name.clone()).into());
     }
-    let each = window_nlls((&task.name, 1), &windows, context, model, measured)?;
-    let starts = std::iter::once(&0).chain(&ends);
-    let nll: Vec<f64> = starts
-        .zip(&ends)
-        .map(|(&start, &end)| each[start..end].iter().sum())
-        .collect();
-    let n = windows
-        .iter()
-        .map(|window| window.targets.len() as u64)
-        .sum();
-    let of = MetricRowBuilder {
+    let window_nll = window_nlls(
+        (&task.name, DOCUMENT_PASS),
+        &windows,
+        context,
+        model,
+        measured,
+    )?;
+    let mut document_nll = Vec::with_capacity(documents.len());
+    let mut start = 0;
+    for end in window_ends {
+        document_nll.push(window_nll[start..end].iter().sum::<f64>());
+        start = end;
+    }
+    let targets = windows.iter().map(|window| window.targets.len() as u64);
+    let builder = MetricRowBuilder {
         task: &task.name,
         split: &task.split,
         protocol: options.protocol_label(Protocol::Harness, false),
-        predicted_tokens: n,
+        predicted_tokens: targets.sum(),
     };
-    let words: Vec<f64> = texts.iter().map(|text| text.word_count as f64).collect();
-    let bytes: Vec<f64> = texts.iter().map(|text| text.byte_count as f64).collect();
+    let words: Vec<f64> = documents.iter().map(|d| d.word_count as f64).collect();
+    let bytes: Vec<f64> = documents.iter().map(|d| d.byte_count as f64).collect();
     let mut all = MetricRows::default();
     for &metric in &task.metrics {
-        let found = match metric {
-            Metric::WordPerplexity | Metric::BytePerplexity => {
-                let (log, shares) = statistics::ratio_and_shares(
-                    &nll,
-                    if metric == Metric::WordPerplexity {
-                        &words
-                    } else {
-                        &bytes
-                    },
-                );
-                of.exponential_rows(metric, log, &shares)?
+        let (rows, document_rows) = match metric {
+            Metric::WordPerplexity => {
+                let (log, shares) = statistics::ratio_and_shares(&document_nll, &words);
+                builder.exponential_rows(metric, log, &shares)?
+            }
+            Metric::BytePerplexity => {
+                let (log, shares) = statistics::ratio_and_shares(&document_nll, &bytes);
+                builder.exponential_rows(metric, log, &shares)?
             }
             Metric::BitsPerByte => {
-                let (nats, shares) = statistics::ratio_and_shares(&nll, &bytes);
-                of.metric_rows(
-                    metric,
-                    nats / std::f64::consts::LN_2,
-                    shares
-                        .into_iter()
-                        .map(|share| share / std::f64::consts::LN_2),
-                )?
+                let (nats, shares) = statistics::ratio_and_shares(&document_nll, &bytes);
+                let to_bits = |nats: f64| nats / std::f64::consts::LN_2;
+                builder.metric_rows(metric, to_bits(nats), shares.into_iter().map(to_bits))?
             }
             Metric::Perplexity | Metric::Acc | Metric::AccNorm => continue,
         };
-        all.0.extend(found.0);
-        all.1.extend(found.1);
+        all.0.extend(rows);
+        all.1.extend(document_rows);
     }
     Ok(all)
 }
 
-/// A document in windows of so many tokens, each predicted once: the first behind BOS (or EOS), every later one behind the token
-/// before it, the last filled up with what stands before.
+/// A document in windows of at most `limit` input tokens in which each token is predicted once. The
+/// first window begins with BOS (or EOS), every later one with the token before its first target;
+/// the last is filled up with earlier tokens, which are not predicted.
 fn rolling_windows(
-    text: &TextDocument,
+    document: &TextDocument,
     task: &Task,
-    special: bool,
+    add_special_tokens: bool,
     tokenizer: &Tokenizer,
     limit: usize,
-) -> Result<Vec<Sequence>, Error> {
-    let tokens = tokenizer.encode(&text.text, special)?;
-    if tokens.is_empty() {
+) -> Result<Vec<Sequence>, StageError> {
+    let document_tokens = tokenizer.encode(&document.text, add_special_tokens)?;
+    if document_tokens.is_empty() {
         return Ok(Vec::new());
     }
-    let no_prefix = || Error::NoToken {
+    let prefix = tokenizer.prefix_token().ok_or_else(|| Error::NoToken {
         task: task.name.clone(),
-        doc: text.index,
+        doc: document.index,
         what: "document's beginning",
-    };
-    let all: Vec<u32> = std::iter::once(tokenizer.prefix_token().ok_or_else(no_prefix)?)
-        .chain(tokens)
-        .collect();
-    let window = |first: usize| {
-        // tokens first..end of `all` are predicted, each from the one before it
-        let end = (first + limit).min(all.len());
+    })?;
+    let mut tokens = vec![prefix];
+    tokens.extend(document_tokens);
+    let mut windows = Vec::new();
+    for first in (1..tokens.len()).step_by(limit) {
+        // This window predicts tokens[first..end], each from the one before it, and reads
+        // tokens[begin..end - 1].
+        let end = (first + limit).min(tokens.len());
         let begin = if first == 1 { 0 } else { end - 1 - limit };
         let targets = (first..end)
-            .map(|at| TokenTarget {
-                position: at - 1 - begin,
-                token_id: all[at],
+            .map(|target| TokenTarget {
+                position: target - 1 - begin,
+                token_id: tokens[target],
             })
             .collect();
-        Sequence {
-            ids: all[begin..end - 1].to_vec(),
+        windows.push(Sequence {
+            ids: tokens[begin..end - 1].to_vec(),
             targets,
-        }
-    };
-    Ok((1..all.len()).step_by(limit).map(window).collect())
+        });
+    }
+    Ok(windows)
 }
 
-/// −Σ log p of each window. What was measured of this part before an interruption is not measured again.
+/// Number of the pass over a text in windows, in the state of an interrupted evaluation.
+const WINDOW_PASS: u32 = 0;
+
+/// Number of the pass over a text in whole documents.
+const DOCUMENT_PASS: u32 = 1;
+
+/// −Σ log p of each window's targets. Windows that were measured before an interruption are not
+/// measured again.
 fn window_nlls(
-    (task, part): (&str, u32),
+    (task, pass): (&str, u32),
     windows: &[Sequence],
     context: &Context,
     model: &Model,
     measured: &mut PartialEvaluation,
-) -> Result<Vec<f64>, Error> {
-    if measured.text_pass != part {
-        (measured.window_nlls, measured.text_pass) = (Vec::new(), part);
+) -> Result<Vec<f64>, StageError> {
+    if measured.text_pass != pass {
+        measured.window_nlls = Vec::new();
+        measured.text_pass = pass;
     }
     let bar = context.progress.bar(task, windows.len() as u64);
-    bar.skip(measured.window_nlls.len() as u64);
-    if !measured.window_nlls.is_empty() {
+    let done = measured.window_nlls.len();
+    bar.skip(done as u64);
+    if done > 0 {
         tracing::info!(
             task,
-            windows = measured.window_nlls.len(),
+            windows = done,
             "reading goes on where it was interrupted"
         );
     }
-    let longest = windows
-        .iter()
-        .map(|window| window.ids.len())
-        .max()
-        .unwrap_or(1);
-    for chunk in windows[measured.window_nlls.len()..].chunks((TOKENS_PER_CHUNK / longest).max(1)) {
+    let longest = windows.iter().map(|w| w.ids.len()).max().unwrap_or(1);
+    let windows_per_chunk = (TOKENS_PER_CHUNK / longest).max(1);
+    for chunk in windows[done..].chunks(windows_per_chunk) {
         context.checkpoint_or_stop(|| &*measured)?;
-        let scores = walk::token_scores(model, chunk);
-        measured.window_nlls.extend(
-            scores
-                .iter()
-                .map(|of| -of.iter().map(|s| s.log_probability).sum::<f64>()),
-        );
-        chunk.iter().for_each(|_| bar.step());
+        for token_scores in walk::token_scores(model, chunk) {
+            let log_likelihood: f64 = token_scores.iter().map(|s| s.log_probability).sum();
+            measured.window_nlls.push(-log_likelihood);
+            bar.step();
+        }
     }
     Ok(std::mem::take(&mut measured.window_nlls))
 }
 
-/// What the rows of one measurement share.
+/// Builds the rows of one measurement.
 struct MetricRowBuilder<'a> {
     task: &'a str,
     split: &'a str,
@@ -288,19 +288,17 @@ struct MetricRowBuilder<'a> {
 }
 
 impl MetricRowBuilder<'_> {
-    /// exp of a mean.
+    /// The rows of a metric that is exp of a mean. With the linearised shares s_i of the mean m,
+    /// those of exp(m) are exp(m) · (1 + s_i − m).
     fn exponential_rows(
         &self,
         metric: Metric,
-        log: f64,
+        mean: f64,
         shares: &[f64],
     ) -> Result<MetricRows, Error> {
-        let value = log.exp();
-        self.metric_rows(
-            metric,
-            value,
-            shares.iter().map(|share| value * (1.0 + share - log)),
-        )
+        let value = mean.exp();
+        let exponential_shares = shares.iter().map(|share| value * (1.0 + share - mean));
+        self.metric_rows(metric, value, exponential_shares)
     }
 
     fn metric_rows(
@@ -315,18 +313,17 @@ impl MetricRowBuilder<'_> {
                 value,
             });
         }
-        let (task, metric) = (self.task.to_owned(), metric.name().to_owned());
-        let document = |(doc, value)| DocumentRow {
-            task: task.clone(),
-            metric: metric.clone(),
-            doc: doc as u64,
+        let document_row = |(document, value)| DocumentRow {
+            task: self.task.to_owned(),
+            metric: metric.name().to_owned(),
+            doc: document as u64,
             value,
         };
-        let documents = shares.enumerate().map(document).collect();
+        let document_rows = shares.enumerate().map(document_row).collect();
         let row = EvaluateRow {
-            task: task.clone(),
+            task: self.task.to_owned(),
             split: self.split.to_owned(),
-            metric: metric.clone(),
+            metric: metric.name().to_owned(),
             value,
             stderr: None,
             n: self.predicted_tokens,
@@ -335,6 +332,6 @@ impl MetricRowBuilder<'_> {
             truncated: 0,
             oversized: 0,
         };
-        Ok((vec![row], documents))
+        Ok((vec![row], document_rows))
     }
 }

@@ -1,33 +1,37 @@
-//! Requests in tokens, as the protocols put them together.
+//! Requests as tokens, built as the protocols define.
 
 use super::{Error, Options, Protocol};
+use crate::stages::StageError;
 use secateur_data::task::{LikelihoodRequest, Task};
-use secateur_model::tokenizer::Tokenizer;
+use secateur_model::tokenizer::{Tokenizer, TokenizerError};
 
-/// A request in tokens.
+/// A request as tokens.
 pub struct EncodedRequest {
-    /// What the model reads: the last tokens that fit, without the very last.
+    /// What the model reads: context and continuation without the very last token, cut on the left
+    /// to the longest allowed.
     pub input: Vec<u32>,
-    /// What is scored, predicted by the last positions of the input: the choice, or as much of its end as fits.
+    /// What is scored: the last positions of the input predict it. The continuation, or the end of
+    /// it that fits.
     pub continuation: Vec<u32>,
-    /// Tokens that did not fit.
+    /// Tokens of context and continuation that were cut away.
     pub truncated_tokens: usize,
-    /// Of these, tokens of the choice.
+    /// Of these, tokens of the continuation.
     pub truncated_choice_tokens: usize,
 }
 
 impl EncodedRequest {
-    /// A request of document `doc` of a task; `limit`: tokens that the model reads at most.
+    /// Encodes a request of the document with index `document` of a task; the model reads at most
+    /// `limit` tokens.
     pub fn encode(
         request: &LikelihoodRequest,
-        (task, doc): (&Task, u64),
+        (task, document): (&Task, u64),
         options: &Options,
         tokenizer: &Tokenizer,
         limit: usize,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, StageError> {
         let no_token = |what| Error::NoToken {
             task: task.name.clone(),
-            doc,
+            doc: document,
             what,
         };
         let (mut context, continuation) = match options.protocol {
@@ -38,48 +42,43 @@ impl EncodedRequest {
             ),
         };
         if context.is_empty() {
-            context.push(
-                tokenizer
-                    .prefix_token()
-                    .ok_or_else(|| no_token("context"))?,
-            );
+            let prefix = tokenizer.prefix_token();
+            context.push(prefix.ok_or_else(|| no_token("context"))?);
         }
         if continuation.is_empty() {
-            return Err(no_token("choice"));
+            return Err(no_token("choice").into());
         }
-        let whole = context.len() + continuation.len() - 1;
-        let (cut, cut_choice) = (
-            whole.saturating_sub(limit),
-            continuation.len().saturating_sub(limit),
-        );
+        // The last token is only predicted, never read.
+        let input_length = context.len() + continuation.len() - 1;
+        let truncated_tokens = input_length.saturating_sub(limit);
+        let truncated_choice_tokens = continuation.len().saturating_sub(limit);
         let input = context
             .iter()
             .chain(&continuation)
-            .take(whole)
-            .skip(cut)
+            .take(input_length)
+            .skip(truncated_tokens)
             .copied()
             .collect();
         Ok(Self {
             input,
-            continuation: continuation[cut_choice..].to_vec(),
-            truncated_tokens: cut,
-            truncated_choice_tokens: cut_choice,
+            continuation: continuation[truncated_choice_tokens..].to_vec(),
+            truncated_tokens,
+            truncated_choice_tokens,
         })
     }
 }
 
-/// Context and continuation are encoded together, and the context alone; the continuation's tokens are those of the whole after
-/// as many as the context has. White space at the context's end belongs to the continuation.
+/// The tokens of context and continuation, encoded as one text: the continuation's are those after
+/// as many as the context alone has. White space at the end of the context belongs to the
+/// continuation, as in the harness.
 fn encode_jointly(
     request: &LikelihoodRequest,
-    special: bool,
+    add_special_tokens: bool,
     tokenizer: &Tokenizer,
-) -> Result<(Vec<u32>, Vec<u32>), Error> {
-    let mut whole = tokenizer.encode(
-        &format!("{}{}", request.context, request.continuation),
-        special,
-    )?;
-    let context = tokenizer.encode(request.context.trim_end(), special)?;
-    let continuation = whole.split_off(context.len().min(whole.len()));
+) -> Result<(Vec<u32>, Vec<u32>), TokenizerError> {
+    let text = format!("{}{}", request.context, request.continuation);
+    let mut all_tokens = tokenizer.encode(&text, add_special_tokens)?;
+    let context = tokenizer.encode(request.context.trim_end(), add_special_tokens)?;
+    let continuation = all_tokens.split_off(context.len().min(all_tokens.len()));
     Ok((context, continuation))
 }

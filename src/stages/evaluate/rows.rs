@@ -16,14 +16,16 @@ pub struct EvaluateRow {
     pub stderr: Option<f64>,
     /// Documents; for a perplexity, predicted tokens.
     pub n: u64,
-    /// `harness` or `llm-pruner`, and what of it was asked otherwise: `harness, 2 shots`, `harness, no BOS`. A perplexity of
-    /// windows is LLM-Pruner's, one of whole documents the harness's.
+    /// `harness` or `llm-pruner`, and options that change the measurement: `harness, 2 shots`,
+    /// `harness, no BOS`. A perplexity of windows is LLM-Pruner's, one of whole documents the
+    /// harness's.
     pub protocol: String,
     /// The accuracy of guessing: the mean of 1 / choices. Null for a perplexity.
     pub chance: Option<f64>,
-    /// Documents with a request whose left was cut away.
+    /// Documents with a request that was cut on the left.
     pub truncated: u64,
-    /// Documents with a choice that is longer than a request may be: its last tokens are scored, as many as fit.
+    /// Documents with a choice that is longer than a request may be: only its last tokens that fit
+    /// are scored.
     pub oversized: u64,
 }
 
@@ -33,15 +35,15 @@ pub struct SampleRow {
     pub task: String,
     /// Row of the file, from 0.
     pub doc: u64,
-    /// In the harness's order: BoolQ is no, yes.
+    /// Index of the choice, in the order of the harness: for BoolQ no, yes.
     pub choice: u32,
-    /// Summed over the choice's tokens, in nats.
+    /// Log likelihood, summed over the choice's tokens, in nats.
     pub loglikelihood: f64,
     /// Tokens that were scored.
     pub tokens: u32,
     /// Characters of the choice, its joining space not counted.
     pub chars: u32,
-    /// Whether every token is the model's first choice.
+    /// Whether every token is the most likely one.
     pub greedy: bool,
     /// Whether this is the right choice.
     pub gold: bool,
@@ -51,9 +53,10 @@ pub struct SampleRow {
     pub cut_choice: u32,
 }
 
-/// One row of `evaluate_documents.parquet`: what a document, or a window of text, contributes to a metric, which is the mean of
-/// these: 0 or 1 to an accuracy; to a perplexity its linearised share (the first order of the delta method). So two models
-/// are compared on the same documents.
+/// One row of `evaluate_documents.parquet`: the share of a document, or of a window of text, in a
+/// metric, which is the mean of the shares: 0 or 1 in an accuracy, the linearised share in a
+/// perplexity (the delta method to first order). With it two models are compared on the same
+/// documents.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DocumentRow {
     pub task: String,

@@ -1,6 +1,7 @@
-//! Means and their standard errors, and what each document contributes to a metric.
+//! Means with standard errors, and the share of each document in a metric.
 
-/// The mean, and √(sample variance / n), the standard error of the harness; of one value there is none.
+/// The mean, and its standard error √(s² / n) with the sample variance s² = Σ(x − mean)² / (n − 1),
+/// as the harness computes it; None for a single value.
 pub fn mean_and_stderr(values: &[f64]) -> (f64, Option<f64>) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
@@ -8,21 +9,19 @@ pub fn mean_and_stderr(values: &[f64]) -> (f64, Option<f64>) {
     (mean, (values.len() > 1).then(|| (variance / n).sqrt()))
 }
 
-/// Σ nll / Σ weight, and each part's linearised share in it: their mean is the ratio, and they vary as it does when the parts are
-/// drawn anew (the delta method, in its first order).
+/// The ratio R = Σ nll / Σ weight, and for each part i its linearised share R + (nll_i − R ·
+/// weight_i) / mean(weight). The mean of the shares is R, and their sample variance is that of R
+/// when parts are drawn anew (the delta method to first order).
 pub fn ratio_and_shares(nll: &[f64], weights: &[f64]) -> (f64, Vec<f64>) {
-    let n = nll.len() as f64;
-    let (ratio, mean) = (
-        nll.iter().sum::<f64>() / weights.iter().sum::<f64>(),
-        weights.iter().sum::<f64>() / n,
-    );
-    (
-        ratio,
-        nll.iter()
-            .zip(weights)
-            .map(|(nll, weight)| ratio + (nll - ratio * weight) / mean)
-            .collect(),
-    )
+    let total_weight = weights.iter().sum::<f64>();
+    let ratio = nll.iter().sum::<f64>() / total_weight;
+    let mean_weight = total_weight / nll.len() as f64;
+    let shares = nll
+        .iter()
+        .zip(weights)
+        .map(|(nll, weight)| ratio + (nll - ratio * weight) / mean_weight)
+        .collect();
+    (ratio, shares)
 }
 
 #[cfg(test)]

@@ -1,38 +1,114 @@
-//! Criteria that look at the inputs of the matrices on calibration data, forward only.
+//! `wanda` and `wifv`: criteria that read the inputs of the matrices on calibration data, forward
+//! only.
 //!
-//! Wanda (Sun et al., ICLR 2024): |w|·‖x‖₂ of the input channel, summed over a row or column.
-//! WIFV (FLAP, An et al., AAAI 2024): the fluctuation of the input channel, its variance over the calibration tokens,
-//! times the squared norm of the weight's column; defined for the matrix that reads the units, `o_proj`, `down_proj`.
+//! Wanda (Sun et al., ICLR 2024): |w|·‖x‖₂ of the input channel, summed over a row or column. WIFV
+//! (FLAP, An et al., AAAI 2024): the variance of the input channel over the calibration tokens,
+//! times the squared norm of the weight's column. It is defined for the matrix that reads the
+//! units: `o_proj`, `down_proj`.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Mutex;
 
-use super::{Error, Method, reduce_channels};
-use crate::stages::Context;
+use super::criterion::{Criterion, CriterionInput, CriterionScores, reduce_channels};
+use crate::stages::Environment;
+use crate::stages::error::StageError;
 use crate::stages::products::{InputMeans, MemberScores};
 use secateur_model::Model;
-use secateur_model::groups::{DependencyGraph, GroupKind};
+use secateur_model::groups::{Group, UnitLayout};
 use secateur_model::hooks::BlockHooks;
-use secateur_model::walk::{self, Sequence};
+use secateur_model::walk;
 use secateur_model::wiring::{BlockTensor, TensorId};
 use secateur_tensor::ops;
 use secateur_tensor::{Activations, AnyTape, Weight};
 
-/// Sequences between two looks at a request to stop.
-pub const CALIBRATION_BATCH: usize = 64;
+/// Sequences that are carried forward together, between two checks for an interrupt.
+const CALIBRATION_BATCH: usize = 64;
 
-/// Σx and Σx² of each input channel of a matrix.
+/// |w|·‖x‖₂.
+pub struct Wanda;
+
+impl Criterion for Wanda {
+    fn name(&self) -> &'static str {
+        "wanda"
+    }
+
+    fn needs_corpus(&self) -> bool {
+        true
+    }
+
+    fn needs_block_groups(&self) -> bool {
+        true
+    }
+
+    fn add_estimate(&self, environment: &mut Environment, samples: usize, length: usize) {
+        environment.add_forward_pass(samples.min(CALIBRATION_BATCH), length);
+    }
+
+    fn score(&self, input: &CriterionInput<'_>) -> Result<CriterionScores, StageError> {
+        let inputs = InputStatistics::collect(input)?;
+        let scores = inputs.score_members(
+            input,
+            |_| true,
+            |weight, channel| weight.abs() * channel.norm,
+        );
+        Ok(scores.into())
+    }
+}
+
+/// w² · variance(x).
+pub struct Wifv;
+
+impl Criterion for Wifv {
+    fn name(&self) -> &'static str {
+        "wifv"
+    }
+
+    fn needs_corpus(&self) -> bool {
+        true
+    }
+
+    fn needs_block_groups(&self) -> bool {
+        true
+    }
+
+    fn scores_output_member_only(&self) -> bool {
+        true
+    }
+
+    fn has_input_means(&self) -> bool {
+        true
+    }
+
+    fn add_estimate(&self, environment: &mut Environment, samples: usize, length: usize) {
+        environment.add_forward_pass(samples.min(CALIBRATION_BATCH), length);
+    }
+
+    fn score(&self, input: &CriterionInput<'_>) -> Result<CriterionScores, StageError> {
+        let inputs = InputStatistics::collect(input)?;
+        let groups = inputs.score_members(
+            input,
+            |is_output| is_output,
+            |weight, channel| weight * weight * channel.variance,
+        );
+        Ok(CriterionScores {
+            groups,
+            input_means: inputs.output_matrix_means(),
+        })
+    }
+}
+
+/// Σx and Σx² of each input channel of a matrix, over tokens.
 #[derive(Clone, Debug, Default)]
 struct InputMoments {
     sums: Vec<f64>,
     squares: Vec<f64>,
 }
 
-/// The moments of every matrix's inputs.
+/// The moments of every matrix's inputs, by layer and matrix.
 type MomentsByMatrix = BTreeMap<(usize, BlockTensor), InputMoments>;
 
-/// Looks at what goes into each matrix of a block.
+/// Adds the inputs of every matrix of one block to the moments, and computes the block as usual.
 struct InputMomentRecorder<'a> {
     layer: usize,
     moments: &'a Mutex<MomentsByMatrix>,
@@ -45,22 +121,14 @@ impl BlockHooks for InputMomentRecorder<'_> {
         weight: &Weight,
         x: Activations<T>,
     ) -> Activations<T> {
-        if let Ok(mut seen) = self.moments.lock() {
+        if let Ok(mut moments) = self.moments.lock() {
             let (sums, squares) = ops::column_moments(&x);
-            match seen.entry((self.layer, part)) {
+            match moments.entry((self.layer, part)) {
                 Entry::Vacant(entry) => drop(entry.insert(InputMoments { sums, squares })),
                 Entry::Occupied(mut entry) => {
-                    let moments = entry.get_mut();
-                    moments
-                        .sums
-                        .iter_mut()
-                        .zip(sums)
-                        .for_each(|(sum, own)| *sum += own);
-                    moments
-                        .squares
-                        .iter_mut()
-                        .zip(squares)
-                        .for_each(|(sum, own)| *sum += own);
+                    let total = entry.get_mut();
+                    add_to(&mut total.sums, &sums);
+                    add_to(&mut total.squares, &squares);
                 }
             }
         }
@@ -68,95 +136,112 @@ impl BlockHooks for InputMomentRecorder<'_> {
     }
 }
 
-/// Scores the members of block groups.
-pub fn activation_scores(
-    method: Method,
-    context: &Context,
-    model: &Model,
-    graph: &DependencyGraph,
-    sequences: &[Sequence],
-) -> Result<(Vec<Vec<MemberScores>>, InputMeans), Error> {
-    let name = if method == Method::Wanda {
-        "wanda"
-    } else {
-        "wifv"
-    };
-    if graph
-        .groups
-        .iter()
-        .any(|group| !matches!(group.kind, GroupKind::Attention | GroupKind::Mlp))
-    {
-        return Err(Error::NeedsBlockGrouping { method: name });
+fn add_to(total: &mut [f64], part: &[f64]) {
+    for (total, part) in total.iter_mut().zip(part) {
+        *total += part;
     }
-    let (seen, tokens) = collect_input_moments(context, model, sequences)?;
-    let score = |place: TensorId, lie| {
-        let TensorId::Block(layer, part) = place else {
-            return Vec::new();
-        };
-        let (weight, moments) = (model.weight(place), &seen[&(layer, part)]);
-        let (values, cols) = (weight.values(), weight.cols());
-        let norms: Vec<f64> = moments.squares.iter().map(|s| s.sqrt()).collect();
-        let variances: Vec<f64> = moments
-            .squares
-            .iter()
-            .zip(&moments.sums)
-            .map(|(s, m)| (s / tokens - (m / tokens) * (m / tokens)).max(0.0))
-            .collect();
-        reduce_channels(lie, weight.rows(), cols, |i| {
-            let w = f64::from(values[i]);
-            if method == Method::Wanda {
-                w.abs() * norms[i % cols]
-            } else {
-                w * w * variances[i % cols]
-            }
-        })
-    };
-    let groups = graph.groups.iter().map(|group| {
-        let scored = group
-            .members
-            .iter()
-            .enumerate()
-            .filter(|(_, member)| method == Method::Wanda || member.is_output);
-        scored
-            .map(|(member, at)| MemberScores {
-                member_index: member,
-                channels: score(at.tensor_id, at.unit_layout),
-            })
-            .collect()
-    });
-    let means = seen.iter().filter(|((_, part), _)| {
-        method == Method::Wifv && matches!(part, BlockTensor::O | BlockTensor::Down)
-    });
-    let means = means.map(|(&(layer, part), moments)| {
-        (
-            layer,
-            part,
-            moments.sums.iter().map(|sum| sum / tokens).collect(),
-        )
-    });
-    Ok((groups.collect(), means.collect()))
 }
 
-/// The moments of every matrix's inputs over all sequences, added pack by pack, and the number of tokens.
-fn collect_input_moments(
-    context: &Context,
-    model: &Model,
-    sequences: &[Sequence],
-) -> Result<(MomentsByMatrix, f64), Error> {
-    let seen = Mutex::new(MomentsByMatrix::new());
-    let bar = context.progress.bar("importance", sequences.len() as u64);
-    for together in sequences.chunks(CALIBRATION_BATCH) {
-        context.check_interrupt()?;
-        drop(walk::forward(model, together, |layer, _| {
-            InputMomentRecorder {
+/// One input channel of a matrix over the calibration tokens.
+#[derive(Clone, Copy)]
+struct InputChannel {
+    /// √Σx²
+    norm: f64,
+    /// E[x²] − E[x]², at least 0
+    variance: f64,
+}
+
+/// The inputs of every matrix over the calibration tokens.
+struct InputStatistics {
+    moments: MomentsByMatrix,
+    token_count: f64,
+}
+
+impl InputStatistics {
+    /// Carries the calibration sequences forward and adds up the inputs pack by pack.
+    fn collect(input: &CriterionInput<'_>) -> Result<Self, StageError> {
+        let moments = Mutex::new(MomentsByMatrix::new());
+        let sequence_count = input.sequences.len() as u64;
+        let bar = input.context.progress.bar("importance", sequence_count);
+        for batch in input.sequences.chunks(CALIBRATION_BATCH) {
+            input.context.check_interrupt()?;
+            let output = walk::forward(input.model, batch, |layer, _| InputMomentRecorder {
                 layer,
-                moments: &seen,
-            }
-        }));
-        together.iter().for_each(|_| bar.step());
+                moments: &moments,
+            });
+            drop(output);
+            batch.iter().for_each(|_| bar.step());
+        }
+        let tokens: usize = input.sequences.iter().map(|s| s.ids.len()).sum();
+        Ok(Self {
+            moments: moments.into_inner().unwrap_or_default(),
+            token_count: tokens as f64,
+        })
     }
-    Ok((
-        seen.into_inner().unwrap_or_default(),
-        sequences.iter().map(|s| s.ids.len()).sum::<usize>() as f64,
-    ))
+
+    /// Scores the members of block groups for which `is_scored(is_output)`: Σ `element(weight, its
+    /// input channel)` over each row or column.
+    fn score_members(
+        &self,
+        input: &CriterionInput<'_>,
+        is_scored: impl Fn(bool) -> bool,
+        element: impl Fn(f64, InputChannel) -> f64,
+    ) -> Vec<Vec<MemberScores>> {
+        let group_scores = |group: &Group| {
+            let mut scores = Vec::new();
+            for (member_index, member) in group.members.iter().enumerate() {
+                if is_scored(member.is_output) {
+                    let (tensor_id, layout) = (member.tensor_id, member.unit_layout);
+                    scores.push(MemberScores {
+                        member_index,
+                        channels: self.tensor_scores(input.model, tensor_id, layout, &element),
+                    });
+                }
+            }
+            scores
+        };
+        input.graph.groups.iter().map(group_scores).collect()
+    }
+
+    fn tensor_scores(
+        &self,
+        model: &Model,
+        tensor_id: TensorId,
+        layout: UnitLayout,
+        element: impl Fn(f64, InputChannel) -> f64,
+    ) -> Vec<f64> {
+        let TensorId::Block(layer, tensor) = tensor_id else {
+            return Vec::new();
+        };
+        let channels = self.input_channels(layer, tensor);
+        let weight = model.weight(tensor_id);
+        // [outputs, inputs]: the column of an element is its input channel
+        let (values, cols) = (weight.values(), weight.cols());
+        reduce_channels(layout, weight.rows(), cols, |index| {
+            element(f64::from(values[index]), channels[index % cols])
+        })
+    }
+
+    fn input_channels(&self, layer: usize, tensor: BlockTensor) -> Vec<InputChannel> {
+        let moments = &self.moments[&(layer, tensor)];
+        let tokens = self.token_count;
+        let channel = |(square_sum, sum): (&f64, &f64)| InputChannel {
+            norm: square_sum.sqrt(),
+            variance: (square_sum / tokens - (sum / tokens) * (sum / tokens)).max(0.0),
+        };
+        let sums = moments.squares.iter().zip(&moments.sums);
+        sums.map(channel).collect()
+    }
+
+    /// E[x] of the matrices that write back to the residual stream.
+    fn output_matrix_means(&self) -> InputMeans {
+        let mut means = InputMeans::new();
+        for (&(layer, tensor), moments) in &self.moments {
+            if matches!(tensor, BlockTensor::O | BlockTensor::Down) {
+                let channel_means = moments.sums.iter().map(|sum| sum / self.token_count);
+                means.push((layer, tensor, channel_means.collect()));
+            }
+        }
+        means
+    }
 }

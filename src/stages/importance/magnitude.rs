@@ -1,90 +1,84 @@
-//! Criteria that look at no data: the weights' magnitudes, random numbers, the units' order.
+//! `l1` and `l2`: Σ|w| or Σw² over each row or column of a member.
 
-use rand::RngExt;
-
-use super::reduce_channels;
-use crate::stages::products::{Compat, MemberScores};
-use secateur_base::random::Seed;
+use super::Compat;
+use super::criterion::{Criterion, CriterionInput, CriterionScores, reduce_channels};
+use crate::stages::error::StageError;
+use crate::stages::products::MemberScores;
 use secateur_model::Model;
-use secateur_model::groups::{DependencyGraph, Group, Member, UnitLayout};
+use secateur_model::groups::{Group, Member, UnitLayout};
 use secateur_model::wiring::TensorId;
 
-/// Σ f(w) over each row or column of each member. The reference forgets the embedding among the members of the residual
-/// stream.
-pub fn magnitude_scores(
-    model: &Model,
-    graph: &DependencyGraph,
-    compat: Compat,
-    f: fn(f64) -> f64,
-) -> Vec<Vec<MemberScores>> {
-    let members = |group: &Group| {
-        let channels = |place: TensorId, lie| {
-            let weight = model.weight(place);
-            let values = weight.values();
-            reduce_channels(lie, weight.rows(), weight.cols(), |i| {
-                f(f64::from(values[i]))
-            })
-        };
-        let scores = |(member, at): (usize, &Member)| {
-            let channels = match (at.unit_layout, at.tensor_id) {
-                (UnitLayout::WholeTensor, TensorId::Block(_, part)) => (0..group.unit_count)
-                    .flat_map(|layer| channels(TensorId::Block(layer, part), at.unit_layout))
-                    .collect(),
-                _ => channels(at.tensor_id, at.unit_layout),
-            };
-            MemberScores {
-                member_index: member,
-                channels,
+/// The magnitudes of weights, by one of two norms.
+pub enum Magnitude {
+    L1,
+    /// Without the root, as the reference.
+    L2,
+}
+
+impl Criterion for Magnitude {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::L1 => "l1",
+            Self::L2 => "l2",
+        }
+    }
+
+    fn is_magnitude(&self) -> bool {
+        true
+    }
+
+    fn reference_difference(&self, model: &Model) -> Option<&'static str> {
+        let is_tied = model.lm_head.is_none();
+        is_tied.then_some(
+            "the reference cannot take the magnitudes of a tied head and raises; it is left out",
+        )
+    }
+
+    fn score(&self, input: &CriterionInput<'_>) -> Result<CriterionScores, StageError> {
+        let group_scores = |group: &Group| self.group_scores(input, group);
+        let groups: Vec<_> = input.graph.groups.iter().map(group_scores).collect();
+        Ok(groups.into())
+    }
+}
+
+impl Magnitude {
+    /// The scores of a group's members. The reference leaves out the embedding, a member of the
+    /// residual stream's group.
+    fn group_scores(&self, input: &CriterionInput<'_>, group: &Group) -> Vec<MemberScores> {
+        let mut scores = Vec::new();
+        for (member_index, member) in group.members.iter().enumerate() {
+            if input.compat == Compat::Reference && member.tensor_id == TensorId::Embedding {
+                continue;
             }
-        };
-        let scored = |(_, at): &(usize, &Member)| {
-            compat == Compat::Corrected || at.tensor_id != TensorId::Embedding
-        };
-        group
-            .members
-            .iter()
-            .enumerate()
-            .filter(scored)
-            .map(scores)
-            .collect()
-    };
-    graph.groups.iter().map(members).collect()
-}
+            scores.push(MemberScores {
+                member_index,
+                channels: self.member_scores(input.model, group, member),
+            });
+        }
+        scores
+    }
 
-/// A uniform number in [0, 1) for each channel of each group's root, in the order of the groups.
-pub fn random_scores(model: &Model, graph: &DependencyGraph, seed: Seed) -> Vec<Vec<MemberScores>> {
-    let mut stream = seed.rng();
-    root_member_scores(model, graph, |_, _| stream.random::<f64>())
-}
+    fn member_scores(&self, model: &Model, group: &Group, member: &Member) -> Vec<f64> {
+        match (member.unit_layout, member.tensor_id) {
+            // Units are layers: the member stands for this matrix of every layer, each one channel.
+            (UnitLayout::WholeTensor, TensorId::Block(_, tensor)) => (0..group.unit_count)
+                .flat_map(|layer| {
+                    self.tensor_scores(model, TensorId::Block(layer, tensor), member.unit_layout)
+                })
+                .collect(),
+            _ => self.tensor_scores(model, member.tensor_id, member.unit_layout),
+        }
+    }
 
-/// Units in their order, the first the most important: unit u of n scores n − u, spread over its channels.
-pub fn unit_order_scores(model: &Model, graph: &DependencyGraph) -> Vec<Vec<MemberScores>> {
-    root_member_scores(model, graph, |units, share| units as f64 - share.floor())
-}
-
-/// Scores for the channels of each group's root alone: `score(units, unit that the channel belongs to)`.
-fn root_member_scores(
-    model: &Model,
-    graph: &DependencyGraph,
-    mut score: impl FnMut(usize, f64) -> f64,
-) -> Vec<Vec<MemberScores>> {
-    let groups = graph.groups.iter();
-    let channels = |group: &Group| {
-        let width = group
-            .members
-            .first()
-            .map_or(1, |root| group.channels_per_unit(model, root));
-        (0..group.unit_count * width)
-            .map(|c| score(group.unit_count, (c / width) as f64))
-            .collect()
-    };
-    groups
-        .map(channels)
-        .map(|channels| {
-            vec![MemberScores {
-                member_index: 0,
-                channels,
-            }]
+    fn tensor_scores(&self, model: &Model, tensor_id: TensorId, layout: UnitLayout) -> Vec<f64> {
+        let weight = model.weight(tensor_id);
+        let values = weight.values();
+        reduce_channels(layout, weight.rows(), weight.cols(), |index| {
+            let value = f64::from(values[index]);
+            match self {
+                Self::L1 => value.abs(),
+                Self::L2 => value * value,
+            }
         })
-        .collect()
+    }
 }

@@ -6,10 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::criterion::{Criterion, CriterionInput, CriterionScores};
 use super::{Error, Fisher, Taylor};
 use crate::progress::Bar;
-use crate::stages::Context;
 use crate::stages::products::MemberScores;
+use crate::stages::{Context, Environment, StageError};
 use secateur_model::blocks::Block;
 use secateur_model::groups::{DependencyGraph, Group, UnitLayout};
 use secateur_model::walk::{self, BackwardOptions, GradientVisitor, Pack, Sequence};
@@ -52,6 +53,35 @@ impl TaylorCriterion {
     }
 }
 
+impl Criterion for TaylorCriterion {
+    fn name(&self) -> &'static str {
+        "taylor"
+    }
+
+    fn needs_corpus(&self) -> bool {
+        true
+    }
+
+    fn is_signed(&self) -> bool {
+        matches!(self.form, Taylor::Vector | Taylor::VectorMixed)
+    }
+
+    fn add_estimate(&self, environment: &mut Environment, samples: usize, length: usize) {
+        environment.add_backward_walk(samples, length);
+    }
+
+    fn reference_difference(&self, _: &Model) -> Option<&'static str> {
+        self.is_second_order().then_some(
+            "the reference keeps no squared gradients for channels and raises; they are scored as blocks are",
+        )
+    }
+
+    fn score(&self, input: &CriterionInput<'_>) -> Result<CriterionScores, StageError> {
+        let (context, model, graph) = (input.context, input.model, input.graph);
+        Ok(taylor_scores(*self, context, model, graph, input.sequences)?.into())
+    }
+}
+
 /// Scores every member of every group.
 pub fn taylor_scores(
     criterion: TaylorCriterion,
@@ -59,7 +89,7 @@ pub fn taylor_scores(
     model: &Model,
     graph: &DependencyGraph,
     sequences: &[Sequence],
-) -> Result<Vec<Vec<MemberScores>>, Error> {
+) -> Result<Vec<Vec<MemberScores>>, StageError> {
     let reduction = ScoreReduction::new(criterion, sequences.len(), graph, model);
     let member_tensors = graph.groups.iter().flat_map(group_tensors);
     let scored_tensors: BTreeSet<TensorId> = member_tensors
@@ -90,7 +120,7 @@ pub fn taylor_scores(
     let loss = walk::backward(model, sequences, &options, &mut collector);
     context.check_interrupt()?;
     if !loss.mean.is_finite() {
-        return Err(Error::NonFiniteLoss(loss.mean));
+        return Err(Error::NonFiniteLoss(loss.mean).into());
     }
     tracing::debug!(samples = sequences.len(), loss = loss.mean, "calibration");
     Ok(collector.into_scores())

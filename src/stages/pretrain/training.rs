@@ -1,6 +1,6 @@
 //! What `pretrain` trains: every weight of the model.
 
-use super::{Error, Options};
+use super::Options;
 use crate::stages::Context;
 use crate::stages::train::{
     BETA2_PRETRAIN, Decay, LearningRateSchedule, MicroBatch, Trainable, TrainedParameter, Trainer,
@@ -58,8 +58,6 @@ impl ModelTraining {
 }
 
 impl Trainable for ModelTraining {
-    type Error = Error;
-
     fn parameters(&self) -> Vec<TrainedParameter> {
         let is_block_matrix = |tensor: TensorId| matches!(tensor, TensorId::Block(_, part) if BlockTensor::MATRICES.contains(&part));
         let tensors = self.model.tensor_ids().into_iter();

@@ -1,96 +1,106 @@
-//! Which units go (LLM-Pruner, section 3.3; the reference's rule of counting, `int()` and all, in double precision).
+//! Which units are removed (LLM-Pruner, section 3.3). Counts follow the reference, with its `int()`
+//! and in double precision.
 
-use super::{Compat, Options, RepeatPosition};
+use super::{Compat, Options};
+use crate::stages::RepeatPosition;
 use crate::stages::products::GroupScores;
 use secateur_model::Model;
 use secateur_model::groups::{DependencyGraph, Group, GroupKind};
 
-/// Two scores closer than this share of the larger are a near-tie: float32 programs may order them either way.
+/// Two scores that differ by at most this share of the larger are a near-tie: programs that compute
+/// in float32 may order them either way.
 const NEAR_TIE_TOLERANCE: f64 = 3e-5;
 
-/// Which units go, and which lie so close to the border that float32 programs may decide otherwise; group by group.
+/// The decision, group by group in the order of the graph.
 pub struct UnitSelection {
+    /// Units that are removed, ascending.
     pub removed: Vec<Vec<usize>>,
+    /// For each unit, whether its score is so close to the border between kept and removed that
+    /// rounding may decide.
     pub is_near_tie: Vec<Vec<bool>>,
 }
 
-/// Every group for itself: the lowest-scored units, so many that `share` of the initial width is gone.
+/// Ranks every group alone: removes its lowest-scored units until `share` of its initial width is
+/// gone.
+///
+/// `initial_counts`: units of each group that `share` refers to.
 pub fn select_per_group(
     options: &Options,
     share: f64,
     model: &Model,
     graph: &DependencyGraph,
     scores: &GroupScores,
-    initial: &[usize],
+    initial_counts: &[usize],
 ) -> UnitSelection {
-    let groups = graph.groups.iter().zip(&scores.groups).zip(initial);
-    let mut untouched = Vec::new();
-    let removed: Vec<Vec<usize>> = groups
-        .map(|((group, scores), &initial)| {
-            let width = match group.kind {
-                GroupKind::Attention => group.min_channels_per_unit(model),
-                GroupKind::Mlp | GroupKind::Hidden | GroupKind::Layer => 1,
-            };
-            let count = units_to_remove(group.unit_count, initial, width, share);
-            if count == 0
-                && units_to_remove(group.unit_count * width, initial * width, 1, share) > 0
-            {
-                untouched.push(group.layer);
-            }
-            lowest_scored(
-                scores,
-                limit_removal_count(options, group, round_removal_count(options, group, count)),
-            )
-        })
-        .collect();
-    if !untouched.is_empty() {
-        // the reference raises an error here
-        tracing::warn!(share, layers = ?untouched, "less than one head would go: the heads of these layers stay");
+    let mut removed = Vec::with_capacity(graph.groups.len());
+    let mut is_near_tie = Vec::with_capacity(graph.groups.len());
+    let mut unpruned_layers = Vec::new();
+    for (index, group) in graph.groups.iter().enumerate() {
+        let initial = initial_counts[index];
+        // The reference counts channels. A head is removed whole; the other kinds of units count as
+        // one channel.
+        let width = match group.kind {
+            GroupKind::Attention => group.min_channels_per_unit(model),
+            GroupKind::Mlp | GroupKind::Hidden | GroupKind::Layer => 1,
+        };
+        let wanted = units_to_remove(group.unit_count, initial, width, share);
+        let wanted_channels = units_to_remove(group.unit_count * width, initial * width, 1, share);
+        if wanted == 0 && wanted_channels > 0 {
+            unpruned_layers.push(group.layer);
+        }
+        let rounded = round_removal_count(options, group, wanted);
+        let count = limit_removal_count(options, group, rounded);
+        let group_scores = &scores.groups[index];
+        let lowest = lowest_scored(group_scores, count);
+        is_near_tie.extend(near_ties(&[group_scores], std::slice::from_ref(&lowest)));
+        removed.push(lowest);
     }
-    let near = scores.groups.iter().zip(&removed);
-    let near = near
-        .flat_map(|(scores, removed)| near_ties(&[scores], std::slice::from_ref(removed)))
-        .collect();
+    if !unpruned_layers.is_empty() {
+        // The reference raises an error here.
+        tracing::warn!(share, layers = ?unpruned_layers, "the share is less than one head: these layers keep all heads");
+    }
     UnitSelection {
         removed,
-        is_near_tie: near,
+        is_near_tie,
     }
 }
 
-/// The share that is gone after this time, reached linearly.
-pub fn scheduled_share(ratio: f64, schedule: Option<RepeatPosition>) -> f64 {
-    schedule
-        .map_or(ratio, |s| {
-            f64::from(s.iteration) / f64::from(s.iterations) * ratio
-        })
-        .min(1.0)
+/// The share that is gone after this iteration of a repeat. It rises linearly to `ratio`.
+pub fn scheduled_share(ratio: f64, repeat_position: Option<RepeatPosition>) -> f64 {
+    let share = match repeat_position {
+        Some(repeat) => f64::from(repeat.iteration) / f64::from(repeat.iterations) * ratio,
+        None => ratio,
+    };
+    share.min(1.0)
 }
 
-/// n = current − int(initial · (1 − share)) channels, of which whole units of `width` channels go.
+/// How many of `units` units of `width` channels are removed: `current − int(initial · (1 −
+/// share))` channels, in whole units.
 pub fn units_to_remove(units: usize, initial: usize, width: usize, share: f64) -> usize {
-    let stay = ((initial * width) as f64 * (1.0 - share)) as usize;
-    (units * width).saturating_sub(stay) / width
+    let kept_channels = ((initial * width) as f64 * (1.0 - share)) as usize;
+    (units * width).saturating_sub(kept_channels) / width
 }
 
-/// Fewer units, so that the width that stays is a multiple of `round_to`.
+/// Removes fewer units, so that the width that stays is a multiple of `round_to`.
 fn round_removal_count(options: &Options, group: &Group, count: usize) -> usize {
     if options.round_to == 1 || matches!(group.kind, GroupKind::Attention | GroupKind::Layer) {
         return count;
     }
-    let stay = (group.unit_count - count.min(group.unit_count)).next_multiple_of(options.round_to);
-    if stay > group.unit_count {
+    let kept = group.unit_count - count.min(group.unit_count);
+    let rounded = kept.next_multiple_of(options.round_to);
+    if rounded > group.unit_count {
         let (layer, kind, units) = (group.layer, group.kind.name(), group.unit_count);
         tracing::warn!(
             layer,
             group = kind,
             units,
-            "no smaller multiple of `round_to` is large enough; the group is left alone"
+            "no multiple of `round_to` lies between the width to keep and the width of the group; the group is not pruned"
         );
     }
-    group.unit_count.saturating_sub(stay)
+    group.unit_count.saturating_sub(rounded)
 }
 
-/// No group is emptied: the reference leaves it alone, the corrected rule leaves it one unit.
+/// Never removes all units: the reference then removes none, the corrected rule keeps one.
 fn limit_removal_count(options: &Options, group: &Group, count: usize) -> usize {
     if count < group.unit_count {
         return count;
@@ -103,7 +113,7 @@ fn limit_removal_count(options: &Options, group: &Group, count: usize) -> usize 
     }
 }
 
-/// The `count` lowest scores; of equals the lower index goes first.
+/// The `count` lowest scores, ascending by index; of equal scores the lower index comes first.
 fn lowest_scored(scores: &[f64], count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(a.cmp(&b)));
@@ -112,54 +122,49 @@ fn lowest_scored(scores: &[f64], count: usize) -> Vec<usize> {
     order
 }
 
-/// All groups ranked together, a unit of a group against a unit of another.
+/// Ranks the units of all groups together until `share` of all initial units is gone.
 pub fn select_across_groups(
     options: &Options,
     share: f64,
     graph: &DependencyGraph,
     scores: &GroupScores,
-    initial: &[usize],
+    initial_counts: &[usize],
 ) -> UnitSelection {
-    let now: usize = graph.groups.iter().map(|group| group.unit_count).sum();
-    let count = units_to_remove(now, initial.iter().sum(), 1, share);
-    let (comparable, removed) = match options.compat {
-        Compat::Reference => (
-            scores.groups.clone(),
-            select_below_threshold(graph, scores, count),
-        ),
+    let current: usize = graph.groups.iter().map(|group| group.unit_count).sum();
+    let count = units_to_remove(current, initial_counts.iter().sum(), 1, share);
+    let (ranked_scores, ranked) = match options.compat {
+        Compat::Reference => {
+            let selected = select_below_threshold(graph, scores, count);
+            (scores.groups.clone(), selected)
+        }
         Compat::Corrected => {
             let comparable: Vec<Vec<f64>> = scores
                 .groups
                 .iter()
-                .map(|scores| normalize_to_unit_mean(scores))
+                .map(|group_scores| normalize_to_unit_mean(group_scores))
                 .collect();
-            let removed = select_lowest_ranked(graph, &comparable, count);
-            (comparable, removed)
+            let selected = select_lowest_ranked(graph, &comparable, count);
+            (comparable, selected)
         }
     };
-    let near = near_ties(&comparable, &removed);
-    // Rounding gives back the best of those that were to go.
-    let removed =
-        graph
-            .groups
-            .iter()
-            .zip(&scores.groups)
-            .zip(removed)
-            .map(|((group, scores), removed)| {
-                let count = round_removal_count(options, group, removed.len());
-                if count == removed.len() {
-                    removed
-                } else {
-                    lowest_scored(scores, count)
-                }
-            });
+    let is_near_tie = near_ties(&ranked_scores, &ranked);
+    // Rounding keeps the best of the units that were selected.
+    let mut removed = Vec::with_capacity(ranked.len());
+    for (index, selected) in ranked.into_iter().enumerate() {
+        let rounded = round_removal_count(options, &graph.groups[index], selected.len());
+        removed.push(if rounded == selected.len() {
+            selected
+        } else {
+            lowest_scored(&scores.groups[index], rounded)
+        });
+    }
     UnitSelection {
-        removed: removed.collect(),
-        is_near_tie: near,
+        removed,
+        is_near_tie,
     }
 }
 
-/// Scores divided by their mean, so that those of different groups can be compared.
+/// Scores divided by their mean, which makes groups comparable.
 fn normalize_to_unit_mean(scores: &[f64]) -> Vec<f64> {
     let mean = scores.iter().sum::<f64>() / scores.len() as f64;
     if mean > 0.0 {
@@ -169,107 +174,100 @@ fn normalize_to_unit_mean(scores: &[f64]) -> Vec<f64> {
     }
 }
 
-/// The reference: raw scores, everything at or below the count-th lowest, a group that would be emptied left alone.
+/// The reference's rule: compares raw scores, removes every unit at or below the count-th lowest,
+/// and skips a group that would lose all units.
 fn select_below_threshold(
     graph: &DependencyGraph,
     scores: &GroupScores,
     count: usize,
 ) -> Vec<Vec<usize>> {
-    let mut all: Vec<f64> = scores.groups.iter().flatten().copied().collect();
-    all.sort_by(f64::total_cmp);
-    let threshold = count
-        .checked_sub(1)
-        .and_then(|last| all.get(last))
-        .copied()
-        .unwrap_or(f64::NEG_INFINITY);
-    graph
-        .groups
-        .iter()
-        .zip(&scores.groups)
-        .map(|(group, scores)| {
-            let below: Vec<usize> = (0..group.unit_count)
-                .filter(|&unit| scores[unit] <= threshold)
-                .collect();
-            if below.len() == group.unit_count {
-                tracing::warn!(
-                    layer = group.layer,
-                    group = group.kind.name(),
-                    "the threshold would empty the group; it is left alone"
-                );
-                return Vec::new();
-            }
-            below
-        })
-        .collect()
+    let mut all_scores: Vec<f64> = scores.groups.iter().flatten().copied().collect();
+    all_scores.sort_by(f64::total_cmp);
+    let threshold = match count.checked_sub(1).and_then(|last| all_scores.get(last)) {
+        Some(&threshold) => threshold,
+        None => f64::NEG_INFINITY,
+    };
+    let mut selected = Vec::with_capacity(graph.groups.len());
+    for (group, group_scores) in graph.groups.iter().zip(&scores.groups) {
+        let below: Vec<usize> = (0..group.unit_count)
+            .filter(|&unit| group_scores[unit] <= threshold)
+            .collect();
+        if below.len() == group.unit_count {
+            tracing::warn!(
+                layer = group.layer,
+                group = group.kind.name(),
+                "the threshold would empty the group; the group is not pruned"
+            );
+            selected.push(Vec::new());
+        } else {
+            selected.push(below);
+        }
+    }
+    selected
 }
 
-/// The corrected rule: comparable scores, exactly `count` units, at least one left in every group.
+/// The corrected rule: removes exactly the `count` lowest units of comparable scores, but never the
+/// last unit of a group.
 fn select_lowest_ranked(
     graph: &DependencyGraph,
     comparable: &[Vec<f64>],
     count: usize,
 ) -> Vec<Vec<usize>> {
     let mut order: Vec<(f64, usize, usize)> = Vec::new();
-    for (g, scores) in comparable.iter().enumerate() {
-        order.extend(
-            scores
-                .iter()
-                .enumerate()
-                .map(|(unit, &score)| (score, g, unit)),
-        );
+    for (group, scores) in comparable.iter().enumerate() {
+        let units = scores.iter().enumerate();
+        order.extend(units.map(|(unit, &score)| (score, group, unit)));
     }
+    // Of equal scores the lower group, then the lower unit comes first.
     order.sort_by(|a, b| a.0.total_cmp(&b.0).then((a.1, a.2).cmp(&(b.1, b.2))));
     let mut removed = vec![Vec::new(); graph.groups.len()];
-    let mut left = count;
-    for (_, g, unit) in order {
-        if left > 0 && removed[g].len() + 1 < graph.groups[g].unit_count {
-            removed[g].push(unit);
-            left -= 1;
+    let mut remaining = count;
+    for (_, group, unit) in order {
+        let leaves_one = removed[group].len() + 1 < graph.groups[group].unit_count;
+        if remaining > 0 && leaves_one {
+            removed[group].push(unit);
+            remaining -= 1;
         }
     }
     removed.iter_mut().for_each(|units| units.sort_unstable());
     removed
 }
 
-/// Which units lie so close to the border between kept and removed that rounding may decide. The groups given are ranked
-/// together.
+/// Which units are so close to the border between kept and removed that rounding may decide. The
+/// groups are ranked together: a removed unit is compared with the lowest score that is kept, a
+/// kept unit with the highest score that is removed.
 fn near_ties(scores: &[impl AsRef<[f64]>], removed: &[Vec<usize>]) -> Vec<Vec<bool>> {
-    let units = || {
-        scores.iter().zip(removed).flat_map(|(scores, removed)| {
-            scores
-                .as_ref()
-                .iter()
-                .enumerate()
-                .map(|(unit, &score)| (removed.binary_search(&unit).is_ok(), score))
-        })
+    let is_removed = |group: usize, unit: usize| removed[group].binary_search(&unit).is_ok();
+    let mut highest_removed = f64::NEG_INFINITY;
+    let mut lowest_kept = f64::INFINITY;
+    for (group, group_scores) in scores.iter().enumerate() {
+        for (unit, &score) in group_scores.as_ref().iter().enumerate() {
+            if is_removed(group, unit) {
+                highest_removed = highest_removed.max(score);
+            } else {
+                lowest_kept = lowest_kept.min(score);
+            }
+        }
+    }
+    // The border is infinite if nothing is removed, or nothing kept: then there are no near-ties.
+    let is_near = |score: f64, border: f64| {
+        let tolerance = NEAR_TIE_TOLERANCE * score.abs().max(border.abs());
+        border.is_finite() && (score - border).abs() <= tolerance
     };
-    let highest_removed = units()
-        .filter(|(gone, _)| *gone)
-        .map(|(_, score)| score)
-        .fold(f64::NEG_INFINITY, f64::max);
-    let lowest_kept = units()
-        .filter(|(gone, _)| !gone)
-        .map(|(_, score)| score)
-        .fold(f64::INFINITY, f64::min);
-    let near = |a: f64, b: f64| {
-        b.is_finite() && (a - b).abs() <= NEAR_TIE_TOLERANCE * a.abs().max(b.abs())
-    };
-    let of_group = |(scores, removed): (&_, &Vec<usize>)| {
-        let scores: &[f64] = AsRef::as_ref(scores);
-        let border = |unit: usize| {
-            if removed.binary_search(&unit).is_ok() {
+    let mut ties = Vec::with_capacity(scores.len());
+    for (group, group_scores) in scores.iter().enumerate() {
+        let mut group_ties = Vec::new();
+        for (unit, &score) in group_scores.as_ref().iter().enumerate() {
+            let border = if is_removed(group, unit) {
                 lowest_kept
             } else {
                 highest_removed
-            }
-        };
-        scores
-            .iter()
-            .enumerate()
-            .map(|(unit, &score)| near(score, border(unit)))
-            .collect()
-    };
-    scores.iter().zip(removed).map(of_group).collect()
+            };
+            group_ties.push(is_near(score, border));
+        }
+        ties.push(group_ties);
+    }
+    ties
 }
 
 #[cfg(test)]
@@ -278,7 +276,8 @@ mod tests {
 
     #[test]
     fn counts_follow_the_reference() {
-        // 4096 channels in heads of 128: a quarter is 8 heads, a fifth 6 (6.4), half 16, six tenths 19
+        // 4096 channels in heads of 128: a quarter is 8 heads, a fifth 6 (6.4), half 16, six tenths
+        // 19
         let heads = |share| units_to_remove(32, 32, 128, share);
         assert_eq!(
             [heads(0.25), heads(0.2), heads(0.5), heads(0.6)],
@@ -289,7 +288,7 @@ mod tests {
             [channels(0.25), channels(0.2), channels(0.6)],
             [2752, 2202, 6605]
         );
-        // double precision: 100 · (1 − 0.8) is 19.999…, truncated
+        // in double precision 100 · (1 − 0.8) is 19.999…, which truncates to 19
         assert_eq!(units_to_remove(100, 100, 1, 0.8), 81);
     }
 
@@ -298,20 +297,17 @@ mod tests {
         let rows: serde_json::Value =
             serde_json::from_str(include_str!("../../../tests/golden/counts.json")).expect("JSON");
         let mut compared = 0;
-        for row in rows.as_array().expect("a list") {
-            let number = |of: &serde_json::Value, key: &str| of[key].as_u64().expect(key) as usize;
-            let (initial, width, times) = (
-                number(row, "init"),
-                number(row, "unit"),
-                number(row, "iterative_steps") as u32,
-            );
-            for step in row["steps"].as_array().expect("a list") {
-                let schedule = RepeatPosition {
+        for row in rows.as_array().expect("list") {
+            let number =
+                |row: &serde_json::Value, key: &str| row[key].as_u64().expect(key) as usize;
+            let (initial, width) = (number(row, "init"), number(row, "unit"));
+            let iterations = number(row, "iterative_steps") as u32;
+            for step in row["steps"].as_array().expect("list") {
+                let position = RepeatPosition {
                     iteration: number(step, "t") as u32,
-                    iterations: times,
+                    iterations,
                 };
-                let share =
-                    scheduled_share(row["ratio"].as_f64().expect("a ratio"), Some(schedule));
+                let share = scheduled_share(row["ratio"].as_f64().expect("ratio"), Some(position));
                 let removed = units_to_remove(
                     number(step, "current") / width,
                     initial / width,
@@ -332,7 +328,7 @@ mod tests {
             near_ties(&[[1.0, 0.5, 0.5, 3.0]], &[vec![1]]),
             [[false, true, true, false]]
         );
-        // ranked together, the border is one
+        // groups that are ranked together share one border
         assert_eq!(
             near_ties(&[vec![1.0, 2.0], vec![2.00001, 3.0]], &[vec![0, 1], vec![]]),
             [[false, true], [true, false]]

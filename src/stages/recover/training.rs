@@ -2,6 +2,7 @@
 
 use super::{Error, Options};
 use crate::stages::Context;
+use crate::stages::StageError;
 use crate::stages::train::{
     BETA2_DEFAULT, Decay, LearningRateSchedule, MicroBatch, Trainable, TrainedParameter, Trainer,
     TrainingOptions, UpdateGradients,
@@ -66,8 +67,6 @@ impl<'a> AdapterTraining<'a> {
 }
 
 impl Trainable for AdapterTraining<'_> {
-    type Error = Error;
-
     fn parameters(&self) -> Vec<TrainedParameter> {
         let adapters = self.adapter.factors.keys();
         adapters
@@ -122,12 +121,13 @@ impl Trainable for AdapterTraining<'_> {
         walk::backward(self.model, batch.sequences, &options, gradients).mean
     }
 
-    fn check_update(&self, update: usize, learning_rate: f64) -> Result<(), Error> {
+    fn check_update(&self, update: usize, learning_rate: f64) -> Result<(), StageError> {
         if learning_rate > 0.0 && self.is_adapter_zero() {
             return Err(Error::AdapterStillZero {
                 update,
                 rate: learning_rate,
-            });
+            }
+            .into());
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::products::UpdateRow;
-use super::{Context, Interrupted};
+use super::{Context, StageError};
 use optimizer::{AdamMoments, AdamStep, clip_factor};
 use secateur_data::feed::RowSampler;
 use secateur_model::ParameterId;
@@ -24,8 +24,6 @@ pub use schedule::{Decay, LearningRateSchedule};
 
 /// What a stage trains.
 pub trait Trainable {
-    type Error: From<Interrupted> + From<Divergence>;
-
     /// The trained parameters. The list is the same in every run of the stage.
     fn parameters(&self) -> Vec<TrainedParameter>;
 
@@ -38,7 +36,7 @@ pub trait Trainable {
     fn loss_and_gradients(&self, batch: &MicroBatch<'_>, gradients: &mut UpdateGradients) -> f64;
 
     /// Called after each update, counted from 1, that was made with this learning rate.
-    fn check_update(&self, _update: usize, _learning_rate: f64) -> Result<(), Self::Error> {
+    fn check_update(&self, _update: usize, _learning_rate: f64) -> Result<(), StageError> {
         Ok(())
     }
 }
@@ -144,7 +142,7 @@ impl<T: Trainable> Trainer<T> {
         mut self,
         rows: &mut RowSampler,
         context: &Context,
-    ) -> Result<(T, Vec<UpdateRow>), T::Error> {
+    ) -> Result<(T, Vec<UpdateRow>), StageError> {
         if let Some(state) = context.checkpoint.read::<TrainingState>() {
             self.resume(state);
             rows.skip(self.update_rows.len() * self.options.batch);
@@ -171,7 +169,7 @@ impl<T: Trainable> Trainer<T> {
     ///
     /// # Errors
     /// If training diverges or a check of the stage fails.
-    pub fn run_update(&mut self, batch: &[Sequence]) -> Result<f64, T::Error> {
+    pub fn run_update(&mut self, batch: &[Sequence]) -> Result<f64, StageError> {
         let update = self.update_rows.len();
         let (loss, gradients) = self.batch_gradients(batch, update);
         let norm = gradients.global_norm();

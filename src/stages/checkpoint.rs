@@ -1,4 +1,5 @@
-//! How far a long stage came: left on disk while it works, so that an interrupted run goes on where it stopped.
+//! The state of a long stage, written to disk while it runs, so that an interrupted run resumes
+//! where it stopped.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -10,13 +11,15 @@ use serde::de::DeserializeOwned;
 
 use secateur_base::files;
 
-/// At least so long between two writes.
+/// The shortest time between two writes.
 const MIN_WRITE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Between two writes passes so many times what a write takes: at most two percent of the time go into writing.
+/// The time between two writes is at least this multiple of what the last write took, so at most
+/// two percent of the time are spent on writing.
 const INTERVAL_PER_WRITE_TIME: u32 = 50;
 
-/// The place of one stage's state. Clones are the same place. The default keeps nothing.
+/// Where the state of one stage is written. Clones share it. The default has no file and writes
+/// nothing.
 #[derive(Clone, Debug, Default)]
 pub struct StageCheckpoint {
     file: Option<PathBuf>,
@@ -24,7 +27,7 @@ pub struct StageCheckpoint {
 }
 
 impl StageCheckpoint {
-    /// State in a file, which may be there from an earlier run.
+    /// A state in this file, which an interrupted run may have written already.
     pub fn new(file: PathBuf) -> Self {
         Self {
             file: Some(file),
@@ -32,37 +35,42 @@ impl StageCheckpoint {
         }
     }
 
-    /// What an earlier run left. A file that is not whole counts as none.
+    /// The state that an interrupted run has written; None if there is none, or if the file is
+    /// damaged (its hash does not match).
     pub fn read<S: DeserializeOwned>(&self) -> Option<S> {
         let bytes = std::fs::read(self.file.as_ref()?).ok()?;
+        // The encoded state, then its hash.
         let (state, hash) = bytes.split_at_checked(bytes.len().checked_sub(blake3::OUT_LEN)?)?;
-        let whole = (blake3::hash(state).as_bytes() == hash)
-            .then(|| postcard::from_bytes(state).ok())
-            .flatten();
-        if whole.is_none() {
-            tracing::warn!("what an interrupted run left is damaged; the stage begins anew");
+        let is_whole = blake3::hash(state).as_bytes() == hash;
+        let decoded = if is_whole {
+            postcard::from_bytes(state).ok()
+        } else {
+            None
+        };
+        if decoded.is_none() {
+            tracing::warn!("the state of an interrupted run is damaged; the stage starts again");
         }
-        whole
+        decoded
     }
 
-    /// Drops what an earlier run left.
+    /// Removes the state.
     pub fn delete(&self) {
         if let Some(file) = &self.file {
             drop(std::fs::remove_file(file));
         }
     }
 
-    /// Whether it is time for a write.
+    /// Whether the last write is long enough ago for another one.
     pub fn is_due(&self) -> bool {
         self.next_write
             .lock()
             .is_ok_and(|next| next.is_some_and(|next| next <= Instant::now()))
     }
 
-    /// Leaves the state. That it cannot be written is no reason to stop work.
+    /// Writes the state. A failure is only a warning: the stage can still finish.
     pub fn write<S: Serialize>(&self, state: &S) {
         let Some(file) = &self.file else { return };
-        let began = Instant::now();
+        let start = Instant::now();
         let written = files::write_atomic_with(file, |file| {
             let hashing = HashingWriter {
                 inner: std::io::BufWriter::new(file),
@@ -75,17 +83,17 @@ impl StageCheckpoint {
             hashing.inner.flush()
         });
         if let Err(error) = written {
-            tracing::warn!("how far the stage is cannot be kept: {error}");
+            tracing::warn!("the state of the stage cannot be written: {error}");
         }
         if let Ok(mut next) = self.next_write.lock() {
             *next = Some(
-                Instant::now() + MIN_WRITE_INTERVAL.max(began.elapsed() * INTERVAL_PER_WRITE_TIME),
+                Instant::now() + MIN_WRITE_INTERVAL.max(start.elapsed() * INTERVAL_PER_WRITE_TIME),
             );
         }
     }
 }
 
-/// Hashes what goes through it.
+/// Passes bytes on to a writer and hashes them.
 struct HashingWriter<W> {
     inner: W,
     hasher: blake3::Hasher,
@@ -108,21 +116,21 @@ mod tests {
 
     #[test]
     fn damaged_checkpoint_reads_as_none() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("temporary folder");
         let file = folder.path().join("a.state");
-        let state = StageCheckpoint::new(file.clone());
-        assert_eq!(state.read::<Vec<f32>>(), None);
+        let checkpoint = StageCheckpoint::new(file.clone());
+        assert_eq!(checkpoint.read::<Vec<f32>>(), None);
         let values = vec![0.1f32, f32::MIN_POSITIVE, -3.0e38];
-        state.write(&values);
+        checkpoint.write(&values);
         assert_eq!(
             StageCheckpoint::new(file.clone()).read::<Vec<f32>>(),
             Some(values)
         );
-        let mut bytes = std::fs::read(&file).expect("there");
-        *bytes.last_mut().expect("some") ^= 1;
-        std::fs::write(&file, &bytes).expect("written");
-        assert_eq!(state.read::<Vec<f32>>(), None);
-        std::fs::write(&file, &bytes[..10]).expect("written");
-        assert_eq!(state.read::<Vec<f32>>(), None);
+        let mut bytes = std::fs::read(&file).expect("checkpoint file");
+        *bytes.last_mut().expect("not empty") ^= 1;
+        std::fs::write(&file, &bytes).expect("writable");
+        assert_eq!(checkpoint.read::<Vec<f32>>(), None);
+        std::fs::write(&file, &bytes[..10]).expect("writable");
+        assert_eq!(checkpoint.read::<Vec<f32>>(), None);
     }
 }

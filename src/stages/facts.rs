@@ -1,0 +1,49 @@
+//! What a stage may know about the stages before it, so that options of different stages are
+//! checked against each other without one stage knowing the type of another.
+
+use super::products::Compat;
+use super::values::ValueKind;
+
+/// Facts that the stages before this one have stated. The check of the order fills it, stage by
+/// stage.
+#[derive(Clone, Debug)]
+pub struct EarlierStages {
+    /// Whether the groups are attention heads and MLP channels of single layers. True before a
+    /// stage says otherwise.
+    pub has_block_groups: bool,
+    /// What the last importance stated; None if there was none, or if it could not be decoded.
+    pub importance: Option<ImportanceFacts>,
+}
+
+/// What an importance states about its scores.
+#[derive(Clone, Copy, Debug)]
+pub struct ImportanceFacts {
+    pub method: &'static str,
+    pub compat: Compat,
+    /// Whether only the member that writes back to the residual stream has scores.
+    pub scores_output_member_only: bool,
+    /// Whether the mean of every matrix input is recorded beside the scores.
+    pub has_input_means: bool,
+}
+
+impl Default for EarlierStages {
+    fn default() -> Self {
+        Self {
+            has_block_groups: true,
+            importance: None,
+        }
+    }
+}
+
+impl EarlierStages {
+    /// Drops the facts about values of these kinds: a stage that makes them could not be decoded.
+    /// Without a fact a later stage reports no mistake.
+    pub fn forget(&mut self, kinds: &[ValueKind]) {
+        if kinds.contains(&ValueKind::Graph) {
+            self.has_block_groups = true;
+        }
+        if kinds.contains(&ValueKind::Scores) {
+            self.importance = None;
+        }
+    }
+}
