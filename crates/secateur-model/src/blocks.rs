@@ -1,35 +1,44 @@
-//! The forward pass of one LLaMA block (Touvron et al. 2023; names as in transformers' `modeling_llama.py`). Widths are
-//! read off the weights, so every layer may have its own.
+//! The forward pass of one block: an interpreter of the family's choices (norm, residual, MLP).
+//!
+//! Widths are read off the weights, so every layer may have its own. Weights and biases are held by
+//! logical tensor, as many as the family has.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use super::wiring::BlockTensor;
+use crate::config::Config;
+use crate::family::{BlockShape, Family, MlpKind, NormKind, Residual};
+use crate::wiring::BlockTensor;
 use secateur_tensor::ops::{
     self, AttentionHeads, GradientQuery, GradientRequest, GradientResult, KvCache, PackLayout,
 };
 use secateur_tensor::resident::GpuLease;
-use secateur_tensor::{Activations, AnyTape, Weight};
+use secateur_tensor::{Activations, AnyTape, Precision, Weight};
 
 /// The weights of one block. Clones share memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Block {
-    /// In the order of [`Part::ALL`].
-    weights: [Weight; 9],
-    /// Of the matrices that have one; most families have none.
+    weights: BTreeMap<BlockTensor, Weight>,
+    /// Beside the matrices and norms that have one.
     biases: BTreeMap<BlockTensor, Weight>,
 }
 
+/// # Panics
+/// If the family does not have the tensor.
 impl std::ops::Index<BlockTensor> for Block {
     type Output = Weight;
-    fn index(&self, part: BlockTensor) -> &Weight {
-        &self.weights[part as usize]
+    fn index(&self, tensor: BlockTensor) -> &Weight {
+        &self.weights[&tensor]
     }
 }
 
+/// # Panics
+/// If the family does not have the tensor.
 impl std::ops::IndexMut<BlockTensor> for Block {
-    fn index_mut(&mut self, part: BlockTensor) -> &mut Weight {
-        &mut self.weights[part as usize]
+    fn index_mut(&mut self, tensor: BlockTensor) -> &mut Weight {
+        self.weights
+            .get_mut(&tensor)
+            .unwrap_or_else(|| panic!("the family has no tensor {tensor:?}"))
     }
 }
 
@@ -85,71 +94,77 @@ impl BlockHooks for GradientRequests {
     }
 }
 
-/// What the blocks of one model share.
+/// What the blocks of one model share in a forward pass.
 pub struct BlockSettings<'a> {
-    pub norm_epsilon: f32,
-    pub head_dim: usize,
+    pub family: &'static Family,
+    pub config: &'a Config,
     pub layout: &'a PackLayout,
-    /// What was read before, of this block.
+    /// Keys and values of the tokens before, for this block.
     pub kv_cache: Option<&'a Mutex<KvCache>>,
 }
 
 impl Block {
-    /// Weights in the order of [`Part::ALL`].
-    pub fn new(weights: [Weight; 9]) -> Self {
+    /// A block without biases.
+    pub fn new(weights: impl IntoIterator<Item = (BlockTensor, Weight)>) -> Self {
         Self {
-            weights,
+            weights: weights.into_iter().collect(),
             biases: BTreeMap::new(),
         }
     }
 
-    /// What is added to a matrix's outputs.
-    pub fn bias(&self, part: BlockTensor) -> Option<&Weight> {
-        self.biases.get(&part)
+    /// Every weight, in the order of [`BlockTensor`].
+    pub fn weights(&self) -> impl Iterator<Item = (BlockTensor, &Weight)> {
+        self.weights.iter().map(|(&tensor, weight)| (tensor, weight))
     }
 
-    /// The biases that there are.
+    /// The weights that are matrices.
+    pub fn matrices(&self) -> impl Iterator<Item = (BlockTensor, &Weight)> {
+        self.weights().filter(|(tensor, _)| tensor.is_matrix())
+    }
+
+    /// The vector that is added to the outputs of a matrix or a norm.
+    pub fn bias(&self, tensor: BlockTensor) -> Option<&Weight> {
+        self.biases.get(&tensor)
+    }
+
+    /// Every bias, in the order of [`BlockTensor`].
     pub fn biases(&self) -> impl Iterator<Item = (BlockTensor, &Weight)> {
-        self.biases.iter().map(|(&part, bias)| (part, bias))
+        self.biases.iter().map(|(&tensor, bias)| (tensor, bias))
     }
 
-    /// Gives a matrix a bias, one number for each of its outputs.
-    pub fn set_bias(&mut self, part: BlockTensor, bias: Weight) {
-        debug_assert_eq!(bias.len(), self[part].rows());
-        self.biases.insert(part, bias);
-    }
-
-    /// A matrix through its lens, then its bias.
-    fn apply_linear<T: AnyTape>(
-        &self,
-        part: BlockTensor,
-        x: Activations<T>,
-        lens: &impl BlockHooks,
-    ) -> Activations<T> {
-        let y = lens.linear(part, &self[part], x);
-        match self.bias(part) {
-            Some(bias) => ops::add_bias(y, bias),
-            None => y,
-        }
+    /// Gives a matrix or a norm a bias, one number for each of its outputs.
+    pub fn set_bias(&mut self, tensor: BlockTensor, bias: Weight) {
+        self.biases.insert(tensor, bias);
     }
 
     /// The block with all its weights in memory.
     pub fn load_into_memory(&self) -> Self {
+        let load = |(&tensor, weight): (&BlockTensor, &Weight)| (tensor, weight.to_memory());
         Self {
-            weights: self.weights.each_ref().map(Weight::to_memory),
+            weights: self.weights.iter().map(load).collect(),
             biases: self.biases.clone(),
         }
     }
 
-    /// Whether all its weights are on the GPU.
-    pub fn is_on_gpu(&self) -> bool {
-        self.weights.iter().all(Weight::is_on_gpu)
+    /// The block whose matrices a GPU holds in this precision.
+    pub(crate) fn with_gpu_precision(mut self, precision: Precision) -> Self {
+        for (tensor, weight) in &mut self.weights {
+            if tensor.is_matrix() {
+                *weight = weight.clone().with_precision(precision);
+            }
+        }
+        self
     }
 
-    /// The weights on the GPU for as long as this is held, if that is where they are used.
+    /// Whether all its weights are on the GPU.
+    pub fn is_on_gpu(&self) -> bool {
+        self.weights.values().all(Weight::is_on_gpu)
+    }
+
+    /// Keeps the weights on the GPU for as long as the leases are held, where the GPU computes.
     pub fn gpu_leases(&self) -> Vec<GpuLease> {
         self.weights
-            .iter()
+            .values()
             .chain(self.biases.values())
             .filter_map(Weight::lease_on_gpu)
             .collect()
@@ -157,20 +172,7 @@ impl Block {
 
     /// Whether its matrices stay on disk.
     pub fn is_on_disk(&self) -> bool {
-        self.weights.iter().any(Weight::is_on_disk)
-    }
-
-    /// Numbers that a tape of this block keeps for each position: what goes into the norms, queries, keys and values, the
-    /// attention's output, gate and up. What comes of these element by element is made again on the CPU, and kept on a GPU.
-    pub fn tape_values_per_position(&self, head_dim: usize, on_gpu: bool) -> usize {
-        let AttentionHeads {
-            query_heads: queries,
-            key_value_heads: keys,
-            head_dim: dim,
-        } = self.attention_heads(head_dim);
-        let (hidden, mlp) = (self[BlockTensor::Q].cols(), self[BlockTensor::Gate].rows());
-        let made_again = if on_gpu { 2 * hidden + mlp } else { 0 };
-        2 * hidden + 2 * (queries + keys) * dim + queries + 2 * mlp + made_again
+        self.weights.values().any(Weight::is_on_disk)
     }
 
     /// How the attention's heads are laid out.
@@ -182,61 +184,144 @@ impl Block {
         }
     }
 
-    /// x + attention(norm(x)), then + mlp(norm(·)). x and the result are (positions, hidden).
+    /// The widths inside the block.
+    pub fn shape(&self, head_dim: usize) -> BlockShape {
+        let heads = self.attention_heads(head_dim);
+        BlockShape {
+            query_heads: heads.query_heads,
+            key_value_heads: heads.key_value_heads,
+            // the output matrix of every MLP reads its channels
+            mlp_channels: self[BlockTensor::Down].cols(),
+        }
+    }
+
+    /// The block's output. It and `x` are (positions, hidden).
     pub fn forward<T: AnyTape>(
         &self,
         x: Activations<T>,
         settings: &BlockSettings<'_>,
-        lens: &impl BlockHooks,
+        hooks: &impl BlockHooks,
     ) -> Activations<T> {
-        let (residual, x) = fork(x);
-        let x = ops::rms_norm(
+        match settings.config.residual {
+            // x ← x + attention(norm(x)), then x + mlp(norm(x))
+            Residual::Sequential => {
+                let (residual, x) = fork(x);
+                let normed = self.normalize(BlockTensor::InputNorm, x, settings, hooks);
+                let x = ops::add(self.attention(normed, settings, hooks), residual);
+                let (residual, x) = fork(x);
+                let normed = self.normalize(BlockTensor::PostAttentionNorm, x, settings, hooks);
+                ops::add(self.mlp(normed, settings, hooks), residual)
+            }
+            // x + attention(norm₁(x)) + mlp(norm₂(x))
+            Residual::Parallel => {
+                let (residual, x) = fork(x);
+                let (mlp_input, x) = fork(x);
+                let normed = self.normalize(BlockTensor::InputNorm, x, settings, hooks);
+                let attended = self.attention(normed, settings, hooks);
+                let normed =
+                    self.normalize(BlockTensor::PostAttentionNorm, mlp_input, settings, hooks);
+                let transformed = self.mlp(normed, settings, hooks);
+                ops::add(ops::add(attended, transformed), residual)
+            }
+        }
+    }
+
+    /// A norm, with its bias where the family's norms have one.
+    fn normalize<T: AnyTape>(
+        &self,
+        tensor: BlockTensor,
+        x: Activations<T>,
+        settings: &BlockSettings<'_>,
+        hooks: &impl BlockHooks,
+    ) -> Activations<T> {
+        normalize(
             x,
-            &self[BlockTensor::InputNorm],
-            settings.norm_epsilon,
-            lens.gradient_request(BlockTensor::InputNorm),
-        );
-        let (x, x_k, x_v) = {
-            let (a, b) = fork(x);
-            let (b, c) = fork(b);
-            (a, b, c)
-        };
-        let q = self.apply_linear(BlockTensor::Q, x, lens); // (positions, queries · head_dim)
-        let k = self.apply_linear(BlockTensor::K, x_k, lens); // (positions, keys · head_dim)
-        let v = self.apply_linear(BlockTensor::V, x_v, lens); // (positions, keys · head_dim)
-        let mut past = settings
+            settings.family,
+            settings.config.norm_epsilon,
+            &self[tensor],
+            self.bias(tensor),
+            hooks.gradient_request(tensor),
+        )
+    }
+
+    /// A matrix as the hooks apply it, then its bias.
+    fn apply_linear<T: AnyTape>(
+        &self,
+        tensor: BlockTensor,
+        x: Activations<T>,
+        hooks: &impl BlockHooks,
+    ) -> Activations<T> {
+        let y = hooks.linear(tensor, &self[tensor], x);
+        match self.bias(tensor) {
+            Some(bias) => ops::add_bias(y, bias),
+            None => y,
+        }
+    }
+
+    /// o(softmax(q·kᵀ / √head_dim + causal mask) · v), head by head.
+    fn attention<T: AnyTape>(
+        &self,
+        x: Activations<T>,
+        settings: &BlockSettings<'_>,
+        hooks: &impl BlockHooks,
+    ) -> Activations<T> {
+        let (query_input, x) = fork(x);
+        let (key_input, value_input) = fork(x);
+        let q = self.apply_linear(BlockTensor::Q, query_input, hooks); // (positions, query heads · head_dim)
+        let k = self.apply_linear(BlockTensor::K, key_input, hooks); // (positions, key/value heads · head_dim)
+        let v = self.apply_linear(BlockTensor::V, value_input, hooks); // as k
+        let mut cache = settings
             .kv_cache
-            .map(|past| past.lock().unwrap_or_else(PoisonError::into_inner));
-        let x = ops::attention(
+            .map(|cache| cache.lock().unwrap_or_else(PoisonError::into_inner));
+        let attended = ops::attention(
             q,
             k,
             v,
-            self.attention_heads(settings.head_dim),
+            self.attention_heads(settings.config.head_dim),
             settings.layout,
-            past.as_deref_mut(),
+            cache.as_deref_mut(),
         );
-        drop(past);
-        let x = ops::add(self.apply_linear(BlockTensor::O, x, lens), residual);
+        drop(cache);
+        self.apply_linear(BlockTensor::O, attended, hooks)
+    }
 
-        let (residual, x) = fork(x);
-        let x = ops::rms_norm(
-            x,
-            &self[BlockTensor::PostAttentionNorm],
-            settings.norm_epsilon,
-            lens.gradient_request(BlockTensor::PostAttentionNorm),
-        );
-        let (x, x_up) = fork(x);
-        let gate = self.apply_linear(BlockTensor::Gate, x, lens); // (positions, mlp)
-        let up = self.apply_linear(BlockTensor::Up, x_up, lens); // (positions, mlp)
-        ops::add(
-            self.apply_linear(BlockTensor::Down, ops::swiglu(gate, up), lens),
-            residual,
-        )
+    /// The MLP; x and the result are (positions, hidden), in between are (positions, MLP channels).
+    fn mlp<T: AnyTape>(
+        &self,
+        x: Activations<T>,
+        settings: &BlockSettings<'_>,
+        hooks: &impl BlockHooks,
+    ) -> Activations<T> {
+        let activated = match settings.family.mlp {
+            MlpKind::GatedSilu => {
+                let (gate_input, up_input) = fork(x);
+                let gate = self.apply_linear(BlockTensor::Gate, gate_input, hooks);
+                let up = self.apply_linear(BlockTensor::Up, up_input, hooks);
+                ops::swiglu(gate, up)
+            }
+            MlpKind::ExactGelu => ops::gelu(self.apply_linear(BlockTensor::Up, x, hooks)),
+        };
+        self.apply_linear(BlockTensor::Down, activated, hooks)
     }
 }
 
-/// Two uses of one tensor. The tape goes with the second; the first begins an empty one, and they merge where the
-/// two meet again.
+/// The family's norm of each row of x.
+pub(crate) fn normalize<T: AnyTape>(
+    x: Activations<T>,
+    family: &Family,
+    epsilon: f32,
+    weight: &Weight,
+    bias: Option<&Weight>,
+    request: Option<&GradientRequest>,
+) -> Activations<T> {
+    match family.norm {
+        NormKind::Rms => ops::rms_norm(x, weight, epsilon, request),
+        NormKind::Layer => ops::layer_norm(x, weight, bias, epsilon, request),
+    }
+}
+
+/// Two uses of one tensor. The tape goes with the second; the first begins an empty one, and the next
+/// operation that takes both tensors merges the tapes.
 fn fork<T: AnyTape>(x: Activations<T>) -> (Activations<T>, Activations<T>) {
     (x.with_empty_tape::<T>(), x)
 }
