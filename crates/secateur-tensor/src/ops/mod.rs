@@ -8,14 +8,15 @@ use std::sync::Arc;
 use crate::{Activations, Weight};
 
 mod cpu;
-mod face;
+mod dispatch;
 mod gpu;
+mod normal;
 mod simd;
 mod slot;
 
-pub use face::{
+pub use dispatch::{
     KvCache, add, add_bias, attention, backward, column_moments, cross_entropy, embed, gather_rows,
-    linear, linear_with_adapter, rms_norm, swiglu, token_scores,
+    gelu, layer_norm, linear, linear_with_adapter, rms_norm, swiglu, token_scores,
 };
 pub use gpu::QUERY_CHUNK_ROWS;
 pub use simd::dispatch_simd;
@@ -113,14 +114,16 @@ impl SequenceSpan {
     }
 }
 
-/// Rotary position embedding (Su et al. 2021), the half-split form: dimension i is paired with i + dim/2.
+/// Rotary position embedding (Su et al. 2021) in halves: channel i of every head is paired with channel
+/// i + `half_dim`, for i < `half_dim`. Where a head is wider than 2 · `half_dim` (partial rotary, as in
+/// GPT-NeoX), its remaining channels pass unchanged.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RotaryTables {
-    /// cos of position × frequency, (positions, dim / 2).
+    /// cos of position × frequency, (positions, half_dim).
     pub cos: Vec<f32>,
     /// sin of the same.
     pub sin: Vec<f32>,
-    /// dim / 2
+    /// Pairs of channels that are rotated in every head: at most head_dim / 2.
     pub half_dim: usize,
 }
 

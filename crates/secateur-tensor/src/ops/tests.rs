@@ -17,7 +17,7 @@ use super::{
     AdapterInput, AttentionHeads, AxisSums, DropoutMaskFn, ElementScore, GradientQuery,
     GradientRequest, GradientResult, KvCache, LossAndGradient, PackLayout, RotaryTables,
     SampleSpan, SequenceSpan, SumAxes, TokenTarget, add, add_bias, attention, axis_sums, backward,
-    cross_entropy, linear, linear_with_adapter, rms_norm, swiglu, token_scores,
+    cross_entropy, gelu, layer_norm, linear, linear_with_adapter, rms_norm, swiglu, token_scores,
 };
 use crate::activations::cpu::dfdx_cpu;
 use crate::activations::gpu::GpuMatrix;
@@ -159,6 +159,133 @@ fn linear_and_norm_match_the_reference() {
 }
 
 #[test]
+fn layer_norm_matches_the_reference() {
+    on_each_device(|| {
+        let mut stream = Seed::from_u64(21).rng();
+        for (n, width) in [(1, 24), (7, 33), (70, 24), (9, 1024)] {
+            let x = activations(random_values(&mut stream, n * width), n, width);
+            let weight = Weight::new(random_values(&mut stream, width), 1, width);
+            let bias = Weight::new(random_values(&mut stream, width), 1, width);
+            let upstream = random_values(&mut stream, n * width);
+            let request = GradientRequest::for_gradient();
+            let tape = x.with_gradient_tape();
+            let fused = layer_norm(tape, &weight, Some(&bias), 1e-5, Some(&request));
+            let (x_other, weight_other) = (reference_matrix(&x), reference_weight(&weight));
+            let plain = reference::layer_norm(
+                x_other.leaky_trace(),
+                &weight_other,
+                &reference_weight(&bias),
+                1e-5,
+            );
+            assert_close(&fused.values(), &plain.as_vec(), "values");
+            let dx = run_backward(fused, &upstream, &x);
+            let other = run_reference_tape(plain, &upstream);
+            assert_close(&dx, &other.get(&x_other).as_vec(), "x");
+            assert_close(
+                &request.take_gradient().expect("the gradient was requested"),
+                &other.get(&weight_other).as_vec(),
+                "weight",
+            );
+            // without a bias it is as with a bias of zeros
+            let zeros = Weight::new(vec![0.0; width], 1, width);
+            let [without, with_zeros] =
+                [None, Some(&zeros)].map(|bias| layer_norm(x.clone(), &weight, bias, 1e-5, None));
+            assert_eq!(without, with_zeros);
+        }
+    });
+}
+
+/// The squares of the samples' gradients of a norm's weight, from the gradients of the samples alone.
+#[test]
+fn norm_weight_squares_follow_from_the_gradients_of_samples() {
+    type Norm =
+        fn(Activations<GradientTape>, &Weight, &GradientRequest) -> Activations<GradientTape>;
+    let norms: [Norm; 2] = [
+        |x, weight, request| rms_norm(x, weight, 1e-5, Some(request)),
+        |x, weight, request| layer_norm(x, weight, None, 1e-5, Some(request)),
+    ];
+    on_each_device(|| {
+        let mut stream = Seed::from_u64(22).rng();
+        let (n, width) = (12, 20);
+        let x = activations(random_values(&mut stream, n * width), n, width);
+        let weight = Weight::new(random_values(&mut stream, width), 1, width);
+        let upstream = random_values(&mut stream, n * width);
+        let samples = [(0..5, 1.5), (5..n, 0.5)].map(|(positions, gradient_scale)| SampleSpan {
+            positions,
+            gradient_scale,
+        });
+        for norm in norms {
+            let (mut sum, mut squares) = (vec![0.0; width], vec![0.0; width]);
+            for sample in &samples {
+                let elements = sample.positions.start * width..sample.positions.end * width;
+                let rows = x.values()[elements.clone()].to_vec();
+                let own = activations(rows, sample.positions.len(), width);
+                let request = GradientRequest::for_gradient();
+                let y = norm(own.with_gradient_tape(), &weight, &request);
+                run_backward(y, &upstream[elements], &own);
+                let gradient = request.take_gradient().expect("the gradient was requested");
+                for ((sum, square), g) in sum.iter_mut().zip(&mut squares).zip(gradient) {
+                    *sum += g;
+                    *square += (g * sample.gradient_scale) * (g * sample.gradient_scale);
+                }
+            }
+            let request = GradientRequest::new(GradientQuery::GradientAndSampleSquares(
+                samples.clone().into(),
+            ));
+            run_backward(
+                norm(x.with_gradient_tape(), &weight, &request),
+                &upstream,
+                &x,
+            );
+            let Some(GradientResult::Gradient {
+                gradient,
+                squares: Some(all_squares),
+            }) = request.take_result()
+            else {
+                panic!("a gradient and squares")
+            };
+            assert_close(&gradient.into_vec(), &sum, "gradient");
+            assert_close(&all_squares.into_vec(), &squares, "squares");
+        }
+    });
+}
+
+/// Values against dfdx's `accurate_gelu`. Its derivative has a wrong factor, so the gradient is compared
+/// with central differences of its values in f64.
+#[test]
+fn gelu_matches_the_reference() {
+    on_each_device(|| {
+        let mut stream = Seed::from_u64(23).rng();
+        let (n, width) = (33, 20);
+        let values: Vec<f32> = random_values(&mut stream, n * width)
+            .into_iter()
+            .map(|x| x * 6.0)
+            .collect();
+        let x = activations(values, n, width);
+        let y = gelu(x.with_gradient_tape());
+        let plain = reference_matrix(&x).accurate_gelu();
+        assert_close(&y.values(), &plain.as_vec(), "values");
+        let upstream = random_values(&mut stream, n * width);
+        let dx = run_backward(y, &upstream, &x);
+
+        let step = 1e-4;
+        let in_f64 = |offset: f64| -> Vec<f64> {
+            let moved = x.values().iter().map(|x| f64::from(*x) + offset).collect();
+            let moved: Tensor<(usize, usize), f64, Cpu> =
+                dfdx_cpu().tensor_from_vec(moved, (n, width));
+            moved.accurate_gelu().as_vec()
+        };
+        let differences: Vec<f32> = in_f64(step)
+            .into_iter()
+            .zip(in_f64(-step))
+            .zip(&upstream)
+            .map(|((above, below), u)| ((above - below) / (2.0 * step)) as f32 * u)
+            .collect();
+        assert_close(&dx, &differences, "x");
+    });
+}
+
+#[test]
 fn adapter_matches_the_reference() {
     on_each_device(|| {
         let mut stream = Seed::from_u64(4).rng();
@@ -227,14 +354,17 @@ fn adapter_matches_the_reference() {
 fn attention_matches_the_reference_for_packed_sequences() {
     on_each_device(|| {
         let mut stream = Seed::from_u64(2).rng();
-        let frequencies = [1.0, 0.3, 0.1, 0.01];
-        for (lengths, queries, keys) in [
-            (&[1][..], 2, 2),
-            (&[9], 4, 4),
-            (&[13], 6, 2),
-            (&[150], 2, 1),
-            (&[9, 1, 70, 128, 3], 4, 2),
-            (&[1100, 40, 600], 2, 1),
+        // frequencies for four, one, or none of the four pairs of a head's channels
+        let (all, first) = (&[1.0, 0.3, 0.1, 0.01][..], &[0.3][..]);
+        for (lengths, queries, keys, frequencies) in [
+            (&[1][..], 2, 2, all),
+            (&[9], 4, 4, all),
+            (&[13], 6, 2, all),
+            (&[150], 2, 1, all),
+            (&[9, 1, 70, 128, 3], 4, 2, all),
+            (&[1100, 40, 600], 2, 1, all),
+            (&[9, 1, 70], 4, 2, first),
+            (&[600, 13], 2, 2, first),
         ] {
             let (dim, n, heads) = (
                 8,
@@ -254,7 +384,7 @@ fn attention_matches_the_reference_for_packed_sequences() {
                 make(keys, &mut stream),
             );
             let upstream = random_values(&mut stream, n * queries * dim);
-            let packed = pack_layout(lengths, &frequencies);
+            let packed = pack_layout(lengths, frequencies);
             let make = || {
                 attention(
                     q.with_gradient_tape(),
@@ -565,6 +695,7 @@ fn operations_agree_with_finite_differences() {
             );
             let (o_again, y) = (o.with_empty_tape(), add(o, y));
             let mlp = swiglu(linear(y, &gate, None), linear(o_again, &up, None));
+            let mlp = gelu(layer_norm(mlp, &norm, Some(&norm), 1e-2, None));
             add(mlp, x.with_empty_tape())
         };
         let analytic = run_backward(block(&x), &upstream, &x);

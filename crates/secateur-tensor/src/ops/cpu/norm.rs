@@ -49,7 +49,17 @@ pub fn rms_norm<T: AnyTape>(
         kept.drop_cached();
         let dy = y_node.take_gradient(gradients)?;
         if let Some((slot, weight)) = asked {
-            weight_gradient(&slot, &weight, &dy, &from, &inverse);
+            // dw = Σ_t dy_t ⊙ x_t · s_t
+            set_weight_gradient(
+                &slot,
+                &weight,
+                n,
+                #[inline(always)]
+                |sum, t| {
+                    let row = t * width..(t + 1) * width;
+                    add_scaled_products(sum, &dy[row.clone()], &from[row], inverse[t]);
+                },
+            );
         }
         let (dx, is_begun) = x_node.gradient_mut(gradients)?;
         dx.par_chunks_mut(task * width)
@@ -133,52 +143,45 @@ fn input_gradient(
     }
 }
 
-/// dw = Σ_t δ_t ⊙ x_t · s_t, sample by sample where their squares are asked for.
-fn weight_gradient(
-    slot: &GradientRequest,
+/// Sets the gradient of a norm's weight from its rows: dw = Σ_t (row t), added up in the order of
+/// positions; sample by sample where the squares of the samples' gradients are requested.
+///
+/// `add_row(sum, t)` adds what position t contributes to the sum of `weight.len()` elements.
+pub(super) fn set_weight_gradient(
+    request: &GradientRequest,
     weight: &Weight,
-    dy: &[f32],
-    x: &Arc<Vec<f32>>,
-    inverse: &[f32],
+    positions: usize,
+    add_row: impl Fn(&mut [f32], usize),
 ) {
     let width = weight.len();
-    let row = |values| activations_from_vec(values, 1, width).into();
-    let of = |positions: Range<usize>| {
+    let matrix = |values| activations_from_vec(values, 1, width).into();
+    let sum_rows = |positions: Range<usize>| {
+        let mut sum = vec![0.0; width];
         dispatch_simd(
             #[inline(always)]
-            || sum_scaled_products(positions.clone(), dy, &x[..], inverse, width),
-        )
+            || positions.clone().for_each(|t| add_row(&mut sum, t)),
+        );
+        sum
     };
-    let Some(samples) = slot.query.samples() else {
-        return slot.set_from_gradient(weight, row(of(0..inverse.len())), None);
+    let Some(samples) = request.query.samples() else {
+        return request.set_from_gradient(weight, matrix(sum_rows(0..positions)), None);
     };
     let (mut gradient, mut squares) = (vec![0.0; width], vec![0.0; width]);
     for sample in samples.iter() {
         accumulate_sample_gradient(
             &mut gradient,
             &mut squares,
-            &of(sample.positions.clone()),
+            &sum_rows(sample.positions.clone()),
             sample.gradient_scale,
         );
     }
-    slot.set_from_gradient(weight, row(gradient), Some(row(squares)));
+    request.set_from_gradient(weight, matrix(gradient), Some(matrix(squares)));
 }
 
-/// Σ δ ⊙ x · s over these positions.
+/// sum += dy ⊙ x · s, of one row.
 #[inline(always)]
-fn sum_scaled_products(
-    positions: Range<usize>,
-    dy: &[f32],
-    x: &[f32],
-    inverse: &[f32],
-    width: usize,
-) -> Vec<f32> {
-    let mut sum = vec![0.0; width];
-    for t in positions {
-        let (at, scale) = (t * width..(t + 1) * width, inverse[t]);
-        for ((sum, dy), x) in sum.iter_mut().zip(&dy[at.clone()]).zip(&x[at]) {
-            *sum += dy * x * scale;
-        }
+fn add_scaled_products(sum: &mut [f32], dy: &[f32], x: &[f32], scale: f32) {
+    for ((sum, dy), x) in sum.iter_mut().zip(dy).zip(x) {
+        *sum += dy * x * scale;
     }
-    sum
 }

@@ -38,7 +38,7 @@ pub fn rms_norm<T: AnyTape>(
     tape.add_backward_op(move |_| {
         let delta = y_node.take_gradient(shape);
         if let Some((slot, weight)) = asked {
-            weight_gradient(
+            set_weight_gradient(
                 &slot,
                 &weight,
                 delta.clone() * x.clone() * broadcast_per_row(inverse.clone(), shape),
@@ -56,8 +56,9 @@ pub fn rms_norm<T: AnyTape>(
     y.put_tape(tape)
 }
 
-/// dw = Σ_t δ_t ⊙ x_t · s_t, sample by sample where their squares are asked for.
-fn weight_gradient(slot: &GradientRequest, weight: &Weight, products: GpuMatrix) {
+/// Sets the gradient of a norm's weight from its rows, (positions, width): dw = Σ_t (row t); sample by
+/// sample where the squares of the samples' gradients are requested.
+pub(super) fn set_weight_gradient(slot: &GradientRequest, weight: &Weight, products: GpuMatrix) {
     let (n, width) = *products.shape();
     let (mut gradient, mut squares) = (vec![0.0; width], vec![0.0; width]);
     match slot.query.samples() {

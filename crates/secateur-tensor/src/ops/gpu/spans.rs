@@ -64,6 +64,7 @@ impl AttentionPlan {
         /// A plan, and what it was made of.
         struct CachedPlan {
             spans: Weak<[SequenceSpan]>,
+            rotary: Weak<RotaryTables>,
             dim: usize,
             plan: Rc<AttentionPlan>,
         }
@@ -71,9 +72,11 @@ impl AttentionPlan {
             static PLANS: RefCell<Vec<CachedPlan>> = const { RefCell::new(Vec::new()) };
         }
         PLANS.with_borrow_mut(|plans| {
-            plans.retain(|known| known.spans.strong_count() > 0);
+            plans.retain(|known| known.spans.strong_count() > 0 && known.rotary.strong_count() > 0);
             let of_layout = |known: &&CachedPlan| {
-                known.dim == dim && std::ptr::addr_eq(known.spans.as_ptr(), layout.spans.as_ptr())
+                known.dim == dim
+                    && std::ptr::addr_eq(known.spans.as_ptr(), Arc::as_ptr(&layout.spans))
+                    && std::ptr::eq(known.rotary.as_ptr(), Arc::as_ptr(&layout.rotary))
             };
             if let Some(known) = plans.iter().find(of_layout) {
                 return known.plan.clone();
@@ -81,6 +84,7 @@ impl AttentionPlan {
             let plan = Rc::new(Self::build(layout, dim));
             plans.push(CachedPlan {
                 spans: Arc::downgrade(&layout.spans),
+                rotary: Arc::downgrade(&layout.rotary),
                 dim,
                 plan: plan.clone(),
             });
@@ -385,7 +389,8 @@ impl RotaryAngles {
         dim: usize,
         positions: impl ExactSizeIterator<Item = usize>,
     ) -> Self {
-        let (rows, half) = (positions.len(), dim / 2);
+        let (rows, half) = (positions.len(), rotary.half_dim);
+        let unrotated = dim - 2 * half; // cos 1 and sin 0 leave these channels as they are
         let (mut cos, mut sin) = (
             Vec::with_capacity(rows * dim),
             Vec::with_capacity(rows * dim),
@@ -393,7 +398,9 @@ impl RotaryAngles {
         for position in positions {
             let at = position * half..(position + 1) * half;
             (0..2).for_each(|_| cos.extend_from_slice(&rotary.cos[at.clone()]));
+            cos.extend(std::iter::repeat_n(1.0, unrotated));
             (0..2).for_each(|_| sin.extend_from_slice(&rotary.sin[at.clone()]));
+            sin.extend(std::iter::repeat_n(0.0, unrotated));
         }
         let mut quarter = vec![0.0; dim * dim];
         for i in 0..half {

@@ -16,22 +16,24 @@ fn select_rows(x: &Activations, at: impl IntoIterator<Item = usize>) -> Activati
 fn attention_bits_equal_alone_with_shared_prefix_and_with_cache() {
     on_each_device(|| {
         let mut stream = Seed::from_u64(3).rng();
-        let frequencies = [1.0, 0.3, 0.1, 0.01];
         let heads = AttentionHeads {
             query_heads: 4,
             key_value_heads: 2,
             head_dim: 8,
         };
         // how much two sequences share, and what each has of its own
-        for (shared, one, two) in [
-            (1, 1, 1),
-            (2, 5, 3),
-            (7, 3, 90),
-            (62, 3, 70),
-            (64, 1, 2),
-            (130, 600, 4),
-            (510, 3, 4),
-            (700, 9, 30),
+        let whole_head = &[1.0, 0.3, 0.1, 0.01][..];
+        let part_of_head = &[1.0, 0.3][..];
+        for (shared, one, two, frequencies) in [
+            (1, 1, 1, whole_head),
+            (2, 5, 3, whole_head),
+            (7, 3, 90, whole_head),
+            (62, 3, 70, whole_head),
+            (64, 1, 2, whole_head),
+            (130, 600, 4, whole_head),
+            (510, 3, 4, whole_head),
+            (700, 9, 30, whole_head),
+            (7, 3, 90, part_of_head),
         ] {
             let n = shared + one + two;
             let make = |count: usize, stream: &mut _| {
@@ -42,7 +44,7 @@ fn attention_bits_equal_alone_with_shared_prefix_and_with_cache() {
                 make(2, &mut stream),
                 make(2, &mut stream),
             );
-            let rotary = Arc::new(RotaryTables::new(&frequencies, n));
+            let rotary = Arc::new(RotaryTables::new(frequencies, n));
             let spans = [
                 SequenceSpan::from_rows(0..shared + one),
                 SequenceSpan {
@@ -222,6 +224,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
             rows: true,
             cols: true,
         };
+        let norm_request = GradientRequest::for_gradient();
         let slots = [
             GradientRequest::new(GradientQuery::ElementScoreSums {
                 samples: Some(samples.clone()),
@@ -232,6 +235,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
             GradientRequest::new(GradientQuery::WeightTimesGradientSums(sides)),
         ];
         let y = rms_norm(x.with_gradient_tape(), &norm, 1e-5, None);
+        let y = gelu(layer_norm(y, &norm, None, 1e-5, Some(&norm_request)));
         let (q, k, v) = (
             linear(y.with_empty_tape(), &wq, Some(&slots[0])),
             linear(y.with_empty_tape(), &wk, Some(&slots[1])),
@@ -243,6 +247,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
         (
             scored.nll.to_bits(),
             dx.into_vec(),
+            result_values(norm_request.take_result()),
             slots.map(|slot| result_values(slot.take_result())),
         )
     };

@@ -48,6 +48,25 @@ pub fn rms_norm<T: AnyTape>(x: Matrix<T>, weight: &Matrix, epsilon: f32) -> Matr
     scaled * rows
 }
 
+/// See [`crate::ops::layer_norm`]. Weight and bias are (1, width).
+pub fn layer_norm<T: AnyTape>(
+    x: Matrix<T>,
+    weight: &Matrix,
+    bias: &Matrix,
+    epsilon: f32,
+) -> Matrix<T> {
+    let (n, width) = *x.shape();
+    let spread = |column: Matrix<T>| column.matmul(row(width)); // (n, 1) → (n, width)
+    let row_mean = |x: Matrix<T>| x.matmul(column(width, 1.0 / width as f32));
+    let (again, x) = (x.retaped::<T>(), x);
+    let centred = again - spread(row_mean(x));
+    let (again, centred) = (centred.retaped::<T>(), centred);
+    let inverse_std = (row_mean(centred.square()) + epsilon).sqrt().recip();
+    let normalised = spread(inverse_std) * again;
+    let rows = |vector: &Matrix| column(n, 1.0).retaped::<T>().matmul(vector.retaped::<T>());
+    normalised * rows(weight) + rows(bias)
+}
+
 /// See `swiglu` of the faces.
 pub fn swiglu<T: AnyTape>(gate: Matrix<T>, up: Matrix<T>) -> Matrix<T> {
     let (again, gate) = (gate.retaped::<T>(), gate);
@@ -182,24 +201,24 @@ fn rotate_heads<T: AnyTape>(
     start: usize,
 ) -> Tensor<(usize, usize, usize), f32, Cpu, T> {
     let device = dfdx_cpu();
-    let half = dim / 2;
+    let half = rotary.half_dim;
+    let unrotated = dim - 2 * half;
     let mut turn = vec![0.0; dim * dim];
     for i in 0..half {
         turn[(i + half) * dim + i] = -1.0;
         turn[i * dim + i + half] = 1.0;
     }
     let turn: Matrix = device.tensor_from_vec(turn, (dim, dim));
-    let table = |of: &[f32]| -> Matrix {
+    let table = |of: &[f32], beyond: f32| -> Matrix {
         let rows = of[start * half..(start + n) * half]
             .chunks_exact(half)
-            .flat_map(|row| row.iter().chain(row))
-            .copied()
+            .flat_map(|row| [row, row, &vec![beyond; unrotated]].concat())
             .collect();
         device.tensor_from_vec(rows, (n, dim))
     };
     let whole = (heads, n, dim);
-    let cos = table(&rotary.cos).broadcast_like::<_, Axis<0>>(&whole);
-    let sin = table(&rotary.sin).broadcast_like::<_, Axis<0>>(&whole);
+    let cos = table(&rotary.cos, 1.0).broadcast_like::<_, Axis<0>>(&whole);
+    let sin = table(&rotary.sin, 0.0).broadcast_like::<_, Axis<0>>(&whole);
     let (again, x) = (x.retaped::<T>(), x);
     let turned = x.matmul(turn.broadcast_like::<_, Axis<0>>(&(heads, dim, dim)));
     turned * sin + again * cos

@@ -43,6 +43,29 @@ pub fn rms_norm<T: AnyTape>(
     }
 }
 
+/// y = (x − mean(x)) / √(var(x) + ε) ⊙ w + b, the variance biased (over `width` elements). w and b are
+/// (1, width). The bias is frozen: it has no gradient.
+pub fn layer_norm<T: AnyTape>(
+    x: Activations<T>,
+    weight: &Weight,
+    bias: Option<&Weight>,
+    epsilon: f32,
+    request: Option<&GradientRequest>,
+) -> Activations<T> {
+    match x {
+        Activations::Cpu(x) => cpu::layer_norm(x, weight, bias, epsilon, request).into(),
+        Activations::Gpu(x) => gpu::layer_norm(x, weight, bias, epsilon, request).into(),
+    }
+}
+
+/// y = x · Φ(x), element by element: the exact GELU, Φ the standard normal distribution function.
+pub fn gelu<T: AnyTape>(x: Activations<T>) -> Activations<T> {
+    match x {
+        Activations::Cpu(x) => cpu::gelu(x).into(),
+        Activations::Gpu(x) => gpu::gelu(x).into(),
+    }
+}
+
 /// y = silu(gate) ⊙ up (Shazeer 2020). All three are (positions, width).
 pub fn swiglu<T: AnyTape>(gate: Activations<T>, up: Activations<T>) -> Activations<T> {
     match gate {
@@ -73,7 +96,8 @@ pub fn add_bias<T: AnyTape>(x: Activations<T>, bias: &Weight) -> Activations<T> 
 /// beginning, there is no way back.
 ///
 /// # Panics
-/// If there is a tape and a past, or a tape and a shared beginning.
+/// If there is a tape and a past, or a tape and a shared beginning, or if the rotary tables cover more
+/// channels than a head has.
 pub fn attention<T: AnyTape>(
     q: Activations<T>,
     k: Activations<T>,
@@ -82,6 +106,12 @@ pub fn attention<T: AnyTape>(
     layout: &PackLayout,
     past: Option<&mut KvCache>,
 ) -> Activations<T> {
+    assert!(
+        2 * layout.rotary.half_dim <= heads.head_dim,
+        "rotary tables of {} channels for heads of {}",
+        2 * layout.rotary.half_dim,
+        heads.head_dim
+    );
     match q {
         Activations::Cpu(q) => cpu::attention(
             q,
