@@ -8,6 +8,7 @@ pub mod blocks;
 pub mod checkpoint;
 pub mod config;
 pub mod groups;
+pub mod hooks;
 pub mod lora;
 pub mod plan;
 mod save;

@@ -12,7 +12,7 @@ use safetensors::tensor::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::Model;
-use super::blocks::BlockHooks;
+use super::hooks::BlockHooks;
 use super::stored::{self, SafetensorsWriteError, StorageDtype, TensorToWrite};
 use super::wiring::{BlockTensor, LLAMA, TensorId};
 use secateur_base::random::Seed;

@@ -19,7 +19,8 @@ pub use pack::{Pack, Sequence};
 use pack::{build_packs, build_prefix_shared_packs};
 use source::for_each_block;
 
-use super::blocks::{BlockHooks, BlockSettings, NoHooks};
+use super::blocks::BlockSettings;
+use super::hooks::{BlockHooks, NoHooks};
 use super::wiring::{BlockTensor, TensorId};
 use super::{Block, Model};
 use secateur_base::memory;

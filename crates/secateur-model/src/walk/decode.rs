@@ -7,7 +7,7 @@ use super::block_settings;
 use super::pack::Pack;
 use super::source::for_each_block;
 use crate::Model;
-use crate::blocks::NoHooks;
+use crate::hooks::NoHooks;
 use crate::wiring::{BlockTensor, TensorId};
 use secateur_tensor::ops::{self, KvCache, RotaryTables, SequenceSpan};
 use secateur_tensor::{Activations, PACK_TOKENS};
