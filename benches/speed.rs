@@ -26,7 +26,8 @@ use secateur::stages::{Context, MemoryBudget, StageCheckpoint, dependencies, imp
 use secateur_base::random::Seed;
 use secateur_data::corpus::{self, CorpusSource};
 use secateur_model::Model;
-use secateur_model::blocks::{Block, BlockSettings, GradientRequests};
+use secateur_model::blocks::{Block, BlockSettings};
+use secateur_model::hooks::GradientRequests;
 use secateur_model::lora::Adapter;
 use secateur_model::walk::{self, Sequence};
 use secateur_model::wiring::{BlockTensor, TensorId};

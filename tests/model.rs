@@ -6,7 +6,7 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use secateur::stages::{Context, export};
-use secateur_model::blocks::GradientRequests;
+use secateur_model::hooks::GradientRequests;
 use secateur_model::plan::{self, PruningPlan};
 use secateur_model::walk::{self, GradientVisitor, Pack, Sequence};
 use secateur_model::wiring::{BlockTensor, ChannelSpace, LLAMA, TensorId};

@@ -2,7 +2,7 @@
 
 use secateur::stages::{aggregate, dependencies, importance, prune};
 use secateur_model::Model;
-use secateur_model::blocks::GradientRequests;
+use secateur_model::hooks::GradientRequests;
 use secateur_model::walk::{self, GradientVisitor, Pack, Sequence};
 use secateur_model::wiring::TensorId;
 use secateur_tensor::ops::{GradientQuery, GradientResult};

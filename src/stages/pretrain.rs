@@ -15,7 +15,7 @@ use crate::stages::train::adam::{
 };
 use secateur_data::corpus::{self, CorpusError, CorpusSource, TokenRow as Tokens};
 use secateur_data::feed::RowSampler;
-use secateur_model::blocks::GradientRequests;
+use secateur_model::hooks::GradientRequests;
 use secateur_model::tokenizer::{Tokenizer, TokenizerError};
 use secateur_model::walk::{self, GradientVisitor, Pack, Sequence};
 use secateur_model::wiring::{BlockTensor, TensorId};

@@ -8,10 +8,9 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::config::Config;
 use crate::family::{BlockShape, Family, MlpKind, NormKind, Residual};
+use crate::hooks::BlockHooks;
 use crate::wiring::BlockTensor;
-use secateur_tensor::ops::{
-    self, AttentionHeads, GradientQuery, GradientRequest, GradientResult, KvCache, PackLayout,
-};
+use secateur_tensor::ops::{self, AttentionHeads, GradientRequest, KvCache, PackLayout};
 use secateur_tensor::resident::GpuLease;
 use secateur_tensor::{Activations, AnyTape, Precision, Weight};
 
@@ -42,58 +41,6 @@ impl std::ops::IndexMut<BlockTensor> for Block {
     }
 }
 
-/// How a block applies its weights: plainly, gathering their gradients, with adapters beside them, or looking on.
-pub trait BlockHooks {
-    /// y = x · Wᵀ, and whatever else this lens does with the matrix.
-    fn linear<T: AnyTape>(
-        &self,
-        part: BlockTensor,
-        weight: &Weight,
-        x: Activations<T>,
-    ) -> Activations<T> {
-        ops::linear(x, weight, self.gradient_request(part))
-    }
-
-    /// Where the gradient of a weight goes, if anyone asked for it.
-    fn gradient_request(&self, _: BlockTensor) -> Option<&GradientRequest> {
-        None
-    }
-}
-
-/// The weights as they are.
-pub struct NoHooks;
-
-impl BlockHooks for NoHooks {}
-
-/// Asks about the gradients of some of a block's weights.
-pub struct GradientRequests(Vec<(BlockTensor, GradientRequest)>);
-
-impl GradientRequests {
-    pub fn from_queries(asks: impl IntoIterator<Item = (BlockTensor, GradientQuery)>) -> Self {
-        Self(
-            asks.into_iter()
-                .map(|(part, ask)| (part, GradientRequest::new(ask)))
-                .collect(),
-        )
-    }
-
-    /// The answers, once the tape has run.
-    pub fn into_results(self) -> impl Iterator<Item = (BlockTensor, GradientResult)> {
-        self.0
-            .into_iter()
-            .filter_map(|(part, slot)| Some((part, slot.take_result()?)))
-    }
-}
-
-impl BlockHooks for GradientRequests {
-    fn gradient_request(&self, part: BlockTensor) -> Option<&GradientRequest> {
-        self.0
-            .iter()
-            .find(|(at, _)| *at == part)
-            .map(|(_, slot)| slot)
-    }
-}
-
 /// What the blocks of one model share in a forward pass.
 pub struct BlockSettings<'a> {
     pub family: &'static Family,
@@ -114,7 +61,9 @@ impl Block {
 
     /// Every weight, in the order of [`BlockTensor`].
     pub fn weights(&self) -> impl Iterator<Item = (BlockTensor, &Weight)> {
-        self.weights.iter().map(|(&tensor, weight)| (tensor, weight))
+        self.weights
+            .iter()
+            .map(|(&tensor, weight)| (tensor, weight))
     }
 
     /// The weights that are matrices.

@@ -115,11 +115,10 @@ impl Checkpoint {
                 path: config_path.clone(),
                 source,
             })?;
-        let (family, config) =
-            Config::parse(&text).map_err(|source| CheckpointError::Config {
-                path: config_path,
-                source,
-            })?;
+        let (family, config) = Config::parse(&text).map_err(|source| CheckpointError::Config {
+            path: config_path,
+            source,
+        })?;
         let shards = weight_files(folder)?
             .into_iter()
             .map(Shard::open)
@@ -246,11 +245,7 @@ impl Checkpoint {
 
     /// The place of every weight that the model has.
     fn tensor_ids(&self) -> impl Iterator<Item = TensorId> + use<> {
-        crate::tensor_ids(
-            self.family,
-            self.config.layers,
-            self.config.tied_embeddings,
-        )
+        crate::tensor_ids(self.family, self.config.layers, self.config.tied_embeddings)
     }
 
     /// The names of the stored tensors that the model needs, in the order of the forward pass, each

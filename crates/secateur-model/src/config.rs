@@ -255,7 +255,11 @@ fn declared_biases(
         }
     }
     if family.norms_have_biases() {
-        biased.extend(family.block_tensor_ids().filter(|tensor| !tensor.is_matrix()));
+        biased.extend(
+            family
+                .block_tensor_ids()
+                .filter(|tensor| !tensor.is_matrix()),
+        );
     }
     Ok(biased)
 }
@@ -293,7 +297,11 @@ impl RopeConfig {
             }
         };
         if rotated_share > 1.0 {
-            return Err(unsupported(SHARE_KEY, &rotated_share.to_string(), "at most 1"));
+            return Err(unsupported(
+                SHARE_KEY,
+                &rotated_share.to_string(),
+                "at most 1",
+            ));
         }
         Ok(Self {
             theta,

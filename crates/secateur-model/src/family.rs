@@ -338,9 +338,7 @@ impl Family {
 
     /// The line of a block's tensor, if the family has it.
     pub fn spec(&self, tensor: BlockTensor) -> Option<&'static TensorSpec<BlockTensor>> {
-        self.block_tensors
-            .iter()
-            .find(|spec| spec.tensor == tensor)
+        self.block_tensors.iter().find(|spec| spec.tensor == tensor)
     }
 
     /// The module that stores a matrix together with others, and the matrix's index there.
@@ -374,10 +372,7 @@ impl Family {
 
     /// The name of the bias beside a block's tensor.
     pub fn bias_name(&self, layer: usize, tensor: BlockTensor) -> String {
-        format!(
-            "{}.bias",
-            self.module_name(TensorId::Block(layer, tensor))
-        )
+        format!("{}.bias", self.module_name(TensorId::Block(layer, tensor)))
     }
 
     /// The name of the final norm's bias.
@@ -455,7 +450,8 @@ impl Family {
     /// The first matrix that writes the MLP's channels; the others have as many rows.
     pub fn mlp_writer(&self) -> BlockTensor {
         let writes_mlp = |spec: &&TensorSpec<BlockTensor>| {
-            spec.writes.is_some_and(|(space, _)| space == ChannelSpace::Mlp)
+            spec.writes
+                .is_some_and(|(space, _)| space == ChannelSpace::Mlp)
         };
         self.block_tensors
             .iter()

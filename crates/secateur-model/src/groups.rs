@@ -297,8 +297,7 @@ fn coupled_members(model: &Model, trigger: GraphNode) -> Vec<Member> {
         };
         let side = sides.get(&node)?;
         // a weight that reads a space inside a block hands its result back to the rest of the model
-        let is_output =
-            side.space.is_inside_block() && matches!(node, GraphNode::InputSide(_));
+        let is_output = side.space.is_inside_block() && matches!(node, GraphNode::InputSide(_));
         Some(Member {
             tensor_id,
             unit_layout: UnitLayout::AlongAxis(side.axis),

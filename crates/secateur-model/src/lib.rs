@@ -34,6 +34,7 @@ pub mod cost;
 pub mod families;
 pub mod family;
 pub mod groups;
+pub mod hooks;
 pub mod lora;
 pub mod plan;
 pub mod random;

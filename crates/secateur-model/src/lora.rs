@@ -18,8 +18,8 @@ use safetensors::tensor::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::Model;
-use crate::blocks::BlockHooks;
 use crate::family::{Family, FusedModule};
+use crate::hooks::BlockHooks;
 use crate::stored::{self, SafetensorsWriteError, StorageDtype, TensorToWrite};
 use crate::wiring::{BlockTensor, TensorId};
 use secateur_base::random::Seed;
@@ -331,7 +331,8 @@ impl Adapter {
 
     /// The matrices that have adapters in any layer.
     fn targets(&self) -> impl Iterator<Item = BlockTensor> + Clone {
-        let is_target = |tensor: &BlockTensor| self.factors.keys().any(|(_, target)| target == tensor);
+        let is_target =
+            |tensor: &BlockTensor| self.factors.keys().any(|(_, target)| target == tensor);
         self.family.matrices().filter(is_target)
     }
 
@@ -415,7 +416,10 @@ impl Adapter {
         });
         let (mut ranks, mut alphas) = (serde_json::Map::new(), serde_json::Map::new());
         for module in fused.iter().filter(|module| module.targets.len() > 1) {
-            let (name, count) = (self.family.peft_module(module.targets[0]), module.targets.len());
+            let (name, count) = (
+                self.family.peft_module(module.targets[0]),
+                module.targets.len(),
+            );
             ranks.insert(name.to_owned(), (count * self.rank).into());
             alphas.insert(name.to_owned(), (count as f64 * self.alpha).into());
         }

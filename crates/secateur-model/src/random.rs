@@ -3,7 +3,9 @@
 use rand::{Rng, RngExt};
 
 use crate::config::{BlockWidths, Config, RopeConfig, RopeScaling};
-use crate::family::{BiasCondition, BlockShape, Family, Positions, Residual, ResidualRule, RotaryShare};
+use crate::family::{
+    BiasCondition, BlockShape, Family, Positions, Residual, ResidualRule, RotaryShare,
+};
 use crate::{Block, Model};
 use secateur_base::random::Seed;
 use secateur_tensor::Weight;

@@ -57,8 +57,7 @@ struct ExportLayout {
 impl ExportLayout {
     fn new(model: &Model) -> Self {
         let shapes = block_shapes(model);
-        let largest =
-            |width: fn(&BlockShape) -> usize| shapes.iter().map(width).max().unwrap_or(0);
+        let largest = |width: fn(&BlockShape) -> usize| shapes.iter().map(width).max().unwrap_or(0);
         let widest = BlockShape {
             query_heads: largest(|shape| shape.query_heads),
             key_value_heads: largest(|shape| shape.key_value_heads),
@@ -70,10 +69,17 @@ impl ExportLayout {
             .flat_map(Block::biases)
             .map(|(tensor, _)| tensor)
             .collect();
-        let divides = model.config.hidden.is_multiple_of(widest.query_heads.max(1));
+        let divides = model
+            .config
+            .hidden
+            .is_multiple_of(widest.query_heads.max(1));
         let can_hold = |class: &&ModelClass| {
             let holds = |tensor: &BlockTensor| {
-                !tensor.is_matrix() || class.biases.iter().any(|rule| rule.tensors.contains(tensor))
+                !tensor.is_matrix()
+                    || class
+                        .biases
+                        .iter()
+                        .any(|rule| rule.tensors.contains(tensor))
             };
             (divides || !class.requires_divisible_width) && present.iter().all(holds)
         };
@@ -107,9 +113,10 @@ impl ExportLayout {
                 .iter()
                 .filter_map(move |&tensor| bias_to_write(model, layer, tensor))
         });
-        let final_norm_bias = model.final_norm_bias.iter().map(|bias| {
-            TensorToWrite::vector(model.family.final_norm_bias_name(), bias)
-        });
+        let final_norm_bias = model
+            .final_norm_bias
+            .iter()
+            .map(|bias| TensorToWrite::vector(model.family.final_norm_bias_name(), bias));
         weights.chain(block_biases).chain(final_norm_bias)
     }
 
@@ -247,7 +254,11 @@ fn weight_to_write(model: &Model, id: TensorId) -> Option<TensorToWrite<'_>> {
             None => Some(TensorToWrite::matrix(name, weight)),
             Some((module, 0)) => {
                 let block = &model.blocks[layer];
-                let parts = module.parts.iter().map(|&part| Some(&block[part])).collect();
+                let parts = module
+                    .parts
+                    .iter()
+                    .map(|&part| Some(&block[part]))
+                    .collect();
                 let values = fused_values(model, block, module, parts, weight.cols());
                 let rows = module.parts.iter().map(|&part| block[part].rows()).sum();
                 Some(TensorToWrite {

@@ -116,10 +116,8 @@ impl ValuesToWrite<'_> {
                 row_order,
                 row_len,
             } => {
-                let values: Vec<Option<Cow<'_, [f32]>>> = parts
-                    .iter()
-                    .map(|part| part.map(Weight::values))
-                    .collect();
+                let values: Vec<Option<Cow<'_, [f32]>>> =
+                    parts.iter().map(|part| part.map(Weight::values)).collect();
                 let mut fused = vec![0.0; len];
                 let rows = fused.chunks_exact_mut(*row_len);
                 for (to, &(part, row)) in rows.zip(row_order) {

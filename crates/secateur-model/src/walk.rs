@@ -19,8 +19,10 @@ pub use pack::{Pack, Sequence};
 use pack::{build_packs, build_prefix_shared_packs};
 use source::for_each_block;
 
-use super::blocks::{BlockHooks, BlockSettings, NoHooks};
-use super::wiring::{BlockTensor, TensorId};
+use super::blocks::BlockSettings;
+use super::cost;
+use super::hooks::{BlockHooks, NoHooks};
+use super::wiring::TensorId;
 use super::{Block, Model};
 use secateur_base::memory;
 use secateur_tensor::ops::{
@@ -114,7 +116,7 @@ pub fn logits(model: &Model, ids: &[u32]) -> Activations {
         .pop()
         .map_or_else(|| ops::embed(&model.embedding, &[]), |(_, x)| x);
     ops::linear(
-        ops::rms_norm(x, &model.final_norm, model.config.norm_epsilon, None),
+        model.normalize_output(x, None),
         model.weight(TensorId::LmHead),
         None,
     )
@@ -128,7 +130,7 @@ pub fn token_scores(model: &Model, sequences: &[Sequence]) -> Vec<Vec<TokenScore
     let head = model.weight(TensorId::LmHead).to_memory();
     let _lent = (head.lease_on_gpu(), model.final_norm.lease_on_gpu());
     let rate = |(pack, x): (Pack, Activations)| {
-        let x = ops::rms_norm(x, &model.final_norm, model.config.norm_epsilon, None);
+        let x = model.normalize_output(x, None);
         pack.split_by_sequence(ops::token_scores(&x, &head, &pack.targets))
             .collect::<Vec<_>>()
     };
@@ -290,7 +292,7 @@ fn first_taped_layer(model: &Model, packs: &[Pack], lowest: usize, memory: Optio
         None => return lowest,
     };
     let bytes = size_of::<f32>() as u64;
-    let (hidden, head_dim) = (model.config.hidden as u64, model.config.head_dim);
+    let hidden = model.config.hidden as u64;
     let tokens: u64 = packs.iter().map(|pack| pack.ids.len() as u64).sum();
     let largest = packs
         .iter()
@@ -298,12 +300,13 @@ fn first_taped_layer(model: &Model, packs: &[Pack], lowest: usize, memory: Optio
         .max()
         .unwrap_or(0);
     let tape = |layer: usize| {
-        bytes * model.blocks[layer].tape_values_per_position(head_dim, on_gpu) as u64
+        let block = &model.blocks[layer];
+        bytes * cost::tape_values_per_position(model.family, &model.config, block, on_gpu) as u64
     };
     let weights = |block: &Block| {
-        BlockTensor::ALL
-            .iter()
-            .map(|&part| block[part].len() as u64)
+        block
+            .weights()
+            .map(|(_, weight)| weight.len() as u64)
             .sum::<u64>()
             * bytes
     };
@@ -371,12 +374,7 @@ fn head_backward(
 ) -> (f64, Activations) {
     let slot = |place| visitor.query(place, pack).map(GradientRequest::new);
     let (norm_slot, head_slot) = (slot(TensorId::FinalNorm), slot(TensorId::LmHead));
-    let y = ops::rms_norm(
-        x.with_gradient_tape(),
-        &model.final_norm,
-        model.config.norm_epsilon,
-        norm_slot.as_ref(),
-    );
+    let y = model.normalize_output(x.with_gradient_tape(), norm_slot.as_ref());
     let scored = ops::cross_entropy(
         &y.with_empty_tape(),
         head,
@@ -473,10 +471,9 @@ fn block_settings<'a>(
     pack: &'a Pack,
     past: Option<&'a Mutex<KvCache>>,
 ) -> BlockSettings<'a> {
-    let (norm_epsilon, head_dim) = (model.config.norm_epsilon, model.config.head_dim);
     BlockSettings {
-        norm_epsilon,
-        head_dim,
+        family: model.family,
+        config: &model.config,
         layout: &pack.layout,
         kv_cache: past,
     }

@@ -10,8 +10,9 @@ use crate::progress::Bar;
 use crate::stages::Context;
 use crate::stages::products::MemberScores;
 use secateur_model::Model;
-use secateur_model::blocks::{Block, GradientRequests};
+use secateur_model::blocks::Block;
 use secateur_model::groups::{DependencyGraph, UnitLayout};
+use secateur_model::hooks::GradientRequests;
 use secateur_model::walk::{self, GradientVisitor, Pack, Sequence};
 use secateur_model::wiring::{Axis, BlockTensor, TensorId};
 use secateur_tensor::ops::{

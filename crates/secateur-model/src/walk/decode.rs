@@ -7,7 +7,7 @@ use super::block_settings;
 use super::pack::Pack;
 use super::source::for_each_block;
 use crate::Model;
-use crate::blocks::NoHooks;
+use crate::hooks::NoHooks;
 use crate::wiring::{BlockTensor, TensorId};
 use secateur_tensor::ops::{self, KvCache, RotaryTables, SequenceSpan};
 use secateur_tensor::{Activations, PACK_TOKENS};
@@ -70,11 +70,7 @@ impl<'m> Decoder<'m> {
                     .map(|span| span.rows.end - 1)
                     .collect(),
             );
-            let logits = ops::linear(
-                ops::rms_norm(x, &model.final_norm, model.config.norm_epsilon, None),
-                &head,
-                None,
-            );
+            let logits = ops::linear(model.normalize_output(x, None), &head, None);
             logits
                 .values()
                 .chunks_exact(head.rows())
