@@ -9,8 +9,8 @@ use secateur::stages::{Context, export};
 use secateur_model::hooks::GradientRequests;
 use secateur_model::plan::{self, PruningPlan};
 use secateur_model::walk::{self, GradientVisitor, Pack, Sequence};
-use secateur_model::wiring::{BlockTensor, ChannelSpace, LLAMA, TensorId};
-use secateur_model::{Model, groups};
+use secateur_model::wiring::{ChannelSpace, TensorId};
+use secateur_model::{Model, families, groups};
 use secateur_tensor::ops::{GradientQuery, GradientResult};
 use serde_json::Value;
 
@@ -48,7 +48,8 @@ impl All {
 impl GradientVisitor for All {
     type Hooks = GradientRequests;
     fn hooks(&self, _: usize, _: &Pack) -> GradientRequests {
-        GradientRequests::from_queries(BlockTensor::ALL.map(|part| (part, GradientQuery::Gradient)))
+        let tensors = families::default_family().block_tensor_ids();
+        GradientRequests::from_queries(tensors.map(|tensor| (tensor, GradientQuery::Gradient)))
     }
     fn visit_block(&mut self, layer: usize, _: &Pack, lens: GradientRequests) {
         lens.into_results()
@@ -130,7 +131,7 @@ fn gradients_equal_llm_pruner() {
         let mut compared = 0;
         for (place, gradient) in &all.gradients {
             let expected = stored
-                .tensor(&format!("grad.{}", LLAMA.tensor_name(*place)))
+                .tensor(&format!("grad.{}", model.family.tensor_name(*place)))
                 .unwrap();
             let expected: Vec<f32> = expected
                 .data()
@@ -172,9 +173,10 @@ fn gradients_equal_differences() {
     walk::backward(&model, &sequences, 0, &mut all);
     all.tie();
     let last = model.blocks.len() - 1;
-    let places = [0, last]
-        .into_iter()
-        .flat_map(|layer| BlockTensor::ALL.map(|part| TensorId::Block(layer, part)));
+    let places = [0, last].into_iter().flat_map(|layer| {
+        let tensors = model.family.block_tensor_ids();
+        tensors.map(move |tensor| TensorId::Block(layer, tensor))
+    });
     for place in places.chain([TensorId::Embedding, TensorId::FinalNorm]) {
         let gradient = &all.gradients[&place];
         let length = gradient
@@ -432,7 +434,7 @@ fn the_embedded_model_equals_transformers() {
             .map(|g| f64::from(*g).powi(2))
             .sum::<f64>()
             .sqrt();
-        let expected = golden["gradient_norms"][LLAMA.tensor_name(*place)]
+        let expected = golden["gradient_norms"][model.family.tensor_name(*place)]
             .as_f64()
             .unwrap();
         assert!(

@@ -15,10 +15,11 @@ use crate::stages::train::adam::{
 };
 use secateur_data::corpus::{self, CorpusError, CorpusSource, TokenRow as Tokens};
 use secateur_data::feed::RowSampler;
+use secateur_model::family::Family;
 use secateur_model::hooks::GradientRequests;
 use secateur_model::tokenizer::{Tokenizer, TokenizerError};
 use secateur_model::walk::{self, GradientVisitor, Pack, Sequence};
-use secateur_model::wiring::{BlockTensor, TensorId};
+use secateur_model::wiring::TensorId;
 use secateur_model::{Model, ModelHeader};
 use secateur_store::tables::{Table, TableError};
 use secateur_tensor::Weight;
@@ -323,6 +324,7 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
             .map(|row| Sequence::new(row.ids, &row.loss_mask))
             .collect();
         let mut gradients = WeightGradientSums {
+            family: model.family,
             memory_bytes: context.memory_budget.bytes,
             sums: BTreeMap::new(),
         };
@@ -346,8 +348,7 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
         );
         for (place, mut gradient) in gradients.sums {
             gradient.iter_mut().for_each(|g| *g *= clip);
-            let decays =
-                matches!(place, TensorId::Block(_, part) if BlockTensor::MATRICES.contains(&part));
+            let decays = matches!(place, TensorId::Block(_, part) if part.is_matrix());
             let decay = if decays { options.weight_decay } else { 0.0 };
             if let Some(moments) = moments.get_mut(&place) {
                 model
@@ -378,6 +379,7 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
 
 /// Adds up the gradient of every weight; a tied head's goes to the embedding.
 struct WeightGradientSums {
+    family: &'static Family,
     memory_bytes: u64,
     sums: BTreeMap<TensorId, Vec<f32>>,
 }
@@ -399,7 +401,8 @@ impl GradientVisitor for WeightGradientSums {
     type Hooks = GradientRequests;
 
     fn hooks(&self, _: usize, _: &Pack) -> GradientRequests {
-        GradientRequests::from_queries(BlockTensor::ALL.map(|part| (part, GradientQuery::Gradient)))
+        let tensors = self.family.block_tensor_ids();
+        GradientRequests::from_queries(tensors.map(|tensor| (tensor, GradientQuery::Gradient)))
     }
 
     fn visit_block(&mut self, layer: usize, _: &Pack, lens: GradientRequests) {

@@ -13,7 +13,7 @@ use super::{Context, Environment, InputFile, Interrupted, OptionFault, size_faul
 use secateur_base::files::{FileError, write_atomic};
 use secateur_base::memory;
 use secateur_model::Model;
-use secateur_model::sizes::ModelShape;
+use secateur_model::cost::ModelShape;
 use secateur_model::walk::Decoder;
 
 /// Measures the model at this place of the pipeline beside the one that was loaded.

@@ -27,7 +27,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-pub mod blocks;
+pub mod block;
 pub mod checkpoint;
 pub mod config;
 pub mod cost;
@@ -45,7 +45,7 @@ pub mod tokenizer;
 pub mod walk;
 pub mod wiring;
 
-pub use blocks::Block;
+pub use block::Block;
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use config::Config;
 pub use family::Family;
@@ -266,7 +266,7 @@ impl Model {
         x: Activations<T>,
         request: Option<&GradientRequest>,
     ) -> Activations<T> {
-        blocks::normalize(
+        block::normalize(
             x,
             self.family,
             self.config.norm_epsilon,

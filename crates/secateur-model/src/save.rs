@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 
 use crate::config::RopeScaling;
 use crate::family::{
-    BiasCondition, BlockShape, Constant, FusedModule, ModelClass, Positions, Residual,
-    ResidualRule, RotaryShare,
+    BiasCondition, BlockShape, FusedModule, ModelClass, Positions, Residual, ResidualRule,
+    RotaryShare,
 };
 use crate::stored::{self, StorageDtype, TensorToWrite, ValuesToWrite};
 use crate::wiring::{BlockTensor, TensorId};

@@ -19,7 +19,7 @@ pub use pack::{Pack, Sequence};
 use pack::{build_packs, build_prefix_shared_packs};
 use source::for_each_block;
 
-use super::blocks::BlockSettings;
+use super::block::BlockSettings;
 use super::cost;
 use super::hooks::{BlockHooks, NoHooks};
 use super::wiring::TensorId;
@@ -467,7 +467,7 @@ fn embedding_gradient_result(
 }
 
 fn block_settings<'a>(
-    model: &Model,
+    model: &'a Model,
     pack: &'a Pack,
     past: Option<&'a Mutex<KvCache>>,
 ) -> BlockSettings<'a> {

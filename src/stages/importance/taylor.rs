@@ -10,7 +10,7 @@ use crate::progress::Bar;
 use crate::stages::Context;
 use crate::stages::products::MemberScores;
 use secateur_model::Model;
-use secateur_model::blocks::Block;
+use secateur_model::block::Block;
 use secateur_model::groups::{DependencyGraph, UnitLayout};
 use secateur_model::hooks::GradientRequests;
 use secateur_model::walk::{self, GradientVisitor, Pack, Sequence};
@@ -151,8 +151,10 @@ impl GradientVisitor for GradientCollector<'_> {
     type Hooks = GradientRequests;
 
     fn hooks(&self, layer: usize, pack: &Pack) -> GradientRequests {
-        let wanted = BlockTensor::ALL
-            .into_iter()
+        let wanted = self
+            .model
+            .family
+            .block_tensor_ids()
             .filter(|&part| self.scored_tensors.contains(&TensorId::Block(layer, part)));
         GradientRequests::from_queries(
             wanted.map(|part| (part, self.query(TensorId::Block(layer, part), pack))),
@@ -165,8 +167,8 @@ impl GradientVisitor for GradientCollector<'_> {
     }
 
     fn finish_block(&mut self, layer: usize, block: &Block) {
-        for part in BlockTensor::ALL {
-            self.reduce_tensor(TensorId::Block(layer, part), &block[part]);
+        for (part, weight) in block.weights() {
+            self.reduce_tensor(TensorId::Block(layer, part), weight);
         }
         self.bar.step();
     }

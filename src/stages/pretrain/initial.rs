@@ -6,9 +6,10 @@ use rand::{Rng, RngExt};
 
 use super::Options;
 use secateur_base::random::Seed;
-use secateur_model::config::{BiasFlags, BlockWidths, Config, RopeConfig, RopeScaling};
+use secateur_model::config::{BlockWidths, Config, RopeConfig, RopeScaling};
+use secateur_model::family::Residual;
 use secateur_model::tokenizer::Tokenizer;
-use secateur_model::{Block, Model};
+use secateur_model::{Block, Model, families};
 use secateur_tensor::Weight;
 
 /// Normal weights with a deviation of 1/√inputs, those that write to the residual stream scaled down by √(2·blocks)
@@ -32,9 +33,10 @@ pub fn initial_model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Mod
     let embedding = normal(vocab, hidden, 0.5 * wide);
     let ones = || Weight::new(vec![1.0; hidden], 1, hidden);
     let (queries, keys) = (options.heads * head_dim, kv_heads * head_dim);
+    let family = families::default_family();
     let blocks = (0..options.blocks)
         .map(|_| {
-            Block::new([
+            let weights = [
                 ones(),
                 normal(queries, hidden, wide),
                 normal(keys, hidden, wide),
@@ -44,7 +46,8 @@ pub fn initial_model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Mod
                 normal(options.mlp, hidden, wide),
                 normal(options.mlp, hidden, wide),
                 normal(hidden, options.mlp, out * fan_in(options.mlp)),
-            ])
+            ];
+            Block::new(family.block_tensor_ids().zip(weights))
         })
         .collect();
     let config = Config {
@@ -56,18 +59,22 @@ pub fn initial_model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Mod
         max_positions: options.max_positions(),
         norm_epsilon: 1e-5,
         tied_embeddings: true,
-        declared_biases: BiasFlags::default(),
+        declared_biases: Default::default(),
         rope: RopeConfig {
             theta: options.rope_theta,
             scaling: RopeScaling::None,
+            rotated_share: 1.0,
         },
+        residual: Residual::Sequential,
         raw: serde_json::Map::new(),
     };
     Model {
+        family,
         config,
         embedding,
         blocks,
         final_norm: ones(),
+        final_norm_bias: None,
         lm_head: None,
         tokenizer: Some(Arc::new(tokenizer)),
     }
