@@ -25,7 +25,7 @@ use secateur::stages::recover::AdapterTraining;
 use secateur::stages::{Context, MemoryBudget, StageCheckpoint, dependencies, importance, load};
 use secateur_base::random::Seed;
 use secateur_data::corpus::{self, CorpusSource};
-use secateur_model::block::{Block, BlockSettings};
+use secateur_model::block::BlockSettings;
 use secateur_model::family::BlockShape;
 use secateur_model::hooks::GradientRequests;
 use secateur_model::lora::Adapter;
@@ -327,10 +327,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             });
             let options = serde_json::from_value(options)?;
             let targets: Vec<BlockTensor> = model.family.matrices().collect();
-            let mut training =
-                AdapterTraining::new(Adapter::new(&model, &targets, 8, 16.0, Seed::from_u64(2)));
+            let adapter = Adapter::new(&model, &targets, 8, 16.0, Seed::from_u64(2));
+            let mut trainer = AdapterTraining::trainer(&options, &context, &model, adapter, 100);
             timed(&arguments.times, || {
-                training.run_update(&options, &context, &model, &rows, 100)?;
+                trainer.run_update(&rows)?;
                 Ok(())
             })?
         }

@@ -5,16 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use secateur_base::random::Seed;
+use secateur_model::cost::ModelShape;
 use secateur_model::family::{BlockShape, Family};
 use secateur_model::groups::{self, Group, GroupKind, UnitLayout};
-use secateur_model::hooks::GradientRequests;
-use secateur_model::lora::{Adapter, Dropout, LoraHooks};
+use secateur_model::lora::Adapter;
 use secateur_model::plan::{self, PruningPlan};
 use secateur_model::random::{RandomModel, random_model};
 use secateur_model::stored::StorageDtype;
-use secateur_model::walk::{self, GradientVisitor, Pack, Sequence};
+use secateur_model::walk::{self, BackwardOptions, GradientVisitor, Pack, Sequence};
 use secateur_model::wiring::{Axis, BlockTensor, ChannelSpace, TensorId};
-use secateur_model::{Model, cost::ModelShape, families};
+use secateur_model::{Dropout, Factor, Model, ParameterId, TrainedAdapters, families};
 use secateur_tensor::ops::{GradientQuery, GradientResult};
 use secateur_tensor::{Device, Weight, select_device};
 use serde_json::{Value, json};
@@ -163,7 +163,11 @@ fn logits_equal_the_golden_ones() {
     )));
     for case in golden["cases"].as_array().unwrap() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("config.json"), case["config"].to_string()).unwrap();
+        std::fs::write(
+            folder.path().join("config.json"),
+            case["config"].to_string(),
+        )
+        .unwrap();
         let mut tensors = Vec::new();
         for (t, tensor) in case["tensors"].as_array().unwrap().iter().enumerate() {
             let name = tensor["name"].as_str().unwrap().to_owned();
@@ -192,7 +196,11 @@ fn logits_equal_the_golden_ones() {
         on_both_devices(|device| {
             let found = walk::logits(&model, &ids).into_vec();
             let worst = largest_difference(&found, &expected.concat());
-            assert!(worst < 1e-5, "{} on {device}: {worst:.1e}", case["config"]["model_type"]);
+            assert!(
+                worst < 1e-5,
+                "{} on {device}: {worst:.1e}",
+                case["config"]["model_type"]
+            );
         });
     }
 }
@@ -504,39 +512,31 @@ fn add_into(sum: &mut Vec<f32>, values: &[f32]) {
 }
 
 impl GradientVisitor for WeightGradients<'_> {
-    type Hooks = GradientRequests;
-    fn hooks(&self, _: usize, _: &Pack) -> GradientRequests {
-        let tensors = self.model.family.block_tensor_ids();
-        GradientRequests::from_queries(tensors.map(|tensor| (tensor, GradientQuery::Gradient)))
-    }
-    fn visit_block(&mut self, layer: usize, _: &Pack, hooks: GradientRequests) {
-        for (tensor, result) in hooks.into_results() {
-            self.add(TensorId::Block(layer, tensor), result);
-        }
-    }
-    fn query(&self, _: TensorId, _: &Pack) -> Option<GradientQuery> {
+    fn query(&self, _: ParameterId, _: &Pack) -> Option<GradientQuery> {
         Some(GradientQuery::Gradient)
     }
-    fn visit_outer_tensor(&mut self, id: TensorId, _: &Pack, result: GradientResult) {
-        self.add(id, result);
+
+    fn receive(&mut self, parameter: ParameterId, _: &Pack, result: GradientResult) {
+        self.add(parameter.weight().unwrap(), result);
     }
 }
 
-fn weight_gradients(model: &Model) -> BTreeMap<TensorId, Vec<f32>> {
+/// The loss and the gradient of every weight from the block `lowest_layer` up.
+fn backward(model: &Model, lowest_layer: usize) -> (f64, BTreeMap<TensorId, Vec<f32>>) {
     let mut visitor = WeightGradients {
         model,
         sums: BTreeMap::new(),
     };
-    walk::backward(model, &some_rows(model), 0, &mut visitor);
-    visitor.sums
+    let options = BackwardOptions {
+        lowest_layer,
+        ..BackwardOptions::default()
+    };
+    let loss = walk::backward(model, &some_rows(model), &options, &mut visitor);
+    (loss.mean, visitor.sums)
 }
 
 fn loss(model: &Model) -> f64 {
-    let mut visitor = WeightGradients {
-        model,
-        sums: BTreeMap::new(),
-    };
-    walk::backward(model, &some_rows(model), model.blocks.len(), &mut visitor).mean
+    backward(model, model.blocks.len()).0
 }
 
 /// Along its own direction the loss rises by the gradient's length: central differences, `moved` being the model
@@ -563,7 +563,7 @@ fn check_slope(label: &str, gradient: &[f32], moved: impl Fn(&[f32]) -> Model) {
 fn weight_gradients_equal_differences() {
     on_both_devices(|device| {
         for (name, model) in random_models() {
-            let gradients = weight_gradients(&model);
+            let (_, gradients) = backward(&model, 0);
             assert_eq!(gradients.len(), model.tensor_ids().len());
             for (id, gradient) in &gradients {
                 check_slope(&format!("{name} {id:?} on {device}"), gradient, |moves| {
@@ -579,26 +579,28 @@ fn weight_gradients_equal_differences() {
 }
 
 /// Adds up the gradients of an adapter's factors.
-struct FactorGradients<'a> {
-    adapter: &'a Adapter,
-    sums: BTreeMap<(usize, BlockTensor), [Vec<f32>; 2]>,
+#[derive(Default)]
+struct FactorGradients {
+    sums: BTreeMap<(usize, BlockTensor, Factor), Vec<f32>>,
 }
 
-impl<'a> GradientVisitor for FactorGradients<'a> {
-    type Hooks = LoraHooks<'a>;
-    fn hooks(&self, layer: usize, _: &Pack) -> LoraHooks<'a> {
-        let no_dropout = Dropout {
-            probability: 0.0,
-            sequences: Vec::new(),
-        };
-        LoraHooks::new(self.adapter, layer, no_dropout)
+impl GradientVisitor for FactorGradients {
+    fn query(&self, parameter: ParameterId, _: &Pack) -> Option<GradientQuery> {
+        matches!(parameter, ParameterId::LoraFactor(..)).then_some(GradientQuery::Gradient)
     }
-    fn visit_block(&mut self, layer: usize, _: &Pack, hooks: LoraHooks<'a>) {
-        for (tensor, a, b) in hooks.into_gradients() {
-            let [sum_a, sum_b] = self.sums.entry((layer, tensor)).or_default();
-            add_into(sum_a, &a);
-            add_into(sum_b, &b);
-        }
+
+    fn receive(&mut self, parameter: ParameterId, _: &Pack, result: GradientResult) {
+        let (
+            ParameterId::LoraFactor(layer, tensor, factor),
+            GradientResult::Gradient { gradient, .. },
+        ) = (parameter, result)
+        else {
+            panic!("gradients of factors were requested")
+        };
+        add_into(
+            self.sums.entry((layer, tensor, factor)).or_default(),
+            &gradient.into_vec(),
+        );
     }
 }
 
@@ -621,29 +623,34 @@ fn adapter_gradients_equal_differences() {
         for (name, model) in random_models() {
             let targets: Vec<BlockTensor> = model.family.matrices().collect();
             let adapter = some_adapter(&model, &targets);
-            let mut visitor = FactorGradients {
-                adapter: &adapter,
-                sums: BTreeMap::new(),
+            let options = BackwardOptions {
+                adapters: Some(TrainedAdapters {
+                    adapter: &adapter,
+                    dropout: Dropout {
+                        probability: 0.0,
+                        seed: Seed::from_u64(1),
+                        first_sequence: 0,
+                    },
+                }),
+                ..BackwardOptions::default()
             };
-            walk::backward(&model, &some_rows(&model), 0, &mut visitor);
-            assert_eq!(visitor.sums.len(), model.blocks.len() * targets.len());
-            for (&(layer, tensor), gradients) in &visitor.sums {
-                for (factor, gradient) in gradients.iter().enumerate() {
-                    let label = format!("{name} {layer} {tensor:?} {factor} on {device}");
-                    check_slope(&label, gradient, |moves| {
-                        let mut moved = adapter.clone();
-                        let pair = moved.factors.get_mut(&(layer, tensor)).unwrap();
-                        let weight = if factor == 0 {
-                            &mut pair.a
-                        } else {
-                            &mut pair.b
-                        };
-                        weight.update(|values| {
-                            values.iter_mut().zip(moves).for_each(|(w, m)| *w += m);
-                        });
-                        moved.merge_into(&model)
+            let mut visitor = FactorGradients::default();
+            walk::backward(&model, &some_rows(&model), &options, &mut visitor);
+            assert_eq!(visitor.sums.len(), 2 * model.blocks.len() * targets.len());
+            for (&(layer, tensor, factor), gradient) in &visitor.sums {
+                let label = format!("{name} {layer} {tensor:?} {factor:?} on {device}");
+                check_slope(&label, gradient, |moves| {
+                    let mut moved = adapter.clone();
+                    let pair = moved.factors.get_mut(&(layer, tensor)).unwrap();
+                    let weight = match factor {
+                        Factor::A => &mut pair.a,
+                        Factor::B => &mut pair.b,
+                    };
+                    weight.update(|values| {
+                        values.iter_mut().zip(moves).for_each(|(w, m)| *w += m);
                     });
-                }
+                    moved.merge_into(&model)
+                });
             }
         }
     });

@@ -6,11 +6,10 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use secateur::stages::{Context, export};
-use secateur_model::hooks::GradientRequests;
 use secateur_model::plan::{self, PruningPlan};
-use secateur_model::walk::{self, GradientVisitor, Pack, Sequence};
+use secateur_model::walk::{self, BackwardOptions, GradientVisitor, Pack, Sequence};
 use secateur_model::wiring::{ChannelSpace, TensorId};
-use secateur_model::{Model, families, groups};
+use secateur_model::{Model, ParameterId, groups};
 use secateur_tensor::ops::{GradientQuery, GradientResult};
 use serde_json::Value;
 
@@ -20,7 +19,6 @@ use crate::support::{context, copy_folder, json, numbers, shared, tiny};
 #[derive(Default)]
 struct All {
     gradients: BTreeMap<TensorId, Vec<f32>>,
-    memory: Option<u64>,
 }
 
 impl All {
@@ -46,23 +44,12 @@ impl All {
 }
 
 impl GradientVisitor for All {
-    type Hooks = GradientRequests;
-    fn hooks(&self, _: usize, _: &Pack) -> GradientRequests {
-        let tensors = families::default_family().block_tensor_ids();
-        GradientRequests::from_queries(tensors.map(|tensor| (tensor, GradientQuery::Gradient)))
-    }
-    fn visit_block(&mut self, layer: usize, _: &Pack, lens: GradientRequests) {
-        lens.into_results()
-            .for_each(|(part, answer)| self.add(TensorId::Block(layer, part), answer));
-    }
-    fn query(&self, _: TensorId, _: &Pack) -> Option<GradientQuery> {
+    fn query(&self, _: ParameterId, _: &Pack) -> Option<GradientQuery> {
         Some(GradientQuery::Gradient)
     }
-    fn visit_outer_tensor(&mut self, at: TensorId, _: &Pack, answer: GradientResult) {
-        self.add(at, answer);
-    }
-    fn memory_limit(&self) -> Option<u64> {
-        self.memory
+
+    fn receive(&mut self, parameter: ParameterId, _: &Pack, result: GradientResult) {
+        self.add(parameter.weight().unwrap(), result);
     }
 }
 
@@ -114,7 +101,7 @@ fn gradients_equal_llm_pruner() {
         let loss = walk::backward(
             &model,
             &rows(numbers(&golden["calibration"]["A"])),
-            0,
+            &BackwardOptions::default(),
             &mut all,
         );
         let expected = golden["calibration"]["A_batch_mean_loss"].as_f64().unwrap();
@@ -170,7 +157,7 @@ fn gradients_equal_differences() {
     let model = tiny();
     let sequences = some_rows(&model);
     let mut all = All::default();
-    walk::backward(&model, &sequences, 0, &mut all);
+    walk::backward(&model, &sequences, &BackwardOptions::default(), &mut all);
     all.tie();
     let last = model.blocks.len() - 1;
     let places = [0, last].into_iter().flat_map(|layer| {
@@ -191,7 +178,11 @@ fn gradients_equal_differences() {
                     .zip(gradient)
                     .for_each(|(w, g)| *w += (step * f64::from(*g) / length) as f32);
             });
-            walk::backward(&moved, &sequences, moved.blocks.len(), &mut All::default()).mean
+            let head_only = BackwardOptions {
+                lowest_layer: moved.blocks.len(),
+                ..BackwardOptions::default()
+            };
+            walk::backward(&moved, &sequences, &head_only, &mut All::default()).mean
         };
         let step = 0.01 / length; // the loss moves by about 0.02 in all
         let slope = (loss(step) - loss(-step)) / (2.0 * step);
@@ -421,7 +412,12 @@ fn the_embedded_model_equals_transformers() {
         all_rows.push(ids);
     }
     let mut all = All::default();
-    let loss = walk::backward(&model, &rows(all_rows), 0, &mut all);
+    let loss = walk::backward(
+        &model,
+        &rows(all_rows),
+        &BackwardOptions::default(),
+        &mut all,
+    );
     assert!(
         (loss.mean / golden["loss"].as_f64().unwrap() - 1.0).abs() < 1e-5,
         "{}",
@@ -454,11 +450,12 @@ fn gradients_do_not_depend_on_memory() {
     let model = tiny();
     let sequences = some_rows(&model);
     let with = |memory: Option<u64>| {
-        let mut all = All {
-            memory,
-            ..All::default()
+        let mut all = All::default();
+        let options = BackwardOptions {
+            memory_limit: memory,
+            ..BackwardOptions::default()
         };
-        let loss = walk::backward(&model, &sequences, 0, &mut all);
+        let loss = walk::backward(&model, &sequences, &options, &mut all);
         (loss, all.gradients)
     };
     let kept = with(None);

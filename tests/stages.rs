@@ -1,10 +1,9 @@
 //! Promises of single stages that no golden number holds.
 
 use secateur::stages::{aggregate, dependencies, importance, prune};
-use secateur_model::Model;
-use secateur_model::hooks::GradientRequests;
-use secateur_model::walk::{self, GradientVisitor, Pack, Sequence};
+use secateur_model::walk::{self, BackwardOptions, GradientVisitor, Pack, Sequence};
 use secateur_model::wiring::TensorId;
+use secateur_model::{Model, ParameterId};
 use secateur_tensor::ops::{GradientQuery, GradientResult};
 use serde_json::json;
 
@@ -15,17 +14,17 @@ use crate::support::{Sandbox, context, table, tiny};
 struct Tied(Vec<f32>);
 
 impl GradientVisitor for Tied {
-    type Hooks = GradientRequests;
-    fn hooks(&self, _: usize, _: &Pack) -> GradientRequests {
-        GradientRequests::from_queries([])
+    fn query(&self, parameter: ParameterId, _: &Pack) -> Option<GradientQuery> {
+        let is_tied = matches!(
+            parameter,
+            ParameterId::Weight(TensorId::LmHead | TensorId::Embedding)
+        );
+        is_tied.then_some(GradientQuery::Gradient)
     }
-    fn visit_block(&mut self, _: usize, _: &Pack, _: GradientRequests) {}
-    fn query(&self, place: TensorId, _: &Pack) -> Option<GradientQuery> {
-        matches!(place, TensorId::LmHead | TensorId::Embedding).then_some(GradientQuery::Gradient)
-    }
-    fn visit_outer_tensor(&mut self, _: TensorId, _: &Pack, answer: GradientResult) {
-        let GradientResult::Gradient { gradient, .. } = answer else {
-            panic!("a gradient was asked for")
+
+    fn receive(&mut self, _: ParameterId, _: &Pack, result: GradientResult) {
+        let GradientResult::Gradient { gradient, .. } = result else {
+            panic!("the query is for a gradient")
         };
         let gradient = gradient.into_vec();
         self.0.resize(gradient.len(), 0.0);
@@ -69,7 +68,12 @@ fn the_second_order_of_a_tied_embedding_squares_the_whole_gradient() {
     for ids in rows {
         let counts = vec![true; ids.len()];
         let mut tied = Tied::default();
-        walk::backward(&model, &[Sequence::new(ids, &counts)], 0, &mut tied);
+        walk::backward(
+            &model,
+            &[Sequence::new(ids, &counts)],
+            &BackwardOptions::default(),
+            &mut tied,
+        );
         for (i, (w, g)) in model.embedding.values().iter().zip(&tied.0).enumerate() {
             expected[i % width] += f64::from(*w).powi(2) * f64::from(*g).powi(2) / 2.0;
         }

@@ -1,31 +1,23 @@
 //! `pretrain`: text → a small LLaMA trained from scratch, with a tokenizer of its own.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::products::UpdateRow;
 use super::{
     Context, Environment, InputFile, Interrupted, OptionFault, positive_faults, size_faults,
 };
-use crate::stages::train::adam::{
-    AdamMoments, BETA2_PRETRAIN, clip_factor, cosine_schedule, global_norm,
-};
-use secateur_data::corpus::{self, CorpusError, CorpusSource, TokenRow as Tokens};
+use crate::stages::train::Divergence;
+use secateur_data::corpus::{self, CorpusError, CorpusSource, TokenRow};
 use secateur_data::feed::RowSampler;
-use secateur_model::family::Family;
-use secateur_model::hooks::GradientRequests;
 use secateur_model::tokenizer::{Tokenizer, TokenizerError};
-use secateur_model::walk::{self, GradientVisitor, Pack, Sequence};
-use secateur_model::wiring::TensorId;
-use secateur_model::{Model, ModelHeader};
+use secateur_model::{Model, ModelHeader, families};
 use secateur_store::tables::{Table, TableError};
-use secateur_tensor::Weight;
-use secateur_tensor::ops::{GradientQuery, GradientResult};
 
 mod initial;
+mod training;
+use training::ModelTraining;
 
 /// Trains a LLaMA from scratch on text.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -216,6 +208,7 @@ impl Options {
             .hidden
             .saturating_mul(2 * head_dim * (self.heads + kv_heads) + 3 * self.mlp + 2);
         world.model = Some(ModelHeader {
+            family: families::default_family(),
             kv_values_per_token: self.blocks.saturating_mul(2 * kv_heads * head_dim) as u64,
             layers: self.blocks,
             hidden: self.hidden,
@@ -244,188 +237,49 @@ pub enum Error {
     Metrics(#[from] TableError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
-    #[error(
-        "a weight is no number after the last update: training has diverged; lower `learning_rate`, or lengthen `warmup`"
-    )]
-    NonFiniteWeight,
-    #[error(
-        "the loss of update {update} is {loss}: training has diverged; lower `learning_rate`, or lengthen `warmup`"
-    )]
-    NonFiniteLoss { update: usize, loss: f64 },
+    #[error(transparent)]
+    Diverged(#[from] Divergence),
 }
-
-/// Gradients are scaled down to this global norm.
-const MAX_GRADIENT_NORM: f64 = 1.0;
-
-/// The learning rate ends at this share of its peak.
-const FINAL_LEARNING_RATE_SHARE: f64 = 0.1;
 
 /// Learns a tokenizer and a model from the text.
 pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), Error> {
     let documents = corpus::read_text_documents(&options.corpus_source())?;
     let tokenizer = Tokenizer::train(documents.iter().cloned(), options.vocabulary)?;
+    let rows = token_rows(&tokenizer, &documents, options.length)?;
+    let tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
+    let row_count = rows.len();
+    let model = initial::initial_model(options, tokenizer, context.seed.derive("weights"));
+    let vocabulary = model.config.vocab;
+    tracing::debug!(tokens, rows = row_count, vocabulary, "corpus");
+    let mut sampler = RowSampler::new(rows, Some((options.length, context.seed.derive("rows"))))
+        .ok_or_else(|| CorpusError::NothingToPredict((&options.corpus).into()))?;
+
+    let trainer = ModelTraining::trainer(options, context, model);
+    let (training, update_rows) = trainer.run(&mut sampler, context)?;
+    let model = training.into_model();
+    if !model.is_finite() {
+        return Err(Divergence::NonFiniteWeight.into());
+    }
+    let parameters = model.parameter_count();
+    let loss = update_rows.last().map(|row| row.loss);
+    tracing::info!(parameters, loss, "pretrained");
+    Ok((model, vec![Table::from_rows("pretrain", &update_rows)?]))
+}
+
+/// The rows of the corpus: each document's tokens, cut into pieces of at most `length`. Every prediction
+/// counts.
+fn token_rows(
+    tokenizer: &Tokenizer,
+    documents: &[String],
+    length: usize,
+) -> Result<Vec<TokenRow>, TokenizerError> {
     let mut rows = Vec::new();
-    for document in &documents {
+    for document in documents {
         let ids = tokenizer.encode(document, true)?;
-        rows.extend(ids.chunks(options.length).map(|ids| Tokens {
+        rows.extend(ids.chunks(length).map(|ids| TokenRow {
             ids: ids.to_vec(),
             loss_mask: vec![true; ids.len()],
         }));
     }
-    let mut model = initial::initial_model(options, tokenizer, context.seed.derive("weights"));
-    let tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
-    tracing::debug!(
-        tokens,
-        rows = rows.len(),
-        vocabulary = model.config.vocab,
-        "corpus"
-    );
-    let mut feed = RowSampler::new(rows, Some((options.length, context.seed.derive("rows"))))
-        .ok_or_else(|| CorpusError::NothingToPredict((&options.corpus).into()))?;
-
-    let mut moments: BTreeMap<TensorId, AdamMoments> = model
-        .tensor_ids()
-        .into_iter()
-        .map(|place| {
-            (
-                place,
-                AdamMoments::new(model.weight(place).len(), BETA2_PRETRAIN),
-            )
-        })
-        .collect();
-    let mut table: Vec<UpdateRow> = Vec::new();
-    if let Some(left) = context.checkpoint.read::<(Vec<Weight>, _, _)>() {
-        let weights;
-        (weights, moments, table) = left;
-        model
-            .tensor_ids()
-            .into_iter()
-            .zip(weights)
-            .for_each(|(place, weight)| *model.weight_mut(place) = weight);
-        feed.skip(table.len() * options.batch);
-        tracing::info!(
-            updates = table.len(),
-            "training goes on where it was interrupted"
-        );
-    }
-    let bar = context.progress.bar("pretrain", options.updates as u64);
-    bar.skip(table.len() as u64);
-    for update in table.len()..options.updates {
-        let weights = || -> Vec<&Weight> {
-            model
-                .tensor_ids()
-                .into_iter()
-                .map(|place| model.weight(place))
-                .collect()
-        };
-        context.checkpoint_or_stop(|| (weights(), &moments, &table))?;
-        let batch: Vec<Sequence> = (0..options.batch)
-            .map(|_| feed.next_row())
-            .map(|row| Sequence::new(row.ids, &row.loss_mask))
-            .collect();
-        let mut gradients = WeightGradientSums {
-            family: model.family,
-            memory_bytes: context.memory_budget.bytes,
-            sums: BTreeMap::new(),
-        };
-        let loss = walk::backward(&model, &batch, 0, &mut gradients);
-        let norm = global_norm(gradients.sums.values().map(|g| &g[..]));
-        if !loss.mean.is_finite() || !norm.is_finite() {
-            return Err(Error::NonFiniteLoss {
-                update: update + 1,
-                loss: loss.mean,
-            });
-        }
-        let (clip, rate) = (
-            clip_factor(norm, MAX_GRADIENT_NORM),
-            options.learning_rate
-                * cosine_schedule(
-                    update,
-                    options.warmup,
-                    options.updates,
-                    FINAL_LEARNING_RATE_SHARE,
-                ),
-        );
-        for (place, mut gradient) in gradients.sums {
-            gradient.iter_mut().for_each(|g| *g *= clip);
-            let decays = matches!(place, TensorId::Block(_, part) if part.is_matrix());
-            let decay = if decays { options.weight_decay } else { 0.0 };
-            if let Some(moments) = moments.get_mut(&place) {
-                model
-                    .weight_mut(place)
-                    .update(|w| moments.step(w, &gradient, update + 1, rate, decay));
-            }
-        }
-        table.push(UpdateRow {
-            update: update as u32 + 1,
-            loss: loss.mean,
-            grad_norm: norm,
-            lr: rate,
-            tokens: loss.target_count as u64,
-        });
-        bar.set_note(format_args!("loss {:.4}", loss.mean));
-        bar.step();
-    }
-    if !model.is_finite() {
-        return Err(Error::NonFiniteWeight);
-    }
-    tracing::info!(
-        parameters = model.parameter_count(),
-        loss = table.last().map(|row| row.loss),
-        "pretrained"
-    );
-    Ok((model, vec![Table::from_rows("pretrain", &table)?]))
-}
-
-/// Adds up the gradient of every weight; a tied head's goes to the embedding.
-struct WeightGradientSums {
-    family: &'static Family,
-    memory_bytes: u64,
-    sums: BTreeMap<TensorId, Vec<f32>>,
-}
-
-impl WeightGradientSums {
-    fn add_result(&mut self, place: TensorId, answer: GradientResult) {
-        let GradientResult::Gradient { gradient, .. } = answer else {
-            return;
-        };
-        let gradient = gradient.into_vec();
-        match self.sums.get_mut(&place) {
-            Some(sum) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
-            None => drop(self.sums.insert(place, gradient)),
-        }
-    }
-}
-
-impl GradientVisitor for WeightGradientSums {
-    type Hooks = GradientRequests;
-
-    fn hooks(&self, _: usize, _: &Pack) -> GradientRequests {
-        let tensors = self.family.block_tensor_ids();
-        GradientRequests::from_queries(tensors.map(|tensor| (tensor, GradientQuery::Gradient)))
-    }
-
-    fn visit_block(&mut self, layer: usize, _: &Pack, lens: GradientRequests) {
-        lens.into_results()
-            .for_each(|(part, answer)| self.add_result(TensorId::Block(layer, part), answer));
-    }
-
-    fn query(&self, _: TensorId, _: &Pack) -> Option<GradientQuery> {
-        Some(GradientQuery::Gradient)
-    }
-
-    fn visit_outer_tensor(&mut self, at: TensorId, _: &Pack, answer: GradientResult) {
-        self.add_result(
-            if at == TensorId::LmHead {
-                TensorId::Embedding
-            } else {
-                at
-            },
-            answer,
-        );
-    }
-
-    fn memory_limit(&self) -> Option<u64> {
-        Some(self.memory_bytes)
-    }
+    Ok(rows)
 }

@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 use super::{
     Context, Environment, InputFile, Interrupted, OptionFault, positive_faults, size_faults,
 };
+use crate::stages::train::Divergence;
 use secateur_data::corpus::{self, CorpusError, CorpusSource, Sample};
 use secateur_data::feed::RowSampler;
 use secateur_model::Model;
 use secateur_model::family::Family;
 use secateur_model::lora::{Adapter, AdapterError};
-use secateur_model::walk::Sequence;
 use secateur_model::wiring::BlockTensor;
 use secateur_store::tables::{Table, TableError};
 
@@ -262,21 +262,16 @@ pub enum Error {
     Interrupted(#[from] Interrupted),
     #[error("cannot write the adapter: {0}")]
     WriteAdapter(String),
-    #[error(
-        "the loss of update {update} is {loss}: training has diverged; lower `learning_rate`, or lengthen `warmup`"
-    )]
-    NonFiniteLoss { update: usize, loss: f64 },
-    #[error(
-        "a weight is no number after the last update: training has diverged; lower `learning_rate`, or lengthen `warmup`"
-    )]
-    NonFiniteWeight,
+    #[error(transparent)]
+    Diverged(#[from] Divergence),
     #[error(
         "the adapter is still zero after update {update} with a learning rate of {rate}: it would change nothing"
     )]
     AdapterStillZero { update: usize, rate: f64 },
 }
 
-/// Trains adapters, saves them as `adapter/` (`adapter-2/` the second time) in PEFT's layout, and hands on the model with them merged.
+/// Trains adapters, saves them in PEFT's layout as `adapter/` (`adapter-2/` for the second `recover` of a
+/// variant), and returns the model with the adapters merged into its weights.
 pub fn run(
     options: &Options,
     context: &Context,
@@ -303,63 +298,45 @@ pub fn run(
     }
     let random =
         (options.sample == Sample::Random).then(|| (options.length, context.seed.derive("rows")));
-    let mut feed = RowSampler::new(rows, random)
+    let mut sampler = RowSampler::new(rows, random)
         .ok_or_else(|| CorpusError::NothingToPredict((&options.corpus).into()))?;
     let updates = match options.duration {
         Duration::Updates(updates) => updates,
-        Duration::Epochs(epochs) => feed
+        Duration::Epochs(epochs) => sampler
             .rows_per_pass()
             .saturating_mul(epochs)
             .div_ceil(options.batch),
     };
-    let mut training = match context.checkpoint.read::<AdapterTraining>() {
-        Some(left) => {
-            feed.skip(left.completed_updates() * options.batch);
-            tracing::info!(
-                updates = left.completed_updates(),
-                "recovery goes on where it was interrupted"
-            );
-            left
-        }
-        None => AdapterTraining::new(adapter),
-    };
-    let bar = context.progress.bar("recover", updates as u64);
-    bar.skip(training.completed_updates() as u64);
-    while training.completed_updates() < updates {
-        context.checkpoint_or_stop(|| &training)?;
-        let batch: Vec<Sequence> = (0..options.batch)
-            .map(|_| feed.next_row())
-            .map(|row| Sequence::new(row.ids, &row.loss_mask))
-            .collect();
-        let loss = training.run_update(options, context, model, &batch, updates)?;
-        bar.set_note(format_args!("loss {loss:.4}"));
-        bar.step();
-    }
-    let (adapter, table) = training.into_adapter_and_rows();
+    let trainer = AdapterTraining::trainer(options, context, model, adapter, updates);
+    let (training, update_rows) = trainer.run(&mut sampler, context)?;
+    let adapter = training.into_adapter();
     let merged = adapter.merge_into(model);
     if !merged.is_finite() {
-        return Err(Error::NonFiniteWeight);
+        return Err(Divergence::NonFiniteWeight.into());
     }
     save_adapter(&adapter, &context.output_path("adapter", ""))?;
     tracing::info!(
         updates,
-        first = table.first().map(|r| r.loss),
-        last = table.last().map(|r| r.loss),
+        first = update_rows.first().map(|row| row.loss),
+        last = update_rows.last().map(|row| row.loss),
         "recovered"
     );
-    Ok((merged, adapter, vec![Table::from_rows("recover", &table)?]))
+    let table = Table::from_rows("recover", &update_rows)?;
+    Ok((merged, adapter, vec![table]))
 }
 
 /// `adapter_model.safetensors` and `adapter_config.json`, as PEFT names them.
 fn save_adapter(adapter: &Adapter, folder: &Path) -> Result<(), Error> {
-    let failed =
-        |e: &dyn std::fmt::Display| Error::WriteAdapter(format!("`{}`: {e}", folder.display()));
-    std::fs::create_dir_all(folder).map_err(|e| failed(&e))?;
+    let write_error = |error: &dyn std::fmt::Display| {
+        Error::WriteAdapter(format!("`{}`: {error}", folder.display()))
+    };
+    std::fs::create_dir_all(folder).map_err(|error| write_error(&error))?;
     adapter
         .save(&folder.join("adapter_model.safetensors"))
-        .map_err(|e| failed(&e))?;
-    let config = serde_json::to_string_pretty(&adapter.peft_config()).map_err(|e| failed(&e))?;
-    std::fs::write(folder.join("adapter_config.json"), config).map_err(|e| failed(&e))
+        .map_err(|error| write_error(&error))?;
+    let config = serde_json::to_string_pretty(&adapter.peft_config())
+        .map_err(|error| write_error(&error))?;
+    std::fs::write(folder.join("adapter_config.json"), config).map_err(|error| write_error(&error))
 }
 
 impl From<Target> for BlockTensor {

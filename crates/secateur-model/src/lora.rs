@@ -9,22 +9,18 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
-use rand::{Rng, RngExt};
-use rayon::prelude::*;
+use rand::RngExt;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::Model;
 use crate::family::{Family, FusedModule};
-use crate::hooks::BlockHooks;
 use crate::stored::{self, SafetensorsWriteError, StorageDtype, TensorToWrite};
 use crate::wiring::{BlockTensor, TensorId};
 use secateur_base::random::Seed;
-use secateur_tensor::ops::{self, AdapterInput, DropoutMaskFn, GradientRequest};
-use secateur_tensor::{Activations, AnyTape, LowRank, Weight};
+use secateur_tensor::{LowRank, Weight};
 
 /// The two factors beside one matrix.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -447,120 +443,6 @@ impl Adapter {
             merged.blocks[layer][tensor] = model.blocks[layer][tensor].add_low_rank(low_rank);
         }
         merged
-    }
-}
-
-/// The gradients of the factors of one block: A's, then B's.
-pub type LoraGradients = Vec<(BlockTensor, Vec<f32>, Vec<f32>)>;
-
-/// Dropout of the adapters' inputs in one pack.
-#[derive(Clone, Debug)]
-pub struct Dropout {
-    /// 0 to below 1.
-    pub probability: f64,
-    /// The seed and the number of tokens of each sequence. The seed and the matrix alone decide which
-    /// inputs are dropped, so that a recomputed block drops the same.
-    pub sequences: Vec<(Seed, usize)>,
-}
-
-/// Applies a block's matrices with their adapters, in training.
-pub struct LoraHooks<'a> {
-    adapter: &'a Adapter,
-    layer: usize,
-    dropout: Dropout,
-    gradient_requests: BTreeMap<BlockTensor, (GradientRequest, GradientRequest)>,
-}
-
-impl<'a> LoraHooks<'a> {
-    pub fn new(adapter: &'a Adapter, layer: usize, dropout: Dropout) -> Self {
-        let new_requests = || {
-            let request = GradientRequest::for_gradient;
-            (request(), request())
-        };
-        let gradient_requests = adapter
-            .factors
-            .keys()
-            .filter(|(factor_layer, _)| *factor_layer == layer)
-            .map(|&(_, tensor)| (tensor, new_requests()))
-            .collect();
-        Self {
-            adapter,
-            layer,
-            dropout,
-            gradient_requests,
-        }
-    }
-
-    /// The gradients, once the tape has run.
-    pub fn into_gradients(self) -> LoraGradients {
-        self.gradient_requests
-            .into_iter()
-            .filter_map(|(tensor, (a, b))| Some((tensor, a.take_gradient()?, b.take_gradient()?)))
-            .collect()
-    }
-
-    /// The factors of the inputs of a matrix: 0 for the dropped share, 1 / (1 − share) for the others.
-    /// Every sequence has a random stream of its own, so its mask does not depend on its pack.
-    fn dropout_mask(&self, tensor: BlockTensor, inputs: usize) -> Option<DropoutMaskFn> {
-        if self.dropout.probability == 0.0 {
-            return None;
-        }
-        let Dropout {
-            probability: share,
-            sequences,
-        } = self.dropout.clone();
-        let (threshold, kept) = (
-            (share * f64::from(u32::MAX)) as u32,
-            1.0 / (1.0 - share) as f32,
-        );
-        let id = TensorId::Block(self.layer, tensor);
-        let name = self.adapter.family.tensor_name(id);
-        Some(Arc::new(move || {
-            let mut masks: Vec<Vec<f32>> = sequences
-                .iter()
-                .map(|(_, len)| vec![0.0; len * inputs])
-                .collect();
-            masks
-                .par_iter_mut()
-                .zip(&sequences)
-                .for_each(|(mask, (seed, _))| {
-                    let mut stream = seed.derive(&name).rng();
-                    mask.iter_mut().for_each(|m| {
-                        *m = if stream.next_u32() < threshold {
-                            0.0
-                        } else {
-                            kept
-                        }
-                    });
-                });
-            masks.concat()
-        }))
-    }
-}
-
-impl BlockHooks for LoraHooks<'_> {
-    fn linear<T: AnyTape>(
-        &self,
-        tensor: BlockTensor,
-        weight: &Weight,
-        x: Activations<T>,
-    ) -> Activations<T> {
-        let Some(LoraFactors { a, b }) = self.adapter.factors.get(&(self.layer, tensor)) else {
-            return ops::linear(x, weight, None);
-        };
-        let requests = self.gradient_requests.get(&tensor).map(|(a, b)| (a, b));
-        let mask = self.dropout_mask(tensor, x.width());
-        ops::linear_with_adapter(
-            x,
-            weight,
-            AdapterInput {
-                a,
-                b,
-                scale: self.adapter.scale(),
-                dropout_mask: mask,
-                gradient_requests: requests,
-            },
-        )
     }
 }
 

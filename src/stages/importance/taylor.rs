@@ -1,6 +1,7 @@
-//! The Taylor criteria (LLM-Pruner, equations 3 to 5), reduced block by block while the walk goes down: nothing of the
-//! size of the model is ever kept. w is a weight, g the gradient of the batch's mean loss, g_j that of sample j's own
-//! mean loss, F the Fisher diagonal made of the g_j.
+//! The Taylor criteria (LLM-Pruner, equations 3 to 5). w is a weight, g the gradient of the batch's mean loss,
+//! g_j the gradient of sample j's own mean loss, F the diagonal of the Fisher information, made of the g_j.
+//!
+//! Scores are reduced block by block during the backward walk: nothing of the size of the model is kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,12 +10,11 @@ use super::{Error, Fisher, Taylor};
 use crate::progress::Bar;
 use crate::stages::Context;
 use crate::stages::products::MemberScores;
-use secateur_model::Model;
 use secateur_model::block::Block;
-use secateur_model::groups::{DependencyGraph, UnitLayout};
-use secateur_model::hooks::GradientRequests;
-use secateur_model::walk::{self, GradientVisitor, Pack, Sequence};
-use secateur_model::wiring::{Axis, BlockTensor, TensorId};
+use secateur_model::groups::{DependencyGraph, Group, UnitLayout};
+use secateur_model::walk::{self, BackwardOptions, GradientVisitor, Pack, Sequence};
+use secateur_model::wiring::{Axis, TensorId};
+use secateur_model::{Model, ParameterId};
 use secateur_tensor::ops::{
     self, AxisSums, ElementScore, GradientQuery, GradientResult, SumAxes, axis_sums,
 };
@@ -23,406 +23,15 @@ use secateur_tensor::{Gradient, Weight};
 mod element;
 use element::TaylorElementScore;
 
-/// Which criterion.
+/// A Taylor criterion.
 #[derive(Clone, Copy, Debug)]
 pub struct TaylorCriterion {
     pub form: Taylor,
     pub fisher: Fisher,
 }
 
-/// Scores every member of every group.
-pub fn taylor_scores(
-    form: TaylorCriterion,
-    context: &Context,
-    model: &Model,
-    graph: &DependencyGraph,
-    sequences: &[Sequence],
-) -> Result<Vec<Vec<MemberScores>>, Error> {
-    let wanted: BTreeSet<TensorId> = graph
-        .groups
-        .iter()
-        .flat_map(|group| {
-            let layers = group.unit_count;
-            group.members.iter().flat_map(move |member| {
-                match (member.unit_layout, member.tensor_id) {
-                    (UnitLayout::WholeTensor, TensorId::Block(_, part)) => (0..layers)
-                        .map(|layer| TensorId::Block(layer, part))
-                        .collect::<Vec<_>>(),
-                    _ => vec![member.tensor_id],
-                }
-            })
-        })
-        .collect();
-    let lowest = wanted.iter().map(|place| match place {
-        TensorId::Block(layer, _) => *layer,
-        TensorId::Embedding => 0,
-        TensorId::FinalNorm | TensorId::LmHead => model.blocks.len(),
-    });
-    let lowest = lowest.min().unwrap_or(model.blocks.len());
-    let targets: Vec<usize> = sequences.iter().map(|s| s.targets.len()).collect();
-    let mut reducer = GradientCollector {
-        score_reduction: ScoreReduction {
-            criterion: form,
-            sample_count: sequences.len(),
-            graph,
-            is_tied: model.lm_head.is_none(),
-            channel_scores: BTreeMap::new(),
-        },
-        model,
-        bar: context
-            .progress
-            .bar("importance", (model.blocks.len() - lowest) as u64),
-        // g_j = (gradient's share of sample j) · all targets / its own
-        sample_scales: targets
-            .iter()
-            .map(|&own| targets.iter().sum::<usize>() as f32 / own as f32)
-            .collect(),
-        scored_tensors: wanted,
-        pack_count: 0,
-        results: BTreeMap::new(),
-        head_gradients: BTreeMap::new(),
-        context,
-    };
-    let loss = walk::backward(model, sequences, lowest, &mut reducer);
-    context.check_interrupt()?;
-    if !loss.mean.is_finite() {
-        return Err(Error::NonFiniteLoss(loss.mean));
-    }
-    tracing::debug!(samples = sequences.len(), loss = loss.mean, "calibration");
-    Ok(reducer.into_scores())
-}
-
-/// Gradients of one weight over the samples.
-pub struct GradientSums {
-    /// g
-    pub gradient: Gradient,
-    /// Σ g_j², where a second-order form asks.
-    pub squares: Option<Gradient>,
-}
-
-/// The same from gradients that are there already; `samples`: how many made the squares.
-pub fn scores_from_gradients(
-    form: TaylorCriterion,
-    model: &Model,
-    graph: &DependencyGraph,
-    samples: usize,
-    gradients: &BTreeMap<TensorId, GradientSums>,
-) -> Vec<Vec<MemberScores>> {
-    let mut reduction = ScoreReduction {
-        criterion: form,
-        sample_count: samples,
-        graph,
-        is_tied: model.lm_head.is_none(),
-        channel_scores: BTreeMap::new(),
-    };
-    for (&place, GradientSums { gradient, squares }) in gradients.iter().rev() {
-        let sums = reduction.axis_sums(place, model.weight(place), gradient, squares.as_ref());
-        reduction.add_sums(place, &sums);
-    }
-    reduction.into_scores()
-}
-
-/// Asks about the gradients of one block after another, and turns the answers into scores.
-struct GradientCollector<'a> {
-    score_reduction: ScoreReduction<'a>,
-    model: &'a Model,
-    bar: Bar,
-    sample_scales: Vec<f32>,
-    scored_tensors: BTreeSet<TensorId>,
-    pack_count: usize,
-    /// Of the block at hand, and of what lies outside the blocks, over the packs so far.
-    results: BTreeMap<TensorId, GradientResult>,
-    /// The gradient of a tied head by sequence, until the embedding's arrives.
-    head_gradients: BTreeMap<usize, Gradient>,
-    context: &'a Context,
-}
-
-/// Turns sums over rows and columns into scores, a weight at a time.
-struct ScoreReduction<'a> {
-    criterion: TaylorCriterion,
-    sample_count: usize,
-    graph: &'a DependencyGraph,
-    is_tied: bool,
-    /// Channel scores by group and member.
-    channel_scores: BTreeMap<(usize, usize), Vec<f64>>,
-}
-
-impl GradientVisitor for GradientCollector<'_> {
-    type Hooks = GradientRequests;
-
-    fn hooks(&self, layer: usize, pack: &Pack) -> GradientRequests {
-        let wanted = self
-            .model
-            .family
-            .block_tensor_ids()
-            .filter(|&part| self.scored_tensors.contains(&TensorId::Block(layer, part)));
-        GradientRequests::from_queries(
-            wanted.map(|part| (part, self.query(TensorId::Block(layer, part), pack))),
-        )
-    }
-
-    fn visit_block(&mut self, layer: usize, _: &Pack, lens: GradientRequests) {
-        lens.into_results()
-            .for_each(|(part, answer)| self.add_result(TensorId::Block(layer, part), answer));
-    }
-
-    fn finish_block(&mut self, layer: usize, block: &Block) {
-        for (part, weight) in block.weights() {
-            self.reduce_tensor(TensorId::Block(layer, part), weight);
-        }
-        self.bar.step();
-    }
-
-    fn query(&self, outside: TensorId, pack: &Pack) -> Option<GradientQuery> {
-        // A tied head's gradient is the embedding's too.
-        let is_wanted = self.scored_tensors.contains(&outside)
-            || (self.is_tied_head(outside) && self.scored_tensors.contains(&TensorId::Embedding));
-        // Both uses of a tied weight make one gradient.
-        let is_half = self.score_reduction.is_tied
-            && outside != TensorId::FinalNorm
-            && self.score_reduction.criterion.form != Taylor::Vector;
-        is_wanted.then(|| {
-            if is_half {
-                GradientQuery::Gradient
-            } else {
-                self.query(outside, pack)
-            }
-        })
-    }
-
-    fn visit_outer_tensor(&mut self, at: TensorId, pack: &Pack, answer: GradientResult) {
-        if !self.score_reduction.is_tied || at == TensorId::FinalNorm {
-            return self.add_result(at, answer);
-        }
-        let gradient = match answer {
-            GradientResult::Gradient { gradient, .. } => gradient,
-            // sums of products are added up as they are
-            sums @ GradientResult::Sums(_) => return self.add_result(TensorId::Embedding, sums),
-        };
-        if !self.score_reduction.criterion.is_second_order() {
-            return self.add_result(
-                TensorId::Embedding,
-                GradientResult::Gradient {
-                    gradient,
-                    squares: None,
-                },
-            );
-        }
-        // Second-order forms square the one gradient of each sample: the head's comes first.
-        match (at, self.head_gradients.remove(&pack.index)) {
-            (TensorId::LmHead, _) => drop(self.head_gradients.insert(pack.index, gradient)),
-            (_, head) => {
-                let (rows, cols) = gradient.shape();
-                // the embedding's is made in the CPU's memory
-                let mut whole = gradient.into_vec();
-                if let Some(head) = head {
-                    whole
-                        .iter_mut()
-                        .zip(head.values().iter())
-                        .for_each(|(e, h)| *e += h);
-                }
-                let share = self.sample_scales[pack.sequence_range.start];
-                let squares = whole.iter().map(|g| (g * share) * (g * share)).collect();
-                let [gradient, squares] =
-                    [whole, squares].map(|values| Gradient::new(values, rows, cols));
-                self.add_result(
-                    TensorId::Embedding,
-                    GradientResult::Gradient {
-                        gradient,
-                        squares: Some(squares),
-                    },
-                );
-            }
-        }
-    }
-
-    fn needs_separate_packs(&self) -> bool {
-        let ends = [TensorId::Embedding, TensorId::LmHead];
-        self.score_reduction.is_tied
-            && self.score_reduction.criterion.is_second_order()
-            && ends.iter().any(|end| self.scored_tensors.contains(end))
-    }
-
-    fn set_pack_count(&mut self, packs: usize) {
-        self.pack_count = packs;
-    }
-
-    fn memory_limit(&self) -> Option<u64> {
-        Some(self.context.memory_budget.bytes)
-    }
-
-    fn is_done(&self) -> bool {
-        self.context.check_interrupt().is_err()
-    }
-}
-
-impl GradientCollector<'_> {
-    /// What is asked about a weight: sums that are reduced at once where all samples lie in one pack, else gradients, which
-    /// are added up over the packs.
-    fn query(&self, place: TensorId, pack: &Pack) -> GradientQuery {
-        let form = self.score_reduction.criterion;
-        let sides = self.score_reduction.sum_axes(place);
-        let samples = form
-            .is_second_order()
-            .then(|| pack.sample_spans(&self.sample_scales));
-        match samples {
-            None if form.form == Taylor::Vector => GradientQuery::WeightTimesGradientSums(sides),
-            samples if self.pack_count == 1 => GradientQuery::ElementScoreSums {
-                samples,
-                axes: sides,
-                score: form.element_score(self.score_reduction.sample_count),
-            },
-            Some(samples) => GradientQuery::GradientAndSampleSquares(samples),
-            None => GradientQuery::Gradient,
-        }
-    }
-
-    fn is_tied_head(&self, place: TensorId) -> bool {
-        self.score_reduction.is_tied && place == TensorId::LmHead
-    }
-
-    fn add_result(&mut self, place: TensorId, answer: GradientResult) {
-        let sum = match (self.results.remove(&place), answer) {
-            (None, answer) => answer,
-            (
-                Some(GradientResult::Gradient {
-                    gradient: sum,
-                    squares: of_squares,
-                }),
-                GradientResult::Gradient { gradient, squares },
-            ) => {
-                let squares = of_squares.zip(squares).map(|(sum, own)| ops::add(sum, own));
-                GradientResult::Gradient {
-                    gradient: ops::add(sum, gradient),
-                    squares,
-                }
-            }
-            (Some(GradientResult::Sums(mut sums)), GradientResult::Sums(own)) => {
-                sums.rows
-                    .iter_mut()
-                    .zip(own.rows)
-                    .for_each(|(sum, own)| *sum += own);
-                sums.cols
-                    .iter_mut()
-                    .zip(own.cols)
-                    .for_each(|(sum, own)| *sum += own);
-                GradientResult::Sums(sums)
-            }
-            _ => unreachable!("a weight is asked the same of every pack"),
-        };
-        self.results.insert(place, sum);
-    }
-
-    fn reduce_tensor(&mut self, place: TensorId, weight: &Weight) {
-        let sums = match self.results.remove(&place) {
-            Some(GradientResult::Gradient { gradient, squares }) => {
-                self.score_reduction
-                    .axis_sums(place, weight, &gradient, squares.as_ref())
-            }
-            Some(GradientResult::Sums(sums)) => sums,
-            None => return,
-        };
-        self.score_reduction.add_sums(place, &sums);
-    }
-
-    fn into_scores(mut self) -> Vec<Vec<MemberScores>> {
-        for place in [TensorId::FinalNorm, TensorId::LmHead, TensorId::Embedding] {
-            self.reduce_tensor(place, self.model.weight(place));
-        }
-        self.score_reduction.into_scores()
-    }
-}
-
-impl ScoreReduction<'_> {
-    /// The members that are this weight, with their group's and their own number.
-    fn members_of_tensor(
-        &self,
-        place: TensorId,
-    ) -> impl Iterator<Item = (usize, usize, UnitLayout)> {
-        let all = self.graph.groups.iter().enumerate().flat_map(|(g, group)| {
-            group
-                .members
-                .iter()
-                .enumerate()
-                .map(move |(m, member)| (g, m, member))
-        });
-        all.filter(
-            move |(_, _, member)| match (member.unit_layout, member.tensor_id, place) {
-                (UnitLayout::WholeTensor, TensorId::Block(_, part), TensorId::Block(_, at)) => {
-                    part == at
-                }
-                (_, TensorId::LmHead, TensorId::Embedding) => self.is_tied,
-                _ => member.tensor_id == place,
-            },
-        )
-        .map(|(g, m, member)| (g, m, member.unit_layout))
-    }
-
-    /// Which sums the members that are this weight are made of.
-    fn sum_axes(&self, place: TensorId) -> SumAxes {
-        let place = if self.is_tied && place == TensorId::LmHead {
-            TensorId::Embedding
-        } else {
-            place
-        };
-        let lies: Vec<UnitLayout> = self
-            .members_of_tensor(place)
-            .map(|(_, _, lie)| lie)
-            .collect();
-        SumAxes {
-            rows: lies.iter().any(|lie| {
-                matches!(
-                    lie,
-                    UnitLayout::AlongAxis(Axis::Rows) | UnitLayout::WholeTensor
-                )
-            }),
-            cols: lies.contains(&UnitLayout::AlongAxis(Axis::Cols)),
-        }
-    }
-
-    /// The sums of a gradient that is there as a whole.
-    fn axis_sums(
-        &self,
-        place: TensorId,
-        weight: &Weight,
-        gradient: &Gradient,
-        squares: Option<&Gradient>,
-    ) -> AxisSums {
-        axis_sums(
-            weight,
-            gradient,
-            squares,
-            self.sum_axes(place),
-            self.criterion.element_score(self.sample_count).as_ref(),
-        )
-    }
-
-    /// Scores every member that is this weight. Blocks come from the last down.
-    fn add_sums(&mut self, place: TensorId, sums: &AxisSums) {
-        let members: Vec<_> = self.members_of_tensor(place).collect();
-        for (group, member, lie) in members {
-            let scores = self.channel_scores.entry((group, member)).or_default();
-            match lie {
-                UnitLayout::AlongAxis(Axis::Rows) => scores.clone_from(&sums.rows),
-                UnitLayout::AlongAxis(Axis::Cols) => scores.clone_from(&sums.cols),
-                UnitLayout::WholeTensor => scores.insert(0, sums.rows.iter().sum()),
-            }
-        }
-    }
-
-    fn into_scores(self) -> Vec<Vec<MemberScores>> {
-        let mut groups = vec![Vec::new(); self.graph.groups.len()];
-        for ((group, member), channels) in self.channel_scores {
-            groups[group].push(MemberScores {
-                member_index: member,
-                channels,
-            });
-        }
-        groups
-    }
-}
-
 impl TaylorCriterion {
+    /// Whether the criterion uses the Fisher information.
     fn is_second_order(self) -> bool {
         matches!(
             self.form,
@@ -430,15 +39,399 @@ impl TaylorCriterion {
         )
     }
 
-    /// What each element adds to the score of its channel, its Fisher information made of so many samples' squares.
+    /// What each element adds to the score of its channel, if the squares are summed over `samples` samples.
     fn element_score(self, samples: usize) -> Arc<dyn ElementScore> {
-        let fisher = match self.fisher {
+        let fisher_scale = match self.fisher {
             Fisher::Mean => 1.0 / samples as f64,
             Fisher::Sum => 1.0,
         };
         Arc::new(TaylorElementScore {
             form: self.form,
-            fisher_scale: fisher,
+            fisher_scale,
         })
+    }
+}
+
+/// Scores every member of every group.
+pub fn taylor_scores(
+    criterion: TaylorCriterion,
+    context: &Context,
+    model: &Model,
+    graph: &DependencyGraph,
+    sequences: &[Sequence],
+) -> Result<Vec<Vec<MemberScores>>, Error> {
+    let reduction = ScoreReduction::new(criterion, sequences.len(), graph, model);
+    let member_tensors = graph.groups.iter().flat_map(group_tensors);
+    let scored_tensors: BTreeSet<TensorId> = member_tensors
+        .map(|tensor| reduction.scored_tensor(tensor))
+        .collect();
+    let lowest_layer = scored_tensors
+        .iter()
+        .map(|&tensor| lowest_layer_for(tensor, model))
+        .min()
+        .unwrap_or(model.blocks.len());
+    let bar_steps = (model.blocks.len() - lowest_layer) as u64;
+    let mut collector = GradientCollector {
+        reduction,
+        model,
+        bar: context.progress.bar("importance", bar_steps),
+        gradient_scales: sample_gradient_scales(sequences),
+        scored_tensors,
+        results: BTreeMap::new(),
+        head_gradients: BTreeMap::new(),
+    };
+    let options = BackwardOptions {
+        lowest_layer,
+        separate_packs: collector.needs_separate_packs(),
+        memory_limit: Some(context.memory_budget.bytes),
+        interrupt: Some(&context.stop_requested),
+        adapters: None,
+    };
+    let loss = walk::backward(model, sequences, &options, &mut collector);
+    context.check_interrupt()?;
+    if !loss.mean.is_finite() {
+        return Err(Error::NonFiniteLoss(loss.mean));
+    }
+    tracing::debug!(samples = sequences.len(), loss = loss.mean, "calibration");
+    Ok(collector.into_scores())
+}
+
+/// The tensors that a group's members are made of. A whole-tensor member stands for that tensor of every layer.
+fn group_tensors(group: &Group) -> Vec<TensorId> {
+    let layers = group.unit_count;
+    let mut tensors = Vec::new();
+    for member in &group.members {
+        match (member.unit_layout, member.tensor_id) {
+            (UnitLayout::WholeTensor, TensorId::Block(_, tensor)) => {
+                tensors.extend((0..layers).map(|layer| TensorId::Block(layer, tensor)));
+            }
+            _ => tensors.push(member.tensor_id),
+        }
+    }
+    tensors
+}
+
+/// The lowest block that a backward walk must reach for the gradient of this tensor.
+fn lowest_layer_for(tensor: TensorId, model: &Model) -> usize {
+    match tensor {
+        TensorId::Block(layer, _) => layer,
+        TensorId::Embedding => 0,
+        TensorId::FinalNorm | TensorId::LmHead => model.blocks.len(),
+    }
+}
+
+/// The loss is the mean over all targets, so sample j's part of its gradient, times (all targets / targets of
+/// j), is g_j.
+fn sample_gradient_scales(sequences: &[Sequence]) -> Vec<f32> {
+    let targets = |sequence: &Sequence| sequence.targets.len();
+    let all_targets: usize = sequences.iter().map(targets).sum();
+    sequences
+        .iter()
+        .map(|sequence| all_targets as f32 / targets(sequence) as f32)
+        .collect()
+}
+
+/// The gradient of one weight over the samples.
+pub struct GradientSums {
+    /// g
+    pub gradient: Gradient,
+    /// Σ_j g_j², if the criterion is of second order.
+    pub squares: Option<Gradient>,
+}
+
+/// Scores from gradients that are known already. `samples` is the number of samples in the squares.
+pub fn scores_from_gradients(
+    criterion: TaylorCriterion,
+    model: &Model,
+    graph: &DependencyGraph,
+    samples: usize,
+    gradients: &BTreeMap<TensorId, GradientSums>,
+) -> Vec<Vec<MemberScores>> {
+    let mut reduction = ScoreReduction::new(criterion, samples, graph, model);
+    for (&tensor, GradientSums { gradient, squares }) in gradients.iter().rev() {
+        let weight = model.weight(tensor);
+        let sums = reduction.axis_sums(tensor, weight, gradient, squares.as_ref());
+        reduction.add_sums(tensor, &sums);
+    }
+    reduction.into_scores()
+}
+
+/// Queries the gradients of the scored tensors, adds up the results over the packs, and reduces a block's to
+/// scores as soon as all of its packs have passed.
+struct GradientCollector<'a> {
+    reduction: ScoreReduction<'a>,
+    model: &'a Model,
+    bar: Bar,
+    /// Of each sample (see [`sample_gradient_scales`]).
+    gradient_scales: Vec<f32>,
+    scored_tensors: BTreeSet<TensorId>,
+    /// The sums over the packs so far, of the current block's tensors and of those outside the blocks.
+    results: BTreeMap<TensorId, GradientResult>,
+    /// The head's part of a tied embedding's gradient, by pack, until the embedding's part arrives.
+    head_gradients: BTreeMap<usize, Gradient>,
+}
+
+impl GradientVisitor for GradientCollector<'_> {
+    fn query(&self, parameter: ParameterId, pack: &Pack) -> Option<GradientQuery> {
+        let tensor = self.reduction.scored_tensor(parameter.weight()?);
+        if !self.scored_tensors.contains(&tensor) {
+            return None;
+        }
+        // A tied embedding's gradient has two parts, the head's and the embedding's. Any score but Σ w·g needs
+        // their sum, so each part is received as it is.
+        let is_part = self.reduction.is_tied && tensor == TensorId::Embedding;
+        if is_part && self.reduction.criterion.form != Taylor::Vector {
+            return Some(GradientQuery::Gradient);
+        }
+        Some(self.tensor_query(tensor, pack))
+    }
+
+    fn receive(&mut self, parameter: ParameterId, pack: &Pack, result: GradientResult) {
+        let Some(received) = parameter.weight() else {
+            return;
+        };
+        let tensor = self.reduction.scored_tensor(received);
+        let is_part = self.reduction.is_tied && tensor == TensorId::Embedding;
+        if !is_part || !self.reduction.criterion.is_second_order() {
+            return self.add_result(tensor, result);
+        }
+        let GradientResult::Gradient { gradient, .. } = result else {
+            unreachable!("the parts of a tied embedding's gradient are received as they are")
+        };
+        if received == TensorId::LmHead {
+            self.head_gradients.insert(pack.index, gradient);
+        } else {
+            let result = self.whole_embedding_gradient(gradient, pack);
+            self.add_result(tensor, result);
+        }
+    }
+
+    fn finish_block(&mut self, layer: usize, block: &Block) {
+        for (tensor, weight) in block.weights() {
+            self.reduce_tensor(TensorId::Block(layer, tensor), weight);
+        }
+        self.bar.step();
+    }
+}
+
+impl GradientCollector<'_> {
+    /// What is computed of a tensor's gradient over one pack: sums, where they can be computed at once, which
+    /// is for linear scores, or if all samples are in this pack. Otherwise the gradient, to be added up over
+    /// the packs.
+    fn tensor_query(&self, tensor: TensorId, pack: &Pack) -> GradientQuery {
+        let criterion = self.reduction.criterion;
+        let axes = self.reduction.sum_axes(tensor);
+        if criterion.form == Taylor::Vector {
+            return GradientQuery::WeightTimesGradientSums(axes);
+        }
+        let samples = criterion
+            .is_second_order()
+            .then(|| pack.sample_spans(&self.gradient_scales));
+        if pack.pack_count == 1 {
+            return GradientQuery::ElementScoreSums {
+                samples,
+                axes,
+                score: criterion.element_score(self.reduction.sample_count),
+            };
+        }
+        match samples {
+            Some(samples) => GradientQuery::GradientAndSampleSquares(samples),
+            None => GradientQuery::Gradient,
+        }
+    }
+
+    /// Whether each sample must be a pack of its own: the squares of a tied embedding are those of each
+    /// sample's whole gradient, whose two parts arrive one after the other.
+    fn needs_separate_packs(&self) -> bool {
+        self.reduction.is_tied
+            && self.reduction.criterion.is_second_order()
+            && self.scored_tensors.contains(&TensorId::Embedding)
+    }
+
+    /// The gradient of a tied embedding over one sample, which is its pack: the embedding's part plus the
+    /// head's, and the square of their scaled sum.
+    fn whole_embedding_gradient(
+        &mut self,
+        embedding_part: Gradient,
+        pack: &Pack,
+    ) -> GradientResult {
+        let (rows, cols) = embedding_part.shape();
+        let mut whole = embedding_part.into_vec();
+        if let Some(head_part) = self.head_gradients.remove(&pack.index) {
+            for (sum, head) in whole.iter_mut().zip(head_part.values().iter()) {
+                *sum += head;
+            }
+        }
+        let scale = self.gradient_scales[pack.sequence_range.start];
+        let squares = whole.iter().map(|g| (g * scale) * (g * scale)).collect();
+        GradientResult::Gradient {
+            gradient: Gradient::new(whole, rows, cols),
+            squares: Some(Gradient::new(squares, rows, cols)),
+        }
+    }
+
+    /// Adds one pack's result to the sum over the packs.
+    fn add_result(&mut self, tensor: TensorId, result: GradientResult) {
+        let sum = match self.results.remove(&tensor) {
+            Some(sum) => add_results(sum, result),
+            None => result,
+        };
+        self.results.insert(tensor, sum);
+    }
+
+    /// Scores a tensor whose results of all packs have been received.
+    fn reduce_tensor(&mut self, tensor: TensorId, weight: &Weight) {
+        let sums = match self.results.remove(&tensor) {
+            Some(GradientResult::Gradient { gradient, squares }) => {
+                self.reduction
+                    .axis_sums(tensor, weight, &gradient, squares.as_ref())
+            }
+            Some(GradientResult::Sums(sums)) => sums,
+            None => return,
+        };
+        self.reduction.add_sums(tensor, &sums);
+    }
+
+    fn into_scores(mut self) -> Vec<Vec<MemberScores>> {
+        for tensor in [TensorId::FinalNorm, TensorId::LmHead, TensorId::Embedding] {
+            self.reduce_tensor(tensor, self.model.weight(tensor));
+        }
+        self.reduction.into_scores()
+    }
+}
+
+/// The sum of two results of one query.
+fn add_results(sum: GradientResult, result: GradientResult) -> GradientResult {
+    match (sum, result) {
+        (
+            GradientResult::Gradient {
+                gradient: gradient_sum,
+                squares: squares_sum,
+            },
+            GradientResult::Gradient { gradient, squares },
+        ) => GradientResult::Gradient {
+            gradient: ops::add(gradient_sum, gradient),
+            squares: squares_sum
+                .zip(squares)
+                .map(|(sum, squares)| ops::add(sum, squares)),
+        },
+        (GradientResult::Sums(mut sum), GradientResult::Sums(sums)) => {
+            sum.add(&sums);
+            GradientResult::Sums(sum)
+        }
+        _ => unreachable!("the query about a tensor is the same for every pack"),
+    }
+}
+
+/// Turns sums over the rows and columns of each weight into the scores of the members' channels.
+struct ScoreReduction<'a> {
+    criterion: TaylorCriterion,
+    sample_count: usize,
+    graph: &'a DependencyGraph,
+    /// Whether the embedding is the head.
+    is_tied: bool,
+    /// Channel scores by group and member.
+    channel_scores: BTreeMap<(usize, usize), Vec<f64>>,
+}
+
+impl<'a> ScoreReduction<'a> {
+    fn new(
+        criterion: TaylorCriterion,
+        sample_count: usize,
+        graph: &'a DependencyGraph,
+        model: &Model,
+    ) -> Self {
+        Self {
+            criterion,
+            sample_count,
+            graph,
+            is_tied: model.lm_head.is_none(),
+            channel_scores: BTreeMap::new(),
+        }
+    }
+
+    /// The tensor that a gradient counts for: a tied head is the embedding.
+    fn scored_tensor(&self, tensor: TensorId) -> TensorId {
+        match tensor {
+            TensorId::LmHead if self.is_tied => TensorId::Embedding,
+            _ => tensor,
+        }
+    }
+
+    /// The members that this tensor is, each with the numbers of its group and of itself.
+    fn members_of_tensor(
+        &self,
+        tensor: TensorId,
+    ) -> impl Iterator<Item = (usize, usize, UnitLayout)> {
+        let groups = self.graph.groups.iter().enumerate();
+        let members = groups.flat_map(|(group_index, group)| {
+            let members = group.members.iter().enumerate();
+            members.map(move |(member_index, member)| (group_index, member_index, member))
+        });
+        members
+            .filter(move |(_, _, member)| {
+                match (member.unit_layout, member.tensor_id, tensor) {
+                    // Whole tensors are the units: the member stands for this tensor of every layer.
+                    (
+                        UnitLayout::WholeTensor,
+                        TensorId::Block(_, of_member),
+                        TensorId::Block(_, of_tensor),
+                    ) => of_member == of_tensor,
+                    (_, TensorId::LmHead, TensorId::Embedding) => self.is_tied,
+                    (_, of_member, _) => of_member == tensor,
+                }
+            })
+            .map(|(group, index, member)| (group, index, member.unit_layout))
+    }
+
+    /// The sums that the members of this tensor need.
+    fn sum_axes(&self, tensor: TensorId) -> SumAxes {
+        let mut axes = SumAxes::default();
+        for (_, _, layout) in self.members_of_tensor(tensor) {
+            match layout {
+                UnitLayout::AlongAxis(Axis::Rows) | UnitLayout::WholeTensor => axes.rows = true,
+                UnitLayout::AlongAxis(Axis::Cols) => axes.cols = true,
+            }
+        }
+        axes
+    }
+
+    /// The sums of a gradient that exists as a whole.
+    fn axis_sums(
+        &self,
+        tensor: TensorId,
+        weight: &Weight,
+        gradient: &Gradient,
+        squares: Option<&Gradient>,
+    ) -> AxisSums {
+        let score = self.criterion.element_score(self.sample_count);
+        let axes = self.sum_axes(tensor);
+        axis_sums(weight, gradient, squares, axes, score.as_ref())
+    }
+
+    /// Scores every member of this tensor. The walk goes from the last layer to the first, so the score of a
+    /// whole tensor is inserted before those of the layers above it.
+    fn add_sums(&mut self, tensor: TensorId, sums: &AxisSums) {
+        let members: Vec<_> = self.members_of_tensor(tensor).collect();
+        for (group, member, layout) in members {
+            let scores = self.channel_scores.entry((group, member)).or_default();
+            match layout {
+                UnitLayout::AlongAxis(Axis::Rows) => scores.clone_from(&sums.rows),
+                UnitLayout::AlongAxis(Axis::Cols) => scores.clone_from(&sums.cols),
+                UnitLayout::WholeTensor => scores.insert(0, sums.rows.iter().sum()),
+            }
+        }
+    }
+
+    /// The members' scores by group.
+    fn into_scores(self) -> Vec<Vec<MemberScores>> {
+        let mut groups = vec![Vec::new(); self.graph.groups.len()];
+        for ((group, member_index), channels) in self.channel_scores {
+            groups[group].push(MemberScores {
+                member_index,
+                channels,
+            });
+        }
+        groups
     }
 }

@@ -12,40 +12,37 @@ use secateur_model::tokenizer::Tokenizer;
 use secateur_model::{Block, Model, families};
 use secateur_tensor::Weight;
 
-/// Normal weights with a deviation of 1/√inputs, those that write to the residual stream scaled down by √(2·blocks)
-/// (GPT-2); norms of one; the head is the embedding.
+/// Normal weights with a standard deviation of 1/√inputs; those of the matrices that write to the residual
+/// stream are divided by √(2·blocks) (GPT-2). Norms are ones. The head is the embedding.
 pub fn initial_model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Model {
     let ((kv_heads, head_dim), hidden) = (options.kv_heads_and_head_dim(), options.hidden);
     let vocab = tokenizer.vocabulary_size();
     let mut stream = seed.rng();
     let mut normal = |rows: usize, cols: usize, deviation: f32| {
-        Weight::new(
-            (0..rows * cols)
-                .map(|_| deviation * standard_normal(&mut stream))
-                .collect(),
-            rows,
-            cols,
-        )
+        let values = (0..rows * cols).map(|_| deviation * standard_normal(&mut stream));
+        Weight::new(values.collect(), rows, cols)
     };
-    // 1/√inputs: small models stand still from GPT-2's 0.02, which is the same at a width of 2500
-    let fan_in = |inputs: usize| 1.0 / (inputs as f32).sqrt();
-    let (wide, out) = (fan_in(hidden), 1.0 / (2.0 * options.blocks as f32).sqrt());
-    let embedding = normal(vocab, hidden, 0.5 * wide);
+    // GPT-2's constant 0.02 equals 1/√inputs at a width of 2500; with it, small models hardly learn.
+    let deviation = |inputs: usize| 1.0 / (inputs as f32).sqrt();
+    let residual_factor = 1.0 / (2.0 * options.blocks as f32).sqrt();
+    let (query_width, key_width) = (options.heads * head_dim, kv_heads * head_dim);
+    let (reads_hidden, reads_heads) = (deviation(hidden), deviation(query_width));
+    let reads_mlp = deviation(options.mlp);
+    let embedding = normal(vocab, hidden, 0.5 * reads_hidden);
     let ones = || Weight::new(vec![1.0; hidden], 1, hidden);
-    let (queries, keys) = (options.heads * head_dim, kv_heads * head_dim);
     let family = families::default_family();
     let blocks = (0..options.blocks)
         .map(|_| {
             let weights = [
-                ones(),
-                normal(queries, hidden, wide),
-                normal(keys, hidden, wide),
-                normal(keys, hidden, wide),
-                normal(hidden, queries, out * fan_in(queries)),
-                ones(),
-                normal(options.mlp, hidden, wide),
-                normal(options.mlp, hidden, wide),
-                normal(hidden, options.mlp, out * fan_in(options.mlp)),
+                ones(),                                                     // input norm
+                normal(query_width, hidden, reads_hidden),                  // q
+                normal(key_width, hidden, reads_hidden),                    // k
+                normal(key_width, hidden, reads_hidden),                    // v
+                normal(hidden, query_width, residual_factor * reads_heads), // o
+                ones(),                                                     // norm after attention
+                normal(options.mlp, hidden, reads_hidden),                  // gate
+                normal(options.mlp, hidden, reads_hidden),                  // up
+                normal(hidden, options.mlp, residual_factor * reads_mlp),   // down
             ];
             Block::new(family.block_tensor_ids().zip(weights))
         })
@@ -80,8 +77,9 @@ pub fn initial_model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Mod
     }
 }
 
-/// A standard normal number (Box and Muller 1958).
+/// A standard normal number: √(−2·ln u) · cos(2π·v) with u in (0, 1] and v in [0, 1) (Box and Muller 1958).
 fn standard_normal(stream: &mut impl Rng) -> f32 {
-    let (u, v): (f64, f64) = (1.0 - stream.random::<f64>(), stream.random());
+    let u = 1.0 - stream.random::<f64>(); // never 0
+    let v = stream.random::<f64>();
     ((-2.0 * u.ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos()) as f32
 }

@@ -1,4 +1,4 @@
-//! Sequences, and packs of them: what an operation works on at once.
+//! Sequences, and packs of them: the rows that an operation works on at once.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,19 +7,22 @@ use crate::Model;
 use secateur_tensor::PACK_TOKENS;
 use secateur_tensor::ops::{PackLayout, RotaryTables, SampleSpan, SequenceSpan, TokenTarget};
 
-/// A beginning is shared from this part of a sequence on, an eighth: what is shared must be brought together with the rest.
+/// A prefix is shared if it is at least 1/8 of the sequence: attention has to gather the shared rows and the
+/// sequence's own rows, which does not pay for a short prefix.
 const MIN_SHARED_PREFIX_DIVISOR: usize = 8;
 
-/// A sequence and which of its predictions count.
+/// A sequence of tokens, and which of its predictions count.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sequence {
     pub ids: Vec<u32>,
-    /// The logits at `position` are asked for `id`, in the order of their positions. A walk backward wants no two at one.
+    /// The predictions that count, in the order of their positions. A backward walk requires that no two have
+    /// one position.
     pub targets: Vec<TokenTarget>,
 }
 
 impl Sequence {
-    /// `counts[i]`: whether the prediction of `ids[i]` from what stands before it counts; the first is never predicted.
+    /// `counts[i]`: whether the prediction of `ids[i]` from the tokens before it counts. The first token is
+    /// never predicted.
     pub fn new(ids: Vec<u32>, counts: &[bool]) -> Self {
         let targets = (1..ids.len())
             .filter(|&i| counts[i])
@@ -35,165 +38,162 @@ impl Sequence {
 /// Sequences one after another, as one batch of rows.
 #[derive(Clone, Debug)]
 pub struct Pack {
-    /// Its number, from 0.
+    /// Its number in the walk, from 0.
     pub index: usize,
-    /// Which sequences these are, counted over all packs.
+    /// The number of packs in the walk.
+    pub pack_count: usize,
+    /// The numbers of its sequences in the walk.
     pub sequence_range: Range<usize>,
     pub ids: Vec<u32>,
     /// Positions count from the beginning of the pack.
     pub targets: Vec<TokenTarget>,
     pub layout: PackLayout,
-    /// Of each sequence.
+    /// The number of targets of each sequence.
     targets_per_sequence: Vec<usize>,
 }
 
 impl Pack {
-    /// Of no sequence yet.
-    pub fn empty(number: usize, first: usize, rotary: &Arc<RotaryTables>) -> Self {
-        let layout = PackLayout {
-            spans: [].into(),
-            rotary: rotary.clone(),
-        };
-        let (ids, targets, targets_each) = (Vec::new(), Vec::new(), Vec::new());
+    /// A pack without sequences. `first_sequence` is the number in the walk that its first one will have.
+    pub fn empty(index: usize, first_sequence: usize, rotary: &Arc<RotaryTables>) -> Self {
         Self {
-            index: number,
-            sequence_range: first..first,
-            ids,
-            targets,
-            layout,
-            targets_per_sequence: targets_each,
+            index,
+            pack_count: 1,
+            sequence_range: first_sequence..first_sequence,
+            ids: Vec::new(),
+            targets: Vec::new(),
+            layout: PackLayout {
+                spans: [].into(),
+                rotary: rotary.clone(),
+            },
+            targets_per_sequence: Vec::new(),
         }
     }
 
-    /// Its samples, where sample i of all has `shares[i]`.
-    pub fn sample_spans(&self, shares: &[f32]) -> Arc<[SampleSpan]> {
-        let own = self
-            .layout
+    /// The positions of each of its sequences, with its gradient scale; `gradient_scales[i]` is that of
+    /// sequence i of the walk.
+    pub fn sample_spans(&self, gradient_scales: &[f32]) -> Arc<[SampleSpan]> {
+        let own_scales = &gradient_scales[self.sequence_range.clone()];
+        self.layout
             .spans
             .iter()
-            .zip(&shares[self.sequence_range.clone()]);
-        own.map(|(span, &share)| SampleSpan {
-            positions: span.rows.clone(),
-            gradient_scale: share,
-        })
-        .collect()
+            .zip(own_scales)
+            .map(|(span, &gradient_scale)| SampleSpan {
+                positions: span.rows.clone(),
+                gradient_scale,
+            })
+            .collect()
     }
 
-    /// What belongs to each target, sequence by sequence.
-    pub fn split_by_sequence<X>(&self, of_targets: Vec<X>) -> impl Iterator<Item = Vec<X>> {
-        let mut left = of_targets.into_iter();
+    /// Splits values that belong to the targets into those of each sequence.
+    pub fn split_by_sequence<X>(&self, target_values: Vec<X>) -> impl Iterator<Item = Vec<X>> {
+        let mut values = target_values.into_iter();
         self.targets_per_sequence
             .iter()
-            .map(move |&n| left.by_ref().take(n).collect())
+            .map(move |&count| values.by_ref().take(count).collect())
     }
 }
 
-/// Packs of as many sequences as fit; how they are cut depends on their lengths alone. `alone`: one sequence each.
-pub fn build_packs(model: &Model, sequences: &[Sequence], alone: bool) -> Vec<Pack> {
-    let mut packing = PackBuilder::new(model, sequences, if alone { 1 } else { PACK_TOKENS });
+/// Packs of as many sequences as fit; where they are cut depends on the sequences' lengths alone.
+/// `one_sequence_each`: every pack holds one sequence.
+pub fn build_packs(model: &Model, sequences: &[Sequence], one_sequence_each: bool) -> Vec<Pack> {
+    let max_rows = if one_sequence_each { 1 } else { PACK_TOKENS };
+    let mut builder = PackBuilder::new(model, sequences, max_rows);
     for sequence in sequences {
-        packing.add(sequence, 0);
+        builder.add(sequence, 0);
     }
-    packing.finish()
+    builder.finish()
 }
 
-/// Packs for a walk forward in which sequences that begin alike share their beginning: its rows stand in the pack once. Beside
-/// them, the order in which they took the sequences: those that begin alike stand together.
+/// Packs for a forward walk in which sequences with a common prefix share its rows. Also returns the order in
+/// which the packs hold the sequences: sorted by tokens, so that those with a common prefix are neighbours.
 pub fn build_prefix_shared_packs(model: &Model, sequences: &[Sequence]) -> (Vec<Pack>, Vec<usize>) {
     let mut order: Vec<usize> = (0..sequences.len()).collect();
     order.sort_by(|&a, &b| sequences[a].ids.cmp(&sequences[b].ids));
-    let mut packing = PackBuilder::new(model, sequences, PACK_TOKENS);
-    let mut before: &[u32] = &[];
-    for &at in &order {
-        let ids = &sequences[at].ids;
-        let alike = ids.iter().zip(before).take_while(|(a, b)| a == b).count();
-        packing.add(&sequences[at], alike);
-        before = ids;
+    let mut builder = PackBuilder::new(model, sequences, PACK_TOKENS);
+    let mut previous_ids: &[u32] = &[];
+    for &number in &order {
+        let ids = &sequences[number].ids;
+        let common_tokens = ids
+            .iter()
+            .zip(previous_ids)
+            .take_while(|(a, b)| a == b)
+            .count();
+        builder.add(&sequences[number], common_tokens);
+        previous_ids = ids;
     }
-    (packing.finish(), order)
+    (builder.finish(), order)
 }
 
-/// Packs in the making.
+/// Builds packs sequence by sequence.
 struct PackBuilder {
     packs: Vec<Pack>,
     rotary: Arc<RotaryTables>,
-    /// Rows of a pack, unless one sequence has more.
+    /// The most rows of a pack, unless one sequence has more.
     max_rows: usize,
-    /// Where the last sequence lies in the last pack.
+    /// The rows of the last sequence in the last pack, from its first token on: shared ranges, then its own.
     last_sequence_rows: Vec<Range<usize>>,
+    /// The spans of the last pack.
     spans: Vec<SequenceSpan>,
 }
 
 impl PackBuilder {
-    fn new(model: &Model, sequences: &[Sequence], room: usize) -> Self {
-        let rotary =
-            Arc::new(model.rotary_tables(sequences.iter().map(|s| s.ids.len()).max().unwrap_or(0)));
+    fn new(model: &Model, sequences: &[Sequence], max_rows: usize) -> Self {
+        let lengths = sequences.iter().map(|sequence| sequence.ids.len());
         Self {
             packs: Vec::new(),
-            rotary,
-            max_rows: room,
+            rotary: Arc::new(model.rotary_tables(lengths.max().unwrap_or(0))),
+            max_rows,
             last_sequence_rows: Vec::new(),
             spans: Vec::new(),
         }
     }
 
-    /// Adds a sequence, the first `alike` tokens of which are those of the one before it.
-    fn add(&mut self, sequence: &Sequence, alike: usize) {
-        let mut alike = if alike * MIN_SHARED_PREFIX_DIVISOR >= sequence.ids.len() {
-            alike
-        } else {
-            0
+    /// Adds a sequence whose first `common_tokens` tokens are those of the sequence before it.
+    fn add(&mut self, sequence: &Sequence, common_tokens: usize) {
+        let length = sequence.ids.len();
+        let mut shared = match common_tokens * MIN_SHARED_PREFIX_DIVISOR >= length {
+            true => common_tokens,
+            false => 0,
         };
-        let fits = |pack: &Pack| pack.ids.len() + sequence.ids.len() - alike <= self.max_rows;
+        let fits = |pack: &Pack| pack.ids.len() + length - shared <= self.max_rows;
         if !self.packs.last().is_some_and(fits) {
             self.start_pack();
-            alike = 0;
+            shared = 0;
         }
         let Some(pack) = self.packs.last_mut() else {
             return;
         };
-        let mut before = std::mem::take(&mut self.last_sequence_rows);
-        let mut left = alike;
-        before.retain_mut(|rows| {
-            rows.end = rows.end.min(rows.start + left);
-            left -= rows.len();
-            rows.start < rows.end
-        });
-        let rows = pack.ids.len()..pack.ids.len() + sequence.ids.len() - alike;
-        pack.ids.extend(&sequence.ids[alike..]);
-        self.last_sequence_rows.clone_from(&before);
+        let prefix = truncate_ranges(std::mem::take(&mut self.last_sequence_rows), shared);
+        let rows = pack.ids.len()..pack.ids.len() + length - shared;
+        pack.ids.extend(&sequence.ids[shared..]);
+        self.last_sequence_rows.clone_from(&prefix);
         self.last_sequence_rows.push(rows.clone());
-        let places = self
-            .last_sequence_rows
-            .iter()
-            .cloned()
-            .flatten()
-            .collect::<Vec<usize>>();
+        // The pack's row of each position of the sequence.
+        let position_rows: Vec<usize> = self.last_sequence_rows.iter().cloned().flatten().collect();
         pack.targets
-            .extend(sequence.targets.iter().map(|t| TokenTarget {
-                position: places[t.position],
-                token_id: t.token_id,
+            .extend(sequence.targets.iter().map(|target| TokenTarget {
+                position: position_rows[target.position],
+                token_id: target.token_id,
             }));
         pack.targets_per_sequence.push(sequence.targets.len());
         pack.sequence_range.end += 1;
-        // a sequence that is the beginning of another has no rows of its own, but is a sample of a pack that shares nothing
-        if !rows.is_empty() || alike == 0 {
+        // A sequence that is a prefix of another has no rows of its own and needs no span. A sequence that
+        // shares nothing always has one, even if it is empty: it is a sample of the pack.
+        if !rows.is_empty() || shared == 0 {
             self.spans.push(SequenceSpan {
                 rows,
-                prefix: before,
+                prefix,
                 cache_sequence: 0,
             });
         }
     }
 
-    /// Begins a new pack.
     fn start_pack(&mut self) {
         self.finish_pack();
-        let (number, first) = (
-            self.packs.len(),
-            self.packs.last().map_or(0, |pack| pack.sequence_range.end),
-        );
-        self.packs.push(Pack::empty(number, first, &self.rotary));
+        let index = self.packs.len();
+        let first_sequence = self.packs.last().map_or(0, |pack| pack.sequence_range.end);
+        self.packs
+            .push(Pack::empty(index, first_sequence, &self.rotary));
         self.last_sequence_rows.clear();
     }
 
@@ -205,6 +205,21 @@ impl PackBuilder {
 
     fn finish(mut self) -> Vec<Pack> {
         self.finish_pack();
+        let pack_count = self.packs.len();
+        for pack in &mut self.packs {
+            pack.pack_count = pack_count;
+        }
         self.packs
     }
+}
+
+/// The first `len` rows of a list of ranges.
+fn truncate_ranges(mut ranges: Vec<Range<usize>>, len: usize) -> Vec<Range<usize>> {
+    let mut remaining = len;
+    ranges.retain_mut(|rows| {
+        rows.end = rows.end.min(rows.start + remaining);
+        remaining -= rows.len();
+        rows.start < rows.end
+    });
+    ranges
 }

@@ -1,5 +1,6 @@
-//! Where the blocks of a walk come from: memory, or the disk, where the next one is read and widened in a thread of its own
-//! while the one at hand computes. On a GPU a block stays where it was brought, if there is room; else it is lent for its turn.
+//! Where the blocks of a walk come from: memory, or the disk, where the next block is read and widened to f32
+//! in a thread of its own while the current one computes. On a GPU a block that was uploaded stays there if
+//! there is space; otherwise it is uploaded for its turn and dropped after it.
 
 use std::ops::ControlFlow;
 use std::thread::ScopedJoinHandle;
@@ -7,7 +8,7 @@ use std::thread::ScopedJoinHandle;
 use crate::{Block, Model};
 use secateur_tensor::{gpu, resident};
 
-/// Hands these blocks to `work`, in memory, one after another, until it says to stop.
+/// Calls `work` with each of these blocks, in memory, until it breaks.
 pub fn for_each_block(
     model: &Model,
     layers: impl Iterator<Item = usize>,
@@ -18,35 +19,37 @@ pub fn for_each_block(
         resident::reserve_space(model.weights_used_by_walk());
     }
     std::thread::scope(|scope| {
-        let mut ahead: Option<ScopedJoinHandle<'_, Block>> = None;
+        let mut next_block: Option<ScopedJoinHandle<'_, Block>> = None;
         while let Some(layer) = layers.next() {
-            let block = match ahead.take() {
-                Some(read) => join_read_ahead(read),
+            let block = match next_block.take() {
+                Some(reader) => join_reader(reader),
                 None if model.blocks[layer].is_on_gpu() => model.blocks[layer].clone(),
                 None => model.blocks[layer].load_into_memory(),
             };
-            let next = layers.peek().map(|&next| &model.blocks[next]);
-            ahead = next
+            next_block = layers
+                .peek()
+                .map(|&next_layer| &model.blocks[next_layer])
                 .filter(|next| next.is_on_disk() && !next.is_on_gpu())
                 .map(|next| scope.spawn(|| next.load_into_memory()));
-            let lent = block.gpu_leases();
+            let gpu_leases = block.gpu_leases();
             if work(layer, &block).is_break() {
                 break;
             }
-            drop(lent);
+            drop(gpu_leases);
         }
-        ahead.map(join_read_ahead);
+        next_block.map(join_reader);
     });
 }
 
-/// Waits for the block that is read ahead. The reader shares its work out in the pool that this thread is one of, so waiting is
-/// helping: with a single thread nobody else would.
-fn join_read_ahead(read: ScopedJoinHandle<'_, Block>) -> Block {
-    while !read.is_finished() {
+/// Waits for the block that is being read. The reader divides its work over the thread pool that this thread
+/// belongs to, so the wait executes the pool's tasks: with one thread in the pool no other thread would.
+fn join_reader(reader: ScopedJoinHandle<'_, Block>) -> Block {
+    while !reader.is_finished() {
         if rayon::yield_now() != Some(rayon::Yield::Executed) {
             std::thread::yield_now();
         }
     }
-    read.join()
+    reader
+        .join()
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

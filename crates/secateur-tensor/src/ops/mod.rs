@@ -10,20 +10,21 @@ use crate::{Activations, Weight};
 mod cpu;
 mod dispatch;
 mod gpu;
+mod gradient_query;
+mod gradient_reduction;
 mod normal;
 mod simd;
-mod slot;
 
 pub use dispatch::{
     KvCache, add, add_bias, attention, backward, column_moments, cross_entropy, embed, gather_rows,
     gelu, layer_norm, linear, linear_with_adapter, rms_norm, swiglu, token_scores,
 };
 pub use gpu::QUERY_CHUNK_ROWS;
-pub use simd::dispatch_simd;
-pub use slot::{
+pub use gradient_query::{
     AxisSums, ElementScore, GradientQuery, GradientRequest, GradientResult, SampleSpan, SumAxes,
-    axis_sums,
 };
+pub use gradient_reduction::{axis_sums, embedding_gradient};
+pub use simd::dispatch_simd;
 
 /// An adapter beside a weight: scale · (mask ⊙ x) · Aᵀ · Bᵀ.
 pub struct AdapterInput<'a> {

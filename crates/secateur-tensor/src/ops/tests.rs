@@ -651,7 +651,7 @@ fn every_query_result_follows_from_the_full_gradient() {
         );
         same(
             answer(GradientQuery::WeightTimesGradientSums(sides)),
-            from_whole(None, &super::slot::WeightTimesGradient),
+            from_whole(None, &super::gradient_reduction::WeightTimesGradient),
         );
     });
 }

@@ -1,78 +1,103 @@
-//! What an element of a weight adds to the score of its channel (LLM-Pruner, equations 3 and 5): w its value, g its gradient,
-//! f its Fisher information. The formulas stand here twice, for the CPU and for a GPU.
+//! What an element of a weight adds to the score of its channel (LLM-Pruner, equations 3 and 5): w is its
+//! value, g its gradient, f its Fisher information. The formulas are written twice, for the CPU and for a GPU.
 
 use super::super::Taylor;
 use secateur_tensor::gpu::GpuMatrix;
 use secateur_tensor::ops::{ElementScore, dispatch_simd};
 
-/// A criterion; f is `fisher` times the samples' squares.
+/// The element scores of a criterion. f = `fisher_scale` · Σ_j g_j².
 pub struct TaylorElementScore {
     pub form: Taylor,
     pub fisher_scale: f64,
 }
 
 impl ElementScore for TaylorElementScore {
-    fn score_on_cpu(&self, w: &[f32], g: &[f32], squares: &[f32], out: &mut [f64]) {
-        let fisher = self.fisher_scale;
+    fn score_on_cpu(
+        &self,
+        weights: &[f32],
+        gradients: &[f32],
+        squares: &[f32],
+        scores: &mut [f64],
+    ) {
+        let fisher_scale = self.fisher_scale;
         match self.form {
-            Taylor::Vector => score_first_order(w, g, out, |w, g| w * g),
-            Taylor::ElementFirst => score_first_order(w, g, out, |w, g| (w * g).abs()),
-            Taylor::VectorMixed => score_second_order(w, g, squares, out, |w, g, s| {
-                w * g - 0.5 * (s * fisher) * w * w
-            }),
-            Taylor::ElementSecond => {
-                score_second_order(w, g, squares, out, |w, _, s| ((s * fisher) * w * w).abs())
+            Taylor::Vector => write_first_order(weights, gradients, scores, |w, g| w * g),
+            Taylor::ElementFirst => {
+                write_first_order(weights, gradients, scores, |w, g| (w * g).abs());
             }
-            Taylor::ElementMixed => score_second_order(w, g, squares, out, |w, g, s| {
-                (w * g - 0.5 * (s * fisher) * w * w).abs()
-            }),
+            Taylor::VectorMixed => {
+                let score = |w, g, s| w * g - 0.5 * (s * fisher_scale) * w * w;
+                write_second_order(weights, gradients, squares, scores, score);
+            }
+            Taylor::ElementSecond => {
+                let score = |w: f64, _, s: f64| ((s * fisher_scale) * w * w).abs();
+                write_second_order(weights, gradients, squares, scores, score);
+            }
+            Taylor::ElementMixed => {
+                let score =
+                    |w: f64, g: f64, s: f64| (w * g - 0.5 * (s * fisher_scale) * w * w).abs();
+                write_second_order(weights, gradients, squares, scores, score);
+            }
         }
     }
 
-    fn score_on_gpu(&self, w: GpuMatrix, g: GpuMatrix, squares: Option<GpuMatrix>) -> GpuMatrix {
-        let raised = |w: GpuMatrix| {
-            squares.unwrap_or_else(|| g.clone()) * self.fisher_scale as f32 * w.square()
-        }; // f · w²
+    fn score_on_gpu(
+        &self,
+        weight: GpuMatrix,
+        gradient: GpuMatrix,
+        squares: Option<GpuMatrix>,
+    ) -> GpuMatrix {
+        // f · w². A second-order form always comes with squares.
+        let curvature = |w: GpuMatrix| {
+            squares.unwrap_or_else(|| gradient.clone()) * self.fisher_scale as f32 * w.square()
+        };
+        let (w, g) = (weight, gradient.clone());
         match self.form {
             Taylor::Vector => w * g,
             Taylor::ElementFirst => (w * g).abs(),
-            Taylor::VectorMixed => w.clone() * g.clone() - raised(w) * 0.5,
-            Taylor::ElementSecond => raised(w).abs(),
-            Taylor::ElementMixed => (w.clone() * g.clone() - raised(w) * 0.5).abs(),
+            Taylor::VectorMixed => w.clone() * g - curvature(w) * 0.5,
+            Taylor::ElementSecond => curvature(w).abs(),
+            Taylor::ElementMixed => (w.clone() * g - curvature(w) * 0.5).abs(),
         }
     }
 }
 
-fn score_first_order(w: &[f32], g: &[f32], out: &mut [f64], of: impl Fn(f64, f64) -> f64 + Copy) {
-    dispatch_simd(
-        #[inline(always)]
-        || score_each_element(w, g, g, &mut *out, move |w, g, _| of(w, g)),
-    );
+/// Writes `score(w, g)` of every element.
+fn write_first_order(
+    weights: &[f32],
+    gradients: &[f32],
+    scores: &mut [f64],
+    score: impl Fn(f64, f64) -> f64 + Copy,
+) {
+    // The gradients stand in for the squares, which the score does not use.
+    let ignoring_squares = move |w, g, _| score(w, g);
+    write_second_order(weights, gradients, gradients, scores, ignoring_squares);
 }
 
-fn score_second_order(
-    w: &[f32],
-    g: &[f32],
+/// Writes `score(w, g, s)` of every element.
+fn write_second_order(
+    weights: &[f32],
+    gradients: &[f32],
     squares: &[f32],
-    out: &mut [f64],
-    of: impl Fn(f64, f64, f64) -> f64 + Copy,
+    scores: &mut [f64],
+    score: impl Fn(f64, f64, f64) -> f64 + Copy,
 ) {
     dispatch_simd(
         #[inline(always)]
-        || score_each_element(w, g, squares, &mut *out, of),
+        || write_element_scores(weights, gradients, squares, &mut *scores, score),
     );
 }
 
-/// Widens each element and lets `of` say what it is worth.
+/// Widens each element to f64 and scores it.
 #[inline(always)]
-fn score_each_element(
-    w: &[f32],
-    g: &[f32],
-    s: &[f32],
-    out: &mut [f64],
-    of: impl Fn(f64, f64, f64) -> f64,
+fn write_element_scores(
+    weights: &[f32],
+    gradients: &[f32],
+    squares: &[f32],
+    scores: &mut [f64],
+    score: impl Fn(f64, f64, f64) -> f64,
 ) {
-    for (((out, w), g), s) in out.iter_mut().zip(w).zip(g).zip(s) {
-        *out = of(f64::from(*w), f64::from(*g), f64::from(*s));
+    for (((out, w), g), s) in scores.iter_mut().zip(weights).zip(gradients).zip(squares) {
+        *out = score(f64::from(*w), f64::from(*g), f64::from(*s));
     }
 }

@@ -6,16 +6,16 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::gemm::{MatrixView, OutputMode, matmul};
+use super::gradient::accumulate_sample_gradient;
 use super::maths::{exp, max_or_nan};
 use super::{gradient, linear};
 use crate::Weight;
 use crate::activations::cpu::{CpuActivations, activations_from_vec};
 use crate::ops::simd::{ELEMENTS_PER_TASK, LANES, dispatch_simd};
-use crate::ops::slot::{
-    AxisSums, GradientQuery, GradientRequest, GradientResult, SampleSpan, SumAxes,
-    accumulate_sample_gradient,
+use crate::ops::{
+    AxisSums, GradientQuery, GradientRequest, GradientResult, SampleSpan, SumAxes, TokenScore,
+    TokenTarget,
 };
-use crate::ops::{TokenScore, TokenTarget};
 
 /// Elements of a tile of logits.
 const TILE_ELEMENTS: usize = 1 << 24;

@@ -3,7 +3,9 @@
 
 mod adapter;
 mod attention;
+mod axis_sums;
 mod elementwise;
+mod embedding;
 mod gelu;
 mod gemm;
 mod gradient;
@@ -16,8 +18,11 @@ mod tape;
 
 pub use adapter::linear_with_adapter;
 pub use attention::{CpuKvCache, attention};
+pub use axis_sums::axis_sums;
 pub use elementwise::{add, add_bias, swiglu};
+pub use embedding::{embedding_column_sums, embedding_gradient};
 pub(crate) use gelu::gelu;
+pub use gradient::accumulate_sample_gradient;
 pub(crate) use layer_norm::layer_norm;
 pub use linear::linear;
 pub use loss::{cross_entropy, token_scores};

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::gradient::accumulate_sample_gradient;
 use super::maths::dot;
 use crate::activations::cpu::{CpuActivations, activations_from_vec};
+use crate::ops::GradientRequest;
 use crate::ops::simd::{dispatch_simd, rows_per_task};
-use crate::ops::slot::{GradientRequest, accumulate_sample_gradient};
 use crate::{AnyTape, Weight};
 
 /// y = x / √(mean(x²) + ε) ⊙ w. w is (1, width).

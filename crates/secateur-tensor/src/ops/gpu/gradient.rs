@@ -1,103 +1,105 @@
-//! The gradient of a linear layer's weight, G = δᵀ · x, and what follows from it, on a GPU: as row and column sums that need
-//! no G at all, whole, or reduced where it was made.
+//! The gradient of a linear layer's weight, G = δᵀ · x, and what is computed from it, on a GPU. The equations
+//! are those of `cpu/gradient.rs`; a GPU computes G as a whole where it is needed and reduces it there.
 
 use super::product::{column_sums, linear_weight_gradient, row_sum_matrix};
 use crate::Weight;
 use crate::activations::gpu::{GpuActivations, GpuMatrix};
-use crate::ops::slot::{
+use crate::ops::gradient_query::{
     AxisSums, GradientQuery, GradientRequest, GradientResult, SampleSpan, SumAxes,
 };
 use crate::resident::GpuWeight;
 
-/// A question, with what its answer needs of the way forward.
+/// A request, with what its result needs from the forward pass.
 pub struct GpuPendingGradient {
-    slot: GradientRequest,
+    request: GradientRequest,
     weight: Weight,
+    /// (n, inputs)
     x: GpuMatrix,
-    /// Only where row sums are made of it.
+    /// y = x · Wᵀ, (n, outputs), kept only if row sums of W∘G are wanted.
     y: Option<GpuMatrix>,
 }
 
 impl GpuPendingGradient {
-    pub fn new(slot: &GradientRequest, weight: &Weight, x: &GpuMatrix, y: &GpuMatrix) -> Self {
+    pub fn new(request: &GradientRequest, weight: &Weight, x: &GpuMatrix, y: &GpuMatrix) -> Self {
         let needs_y = matches!(
-            slot.query,
+            request.query,
             GradientQuery::WeightTimesGradientSums(SumAxes { rows: true, .. })
         );
         Self {
-            slot: slot.clone(),
+            request: request.clone(),
             weight: weight.clone(),
             x: x.clone(),
             y: needs_y.then(|| y.clone()),
         }
     }
 
-    /// δ is (n, outputs), dx = δ · W is (n, inputs).
-    pub fn resolve(self, held: &GpuWeight, delta: &GpuMatrix, dx: &GpuMatrix) {
-        if let GradientQuery::WeightTimesGradientSums(sides) = &self.slot.query {
-            let rows = self
-                .y
-                .map_or_else(Vec::new, |y| column_sums(delta.clone() * y));
-            let cols = if sides.cols {
-                column_sums(self.x * dx.clone())
-            } else {
-                Vec::new()
+    /// Computes the result. `delta` is δ, (n, outputs); `dx` is δ · W, (n, inputs).
+    pub fn resolve(self, gpu_weight: &GpuWeight, delta: &GpuMatrix, dx: &GpuMatrix) {
+        if let GradientQuery::WeightTimesGradientSums(axes) = &self.request.query {
+            // Σ_c W∘G = Σ_t δ∘y, Σ_r W∘G = Σ_t x∘dx: no G.
+            let rows = match self.y {
+                Some(y) => column_sums(delta.clone() * y),
+                None => Vec::new(),
             };
-            return self
-                .slot
-                .set_result(GradientResult::Sums(AxisSums { rows, cols }));
+            let cols = match axes.cols {
+                true => column_sums(self.x * dx.clone()),
+                false => Vec::new(),
+            };
+            let sums = GradientResult::Sums(AxisSums { rows, cols });
+            return self.request.set_result(sums);
         }
-        let (gradient, squares) = match self.slot.query.samples() {
-            None => (linear_weight_gradient(delta, &self.x, held), None),
-            Some(samples) => sum_sample_gradients(samples, |at| {
-                linear_weight_gradient(&sample_rows(delta, at), &sample_rows(&self.x, at), held)
+        let (gradient, squares) = match self.request.query.samples() {
+            None => (linear_weight_gradient(delta, &self.x, gpu_weight), None),
+            Some(samples) => sum_sample_gradients(samples, |sample| {
+                let (delta, x) = (sample_rows(delta, sample), sample_rows(&self.x, sample));
+                linear_weight_gradient(&delta, &x, gpu_weight)
             }),
         };
-        let whole = |of: GpuMatrix| GpuActivations::from(of).into();
-        self.slot
-            .set_from_gradient(&self.weight, whole(gradient), squares.map(whole));
+        let to_gradient = |matrix: GpuMatrix| GpuActivations::from(matrix).into();
+        self.request.set_from_gradient(
+            &self.weight,
+            to_gradient(gradient),
+            squares.map(to_gradient),
+        );
     }
 }
 
-/// Σ over the samples of their gradients, and of (share · gradient)².
+/// G = Σ_j G_j and S = Σ_j (scale_j · G_j)², added in the order of the samples. There is at least one.
 pub fn sum_sample_gradients(
     samples: &[SampleSpan],
-    own: impl Fn(&SampleSpan) -> GpuMatrix,
+    sample_gradient: impl Fn(&SampleSpan) -> GpuMatrix,
 ) -> (GpuMatrix, Option<GpuMatrix>) {
-    let squares = |own: &GpuMatrix, share: f32| (own.clone() * share).square();
-    let mut samples = samples.iter();
-    let Some(first) = samples.next() else {
-        unreachable!("squares are asked of samples")
+    let square = |gradient: &GpuMatrix, scale: f32| (gradient.clone() * scale).square();
+    let Some((first, others)) = samples.split_first() else {
+        unreachable!("a query names at least one sample")
     };
-    let gradient = own(first);
-    let start = (squares(&gradient, first.gradient_scale), gradient);
-    let (squares, gradient) = samples.fold(start, |(sum, gradient), sample| {
-        let own = own(sample);
-        (sum + squares(&own, sample.gradient_scale), gradient + own)
-    });
+    let mut gradient = sample_gradient(first);
+    let mut squares = square(&gradient, first.gradient_scale);
+    for sample in others {
+        let own = sample_gradient(sample);
+        squares = squares + square(&own, sample.gradient_scale);
+        gradient = gradient + own;
+    }
     (gradient, Some(squares))
 }
 
-/// A sample's rows.
-fn sample_rows(of: &GpuMatrix, at: &SampleSpan) -> GpuMatrix {
-    of.clone().slice((at.positions.clone(), ..))
+/// The rows of a sample's positions.
+fn sample_rows(matrix: &GpuMatrix, sample: &SampleSpan) -> GpuMatrix {
+    matrix.clone().slice((sample.positions.clone(), ..))
 }
 
-/// Sums of every element by row and column.
-pub fn axis_sums(values: GpuMatrix, sides: SumAxes) -> AxisSums {
-    let rows = if sides.rows {
-        row_sum_matrix(values.clone())
-            .as_vec()
-            .into_iter()
-            .map(f64::from)
-            .collect()
-    } else {
-        Vec::new()
+/// The sums of a matrix over each row and each column.
+pub fn axis_sums(values: GpuMatrix, axes: SumAxes) -> AxisSums {
+    let rows = match axes.rows {
+        true => {
+            let sums = row_sum_matrix(values.clone()).as_vec();
+            sums.into_iter().map(f64::from).collect()
+        }
+        false => Vec::new(),
     };
-    let cols = if sides.cols {
-        column_sums(values)
-    } else {
-        Vec::new()
+    let cols = match axes.cols {
+        true => column_sums(values),
+        false => Vec::new(),
     };
     AxisSums { rows, cols }
 }

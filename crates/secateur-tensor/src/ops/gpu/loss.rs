@@ -8,8 +8,9 @@ use super::product::{broadcast_per_row, column_sums, row_sum_matrix, transpose};
 use super::rows::{RowPlacement, row_index};
 use crate::Weight;
 use crate::activations::gpu::{Gpu, GpuActivations, GpuMatrix, add_or_start, selected_device};
-use crate::ops::slot::{AxisSums, GradientQuery, GradientRequest, GradientResult, SumAxes};
-use crate::ops::{TokenScore, TokenTarget};
+use crate::ops::{
+    AxisSums, GradientQuery, GradientRequest, GradientResult, SumAxes, TokenScore, TokenTarget,
+};
 
 /// Elements of a tile of logits.
 const TILE_ELEMENTS: usize = 1 << 26;

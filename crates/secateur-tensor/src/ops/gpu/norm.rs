@@ -7,7 +7,8 @@ use super::product::{
 };
 use super::rows::indicator_matrix;
 use crate::activations::gpu::{GpuActivations, GpuMatrix, activations_from_vec};
-use crate::ops::slot::{GradientRequest, accumulate_sample_gradient};
+use crate::ops::GradientRequest;
+use crate::ops::cpu::accumulate_sample_gradient;
 use crate::{AnyTape, Weight};
 
 /// y = x / √(mean(x²) + ε) ⊙ w. w is (1, width).

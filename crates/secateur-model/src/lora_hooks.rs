@@ -1,0 +1,176 @@
+//! Adapters in training: the hooks that add them to a block's matrices, drop a share of their inputs, and
+//! request the gradients of their factors.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use rand::Rng;
+use rayon::prelude::*;
+
+use crate::hooks::BlockHooks;
+use crate::lora::{Adapter, LoraFactors};
+use crate::parameter::{Factor, ParameterId};
+use crate::wiring::{BlockTensor, TensorId};
+use secateur_base::random::Seed;
+use secateur_tensor::ops::{
+    self, AdapterInput, DropoutMaskFn, GradientQuery, GradientRequest, GradientResult,
+};
+use secateur_tensor::{Activations, AnyTape, Weight};
+
+/// Adapters that a walk applies beside the model's matrices.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainedAdapters<'a> {
+    pub adapter: &'a Adapter,
+    pub dropout: Dropout,
+}
+
+/// Dropout of the adapters' inputs. Each sequence has a random stream of its own, so the mask depends neither
+/// on the packs nor on the micro-batches, and a recomputed block drops the same inputs.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    /// The share of inputs that is dropped, 0 to below 1.
+    pub probability: f64,
+    pub seed: Seed,
+    /// The number of the walk's first sequence: sequence i of the walk uses stream `first_sequence + i`.
+    pub first_sequence: usize,
+}
+
+/// The dropout of one pack.
+#[derive(Clone, Debug)]
+struct PackDropout {
+    probability: f64,
+    /// The seed and the number of positions of each sequence, in the order of the pack's rows.
+    sequences: Vec<(Seed, usize)>,
+}
+
+/// The requests for the gradients of A and B beside one matrix.
+type FactorRequests = (GradientRequest, GradientRequest);
+
+/// Applies the adapters of one block to one pack.
+pub struct LoraHooks<'a> {
+    adapter: &'a Adapter,
+    layer: usize,
+    dropout: Option<PackDropout>,
+    requests: BTreeMap<BlockTensor, FactorRequests>,
+}
+
+impl<'a> LoraHooks<'a> {
+    /// `sequences` are the numbers of the pack's sequences in the walk, `lengths` their positions. The
+    /// gradients of the two factors are computed if `query` answers for both; the only query that the adapter's
+    /// kernel supports is [`GradientQuery::Gradient`].
+    pub fn new(
+        adapters: TrainedAdapters<'a>,
+        layer: usize,
+        sequences: Range<usize>,
+        lengths: impl Iterator<Item = usize>,
+        query: impl Fn(ParameterId) -> Option<GradientQuery>,
+    ) -> Self {
+        let TrainedAdapters { adapter, dropout } = adapters;
+        let tensors = adapter
+            .factors
+            .keys()
+            .filter(|(factor_layer, _)| *factor_layer == layer)
+            .map(|&(_, tensor)| tensor);
+        let request = |tensor, factor| {
+            let query = query(ParameterId::LoraFactor(layer, tensor, factor))?;
+            debug_assert!(matches!(query, GradientQuery::Gradient));
+            Some(GradientRequest::new(query))
+        };
+        let requests = tensors.filter_map(|tensor| {
+            let of_a = request(tensor, Factor::A)?;
+            let of_b = request(tensor, Factor::B)?;
+            Some((tensor, (of_a, of_b)))
+        });
+        Self {
+            adapter,
+            layer,
+            dropout: dropout.for_pack(sequences, lengths),
+            requests: requests.collect(),
+        }
+    }
+
+    /// Whether an adapter stands beside this matrix.
+    pub fn has_adapter(&self, tensor: BlockTensor) -> bool {
+        self.adapter.factors.contains_key(&(self.layer, tensor))
+    }
+
+    /// The gradients of the factors, after the block's tape has run backward.
+    pub fn into_results(self) -> impl Iterator<Item = (ParameterId, GradientResult)> {
+        let layer = self.layer;
+        self.requests.into_iter().flat_map(move |(tensor, (a, b))| {
+            let parameter = |factor| ParameterId::LoraFactor(layer, tensor, factor);
+            let of_a = a.take_result().map(|result| (parameter(Factor::A), result));
+            let of_b = b.take_result().map(|result| (parameter(Factor::B), result));
+            of_a.into_iter().chain(of_b)
+        })
+    }
+
+    /// The function that makes the mask of one matrix's inputs. None: no input is dropped.
+    fn dropout_mask(&self, tensor: BlockTensor, inputs: usize) -> Option<DropoutMaskFn> {
+        let dropout = self.dropout.clone()?;
+        let id = TensorId::Block(self.layer, tensor);
+        let tensor_name = self.adapter.family.tensor_name(id);
+        Some(Arc::new(move || dropout.mask(&tensor_name, inputs)))
+    }
+}
+
+impl BlockHooks for LoraHooks<'_> {
+    /// y = x · Wᵀ + (alpha / rank) · dropout(x) · Aᵀ · Bᵀ, or y = x · Wᵀ where no adapter stands.
+    fn linear<T: AnyTape>(
+        &self,
+        tensor: BlockTensor,
+        weight: &Weight,
+        x: Activations<T>,
+    ) -> Activations<T> {
+        let Some(LoraFactors { a, b }) = self.adapter.factors.get(&(self.layer, tensor)) else {
+            return ops::linear(x, weight, None);
+        };
+        let input = AdapterInput {
+            a,
+            b,
+            scale: self.adapter.scale(),
+            dropout_mask: self.dropout_mask(tensor, x.width()),
+            gradient_requests: self.requests.get(&tensor).map(|(a, b)| (a, b)),
+        };
+        ops::linear_with_adapter(x, weight, input)
+    }
+}
+
+impl Dropout {
+    /// The dropout of the pack that holds these sequences of the walk. None: nothing is dropped.
+    fn for_pack(
+        self,
+        sequences: Range<usize>,
+        lengths: impl Iterator<Item = usize>,
+    ) -> Option<PackDropout> {
+        if self.probability == 0.0 {
+            return None;
+        }
+        let seeds = sequences.map(|i| self.seed.derive(&(self.first_sequence + i).to_string()));
+        Some(PackDropout {
+            probability: self.probability,
+            sequences: seeds.zip(lengths).collect(),
+        })
+    }
+}
+
+impl PackDropout {
+    /// The factors of the inputs, (positions, inputs): 0 with the given probability p, else 1 / (1 − p), so
+    /// that the expected value of an input stays the same. A sequence's values follow from its seed and the
+    /// tensor's name alone.
+    fn mask(&self, tensor_name: &str, inputs: usize) -> Vec<f32> {
+        let drop_below = (self.probability * f64::from(u32::MAX)) as u32;
+        let kept_factor = 1.0 / (1.0 - self.probability) as f32;
+        let sequence_mask = |(seed, positions): &(Seed, usize)| -> Vec<f32> {
+            let mut stream = seed.derive(tensor_name).rng();
+            let mut factor = || match stream.next_u32() < drop_below {
+                true => 0.0,
+                false => kept_factor,
+            };
+            (0..positions * inputs).map(|_| factor()).collect()
+        };
+        let masks: Vec<Vec<f32>> = self.sequences.par_iter().map(sequence_mask).collect();
+        masks.concat()
+    }
+}

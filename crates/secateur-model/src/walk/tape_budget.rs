@@ -1,0 +1,131 @@
+//! How many gradient tapes a backward walk keeps. A kept tape saves the recomputation of its block; it costs
+//! the memory of all activations inside the block.
+
+use super::pack::Pack;
+use crate::{Block, Model, cost};
+use secateur_base::memory;
+use secateur_tensor::{gpu, memory_limit, ops, resident};
+
+const F32_BYTES: u64 = size_of::<f32>() as u64;
+
+/// The lowest block whose tape is kept, at least `lowest_layer`; the number of blocks: none is.
+///
+/// The walk back uses the blocks from the last to the first, so the tapes of the last blocks are kept. A tape
+/// holds the weights of its block, so none is kept of a model that does not stay in memory: one that is read
+/// from disk, or, on a GPU, one for which there is no space.
+pub fn lowest_taped_layer(
+    model: &Model,
+    packs: &[Pack],
+    lowest_layer: usize,
+    process_limit: Option<u64>,
+) -> usize {
+    let layers = model.blocks.len();
+    let on_gpu = gpu::is_selected();
+    let (weights_stay, bytes_to_upload) = if on_gpu {
+        resident::reserve_space(model.weights_used_by_walk())
+    } else {
+        (!model.blocks.iter().any(Block::is_on_disk), 0)
+    };
+    if !weights_stay {
+        return layers;
+    }
+    let (limit, used) = match process_limit {
+        _ if on_gpu => (memory_limit(), resident::resident_bytes() + bytes_to_upload),
+        Some(limit) => (limit, memory::resident_bytes()),
+        None => return lowest_layer,
+    };
+    let needed =
+        working_bytes(model, packs, lowest_layer) + input_bytes(model, packs, lowest_layer);
+    let free = limit.saturating_sub(used + needed);
+    let mut tape_bytes_left = free - free / 16; // a sixteenth for the allocator's own overhead
+    let positions: u64 = packs.iter().map(|pack| pack.ids.len() as u64).sum();
+    let mut lowest_taped = layers;
+    while lowest_taped > lowest_layer {
+        let layer = lowest_taped - 1;
+        let tape_bytes = positions * tape_bytes_per_position(model, layer);
+        // With one pack the last block's tape is used at once, so it costs no more than a recomputation.
+        let is_used_at_once = packs.len() == 1 && layer + 1 == layers;
+        if tape_bytes > tape_bytes_left && !is_used_at_once {
+            break;
+        }
+        tape_bytes_left = tape_bytes_left.saturating_sub(tape_bytes);
+        lowest_taped = layer;
+    }
+    lowest_taped
+}
+
+/// The bytes of a tape of one block, for one position.
+fn tape_bytes_per_position(model: &Model, layer: usize) -> u64 {
+    let (block, on_gpu) = (&model.blocks[layer], gpu::is_selected());
+    let values = cost::tape_values_per_position(model.family, &model.config, block, on_gpu);
+    F32_BYTES * values as u64
+}
+
+/// The inputs of all blocks from `lowest_layer` up, and three more hidden states: (positions, hidden) each.
+fn input_bytes(model: &Model, packs: &[Pack], lowest_layer: usize) -> u64 {
+    let layers = model.blocks.len();
+    let positions: u64 = packs.iter().map(|pack| pack.ids.len() as u64).sum();
+    let states = (layers - lowest_layer.min(layers) + 3) as u64;
+    F32_BYTES * positions * model.config.hidden as u64 * states
+}
+
+/// The bytes that one step of the walk back takes while all kept tapes are there.
+///
+/// The walk back begins with the head, which needs a tile of logits. Then each block's step needs the
+/// gradients of the block's activations and of its weights, and frees a tape. Blocks are recomputed only when
+/// all kept tapes are gone, so a recomputed tape need not fit beside them.
+fn working_bytes(model: &Model, packs: &[Pack], lowest_layer: usize) -> u64 {
+    let on_gpu = gpu::is_selected();
+    let pack_lengths = packs.iter().map(|pack| pack.ids.len() as u64);
+    let longest_pack = pack_lengths.max().unwrap_or(0);
+    let logits = longest_pack * model.config.vocab as u64;
+    let tile_bytes = F32_BYTES
+        * if on_gpu {
+            6 * logits.min(1 << 26)
+        } else {
+            2 * logits.min(1 << 24)
+        };
+    let tape_bytes = (lowest_layer..model.blocks.len())
+        .map(|layer| tape_bytes_per_position(model, layer))
+        .max()
+        .unwrap_or(0);
+    let largest_block = model.blocks.iter().map(block_bytes).max().unwrap_or(0);
+    // Over several packs, and always on a GPU, gradients exist as a whole: G, S, and the sums of both. With
+    // one pack on the CPU they are reduced a band at a time.
+    let gradient_bytes = if packs.len() > 1 || on_gpu {
+        4 * largest_block
+    } else {
+        largest_block / 8
+    };
+    let block_step = longest_pack * tape_bytes * 3 / 2 + gradient_bytes;
+    let attention_bytes = if on_gpu {
+        F32_BYTES * gpu_attention_elements(model, packs)
+    } else {
+        0
+    };
+    block_step.max(tile_bytes) + attention_bytes
+}
+
+/// The bytes of a block's weights in f32.
+fn block_bytes(block: &Block) -> u64 {
+    let lengths = block.weights().map(|(_, weight)| weight.len());
+    lengths.map(|len| len as u64).sum::<u64>() * F32_BYTES
+}
+
+/// Elements of the score matrices that a GPU's attention holds at once on its way back, for the largest pack:
+/// six of (query heads, query chunk, positions) for each sequence.
+fn gpu_attention_elements(model: &Model, packs: &[Pack]) -> u64 {
+    let heads = model
+        .blocks
+        .iter()
+        .map(|block| block.attention_heads(model.config.head_dim).query_heads)
+        .max()
+        .unwrap_or(0);
+    let score_elements = |pack: &Pack| -> usize {
+        let lengths = pack.layout.spans.iter().map(|span| span.rows.len());
+        lengths
+            .map(|len| len.min(ops::QUERY_CHUNK_ROWS) * len)
+            .sum()
+    };
+    (6 * heads * packs.iter().map(score_elements).max().unwrap_or(0)) as u64
+}

@@ -1,0 +1,101 @@
+//! What `pretrain` trains: every weight of the model.
+
+use super::{Error, Options};
+use crate::stages::Context;
+use crate::stages::train::{
+    BETA2_PRETRAIN, Decay, LearningRateSchedule, MicroBatch, Trainable, TrainedParameter, Trainer,
+    TrainingOptions, UpdateGradients,
+};
+use secateur_model::walk::{self, BackwardOptions};
+use secateur_model::wiring::TensorId;
+use secateur_model::{Model, ParameterId};
+use secateur_tensor::Weight;
+
+/// Gradients are scaled down to this global norm.
+const MAX_GRADIENT_NORM: f64 = 1.0;
+
+/// The learning rate ends at this share of its peak.
+const FINAL_LEARNING_RATE_SHARE: f64 = 0.1;
+
+/// A model whose weights are all trained.
+pub struct ModelTraining {
+    model: Model,
+    /// Decoupled weight decay of the matrices in the blocks.
+    weight_decay: f64,
+    memory_limit: u64,
+}
+
+impl ModelTraining {
+    /// A trainer of the model (AdamW, cosine schedule).
+    pub fn trainer(options: &Options, context: &Context, model: Model) -> Trainer<Self> {
+        let training = Self {
+            model,
+            weight_decay: options.weight_decay,
+            memory_limit: context.memory_budget.bytes,
+        };
+        let training_options = TrainingOptions {
+            activity: "training",
+            label: "pretrain",
+            batch: options.batch,
+            micro_batch: None,
+            learning_rate: LearningRateSchedule {
+                peak: options.learning_rate,
+                warmup: options.warmup,
+                updates: options.updates,
+                decay: Decay::Cosine {
+                    final_share: FINAL_LEARNING_RATE_SHARE,
+                },
+            },
+            max_gradient_norm: MAX_GRADIENT_NORM,
+            beta2: BETA2_PRETRAIN,
+        };
+        Trainer::new(training, training_options)
+    }
+
+    pub fn into_model(self) -> Model {
+        self.model
+    }
+}
+
+impl Trainable for ModelTraining {
+    type Error = Error;
+
+    fn parameters(&self) -> Vec<TrainedParameter> {
+        let is_block_matrix =
+            |tensor: TensorId| matches!(tensor, TensorId::Block(_, part) if part.is_matrix());
+        let tensors = self.model.tensor_ids().into_iter();
+        tensors
+            .map(|tensor| TrainedParameter {
+                id: ParameterId::Weight(tensor),
+                weight_decay: if is_block_matrix(tensor) {
+                    self.weight_decay
+                } else {
+                    0.0
+                },
+            })
+            .collect()
+    }
+
+    fn weight(&self, parameter: ParameterId) -> &Weight {
+        self.model.weight(model_tensor(parameter))
+    }
+
+    fn weight_mut(&mut self, parameter: ParameterId) -> &mut Weight {
+        self.model.weight_mut(model_tensor(parameter))
+    }
+
+    fn loss_and_gradients(&self, batch: &MicroBatch<'_>, gradients: &mut UpdateGradients) -> f64 {
+        let options = BackwardOptions {
+            memory_limit: Some(self.memory_limit),
+            ..BackwardOptions::default()
+        };
+        walk::backward(&self.model, batch.sequences, &options, gradients).mean
+    }
+}
+
+fn model_tensor(parameter: ParameterId) -> TensorId {
+    match parameter.weight() {
+        Some(tensor) => tensor,
+        None => unreachable!("{parameter:?} is no parameter of the model"),
+    }
+}
