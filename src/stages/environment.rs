@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use super::MemoryBudget;
 use secateur_data::corpus::CorpusSource;
 use secateur_data::task::{FewShot, FileLocation, Task, TaskError};
-use secateur_model::ModelHeader;
-use secateur_tensor::ops::QUERY_CHUNK_ROWS;
-use secateur_tensor::{PACK_TOKENS, Precision};
+use secateur_model::{ModelHeader, cost};
+use secateur_tensor::Precision;
 
 /// A mistake in one option. It names the option, not its place: the pipeline knows where each option was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,93 +218,47 @@ impl Environment {
         Vec::new()
     }
 
-    /// The stage holds so many copies of the model's weights; of a model that is streamed, two blocks and the head.
+    /// Adds this many copies of the model's weights to the estimate; of a streamed model its blocks in memory instead.
     pub fn add_weights(&mut self, copies: u64) {
         let Some(model) = &self.model else { return };
-        let ends = (model.vocab * model.hidden) as u64;
-        let whole = 4 * model.parameters;
-        let streamed = 4 * (2 * model.parameters / model.layers.max(1) as u64 + ends);
-        let streams = self
+        let whole_bytes = cost::weight_bytes(model);
+        let is_streamed = self
             .memory_budget
-            .is_some_and(|budget| budget.should_stream(whole));
-        self.estimate.cpu_memory += if streams { streamed } else { copies * whole };
+            .is_some_and(|budget| budget.should_stream(whole_bytes));
+        self.estimate.cpu_memory += match is_streamed {
+            true => cost::streamed_weight_bytes(model),
+            false => copies * whole_bytes,
+        };
     }
 
-    /// The stage walks so many sequences of so many tokens backward: it keeps the input of every block.
+    /// Adds a backward walk over `sequences` sequences of `length` tokens, which keeps the input of every block.
     pub fn add_backward_walk(&mut self, sequences: usize, length: usize) {
-        self.add_activations(
-            sequences,
-            length,
-            self.model.as_ref().map_or(0, |model| model.layers + 1),
-        );
+        let kept_inputs = self.model.as_ref().map_or(0, |model| model.layers + 1);
+        self.add_walk(sequences, length, kept_inputs);
     }
 
-    /// The stage carries so many sequences of so many tokens forward together.
+    /// Adds a forward pass over `sequences` sequences of `length` tokens, which keeps one hidden state per token.
     pub fn add_forward_pass(&mut self, sequences: usize, length: usize) {
-        self.add_activations(sequences, length, 1);
+        self.add_walk(sequences, length, 1);
     }
 
-    /// Hidden states of every token, `kept` of them, and of one pack a block's activations and gradients, and a tile of logits.
-    fn add_activations(&mut self, sequences: usize, length: usize, kept: usize) {
+    /// Adds a walk that keeps `kept_states` hidden states of every token.
+    fn add_walk(&mut self, sequences: usize, length: usize, kept_states: usize) {
         let Some(model) = &self.model else { return };
-        let pack = sequences
-            .saturating_mul(length)
-            .min(PACK_TOKENS)
-            .max(length);
-        let [sequences, length, kept, hidden, layers, vocab, pack] = [
-            sequences,
-            length,
-            kept,
-            model.hidden,
-            model.layers,
-            model.vocab,
-            pack,
-        ]
-        .map(|n| n as f64);
-        let states = sequences * length * hidden * kept;
-        let tile = (pack * vocab).min(f64::from(1 << 24));
-        let at_work =
-            2.0 * model.parameters as f64 / layers.max(1.0) + pack * hidden * 24.0 + 2.0 * tile;
-        // a float that is too large becomes the largest integer
-        self.estimate.cpu_memory = self
-            .estimate
-            .cpu_memory
-            .saturating_add((4.0 * (states + at_work)) as u64);
+        let bytes = cost::walk_bytes(model, sequences, length, kept_states, self.precision);
+        let estimate = &mut self.estimate;
+        estimate.cpu_memory = estimate.cpu_memory.saturating_add(bytes.cpu);
         if self.is_on_gpu {
-            let ends = vocab * hidden;
-            let multiplied = model.parameters as f64 - ends; // all but the embedding
-            let element = self.precision.bytes() as f64;
-            // a block's tape and gradients, scores of its heads, what is made of a matrix's gradient; a tile of logits with the
-            // head in f32
-            let gradients = if kept > 1.0 {
-                1.5 * multiplied / layers.max(1.0)
-            } else {
-                0.0
-            };
-            let scores = 6.0 * pack * length.min(QUERY_CHUNK_ROWS as f64) * model.heads as f64;
-            let tape = pack * hidden * 36.0 + scores + gradients;
-            let logits = 6.0 * (pack * vocab).min(f64::from(1 << 26)) + ends;
-            let at_work = 4.0 * (states + tape.max(logits));
-            self.estimate.gpu_memory = self
-                .estimate
-                .gpu_memory
-                .max((element * multiplied + at_work) as u64);
-            let by_blocks = ends + 2.0 * multiplied / layers.max(1.0);
-            self.estimate.min_gpu_memory = self
-                .estimate
-                .min_gpu_memory
-                .max((element * by_blocks + at_work) as u64);
+            estimate.gpu_memory = estimate.gpu_memory.max(bytes.gpu);
+            estimate.min_gpu_memory = estimate.min_gpu_memory.max(bytes.min_gpu);
         }
     }
 
-    /// The stage keeps keys and values of so many sequences of so many tokens.
+    /// Adds the keys and values of `sequences` sequences of `tokens` tokens.
     pub fn add_kv_cache(&mut self, sequences: usize, tokens: usize) {
         let Some(model) = &self.model else { return };
-        let each = 4 * model.kv_values_per_token;
-        let all = (sequences as u64)
-            .saturating_mul(tokens as u64)
-            .saturating_mul(each);
-        self.estimate.cpu_memory = self.estimate.cpu_memory.saturating_add(all);
+        let bytes = cost::kv_cache_bytes(model, sequences, tokens);
+        self.estimate.cpu_memory = self.estimate.cpu_memory.saturating_add(bytes);
     }
 
     /// A fault where a sequence is longer than the model was made for.

@@ -1,8 +1,11 @@
-//! The cost model: what a model of given widths holds, computes and keeps, from its shape alone.
+//! The cost model: parameters, multiply-accumulates and memory, from the family and the widths alone. The
+//! check's estimates, the walk's decision to keep tapes, `prune` and `profile` use these functions.
 
 use crate::family::{BlockShape, Family, MlpKind, Residual};
 use crate::wiring::BlockTensor;
-use crate::{Block, Config, Model};
+use crate::{Block, Config, Model, ModelHeader};
+use secateur_tensor::ops::{CPU_LOGIT_TILE_ELEMENTS, GPU_LOGIT_TILE_ELEMENTS, QUERY_CHUNK_ROWS};
+use secateur_tensor::{PACK_TOKENS, Precision};
 
 /// The shape of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,4 +125,107 @@ pub(crate) fn tape_values_per_position(
         0
     };
     norm_inputs + heads + shape.query_heads + activation_inputs + outputs
+}
+
+const F32_BYTES: f64 = size_of::<f32>() as f64;
+
+/// Score matrices (query heads, query chunk, positions) that a GPU's attention holds at once on its way
+/// back.
+const GPU_SCORE_MATRICES: f64 = 6.0;
+
+/// Values of the tiles of logits that the loss of `positions` positions holds at once: the logits and
+/// their gradients on the CPU, and the intermediate results of dfdx's operations on a GPU.
+pub(crate) fn logit_tile_values(positions: f64, vocab: f64, on_gpu: bool) -> f64 {
+    let logits = positions * vocab;
+    match on_gpu {
+        true => 6.0 * logits.min(GPU_LOGIT_TILE_ELEMENTS as f64),
+        false => 2.0 * logits.min(CPU_LOGIT_TILE_ELEMENTS as f64),
+    }
+}
+
+/// Values of the score matrices of a GPU's attention, for the sequences of one pack.
+pub(crate) fn gpu_score_values(heads: usize, lengths: impl Iterator<Item = usize>) -> f64 {
+    let chunk_scores = |length: usize| length.min(QUERY_CHUNK_ROWS) as f64 * length as f64;
+    GPU_SCORE_MATRICES * heads as f64 * lengths.map(chunk_scores).sum::<f64>()
+}
+
+/// Bytes of all weights in f32.
+pub fn weight_bytes(model: &ModelHeader) -> u64 {
+    size_of::<f32>() as u64 * model.parameters
+}
+
+/// Bytes of the weights of a streamed model that are in memory at once: two blocks, one of which is read
+/// ahead, and the output matrix.
+pub fn streamed_weight_bytes(model: &ModelHeader) -> u64 {
+    let output_matrix = (model.vocab * model.hidden) as u64;
+    let two_blocks = 2 * model.parameters / model.layers.max(1) as u64;
+    size_of::<f32>() as u64 * (two_blocks + output_matrix)
+}
+
+/// Bytes of the keys and values of `sequences` sequences of `tokens` tokens.
+pub fn kv_cache_bytes(model: &ModelHeader, sequences: usize, tokens: usize) -> u64 {
+    let bytes_per_token = size_of::<f32>() as u64 * model.kv_values_per_token;
+    (sequences as u64)
+        .saturating_mul(tokens as u64)
+        .saturating_mul(bytes_per_token)
+}
+
+/// What a walk takes beside the weights on the CPU, and on a GPU with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WalkBytes {
+    pub cpu: u64,
+    /// With all weights on the GPU.
+    pub gpu: u64,
+    /// With two blocks and the output matrix on the GPU.
+    pub min_gpu: u64,
+}
+
+/// An estimate, before any weight is read, of the memory of a walk over `sequences` sequences of `length`
+/// tokens that keeps `kept_states` hidden states of every token. More than one: it goes backward.
+pub fn walk_bytes(
+    model: &ModelHeader,
+    sequences: usize,
+    length: usize,
+    kept_states: usize,
+    gpu_precision: Precision,
+) -> WalkBytes {
+    let pack_tokens = sequences
+        .saturating_mul(length)
+        .min(PACK_TOKENS)
+        .max(length) as f64;
+    let [sequences, kept_states] = [sequences, kept_states].map(|n| n as f64);
+    let [hidden, layers, vocab] =
+        [model.hidden, model.layers.max(1), model.vocab].map(|n| n as f64);
+    let parameters = model.parameters as f64;
+    let kept_values = sequences * length as f64 * hidden * kept_states;
+
+    // On the CPU: two blocks, one of which is read ahead; activations and gradients of one pack in a block,
+    // about 24 values per channel; a tile of logits.
+    let cpu_working = 2.0 * parameters / layers
+        + pack_tokens * hidden * 24.0
+        + logit_tile_values(pack_tokens, vocab, false);
+
+    // On a GPU all weights but the embedding are multiplied, in the precision of the model.
+    let embedding = vocab * hidden;
+    let multiplied = parameters - embedding;
+    let is_backward = kept_states > 1.0;
+    // the gradients of a block's matrices, and what is computed from them
+    let gradients = match is_backward {
+        true => 1.5 * multiplied / layers,
+        false => 0.0,
+    };
+    let query_chunk = length.min(QUERY_CHUNK_ROWS) as f64;
+    let scores = GPU_SCORE_MATRICES * pack_tokens * query_chunk * model.heads as f64;
+    let tape = pack_tokens * hidden * 36.0 + scores + gradients;
+    // a tile of logits, with the output matrix in f32
+    let head = logit_tile_values(pack_tokens, vocab, true) + embedding;
+    let gpu_working = F32_BYTES * (kept_values + tape.max(head));
+    let weight_bytes = gpu_precision.bytes() as f64;
+    let two_blocks_and_head = embedding + 2.0 * multiplied / layers;
+    // a float that is too large becomes the largest integer
+    WalkBytes {
+        cpu: (F32_BYTES * (kept_values + cpu_working)) as u64,
+        gpu: (weight_bytes * multiplied + gpu_working) as u64,
+        min_gpu: (weight_bytes * two_blocks_and_head + gpu_working) as u64,
+    }
 }

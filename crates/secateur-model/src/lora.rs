@@ -349,16 +349,18 @@ impl Adapter {
             .iter()
             .filter(|((_, tensor), _)| is_alone(*tensor))
             .map(|(&(layer, tensor), factors)| (layer, tensor, factors));
-        let combined = combined
+        let fused_factors = combined
             .iter()
             .map(|(layer, tensor, factors)| (*layer, *tensor, factors));
-        let tensors = alone.chain(combined).flat_map(|(layer, tensor, factors)| {
-            let name = |factor| peft_tensor_name(self.family, layer, tensor, factor);
-            [
-                TensorToWrite::matrix(name('A'), &factors.a),
-                TensorToWrite::matrix(name('B'), &factors.b),
-            ]
-        });
+        let tensors = alone
+            .chain(fused_factors)
+            .flat_map(|(layer, tensor, factors)| {
+                let name = |factor| peft_tensor_name(self.family, layer, tensor, factor);
+                [
+                    TensorToWrite::matrix(name('A'), &factors.a),
+                    TensorToWrite::matrix(name('B'), &factors.b),
+                ]
+            });
         stored::write_safetensors(path, StorageDtype::Float32, tensors)
     }
 

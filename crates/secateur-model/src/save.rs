@@ -175,7 +175,7 @@ impl ExportLayout {
     /// Keys of the config that was read which do not describe what is written.
     fn stale_keys(&self, model: &Model) -> Vec<&'static str> {
         let Positions::RotaryHalves { base_keys, share } = model.family.positions;
-        let shares = match share {
+        let shares: &[&'static str] = match share {
             RotaryShare::Whole => &[],
             RotaryShare::Keys { keys, .. } => &keys[1..],
         };

@@ -4,7 +4,7 @@
 use super::pack::Pack;
 use crate::{Block, Model, cost};
 use secateur_base::memory;
-use secateur_tensor::{gpu, memory_limit, ops, resident};
+use secateur_tensor::{gpu, memory_limit, resident};
 
 const F32_BYTES: u64 = size_of::<f32>() as u64;
 
@@ -78,13 +78,9 @@ fn working_bytes(model: &Model, packs: &[Pack], lowest_layer: usize) -> u64 {
     let on_gpu = gpu::is_selected();
     let pack_lengths = packs.iter().map(|pack| pack.ids.len() as u64);
     let longest_pack = pack_lengths.max().unwrap_or(0);
-    let logits = longest_pack * model.config.vocab as u64;
-    let tile_bytes = F32_BYTES
-        * if on_gpu {
-            6 * logits.min(1 << 26)
-        } else {
-            2 * logits.min(1 << 24)
-        };
+    let tile_values =
+        cost::logit_tile_values(longest_pack as f64, model.config.vocab as f64, on_gpu);
+    let tile_bytes = F32_BYTES * tile_values as u64;
     let tape_bytes = (lowest_layer..model.blocks.len())
         .map(|layer| tape_bytes_per_position(model, layer))
         .max()
@@ -121,11 +117,9 @@ fn gpu_attention_elements(model: &Model, packs: &[Pack]) -> u64 {
         .map(|block| block.attention_heads(model.config.head_dim).query_heads)
         .max()
         .unwrap_or(0);
-    let score_elements = |pack: &Pack| -> usize {
+    let score_values = |pack: &Pack| {
         let lengths = pack.layout.spans.iter().map(|span| span.rows.len());
-        lengths
-            .map(|len| len.min(ops::QUERY_CHUNK_ROWS) * len)
-            .sum()
+        cost::gpu_score_values(heads, lengths)
     };
-    (6 * heads * packs.iter().map(score_elements).max().unwrap_or(0)) as u64
+    packs.iter().map(score_values).fold(0.0, f64::max) as u64
 }

@@ -17,8 +17,8 @@ use crate::ops::{
     TokenTarget,
 };
 
-/// Elements of a tile of logits.
-const TILE_ELEMENTS: usize = 1 << 24;
+/// Elements of a tile of logits on the CPU.
+pub const CPU_LOGIT_TILE_ELEMENTS: usize = 1 << 24;
 
 /// Rates the targets. x is the normed final hidden state, (positions, hidden); the head is (vocabulary, hidden).
 pub fn token_scores(x: &CpuActivations, head: &Weight, targets: &[TokenTarget]) -> Vec<TokenScore> {
@@ -147,7 +147,7 @@ enum HeadGradientReduction {
 
 /// Rows of a tile: depends on the vocabulary alone.
 fn tile_rows(vocabulary: usize) -> usize {
-    (TILE_ELEMENTS / vocabulary).clamp(64, 4096)
+    (CPU_LOGIT_TILE_ELEMENTS / vocabulary).clamp(64, 4096)
 }
 
 /// Targets in tiles; of one sample each where gradients of samples are squared.

@@ -25,6 +25,6 @@ pub(crate) use gelu::gelu;
 pub use gradient::accumulate_sample_gradient;
 pub(crate) use layer_norm::layer_norm;
 pub use linear::linear;
-pub use loss::{cross_entropy, token_scores};
+pub use loss::{CPU_LOGIT_TILE_ELEMENTS, cross_entropy, token_scores};
 pub use norm::rms_norm;
 pub use tape::{backward, embed};

@@ -12,15 +12,15 @@ use crate::ops::{
     AxisSums, GradientQuery, GradientRequest, GradientResult, SumAxes, TokenScore, TokenTarget,
 };
 
-/// Elements of a tile of logits.
-const TILE_ELEMENTS: usize = 1 << 26;
+/// Elements of a tile of logits on a GPU.
+pub const GPU_LOGIT_TILE_ELEMENTS: usize = 1 << 26;
 
 /// Rates the targets. x is the normed final hidden state, (positions, hidden); the head is (vocabulary, hidden).
 pub fn token_scores(x: &GpuActivations, head: &Weight, targets: &[TokenTarget]) -> Vec<TokenScore> {
     let head = head.to_gpu_f32();
     let vocabulary = head.shape().0;
     let mut scores = Vec::with_capacity(targets.len());
-    for tile in targets.chunks((TILE_ELEMENTS / vocabulary).max(1)) {
+    for tile in targets.chunks((GPU_LOGIT_TILE_ELEMENTS / vocabulary).max(1)) {
         let row = LogitRows::new(tile, target_rows(x, tile).matmul(transpose(&head)));
         let (logits, most, sums, first) = (
             row.target_logits(),
@@ -55,7 +55,7 @@ pub fn cross_entropy(
     let mut nll = 0.0;
     let (mut down, mut seen): (Option<GpuMatrix>, usize) = (None, 0);
     let mut deltas = Vec::new();
-    for tile in targets.chunks((TILE_ELEMENTS / vocabulary).max(1)) {
+    for tile in targets.chunks((GPU_LOGIT_TILE_ELEMENTS / vocabulary).max(1)) {
         let from = target_rows(x, tile);
         let row = LogitRows::new(tile, from.clone().matmul(transpose(&weight)));
         let logits = row

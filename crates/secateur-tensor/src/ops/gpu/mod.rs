@@ -28,7 +28,7 @@ pub(crate) use gelu::gelu;
 pub use gradient::axis_sums;
 pub(crate) use layer_norm::layer_norm;
 pub use linear::linear;
-pub use loss::{cross_entropy, token_scores};
+pub use loss::{GPU_LOGIT_TILE_ELEMENTS, cross_entropy, token_scores};
 pub use norm::rms_norm;
 pub use past::GpuKvCache;
 pub use product::column_sums;
