@@ -25,13 +25,15 @@ use secateur::stages::recover::AdapterTraining;
 use secateur::stages::{Context, MemoryBudget, StageCheckpoint, dependencies, importance, load};
 use secateur_base::random::Seed;
 use secateur_data::corpus::{self, CorpusSource};
-use secateur_model::Model;
-use secateur_model::blocks::{Block, BlockSettings};
+use secateur_model::block::BlockSettings;
+use secateur_model::family::BlockShape;
 use secateur_model::hooks::GradientRequests;
 use secateur_model::lora::Adapter;
+use secateur_model::random::{RandomModel, random_model};
 use secateur_model::walk::{self, Sequence};
 use secateur_model::wiring::{BlockTensor, TensorId};
-use secateur_tensor::ops::{self, PackLayout, RotaryTables, SequenceSpan};
+use secateur_model::{Model, families};
+use secateur_tensor::ops::{self, PackLayout, SequenceSpan};
 use secateur_tensor::{self, Activations, Device, PACK_TOKENS, Weight};
 use serde_json::json;
 
@@ -131,27 +133,22 @@ fn block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
         if width == 288 { 48 } else { 64 },
         (width * 8 / 3).next_multiple_of(64),
     );
-    let mut stream = Seed::from_u64(1).rng();
-    let mut weight = |rows: usize, cols: usize| {
-        Weight::new(
-            (0..rows * cols)
-                .map(|_| stream.random_range(-0.03..0.03))
-                .collect(),
-            rows,
-            cols,
-        )
-    };
-    let block = Block::new([
-        weight(1, width),
-        weight(width, width),
-        weight(width, width),
-        weight(width, width),
-        weight(width, width),
-        weight(1, width),
-        weight(mlp, width),
-        weight(mlp, width),
-        weight(width, mlp),
-    ]);
+    let family = families::default_family();
+    let heads = width / head_dim;
+    let model = random_model(&RandomModel {
+        family,
+        hidden: width,
+        head_dim,
+        vocab: 1,
+        blocks: vec![BlockShape {
+            query_heads: heads,
+            key_value_heads: heads,
+            mlp_channels: mlp,
+        }],
+        tied_embeddings: true,
+        seed: 1,
+    });
+    let block = &model.blocks[0];
     let x = Activations::new(
         (0..1024 * width)
             .map(|i| (i % 97) as f32 / 97.0 - 0.5)
@@ -159,23 +156,22 @@ fn block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
         1024,
         width,
     );
-    let frequencies: Vec<f32> = (0..head_dim / 2)
-        .map(|i| 10_000f32.powf(-2.0 * i as f32 / head_dim as f32))
-        .collect();
     let spans = (0..8)
         .map(|i| SequenceSpan::from_rows(i * 128..(i + 1) * 128))
         .collect();
     let layout = PackLayout {
         spans,
-        rotary: Arc::new(RotaryTables::new(&frequencies, 128)),
+        rotary: Arc::new(model.rotary_tables(128)),
     };
     timed(times, || {
         let slots = GradientRequests::from_queries(
-            BlockTensor::ALL.map(|part| (part, ops::GradientQuery::Gradient)),
+            family
+                .block_tensor_ids()
+                .map(|tensor| (tensor, ops::GradientQuery::Gradient)),
         );
         let settings = BlockSettings {
-            norm_epsilon: 1e-5,
-            head_dim,
+            family,
+            config: &model.config,
             layout: &layout,
             kv_cache: None,
         };
@@ -211,7 +207,7 @@ fn products(
     let matrices: Vec<&Weight> = model
         .blocks
         .iter()
-        .flat_map(|block| BlockTensor::MATRICES.map(|part| &block[part]))
+        .flat_map(|block| block.matrices().map(|(_, weight)| weight))
         .chain([head])
         .collect();
     // of one shape there is one matrix
@@ -331,7 +327,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 "corpus": "", "rank": 8, "batch": 8, "dropout": 0.0, "duration": { "updates": 100 }, "warmup": 0,
             });
             let options = serde_json::from_value(options)?;
-            let targets = BlockTensor::MATRICES;
+            let targets: Vec<BlockTensor> = model.family.matrices().collect();
             let adapter = Adapter::new(&model, &targets, 8, 16.0, Seed::from_u64(2));
             let mut trainer = AdapterTraining::trainer(&options, &context, &model, adapter, 100);
             timed(&arguments.times, || {

@@ -9,7 +9,6 @@ use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Float64Type;
 use secateur::stages::{dependencies, importance};
 use secateur_model::walk::{self, Sequence};
-use secateur_model::wiring::BlockTensor;
 use secateur_tensor::{self, Device};
 use serde_json::json;
 
@@ -414,7 +413,7 @@ fn the_plan_says_what_a_gpu_must_hold() {
     let matrices: usize = model
         .blocks
         .iter()
-        .flat_map(|block| BlockTensor::MATRICES.map(|part| block[part].len()))
+        .flat_map(|block| block.matrices().map(|(_, weight)| weight.len()))
         .sum();
     // the estimate counts vectors as matrices
     let saved = (single.0 - half.0) as f64 / (2 * matrices) as f64;

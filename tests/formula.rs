@@ -8,9 +8,10 @@ use secateur::stages::importance::{self, Fisher, Taylor};
 use secateur::stages::products::{ChannelScores, Compat, GroupScores};
 use secateur::stages::{aggregate, dependencies, prune};
 use secateur_model::config::{BlockWidths, Config, RopeConfig, RopeScaling};
+use secateur_model::family::Residual;
 use secateur_model::groups::GroupKind;
 use secateur_model::wiring::{BlockTensor, TensorId};
-use secateur_model::{Block, Model};
+use secateur_model::{Block, Model, families};
 use secateur_tensor::{Gradient, Weight};
 use serde_json::{Value, json};
 
@@ -74,15 +75,18 @@ fn model(config: &Value) -> Model {
             BlockTensor::Gate | BlockTensor::Up => (mlp, hidden),
             BlockTensor::Down => (hidden, mlp),
         };
-        Block::new(
-            BlockTensor::ALL
-                .map(|part| weight(TensorId::Block(layer, part), shape(part).0, shape(part).1)),
-        )
+        let tensors = families::default_family().block_tensor_ids();
+        Block::new(tensors.map(|tensor| {
+            let (rows, cols) = shape(tensor);
+            (tensor, weight(TensorId::Block(layer, tensor), rows, cols))
+        }))
     };
     Model {
+        family: families::default_family(),
         embedding: weight(TensorId::Embedding, vocab, hidden),
         blocks: (0..layers).map(block).collect(),
         final_norm: weight(TensorId::FinalNorm, 1, hidden),
+        final_norm_bias: None,
         lm_head: Some(weight(TensorId::LmHead, vocab, hidden)),
         tokenizer: None,
         config: Config {
@@ -98,7 +102,9 @@ fn model(config: &Value) -> Model {
             rope: RopeConfig {
                 theta: 10_000.0,
                 scaling: RopeScaling::None,
+                rotated_share: 1.0,
             },
+            residual: Residual::Sequential,
             raw: serde_json::Map::new(),
         },
     }

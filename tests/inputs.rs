@@ -140,7 +140,7 @@ fn configs_that_do_not_fit() {
     );
     assert_eq!(
         fit("model_type", json!("gpt2")),
-        "`models/tiny/config.json`: `model_type` = gpt2 is not supported; supported: llama, mistral, granite"
+        "`models/tiny/config.json`: `model_type` = gpt2 is not supported; supported: llama, mistral, granite, qwen2, gpt_neox"
     );
     assert_eq!(
         fit("attention_bias", json!(true)),

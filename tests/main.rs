@@ -13,6 +13,7 @@ mod check;
 mod cli;
 mod devices;
 mod evaluate;
+mod families;
 mod formula;
 mod generate;
 mod inputs;

@@ -8,7 +8,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use secateur::stages::{Context, export};
 use secateur_model::plan::{self, PruningPlan};
 use secateur_model::walk::{self, BackwardOptions, GradientVisitor, Pack, Sequence};
-use secateur_model::wiring::{BlockTensor, ChannelSpace, LLAMA, TensorId};
+use secateur_model::wiring::{ChannelSpace, TensorId};
 use secateur_model::{Model, ParameterId, groups};
 use secateur_tensor::ops::{GradientQuery, GradientResult};
 use serde_json::Value;
@@ -118,7 +118,7 @@ fn gradients_equal_llm_pruner() {
         let mut compared = 0;
         for (place, gradient) in &all.gradients {
             let expected = stored
-                .tensor(&format!("grad.{}", LLAMA.tensor_name(*place)))
+                .tensor(&format!("grad.{}", model.family.tensor_name(*place)))
                 .unwrap();
             let expected: Vec<f32> = expected
                 .data()
@@ -160,9 +160,10 @@ fn gradients_equal_differences() {
     walk::backward(&model, &sequences, &BackwardOptions::default(), &mut all);
     all.tie();
     let last = model.blocks.len() - 1;
-    let places = [0, last]
-        .into_iter()
-        .flat_map(|layer| BlockTensor::ALL.map(|part| TensorId::Block(layer, part)));
+    let places = [0, last].into_iter().flat_map(|layer| {
+        let tensors = model.family.block_tensor_ids();
+        tensors.map(move |tensor| TensorId::Block(layer, tensor))
+    });
     for place in places.chain([TensorId::Embedding, TensorId::FinalNorm]) {
         let gradient = &all.gradients[&place];
         let length = gradient
@@ -429,7 +430,7 @@ fn the_embedded_model_equals_transformers() {
             .map(|g| f64::from(*g).powi(2))
             .sum::<f64>()
             .sqrt();
-        let expected = golden["gradient_norms"][LLAMA.tensor_name(*place)]
+        let expected = golden["gradient_norms"][model.family.tensor_name(*place)]
             .as_f64()
             .unwrap();
         assert!(

@@ -6,14 +6,15 @@ use rand_chacha::ChaCha8Rng;
 use secateur::stages::products::GroupScores;
 use secateur::stages::{aggregate, dependencies, importance, prune};
 use secateur_model::config::{BlockWidths, Config, RopeConfig, RopeScaling};
+use secateur_model::cost::ModelShape;
+use secateur_model::family::Residual;
 use secateur_model::groups::{DependencyGraph, Group, GroupKind};
 use secateur_model::hooks::BlockHooks;
 use secateur_model::plan::PruningPlan;
-use secateur_model::sizes::ModelShape;
 use secateur_model::stored::StorageDtype;
 use secateur_model::walk::{self, Sequence};
 use secateur_model::wiring::BlockTensor;
-use secateur_model::{Block, Model};
+use secateur_model::{Block, Model, families};
 use secateur_tensor::ops::{self, TokenTarget};
 use secateur_tensor::{Activations, AnyTape, Weight};
 use serde_json::json;
@@ -70,7 +71,7 @@ impl Random {
         let (queries, keys) = (self.keys * self.shared * dim, self.keys * dim);
         let embedding = weight(VOCAB, hidden, 0.0);
         let blocks = (0..self.layers).map(|_| {
-            Block::new([
+            let weights = [
                 weight(1, hidden, 1.0),
                 weight(queries, hidden, 0.0),
                 weight(keys, hidden, 0.0),
@@ -80,7 +81,8 @@ impl Random {
                 weight(mlp, hidden, 0.0),
                 weight(mlp, hidden, 0.0),
                 weight(hidden, mlp, 0.0),
-            ])
+            ];
+            Block::new(families::default_family().block_tensor_ids().zip(weights))
         });
         let blocks = blocks.collect();
         let norm = weight(1, hidden, 1.0);
@@ -98,14 +100,18 @@ impl Random {
             rope: RopeConfig {
                 theta: 10_000.0,
                 scaling: RopeScaling::None,
+                rotated_share: 1.0,
             },
+            residual: Residual::Sequential,
             raw: serde_json::Map::new(),
         };
         Model {
+            family: families::default_family(),
             config,
             embedding,
             blocks,
             final_norm: norm,
+            final_norm_bias: None,
             lm_head: head,
             tokenizer: None,
         }

@@ -12,7 +12,7 @@ use secateur::stages::{aggregate, dependencies, prune};
 use secateur_model::Model;
 use secateur_model::groups::{DependencyGraph, GroupKind};
 use secateur_model::plan::PruningPlan;
-use secateur_model::wiring::{BlockTensor, LLAMA, TensorId};
+use secateur_model::wiring::{BlockTensor, TensorId};
 use secateur_tensor::Gradient;
 use serde_json::{Value, json};
 
@@ -95,7 +95,7 @@ fn load(name: &'static str) -> Option<Golden> {
             .collect()
     };
     let sums = |place: &TensorId| {
-        let name = LLAMA.tensor_name(*place);
+        let name = model.family.tensor_name(*place);
         let (rows, cols) = (model.weight(*place).rows(), model.weight(*place).cols());
         let of = |kind: &str| Gradient::new(tensor(format!("{kind}.{name}")), rows, cols);
         (

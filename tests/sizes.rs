@@ -2,15 +2,21 @@
 //! multiply-accumulates over 64 tokens (NeurIPS 2023, Table 3, and the counts of its scripts).
 
 use secateur::stages::prune::remaining_units;
-use secateur_model::sizes::{BlockShape, ModelShape};
+use secateur_model::cost::ModelShape;
+use secateur_model::families;
+use secateur_model::family::BlockShape;
 
 fn uniform(hidden: usize, layers: usize, block: BlockShape, vocab: usize) -> ModelShape {
+    let head_dim = hidden / block.query_heads;
     ModelShape {
+        family: families::default_family(),
         hidden,
-        head_dim: hidden / block.query_heads,
+        head_dim,
+        rotated_dimensions: head_dim,
         vocab,
         tied_embeddings: false,
         blocks: vec![block; layers],
+        bias_elements: 0,
     }
 }
 

@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 use super::context::MemoryBudget;
 use secateur_data::corpus::CorpusSource;
 use secateur_data::task::{FewShot, FileLocation, Task, TaskError};
-use secateur_model::ModelHeader;
-use secateur_tensor::ops::QUERY_CHUNK_ROWS;
-use secateur_tensor::{PACK_TOKENS, Precision};
+use secateur_model::{ModelHeader, cost};
+use secateur_tensor::Precision;
 
 /// A mistake in one option. It names the option, and the pipeline adds where that option is
 /// written.
@@ -180,100 +179,46 @@ impl Environment {
         Vec::new()
     }
 
-    /// Adds this many copies of the model's weights to the estimate; for a streamed model two
-    /// blocks and the head instead.
+    /// Adds this many copies of the model's weights to the estimate; of a streamed model its blocks in memory instead.
     pub fn add_weights(&mut self, copies: u64) {
         let Some(model) = &self.model else { return };
-        let embedding_values = (model.vocab * model.hidden) as u64;
-        let whole_bytes = 4 * model.parameters;
-        let two_blocks = 2 * model.parameters / model.layers.max(1) as u64;
-        let streamed_bytes = 4 * (two_blocks + embedding_values);
+        let whole_bytes = cost::weight_bytes(model);
         let is_streamed = self
             .memory_budget
             .is_some_and(|budget| budget.should_stream(whole_bytes));
-        self.estimate.cpu_memory += if is_streamed {
-            streamed_bytes
-        } else {
-            copies * whole_bytes
+        self.estimate.cpu_memory += match is_streamed {
+            true => cost::streamed_weight_bytes(model),
+            false => copies * whole_bytes,
         };
     }
 
-    /// Adds a backward walk over `sequences` sequences of `length` tokens, which keeps the input of
-    /// every block.
+    /// Adds a backward walk over `sequences` sequences of `length` tokens, which keeps the input of every block.
     pub fn add_backward_walk(&mut self, sequences: usize, length: usize) {
         let kept_inputs = self.model.as_ref().map_or(0, |model| model.layers + 1);
-        self.add_activations(sequences, length, kept_inputs);
+        self.add_walk(sequences, length, kept_inputs);
     }
 
-    /// Adds a forward pass over `sequences` sequences of `length` tokens, which keeps one hidden
-    /// state per token.
+    /// Adds a forward pass over `sequences` sequences of `length` tokens, which keeps one hidden state per token.
     pub fn add_forward_pass(&mut self, sequences: usize, length: usize) {
-        self.add_activations(sequences, length, 1);
+        self.add_walk(sequences, length, 1);
     }
 
-    /// Adds `kept` hidden states of every token, and for one pack of sequences the activations and
-    /// gradients of a block and a tile of logits. A float that is too large becomes the largest
-    /// integer.
-    fn add_activations(&mut self, sequences: usize, length: usize, kept: usize) {
+    /// Adds a walk that keeps `kept_states` hidden states of every token.
+    fn add_walk(&mut self, sequences: usize, length: usize, kept_states: usize) {
         let Some(model) = &self.model else { return };
-        let pack_tokens = sequences
-            .saturating_mul(length)
-            .min(PACK_TOKENS)
-            .max(length) as f64;
-        let [sequences, length, kept] = [sequences, length, kept].map(|n| n as f64);
-        let [hidden, layers, vocab] =
-            [model.hidden, model.layers.max(1), model.vocab].map(|n| n as f64);
-        let parameters = model.parameters as f64;
-        let kept_values = sequences * length * hidden * kept;
-
-        let logit_values = (pack_tokens * vocab).min(f64::from(1 << 24));
-        let working_values =
-            2.0 * parameters / layers + pack_tokens * hidden * 24.0 + 2.0 * logit_values;
-        self.estimate.cpu_memory = self
-            .estimate
-            .cpu_memory
-            .saturating_add((4.0 * (kept_values + working_values)) as u64);
-        if !self.is_on_gpu {
-            return;
-        }
-
-        let embedding_values = vocab * hidden;
-        // all weights but the embedding are multiplied, in the precision of the model
-        let matrix_values = parameters - embedding_values;
-        let bytes_per_weight = self.precision.bytes() as f64;
-        let is_backward = kept > 1.0;
-        // a block's gradients, and what is computed from the gradient of a matrix
-        let gradient_values = if is_backward {
-            1.5 * matrix_values / layers
-        } else {
-            0.0
-        };
-        // attention scores of all heads for one chunk of queries
-        let score_values =
-            6.0 * pack_tokens * length.min(QUERY_CHUNK_ROWS as f64) * model.heads as f64;
-        let tape_values = pack_tokens * hidden * 36.0 + score_values + gradient_values;
-        // a tile of logits, with the head in float32
-        let head_values = 6.0 * (pack_tokens * vocab).min(f64::from(1 << 26)) + embedding_values;
-        let working_bytes = 4.0 * (kept_values + tape_values.max(head_values));
-        let all_weights = bytes_per_weight * matrix_values;
-        let two_blocks_and_head =
-            bytes_per_weight * (embedding_values + 2.0 * matrix_values / layers);
+        let bytes = cost::walk_bytes(model, sequences, length, kept_states, self.precision);
         let estimate = &mut self.estimate;
-        estimate.gpu_memory = estimate
-            .gpu_memory
-            .max((all_weights + working_bytes) as u64);
-        estimate.min_gpu_memory = estimate
-            .min_gpu_memory
-            .max((two_blocks_and_head + working_bytes) as u64);
+        estimate.cpu_memory = estimate.cpu_memory.saturating_add(bytes.cpu);
+        if self.is_on_gpu {
+            estimate.gpu_memory = estimate.gpu_memory.max(bytes.gpu);
+            estimate.min_gpu_memory = estimate.min_gpu_memory.max(bytes.min_gpu);
+        }
     }
 
     /// Adds the keys and values of `sequences` sequences of `tokens` tokens.
     pub fn add_kv_cache(&mut self, sequences: usize, tokens: usize) {
         let Some(model) = &self.model else { return };
-        let bytes_per_token = 4 * model.kv_values_per_token;
-        let bytes = (sequences as u64)
-            .saturating_mul(tokens as u64)
-            .saturating_mul(bytes_per_token);
+        let bytes = cost::kv_cache_bytes(model, sequences, tokens);
         self.estimate.cpu_memory = self.estimate.cpu_memory.saturating_add(bytes);
     }
 

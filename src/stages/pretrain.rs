@@ -16,7 +16,7 @@ use secateur_data::corpus::{self, CorpusError, CorpusSource, TokenRow};
 use secateur_data::feed::RowSampler;
 use secateur_model::stored::StorageDtype;
 use secateur_model::tokenizer::{Tokenizer, TokenizerError};
-use secateur_model::{Model, ModelHeader};
+use secateur_model::{Model, ModelHeader, families};
 use secateur_store::cache::{ProductDraft, StoredProduct};
 use secateur_store::tables::Table;
 
@@ -238,6 +238,7 @@ impl Stage for Options {
             .hidden
             .saturating_mul(2 * head_dim * (self.heads + kv_heads) + 3 * self.mlp + 2);
         environment.model = Some(ModelHeader {
+            family: families::default_family(),
             kv_values_per_token: self.blocks.saturating_mul(2 * kv_heads * head_dim) as u64,
             layers: self.blocks,
             hidden: self.hidden,

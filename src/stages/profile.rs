@@ -18,7 +18,7 @@ use super::values::{DENSE, MODEL, StageValues, ValueKind};
 use secateur_base::files::write_atomic;
 use secateur_base::memory;
 use secateur_model::Model;
-use secateur_model::sizes::ModelShape;
+use secateur_model::cost::ModelShape;
 use secateur_model::walk::Decoder;
 
 pub static TYPE: StageType = StageType {

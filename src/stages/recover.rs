@@ -17,6 +17,7 @@ use secateur_data::corpus::{self, CorpusError, CorpusSource, Sample};
 use secateur_data::feed::RowSampler;
 use secateur_model::Model;
 use secateur_model::lora::Adapter;
+use secateur_model::family::Family;
 use secateur_model::wiring::BlockTensor;
 use secateur_store::cache::{ProductDraft, StoredProduct};
 use secateur_store::tables::Table;
@@ -61,7 +62,7 @@ pub struct Options {
     /// 0.05.
     #[serde(default = "five_percent")]
     pub dropout: f64,
-    /// Which matrices of every block get an adapter. Default: all seven.
+    /// Which matrices of every block get an adapter. Default: all that the model's family has.
     #[serde(default = "all_targets")]
     pub targets: Vec<Target>,
     /// Peak learning rate, above 0. Default 1e-4.
@@ -203,6 +204,11 @@ impl Stage for Options {
         environment.add_backward_walk(self.micro_batch.unwrap_or(self.batch), self.length);
         let mut faults = environment.check_corpus("corpus", &self.corpus_source());
         faults.extend(environment.check_length("length", "window", self.length));
+        if let Some(model) = &environment.model
+            && let Err(missing) = self.matrices(model.family)
+        {
+            faults.push(OptionFault::new("targets", missing.to_string(), ""));
+        }
         if let Some(hidden) = environment
             .model
             .as_ref()
@@ -256,9 +262,45 @@ impl Stage for Options {
     }
 }
 
+impl Options {
+    /// The matrices that get an adapter. All seven targets, the default, are all matrices of the
+    /// family, as many as it has.
+    fn matrices(&self, family: &Family) -> Result<Vec<BlockTensor>, MissingTarget> {
+        let names_all = all_targets()
+            .iter()
+            .all(|target| self.targets.contains(target));
+        if names_all {
+            return Ok(family.matrices().collect());
+        }
+        let find = |&target: &Target| {
+            let tensor = BlockTensor::from(target);
+            let missing = || MissingTarget {
+                target: tensor.role(),
+                present: family
+                    .matrices()
+                    .map(BlockTensor::role)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            };
+            family.spec(tensor).map(|_| tensor).ok_or_else(missing)
+        };
+        self.targets.iter().map(find).collect()
+    }
+}
+
+/// A target that the model's family does not have.
+#[derive(Debug, thiserror::Error)]
+#[error("the model has no matrix `{target}`; it has {present}")]
+pub struct MissingTarget {
+    target: &'static str,
+    present: String,
+}
+
 /// Recovery failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error(transparent)]
+    MissingTarget(#[from] MissingTarget),
     #[error("cannot write the adapter: {0}")]
     WriteAdapter(String),
     #[error(
@@ -274,11 +316,7 @@ pub fn run(
     context: &Context,
     model: &Model,
 ) -> Result<(Model, Adapter, Vec<Table>), StageError> {
-    let targets: Vec<BlockTensor> = options
-        .targets
-        .iter()
-        .map(|&target| target.into())
-        .collect();
+    let targets = options.matrices(model.family).map_err(Error::from)?;
     let adapter = match &options.init {
         Some(path) => Adapter::load(path.as_ref(), model, &targets, options.rank, options.alpha)?,
         None => Adapter::new(

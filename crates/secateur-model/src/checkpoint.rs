@@ -1,8 +1,11 @@
-//! A Hugging Face folder in: `config.json`, one or several safetensors files (with their index), f32, f16 or bf16.
-//! Everything is checked before a weight is read: headers, offsets, shapes against each other and against the config.
-//! Weights are widened to f32 as they are read: at once, or whenever an operation asks for one that stays on disk.
+//! A Hugging Face folder in: `config.json`, one or several safetensors files (with their index), f32,
+//! f16 or bf16.
+//!
+//! Everything is checked before a weight is read: headers, offsets, shapes against each other and
+//! against the config. Weights are widened to f32 as they are read: at once, or whenever an operation
+//! needs one that stays on disk. Parts of a fused tensor are read as tensors of their own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -11,9 +14,10 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
-use super::config::{Config, ConfigError};
-use super::stored_tensor::CheckpointTensor;
-use super::wiring::{BlockTensor, LLAMA, TensorId};
+use crate::config::{Config, ConfigError};
+use crate::family::{BlockShape, Family, RowSegments};
+use crate::stored_tensor::{CheckpointRows, CheckpointTensor};
+use crate::wiring::{Axis, BlockTensor, ChannelSpace, TensorId};
 use secateur_tensor::{Weight, WeightFile, WeightReadError};
 
 /// A checkpoint could not be read.
@@ -49,14 +53,15 @@ pub enum CheckpointError {
     #[error(transparent)]
     Unreadable(#[from] WeightReadError),
     #[error(transparent)]
-    Tokenizer(#[from] super::tokenizer::TokenizerError),
+    Tokenizer(#[from] crate::tokenizer::TokenizerError),
 }
 
 /// An opened checkpoint: headers read and checked, weights still on disk.
 pub struct Checkpoint {
+    pub family: &'static Family,
     pub config: Config,
     shards: Vec<Shard>,
-    /// Tensor → the file that holds it.
+    /// Tensor → index of the file that holds it.
     shard_by_tensor: BTreeMap<String, usize>,
 }
 
@@ -66,6 +71,29 @@ struct Shard {
     /// Where the tensors' bytes begin.
     data_offset: usize,
     metadata: Metadata,
+}
+
+/// A logical tensor in the file that holds it.
+struct LocatedTensor {
+    file: Arc<dyn WeightFile>,
+    rows: usize,
+    cols: usize,
+    /// The logical tensor's name, for messages.
+    name: String,
+}
+
+impl LocatedTensor {
+    /// Its values, widened to f32, row-major.
+    fn read(&self) -> Result<Vec<f32>, CheckpointError> {
+        let values = self.file.read()?;
+        match values.par_iter().position_first(|v| !v.is_finite()) {
+            Some(element_index) => Err(CheckpointError::NotFinite {
+                name: self.name.clone(),
+                element_index,
+            }),
+            None => Ok(values),
+        }
+    }
 }
 
 impl Checkpoint {
@@ -87,261 +115,387 @@ impl Checkpoint {
                 path: config_path.clone(),
                 source,
             })?;
-        let config =
-            Config::parse(&text, LLAMA.model_types).map_err(|source| CheckpointError::Config {
-                path: config_path,
-                source,
-            })?;
-        let files = weight_files(folder)?
+        let (family, config) = Config::parse(&text).map_err(|source| CheckpointError::Config {
+            path: config_path,
+            source,
+        })?;
+        let shards = weight_files(folder)?
             .into_iter()
             .map(Shard::open)
             .collect::<Result<Vec<_>, _>>()?;
-        let mut holder = BTreeMap::new();
-        for (i, file) in files.iter().enumerate() {
-            for name in file.metadata.tensors().into_keys() {
-                if let Some(other) = holder.insert(name.clone(), i) {
-                    let message = format!("`{name}` is also in `{}`", files[other].path.display());
+        let mut shard_by_tensor = BTreeMap::new();
+        for (index, shard) in shards.iter().enumerate() {
+            for name in shard.metadata.tensors().into_keys() {
+                if let Some(other) = shard_by_tensor.insert(name.clone(), index) {
+                    let message = format!("`{name}` is also in `{}`", shards[other].path.display());
                     return Err(CheckpointError::Index {
-                        path: file.path.clone(),
+                        path: shard.path.clone(),
                         message,
                     });
                 }
             }
         }
         let checkpoint = Self {
+            family,
             config,
-            shards: files,
-            shard_by_tensor: holder,
+            shards,
+            shard_by_tensor,
         };
-        checkpoint.check_shapes()?;
+        checkpoint.check()?;
         Ok(checkpoint)
     }
 
-    /// Parameters, a tied head counted once.
+    /// Parameters, a tied output matrix counted once.
     pub fn parameter_count(&self) -> u64 {
-        let weights = self.tensor_ids().map(|place| LLAMA.tensor_name(place));
-        let shapes = weights
-            .chain(self.bias_names())
-            .filter_map(|name| Some(&self.tensor_info(&name).ok()?.1.shape));
-        shapes
+        self.stored_names()
+            .iter()
+            .filter_map(|name| Some(&self.tensor_info(name).ok()?.1.shape))
             .map(|shape| shape.iter().map(|&n| n as u64).product::<u64>())
             .sum()
     }
 
     /// Reads one weight, widened to f32.
-    pub fn read_weight(&self, place: TensorId) -> Result<Weight, CheckpointError> {
-        self.read_tensor(LLAMA.tensor_name(place))
+    pub fn read_weight(&self, id: TensorId) -> Result<Weight, CheckpointError> {
+        let tensor = self.locate_weight(id)?;
+        Ok(Weight::new(tensor.read()?, tensor.rows, tensor.cols))
     }
 
     /// A weight that stays on disk. It is read once, to see whether it is whole.
-    pub fn open_weight(&self, place: TensorId) -> Result<Weight, CheckpointError> {
-        let (rows, cols) = {
-            let weight = self.read_weight(place)?;
-            (weight.rows(), weight.cols())
-        };
-        Ok(Weight::from_file(
-            Arc::new(self.locate_tensor(&LLAMA.tensor_name(place))?),
-            rows,
-            cols,
-        ))
+    pub fn open_weight(&self, id: TensorId) -> Result<Weight, CheckpointError> {
+        let tensor = self.locate_weight(id)?;
+        tensor.read()?;
+        Ok(Weight::from_file(tensor.file, tensor.rows, tensor.cols))
     }
 
-    fn locate_tensor(&self, name: &str) -> Result<CheckpointTensor, CheckpointError> {
-        let (shard, info) = self.tensor_info(name)?;
+    /// Reads the bias beside a block's tensor, widened to f32.
+    pub fn read_bias(&self, layer: usize, tensor: BlockTensor) -> Result<Weight, CheckpointError> {
+        let stored_name = self.family.stored_bias_name(layer, tensor);
+        let name = self.family.bias_name(layer, tensor);
+        let located = self.locate(&stored_name, name, self.fused_segments(tensor), true)?;
+        let values = located.read()?;
+        let outputs = values.len();
+        Ok(Weight::new(values, 1, outputs))
+    }
+
+    /// Reads the bias of the final norm, where the family's norms have biases.
+    pub fn read_final_norm_bias(&self) -> Result<Option<Weight>, CheckpointError> {
+        if !self.family.norms_have_biases() {
+            return Ok(None);
+        }
+        let name = self.family.final_norm_bias_name();
+        let located = self.locate(&name, name.clone(), None, false)?;
+        Ok(Some(Weight::new(located.read()?, 1, located.cols)))
+    }
+
+    fn locate_weight(&self, id: TensorId) -> Result<LocatedTensor, CheckpointError> {
+        let segments = match id {
+            TensorId::Block(_, tensor) => self.fused_segments(tensor),
+            _ => None,
+        };
+        let name = self.family.tensor_name(id);
+        self.locate(&self.family.stored_name(id), name, segments, false)
+    }
+
+    /// Where a tensor's rows lie in a fused one, and the number of its parts.
+    fn fused_segments(&self, tensor: BlockTensor) -> Option<(RowSegments, usize)> {
+        let (module, part_index) = self.family.fused_module(tensor)?;
+        let segments = module.segments(part_index, self.config.head_dim);
+        Some((segments, module.parts.len()))
+    }
+
+    /// A stored tensor, or some rows of it. A vector is one row; with `as_column` it is one column,
+    /// so that its elements can be selected as rows.
+    fn locate(
+        &self,
+        stored_name: &str,
+        name: String,
+        segments: Option<(RowSegments, usize)>,
+        as_column: bool,
+    ) -> Result<LocatedTensor, CheckpointError> {
+        let (shard, info) = self.tensor_info(stored_name)?;
         let (rows, cols) = match info.shape[..] {
             [rows, cols] => (rows, cols),
+            _ if as_column => (info.shape.iter().product(), 1),
             _ => (1, info.shape.iter().product()),
         };
-        let (file, path) = (shard.file.clone(), shard.path.clone());
-        let offset = (shard.data_offset + info.data_offsets.0) as u64;
-        Ok(CheckpointTensor {
-            file,
-            path,
-            name: name.to_owned(),
+        let stored = CheckpointTensor {
+            file: shard.file.clone(),
+            path: shard.path.clone(),
+            name: stored_name.to_owned(),
             dtype: info.dtype,
-            offset,
+            offset: (shard.data_offset + info.data_offsets.0) as u64,
             rows,
             cols,
+        };
+        let (file, rows): (Arc<dyn WeightFile>, usize) = match segments {
+            None => (Arc::new(stored), rows),
+            Some((segments, parts)) => {
+                let part_rows = rows / parts;
+                let rows = (0..part_rows).map(|row| segments.fused_row(row)).collect();
+                (Arc::new(CheckpointRows { stored, rows }), part_rows)
+            }
+        };
+        Ok(LocatedTensor {
+            file,
+            rows,
+            cols,
+            name,
         })
     }
 
-    /// Reads the bias beside a block's matrix, widened to f32.
-    pub fn read_bias(&self, layer: usize, part: BlockTensor) -> Result<Weight, CheckpointError> {
-        self.read_tensor(LLAMA.bias_name(layer, part))
+    /// The place of every weight that the model has.
+    fn tensor_ids(&self) -> impl Iterator<Item = TensorId> + use<> {
+        crate::tensor_ids(self.family, self.config.layers, self.config.tied_embeddings)
     }
 
-    fn read_tensor(&self, name: String) -> Result<Weight, CheckpointError> {
-        let tensor = self.locate_tensor(&name)?;
-        let values = tensor.read()?;
-        if let Some(at) = values.par_iter().position_first(|v| !v.is_finite()) {
-            return Err(CheckpointError::NotFinite {
-                name,
-                element_index: at,
-            });
-        }
-        Ok(Weight::new(values, tensor.rows, tensor.cols))
-    }
-
-    /// Every weight that the model has.
-    fn tensor_ids(&self) -> impl Iterator<Item = TensorId> {
-        let blocks = (0..self.config.layers)
-            .flat_map(|i| BlockTensor::ALL.map(|part| TensorId::Block(i, part)));
-        let head = (!self.config.tied_embeddings).then_some(TensorId::LmHead);
-        [TensorId::Embedding]
-            .into_iter()
-            .chain(blocks)
-            .chain([TensorId::FinalNorm])
-            .chain(head)
-    }
-
-    /// The names of the biases that the config speaks of.
-    fn bias_names(&self) -> impl Iterator<Item = String> {
-        (0..self.config.layers).flat_map(|layer| {
+    /// The names of the stored tensors that the model needs, in the order of the forward pass, each
+    /// once: weights, then biases.
+    fn stored_names(&self) -> Vec<String> {
+        let weights = self.tensor_ids().map(|id| self.family.stored_name(id));
+        let block_biases = (0..self.config.layers).flat_map(|layer| {
             self.config
-                .biased_tensors()
-                .map(move |part| LLAMA.bias_name(layer, part))
-        })
+                .declared_biases
+                .iter()
+                .map(move |&tensor| self.family.stored_bias_name(layer, tensor))
+        });
+        let final_norm_bias = self
+            .family
+            .norms_have_biases()
+            .then(|| self.family.final_norm_bias_name());
+        let mut seen = BTreeSet::new();
+        weights
+            .chain(block_biases)
+            .chain(final_norm_bias)
+            .filter(|name| seen.insert(name.clone()))
+            .collect()
     }
 
     fn tensor_info(&self, name: &str) -> Result<(&Shard, &TensorInfo), CheckpointError> {
-        let file = &self.shards[*self
-            .shard_by_tensor
-            .get(name)
-            .ok_or_else(|| CheckpointError::MissingTensor(name.to_owned()))?];
-        let info = file
-            .metadata
-            .info(name)
-            .ok_or_else(|| CheckpointError::MissingTensor(name.to_owned()))?;
-        Ok((file, info))
+        let missing = || CheckpointError::MissingTensor(name.to_owned());
+        let shard = &self.shards[*self.shard_by_tensor.get(name).ok_or_else(missing)?];
+        let info = shard.metadata.info(name).ok_or_else(missing)?;
+        Ok((shard, info))
     }
 
-    fn tensor_shape(&self, place: TensorId) -> Result<&[usize], CheckpointError> {
-        self.tensor_info(&LLAMA.tensor_name(place))
-            .map(|(_, info)| &info.shape[..])
+    fn stored_shape(&self, name: &str) -> Result<&[usize], CheckpointError> {
+        self.tensor_info(name).map(|(_, info)| &info.shape[..])
     }
 
-    /// Shapes against each other and the config. Heads and MLP widths are the weights' own and may differ by layer.
-    fn check_shapes(&self) -> Result<(), CheckpointError> {
-        let Config {
-            hidden,
-            head_dim,
-            vocab,
-            layers,
-            ..
-        } = self.config;
-        for name in self
-            .tensor_ids()
-            .map(|place| LLAMA.tensor_name(place))
-            .chain(self.bias_names())
-        {
-            let found = self.tensor_info(&name)?.1.dtype;
+    /// Every tensor is there in a supported type, shapes fit each other and the config, and nothing
+    /// else is stored for the blocks.
+    fn check(&self) -> Result<(), CheckpointError> {
+        let names = self.stored_names();
+        for name in &names {
+            let found = self.tensor_info(name)?.1.dtype;
             if !matches!(found, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-                return Err(CheckpointError::Dtype { name, found });
+                return Err(CheckpointError::Dtype {
+                    name: name.clone(),
+                    found,
+                });
             }
         }
-        let expect = |place: TensorId, fits: bool, expected: String| {
-            let found = self.tensor_shape(place)?;
-            if fits {
-                Ok(())
-            } else {
-                Err(CheckpointError::Shape {
-                    name: LLAMA.tensor_name(place),
-                    found: found.to_vec(),
-                    expected,
-                })
-            }
-        };
-        let exactly = |place: TensorId, shape: &[usize], why: &str| {
-            expect(
-                place,
-                self.tensor_shape(place)? == shape,
-                format!("{why} asks for {shape:?}"),
-            )
-        };
-        exactly(
-            TensorId::Embedding,
-            &[vocab, hidden],
-            "config.json (vocab_size, hidden_size)",
-        )?;
-        exactly(TensorId::FinalNorm, &[hidden], "config.json (hidden_size)")?;
+        self.check_outer_shapes()?;
+        let blocks = (0..self.config.layers)
+            .map(|layer| self.check_block_shapes(layer))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.check_declared_widths(&blocks)?;
+        self.check_other_tensors(&names)
+    }
+
+    /// An error unless a stored tensor's shape fits.
+    fn expect(&self, name: String, fits: bool, expected: String) -> Result<(), CheckpointError> {
+        if fits {
+            return Ok(());
+        }
+        Err(CheckpointError::Shape {
+            found: self.stored_shape(&name)?.to_vec(),
+            name,
+            expected,
+        })
+    }
+
+    /// An error unless a stored tensor has this shape, which `reason` asks for.
+    fn expect_shape(
+        &self,
+        name: String,
+        shape: &[usize],
+        reason: &str,
+    ) -> Result<(), CheckpointError> {
+        let fits = self.stored_shape(&name)? == shape;
+        self.expect(name, fits, format!("{reason} asks for {shape:?}"))
+    }
+
+    /// The embedding, the final norm and the output matrix.
+    fn check_outer_shapes(&self) -> Result<(), CheckpointError> {
+        let (hidden, vocab) = (self.config.hidden, self.config.vocab);
+        let keys = &self.family.keys;
+        let by_width = format!("config.json ({})", keys.hidden);
+        let by_both = format!("config.json ({}, {})", keys.vocab, keys.hidden);
+        let name = |id| self.family.tensor_name(id);
+        self.expect_shape(name(TensorId::Embedding), &[vocab, hidden], &by_both)?;
+        self.expect_shape(name(TensorId::FinalNorm), &[hidden], &by_width)?;
+        if self.family.norms_have_biases() {
+            let bias = self.family.final_norm_bias_name();
+            self.expect_shape(bias, &[hidden], &by_width)?;
+        }
         if !self.config.tied_embeddings {
-            exactly(
-                TensorId::LmHead,
-                &[vocab, hidden],
-                "config.json (vocab_size, hidden_size)",
-            )?;
+            self.expect_shape(name(TensorId::LmHead), &[vocab, hidden], &by_both)?;
         }
-        for layer in 0..layers {
-            let at = |part| TensorId::Block(layer, part);
-            for part in [BlockTensor::InputNorm, BlockTensor::PostAttentionNorm] {
-                exactly(at(part), &[hidden], "config.json (hidden_size)")?;
+        Ok(())
+    }
+
+    /// The tensors of a block against each other and the config. Heads and MLP widths are the
+    /// weights' own and may differ between layers.
+    fn check_block_shapes(&self, layer: usize) -> Result<BlockShape, CheckpointError> {
+        let (hidden, head_dim, family) = (self.config.hidden, self.config.head_dim, self.family);
+        let stored_name = |tensor| family.stored_name(TensorId::Block(layer, tensor));
+        // Everything that reads the residual stream has its width.
+        for spec in family.block_tensors {
+            let name = stored_name(spec.tensor);
+            if !spec.tensor.is_matrix() {
+                let reason = format!("config.json ({})", family.keys.hidden);
+                self.expect_shape(name, &[hidden], &reason)?;
+            } else if spec.reads.0 == ChannelSpace::Hidden {
+                let fits = matches!(self.stored_shape(&name)?, [rows, cols] if *cols == hidden && *rows > 0);
+                let key = family.keys.hidden;
+                let expected = format!("it must read the {hidden} channels of config.json's {key}");
+                self.expect(name, fits, expected)?;
             }
-            for part in [
-                BlockTensor::Q,
-                BlockTensor::K,
-                BlockTensor::V,
-                BlockTensor::Gate,
-                BlockTensor::Up,
-            ] {
-                let fits = matches!(self.tensor_shape(at(part))?, [rows, cols] if *cols == hidden && *rows > 0);
-                expect(
-                    at(part),
-                    fits,
-                    format!("it must read the {hidden} channels of config.json's hidden_size"),
-                )?;
-            }
-            let rows = |part| self.tensor_shape(at(part)).map(|shape| shape[0]);
-            let (q, k, width) = (
-                rows(BlockTensor::Q)?,
-                rows(BlockTensor::K)?,
-                rows(BlockTensor::Gate)?,
+        }
+        for module in family.fused {
+            let name = stored_name(module.parts[0]);
+            let unit = module.row_unit(head_dim);
+            let fits = self.stored_shape(&name)?[0].is_multiple_of(unit);
+            let expected = format!(
+                "its rows must be a multiple of {unit}: {} parts, heads of {head_dim} channels (config.json)",
+                module.parts.len()
             );
-            expect(
-                at(BlockTensor::Q),
-                q % head_dim == 0,
-                format!("its rows must be heads of {head_dim} channels (config.json)"),
-            )?;
-            expect(
-                at(BlockTensor::K),
-                k % head_dim == 0 && q % k == 0,
-                format!(
-                    "its rows must be heads of {head_dim} channels (config.json) that share the {} query heads evenly",
-                    q / head_dim
-                ),
-            )?;
-            exactly(at(BlockTensor::V), &[k, hidden], "k_proj beside it")?;
-            exactly(at(BlockTensor::O), &[hidden, q], "q_proj beside it")?;
-            exactly(at(BlockTensor::Up), &[width, hidden], "gate_proj beside it")?;
-            exactly(
-                at(BlockTensor::Down),
-                &[hidden, width],
-                "gate_proj beside it",
-            )?;
-            for part in self.config.biased_tensors() {
-                let (name, rows) = (
-                    LLAMA.bias_name(layer, part),
-                    self.tensor_shape(at(part))?[0],
-                );
-                let found = self.tensor_info(&name)?.1.shape.clone();
-                if found != [rows] {
-                    return Err(CheckpointError::Shape {
-                        name,
-                        found,
-                        expected: format!("the matrix beside it asks for [{rows}]"),
-                    });
-                }
-            }
+            self.expect(name, fits, expected)?;
         }
-        self.check_widths()?;
-        for name in self
-            .shard_by_tensor
-            .keys()
-            .filter(|name| !self.is_expected_tensor(name))
-        {
-            if name.starts_with(LLAMA.block_prefix) {
+        let mlp_writer = family.mlp_writer();
+        let [queries, keys, mlp_channels] = [
+            self.logical_rows(layer, BlockTensor::Q)?,
+            self.logical_rows(layer, BlockTensor::K)?,
+            self.logical_rows(layer, mlp_writer)?,
+        ];
+        self.expect(
+            stored_name(BlockTensor::Q),
+            queries.is_multiple_of(head_dim),
+            format!("its rows must be heads of {head_dim} channels (config.json)"),
+        )?;
+        self.expect(
+            stored_name(BlockTensor::K),
+            keys.is_multiple_of(head_dim) && queries.is_multiple_of(keys),
+            format!(
+                "its rows must be heads of {head_dim} channels (config.json) that share the {} query heads evenly",
+                queries / head_dim
+            ),
+        )?;
+        let shape = BlockShape {
+            query_heads: queries / head_dim,
+            key_value_heads: keys / head_dim,
+            mlp_channels,
+        };
+        // The other matrices follow from these three.
+        for spec in family.block_tensors {
+            let is_alone = family.fused_module(spec.tensor).is_none();
+            if !spec.tensor.is_matrix() || !is_alone {
+                continue;
+            }
+            let (rows, cols) = family.tensor_shape(spec.tensor, hidden, head_dim, shape);
+            let decisive = match (spec.tensor, spec.reads.0, spec.writes) {
+                (BlockTensor::V, ..) => BlockTensor::K,
+                (_, ChannelSpace::Mlp, _) | (_, _, Some((ChannelSpace::Mlp, _))) => mlp_writer,
+                _ => BlockTensor::Q,
+            };
+            let reason = format!("{} beside it", family.peft_module(decisive));
+            self.expect_shape(stored_name(spec.tensor), &[rows, cols], &reason)?;
+        }
+        for &tensor in &self.config.declared_biases {
+            let matrix = self.stored_shape(&stored_name(tensor))?;
+            // a bias has one number for each row of its matrix, or each element of its norm
+            let outputs = match family.bias_axis(tensor) {
+                Axis::Rows => matrix[0],
+                Axis::Cols => hidden,
+            };
+            let reason = match tensor.is_matrix() {
+                true => "the matrix beside it",
+                false => "the norm beside it",
+            };
+            self.expect_shape(family.stored_bias_name(layer, tensor), &[outputs], reason)?;
+        }
+        Ok(shape)
+    }
+
+    /// Rows of a logical matrix.
+    fn logical_rows(&self, layer: usize, tensor: BlockTensor) -> Result<usize, CheckpointError> {
+        let name = self.family.stored_name(TensorId::Block(layer, tensor));
+        let stored_rows = self.stored_shape(&name)?[0];
+        let parts = self
+            .family
+            .fused_module(tensor)
+            .map_or(1, |(module, _)| module.parts.len());
+        Ok(stored_rows / parts)
+    }
+
+    /// Layers may have widths of their own, but where no layer has the width that config.json says,
+    /// the two belong to different models.
+    fn check_declared_widths(&self, blocks: &[BlockShape]) -> Result<(), CheckpointError> {
+        let (keys, declared) = (&self.family.keys, self.config.declared_widths);
+        type Width = fn(&BlockShape) -> usize;
+        let widths: [(Option<&str>, BlockTensor, Option<usize>, Width); 3] = [
+            (
+                Some(keys.query_heads),
+                BlockTensor::Q,
+                declared.query_heads,
+                |block| block.query_heads,
+            ),
+            (
+                keys.key_value_heads,
+                BlockTensor::K,
+                declared.key_value_heads,
+                |block| block.key_value_heads,
+            ),
+            (
+                Some(keys.mlp_channels),
+                self.family.mlp_writer(),
+                declared.mlp_channels,
+                |block| block.mlp_channels,
+            ),
+        ];
+        for (key, tensor, declared, width) in widths {
+            let (Some(key), Some(declared)) = (key, declared) else {
+                continue;
+            };
+            let name = self.family.stored_name(TensorId::Block(0, tensor));
+            let expected = format!(
+                "config.json says {key} = {declared}, and no layer has it (heads of {} channels)",
+                self.config.head_dim
+            );
+            let fits = blocks.iter().any(|block| width(block) == declared);
+            self.expect(name, fits, expected)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses tensors of blocks that the model does not have, and warns of others. Tensors that
+    /// hold no parameters of their own are expected: rotary tables, a second copy of a tied output
+    /// matrix.
+    fn check_other_tensors(&self, names: &[String]) -> Result<(), CheckpointError> {
+        let needed: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+        let output_matrix = self.family.tensor_name(TensorId::LmHead);
+        for name in self.shard_by_tensor.keys() {
+            let is_ignored = |suffix: &&str| name.ends_with(*suffix);
+            if needed.contains(name.as_str())
+                || *name == output_matrix
+                || self.family.ignored_suffixes.iter().any(is_ignored)
+            {
+                continue;
+            }
+            if name.starts_with(self.family.block_prefix) {
                 return Err(CheckpointError::UnusedTensor {
                     name: name.clone(),
-                    layers,
+                    layers: self.config.layers,
                 });
             }
             tracing::warn!(
@@ -351,72 +505,10 @@ impl Checkpoint {
         }
         Ok(())
     }
-
-    /// Layers may have widths of their own, but a width that no layer has is a config of another model.
-    fn check_widths(&self) -> Result<(), CheckpointError> {
-        let Config {
-            layers,
-            head_dim,
-            declared_widths: widths,
-            ..
-        } = self.config;
-        let said = [
-            (
-                "num_attention_heads",
-                BlockTensor::Q,
-                widths.query_heads,
-                head_dim,
-            ),
-            (
-                "num_key_value_heads",
-                BlockTensor::K,
-                widths.key_value_heads,
-                head_dim,
-            ),
-            (
-                "intermediate_size",
-                BlockTensor::Gate,
-                widths.mlp_channels,
-                1,
-            ),
-        ];
-        for (key, part, said, channels) in said {
-            let found = (0..layers).map(|layer| {
-                self.tensor_shape(TensorId::Block(layer, part))
-                    .map(|shape| shape[0] / channels)
-            });
-            let found = found.collect::<Result<Vec<_>, _>>()?;
-            if let Some(said) = said.filter(|said| !found.contains(said)) {
-                let (name, found) = (
-                    LLAMA.tensor_name(TensorId::Block(0, part)),
-                    self.tensor_shape(TensorId::Block(0, part))?.to_vec(),
-                );
-                let expected = format!(
-                    "config.json says {key} = {said}, and no layer has it (heads of {head_dim} channels)"
-                );
-                return Err(CheckpointError::Shape {
-                    name,
-                    found,
-                    expected,
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a tensor belongs to the model, or is known to be derivable (rotary tables, a second copy of a tied head).
-    fn is_expected_tensor(&self, name: &str) -> bool {
-        name.ends_with("rotary_emb.inv_freq")
-            || name == LLAMA.tensor_name(TensorId::LmHead)
-            || self
-                .tensor_ids()
-                .any(|place| LLAMA.tensor_name(place) == name)
-            || self.bias_names().any(|bias| bias == name)
-    }
 }
 
 impl Shard {
-    /// Reads the header, which must not lie: its tensors neither overlap nor leave holes, and end with the file.
+    /// Reads the header and checks it: tensors neither overlap nor leave holes, and end with the file.
     fn open(path: PathBuf) -> Result<Self, CheckpointError> {
         let read = |source| CheckpointError::Read {
             path: path.clone(),
@@ -460,7 +552,7 @@ impl Shard {
     }
 }
 
-/// The files that make up a checkpoint, as far as they are there.
+/// The files that make up a checkpoint, those of them that are there.
 pub fn checkpoint_files(folder: &Path) -> Vec<PathBuf> {
     let described = ["config.json", "model.safetensors.index.json"].map(|name| folder.join(name));
     described

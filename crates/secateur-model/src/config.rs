@@ -1,8 +1,14 @@
 //! `config.json`: what it says, in both of transformers' styles, and what follows from it.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
-use super::wiring::BlockTensor;
+use crate::families;
+use crate::family::{
+    BiasCondition, Family, ModelClass, Positions, Residual, ResidualRule, RotaryShare,
+};
+use crate::wiring::BlockTensor;
 
 /// What a model's `config.json` says that its weights do not.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,20 +19,22 @@ pub struct Config {
     pub layers: usize,
     /// Width of an attention head.
     pub head_dim: usize,
-    /// What it says of widths inside the blocks; what counts are the weights.
+    /// Widths inside the blocks as `config.json` says them; the widths in use are the weights' own.
     pub declared_widths: BlockWidths,
     /// Entries of the vocabulary.
     pub vocab: usize,
     /// Longest sequence the model was made for, in tokens.
     pub max_positions: usize,
-    /// ε of the RMS norms.
+    /// ε of the norms.
     pub norm_epsilon: f32,
-    /// Whether the output head is the embedding.
+    /// Whether the output matrix is the embedding.
     pub tied_embeddings: bool,
-    /// What it says of biases; what counts are those that the blocks have.
-    pub declared_biases: BiasFlags,
+    /// The tensors of a block that have biases in the checkpoint; the biases in use are the blocks' own.
+    pub declared_biases: BTreeSet<BlockTensor>,
     pub rope: RopeConfig,
-    /// Every key as it was read, for the export to hand on.
+    /// How the attention and the MLP are added to the residual stream.
+    pub residual: Residual,
+    /// Every key as it was read; an export hands the keys on that it does not set itself.
     pub raw: Map<String, Value>,
 }
 
@@ -41,19 +49,14 @@ pub struct BlockWidths {
     pub mlp_channels: Option<usize>,
 }
 
-/// Which matrices have biases.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BiasFlags {
-    pub attention: bool,
-    pub mlp: bool,
-}
-
 /// Rotary position embedding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
     /// Base of the frequencies.
     pub theta: f64,
     pub scaling: RopeScaling,
+    /// The share of a head's dimensions that is rotated, 1 for all.
+    pub rotated_share: f64,
 }
 
 /// How the frequencies are stretched for long contexts.
@@ -73,7 +76,7 @@ pub enum RopeScaling {
     },
 }
 
-/// `config.json` says something this program cannot work with.
+/// `config.json` says something that this program cannot work with.
 #[derive(Clone, Debug, thiserror::Error, PartialEq)]
 pub enum ConfigError {
     #[error("it is not valid JSON: {0}")]
@@ -94,76 +97,43 @@ pub enum ConfigError {
     },
 }
 
-/// What Granite multiplies by and LLaMA does not.
-pub const GRANITE_UNIT_MULTIPLIERS: [&str; 3] = [
-    "embedding_multiplier",
-    "residual_multiplier",
-    "logits_scaling",
-];
-
-/// More than any model has; a size beyond it is a mistake, and products of sizes below it do not overflow.
+/// Larger than any model's sizes; products of two sizes below it do not overflow.
 const MAX_SIZE: u64 = 1 << 24;
 
 impl Config {
-    /// The matrices that have biases.
-    pub fn biased_tensors(&self) -> impl Iterator<Item = BlockTensor> {
-        let attention = self
-            .declared_biases
-            .attention
-            .then_some(BlockTensor::ATTENTION)
-            .into_iter()
-            .flatten();
-        attention.chain(
-            self.declared_biases
-                .mlp
-                .then_some(BlockTensor::MLP)
-                .into_iter()
-                .flatten(),
-        )
-    }
-
-    /// Reads the text of a `config.json`.
-    pub fn parse(text: &str, model_types: &[&str]) -> Result<Self, ConfigError> {
+    /// Reads the text of a `config.json`, and finds the family that it names.
+    pub fn parse(text: &str) -> Result<(&'static Family, Self), ConfigError> {
         let raw: Map<String, Value> =
             serde_json::from_str(text).map_err(|e| ConfigError::Json(e.to_string()))?;
         let model_type = raw
             .get("model_type")
             .and_then(Value::as_str)
             .ok_or(ConfigError::MissingKey("model_type"))?;
-        let unsupported = |key, found: &str, supported: &str| {
-            Err(ConfigError::Unsupported {
-                key,
-                found: found.to_owned(),
-                supported: supported.to_owned(),
-            })
+        let Some((family, class)) = families::find(model_type) else {
+            let supported: Vec<&str> = families::model_types().collect();
+            return Err(unsupported("model_type", model_type, &supported.join(", ")));
         };
-        if !model_types.contains(&model_type) {
-            return unsupported("model_type", model_type, &model_types.join(", "));
-        }
-        if let Some(act) = string_key(&raw, "hidden_act")?
-            && act != "silu"
+        Ok((family, Self::read(raw, family, class)?))
+    }
+
+    fn read(
+        raw: Map<String, Value>,
+        family: &Family,
+        class: &ModelClass,
+    ) -> Result<Self, ConfigError> {
+        let keys = &family.keys;
+        let (activation_key, activation) = keys.activation;
+        if let Some(found) = string_key(&raw, activation_key)?
+            && found != activation
         {
-            return unsupported("hidden_act", act, "silu");
+            return Err(unsupported(activation_key, found, activation));
         }
-        if let Some(share) = positive_number_key(&raw, "partial_rotary_factor")?
-            && share != 1.0
-        {
-            return unsupported("partial_rotary_factor", &share.to_string(), "1");
-        }
-        let hidden =
-            size_key(&raw, "hidden_size")?.ok_or(ConfigError::MissingKey("hidden_size"))?;
-        let heads = size_key(&raw, "num_attention_heads")?
-            .ok_or(ConfigError::MissingKey("num_attention_heads"))?;
-        let max_positions = size_key(&raw, "max_position_embeddings")?.unwrap_or(2048);
-        if let Some(window) = size_key(&raw, "sliding_window")?
-            && window < max_positions
-        {
-            return unsupported(
-                "sliding_window",
-                &window.to_string(),
-                "null, or at least max_position_embeddings",
-            );
-        }
+        let rope = RopeConfig::parse(&raw, family.positions)?;
+        let hidden = required_size_key(&raw, keys.hidden)?;
+        let heads = required_size_key(&raw, keys.query_heads)?;
+        let (positions_key, default_positions) = keys.max_positions;
+        let max_positions = size_key(&raw, positions_key)?.unwrap_or(default_positions);
+        refuse_sliding_window(&raw, family, max_positions)?;
         let head_dim = size_key(&raw, "head_dim")?.unwrap_or(hidden / heads);
         if head_dim == 0 || head_dim % 2 == 1 {
             return Err(ConfigError::InvalidValue {
@@ -172,64 +142,192 @@ impl Config {
                 expected: "an even number above 0",
             });
         }
-        if model_type == "granite" {
-            let rest = (head_dim as f64).powf(-0.5);
-            let multipliers = GRANITE_UNIT_MULTIPLIERS
-                .map(|key| (key, 1.0))
-                .into_iter()
-                .chain([("attention_multiplier", rest)]);
-            for (key, rest) in multipliers {
-                // transformers' default of all four is 1
-                let found = positive_number_key(&raw, key)?.unwrap_or(1.0);
-                if (found - rest).abs() > 1e-9 {
-                    return unsupported(key, &found.to_string(), &format!("{rest}, as LLaMA"));
-                }
-            }
+        let rotated = rope.rotated_dimensions(head_dim);
+        if rotated == 0 || rotated % 2 == 1 {
+            return Err(ConfigError::InvalidValue {
+                key: "head_dim × the rotated share of a head".into(),
+                found: rotated.to_string(),
+                expected: "an even number above 0",
+            });
         }
+        refuse_other_constants(&raw, class, head_dim)?;
+        let key_value_heads = match keys.key_value_heads {
+            Some(key) => size_key(&raw, key)?,
+            None => None,
+        };
+        let (epsilon_key, default_epsilon) = keys.norm_epsilon;
         Ok(Self {
             hidden,
-            layers: size_key(&raw, "num_hidden_layers")?
-                .ok_or(ConfigError::MissingKey("num_hidden_layers"))?,
+            layers: required_size_key(&raw, keys.layers)?,
             head_dim,
             declared_widths: BlockWidths {
                 query_heads: Some(heads),
-                key_value_heads: Some(size_key(&raw, "num_key_value_heads")?.unwrap_or(heads)),
-                mlp_channels: size_key(&raw, "intermediate_size")?,
+                key_value_heads: Some(key_value_heads.unwrap_or(heads)),
+                mlp_channels: size_key(&raw, keys.mlp_channels)?,
             },
-            vocab: size_key(&raw, "vocab_size")?.ok_or(ConfigError::MissingKey("vocab_size"))?,
+            vocab: required_size_key(&raw, keys.vocab)?,
             max_positions,
-            norm_epsilon: positive_number_key(&raw, "rms_norm_eps")?.unwrap_or(1e-6) as f32,
+            norm_epsilon: positive_number_key(&raw, epsilon_key)?.unwrap_or(default_epsilon) as f32,
             tied_embeddings: bool_key(&raw, "tie_word_embeddings")?.unwrap_or(false),
-            declared_biases: BiasFlags {
-                attention: bool_key(&raw, "attention_bias")?.unwrap_or(false),
-                mlp: bool_key(&raw, "mlp_bias")?.unwrap_or(false),
+            declared_biases: declared_biases(&raw, family)?,
+            rope,
+            residual: match family.residual {
+                ResidualRule::Always(residual) => residual,
+                ResidualRule::ParallelIf { key, default } => {
+                    match bool_key(&raw, key)?.unwrap_or(default) {
+                        true => Residual::Parallel,
+                        false => Residual::Sequential,
+                    }
+                }
             },
-            rope: RopeConfig::parse(&raw)?,
             raw,
         })
     }
 }
 
-impl RopeConfig {
-    /// `rope_parameters` is the newer style, `rope_theta` with `rope_scaling` the older.
-    fn parse(raw: &Map<String, Value>) -> Result<Self, ConfigError> {
-        let empty = Map::new();
-        let table = |key: &'static str| match raw.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::Object(table)) => Ok(Some(table)),
-            Some(other) => Err(ConfigError::InvalidValue {
-                key: key.to_owned(),
-                found: other.to_string(),
-                expected: "a table",
-            }),
+fn unsupported(key: &'static str, found: &str, supported: &str) -> ConfigError {
+    ConfigError::Unsupported {
+        key,
+        found: found.to_owned(),
+        supported: supported.to_owned(),
+    }
+}
+
+/// The attention sees all positions, so a window that would hide some is refused.
+fn refuse_sliding_window(
+    raw: &Map<String, Value>,
+    family: &Family,
+    max_positions: usize,
+) -> Result<(), ConfigError> {
+    let Some(keys) = family.keys.sliding_window else {
+        return Ok(());
+    };
+    let is_enabled = match keys.enabled_by {
+        Some(key) => bool_key(raw, key)?.unwrap_or(false),
+        None => true,
+    };
+    match size_key(raw, keys.size)? {
+        Some(window) if is_enabled && window < max_positions => Err(unsupported(
+            keys.size,
+            &window.to_string(),
+            "null, or at least max_position_embeddings",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Multipliers of a class must have the values at which they change nothing.
+fn refuse_other_constants(
+    raw: &Map<String, Value>,
+    class: &ModelClass,
+    head_dim: usize,
+) -> Result<(), ConfigError> {
+    for &(key, constant) in class.constants {
+        let Some(required) = constant.number(head_dim) else {
+            continue;
         };
-        let parameters = table("rope_parameters")?
-            .or(table("rope_scaling")?)
+        // transformers' default of every multiplier is 1
+        let found = positive_number_key(raw, key)?.unwrap_or(1.0);
+        if (found - required).abs() > 1e-9 {
+            return Err(unsupported(
+                key,
+                &found.to_string(),
+                &format!("{required}, at which it changes nothing"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The tensors of a block that have biases.
+fn declared_biases(
+    raw: &Map<String, Value>,
+    family: &Family,
+) -> Result<BTreeSet<BlockTensor>, ConfigError> {
+    let mut biased = BTreeSet::new();
+    for rule in family.biases {
+        let holds = match rule.when {
+            BiasCondition::Always => true,
+            BiasCondition::Key { key, default } => bool_key(raw, key)?.unwrap_or(default),
+        };
+        if holds {
+            biased.extend(rule.tensors);
+        }
+    }
+    if family.norms_have_biases() {
+        biased.extend(
+            family
+                .block_tensor_ids()
+                .filter(|tensor| !tensor.is_matrix()),
+        );
+    }
+    Ok(biased)
+}
+
+impl RopeConfig {
+    /// `rope_parameters` is the newer style; the older has the base beside `rope_scaling`.
+    fn parse(raw: &Map<String, Value>, positions: Positions) -> Result<Self, ConfigError> {
+        let Positions::RotaryHalves { base_keys, share } = positions;
+        let empty = Map::new();
+        let parameters = table_key(raw, "rope_parameters")?
+            .or(table_key(raw, "rope_scaling")?)
             .unwrap_or(&empty);
         let theta = match positive_number_key(parameters, "rope_theta")? {
             Some(theta) => theta,
-            None => positive_number_key(raw, "rope_theta")?.unwrap_or(10_000.0),
+            None => first_number_key(raw, base_keys)?.unwrap_or(10_000.0),
         };
+        const SHARE_KEY: &str = "partial_rotary_factor";
+        let rotated_share = match share {
+            RotaryShare::Whole => {
+                let shares = [parameters, raw].map(|table| positive_number_key(table, SHARE_KEY));
+                for share in shares {
+                    if let Some(share) = share?
+                        && share != 1.0
+                    {
+                        return Err(unsupported(SHARE_KEY, &share.to_string(), "1"));
+                    }
+                }
+                1.0
+            }
+            RotaryShare::Keys { keys, default } => {
+                match positive_number_key(parameters, SHARE_KEY)? {
+                    Some(share) => share,
+                    None => first_number_key(raw, keys)?.unwrap_or(default),
+                }
+            }
+        };
+        if rotated_share > 1.0 {
+            return Err(unsupported(
+                SHARE_KEY,
+                &rotated_share.to_string(),
+                "at most 1",
+            ));
+        }
+        Ok(Self {
+            theta,
+            scaling: RopeScaling::parse(parameters)?,
+            rotated_share,
+        })
+    }
+
+    /// How many dimensions of a head are rotated.
+    pub fn rotated_dimensions(&self, head_dim: usize) -> usize {
+        (head_dim as f64 * self.rotated_share) as usize
+    }
+
+    /// One frequency per pair of rotated dimensions, rounded as transformers rounds them.
+    pub fn frequencies(&self, head_dim: usize) -> Vec<f32> {
+        let rotated = self.rotated_dimensions(head_dim);
+        let frequency = |pair: usize| {
+            let exponent = 2.0 * pair as f32 / rotated as f32;
+            self.scaling.apply(1.0 / (self.theta as f32).powf(exponent))
+        };
+        (0..rotated / 2).map(frequency).collect()
+    }
+}
+
+impl RopeScaling {
+    fn parse(parameters: &Map<String, Value>) -> Result<Self, ConfigError> {
         let kind = match string_key(parameters, "rope_type")?.or(string_key(parameters, "type")?) {
             Some(kind) => kind,
             None if parameters.contains_key("factor") => {
@@ -237,59 +335,80 @@ impl RopeConfig {
             }
             None => "default",
         };
-        let need = |key: &'static str| {
+        let required = |key: &'static str| {
             positive_number_key(parameters, key)?.ok_or(ConfigError::MissingKey(key))
         };
-        let scaling = match kind {
-            "default" => RopeScaling::None,
-            "linear" => RopeScaling::Linear {
-                factor: need("factor")?,
-            },
-            "llama3" => RopeScaling::Llama3 {
-                factor: need("factor")?,
-                low_freq_factor: need("low_freq_factor")?,
-                high_freq_factor: need("high_freq_factor")?,
-                original_max_positions: need("original_max_position_embeddings")?,
-            },
-            other => {
-                return Err(ConfigError::Unsupported {
-                    key: "rope_type",
-                    found: other.to_owned(),
-                    supported: "default, linear, llama3".to_owned(),
-                });
-            }
-        };
-        Ok(Self { theta, scaling })
+        match kind {
+            "default" => Ok(Self::None),
+            "linear" => Ok(Self::Linear {
+                factor: required("factor")?,
+            }),
+            "llama3" => Ok(Self::Llama3 {
+                factor: required("factor")?,
+                low_freq_factor: required("low_freq_factor")?,
+                high_freq_factor: required("high_freq_factor")?,
+                original_max_positions: required("original_max_position_embeddings")?,
+            }),
+            other => Err(unsupported("rope_type", other, "default, linear, llama3")),
+        }
     }
 
-    /// One frequency per pair of dimensions, rounded as transformers rounds them.
-    pub fn frequencies(&self, head_dim: usize) -> Vec<f32> {
-        (0..head_dim / 2)
-            .map(|i| {
-                let plain = 1.0 / (self.theta as f32).powf(2.0 * i as f32 / head_dim as f32);
-                match self.scaling {
-                    RopeScaling::None => plain,
-                    RopeScaling::Linear { factor } => plain / factor as f32,
-                    RopeScaling::Llama3 {
-                        factor,
-                        low_freq_factor: low,
-                        high_freq_factor: high,
-                        original_max_positions: original,
-                    } => {
-                        let wavelength = 2.0 * std::f64::consts::PI / f64::from(plain);
-                        if wavelength < original / high {
-                            plain
-                        } else if wavelength > original / low {
-                            plain / factor as f32
-                        } else {
-                            let smooth = (original / wavelength - low) / (high - low);
-                            ((1.0 - smooth) * f64::from(plain) / factor + smooth * f64::from(plain))
-                                as f32
-                        }
-                    }
+    /// The stretched frequency.
+    fn apply(&self, frequency: f32) -> f32 {
+        match *self {
+            Self::None => frequency,
+            Self::Linear { factor } => frequency / factor as f32,
+            Self::Llama3 {
+                factor,
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original_max_positions: original,
+            } => {
+                let wavelength = 2.0 * std::f64::consts::PI / f64::from(frequency);
+                if wavelength < original / high {
+                    frequency
+                } else if wavelength > original / low {
+                    frequency / factor as f32
+                } else {
+                    // a linear ramp from the divided frequency to the frequency itself
+                    let smooth = (original / wavelength - low) / (high - low);
+                    let frequency = f64::from(frequency);
+                    ((1.0 - smooth) * frequency / factor + smooth * frequency) as f32
                 }
-            })
-            .collect()
+            }
+        }
+    }
+}
+
+fn required_size_key(raw: &Map<String, Value>, key: &'static str) -> Result<usize, ConfigError> {
+    size_key(raw, key)?.ok_or(ConfigError::MissingKey(key))
+}
+
+/// The number at the first of these keys that is there.
+fn first_number_key(
+    raw: &Map<String, Value>,
+    keys: &[&'static str],
+) -> Result<Option<f64>, ConfigError> {
+    for key in keys {
+        if let Some(number) = positive_number_key(raw, key)? {
+            return Ok(Some(number));
+        }
+    }
+    Ok(None)
+}
+
+fn table_key<'a>(
+    raw: &'a Map<String, Value>,
+    key: &'static str,
+) -> Result<Option<&'a Map<String, Value>>, ConfigError> {
+    match raw.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(table)) => Ok(Some(table)),
+        Some(other) => Err(ConfigError::InvalidValue {
+            key: key.to_owned(),
+            found: other.to_string(),
+            expected: "a table",
+        }),
     }
 }
 
@@ -327,7 +446,7 @@ fn positive_number_key(
 fn bool_key(raw: &Map<String, Value>, key: &'static str) -> Result<Option<bool>, ConfigError> {
     match raw.get(key) {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::Bool(truth)) => Ok(Some(*truth)),
+        Some(Value::Bool(flag)) => Ok(Some(*flag)),
         Some(other) => Err(ConfigError::InvalidValue {
             key: key.to_owned(),
             found: other.to_string(),

@@ -1,17 +1,19 @@
-//! Coupled structures: what must be removed together (LLM-Pruner, section 3.1).
+//! Dependency groups: structures that must be removed together (LLM-Pruner, section 3.1).
 //!
-//! The wiring table becomes a graph: a space is a node; a weight is a node where it reads and a node where it writes.
-//! Two rules say what depends on what (equations 1 and 2): a node depends on its neighbour when that neighbour is its
-//! only producer, or its only consumer. From a trigger the rules are followed to a fixpoint; the group is all that
-//! depends, directly or not, on the trigger. Triggers are spaces: the head of an attention, the channel of an MLP, the
-//! channel of the residual stream.
+//! The family's tensors become a graph: a space is a node; a weight is a node where it reads and a
+//! node where it writes. Two rules say what depends on what (equations 1 and 2): a node depends on its
+//! neighbour when that neighbour is its only producer, or its only consumer. From a trigger the rules
+//! are followed to a fixpoint; the group is all that depends, directly or not, on the trigger. Triggers
+//! are spaces: the heads of an attention, the channels of an MLP, the channels of the residual stream.
+//! A bias is not a member: it is cut with the outputs of its matrix or norm.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::Model;
-use super::wiring::{Axis, BlockTensor, ChannelSpace, Family, LLAMA, TensorId};
+use crate::Model;
+use crate::family::{Family, TensorSpec};
+use crate::wiring::{Axis, BlockTensor, ChannelSpace, TensorId};
 
 /// What the units of a group are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -27,7 +29,7 @@ pub enum GroupKind {
     Layer,
 }
 
-/// How the units lie in a member.
+/// How the units are laid out in a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UnitLayout {
     /// Unit u owns an equal, contiguous share of this axis.
@@ -44,7 +46,8 @@ pub struct Member {
     pub unit_layout: UnitLayout,
     /// The tensor's name; for a group of layers its name inside a block.
     pub name: String,
-    /// Whether the group's activations flow out of this weight, back to the rest of the model: `o_proj`, `down_proj`.
+    /// Whether the group's activations leave it through this weight: the output matrix of the
+    /// attention or the MLP.
     pub is_output: bool,
 }
 
@@ -104,7 +107,7 @@ impl Group {
 /// A node of the graph in which the rules are followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum GraphNode {
-    /// A space; those inside a block carry its number, the others 0.
+    /// A space, with the index of its block, 0 for spaces outside the blocks.
     Space(ChannelSpace, usize),
     /// The side of a weight that reads a space.
     InputSide(TensorId),
@@ -112,7 +115,7 @@ pub enum GraphNode {
     OutputSide(TensorId),
 }
 
-/// Who produces for whom.
+/// Edges from producers to consumers.
 #[derive(Clone, Debug)]
 pub struct DataflowGraph<N> {
     edges: Vec<(N, N)>,
@@ -128,12 +131,12 @@ impl<N: Copy + Ord> DataflowGraph<N> {
     pub fn coupled_nodes(&self, trigger: N) -> BTreeSet<N> {
         let mut group = BTreeSet::from([trigger]);
         let mut triggers = vec![trigger];
-        while let Some(at) = triggers.pop() {
+        while let Some(node) = triggers.pop() {
             let only_producer = self
-                .consumers(at)
+                .consumers(node)
                 .filter(|&n| self.producers(n).count() == 1);
             let only_consumer = self
-                .producers(at)
+                .producers(node)
                 .filter(|&n| self.consumers(n).count() == 1);
             for dependent in only_producer.chain(only_consumer).collect::<Vec<_>>() {
                 if group.insert(dependent) {
@@ -162,79 +165,94 @@ impl<N: Copy + Ord> DataflowGraph<N> {
 /// The flow of a model of this family with so many blocks.
 pub fn build_dataflow(family: &Family, layers: usize) -> DataflowGraph<GraphNode> {
     let mut edges = Vec::new();
-    let mut wire =
-        |place: TensorId, layer: usize, reads: ChannelSpace, writes: Option<ChannelSpace>| {
-            let node = |space| match space {
-                ChannelSpace::Heads | ChannelSpace::Mlp => GraphNode::Space(space, layer),
-                ChannelSpace::Vocabulary | ChannelSpace::Hidden => GraphNode::Space(space, 0),
-            };
-            edges.push((node(reads), GraphNode::InputSide(place)));
-            edges.extend(writes.map(|space| (GraphNode::OutputSide(place), node(space))));
-        };
-    for w in family.outer_tensors {
-        wire(w.tensor, 0, w.reads.0, w.writes.map(|(space, _)| space));
-    }
-    for layer in 0..layers {
-        for w in family.block_tensors {
-            wire(
-                TensorId::Block(layer, w.tensor),
-                layer,
-                w.reads.0,
-                w.writes.map(|(space, _)| space),
-            );
-        }
+    for side in tensor_sides(family, layers) {
+        let space = GraphNode::Space(side.space, side.space_layer);
+        edges.push(match side.node {
+            GraphNode::InputSide(_) => (space, side.node),
+            _ => (side.node, space),
+        });
     }
     DataflowGraph::new(edges)
 }
 
-/// The groups whose trigger is a space of one layer.
+/// One side of a weight: where it reads a space, or writes one.
+struct TensorSide {
+    /// [`GraphNode::InputSide`] or [`GraphNode::OutputSide`].
+    node: GraphNode,
+    space: ChannelSpace,
+    /// The layer of a space inside a block, 0 for the others.
+    space_layer: usize,
+    axis: Axis,
+}
+
+/// Both sides of every weight.
+fn tensor_sides(family: &Family, layers: usize) -> Vec<TensorSide> {
+    let mut sides = Vec::new();
+    let mut add = |id: TensorId,
+                   layer: usize,
+                   reads: (ChannelSpace, Axis),
+                   writes: Option<(ChannelSpace, Axis)>| {
+        let side = |node, (space, axis): (ChannelSpace, Axis)| TensorSide {
+            node,
+            space,
+            space_layer: if space.is_inside_block() { layer } else { 0 },
+            axis,
+        };
+        sides.push(side(GraphNode::InputSide(id), reads));
+        sides.extend(writes.map(|writes| side(GraphNode::OutputSide(id), writes)));
+    };
+    for spec in family.outer_tensors {
+        add(spec.tensor, 0, spec.reads, spec.writes);
+    }
+    for layer in 0..layers {
+        for spec in family.block_tensors {
+            let id = TensorId::Block(layer, spec.tensor);
+            add(id, layer, spec.reads, spec.writes);
+        }
+    }
+    sides
+}
+
+/// The group whose trigger is a space of one layer.
 pub fn block_group(model: &Model, space: ChannelSpace, layer: usize) -> Group {
-    let heads = model.blocks[layer].attention_heads(model.config.head_dim);
-    let (kind, units) = match space {
-        ChannelSpace::Heads => (GroupKind::Attention, heads.key_value_heads),
-        _ => (
-            GroupKind::Mlp,
-            model.blocks[layer][BlockTensor::Gate].rows(),
-        ),
+    let shape = model.blocks[layer].shape(model.config.head_dim);
+    let (kind, unit_count) = match space {
+        ChannelSpace::Heads => (GroupKind::Attention, shape.key_value_heads),
+        _ => (GroupKind::Mlp, shape.mlp_channels),
     };
     let mut members = coupled_members(model, GraphNode::Space(space, layer));
-    // The reference's order: q o v k (k o v q with grouped queries), gate up down.
-    let order: &[BlockTensor] = match (space, heads.key_value_heads < heads.query_heads) {
-        (ChannelSpace::Heads, false) => &[
-            BlockTensor::Q,
-            BlockTensor::O,
-            BlockTensor::V,
-            BlockTensor::K,
-        ],
-        (ChannelSpace::Heads, true) => &[
-            BlockTensor::K,
-            BlockTensor::O,
-            BlockTensor::V,
-            BlockTensor::Q,
-        ],
-        _ => &[BlockTensor::Gate, BlockTensor::Up, BlockTensor::Down],
+    // The reference's order: for the attention the family says it; the MLP's is that of the forward pass.
+    let shares_keys = shape.key_value_heads < shape.query_heads;
+    let order: Vec<BlockTensor> = match space {
+        ChannelSpace::Heads => model.family.attention_order[usize::from(shares_keys)].to_vec(),
+        _ => model.family.block_tensor_ids().collect(),
     };
     members.sort_by_key(|member| {
         order
             .iter()
-            .position(|&part| member.tensor_id == TensorId::Block(layer, part))
+            .position(|&tensor| member.tensor_id == TensorId::Block(layer, tensor))
     });
     Group {
         layer,
         kind,
-        unit_count: units,
+        unit_count,
         members,
     }
 }
 
-/// The group of the residual stream. The reference's order: final norm, head, the blocks from the last down, embedding.
+/// The group of the residual stream. The reference's order: final norm, output matrix, the blocks from
+/// the last down, each from its last tensor to its first, embedding.
 pub fn residual_group(model: &Model) -> Group {
     let mut members = coupled_members(model, GraphNode::Space(ChannelSpace::Hidden, 0));
-    members.sort_by_key(|member| match member.tensor_id {
-        TensorId::FinalNorm => (0, 0, 0),
-        TensorId::LmHead => (0, 1, 0),
-        TensorId::Block(layer, part) => (1, usize::MAX - layer, usize::MAX - part as usize),
-        TensorId::Embedding => (2, 0, 0),
+    let forward_order: Vec<TensorId> = model.tensor_ids();
+    members.sort_by_key(|member| {
+        let position = forward_order.iter().position(|id| *id == member.tensor_id);
+        match member.tensor_id {
+            TensorId::FinalNorm => (0, 0),
+            TensorId::LmHead => (0, 1),
+            TensorId::Block(..) => (1, usize::MAX - position.unwrap_or(0)),
+            TensorId::Embedding => (2, 0),
+        }
     });
     Group {
         layer: 0,
@@ -246,16 +264,18 @@ pub fn residual_group(model: &Model) -> Group {
 
 /// The group whose units are whole layers.
 pub fn whole_layer_group(model: &Model) -> Group {
-    let member = |wire: &super::wiring::TensorWiring<BlockTensor>| Member {
-        tensor_id: TensorId::Block(0, wire.tensor),
-        unit_layout: UnitLayout::WholeTensor,
-        name: wire.name.to_owned(),
-        is_output: wire.tensor == BlockTensor::Down,
-    };
-    let matrices = LLAMA
+    let family = model.family;
+    let matrices = family
         .block_tensors
         .iter()
-        .filter(|wire| BlockTensor::MATRICES.contains(&wire.tensor));
+        .filter(|spec| spec.tensor.is_matrix());
+    let last = matrices.clone().next_back().map(|spec| spec.tensor);
+    let member = |spec: &TensorSpec<BlockTensor>| Member {
+        tensor_id: TensorId::Block(0, spec.tensor),
+        unit_layout: UnitLayout::WholeTensor,
+        name: format!("{}.weight", spec.module),
+        is_output: Some(spec.tensor) == last,
+    };
     Group {
         layer: 0,
         kind: GroupKind::Layer,
@@ -264,52 +284,32 @@ pub fn whole_layer_group(model: &Model) -> Group {
     }
 }
 
-/// What the rules reach from a space, as members.
+/// The weights that the rules reach from a space, as members, in the order of the graph's nodes.
 fn coupled_members(model: &Model, trigger: GraphNode) -> Vec<Member> {
-    let axes: BTreeMap<GraphNode, (Axis, bool)> = weight_sides(model.blocks.len()).collect();
+    let (family, layers) = (model.family, model.blocks.len());
+    let sides: BTreeMap<GraphNode, TensorSide> = tensor_sides(family, layers)
+        .into_iter()
+        .map(|side| (side.node, side))
+        .collect();
     let member = |node: GraphNode| {
-        let (GraphNode::InputSide(place) | GraphNode::OutputSide(place)) = node else {
+        let (GraphNode::InputSide(tensor_id) | GraphNode::OutputSide(tensor_id)) = node else {
             return None;
         };
-        let (axis, inner) = axes.get(&node)?;
-        let last = *inner && matches!(node, GraphNode::InputSide(_));
+        let side = sides.get(&node)?;
+        // a weight that reads a space inside a block hands its result back to the rest of the model
+        let is_output = side.space.is_inside_block() && matches!(node, GraphNode::InputSide(_));
         Some(Member {
-            tensor_id: place,
-            unit_layout: UnitLayout::AlongAxis(*axis),
-            name: LLAMA.tensor_name(place),
-            is_output: last,
+            tensor_id,
+            unit_layout: UnitLayout::AlongAxis(side.axis),
+            name: family.tensor_name(tensor_id),
+            is_output,
         })
     };
-    build_dataflow(&LLAMA, model.blocks.len())
+    build_dataflow(family, layers)
         .coupled_nodes(trigger)
         .into_iter()
         .filter_map(member)
         .collect()
-}
-
-/// Each side of each weight with its axis, and whether it lies in a space inside a block.
-fn weight_sides(layers: usize) -> impl Iterator<Item = (GraphNode, (Axis, bool))> {
-    let sides = |place, reads: (ChannelSpace, Axis), writes: Option<(ChannelSpace, Axis)>| {
-        let inner = |space| matches!(space, ChannelSpace::Heads | ChannelSpace::Mlp);
-        let read = Some((GraphNode::InputSide(place), (reads.1, inner(reads.0))));
-        [
-            read,
-            writes.map(|(space, axis)| (GraphNode::OutputSide(place), (axis, inner(space)))),
-        ]
-        .into_iter()
-        .flatten()
-    };
-    let outside = LLAMA
-        .outer_tensors
-        .iter()
-        .flat_map(move |w| sides(w.tensor, w.reads, w.writes));
-    let blocks = (0..layers).flat_map(move |layer| {
-        LLAMA
-            .block_tensors
-            .iter()
-            .flat_map(move |w| sides(TensorId::Block(layer, w.tensor), w.reads, w.writes))
-    });
-    outside.chain(blocks)
 }
 
 #[cfg(test)]
@@ -324,8 +324,8 @@ mod tests {
     }
 
     #[test]
-    fn the_rules_go_on_through_a_chain() {
-        // gate and up feed h, h feeds down alone: from any end of the chain that has one neighbour, all of it.
+    fn the_rules_follow_a_chain() {
+        // gate and up feed h, and only down reads h: both triggers reach the whole chain
         let mlp = [('g', 'h'), ('u', 'h'), ('h', 'd')];
         assert_eq!(group(&mlp, 'h'), "dghu");
         assert_eq!(group(&mlp, 'd'), "dghu");
@@ -337,8 +337,8 @@ mod tests {
     }
 
     #[test]
-    fn the_rules_stop_where_a_neighbour_has_others() {
-        // h has two producers, so it outlives the loss of one of them
+    fn the_rules_stop_at_a_neighbour_with_others() {
+        // h has two producers, so it does not depend on one of them
         assert_eq!(group(&[('g', 'h'), ('u', 'h'), ('h', 'd')], 'g'), "g");
         // keys shared by the attentions a and b depend on neither
         let shared = [
@@ -359,8 +359,9 @@ mod tests {
     }
 
     #[test]
-    fn a_llama_block_falls_into_attention_and_mlp() {
-        let flow = build_dataflow(&LLAMA, 2);
+    fn a_block_has_an_attention_group_and_an_mlp_group() {
+        let (llama, _) = crate::families::find("llama").unwrap();
+        let flow = build_dataflow(llama, 2);
         let at = |part| TensorId::Block(1, part);
         let attention = flow.coupled_nodes(GraphNode::Space(ChannelSpace::Heads, 1));
         let expected = [

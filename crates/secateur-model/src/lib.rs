@@ -1,46 +1,77 @@
-//! The models: a family as a table (`wiring`), checkpoints in and out, the forward pass of a block, and the walk
-//! through the blocks, forward and backward.
+//! Language models for structural pruning.
+//!
+//! A [`Model`] is an embedding, blocks and an output matrix, with a [`Family`] that says which tensors
+//! a block has and what it computes. Everything else is derived from the two: reading and writing
+//! checkpoints ([`Checkpoint`], [`Model::save`]), dependency groups and pruning (`groups`, `plan`),
+//! the walk forward and backward through the blocks (`walk`), LoRA adapters (`lora`), costs (`cost`).
+//!
+//! ```
+//! use secateur_model::family::BlockShape;
+//! use secateur_model::random::{RandomModel, random_model};
+//! use secateur_model::{families, walk};
+//!
+//! let (family, _) = families::find("llama").unwrap();
+//! let model = random_model(&RandomModel {
+//!     family,
+//!     hidden: 16,
+//!     head_dim: 4,
+//!     vocab: 11,
+//!     blocks: vec![BlockShape { query_heads: 4, key_value_heads: 2, mlp_channels: 24 }; 2],
+//!     tied_embeddings: true,
+//!     seed: 1,
+//! });
+//! let logits = walk::logits(&model, &[3, 1, 4]);
+//! assert_eq!(logits.shape(), (3, 11)); // (positions, vocabulary)
+//! ```
 
 use std::path::Path;
 use std::sync::Arc;
 
-pub mod blocks;
+pub mod block;
 pub mod checkpoint;
 pub mod config;
+pub mod cost;
+pub mod families;
+pub mod family;
 pub mod groups;
 pub mod hooks;
 pub mod lora;
 mod lora_hooks;
 mod parameter;
 pub mod plan;
+pub mod random;
 mod save;
-pub mod sizes;
 pub mod stored;
 mod stored_tensor;
 pub mod tokenizer;
 pub mod walk;
 pub mod wiring;
 
-pub use blocks::Block;
+pub use block::Block;
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use config::Config;
+pub use family::Family;
 pub use lora_hooks::{Dropout, TrainedAdapters};
 pub use parameter::{Factor, ParameterId};
-use secateur_tensor::ops::RotaryTables;
-use secateur_tensor::{Precision, Weight};
+use secateur_tensor::ops::{GradientRequest, RotaryTables};
+use secateur_tensor::{Activations, AnyTape, Precision, Weight};
 use tokenizer::Tokenizer;
 use wiring::{BlockTensor, TensorId};
 
-/// A language model: embedding, blocks, head. A pruned model is a Model; so is a recovered one. Clones share weights.
+/// A language model: embedding, blocks, output matrix. A pruned model is a `Model`, and so is a
+/// recovered one. Clones share weights.
 #[derive(Clone)]
 pub struct Model {
+    pub family: &'static Family,
     pub config: Config,
     /// (vocabulary, hidden)
     pub embedding: Weight,
     pub blocks: Vec<Block>,
     /// (1, hidden)
     pub final_norm: Weight,
-    /// (vocabulary, hidden). None: the embedding is the head.
+    /// (1, hidden), where the family's norms have biases.
+    pub final_norm_bias: Option<Weight>,
+    /// The output matrix, (vocabulary, hidden). None: it is the embedding.
     pub lm_head: Option<Weight>,
     pub tokenizer: Option<Arc<Tokenizer>>,
 }
@@ -48,6 +79,7 @@ pub struct Model {
 /// What a model folder says before its weights are read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelHeader {
+    pub family: &'static Family,
     /// Number of blocks.
     pub layers: usize,
     /// Width of the residual stream.
@@ -58,9 +90,9 @@ pub struct ModelHeader {
     pub vocab: usize,
     /// Longest sequence the model was made for, in tokens.
     pub max_positions: usize,
-    /// Parameters, a tied head counted once.
+    /// Parameters, a tied output matrix counted once.
     pub parameters: u64,
-    /// Numbers that a KV cache keeps of a token, all layers together, at most.
+    /// Values that a KV cache keeps for a token, all layers together, at most.
     pub kv_values_per_token: u64,
     /// Whether the folder has a `tokenizer.json`.
     pub has_tokenizer: bool,
@@ -74,33 +106,22 @@ impl ModelHeader {
         if let Some(tokenizer) = &tokenizer {
             tokenizer.check_fits_vocabulary(checkpoint.config.vocab)?;
         }
-        let Config {
-            layers,
-            hidden,
-            vocab,
-            max_positions,
-            ..
-        } = checkpoint.config;
-        let keys = checkpoint
-            .config
-            .declared_widths
+        let config = &checkpoint.config;
+        let (hidden, head_dim) = (config.hidden, config.head_dim);
+        let widths = config.declared_widths;
+        let key_width = widths
             .key_value_heads
-            .map_or(hidden, |keys| keys * checkpoint.config.head_dim);
-        let heads = checkpoint
-            .config
-            .declared_widths
-            .query_heads
-            .unwrap_or(hidden / checkpoint.config.head_dim.max(1));
-        let (cached, has_tokenizer) = ((2 * layers * keys) as u64, tokenizer.is_some());
+            .map_or(hidden, |heads| heads * head_dim);
         Ok(Self {
-            layers,
+            family: checkpoint.family,
+            layers: config.layers,
             hidden,
-            heads,
-            vocab,
-            max_positions,
+            heads: widths.query_heads.unwrap_or(hidden / head_dim.max(1)),
+            vocab: config.vocab,
+            max_positions: config.max_positions,
             parameters: checkpoint.parameter_count(),
-            kv_values_per_token: cached,
-            has_tokenizer,
+            kv_values_per_token: (2 * config.layers * key_width) as u64,
+            has_tokenizer: tokenizer.is_some(),
         })
     }
 }
@@ -109,7 +130,7 @@ impl Model {
     /// Reads a Hugging Face folder.
     ///
     /// # Errors
-    /// Whatever is missing, broken or does not fit, by file and tensor.
+    /// If a file or tensor is missing, broken or does not fit; the error names it.
     pub fn load(folder: &Path) -> Result<Self, CheckpointError> {
         Self::load_with(folder, Checkpoint::read_weight)
     }
@@ -117,141 +138,146 @@ impl Model {
     /// Opens a Hugging Face folder whose matrices stay on disk and are read whenever they are used.
     ///
     /// # Errors
-    /// As [`Model::load`]; every weight is looked at once.
+    /// As [`Model::load`]; every weight is read once, to see whether it is whole.
     pub fn open_streaming(folder: &Path) -> Result<Self, CheckpointError> {
-        Self::load_with(folder, |checkpoint, place| match place {
-            TensorId::FinalNorm => checkpoint.read_weight(place),
-            _ => checkpoint.open_weight(place),
+        Self::load_with(folder, |checkpoint, id| match id {
+            TensorId::FinalNorm => checkpoint.read_weight(id),
+            _ => checkpoint.open_weight(id),
         })
     }
 
     fn load_with(
         folder: &Path,
-        weight: impl Fn(&Checkpoint, TensorId) -> Result<Weight, CheckpointError>,
+        load_weight: impl Fn(&Checkpoint, TensorId) -> Result<Weight, CheckpointError>,
     ) -> Result<Self, CheckpointError> {
         let checkpoint = Checkpoint::open(folder)?;
         let tokenizer = Tokenizer::load(folder)?.map(Arc::new);
         if let Some(tokenizer) = &tokenizer {
             tokenizer.check_fits_vocabulary(checkpoint.config.vocab)?;
         }
-        let block = |i| {
-            let weights = BlockTensor::ALL
-                .iter()
-                .map(|&part| weight(&checkpoint, TensorId::Block(i, part)))
-                .collect::<Result<Vec<_>, _>>()?;
-            let mut block = Block::new(
-                weights
-                    .try_into()
-                    .unwrap_or_else(|_| unreachable!("nine parts, nine weights")),
-            );
-            for part in checkpoint.config.biased_tensors() {
-                block.set_bias(part, checkpoint.read_bias(i, part)?);
+        let family = checkpoint.family;
+        let load_block = |layer| {
+            let load = |tensor| {
+                let weight = load_weight(&checkpoint, TensorId::Block(layer, tensor))?;
+                Ok((tensor, weight))
+            };
+            let weights = family
+                .block_tensor_ids()
+                .map(load)
+                .collect::<Result<Vec<_>, CheckpointError>>()?;
+            let mut block = Block::new(weights);
+            for &tensor in &checkpoint.config.declared_biases {
+                block.set_bias(tensor, checkpoint.read_bias(layer, tensor)?);
             }
-            Ok::<_, CheckpointError>(block)
+            Ok(block)
         };
+        let blocks: Result<Vec<Block>, CheckpointError> =
+            (0..checkpoint.config.layers).map(load_block).collect();
         Ok(Self {
-            embedding: weight(&checkpoint, TensorId::Embedding)?,
-            blocks: (0..checkpoint.config.layers)
-                .map(block)
-                .collect::<Result<_, _>>()?,
-            final_norm: weight(&checkpoint, TensorId::FinalNorm)?,
-            lm_head: if checkpoint.config.tied_embeddings {
-                None
-            } else {
-                Some(weight(&checkpoint, TensorId::LmHead)?)
+            family,
+            embedding: load_weight(&checkpoint, TensorId::Embedding)?,
+            blocks: blocks?,
+            final_norm: load_weight(&checkpoint, TensorId::FinalNorm)?,
+            final_norm_bias: checkpoint.read_final_norm_bias()?,
+            lm_head: match checkpoint.config.tied_embeddings {
+                true => None,
+                false => Some(load_weight(&checkpoint, TensorId::LmHead)?),
             },
             tokenizer,
             config: checkpoint.config,
         })
     }
 
-    /// The model whose blocks and head a GPU holds in this precision. Norms, and an embedding that is the head, stay in f32.
+    /// The model whose blocks and output matrix a GPU holds in this precision. Norms, and an
+    /// embedding that is the output matrix, stay in f32.
     pub fn with_gpu_precision(mut self, precision: Precision) -> Self {
-        for block in &mut self.blocks {
-            for part in BlockTensor::MATRICES {
-                block[part] = block[part].clone().with_precision(precision);
-            }
-        }
+        self.blocks = self
+            .blocks
+            .into_iter()
+            .map(|block| block.with_gpu_precision(precision))
+            .collect();
         self.lm_head = self.lm_head.map(|head| head.with_precision(precision));
         self
     }
 
-    /// The weight at a place; a tied head is the embedding.
-    pub fn weight(&self, place: TensorId) -> &Weight {
-        match place {
+    /// The weight at a place; a tied output matrix is the embedding.
+    pub fn weight(&self, id: TensorId) -> &Weight {
+        match id {
             TensorId::Embedding => &self.embedding,
-            TensorId::Block(layer, part) => &self.blocks[layer][part],
+            TensorId::Block(layer, tensor) => &self.blocks[layer][tensor],
             TensorId::FinalNorm => &self.final_norm,
             TensorId::LmHead => self.lm_head.as_ref().unwrap_or(&self.embedding),
         }
     }
 
     /// The weight at a place, to be changed.
-    pub fn weight_mut(&mut self, place: TensorId) -> &mut Weight {
-        match place {
+    pub fn weight_mut(&mut self, id: TensorId) -> &mut Weight {
+        match id {
             TensorId::Embedding => &mut self.embedding,
-            TensorId::Block(layer, part) => &mut self.blocks[layer][part],
+            TensorId::Block(layer, tensor) => &mut self.blocks[layer][tensor],
             TensorId::FinalNorm => &mut self.final_norm,
             TensorId::LmHead => self.lm_head.as_mut().unwrap_or(&mut self.embedding),
         }
     }
 
-    /// Every weight's place, a tied head not counted, in the order of the forward pass.
+    /// The place of every weight, a tied output matrix not counted, in the order of the forward pass.
     pub fn tensor_ids(&self) -> Vec<TensorId> {
-        let blocks = (0..self.blocks.len())
-            .flat_map(|i| BlockTensor::ALL.map(|part| TensorId::Block(i, part)));
-        let head = self.lm_head.as_ref().map(|_| TensorId::LmHead);
-        [TensorId::Embedding]
-            .into_iter()
-            .chain(blocks)
-            .chain([TensorId::FinalNorm])
-            .chain(head)
-            .collect()
+        tensor_ids(self.family, self.blocks.len(), self.lm_head.is_none()).collect()
     }
 
-    /// Parameters, a tied head counted once.
-    pub fn parameter_count(&self) -> u64 {
-        let biases = self
-            .blocks
+    /// Every bias.
+    pub fn biases(&self) -> impl Iterator<Item = &Weight> {
+        let of_block = |block| Block::biases(block).map(|(_, bias)| bias);
+        self.blocks
             .iter()
-            .flat_map(Block::biases)
-            .map(|(_, bias)| bias);
+            .flat_map(of_block)
+            .chain(&self.final_norm_bias)
+    }
+
+    /// Parameters, a tied output matrix counted once.
+    pub fn parameter_count(&self) -> u64 {
         self.tensor_ids()
             .into_iter()
-            .map(|place| self.weight(place))
-            .chain(biases)
+            .map(|id| self.weight(id))
+            .chain(self.biases())
             .map(|weight| weight.len() as u64)
             .sum()
     }
 
-    /// The weights that a walk multiplies or adds: all but an embedding that is not the head.
+    /// The weights that a walk multiplies or adds: all but an embedding that is not the output matrix.
     pub fn weights_used_by_walk(&self) -> impl Iterator<Item = &Weight> {
-        let is_walked = |place: &TensorId| *place != TensorId::Embedding || self.lm_head.is_none();
-        let biases = self
-            .blocks
-            .iter()
-            .flat_map(Block::biases)
-            .map(|(_, bias)| bias);
+        let is_used = |id: &TensorId| *id != TensorId::Embedding || self.lm_head.is_none();
         self.tensor_ids()
             .into_iter()
-            .filter(is_walked)
-            .map(|place| self.weight(place))
-            .chain(biases)
+            .filter(is_used)
+            .map(|id| self.weight(id))
+            .chain(self.biases())
     }
 
-    /// Whether every weight is a number.
+    /// Whether every weight is a finite number.
     pub fn is_finite(&self) -> bool {
-        let biases = self
-            .blocks
-            .iter()
-            .flat_map(Block::biases)
-            .map(|(_, bias)| bias);
-        let mut all = self
-            .tensor_ids()
+        self.tensor_ids()
             .into_iter()
-            .map(|place| self.weight(place))
-            .chain(biases);
-        all.all(|weight| weight.values().iter().all(|w| w.is_finite()))
+            .map(|id| self.weight(id))
+            .chain(self.biases())
+            .all(|weight| weight.values().iter().all(|w| w.is_finite()))
+    }
+
+    /// The final norm of hidden states, which the output matrix reads. x and the result are
+    /// (positions, hidden).
+    pub(crate) fn normalize_output<T: AnyTape>(
+        &self,
+        x: Activations<T>,
+        request: Option<&GradientRequest>,
+    ) -> Activations<T> {
+        block::normalize(
+            x,
+            self.family,
+            self.config.norm_epsilon,
+            &self.final_norm,
+            self.final_norm_bias.as_ref(),
+            request,
+        )
     }
 
     /// The rotary tables for sequences of up to `positions` tokens.
@@ -261,4 +287,24 @@ impl Model {
             positions,
         )
     }
+}
+
+/// The place of every weight of a model of a family with so many blocks, in the order of the forward
+/// pass.
+fn tensor_ids(
+    family: &'static Family,
+    layers: usize,
+    tied_embeddings: bool,
+) -> impl Iterator<Item = TensorId> {
+    let of_block = |layer| {
+        family
+            .block_tensor_ids()
+            .map(move |tensor: BlockTensor| TensorId::Block(layer, tensor))
+    };
+    let head = (!tied_embeddings).then_some(TensorId::LmHead);
+    [TensorId::Embedding]
+        .into_iter()
+        .chain((0..layers).flat_map(of_block))
+        .chain([TensorId::FinalNorm])
+        .chain(head)
 }

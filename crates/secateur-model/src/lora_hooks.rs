@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::hooks::BlockHooks;
 use crate::lora::{Adapter, LoraFactors};
 use crate::parameter::{Factor, ParameterId};
-use crate::wiring::{BlockTensor, LLAMA, TensorId};
+use crate::wiring::{BlockTensor, TensorId};
 use secateur_base::random::Seed;
 use secateur_tensor::ops::{
     self, AdapterInput, DropoutMaskFn, GradientQuery, GradientRequest, GradientResult,
@@ -109,7 +109,8 @@ impl<'a> LoraHooks<'a> {
     /// The function that makes the mask of one matrix's inputs. None: no input is dropped.
     fn dropout_mask(&self, tensor: BlockTensor, inputs: usize) -> Option<DropoutMaskFn> {
         let dropout = self.dropout.clone()?;
-        let tensor_name = LLAMA.tensor_name(TensorId::Block(self.layer, tensor));
+        let id = TensorId::Block(self.layer, tensor);
+        let tensor_name = self.adapter.family.tensor_name(id);
         Some(Arc::new(move || dropout.mask(&tensor_name, inputs)))
     }
 }

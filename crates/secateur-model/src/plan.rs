@@ -1,19 +1,20 @@
-//! The pruning plan: which units of the dense model stay. With the dense checkpoint it rebuilds the pruned model.
+//! The pruning plan: the units of the dense model that stay. With the dense checkpoint it rebuilds the
+//! pruned model.
 
 use serde::{Deserialize, Serialize};
 
-use super::Model;
-use super::groups::{self, Group, GroupKind, UnitLayout};
-use super::wiring::{Axis, ChannelSpace, TensorId};
+use crate::Model;
+use crate::groups::{self, Group, GroupKind, UnitLayout};
+use crate::wiring::{Axis, ChannelSpace, TensorId};
 
-/// What stays of a dense model.
+/// The units that stay of a dense model.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PruningPlan {
     pub groups: Vec<KeptUnits>,
 }
 
-/// What stays of one group.
+/// The units that stay of one group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeptUnits {
@@ -85,7 +86,7 @@ impl PruningPlan {
     /// If the plan was made for another model.
     pub fn apply(&self, dense: &Model) -> Result<Model, PruningPlanError> {
         let mut model = dense.clone();
-        // Layers go last: until then every group is found at its dense number.
+        // Layers are removed last, so that every other group still has its dense layer index.
         let (layers, within): (Vec<_>, Vec<_>) =
             self.groups.iter().partition(|g| g.kind == GroupKind::Layer);
         for entry in within.into_iter().chain(layers) {
@@ -125,7 +126,7 @@ impl PruningPlan {
         Ok(model)
     }
 
-    /// The layer by which a group of the model as it is now is known in the plan.
+    /// The dense layer index, as the plan records it, of a group of the model as it is now.
     pub fn dense_group_layer(&self, kind: GroupKind, now: usize) -> usize {
         match kind {
             GroupKind::Attention | GroupKind::Mlp => self.dense_layer(now),
@@ -134,7 +135,8 @@ impl PruningPlan {
     }
 }
 
-/// The model with only these units of one group, in the order given.
+/// The model with only these units of one group, in the order given. Biases are cut with the outputs of
+/// their matrices and norms.
 pub fn keep_units(model: &Model, group: &Group, kept: &[usize]) -> Model {
     let mut pruned = model.clone();
     for member in &group.members {
@@ -142,7 +144,7 @@ pub fn keep_units(model: &Model, group: &Group, kept: &[usize]) -> Model {
             continue;
         };
         if member.tensor_id == TensorId::LmHead && model.lm_head.is_none() {
-            continue; // a tied head is the embedding
+            continue; // a tied output matrix is the embedding, which is a member itself
         }
         let width = group.channels_per_unit(model, member);
         let channels: Vec<usize> = kept
@@ -154,10 +156,17 @@ pub fn keep_units(model: &Model, group: &Group, kept: &[usize]) -> Model {
             Axis::Rows => weight.keep_rows(&channels),
             Axis::Cols => weight.keep_cols(&channels),
         };
-        if let (TensorId::Block(layer, part), Axis::Rows) = (member.tensor_id, axis)
-            && let Some(bias) = model.blocks[layer].bias(part)
-        {
-            pruned.blocks[layer].set_bias(part, bias.keep_cols(&channels));
+        match member.tensor_id {
+            TensorId::Block(layer, tensor) if model.family.bias_axis(tensor) == axis => {
+                if let Some(bias) = model.blocks[layer].bias(tensor) {
+                    pruned.blocks[layer].set_bias(tensor, bias.keep_cols(&channels));
+                }
+            }
+            TensorId::FinalNorm => {
+                let bias = model.final_norm_bias.as_ref();
+                pruned.final_norm_bias = bias.map(|bias| bias.keep_cols(&channels));
+            }
+            _ => {}
         }
     }
     match group.kind {

@@ -1,5 +1,5 @@
-//! Weights out: safetensors straight from the weights, one tensor at a time, so that a model whose blocks lie on disk passes
-//! through memory piece by piece.
+//! Weights out: safetensors made from the weights one tensor at a time, so that a model whose blocks
+//! are on disk is never in memory as a whole.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -60,8 +60,22 @@ pub enum SafetensorsWriteError {
 pub struct TensorToWrite<'a> {
     pub name: String,
     pub shape: Vec<usize>,
-    /// None: zeros.
-    pub weight: Option<&'a Weight>,
+    pub values: ValuesToWrite<'a>,
+}
+
+/// Where the values of a tensor come from.
+pub enum ValuesToWrite<'a> {
+    Weight(&'a Weight),
+    Zeros,
+    /// Rows of several weights in one tensor.
+    Fused {
+        /// None: zeros.
+        parts: Vec<Option<&'a Weight>>,
+        /// For each row of the tensor its part and its row there.
+        row_order: Vec<(usize, usize)>,
+        /// Values of a row.
+        row_len: usize,
+    },
 }
 
 impl<'a> TensorToWrite<'a> {
@@ -69,7 +83,7 @@ impl<'a> TensorToWrite<'a> {
         Self {
             name,
             shape: vec![weight.rows(), weight.cols()],
-            weight: Some(weight),
+            values: ValuesToWrite::Weight(weight),
         }
     }
 
@@ -77,7 +91,7 @@ impl<'a> TensorToWrite<'a> {
         Self {
             name,
             shape: vec![weight.len()],
-            weight: Some(weight),
+            values: ValuesToWrite::Weight(weight),
         }
     }
 
@@ -86,16 +100,42 @@ impl<'a> TensorToWrite<'a> {
         Self {
             name,
             shape: vec![len],
-            weight: None,
+            values: ValuesToWrite::Zeros,
         }
     }
 }
 
-/// A tensor as safetensors sees it: little-endian bytes, made when they are written.
+impl ValuesToWrite<'_> {
+    /// All values, row-major. A weight on disk is read here.
+    fn gather(&self, len: usize) -> Cow<'_, [f32]> {
+        match self {
+            Self::Weight(weight) => weight.values(),
+            Self::Zeros => Cow::Owned(vec![0.0; len]),
+            Self::Fused {
+                parts,
+                row_order,
+                row_len,
+            } => {
+                let values: Vec<Option<Cow<'_, [f32]>>> =
+                    parts.iter().map(|part| part.map(Weight::values)).collect();
+                let mut fused = vec![0.0; len];
+                let rows = fused.chunks_exact_mut(*row_len);
+                for (to, &(part, row)) in rows.zip(row_order) {
+                    if let Some(values) = &values[part] {
+                        to.copy_from_slice(&values[row * row_len..(row + 1) * row_len]);
+                    }
+                }
+                Cow::Owned(fused)
+            }
+        }
+    }
+}
+
+/// A tensor as the safetensors library takes it: little-endian bytes, made when they are written.
 struct TensorView<'a> {
     tensor: TensorToWrite<'a>,
     precision: StorageDtype,
-    /// The first tensor that did not fit its precision.
+    /// The first tensor with a value beyond the range of its type.
     first_overflow: &'a RefCell<Option<String>>,
 }
 
@@ -111,10 +151,8 @@ impl View for TensorView<'_> {
         &self.tensor.shape
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        let Some(weight) = self.tensor.weight else {
-            return Cow::Owned(vec![0; self.data_len()]);
-        };
-        let values = weight.values();
+        let len = self.tensor.shape.iter().product();
+        let values = self.tensor.values.gather(len);
         match (self.precision, values) {
             (StorageDtype::Float32, Cow::Borrowed(values)) if cfg!(target_endian = "little") => {
                 Cow::Borrowed(bytemuck::cast_slice(values))
@@ -156,7 +194,7 @@ fn encode_values<const N: usize>(values: &[f32], bytes: impl Fn(f32) -> [u8; N] 
     out
 }
 
-/// Writes a file of tensors; its metadata says `format: pt`, which transformers and PEFT ask for.
+/// Writes a file of tensors. Its metadata says `format: pt`, which transformers and PEFT require.
 pub fn write_safetensors<'a>(
     path: &Path,
     precision: StorageDtype,

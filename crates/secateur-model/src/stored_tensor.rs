@@ -1,4 +1,4 @@
-//! One tensor of a safetensors file, read when it is asked for and widened to f32.
+//! One tensor of a safetensors file, or some of its rows, read when a weight is used and widened to f32.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -12,7 +12,7 @@ use secateur_tensor::{WeightFile, WeightReadError};
 
 /// A tensor of an opened checkpoint.
 #[derive(Debug)]
-pub(super) struct CheckpointTensor {
+pub(crate) struct CheckpointTensor {
     pub file: Arc<File>,
     pub path: PathBuf,
     pub name: String,
@@ -24,13 +24,13 @@ pub(super) struct CheckpointTensor {
 }
 
 impl CheckpointTensor {
-    /// Fills `to` with the numbers from element `first` on.
+    /// Fills `to` with the values from element `first` on.
     fn read_into(&self, to: &mut [f32], first: usize) -> Result<(), WeightReadError> {
         let width = self.dtype.bitsize() / 8;
-        let at = self.offset + (first * width) as u64;
+        let position = self.offset + (first * width) as u64;
         let read = |bytes: &mut [u8]| {
             self.file
-                .read_exact_at(bytes, at)
+                .read_exact_at(bytes, position)
                 .map_err(|e| WeightReadError {
                     tensor: self.name.clone(),
                     path: self.path.display().to_string(),
@@ -62,7 +62,7 @@ impl CheckpointTensor {
 
 impl WeightFile for CheckpointTensor {
     fn read(&self) -> Result<Vec<f32>, WeightReadError> {
-        /// Numbers that are read and widened at a time.
+        /// Values that are read and widened at a time.
         const CHUNK_VALUES: usize = 1 << 18;
         let mut values = vec![0.0; self.rows * self.cols];
         values
@@ -74,14 +74,40 @@ impl WeightFile for CheckpointTensor {
 
     fn read_rows(&self, rows: &[usize]) -> Result<Vec<f32>, WeightReadError> {
         let mut values = vec![0.0; rows.len() * self.cols];
-        let each = values.chunks_exact_mut(self.cols).zip(rows);
-        for (to, row) in each {
-            self.read_into(to, row * self.cols)?;
+        let mut filled = 0;
+        // consecutive rows are read at once
+        for run in rows.chunk_by(|a, b| a + 1 == *b) {
+            let len = run.len() * self.cols;
+            self.read_into(&mut values[filled..filled + len], run[0] * self.cols)?;
+            filled += len;
         }
         Ok(values)
     }
 
     fn cols(&self) -> usize {
         self.cols
+    }
+}
+
+/// Some rows of a stored tensor, in this order: one part of a fused tensor.
+#[derive(Debug)]
+pub(crate) struct CheckpointRows {
+    pub stored: CheckpointTensor,
+    /// Row of the part → row of the stored tensor.
+    pub rows: Vec<usize>,
+}
+
+impl WeightFile for CheckpointRows {
+    fn read(&self) -> Result<Vec<f32>, WeightReadError> {
+        self.stored.read_rows(&self.rows)
+    }
+
+    fn read_rows(&self, rows: &[usize]) -> Result<Vec<f32>, WeightReadError> {
+        let stored_rows: Vec<usize> = rows.iter().map(|&row| self.rows[row]).collect();
+        self.stored.read_rows(&stored_rows)
+    }
+
+    fn cols(&self) -> usize {
+        self.stored.cols
     }
 }

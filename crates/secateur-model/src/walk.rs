@@ -21,7 +21,7 @@ use pack::{build_packs, build_prefix_shared_packs};
 use source::for_each_block;
 
 use super::Model;
-use super::blocks::BlockSettings;
+use super::block::BlockSettings;
 use super::hooks::{BlockHooks, NoHooks};
 use super::wiring::TensorId;
 use secateur_tensor::Activations;
@@ -81,8 +81,7 @@ pub fn logits(model: &Model, ids: &[u32]) -> Activations {
 
 /// The final norm of the last block's output, (positions, hidden).
 fn final_norm(model: &Model, last_hidden: Activations) -> Activations {
-    let epsilon = model.config.norm_epsilon;
-    ops::rms_norm(last_hidden, &model.final_norm, epsilon, None)
+    model.normalize_output(last_hidden, None)
 }
 
 /// The log probability of each target, by sequence: one forward walk in which sequences share a common prefix,
@@ -107,13 +106,13 @@ pub fn token_scores(model: &Model, sequences: &[Sequence]) -> Vec<Vec<TokenScore
 }
 
 fn block_settings<'a>(
-    model: &Model,
+    model: &'a Model,
     pack: &'a Pack,
     kv_cache: Option<&'a Mutex<KvCache>>,
 ) -> BlockSettings<'a> {
     BlockSettings {
-        norm_epsilon: model.config.norm_epsilon,
-        head_dim: model.config.head_dim,
+        family: model.family,
+        config: &model.config,
         layout: &pack.layout,
         kv_cache,
     }

@@ -11,10 +11,11 @@ use super::{Error, Fisher, Taylor};
 use crate::progress::Bar;
 use crate::stages::products::MemberScores;
 use crate::stages::{Context, Environment, StageError};
-use secateur_model::blocks::Block;
+
+use secateur_model::block::Block;
 use secateur_model::groups::{DependencyGraph, Group, UnitLayout};
 use secateur_model::walk::{self, BackwardOptions, GradientVisitor, Pack, Sequence};
-use secateur_model::wiring::{Axis, BlockTensor, TensorId};
+use secateur_model::wiring::{Axis, TensorId};
 use secateur_model::{Model, ParameterId};
 use secateur_tensor::ops::{
     self, AxisSums, ElementScore, GradientQuery, GradientResult, SumAxes, axis_sums,
@@ -237,8 +238,8 @@ impl GradientVisitor for GradientCollector<'_> {
     }
 
     fn finish_block(&mut self, layer: usize, block: &Block) {
-        for tensor in BlockTensor::ALL {
-            self.reduce_tensor(TensorId::Block(layer, tensor), &block[tensor]);
+        for (tensor, weight) in block.weights() {
+            self.reduce_tensor(TensorId::Block(layer, tensor), weight);
         }
         self.bar.step();
     }

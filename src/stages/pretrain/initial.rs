@@ -6,9 +6,10 @@ use rand::{Rng, RngExt};
 
 use super::Options;
 use secateur_base::random::Seed;
-use secateur_model::config::{BiasFlags, BlockWidths, Config, RopeConfig, RopeScaling};
+use secateur_model::config::{BlockWidths, Config, RopeConfig, RopeScaling};
+use secateur_model::family::Residual;
 use secateur_model::tokenizer::Tokenizer;
-use secateur_model::{Block, Model};
+use secateur_model::{Block, Model, families};
 use secateur_tensor::Weight;
 
 /// Normal weights with a standard deviation of 1/√inputs; those of the matrices that write to the residual
@@ -29,9 +30,10 @@ pub fn initial_model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Mod
     let reads_mlp = deviation(options.mlp);
     let embedding = normal(vocab, hidden, 0.5 * reads_hidden);
     let ones = || Weight::new(vec![1.0; hidden], 1, hidden);
+    let family = families::default_family();
     let blocks = (0..options.blocks)
         .map(|_| {
-            Block::new([
+            let weights = [
                 ones(),                                                     // input norm
                 normal(query_width, hidden, reads_hidden),                  // q
                 normal(key_width, hidden, reads_hidden),                    // k
@@ -41,7 +43,8 @@ pub fn initial_model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Mod
                 normal(options.mlp, hidden, reads_hidden),                  // gate
                 normal(options.mlp, hidden, reads_hidden),                  // up
                 normal(hidden, options.mlp, residual_factor * reads_mlp),   // down
-            ])
+            ];
+            Block::new(family.block_tensor_ids().zip(weights))
         })
         .collect();
     let config = Config {
@@ -53,18 +56,22 @@ pub fn initial_model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Mod
         max_positions: options.max_positions(),
         norm_epsilon: 1e-5,
         tied_embeddings: true,
-        declared_biases: BiasFlags::default(),
+        declared_biases: Default::default(),
         rope: RopeConfig {
             theta: options.rope_theta,
             scaling: RopeScaling::None,
+            rotated_share: 1.0,
         },
+        residual: Residual::Sequential,
         raw: serde_json::Map::new(),
     };
     Model {
+        family,
         config,
         embedding,
         blocks,
         final_norm: ones(),
+        final_norm_bias: None,
         lm_head: None,
         tokenizer: Some(Arc::new(tokenizer)),
     }

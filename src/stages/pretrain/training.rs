@@ -7,7 +7,7 @@ use crate::stages::train::{
     TrainingOptions, UpdateGradients,
 };
 use secateur_model::walk::{self, BackwardOptions};
-use secateur_model::wiring::{BlockTensor, TensorId};
+use secateur_model::wiring::TensorId;
 use secateur_model::{Model, ParameterId};
 use secateur_tensor::Weight;
 
@@ -59,7 +59,8 @@ impl ModelTraining {
 
 impl Trainable for ModelTraining {
     fn parameters(&self) -> Vec<TrainedParameter> {
-        let is_block_matrix = |tensor: TensorId| matches!(tensor, TensorId::Block(_, part) if BlockTensor::MATRICES.contains(&part));
+        let is_block_matrix =
+            |tensor: TensorId| matches!(tensor, TensorId::Block(_, part) if part.is_matrix());
         let tensors = self.model.tensor_ids().into_iter();
         tensors
             .map(|tensor| TrainedParameter {

@@ -190,12 +190,9 @@ impl<'a> BackwardWalk<'a> {
         };
         let norm_request = request(TensorId::FinalNorm);
         let head_request = request(TensorId::LmHead);
-        let normed = ops::rms_norm(
-            output.with_gradient_tape(),
-            &self.model.final_norm,
-            self.model.config.norm_epsilon,
-            norm_request.as_ref(),
-        );
+        let normed = self
+            .model
+            .normalize_output(output.with_gradient_tape(), norm_request.as_ref());
         // The loss computes its own gradient with respect to `normed`; the norm's tape continues from there.
         let loss = ops::cross_entropy(
             &normed.with_empty_tape(),
@@ -310,7 +307,7 @@ impl<'a> BackwardWalk<'a> {
                 &query,
             )
         });
-        let queries = BlockTensor::ALL.into_iter().filter_map(|tensor| {
+        let queries = self.model.family.block_tensor_ids().filter_map(|tensor| {
             let id = ParameterId::Weight(TensorId::Block(layer, tensor));
             Some((tensor, query(id)?))
         });

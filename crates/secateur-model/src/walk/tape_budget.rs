@@ -2,8 +2,7 @@
 //! the memory of all activations inside the block.
 
 use super::pack::Pack;
-use crate::wiring::BlockTensor;
-use crate::{Block, Model};
+use crate::{Block, Model, cost};
 use secateur_base::memory;
 use secateur_tensor::{gpu, gpu_weight_cache, memory_limit, ops};
 
@@ -60,8 +59,9 @@ pub fn lowest_taped_layer(
 
 /// The bytes of a tape of one block, for one position.
 fn tape_bytes_per_position(model: &Model, layer: usize) -> u64 {
-    let head_dim = model.config.head_dim;
-    F32_BYTES * model.blocks[layer].tape_values_per_position(head_dim, gpu::is_selected()) as u64
+    let (block, on_gpu) = (&model.blocks[layer], gpu::is_selected());
+    let values = cost::tape_values_per_position(model.family, &model.config, block, on_gpu);
+    F32_BYTES * values as u64
 }
 
 /// The inputs of all blocks from `lowest_layer` up, and three more hidden states: (positions, hidden) each.
@@ -81,13 +81,9 @@ fn working_bytes(model: &Model, packs: &[Pack], lowest_layer: usize) -> u64 {
     let on_gpu = gpu::is_selected();
     let pack_lengths = packs.iter().map(|pack| pack.ids.len() as u64);
     let longest_pack = pack_lengths.max().unwrap_or(0);
-    let logits = longest_pack * model.config.vocab as u64;
-    let tile_bytes = F32_BYTES
-        * if on_gpu {
-            6 * logits.min(1 << 26)
-        } else {
-            2 * logits.min(1 << 24)
-        };
+    let tile_values =
+        cost::logit_tile_values(longest_pack as f64, model.config.vocab as f64, on_gpu);
+    let tile_bytes = F32_BYTES * tile_values as u64;
     let tape_bytes = (lowest_layer..model.blocks.len())
         .map(|layer| tape_bytes_per_position(model, layer))
         .max()
@@ -111,7 +107,7 @@ fn working_bytes(model: &Model, packs: &[Pack], lowest_layer: usize) -> u64 {
 
 /// The bytes of a block's weights in f32.
 fn block_bytes(block: &Block) -> u64 {
-    let lengths = BlockTensor::ALL.iter().map(|&tensor| block[tensor].len());
+    let lengths = block.weights().map(|(_, weight)| weight.len());
     lengths.map(|len| len as u64).sum::<u64>() * F32_BYTES
 }
 
@@ -124,11 +120,9 @@ fn gpu_attention_elements(model: &Model, packs: &[Pack]) -> u64 {
         .map(|block| block.attention_heads(model.config.head_dim).query_heads)
         .max()
         .unwrap_or(0);
-    let score_elements = |pack: &Pack| -> usize {
+    let score_values = |pack: &Pack| {
         let lengths = pack.layout.spans.iter().map(|span| span.rows.len());
-        lengths
-            .map(|len| len.min(ops::QUERY_CHUNK_ROWS) * len)
-            .sum()
+        cost::gpu_score_values(heads, lengths)
     };
-    (6 * heads * packs.iter().map(score_elements).max().unwrap_or(0)) as u64
+    packs.iter().map(score_values).fold(0.0, f64::max) as u64
 }

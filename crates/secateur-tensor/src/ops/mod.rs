@@ -20,11 +20,12 @@ mod simd;
 mod token_loss;
 
 pub use adapter::{AdapterInput, DropoutMaskFn};
+pub use cpu::CPU_LOGIT_TILE_ELEMENTS;
 pub use dispatch::{
     add, add_bias, attention, backward, column_moments, cross_entropy, embed, gather_rows, gelu,
     layer_norm, linear, linear_with_adapter, rms_norm, swiglu, token_scores,
 };
-pub use gpu::QUERY_CHUNK_ROWS;
+pub use gpu::{GPU_LOGIT_TILE_ELEMENTS, QUERY_CHUNK_ROWS};
 pub use gradient_query::{
     AxisSums, ElementScore, GradientQuery, GradientRequest, GradientResult, SampleSpan, SumAxes,
 };

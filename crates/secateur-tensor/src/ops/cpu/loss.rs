@@ -19,8 +19,8 @@ use crate::ops::simd::{ELEMENTS_PER_TASK, LANES, dispatch_simd};
 use crate::ops::token_loss::{TokenScore, TokenTarget};
 use crate::weight::Weight;
 
-/// Elements of a tile of logits.
-const TILE_ELEMENTS: usize = 1 << 24;
+/// Elements of a tile of logits on the CPU.
+pub const CPU_LOGIT_TILE_ELEMENTS: usize = 1 << 24;
 
 /// Scores the targets. x is the final hidden state after its norm, (positions, hidden); the head is
 /// (vocabulary, hidden).
@@ -112,7 +112,7 @@ pub(crate) fn cross_entropy(
 
 /// Targets of a tile. It depends on the vocabulary alone, so sums have the same order on every machine.
 fn tile_rows(vocabulary: usize) -> usize {
-    (TILE_ELEMENTS / vocabulary).clamp(64, 4096)
+    (CPU_LOGIT_TILE_ELEMENTS / vocabulary).clamp(64, 4096)
 }
 
 /// Cuts the targets into tiles. If the query names samples, no tile has targets of two of them.

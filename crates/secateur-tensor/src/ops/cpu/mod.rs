@@ -27,6 +27,7 @@ pub(crate) use gelu::gelu;
 pub(crate) use gradient::accumulate_sample_gradient;
 pub(crate) use layer_norm::layer_norm;
 pub(crate) use linear::linear;
+pub use loss::CPU_LOGIT_TILE_ELEMENTS;
 pub(crate) use loss::{cross_entropy, token_scores};
 pub(crate) use rms_norm::rms_norm;
 pub(crate) use rows::{column_moments, gather_rows};

@@ -18,8 +18,8 @@ use crate::ops::gradient_query::{
 use crate::ops::token_loss::{TokenScore, TokenTarget};
 use crate::weight::Weight;
 
-/// Elements of a tile of logits.
-const TILE_ELEMENTS: usize = 1 << 26;
+/// Elements of a tile of logits on a GPU.
+pub const GPU_LOGIT_TILE_ELEMENTS: usize = 1 << 26;
 
 /// A vector on the GPU.
 type GpuVector = Tensor<(usize,), f32, Gpu>;
@@ -97,7 +97,7 @@ pub(crate) fn cross_entropy(
 
 /// Targets of a tile.
 fn tile_rows(vocabulary: usize) -> usize {
-    (TILE_ELEMENTS / vocabulary).max(1)
+    (GPU_LOGIT_TILE_ELEMENTS / vocabulary).max(1)
 }
 
 /// The rows of x at the targets' positions.

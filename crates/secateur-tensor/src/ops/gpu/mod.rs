@@ -36,6 +36,7 @@ pub(crate) use gradient::axis_sums;
 pub(crate) use kv_cache::GpuKvCache;
 pub(crate) use layer_norm::layer_norm;
 pub(crate) use linear::linear;
+pub use loss::GPU_LOGIT_TILE_ELEMENTS;
 pub(crate) use loss::{cross_entropy, token_scores};
 pub(crate) use product::column_sums;
 pub(crate) use rms_norm::rms_norm;

@@ -1,0 +1,34 @@
+//! The families of models that this crate knows: one file each, and one line here.
+
+mod gpt_neox;
+mod llama;
+mod qwen2;
+
+use crate::family::{Family, ModelClass};
+
+/// Every family.
+static FAMILIES: [&Family; 3] = [&llama::LLAMA, &qwen2::QWEN2, &gpt_neox::GPT_NEOX];
+
+/// The family of a `model_type`, and the class that has it.
+pub fn find(model_type: &str) -> Option<(&'static Family, &'static ModelClass)> {
+    FAMILIES.iter().find_map(|&family| {
+        let class = family
+            .classes
+            .iter()
+            .find(|class| class.model_type == model_type)?;
+        Some((family, class))
+    })
+}
+
+/// Every `model_type` that can be read.
+pub fn model_types() -> impl Iterator<Item = &'static str> {
+    FAMILIES
+        .iter()
+        .flat_map(|family| family.classes)
+        .map(|class| class.model_type)
+}
+
+/// The family of the models that are trained from nothing.
+pub fn default_family() -> &'static Family {
+    &llama::LLAMA
+}
