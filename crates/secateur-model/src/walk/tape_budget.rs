@@ -4,7 +4,7 @@
 use super::pack::Pack;
 use crate::{Block, Model, cost};
 use secateur_base::memory;
-use secateur_tensor::{gpu, gpu_weight_cache, memory_limit, ops};
+use secateur_tensor::{gpu, gpu_weight_cache, memory_limit};
 
 const F32_BYTES: u64 = size_of::<f32>() as u64;
 
