@@ -87,7 +87,7 @@ impl Block {
     }
 
     /// The block with all its weights in memory.
-    pub fn load_into_memory(&self) -> Self {
+    pub(crate) fn load_into_memory(&self) -> Self {
         let load = |(&tensor, weight): (&BlockTensor, &Weight)| (tensor, weight.to_memory());
         Self {
             weights: self.weights.iter().map(load).collect(),
@@ -111,7 +111,7 @@ impl Block {
     }
 
     /// Keeps the weights on the GPU for as long as the leases are held, where the GPU computes.
-    pub fn gpu_leases(&self) -> Vec<GpuLease> {
+    pub(crate) fn gpu_leases(&self) -> Vec<GpuLease> {
         self.weights
             .values()
             .chain(self.biases.values())
@@ -134,7 +134,7 @@ impl Block {
     }
 
     /// The widths inside the block.
-    pub fn shape(&self, head_dim: usize) -> BlockShape {
+    pub(crate) fn shape(&self, head_dim: usize) -> BlockShape {
         let heads = self.attention_heads(head_dim);
         BlockShape {
             query_heads: heads.query_heads,

@@ -102,7 +102,7 @@ const MAX_SIZE: u64 = 1 << 24;
 
 impl Config {
     /// Reads the text of a `config.json`, and finds the family that it names.
-    pub fn parse(text: &str) -> Result<(&'static Family, Self), ConfigError> {
+    pub(crate) fn parse(text: &str) -> Result<(&'static Family, Self), ConfigError> {
         let raw: Map<String, Value> =
             serde_json::from_str(text).map_err(|e| ConfigError::Json(e.to_string()))?;
         let model_type = raw
@@ -311,12 +311,12 @@ impl RopeConfig {
     }
 
     /// How many dimensions of a head are rotated.
-    pub fn rotated_dimensions(&self, head_dim: usize) -> usize {
+    pub(crate) fn rotated_dimensions(&self, head_dim: usize) -> usize {
         (head_dim as f64 * self.rotated_share) as usize
     }
 
     /// One frequency per pair of rotated dimensions, rounded as transformers rounds them.
-    pub fn frequencies(&self, head_dim: usize) -> Vec<f32> {
+    pub(crate) fn frequencies(&self, head_dim: usize) -> Vec<f32> {
         let rotated = self.rotated_dimensions(head_dim);
         let frequency = |pair: usize| {
             let exponent = 2.0 * pair as f32 / rotated as f32;

@@ -116,7 +116,7 @@ pub struct RowSegments {
 
 impl RowSegments {
     /// The row of the fused tensor that holds the part's row `row`.
-    pub fn fused_row(&self, row: usize) -> usize {
+    pub(crate) fn fused_row(&self, row: usize) -> usize {
         self.offset + row / self.length * self.stride + row % self.length
     }
 }
@@ -153,7 +153,7 @@ impl FusedModule {
     }
 
     /// The index of a matrix among the parts.
-    pub fn part_index(&self, tensor: BlockTensor) -> Option<usize> {
+    pub(crate) fn part_index(&self, tensor: BlockTensor) -> Option<usize> {
         self.parts.iter().position(|&part| part == tensor)
     }
 }
@@ -371,7 +371,7 @@ impl Family {
     }
 
     /// The name of the bias beside a block's tensor.
-    pub fn bias_name(&self, layer: usize, tensor: BlockTensor) -> String {
+    pub(crate) fn bias_name(&self, layer: usize, tensor: BlockTensor) -> String {
         format!("{}.bias", self.module_name(TensorId::Block(layer, tensor)))
     }
 
@@ -381,7 +381,7 @@ impl Family {
     }
 
     /// The module in which a checkpoint stores a block's tensor.
-    pub fn stored_module(&self, tensor: BlockTensor) -> &'static str {
+    pub(crate) fn stored_module(&self, tensor: BlockTensor) -> &'static str {
         match self.fused_module(tensor) {
             Some((fused, _)) => fused.module,
             None => self.spec(tensor).map_or("", |spec| spec.module),
@@ -407,7 +407,7 @@ impl Family {
     }
 
     /// Whether a norm's vector has a bias beside it.
-    pub fn norms_have_biases(&self) -> bool {
+    pub(crate) fn norms_have_biases(&self) -> bool {
         self.norm == NormKind::Layer
     }
 
@@ -419,7 +419,7 @@ impl Family {
     }
 
     /// (rows, columns) of a block's tensor in a model of these widths; a vector is one row.
-    pub fn tensor_shape(
+    pub(crate) fn tensor_shape(
         &self,
         tensor: BlockTensor,
         hidden: usize,
@@ -448,7 +448,7 @@ impl Family {
     }
 
     /// The first matrix that writes the MLP's channels; the others have as many rows.
-    pub fn mlp_writer(&self) -> BlockTensor {
+    pub(crate) fn mlp_writer(&self) -> BlockTensor {
         let writes_mlp = |spec: &&TensorSpec<BlockTensor>| {
             spec.writes
                 .is_some_and(|(space, _)| space == ChannelSpace::Mlp)
@@ -460,7 +460,7 @@ impl Family {
     }
 
     /// A matrix's module name, as PEFT's `target_modules` has it: the last part of the stored name.
-    pub fn peft_module(&self, tensor: BlockTensor) -> &'static str {
+    pub(crate) fn peft_module(&self, tensor: BlockTensor) -> &'static str {
         let module = self.stored_module(tensor);
         module.rsplit_once('.').map_or(module, |(_, last)| last)
     }

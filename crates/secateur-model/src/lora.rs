@@ -34,7 +34,7 @@ pub struct LoraFactors {
 /// Adapters beside the matrices of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Adapter {
-    pub family: &'static Family,
+    pub(crate) family: &'static Family,
     /// Width of a head of the model, which fused rows are ordered by.
     head_dim: usize,
     pub rank: usize,

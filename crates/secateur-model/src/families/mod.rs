@@ -21,7 +21,7 @@ pub fn find(model_type: &str) -> Option<(&'static Family, &'static ModelClass)> 
 }
 
 /// Every `model_type` that can be read.
-pub fn model_types() -> impl Iterator<Item = &'static str> {
+pub(crate) fn model_types() -> impl Iterator<Item = &'static str> {
     FAMILIES
         .iter()
         .flat_map(|family| family.classes)
