@@ -14,7 +14,7 @@ use crate::stages::train::adam::{
     AdamMoments, BETA2_PRETRAIN, clip_factor, cosine_schedule, global_norm,
 };
 use secateur_data::corpus::{self, CorpusError, CorpusSource, TokenRow as Tokens};
-use secateur_data::feed::RowSampler;
+use secateur_data::row_sampler::RowSampler;
 use secateur_model::blocks::GradientRequests;
 use secateur_model::tokenizer::{Tokenizer, TokenizerError};
 use secateur_model::walk::{self, GradientVisitor, Pack, Sequence};

@@ -9,7 +9,7 @@ use super::{
     Context, Environment, InputFile, Interrupted, OptionFault, positive_faults, size_faults,
 };
 use secateur_data::corpus::{self, CorpusError, CorpusSource, Sample};
-use secateur_data::feed::RowSampler;
+use secateur_data::row_sampler::RowSampler;
 use secateur_model::Model;
 use secateur_model::lora::{Adapter, AdapterError};
 use secateur_model::walk::Sequence;
