@@ -11,7 +11,7 @@ pub struct TokenRow {
 
 impl TokenRow {
     /// The `length` tokens from `start` on, as a row of their own.
-    pub fn window(&self, start: usize, length: usize) -> Self {
+    pub(crate) fn window(&self, start: usize, length: usize) -> Self {
         let range = start..start + length;
         Self {
             ids: self.ids[range.clone()].to_vec(),
@@ -20,7 +20,7 @@ impl TokenRow {
     }
 
     /// Whether any prediction counts.
-    pub fn has_loss_targets(&self) -> bool {
+    pub(crate) fn has_loss_targets(&self) -> bool {
         self.loss_mask.iter().skip(1).any(|&counts| counts)
     }
 

@@ -42,7 +42,7 @@ impl ProductManifest {
     }
 
     /// The bytes of all files of the product, without the manifest.
-    pub fn total_bytes(&self) -> u64 {
+    pub(crate) fn total_bytes(&self) -> u64 {
         self.files.values().map(|file| file.bytes).sum()
     }
 
