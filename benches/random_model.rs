@@ -1,6 +1,6 @@
-//! Writes a LLaMA checkpoint of any shape with random weights, for measurements. The same seed gives
-//! the same bytes. A tensor is drawn when it is written, so a model larger than the memory can be
-//! made.
+//! Writes a LLaMA checkpoint of any shape with random weights, for measurements. The same seed
+//! gives the same bytes. A tensor is drawn when it is written, so a model larger than the memory
+//! can be made.
 //!
 //! ```sh
 //! cargo run --release --example random_model -- /tmp/110m --shape 110m
@@ -130,8 +130,8 @@ impl Shape {
     }
 }
 
-/// A tensor whose values are drawn when it is written. Matrices are uniform around 0 with a standard
-/// deviation of 0.02, norms uniform in 0.9..1.1.
+/// A tensor whose values are drawn when it is written. Matrices are uniform around 0 with a
+/// standard deviation of 0.02, norms uniform in 0.9..1.1.
 struct RandomTensor {
     seed: Seed,
     shape: Vec<usize>,

@@ -1,5 +1,5 @@
-//! Times one computation of the program inside the process and prints the seconds. `compare.py` runs
-//! it in turns with another program that does the same computation.
+//! Times one computation of the program inside the process and prints the seconds. `compare.py`
+//! runs it in turns with another program that does the same computation.
 //!
 //! ```sh
 //! cargo run --release --example speed -- forward /tmp/110m
@@ -78,8 +78,8 @@ enum Job {
     Lora,
 }
 
-/// Runs the job `times[0]` times without and `times[1]` times with a clock. Returns the median of the
-/// measured seconds.
+/// Runs the job `times[0]` times without and `times[1]` times with a clock. Returns the median of
+/// the measured seconds.
 fn median_seconds(
     times: &[usize],
     mut job: impl FnMut() -> Result<(), Box<dyn Error>>,
@@ -125,8 +125,8 @@ fn read_or_draw_rows(
         .collect())
 }
 
-/// Times a block with LLaMA's proportions on 8 sequences of 128 tokens: forward, and backward to its
-/// input with the gradients of all weights.
+/// Times a block with LLaMA's proportions on 8 sequences of 128 tokens: forward, and backward to
+/// its input with the gradients of all weights.
 fn time_block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
     // 288 is the width of stories15M, whose heads have 48 dimensions.
     let head_dim = if width == 288 { 48 } else { 64 };
@@ -244,7 +244,8 @@ fn time_products(
                 let output_gradient = activations[&(rows, w.rows())].clone();
                 last_result = Some(ops::backward(y, output_gradient, x));
             }
-            // A GPU works asynchronously: copying a row of the last result to the host waits for it.
+            // A GPU works asynchronously: copying a row of the last result to the host waits for
+            // it.
             std::hint::black_box(
                 last_result.map(|result| ops::gather_rows(&result, vec![0]).into_vec()),
             );

@@ -13,9 +13,9 @@
 //!
 //! One in sixteen facts and one in five errands, chosen by a hash of their words, are withheld: the
 //! texts neither state them nor ask about them. The data sets consist of withheld facts and errands
-//! only. A model therefore cannot answer from memory: `tiny_boolq` must be answered from its passage,
-//! and `tiny_piqa` by combining what is done to other objects of the same kind with what else is done
-//! to this object.
+//! only. A model therefore cannot answer from memory: `tiny_boolq` must be answered from its
+//! passage, and `tiny_piqa` by combining what is done to other objects of the same kind with what
+//! else is done to this object.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -493,8 +493,8 @@ fn text(random: &mut Random, min_bytes: usize, excluded: &BTreeSet<String>) -> V
     documents
 }
 
-/// The rows of tiny_boolq: questions on passages of withheld facts. The answer of every second one is
-/// yes.
+/// The rows of tiny_boolq: questions on passages of withheld facts. The answer of every second one
+/// is yes.
 fn boolq(random: &mut Random, row_count: usize) -> String {
     let mut rows = String::new();
     for i in 0..row_count {

@@ -27,7 +27,8 @@ impl Seed {
         Self(*blake3::hash(&seed.to_le_bytes()).as_bytes())
     }
 
-    /// The seed of one stage of a run. `occurrence` is its index among the stages of this type, from 0.
+    /// The seed of one stage of a run. `occurrence` is its index among the stages of this type,
+    /// from 0.
     pub fn for_stage(run_seed: u64, stage_type: &str, occurrence: u32) -> Self {
         Self::from_u64(run_seed).derive(&format!("{stage_type} {occurrence}"))
     }

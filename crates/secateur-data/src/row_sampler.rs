@@ -1,5 +1,5 @@
-//! An endless sequence of training rows: in file order, or shuffled for every pass and cut to random
-//! windows.
+//! An endless sequence of training rows: in file order, or shuffled for every pass and cut to
+//! random windows.
 
 use rand::RngExt;
 use rand::seq::SliceRandom;
@@ -30,7 +30,8 @@ struct WindowSampling {
 
 impl RowSampler {
     /// Leaves out rows in which no prediction counts. Returns `None` if no row remains. `random` is
-    /// the length of the windows and the seed of the draw; without it rows come whole, in file order.
+    /// the length of the windows and the seed of the draw; without it rows come whole, in file
+    /// order.
     pub fn new(mut rows: Vec<TokenRow>, random: Option<(usize, Seed)>) -> Option<Self> {
         rows.retain(TokenRow::has_loss_targets);
         if rows.is_empty() {

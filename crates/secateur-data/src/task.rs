@@ -161,8 +161,8 @@ impl Task {
         matches!(self.kind, TaskKind::Text(_))
     }
 
-    /// The files that the task reads: its file, its rows, and with `with_examples` the examples where
-    /// they are in other files.
+    /// The files that the task reads: its file, its rows, and with `with_examples` the examples
+    /// where they are in other files.
     pub fn input_files(&self, with_examples: bool) -> Vec<InputFile> {
         let mut inputs = vec![self.task_file.clone()];
         match self.rows.list_files() {

@@ -103,8 +103,8 @@ impl Tokenizer {
         vocabulary: usize,
     ) -> Result<Self, TokenizerError> {
         let failed = |error: &dyn std::fmt::Display| TokenizerError::Train(error.to_string());
-        // add_prefix_space = false: no space before the first word. trim_offsets = true: the default;
-        // offsets are not used here. use_regex = true: GPT-2's expression separates words.
+        // add_prefix_space = false: no space before the first word. trim_offsets = true: the
+        // default; offsets are not used here. use_regex = true: GPT-2's expression separates words.
         let byte_level = ByteLevel::new(false, true, true);
         let bos_template = TemplateProcessing::builder()
             .try_single("<s> $A")
@@ -122,8 +122,8 @@ impl Tokenizer {
             // All 256 bytes are tokens, so every text can be encoded without an unknown token.
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
             .build();
-        // The type parameters are model, normaliser (none is set), pre-tokenizer, post-processor and
-        // decoder.
+        // The type parameters are model, normaliser (none is set), pre-tokenizer, post-processor
+        // and decoder.
         let mut learned =
             TokenizerBuilder::<BPE, NFC, ByteLevel, TemplateProcessing, ByteLevel>::new()
                 .with_model(BPE::default())
@@ -152,8 +152,8 @@ impl Tokenizer {
         Ok(Self { inner, files })
     }
 
-    /// Converts a text to ids. With `add_special_tokens` the tokenizer adds those that it puts around
-    /// every text, usually BOS at the start.
+    /// Converts a text to ids. With `add_special_tokens` the tokenizer adds those that it puts
+    /// around every text, usually BOS at the start.
     ///
     /// # Errors
     /// If the tokenizer has no token for a part of the text.
@@ -174,8 +174,8 @@ impl Tokenizer {
             .map_err(|error| TokenizerError::Encode(error.to_string()))
     }
 
-    /// The token from which the first token of a text is predicted: BOS, or EOS where there is no BOS
-    /// (`prefix_token_id` of lm-evaluation-harness).
+    /// The token from which the first token of a text is predicted: BOS, or EOS where there is no
+    /// BOS (`prefix_token_id` of lm-evaluation-harness).
     pub fn prefix_token(&self) -> Option<u32> {
         self.special_token_id("bos_token")
             .or_else(|| self.special_token_id("eos_token"))
@@ -247,8 +247,8 @@ impl Tokenizer {
     }
 }
 
-/// Removes options that a training script may have left in `tokenizer.json`: truncation, padding, and
-/// BPE dropout, which divides words at random.
+/// Removes options that a training script may have left in `tokenizer.json`: truncation, padding,
+/// and BPE dropout, which divides words at random.
 fn remove_training_options(tokenizer: &mut tokenizers::Tokenizer) -> tokenizers::Result<()> {
     tokenizer.with_truncation(None)?;
     tokenizer.with_padding(None);

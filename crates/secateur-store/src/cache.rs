@@ -1,5 +1,6 @@
 //! The cache of products. What a stage makes is stored under its key, a hash of everything that its
-//! outcome depends on, so that equal work is done once: in other variants of a sweep and in later runs.
+//! outcome depends on, so that equal work is done once: in other variants of a sweep and in later
+//! runs.
 //!
 //! ```text
 //! <cache>/<key>/entry.json            the manifest: stage, options, cost, fingerprint of every other file
@@ -143,7 +144,8 @@ impl ProductCache {
         Some(StoredProduct { folder, manifest })
     }
 
-    /// Removes a product and warns that `file` in it is damaged. The caller holds the claim on `key`.
+    /// Removes a product and warns that `file` in it is damaged. The caller holds the claim on
+    /// `key`.
     pub fn remove_damaged(&self, key: &str, file: &str) {
         tracing::warn!(key, file, "a kept product is damaged: it is made again");
         if let Err(error) = remove_folder(&self.product_path(key)) {
@@ -159,8 +161,9 @@ impl ProductCache {
         ProductDraft::new(self.folder.path())
     }
 
-    /// Completes a draft with the stage's tables and its manifest, whose `files` are filled in here,
-    /// and moves it to `key`. A product that is there is replaced. The caller holds the claim on `key`.
+    /// Completes a draft with the stage's tables and its manifest, whose `files` are filled in
+    /// here, and moves it to `key`. A product that is there is replaced. The caller holds the claim
+    /// on `key`.
     ///
     /// # Errors
     /// If a table cannot be encoded or a file cannot be written.
@@ -239,7 +242,8 @@ impl ProductCache {
         (removed_count, removed_bytes)
     }
 
-    /// Verifies every file of every product and removes damaged products. Returns how many it found.
+    /// Verifies every file of every product and removes damaged products. Returns how many it
+    /// found.
     pub fn verify(&self) -> usize {
         self.list_products()
             .iter()

@@ -39,7 +39,8 @@ use secateur_base::files::{FileError, Fingerprint, write_atomic_unsynced};
 /// The rows that a stage measured, without the columns `variant`, `step` and `stage`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
-    /// The file's name without `.parquet`: `evaluate`, `evaluate_samples`, `prune`, `prune_sizes`, …
+    /// The file's name without `.parquet`: `evaluate`, `evaluate_samples`, `prune`, `prune_sizes`,
+    /// …
     pub name: String,
     pub rows: RecordBatch,
 }
@@ -85,7 +86,8 @@ impl Table {
             table: name.to_owned(),
             message: error.to_string(),
         };
-        // 32-bit offsets instead of serde_arrow's default of 64: the plain types that every reader knows.
+        // 32-bit offsets instead of serde_arrow's default of 64: the plain types that every reader
+        // knows.
         let options = TracingOptions::default()
             .strings_as_large_utf8(false)
             .sequence_as_large_list(false);
@@ -154,7 +156,8 @@ impl Table {
 }
 
 /// Writes the table `name` of a variant: the parts below one another, each with the columns
-/// `variant`, `step` and `stage` in front. `parts` is not empty. The same parts give the same bytes.
+/// `variant`, `step` and `stage` in front. `parts` is not empty. The same parts give the same
+/// bytes.
 ///
 /// # Errors
 /// If the parts have different columns, or the file cannot be written.

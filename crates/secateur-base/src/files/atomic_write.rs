@@ -54,7 +54,8 @@ fn write_and_rename(
     durability: Durability,
 ) -> Result<(), FileError> {
     let failed = FileError::with_path(path);
-    // The temporary file must be on the same file system as `path`: a rename cannot cross file systems.
+    // The temporary file must be on the same file system as `path`: a rename cannot cross file
+    // systems.
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut partial = tempfile::Builder::new()
         .prefix(PARTIAL_PREFIX)

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 /// resident memory of this process and would appear in the reported peak.
 const READ_BUFFER_BYTES: usize = 16 << 20;
 
-/// From this many bytes on, hashing on all threads is faster than on one (blake3 recommends 128 KiB).
+/// From this many bytes on, hashing on all threads is faster than on one (blake3 recommends 128
+/// KiB).
 const PARALLEL_HASH_BYTES: usize = 1 << 17;
 
 /// The length and the BLAKE3 hash of a file's content.

@@ -119,8 +119,8 @@ fn parse_jsonl_line(
     Ok(CorpusDocument::TokenIds(TokenRow { ids, loss_mask }))
 }
 
-/// Converts labels to a loss mask: a label of -100 does not count; every other label must repeat its
-/// token id, because the model is trained to predict the row itself.
+/// Converts labels to a loss mask: a label of -100 does not count; every other label must repeat
+/// its token id, because the model is trained to predict the row itself.
 fn parse_loss_mask(ids: &[u32], labels: &Value) -> Result<Vec<bool>, String> {
     let labels: Vec<i64> = serde_json::from_value(labels.clone())
         .map_err(|error| format!("`labels` is not a list of numbers: {error}"))?;

@@ -59,7 +59,8 @@ impl CorpusSource {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sample {
-    /// Random windows of documents longer than `length` tokens, none twice, as LLM-Pruner draws them.
+    /// Random windows of documents longer than `length` tokens, none twice, as LLM-Pruner draws
+    /// them.
     #[default]
     Random,
     /// Every row whole, in file order.

@@ -26,7 +26,8 @@ impl TokenRow {
 
     /// The starts of all windows of `length` tokens in which at least one prediction counts.
     pub(crate) fn window_starts(&self, length: usize) -> Vec<usize> {
-        // The first token of a window has nothing before it, so the mask is read from the second on.
+        // The first token of a window has nothing before it, so the mask is read from the second
+        // on.
         let has_target = |start: &usize| self.loss_mask[start + 1..start + length].contains(&true);
         let window_count = (self.ids.len() + 1).saturating_sub(length);
         (0..window_count).filter(has_target).collect()

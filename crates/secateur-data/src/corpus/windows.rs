@@ -18,8 +18,8 @@ struct LongDocument {
 }
 
 /// Draws `samples` windows of `length` tokens as LLM-Pruner draws its calibration samples: a random
-/// document longer than `length` tokens, then a random start in it. No window is drawn twice, and in
-/// each at least one prediction counts.
+/// document longer than `length` tokens, then a random start in it. No window is drawn twice, and
+/// in each at least one prediction counts.
 ///
 /// Documents are drawn with equal probability, whatever their length, so a window of a short
 /// document is more probable than one of a long document.

@@ -82,8 +82,9 @@ impl ExampleSampler {
         Ok(prefix)
     }
 
-    /// Draws the indices of the examples. Where the question is one of the rows, the harness draws one
-    /// example more than needed, removes the question if it was drawn, and takes the first `count`.
+    /// Draws the indices of the examples. Where the question is one of the rows, the harness draws
+    /// one example more than needed, removes the question if it was drawn, and takes the first
+    /// `count`.
     fn draw_indices(&mut self, question_row: &TaskRow) -> Result<Vec<usize>, TaskError> {
         let count = self.few_shot.count;
         if !self.is_task_rows {
@@ -96,8 +97,8 @@ impl ExampleSampler {
         if examples.len() == count {
             return Ok(examples);
         }
-        // The same question is in several rows and more than one of them was drawn. The harness would
-        // use fewer examples; here they are drawn again from the rows that differ.
+        // The same question is in several rows and more than one of them was drawn. The harness
+        // would use fewer examples; here they are drawn again from the rows that differ.
         let other_rows: Vec<usize> = (0..self.rows.len()).filter(is_other_row).collect();
         let drawn = self.sample_indices(other_rows.len(), count)?;
         Ok(drawn.into_iter().map(|index| other_rows[index]).collect())

@@ -1,5 +1,5 @@
-//! Python's `random.Random(seed).sample`, number for number, so that the few-shot examples are those
-//! that lm-evaluation-harness draws.
+//! Python's `random.Random(seed).sample`, number for number, so that the few-shot examples are
+//! those that lm-evaluation-harness draws.
 //!
 //! Three parts of CPython have to be reproduced exactly:
 //!
@@ -33,14 +33,15 @@ impl PythonRandom {
         }
     }
 
-    /// `sample(range(population), count)`: different numbers below `population`, in the order drawn.
-    /// `None` if `population` is smaller than `count`.
+    /// `sample(range(population), count)`: different numbers below `population`, in the order
+    /// drawn. `None` if `population` is smaller than `count`.
     pub(crate) fn sample(&mut self, population: u32, count: u32) -> Option<Vec<u32>> {
         if count > population {
             return None;
         }
-        // CPython estimates the size of a set of the drawn numbers (a small set, or a hash table with
-        // a power of 4 of entries) and uses a list of the whole population if that is not larger.
+        // CPython estimates the size of a set of the drawn numbers (a small set, or a hash table
+        // with a power of 4 of entries) and uses a list of the whole population if that is not
+        // larger.
         let set_size = if count <= 5 {
             21
         } else {
@@ -53,8 +54,8 @@ impl PythonRandom {
         }
     }
 
-    /// Draws from the list of the remaining numbers. The last remaining number takes the place of the
-    /// drawn one, as in CPython.
+    /// Draws from the list of the remaining numbers. The last remaining number takes the place of
+    /// the drawn one, as in CPython.
     fn sample_from_pool(&mut self, population: u32, count: u32) -> Vec<u32> {
         let mut pool: Vec<u32> = (0..population).collect();
         let mut drawn = Vec::with_capacity(count as usize);

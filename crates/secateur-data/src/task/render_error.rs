@@ -19,7 +19,8 @@ impl RenderError {
         Self::Template(error, Some(row.location.clone()))
     }
 
-    /// Converts to an error of the task. `locate` converts a span of the task file to a place in it.
+    /// Converts to an error of the task. `locate` converts a span of the task file to a place in
+    /// it.
     pub(crate) fn into_task_error(
         self,
         locate: impl FnOnce(Range<usize>) -> FileLocation,

@@ -70,8 +70,8 @@ pub(crate) struct TextSection {
 
 /// A string or a list of strings.
 ///
-/// The `Deserialize` implementation is written by hand: a derived untagged enum reports neither what
-/// was expected nor where.
+/// The `Deserialize` implementation is written by hand: a derived untagged enum reports neither
+/// what was expected nor where.
 #[derive(Debug)]
 pub(crate) enum OneOrMany {
     One(String),

@@ -1,5 +1,5 @@
-//! The template engine of task files: minijinja, with Python's string methods, because the templates
-//! of lm-evaluation-harness use them.
+//! The template engine of task files: minijinja, with Python's string methods, because the
+//! templates of lm-evaluation-harness use them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,8 +37,8 @@ pub(crate) fn template_engine<'source>() -> Environment<'source> {
     engine
 }
 
-/// Writes `{{ value }}` into a prompt. Only strings and numbers are accepted: a null or nested field
-/// would become a prompt with `none` or `[…]` in it.
+/// Writes `{{ value }}` into a prompt. Only strings and numbers are accepted: a null or nested
+/// field would become a prompt with `none` or `[…]` in it.
 fn format_value(
     out: &mut Output<'_>,
     state: &mut State<'_, '_>,
@@ -54,8 +54,8 @@ fn format_value(
     ))
 }
 
-/// The filter `regex_replace(pattern, replacement)`. Compiled patterns are kept, because a filter is
-/// called for every row.
+/// The filter `regex_replace(pattern, replacement)`. Compiled patterns are kept, because a filter
+/// is called for every row.
 fn regex_replace(
     compiled_patterns: &Mutex<BTreeMap<String, Regex>>,
     text: &str,

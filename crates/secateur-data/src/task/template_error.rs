@@ -1,9 +1,9 @@
 //! What can be wrong with a template, and how an error of the template engine is explained.
 //!
-//! minijinja reports what failed inside a template (`undefined has no method named strip`). The user
-//! needs to know which of two files to change. An error that no row could avoid, such as an unknown
-//! filter, is a mistake of the task file. Any other is a mismatch of the template and one row; if
-//! the row lacks a field that the template reads, the message names that field.
+//! minijinja reports what failed inside a template (`undefined has no method named strip`). The
+//! user needs to know which of two files to change. An error that no row could avoid, such as an
+//! unknown filter, is a mistake of the task file. Any other is a mismatch of the template and one
+//! row; if the row lacks a field that the template reads, the message names that field.
 
 use std::error::Error as _;
 use std::ops::Range;
@@ -51,8 +51,8 @@ pub(crate) fn field_behind_error(
         .into_iter()
         .filter_map(|variable| missing_field(&variable, row))
         .collect();
-    // A template may read an optional field on condition that it is defined. Such a field is missing
-    // as well, so the field that the error names comes first.
+    // A template may read an optional field on condition that it is defined. Such a field is
+    // missing as well, so the field that the error names comes first.
     let named_in_error = |field: &&String| detail.contains(&format!("`{field}` is undefined"));
     missing_fields
         .iter()
@@ -61,8 +61,8 @@ pub(crate) fn field_behind_error(
         .cloned()
 }
 
-/// The part of the path `variable` that the row does not have: of `choices.text`, `choices` if there
-/// is no such field, or `choices.text` if `choices` has no field `text`.
+/// The part of the path `variable` that the row does not have: of `choices.text`, `choices` if
+/// there is no such field, or `choices.text` if `choices` has no field `text`.
 fn missing_field(variable: &str, row: &Value) -> Option<String> {
     let mut value = row.clone();
     let mut path = String::new();
@@ -83,8 +83,8 @@ fn missing_field(variable: &str, row: &Value) -> Option<String> {
     None
 }
 
-/// The error in one sentence. minijinja's own text also has a line number inside the template, which
-/// is left out: the message is shown with the place in the task file.
+/// The error in one sentence. minijinja's own text also has a line number inside the template,
+/// which is left out: the message is shown with the place in the task file.
 pub(crate) fn error_sentence(error: &Error) -> String {
     let mut sentence = match error.detail() {
         Some(detail) if error.kind() == ErrorKind::BadSerialization => detail.to_owned(),

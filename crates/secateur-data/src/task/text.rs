@@ -87,8 +87,8 @@ impl TextTemplates {
         ))
     }
 
-    /// The range of rows of each document. The rows before the first match of `document_start` are a
-    /// document of their own, unless they are all blank.
+    /// The range of rows of each document. The rows before the first match of `document_start` are
+    /// a document of their own, unless they are all blank.
     fn document_ranges(&self, rendered_rows: &[String]) -> Vec<Range<usize>> {
         let begins_document = |index: &usize| {
             self.document_start
@@ -115,8 +115,8 @@ impl TextTemplates {
     }
 }
 
-/// The number of words as lm-evaluation-harness counts them: Python's `len(re.split(r"\s+", text))`,
-/// which is the number of runs of white space, plus one.
+/// The number of words as lm-evaluation-harness counts them: Python's `len(re.split(r"\s+",
+/// text))`, which is the number of runs of white space, plus one.
 fn count_words(text: &str) -> u64 {
     // Python's `\s` includes the four separators U+001C to U+001F, Unicode's White_Space does not.
     let is_white_space = |c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c);

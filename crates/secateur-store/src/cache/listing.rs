@@ -16,7 +16,8 @@ use secateur_base::files::list_files;
 pub struct ListedProduct {
     /// The product's key; of a checkpoint, its key and [`CHECKPOINT_SUFFIX`].
     pub key: String,
-    /// The stage's type, `(interrupted)` for a checkpoint, or `(damaged)` without a readable manifest.
+    /// The stage's type, `(interrupted)` for a checkpoint, or `(damaged)` without a readable
+    /// manifest.
     pub stage: String,
     pub options: Map<String, Value>,
     pub bytes: u64,

@@ -78,8 +78,8 @@ fn find_in_folder_or_data(folder: &Path, split: &str) -> Result<Option<Vec<PathB
     }
 }
 
-/// Finds the split in the subfolder of a configuration, such as `plain_text`. More than one subfolder
-/// with the split is an error.
+/// Finds the split in the subfolder of a configuration, such as `plain_text`. More than one
+/// subfolder with the split is an error.
 fn find_in_configuration(folder: &Path, split: &str) -> Result<Option<Vec<PathBuf>>, TaskError> {
     let mut configurations: Vec<PathBuf> = Vec::new();
     let mut split_files = None;
