@@ -1,5 +1,6 @@
-//! A LLaMA checkpoint of any shape with random weights, for measurements: the same bytes for the same seed, written shard by
-//! shard, so that a model larger than the memory can be made.
+//! Writes a LLaMA checkpoint of any shape with random weights, for measurements. The same seed
+//! gives the same bytes. A tensor is drawn when it is written, so a model larger than the memory
+//! can be made.
 //!
 //! ```sh
 //! cargo run --release --example random_model -- /tmp/110m --shape 110m
@@ -11,7 +12,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
 use rand::{Rng, RngExt};
@@ -26,9 +27,9 @@ use serde_json::json;
 struct Arguments {
     /// The folder to write.
     folder: PathBuf,
-    /// A known shape; the options below change it.
+    /// A predefined shape; the options below replace single sizes of it.
     #[arg(long)]
-    shape: Option<Known>,
+    shape: Option<PredefinedShape>,
     #[arg(long)]
     hidden: Option<usize>,
     #[arg(long)]
@@ -43,21 +44,21 @@ struct Arguments {
     keys: Option<usize>,
     #[arg(long)]
     vocabulary: Option<usize>,
-    /// The embedding is the head.
+    /// Use the embedding as the output head.
     #[arg(long)]
     tied: bool,
-    /// float16 instead of float32.
+    /// Write float16 instead of float32.
     #[arg(long)]
     half: bool,
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Bytes after which a new file begins.
+    /// Start a new file before it exceeds this many bytes.
     #[arg(long, default_value_t = 2 << 30)]
     shard: usize,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Known {
+enum PredefinedShape {
     #[value(name = "110m")]
     Million110,
     #[value(name = "1.1b")]
@@ -77,12 +78,12 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(arguments: &Arguments) -> Self {
+    fn from_arguments(arguments: &Arguments) -> Self {
         let (hidden, mlp, layers, heads, keys, tied) = match arguments.shape {
             None => (512, 1376, 4, 8, 8, false),
-            Some(Known::Million110) => (768, 2048, 12, 12, 12, true),
-            Some(Known::Billion1) => (2048, 5632, 22, 32, 4, false),
-            Some(Known::Billion7) => (4096, 11008, 32, 32, 32, false),
+            Some(PredefinedShape::Million110) => (768, 2048, 12, 12, 12, true),
+            Some(PredefinedShape::Billion1) => (2048, 5632, 22, 32, 4, false),
+            Some(PredefinedShape::Billion7) => (4096, 11008, 32, 32, 32, false),
         };
         Self {
             hidden: arguments.hidden.unwrap_or(hidden),
@@ -95,46 +96,49 @@ impl Shape {
         }
     }
 
-    /// Every tensor with its shape, in the order of the forward pass.
+    /// The name and shape of every tensor, in the order of the forward pass.
     fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let head_dim = self.hidden / self.heads;
-        let (h, kv) = (self.hidden, self.keys * head_dim);
+        let hidden = self.hidden;
+        // Rows of the key and value projections; fewer than `hidden` with grouped queries.
+        let key_width = self.keys * head_dim;
         let mut tensors = vec![(
             "model.embed_tokens.weight".to_owned(),
-            vec![self.vocabulary, h],
+            vec![self.vocabulary, hidden],
         )];
         for layer in 0..self.layers {
-            let parts = [
-                ("input_layernorm", vec![h]),
-                ("self_attn.q_proj", vec![h, h]),
-                ("self_attn.k_proj", vec![kv, h]),
-                ("self_attn.v_proj", vec![kv, h]),
-                ("self_attn.o_proj", vec![h, h]),
-                ("post_attention_layernorm", vec![h]),
-                ("mlp.gate_proj", vec![self.mlp, h]),
-                ("mlp.up_proj", vec![self.mlp, h]),
-                ("mlp.down_proj", vec![h, self.mlp]),
+            let block_tensors = [
+                ("input_layernorm", vec![hidden]),
+                ("self_attn.q_proj", vec![hidden, hidden]),
+                ("self_attn.k_proj", vec![key_width, hidden]),
+                ("self_attn.v_proj", vec![key_width, hidden]),
+                ("self_attn.o_proj", vec![hidden, hidden]),
+                ("post_attention_layernorm", vec![hidden]),
+                ("mlp.gate_proj", vec![self.mlp, hidden]),
+                ("mlp.up_proj", vec![self.mlp, hidden]),
+                ("mlp.down_proj", vec![hidden, self.mlp]),
             ];
-            tensors.extend(
-                parts.map(|(part, shape)| (format!("model.layers.{layer}.{part}.weight"), shape)),
-            );
+            for (name, shape) in block_tensors {
+                tensors.push((format!("model.layers.{layer}.{name}.weight"), shape));
+            }
         }
-        tensors.push(("model.norm.weight".to_owned(), vec![h]));
+        tensors.push(("model.norm.weight".to_owned(), vec![hidden]));
         if !self.tied {
-            tensors.push(("lm_head.weight".to_owned(), vec![self.vocabulary, h]));
+            tensors.push(("lm_head.weight".to_owned(), vec![self.vocabulary, hidden]));
         }
         tensors
     }
 }
 
-/// A tensor whose numbers are drawn when they are written: uniform with a standard deviation of 0.02, norms near 1.
-struct Random {
+/// A tensor whose values are drawn when it is written. Matrices are uniform around 0 with a
+/// standard deviation of 0.02, norms uniform in 0.9..1.1.
+struct RandomTensor {
     seed: Seed,
     shape: Vec<usize>,
     half: bool,
 }
 
-impl View for Random {
+impl View for RandomTensor {
     fn dtype(&self) -> Dtype {
         if self.half { Dtype::F16 } else { Dtype::F32 }
     }
@@ -142,72 +146,54 @@ impl View for Random {
         &self.shape
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        const TOGETHER: usize = 1 << 18;
-        let width = if self.half { 2 } else { 4 };
-        let (middle, spread) = if self.shape.len() == 1 {
+        let mut bytes = vec![0; self.data_len()];
+        // Each chunk has a stream of its own, so the values do not depend on the number of threads.
+        bytes
+            .par_chunks_mut(CHUNK_VALUES * self.value_bytes())
+            .enumerate()
+            .for_each(|(chunk_index, chunk)| self.fill_chunk(chunk_index, chunk));
+        Cow::Owned(bytes)
+    }
+    fn data_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.value_bytes()
+    }
+}
+
+/// Values that are drawn from one random stream.
+const CHUNK_VALUES: usize = 1 << 18;
+
+impl RandomTensor {
+    fn value_bytes(&self) -> usize {
+        if self.half { 2 } else { 4 }
+    }
+
+    /// Draws the values of one chunk and writes them as little-endian floats.
+    fn fill_chunk(&self, chunk_index: usize, chunk: &mut [u8]) {
+        // A uniform distribution of half-width w has the standard deviation w / √3.
+        let (centre, half_width) = if self.shape.len() == 1 {
             (1.0, 0.1)
         } else {
             (0.0, 0.02 * 3f32.sqrt())
         };
-        let mut bytes = vec![0; self.data_len()];
-        bytes
-            .par_chunks_mut(TOGETHER * width)
-            .enumerate()
-            .for_each(|(i, bytes)| {
-                let mut stream = self.seed.derive(&i.to_string()).rng();
-                for to in bytes.chunks_exact_mut(width) {
-                    let value = middle + spread * stream.random_range(-1.0f32..1.0);
-                    match self.half {
-                        true => to.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
-                        false => to.copy_from_slice(&value.to_le_bytes()),
-                    }
-                }
-            });
-        Cow::Owned(bytes)
-    }
-    fn data_len(&self) -> usize {
-        self.shape.iter().product::<usize>() * if self.half { 2 } else { 4 }
+        let mut rng = self.seed.derive(&chunk_index.to_string()).rng();
+        for target in chunk.chunks_exact_mut(self.value_bytes()) {
+            let value = centre + half_width * rng.random_range(-1.0f32..1.0);
+            if self.half {
+                target.copy_from_slice(&half::f16::from_f32(value).to_le_bytes());
+            } else {
+                target.copy_from_slice(&value.to_le_bytes());
+            }
+        }
     }
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
-    let shape = Shape::of(&arguments);
+    let shape = Shape::from_arguments(&arguments);
     let folder = &arguments.folder;
     std::fs::create_dir_all(folder)?;
     let seed = Seed::from_u64(arguments.seed);
-    let mut shards: Vec<Vec<(String, Random)>> = vec![Vec::new()];
-    let mut bytes = 0;
-    for (name, dims) in shape.tensors() {
-        let tensor = Random {
-            seed: seed.derive(&name),
-            shape: dims,
-            half: arguments.half,
-        };
-        if bytes > 0 && bytes + tensor.data_len() > arguments.shard {
-            shards.push(Vec::new());
-            bytes = 0;
-        }
-        bytes += tensor.data_len();
-        if let Some(shard) = shards.last_mut() {
-            shard.push((name, tensor));
-        }
-    }
-    let count = shards.len();
-    let mut map = BTreeMap::new();
-    for (i, shard) in shards.into_iter().enumerate() {
-        let file = format!("model-{:05}-of-{count:05}.safetensors", i + 1);
-        map.extend(shard.iter().map(|(name, _)| (name.clone(), file.clone())));
-        safetensors::serialize_to_file(
-            shard,
-            Some([("format".to_owned(), "pt".to_owned())].into()),
-            &folder.join(&file),
-        )?;
-    }
-    std::fs::write(
-        folder.join("model.safetensors.index.json"),
-        json!({ "metadata": {}, "weight_map": map }).to_string(),
-    )?;
+    write_weights(&arguments, &shape, seed)?;
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
         "hidden_size": shape.hidden, "intermediate_size": shape.mlp, "num_hidden_layers": shape.layers,
@@ -219,16 +205,60 @@ fn main() -> Result<(), Box<dyn Error>> {
         folder.join("config.json"),
         serde_json::to_string_pretty(&config)?,
     )?;
-    let mut stream = seed.derive("rows").rng();
+    write_rows(folder, shape.vocabulary as u32, seed)
+}
+
+/// Writes the tensors as safetensors shards, and the index that names the shard of each.
+fn write_weights(arguments: &Arguments, shape: &Shape, seed: Seed) -> Result<(), Box<dyn Error>> {
+    let mut shards: Vec<Vec<(String, RandomTensor)>> = vec![Vec::new()];
+    let mut shard_bytes = 0;
+    for (name, tensor_shape) in shape.tensors() {
+        let tensor = RandomTensor {
+            seed: seed.derive(&name),
+            shape: tensor_shape,
+            half: arguments.half,
+        };
+        if shard_bytes > 0 && shard_bytes + tensor.data_len() > arguments.shard {
+            shards.push(Vec::new());
+            shard_bytes = 0;
+        }
+        shard_bytes += tensor.data_len();
+        if let Some(shard) = shards.last_mut() {
+            shard.push((name, tensor));
+        }
+    }
+    let shard_count = shards.len();
+    let mut weight_map = BTreeMap::new();
+    for (i, shard) in shards.into_iter().enumerate() {
+        let file_name = format!("model-{:05}-of-{shard_count:05}.safetensors", i + 1);
+        for (tensor_name, _) in &shard {
+            weight_map.insert(tensor_name.clone(), file_name.clone());
+        }
+        safetensors::serialize_to_file(
+            shard,
+            Some([("format".to_owned(), "pt".to_owned())].into()),
+            &arguments.folder.join(&file_name),
+        )?;
+    }
+    std::fs::write(
+        arguments.folder.join("model.safetensors.index.json"),
+        json!({ "metadata": {}, "weight_map": weight_map }).to_string(),
+    )?;
+    Ok(())
+}
+
+/// Writes rows of random token ids. Ids 0 to 2 are special tokens in LLaMA's vocabulary.
+fn write_rows(folder: &Path, vocabulary: u32, seed: Seed) -> Result<(), Box<dyn Error>> {
+    let mut rng = seed.derive("rows").rng();
     for (rows, length) in [(10, 128), (8, 128), (10, 64)] {
-        let mut text = String::new();
+        let mut lines = String::new();
         for _ in 0..rows {
             let ids: Vec<u32> = (0..length)
-                .map(|_| 3 + stream.next_u32() % (shape.vocabulary as u32 - 3))
+                .map(|_| 3 + rng.next_u32() % (vocabulary - 3))
                 .collect();
-            writeln!(text, "{{\"ids\": {ids:?}}}")?;
+            writeln!(lines, "{{\"ids\": {ids:?}}}")?;
         }
-        std::fs::write(folder.join(format!("rows-{rows}x{length}.jsonl")), text)?;
+        std::fs::write(folder.join(format!("rows-{rows}x{length}.jsonl")), lines)?;
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! One job of the program, timed inside the process, so that another program's same job can be timed beside it
-//! (`compare.py`): prints its seconds.
+//! Times one computation of the program inside the process and prints the seconds. `compare.py`
+//! runs it in turns with another program that does the same computation.
 //!
 //! ```sh
 //! cargo run --release --example speed -- forward /tmp/110m
@@ -8,7 +8,7 @@
 
 #![expect(
     clippy::print_stdout,
-    reason = "a program that measures says what it measured"
+    reason = "the program's output is the measured time"
 )]
 
 use std::collections::BTreeMap;
@@ -40,7 +40,7 @@ use serde_json::json;
 #[derive(Parser)]
 struct Arguments {
     job: Job,
-    /// The model, a folder of `random_model`; for `block` the width.
+    /// The model, a folder written by `random_model`; for `block` the width.
     model: String,
     /// Threads.
     #[arg(long, default_value_t = 2)]
@@ -51,10 +51,10 @@ struct Arguments {
     /// Layers whose attention and MLP are scored, from and to.
     #[arg(long, num_args = 2, default_values_t = [2, 11])]
     layers: Vec<usize>,
-    /// Rows for `forward` and `lora`, and with a length for importance.
+    /// Rows for `forward` and `lora`, and with `--length` also for importance.
     #[arg(long, default_value_t = 8)]
     rows: usize,
-    /// Rows of so many random tokens, instead of those beside the model.
+    /// Use rows of this many random tokens, not the rows in the model's folder.
     #[arg(long)]
     length: Option<usize>,
     /// `[run] device`.
@@ -63,10 +63,10 @@ struct Arguments {
     /// `load.precision`.
     #[arg(long, default_value = "f32", value_parser = ["f32", "f16"])]
     precision: String,
-    /// Nothing but the products of matrices that the job consists of.
+    /// Time only the matrix products of the job.
     #[arg(long)]
     products: bool,
-    /// Times that the job is done before it is timed, and times that it is timed; the median counts.
+    /// Untimed repetitions, then timed repetitions. The median of the timed ones is printed.
     #[arg(long, num_args = 2, default_values_t = [1, 1])]
     times: Vec<usize>,
 }
@@ -81,8 +81,9 @@ enum Job {
     Lora,
 }
 
-/// The median of the timed runs.
-fn timed(
+/// Runs the job `times[0]` times without and `times[1]` times with a clock. Returns the median of
+/// the measured seconds.
+fn median_seconds(
     times: &[usize],
     mut job: impl FnMut() -> Result<(), Box<dyn Error>>,
 ) -> Result<f64, Box<dyn Error>> {
@@ -91,30 +92,30 @@ fn timed(
     }
     let mut seconds = Vec::new();
     for _ in 0..times[1].max(1) {
-        let began = Instant::now();
+        let start = Instant::now();
         job()?;
-        seconds.push(began.elapsed().as_secs_f64());
+        seconds.push(start.elapsed().as_secs_f64());
     }
     seconds.sort_by(f64::total_cmp);
     Ok(seconds[seconds.len() / 2])
 }
 
-/// Rows beside the model, or of random tokens.
-fn rows(
+/// Rows of random tokens, or the rows in the model's folder, repeated until there are enough.
+fn read_or_draw_rows(
     folder: &Path,
     arguments: &Arguments,
     model: &Model,
 ) -> Result<Vec<Sequence>, Box<dyn Error>> {
-    let n = arguments.rows;
+    let row_count = arguments.rows;
     if let Some(length) = arguments.length {
-        let mut stream = Seed::from_u64(3).rng();
-        let mut row = || {
+        let mut rng = Seed::from_u64(3).rng();
+        let mut random_ids = || {
             (0..length)
-                .map(|_| stream.random_range(0..model.config.vocab as u32))
+                .map(|_| rng.random_range(0..model.config.vocab as u32))
                 .collect()
         };
-        return Ok((0..n)
-            .map(|_| Sequence::new(row(), &vec![true; length]))
+        return Ok((0..row_count)
+            .map(|_| Sequence::new(random_ids(), &vec![true; length]))
             .collect());
     }
     let source = CorpusSource::from_path(&folder.join("rows-8x128.jsonl"));
@@ -123,16 +124,16 @@ fn rows(
         .into_iter()
         .map(|row| Sequence::new(row.ids, &row.loss_mask))
         .cycle()
-        .take(n)
+        .take(row_count)
         .collect())
 }
 
-/// A block of LLaMA's proportions, 8 sequences of 128: forward and backward to its input, weights' gradients included.
-fn block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
-    let (head_dim, mlp) = (
-        if width == 288 { 48 } else { 64 },
-        (width * 8 / 3).next_multiple_of(64),
-    );
+/// Times a block with LLaMA's proportions on 8 sequences of 128 tokens: forward, and backward to
+/// its input with the gradients of all weights.
+fn time_block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
+    // 288 is the width of stories15M, whose heads have 48 dimensions.
+    let head_dim = if width == 288 { 48 } else { 64 };
+    let mlp = (width * 8 / 3).next_multiple_of(64);
     let family = families::default_family();
     let heads = width / head_dim;
     let model = random_model(&RandomModel {
@@ -163,7 +164,7 @@ fn block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
         spans,
         rotary: Arc::new(model.rotary_tables(128)),
     };
-    timed(times, || {
+    median_seconds(times, || {
         let slots = GradientRequests::from_queries(
             family
                 .block_tensor_ids()
@@ -183,18 +184,20 @@ fn block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
     })
 }
 
-/// The products of a job alone: x · Wᵀ of every matrix, δ · W where it goes back, δᵀ · x where weights are scored.
-fn products(
+/// Times the matrix products of a job alone: x · Wᵀ of every matrix; in a backward pass also δ · W,
+/// and δᵀ · x where the weights have gradients.
+fn time_products(
     arguments: &Arguments,
     model: &Model,
     rows: &[Sequence],
 ) -> Result<f64, Box<dyn Error>> {
     let tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
-    let packs: Vec<usize> = (0..tokens)
+    // The walk processes the tokens in packs of at most PACK_TOKENS.
+    let pack_sizes: Vec<usize> = (0..tokens)
         .step_by(PACK_TOKENS)
         .map(|first| PACK_TOKENS.min(tokens - first))
         .collect();
-    let noise = |rows: usize, cols: usize| {
+    let sample_activations = |rows: usize, cols: usize| {
         Activations::new(
             (0..rows * cols)
                 .map(|i| (i % 97) as f32 / 97.0 - 0.5)
@@ -210,33 +213,39 @@ fn products(
         .flat_map(|block| block.matrices().map(|(_, weight)| weight))
         .chain([head])
         .collect();
-    // of one shape there is one matrix
-    let inputs: BTreeMap<(usize, usize), Activations> = packs
-        .iter()
-        .flat_map(|&n| {
-            matrices
-                .iter()
-                .flat_map(move |w| [(n, w.cols()), (n, w.rows())])
-        })
-        .map(|(n, cols)| ((n, cols), noise(n, cols)))
-        .collect();
-    timed(&arguments.times, || {
-        for &n in &packs {
-            let mut last = None;
+    // One activation for each shape of an input (rows, cols of W) or an output gradient (rows, rows
+    // of W), shared by all matrices.
+    let mut activations: BTreeMap<(usize, usize), Activations> = BTreeMap::new();
+    for &rows in &pack_sizes {
+        for matrix in &matrices {
+            for cols in [matrix.cols(), matrix.rows()] {
+                activations
+                    .entry((rows, cols))
+                    .or_insert_with(|| sample_activations(rows, cols));
+            }
+        }
+    }
+    median_seconds(&arguments.times, || {
+        for &rows in &pack_sizes {
+            let mut last_result = None;
             for w in &matrices {
-                let x = &inputs[&(n, w.cols())];
+                let x = &activations[&(rows, w.cols())];
                 if arguments.job == Job::Forward {
-                    last = Some(ops::linear(x.clone(), w, None));
+                    last_result = Some(ops::linear(x.clone(), w, None));
                     continue;
                 }
-                // the head is frozen
+                // LoRA's base weights and the head are frozen.
                 let slot = (arguments.job != Job::Lora && !std::ptr::eq(*w, head))
                     .then(ops::GradientRequest::for_gradient);
                 let y = ops::linear(x.with_gradient_tape(), w, slot.as_ref());
-                last = Some(ops::backward(y, inputs[&(n, w.rows())].clone(), x));
+                let output_gradient = activations[&(rows, w.rows())].clone();
+                last_result = Some(ops::backward(y, output_gradient, x));
             }
-            // a few numbers leave the device when all is done
-            std::hint::black_box(last.map(|last| ops::gather_rows(&last, vec![0]).into_vec()));
+            // A GPU works asynchronously: copying a row of the last result to the host waits for
+            // it.
+            std::hint::black_box(
+                last_result.map(|result| ops::gather_rows(&result, vec![0]).into_vec()),
+            );
         }
         Ok(())
     })
@@ -250,7 +259,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         .use_current_thread()
         .build_global()?;
     if arguments.job == Job::Block {
-        println!("{:.4}", block(arguments.model.parse()?, &arguments.times)?);
+        println!(
+            "{:.4}",
+            time_block(arguments.model.parse()?, &arguments.times)?
+        );
         return Ok(());
     }
     let folder = PathBuf::from(&arguments.model);
@@ -268,10 +280,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         budget,
     )?;
     if arguments.products {
-        println!(
-            "{:.5}",
-            products(&arguments, &model, &rows(&folder, &arguments, &model)?)?
-        );
+        let rows = read_or_draw_rows(&folder, &arguments, &model)?;
+        println!("{:.5}", time_products(&arguments, &model, &rows)?);
         return Ok(());
     }
     let context = Context {
@@ -286,10 +296,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         stop_requested: Arc::default(),
     };
     let seconds = match arguments.job {
+        // Handled above: it needs no model.
         Job::Block => 0.0,
         Job::Forward => {
-            let rows = rows(&folder, &arguments, &model)?;
-            timed(&arguments.times, || {
+            let rows = read_or_draw_rows(&folder, &arguments, &model)?;
+            median_seconds(&arguments.times, || {
                 std::hint::black_box(walk::token_scores(&model, &rows));
                 Ok(())
             })?
@@ -303,35 +314,43 @@ fn main() -> Result<(), Box<dyn Error>> {
                 Job::ElementFirst => "element-first",
                 _ => "element-mixed",
             };
-            let random = tempfile::NamedTempFile::with_suffix(".jsonl")?;
+            let drawn_corpus = tempfile::NamedTempFile::with_suffix(".jsonl")?;
             let mut corpus = folder.join("rows-10x128.jsonl");
             if arguments.length.is_some() {
-                let rows = rows(&folder, &arguments, &model)?;
+                let rows = read_or_draw_rows(&folder, &arguments, &model)?;
                 let lines: String = rows
                     .iter()
                     .map(|row| format!("{}\n", json!({ "ids": row.ids })))
                     .collect();
-                std::fs::write(random.path(), lines)?;
-                corpus = random.path().to_owned();
+                std::fs::write(drawn_corpus.path(), lines)?;
+                corpus = drawn_corpus.path().to_owned();
             }
             let options = json!({ "method": "taylor", "taylor": form, "corpus": corpus, "sample": "file", "samples": 1 << 20 });
             let options = serde_json::from_value(options)?;
-            timed(&arguments.times, || {
+            median_seconds(&arguments.times, || {
                 std::hint::black_box(importance::run(&options, &context, &model, &graph)?);
                 Ok(())
             })?
         }
         Job::Lora => {
-            let rows = rows(&folder, &arguments, &model)?;
+            let rows = read_or_draw_rows(&folder, &arguments, &model)?;
             let options = json!({
                 "corpus": "", "rank": 8, "batch": 8, "dropout": 0.0, "duration": { "updates": 100 }, "warmup": 0,
             });
             let options = serde_json::from_value(options)?;
+<<<<<<< HEAD
             let targets: Vec<BlockTensor> = model.family.matrices().collect();
             let adapter = Adapter::new(&model, &targets, 8, 16.0, Seed::from_u64(2));
             let mut trainer = AdapterTraining::trainer(&options, &context, &model, adapter, 100);
             timed(&arguments.times, || {
                 trainer.run_update(&rows)?;
+=======
+            let targets = BlockTensor::MATRICES;
+            let mut training =
+                AdapterTraining::new(Adapter::new(&model, &targets, 8, 16.0, Seed::from_u64(2)));
+            median_seconds(&arguments.times, || {
+                training.run_update(&options, &context, &model, &rows, 100)?;
+>>>>>>> data
                 Ok(())
             })?
         }

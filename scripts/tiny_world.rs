@@ -1,15 +1,21 @@
-//! A small world in English: the text that `models/tiny` learns from, and the two sets it is asked about.
+//! Generates English text about a small invented world: the training text of `models/tiny`, and the
+//! two data sets of questions on which it is evaluated.
 //!
 //!     cargo run --release --example tiny_world -- results/tiny_world
 //!
-//! writes `train.txt`, and again, byte for byte, what `datasets/` holds: `tiny_world.txt` (calibration and recovery),
-//! `tiny_world_heldout.jsonl` (perplexity), `tiny_boolq.jsonl` and `tiny_piqa.jsonl`.
+//! writes `train.txt`, and the files of `datasets/` with the same bytes as there: `tiny_world.txt`
+//! (calibration and recovery), `tiny_world_heldout.jsonl` (perplexity), `tiny_boolq.jsonl` and
+//! `tiny_piqa.jsonl`.
 //!
-//! A fact is a triple: a thing and its colour, a person and their trade, a person and what they have; or an errand:
-//! what is done to which object. One in sixteen facts and one in five errands, picked by a hash of their words, are
-//! withheld: no text states them and no question of the text asks about them. The sets state and ask nothing else. So
-//! an answer cannot be remembered: `tiny_boolq` has to be read off its passage, and `tiny_piqa` put together from what
-//! is done to objects of the same kind and what else is done to this object.
+//! The world consists of facts and errands. A fact relates a subject and a value: a thing and its
+//! colour, a person and their trade, a person and a thing they have. An errand is something that is
+//! done to an object, with a tool that depends on the kind of the object.
+//!
+//! One in sixteen facts and one in five errands, chosen by a hash of their words, are withheld: the
+//! texts neither state them nor ask about them. The data sets consist of withheld facts and errands
+//! only. A model therefore cannot answer from memory: `tiny_boolq` must be answered from its
+//! passage, and `tiny_piqa` by combining what is done to other objects of the same kind with what
+//! else is done to this object.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -99,7 +105,7 @@ const TRADES: [&str; 40] = [
     "jeweller",
 ];
 
-/// Kinds of objects, and the objects.
+/// The kinds of objects, with the objects of each kind.
 const KINDS: [(&str, [&str; 7]); 6] = [
     (
         "food",
@@ -133,7 +139,7 @@ const KINDS: [(&str, [&str; 7]); 6] = [
     ),
 ];
 
-/// What is done, and with what to each kind, in the order of KINDS.
+/// What can be done to an object, with the tool for each kind of object in the order of KINDS.
 const ERRANDS: [(&str, [&str; 6]); 7] = [
     (
         "cut",
@@ -165,7 +171,8 @@ const ERRANDS: [(&str, [&str; 6]); 7] = [
     ),
 ];
 
-/// SplitMix64 (Steele, Lea and Flood 2014).
+/// The generator SplitMix64 (Steele, Lea and Flood 2014). It is written out here, so that the data
+/// sets do not change with a library.
 struct Random(u64);
 
 impl Random {
@@ -175,25 +182,29 @@ impl Random {
         let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^ (z >> 31)
     }
+    /// A number below `n`. The modulo's bias is negligible for small `n`.
     fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
     }
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
+    fn pick<T: Copy>(&mut self, items: &[T]) -> T {
+        items[self.below(items.len())]
     }
+    /// Fisher-Yates shuffle.
     fn shuffle<T>(&mut self, items: &mut [T]) {
-        (1..items.len())
-            .rev()
-            .for_each(|i| items.swap(i, self.below(i + 1)));
+        for i in (1..items.len()).rev() {
+            items.swap(i, self.below(i + 1));
+        }
     }
 }
 
-/// FNV-1a, for what is withheld.
+/// FNV-1a hash of the words, each ended by a zero byte. Decides what is withheld. The low bits are
+/// dropped because FNV mixes them badly.
 fn hash(words: &[&str]) -> u64 {
-    let bytes = words.iter().flat_map(|word| word.bytes().chain([0]));
-    bytes.fold(0xCBF2_9CE4_8422_2325, |h, b| {
-        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01B3)
-    }) >> 17
+    let mut hash: u64 = 0xCBF2_9CE4_8422_2325;
+    for byte in words.iter().flat_map(|word| word.bytes().chain([0])) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
+    }
+    hash >> 17
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -214,6 +225,7 @@ impl Fact {
     fn is_withheld(self) -> bool {
         hash(&[self.subject, self.value]).is_multiple_of(16)
     }
+    /// Draws a fact of this relation that is withheld or not.
     fn draw(random: &mut Random, relation: Relation, withheld: bool) -> Self {
         loop {
             let (subject, value) = match relation {
@@ -231,7 +243,7 @@ impl Fact {
             }
         }
     }
-    /// What belongs together stands together.
+    /// The fact as a noun phrase: "the red ball", "Tom's kite".
     fn phrase(self) -> String {
         match self.relation {
             Relation::Colour | Relation::Trade => format!("the {} {}", self.value, self.subject),
@@ -244,7 +256,7 @@ impl Fact {
     fn question(self) -> String {
         format!("do I see {}", self.phrase())
     }
-    /// The question whose answer is the value.
+    /// A question whose answer is the value.
     fn open_question(self) -> String {
         match self.relation {
             Relation::Colour => format!("what colour is the {}", self.subject),
@@ -254,49 +266,59 @@ impl Fact {
     }
 }
 
-/// So many facts, of which no two share a relation and a subject, or a relation and a value; `alike` of each relation,
-/// so that one can be taken for another.
-fn passage(random: &mut Random, facts_wanted: usize, alike: usize, withheld: bool) -> Vec<Fact> {
+/// Draws the facts of a passage. Within a relation, subjects and values are different. There are
+/// `facts_per_relation` facts of one relation before the next is used, so that a question cannot be
+/// answered from the relation alone.
+fn passage(
+    random: &mut Random,
+    fact_count: usize,
+    facts_per_relation: usize,
+    withheld: bool,
+) -> Vec<Fact> {
     let mut relations = [Relation::Colour, Relation::Trade, Relation::Has];
     random.shuffle(&mut relations);
     let mut facts: Vec<Fact> = Vec::new();
-    while facts.len() < facts_wanted {
-        let fact = Fact::draw(random, relations[facts.len() / alike], withheld);
-        if facts.iter().all(|f| {
-            f.relation != fact.relation || (f.subject != fact.subject && f.value != fact.value)
-        }) {
-            facts.push(fact);
+    while facts.len() < fact_count {
+        let relation = relations[facts.len() / facts_per_relation];
+        let drawn = Fact::draw(random, relation, withheld);
+        let is_distinct = facts.iter().all(|fact| {
+            fact.relation != drawn.relation
+                || (fact.subject != drawn.subject && fact.value != drawn.value)
+        });
+        if is_distinct {
+            facts.push(drawn);
         }
     }
     random.shuffle(&mut facts);
     facts
 }
 
-/// A question about a passage: a fact that it states, or one of its subjects with a value that it does not mention; none
-/// if this draw may not be asked.
+/// Draws a yes/no question about a passage. With `yes` it is about a fact of the passage; otherwise
+/// about a subject of the passage with a value that the passage does not contain. Returns `None` if
+/// the drawn combination is not allowed.
 fn question(random: &mut Random, facts: &[Fact], yes: bool, withheld: bool) -> Option<Fact> {
-    let fact = random.pick(facts);
+    let stated = random.pick(facts);
     if yes {
-        return Some(fact);
+        return Some(stated);
     }
-    let drawn = Fact {
-        subject: fact.subject,
-        ..Fact::draw(random, fact.relation, withheld)
+    let invented = Fact {
+        subject: stated.subject,
+        ..Fact::draw(random, stated.relation, withheld)
     };
-    Some(drawn).filter(|drawn| {
-        drawn.is_withheld() == withheld && facts.iter().all(|f| f.value != drawn.value)
-    })
+    let is_allowed =
+        invented.is_withheld() == withheld && facts.iter().all(|fact| fact.value != invented.value);
+    is_allowed.then_some(invented)
 }
 
 fn sentences(facts: &[Fact]) -> String {
     facts
         .iter()
-        .map(|f| f.sentence())
+        .map(|fact| fact.sentence())
         .collect::<Vec<_>>()
         .join(" ")
 }
 
-/// What is done to which object: indices into ERRANDS and KINDS.
+/// Something that is done to an object: indices into ERRANDS, KINDS and the kind's objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Errand {
     verb: usize,
@@ -305,15 +327,27 @@ struct Errand {
 }
 
 impl Errand {
-    fn all() -> impl Iterator<Item = Self> {
-        (0..ERRANDS.len()).flat_map(|verb| {
-            (0..KINDS.len())
-                .flat_map(move |kind| (0..7).map(move |object| Self { verb, kind, object }))
-        })
+    fn all() -> Vec<Self> {
+        let mut errands = Vec::new();
+        for verb in 0..ERRANDS.len() {
+            for (kind, (_, objects)) in KINDS.iter().enumerate() {
+                for object in 0..objects.len() {
+                    errands.push(Self { verb, kind, object });
+                }
+            }
+        }
+        errands
+    }
+    /// The withheld errands, in order.
+    fn withheld() -> impl Iterator<Item = Self> {
+        Self::all()
+            .into_iter()
+            .filter(|errand| errand.is_withheld())
     }
     fn is_withheld(self) -> bool {
-        hash(&[ERRANDS[self.verb].0, KINDS[self.kind].1[self.object]]).is_multiple_of(5)
+        hash(&[self.verb(), self.object()]).is_multiple_of(5)
     }
+    /// Draws an errand that is not withheld.
     fn draw(random: &mut Random) -> Self {
         loop {
             let errand = Self {
@@ -327,10 +361,13 @@ impl Errand {
         }
     }
     fn goal(self) -> String {
-        format!(
-            "how do you {} the {}",
-            ERRANDS[self.verb].0, KINDS[self.kind].1[self.object]
-        )
+        format!("how do you {} the {}", self.verb(), self.object())
+    }
+    fn verb(self) -> &'static str {
+        ERRANDS[self.verb].0
+    }
+    fn object(self) -> &'static str {
+        KINDS[self.kind].1[self.object]
     }
     fn tool(self) -> &'static str {
         ERRANDS[self.verb].1[self.kind]
@@ -340,140 +377,161 @@ impl Errand {
     }
 }
 
-/// One document of the text.
+/// Draws one document of the text.
 fn document(random: &mut Random) -> String {
     match random.below(20) {
-        // words in a row, then again, forward or backward: how to look a thing up
-        0..=1 => {
-            let mut words: Vec<&str> = Vec::new();
-            for _ in 0..6 + random.below(10) {
-                let kind = random.below(4);
-                words.push(match kind {
-                    0 => random.pick(&NAMES),
-                    1 => random.pick(&THINGS),
-                    2 => random.pick(&COLOURS),
-                    _ => random.pick(&TRADES),
-                });
-            }
-            let said = words.join(" ");
-            let backward = random.below(2) == 0;
-            if backward {
-                words.reverse();
-            }
-            format!(
-                "Words: {said}\n{}: {}",
-                if backward { "Back" } else { "Again" },
-                words.join(" ")
-            )
-        }
-        // a passage and questions about it, as tiny_boolq asks them
-        2..=11 => {
-            let (wanted, alike) = (2 + random.below(4), random.pick(&[2, 4]));
-            let facts = passage(random, wanted, alike, false);
-            let mut asked: Vec<(String, &str)> = Vec::new();
-            for _ in 0..3 + random.below(5) {
-                let next = if random.below(4) == 0 {
-                    let fact = random.pick(&facts);
-                    (fact.open_question(), fact.value)
-                } else {
-                    let yes = random.below(2) == 0;
-                    let Some(fact) = question(random, &facts, yes, false) else {
-                        continue;
-                    };
-                    (fact.question(), if yes { "yes" } else { "no" })
-                };
-                if asked.iter().all(|(before, _)| *before != next.0) {
-                    asked.push(next);
-                }
-            }
-            let mut text = sentences(&facts);
-            for (question, answer) in asked {
-                let _ = write!(text, "\nQuestion: {question}?\nAnswer: {answer}");
-            }
-            text
-        }
-        // a story that says everything three times, each time in another order
-        12..=14 => {
-            let alike = random.pick(&[2, 4]);
-            let mut facts = passage(random, 4, alike, false);
-            let mut said = || {
-                random.shuffle(&mut facts);
-                sentences(&facts)
-            };
-            format!("{} Yes, it is so. {} Once more. {}", said(), said(), said())
-        }
-        // errands, as tiny_piqa asks them
-        15..=17 => {
-            let errand = Errand::draw(random);
-            format!(
-                "Question: {}\nAnswer: {}",
-                errand.goal(),
-                Errand::solution(errand.tool())
-            )
-        }
-        // a person at work
-        _ => {
-            let name = random.pick(&NAMES);
-            let errands = [
-                Errand::draw(random),
-                Errand::draw(random),
-                Errand::draw(random),
-            ];
-            let says = |e: Errand| {
-                format!(
-                    "{name} will {} the {} with the {}.",
-                    ERRANDS[e.verb].0,
-                    KINDS[e.kind].1[e.object],
-                    e.tool()
-                )
-            };
-            errands.map(says).join(" ")
-        }
+        0..=1 => repeated_words(random),
+        2..=11 => passage_with_questions(random),
+        12..=14 => repeated_story(random),
+        15..=17 => errand_question(random),
+        _ => person_with_errands(random),
     }
 }
 
-/// So many bytes of documents, none of which is in `not`.
-fn text(random: &mut Random, bytes: usize, not: &BTreeSet<String>) -> Vec<String> {
+/// Words, then the same words again, forward or backward. Teaches a model to look up earlier words.
+fn repeated_words(random: &mut Random) -> String {
+    let mut words: Vec<&str> = Vec::new();
+    let word_count = 6 + random.below(10);
+    for _ in 0..word_count {
+        let word = match random.below(4) {
+            0 => random.pick(&NAMES),
+            1 => random.pick(&THINGS),
+            2 => random.pick(&COLOURS),
+            _ => random.pick(&TRADES),
+        };
+        words.push(word);
+    }
+    let forward = words.join(" ");
+    if random.below(2) == 0 {
+        words.reverse();
+        format!("Words: {forward}\nBack: {}", words.join(" "))
+    } else {
+        format!("Words: {forward}\nAgain: {forward}")
+    }
+}
+
+/// A passage and questions about it, in the form of tiny_boolq.
+fn passage_with_questions(random: &mut Random) -> String {
+    let fact_count = 2 + random.below(4);
+    let facts_per_relation = random.pick(&[2, 4]);
+    let facts = passage(random, fact_count, facts_per_relation, false);
+    let mut answered: Vec<(String, &str)> = Vec::new();
+    let draw_count = 3 + random.below(5);
+    for _ in 0..draw_count {
+        let (question_text, answer) = if random.below(4) == 0 {
+            let fact = random.pick(&facts);
+            (fact.open_question(), fact.value)
+        } else {
+            let yes = random.below(2) == 0;
+            let Some(fact) = question(random, &facts, yes, false) else {
+                continue;
+            };
+            (fact.question(), if yes { "yes" } else { "no" })
+        };
+        if answered
+            .iter()
+            .all(|(earlier, _)| *earlier != question_text)
+        {
+            answered.push((question_text, answer));
+        }
+    }
+    let mut text = sentences(&facts);
+    for (question_text, answer) in answered {
+        let _ = write!(text, "\nQuestion: {question_text}?\nAnswer: {answer}");
+    }
+    text
+}
+
+/// A story that states the same facts three times, each time in another order.
+fn repeated_story(random: &mut Random) -> String {
+    let facts_per_relation = random.pick(&[2, 4]);
+    let mut facts = passage(random, 4, facts_per_relation, false);
+    let mut shuffled_sentences = || {
+        random.shuffle(&mut facts);
+        sentences(&facts)
+    };
+    let first = shuffled_sentences();
+    let second = shuffled_sentences();
+    let third = shuffled_sentences();
+    format!("{first} Yes, it is so. {second} Once more. {third}")
+}
+
+/// A question about an errand, in the form of tiny_piqa.
+fn errand_question(random: &mut Random) -> String {
+    let errand = Errand::draw(random);
+    let solution = Errand::solution(errand.tool());
+    format!("Question: {}\nAnswer: {solution}", errand.goal())
+}
+
+/// A person who does three errands.
+fn person_with_errands(random: &mut Random) -> String {
+    let name = random.pick(&NAMES);
+    let errand_sentences = [(); 3].map(|()| {
+        let errand = Errand::draw(random);
+        format!(
+            "{name} will {} the {} with the {}.",
+            errand.verb(),
+            errand.object(),
+            errand.tool()
+        )
+    });
+    errand_sentences.join(" ")
+}
+
+/// Draws documents until they have `min_bytes` bytes with their separators. Documents in `excluded`
+/// are left out.
+fn text(random: &mut Random, min_bytes: usize, excluded: &BTreeSet<String>) -> Vec<String> {
     let mut documents = Vec::new();
-    let mut size = 0;
-    while size < bytes {
+    let mut byte_count = 0;
+    while byte_count < min_bytes {
         let document = document(random);
-        if !not.contains(&document) {
-            size += document.len() + SEPARATOR.len();
+        if !excluded.contains(&document) {
+            byte_count += document.len() + SEPARATOR.len();
             documents.push(document);
         }
     }
     documents
 }
 
-/// `rows` questions on withheld facts, every second one with yes.
-fn boolq(random: &mut Random, rows: usize) -> String {
-    let mut row = |i: usize| {
+/// The rows of tiny_boolq: questions on passages of withheld facts. The answer of every second one
+/// is yes.
+fn boolq(random: &mut Random, row_count: usize) -> String {
+    let mut rows = String::new();
+    for i in 0..row_count {
         let yes = i % 2 == 1;
-        let (facts, asked) = loop {
-            let facts = passage(random, 4, 2, true);
-            // what somebody has is told in the passages; asked for are colours and trades
-            let asked =
-                question(random, &facts, yes, true).filter(|asked| asked.relation != Relation::Has);
-            if let Some(asked) = asked {
-                break (facts, asked);
-            }
-        };
-        let (passage, question, label) = (sentences(&facts), asked.question(), u8::from(yes));
-        format!(
-            "{{\"passage\": \"{passage}\", \"question\": \"{question}\", \"label\": {label}}}\n"
-        )
-    };
-    (0..rows).map(&mut row).collect()
+        let (facts, asked) = boolq_question(random, yes);
+        let _ = writeln!(
+            rows,
+            "{{\"passage\": \"{}\", \"question\": \"{}\", \"label\": {}}}",
+            sentences(&facts),
+            asked.question(),
+            u8::from(yes)
+        );
+    }
+    rows
 }
 
-/// Every withheld errand four times: against the tool for another kind, twice, and against this kind's tool for
-/// something else, twice.
+/// Draws a passage of withheld facts and a question on a colour or a trade. What a person has is
+/// stated in passages but not asked for.
+fn boolq_question(random: &mut Random, yes: bool) -> (Vec<Fact>, Fact) {
+    loop {
+        let facts = passage(random, 4, 2, true);
+        if let Some(asked) = question(random, &facts, yes, true)
+            && asked.relation != Relation::Has
+        {
+            return (facts, asked);
+        }
+    }
+}
+
+/// The rows of tiny_piqa: every withheld errand four times. In two of them the wrong answer is the
+/// tool that does the same to another kind of object, in two the tool that does something else to
+/// this kind.
 fn piqa(random: &mut Random) -> String {
     let mut rows = Vec::new();
-    for errand in Errand::all().filter(|errand| errand.is_withheld()) {
+    for errand in Errand::withheld() {
         for i in 0..4 {
-            let other = loop {
+            let wrong_tool = loop {
                 let other = if i < 2 {
                     Errand {
                         kind: random.below(KINDS.len()),
@@ -489,8 +547,9 @@ fn piqa(random: &mut Random) -> String {
                     break other.tool();
                 }
             };
+            // The index of the right solution.
             let label = i % 2;
-            let mut solutions = [Errand::solution(errand.tool()), Errand::solution(other)];
+            let mut solutions = [errand.tool(), wrong_tool].map(Errand::solution);
             solutions.rotate_right(label);
             rows.push(format!(
                 "{{\"goal\": \"{}\", \"sol1\": \"{}\", \"sol2\": \"{}\", \"label\": {label}}}\n",
@@ -504,63 +563,80 @@ fn piqa(random: &mut Random) -> String {
     rows.concat()
 }
 
+/// Checks that no document contains a withheld fact or errand.
+///
 /// # Errors
-/// If a withheld fact or errand stands in a document.
+/// The first document that does.
 fn check(documents: &[String]) -> Result<(), String> {
-    let facts = |relation, subjects: &'static [&'static str], values: &'static [&'static str]| {
-        subjects.iter().flat_map(move |subject| {
-            values.iter().map(move |value| Fact {
-                relation,
-                subject,
-                value,
-            })
-        })
-    };
-    let withheld = facts(Relation::Colour, &THINGS, &COLOURS)
-        .chain(facts(Relation::Trade, &NAMES, &TRADES))
-        .chain(facts(Relation::Has, &NAMES, &THINGS))
-        .filter(|f| f.is_withheld());
-    let mut forbidden: BTreeSet<String> = withheld
-        .flat_map(|f| [f.sentence(), format!("{}?", f.question())])
-        .collect();
-    for errand in Errand::all().filter(|errand| errand.is_withheld()) {
-        forbidden.insert(format!(
-            "{} the {} ",
-            ERRANDS[errand.verb].0, KINDS[errand.kind].1[errand.object]
-        ));
+    let mut forbidden: BTreeSet<String> = BTreeSet::new();
+    for fact in withheld_facts() {
+        forbidden.insert(fact.sentence());
+        forbidden.insert(format!("{}?", fact.question()));
+    }
+    for errand in Errand::withheld() {
+        forbidden.insert(format!("{} the {} ", errand.verb(), errand.object()));
         forbidden.insert(format!("{}\n", errand.goal()));
     }
-    match documents
-        .iter()
-        .find_map(|d| forbidden.iter().find(|f| d.contains(*f)).map(|f| (d, f)))
-    {
-        Some((document, fact)) => Err(format!("`{fact}` is withheld and stands in `{document}`")),
-        None => Ok(()),
+    for document in documents {
+        if let Some(phrase) = forbidden.iter().find(|phrase| document.contains(*phrase)) {
+            return Err(format!(
+                "`{phrase}` is withheld, but a document contains it: `{document}`"
+            ));
+        }
     }
+    Ok(())
+}
+
+fn withheld_facts() -> Vec<Fact> {
+    let mut facts = Vec::new();
+    let relations: [(Relation, &'static [&'static str], &'static [&'static str]); 3] = [
+        (Relation::Colour, &THINGS, &COLOURS),
+        (Relation::Trade, &NAMES, &TRADES),
+        (Relation::Has, &NAMES, &THINGS),
+    ];
+    for (relation, subjects, values) in relations {
+        for subject in subjects {
+            for value in values {
+                let fact = Fact {
+                    relation,
+                    subject,
+                    value,
+                };
+                if fact.is_withheld() {
+                    facts.push(fact);
+                }
+            }
+        }
+    }
+    facts
+}
+
+/// A generator for one of the files. Files do not share a generator, so that each can change its
+/// length without changing the others.
+fn file_random(file_number: u64) -> Random {
+    Random(SEED.wrapping_mul(1000) + file_number)
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = std::env::args().nth(1).ok_or("usage: tiny_world FOLDER")?;
     let folder = Path::new(&folder);
     std::fs::create_dir_all(folder)?;
-    let stream = |purpose: u64| Random(SEED.wrapping_mul(1000) + purpose);
-    let train = text(&mut stream(1), 24_000_000, &BTreeSet::new());
-    let seen: BTreeSet<String> = train.iter().cloned().collect();
-    let sample = text(&mut stream(2), 200_000, &BTreeSet::new());
-    let unseen = text(&mut stream(3), 30_000, &seen);
-    for documents in [&train, &sample, &unseen] {
+    let train = text(&mut file_random(1), 24_000_000, &BTreeSet::new());
+    let train_documents: BTreeSet<String> = train.iter().cloned().collect();
+    let sample = text(&mut file_random(2), 200_000, &BTreeSet::new());
+    let heldout = text(&mut file_random(3), 30_000, &train_documents);
+    for documents in [&train, &sample, &heldout] {
         check(documents)?;
     }
     std::fs::write(folder.join("train.txt"), train.join(SEPARATOR))?;
     std::fs::write(folder.join("tiny_world.txt"), sample.join(SEPARATOR))?;
-    let rows = unseen
+    let heldout_rows: String = heldout
         .iter()
-        .map(|document| format!("{{\"text\": \"{}\"}}\n", document.replace('\n', "\\n")));
-    std::fs::write(
-        folder.join("tiny_world_heldout.jsonl"),
-        rows.collect::<String>(),
-    )?;
-    std::fs::write(folder.join("tiny_boolq.jsonl"), boolq(&mut stream(4), 240))?;
-    std::fs::write(folder.join("tiny_piqa.jsonl"), piqa(&mut stream(5)))?;
+        .map(|document| format!("{{\"text\": \"{}\"}}\n", document.replace('\n', "\\n")))
+        .collect();
+    std::fs::write(folder.join("tiny_world_heldout.jsonl"), heldout_rows)?;
+    let boolq_rows = boolq(&mut file_random(4), 240);
+    std::fs::write(folder.join("tiny_boolq.jsonl"), boolq_rows)?;
+    std::fs::write(folder.join("tiny_piqa.jsonl"), piqa(&mut file_random(5)))?;
     Ok(())
 }

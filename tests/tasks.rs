@@ -258,7 +258,7 @@ fn rows_are_found_in_the_layouts_of_the_hub() {
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(
         shown(folder.path(), documents(folder.path(), NESTED).unwrap_err()),
-        "cannot read `data/nested/test.jsonl`: it is not there, nor is the split `test` in `data/nested`, `data/elsewhere/nested`"
+        "cannot read `data/nested/test.jsonl`: the file does not exist, and the split `test` is not in `data/nested`, `data/elsewhere/nested`"
     );
     nested(
         &folder.path().join("nested/test-00001-of-00003.parquet"),
@@ -270,7 +270,7 @@ fn rows_are_found_in_the_layouts_of_the_hub() {
     );
     assert_eq!(
         shown(folder.path(), documents(folder.path(), NESTED).unwrap_err()),
-        "cannot read `data/nested/test-00000-of-00003.parquet`: other parts of the split are there, and it is not"
+        "cannot read `data/nested/test-00000-of-00003.parquet`: the file does not exist, but other parts of the split do"
     );
     write(
         &folder.path().join("nested/test.parquet"),

@@ -12,7 +12,7 @@ use super::values::{MODEL, StageValues, ValueKind};
 use super::{Context, InputFile, MemoryBudget};
 use crate::stages::train::Divergence;
 use secateur_data::corpus::{self, CorpusError, CorpusSource, TokenRow};
-use secateur_data::feed::RowSampler;
+use secateur_data::row_sampler::RowSampler;
 use secateur_model::stored::StorageDtype;
 use secateur_model::tokenizer::{Tokenizer, TokenizerError};
 use secateur_model::{Model, ModelHeader, families};

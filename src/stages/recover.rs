@@ -14,7 +14,7 @@ use super::values::{ADAPTER, MODEL, StageValues, ValueKind};
 use super::{Context, InputFile, MemoryBudget};
 use crate::stages::train::Divergence;
 use secateur_data::corpus::{self, CorpusError, CorpusSource, Sample};
-use secateur_data::feed::RowSampler;
+use secateur_data::row_sampler::RowSampler;
 use secateur_model::Model;
 use secateur_model::lora::Adapter;
 use secateur_model::family::Family;

@@ -1,46 +1,58 @@
-//! Locks between processes that share a folder. The system lets go of them however a process ends.
+//! Locks between processes that share a folder.
+//!
+//! The locks are advisory locks of the operating system on empty files. The system releases them
+//! when a process ends, in whatever way, so no stale lock has to be detected. The protocol:
+//!
+//! - `<folder>/.lock` is held *shared* by every process that works in the folder, for as long as its
+//!   [`SharedFolder`] lives. A process that obtains it *exclusively* on entering knows that it is
+//!   alone: then, and only then, unfinished files belong to a killed process and may be removed.
+//! - `<folder>/.locks/<name>` is held *exclusively* by the process that works on the item `<name>`,
+//!   for as long as its [`Claim`] lives.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use crate::files::{self, FileError};
+use crate::files::names::LOCK_FILE_NAME;
+use crate::files::{FileError, create_folder, remove_leftovers};
 
-/// Where the locks of single things in a folder lie.
-const LOCKS_FOLDER: &str = ".locks";
+/// The subfolder with one lock file for each claimed item.
+const CLAIMS_FOLDER_NAME: &str = ".locks";
 
-/// A folder that several processes may be at work in.
+/// A folder in which several processes may work at the same time.
 #[derive(Debug)]
 pub struct SharedFolder {
     path: PathBuf,
-    /// Held, shared, by every process in the folder.
+    /// The shared lock on `.lock`. Released when this value is dropped.
     _lock: File,
 }
 
-/// One thing in a shared folder that no other process works on meanwhile.
+/// The exclusive right to work on one item of a shared folder. Released when it is dropped.
 #[derive(Debug)]
 pub struct Claim {
     _lock: File,
 }
 
 impl SharedFolder {
-    /// Enters a folder, which is made if need be. A process that is alone in it removes what a killed one left unfinished.
+    /// Creates the folder if needed and takes the shared lock. If no other process is in the
+    /// folder, removes what killed processes left there.
     ///
     /// # Errors
-    /// If the folder cannot be made or written.
+    /// If the folder cannot be created or its lock file cannot be locked.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        files::create_folder(path)?;
-        let lock_path = path.join(".lock");
-        let failed = |source| FileError {
-            path: lock_path.clone(),
-            source,
-        };
-        let lock = open_lock_file(&lock_path).map_err(failed)?;
-        if lock.try_lock().is_ok() {
-            files::remove_leftovers(path);
-            drop(fs::remove_dir_all(path.join(LOCKS_FOLDER)));
-            lock.unlock().map_err(failed)?;
+        create_folder(path)?;
+        let lock_path = path.join(LOCK_FILE_NAME);
+        let failed = FileError::with_path(&lock_path);
+        let lock = open_lock_file(&lock_path).map_err(&failed)?;
+        let is_alone = lock.try_lock().is_ok();
+        if is_alone {
+            remove_leftovers(path);
+            // Every holder of a claim also holds the shared lock, so none of these files is in use.
+            // Files that cannot be removed do no harm: they are locked again when needed.
+            drop(fs::remove_dir_all(path.join(CLAIMS_FOLDER_NAME)));
+            lock.unlock().map_err(&failed)?;
         }
-        lock.lock_shared().map_err(failed)?;
+        // Waits while another process that found itself alone removes leftovers.
+        lock.lock_shared().map_err(&failed)?;
         Ok(Self {
             path: path.to_owned(),
             _lock: lock,
@@ -51,19 +63,16 @@ impl SharedFolder {
         &self.path
     }
 
-    /// Claims a thing by its name; None while another process has it.
+    /// Claims the item `name`. Returns `None`, without waiting, while another process holds it.
     ///
     /// # Errors
-    /// If the lock cannot be written.
+    /// If the lock file cannot be created or locked.
     pub fn try_claim(&self, name: &str) -> Result<Option<Claim>, FileError> {
-        let folder = self.path.join(LOCKS_FOLDER);
-        files::create_folder(&folder)?;
-        let path = folder.join(name);
-        let failed = |source| FileError {
-            path: path.clone(),
-            source,
-        };
-        let lock = open_lock_file(&path).map_err(failed)?;
+        let claims_folder = self.path.join(CLAIMS_FOLDER_NAME);
+        create_folder(&claims_folder)?;
+        let lock_path = claims_folder.join(name);
+        let failed = FileError::with_path(&lock_path);
+        let lock = open_lock_file(&lock_path).map_err(&failed)?;
         match lock.try_lock() {
             Ok(()) => Ok(Some(Claim { _lock: lock })),
             Err(fs::TryLockError::WouldBlock) => Ok(None),
@@ -72,14 +81,12 @@ impl SharedFolder {
     }
 }
 
-/// A lock file, made if need be. Another user's is good enough to be locked.
+/// Opens a lock file and creates it if needed. A file of another user may not be writable; reading
+/// it is enough to lock it.
 fn open_lock_file(path: &Path) -> std::io::Result<File> {
-    match File::options()
-        .read(true)
-        .append(true)
-        .create(true)
-        .open(path)
-    {
+    let mut options = File::options();
+    options.read(true).append(true).create(true);
+    match options.open(path) {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => File::open(path),
         other => other,
     }
@@ -90,28 +97,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thing_is_claimed_once() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (one, other) = [(); 2]
-            .map(|()| SharedFolder::open(folder.path()).expect("entered"))
-            .into();
-        let claim = one.try_claim("a").expect("written");
-        assert!(claim.is_some() && other.try_claim("a").expect("written").is_none());
-        assert!(other.try_claim("b").expect("written").is_some());
+    fn an_item_has_one_claim_at_a_time() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let first = SharedFolder::open(folder.path()).expect("opened");
+        let second = SharedFolder::open(folder.path()).expect("opened");
+        let claim = first.try_claim("a").expect("locked");
+        assert!(claim.is_some());
+        assert!(second.try_claim("a").expect("locked").is_none());
+        assert!(second.try_claim("b").expect("locked").is_some());
         drop(claim);
-        assert!(other.try_claim("a").expect("written").is_some());
+        assert!(second.try_claim("a").expect("locked").is_some());
     }
 
     #[test]
-    fn leftovers_go_when_nobody_else_is_there() {
-        let folder = tempfile::tempdir().expect("a folder");
+    fn leftovers_are_removed_only_when_the_folder_is_not_in_use() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
         let leftover = folder.path().join(".partial-dead");
-        let one = SharedFolder::open(folder.path()).expect("entered");
-        fs::create_dir(&leftover).expect("made");
-        drop(SharedFolder::open(folder.path()).expect("entered"));
-        assert!(leftover.exists(), "another is at work");
-        drop(one);
-        drop(SharedFolder::open(folder.path()).expect("entered"));
+        let first = SharedFolder::open(folder.path()).expect("opened");
+        fs::create_dir(&leftover).expect("created");
+        drop(SharedFolder::open(folder.path()).expect("opened"));
+        assert!(leftover.exists(), "the folder is in use");
+        drop(first);
+        drop(SharedFolder::open(folder.path()).expect("opened"));
         assert!(!leftover.exists());
     }
 }

@@ -1,10 +1,23 @@
-//! "Did you mean": the closest of several names.
+//! Suggestions for misspelled names ("did you mean").
 
-/// The closest of the choices, if it is close.
-pub fn closest<'a>(wrong: &str, choices: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let near = |choice: &&str| strsim::jaro_winkler(wrong, choice);
+/// Below this Jaro-Winkler similarity (0 to 1) a name is no likely misspelling of another.
+const SIMILARITY_THRESHOLD: f64 = 0.75;
+
+/// Returns the choice that is most similar to `misspelled`, or `None` if no choice is similar.
+///
+/// ```
+/// use secateur_base::spelling::closest;
+///
+/// assert_eq!(closest("tiny_bool", ["tiny_boolq", "tiny_piqa"]), Some("tiny_boolq"));
+/// assert_eq!(closest("wikitext", ["boolq", "piqa"]), None);
+/// ```
+pub fn closest<'a>(
+    misspelled: &str,
+    choices: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
+    let similarity = |choice: &&str| strsim::jaro_winkler(misspelled, choice);
     choices
         .into_iter()
-        .filter(|choice| near(choice) > 0.75)
-        .max_by(|a, b| near(a).total_cmp(&near(b)))
+        .filter(|choice| similarity(choice) > SIMILARITY_THRESHOLD)
+        .max_by(|left, right| similarity(left).total_cmp(&similarity(right)))
 }

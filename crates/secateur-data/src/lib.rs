@@ -1,28 +1,33 @@
-//! Data: corpora for calibration, training and perplexity, and tasks for evaluation.
+//! Data for models: corpora for calibration, training and perplexity, and evaluation tasks that are
+//! described by files.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`corpus`] | text or token-id files → rows of token ids, whole or as random windows |
+//! | [`row_sampler`] | an endless sequence of training rows from a corpus |
+//! | [`task`] | task files: how a data set becomes multiple-choice questions or texts |
+//! | `input_file` | [`InputFile`], a file that a stage reads |
+//! | `byte_order_mark` | removal of a byte-order mark |
+//!
+//! The crate turns files into questions, texts and token ids. It does not run a model.
+//!
+//! ```
+//! use secateur_data::task::Task;
+//!
+//! // `tiny_boolq` is built into the program, with its rows.
+//! let task = Task::find("tiny_boolq", None)?;
+//! let questions = task.questions(Some(3), None)?;
+//! assert_eq!(questions.len(), 3);
+//! // One request for each of the choices "no" and "yes".
+//! let continuations = questions[0].requests.iter().map(|request| &*request.continuation);
+//! assert_eq!(continuations.collect::<Vec<_>>(), [" no", " yes"]);
+//! # Ok::<(), secateur_data::task::TaskError>(())
+//! ```
 
-use std::path::PathBuf;
-
+mod byte_order_mark;
 pub mod corpus;
-pub mod feed;
+mod input_file;
+pub mod row_sampler;
 pub mod task;
 
-/// Something that a stage reads, known by its content.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum InputFile {
-    OnDisk(PathBuf),
-    /// Built into the program.
-    BuiltIn {
-        name: String,
-        content: &'static str,
-    },
-}
-
-impl InputFile {
-    /// The file's path as it was given, or the name of what is built in.
-    pub fn name(&self) -> String {
-        match self {
-            Self::OnDisk(path) => path.display().to_string(),
-            Self::BuiltIn { name, .. } => name.clone(),
-        }
-    }
-}
+pub use input_file::InputFile;

@@ -1,195 +1,148 @@
-//! Tasks as files: `datasets/<task>.toml` says where the rows are and how a row becomes a question with choices, or a text
-//! whose perplexity is measured (after lm-evaluation-harness, whose templates the published sets follow).
+//! Tasks as files. `datasets/<task>.toml` says where the rows are, and how a row becomes a
+//! multiple-choice question or a text whose perplexity is measured. The templates of the published
+//! data sets are those of lm-evaluation-harness ("the harness").
+//!
+//! The way from a file to questions, with the file that does each step:
+//!
+//! | step | file |
+//! |---|---|
+//! | parse the TOML, check its keys | `file`, `sections` |
+//! | locate the files of rows and examples | `locate_rows` |
+//! | read rows | `rows` |
+//! | compile and render templates | `template`, `template_engine`, `template_error` |
+//! | row → question | `question` |
+//! | rows → texts | `text` |
+//! | examples before the question | `few_shot`, `python_random` |
+//! | metrics | `metric` |
+//! | tasks built into the program | `built_in` |
+//! | errors and their places | `error`, `render_error`, `spanned_message`, `file_location` |
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
-use super::InputFile;
+use crate::InputFile;
 use secateur_base::spelling::closest;
 
 mod built_in;
 mod error;
 mod few_shot;
-mod locate;
-mod place;
+mod file;
+mod file_location;
+mod locate_rows;
+mod metric;
 mod python_random;
 mod question;
+mod render_error;
 mod rows;
+mod sections;
+mod spanned_message;
 mod template;
+mod template_engine;
+mod template_error;
 mod text;
-mod written;
 
-use error::RenderError;
 pub use error::TaskError;
-use few_shot::{ExampleSampler, ExampleSource};
-use locate::{LocateError, TaskFileContext};
-pub use place::FileLocation;
-use question::{QuestionTemplates, RenderedQuestion};
-use rows::{RowSource, RowsFile, TaskRow};
+pub use few_shot::FewShot;
+pub use file_location::FileLocation;
+pub use metric::Metric;
+pub use question::{ChoiceQuestion, LikelihoodRequest};
 pub use text::TextDocument;
-use text::TextTemplates;
-use written::{SpannedMessage, TaskFile};
 
-/// A task, found and read, its rows not yet.
+use built_in::{BuiltInTask, built_in_names};
+use few_shot::{ExampleSampler, ExampleSource};
+use file::{TaskFile, TaskKind};
+use locate_rows::{LocateError, TaskFileContext};
+use question::CompiledQuestion;
+use render_error::RenderError;
+use rows::{RowSource, RowsFile, TaskRow};
+use spanned_message::SpannedMessage;
+use template_engine::template_engine;
+
+/// A task whose file has been read and checked. Its rows are read by [`Task::questions`] and
+/// [`Task::text_documents`].
 #[derive(Clone, Debug)]
 pub struct Task {
     pub name: String,
     pub split: String,
     pub metrics: Vec<Metric>,
-    /// The metric that stands in LLM-Pruner's tables.
+    /// The metric that LLM-Pruner's tables show.
     pub paper_metric: Option<Metric>,
     kind: TaskKind,
     rows: RowSource,
     examples: ExampleSource,
-    /// The task file.
     task_file: InputFile,
-    /// Its content.
+    /// The content of the task file.
     task_file_text: String,
 }
 
-/// What a row becomes.
-#[derive(Clone, Debug)]
-enum TaskKind {
-    Question(QuestionTemplates),
-    Text(TextTemplates),
-}
-
-/// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Metric {
-    /// The choice with the largest log likelihood is right.
-    Acc,
-    /// The same, each log likelihood divided by the number of characters of its choice.
-    AccNorm,
-    /// Of a token, in windows.
-    Perplexity,
-    /// Of a word, each document whole.
-    WordPerplexity,
-    /// Of a byte, each document whole.
-    BytePerplexity,
-    /// The logarithm of the byte perplexity, to base 2.
-    BitsPerByte,
-}
-
-impl Metric {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Acc => "acc",
-            Self::AccNorm => "acc_norm",
-            Self::Perplexity => "perplexity",
-            Self::WordPerplexity => "word_perplexity",
-            Self::BytePerplexity => "byte_perplexity",
-            Self::BitsPerByte => "bits_per_byte",
-        }
-    }
-
-    fn is_text_metric(self) -> bool {
-        !matches!(self, Self::Acc | Self::AccNorm)
-    }
-}
-
-/// Few-shot: how many examples stand before a question, and the seed of their draw.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct FewShot {
-    pub count: usize,
-    pub seed: u32,
-}
-
-/// A question: one request for each choice.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChoiceQuestion {
-    /// Row of the file, from 0.
-    pub index: u64,
-    pub requests: Vec<LikelihoodRequest>,
-    /// Index of the right choice.
-    pub gold: usize,
-}
-
-/// How likely is this continuation of this context?
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LikelihoodRequest {
-    pub context: String,
-    /// Begins with the space that joins it to the context.
-    pub continuation: String,
-    /// Characters of the choice, the joining space not counted.
-    pub choice_chars: u32,
-}
-
 impl Task {
-    /// Finds a task: a path of a task file (with a `/`, or ending in `.toml`), a name in `datasets/` of the working
-    /// directory, or a name built into the program. `data` is `run.data`.
-    pub fn find(name: &str, data: Option<&Path>) -> Result<Self, TaskError> {
-        let local = if name.contains('/') || name.ends_with(".toml") {
+    /// Finds a task by a path (with a `/`, or ending in `.toml`), by a name in `datasets/` of the
+    /// working directory, or by the name of a built-in task. `data_folder` is `run.data`.
+    ///
+    /// # Errors
+    /// If there is no such task, or its file cannot be read or is invalid.
+    pub fn find(name: &str, data_folder: Option<&Path>) -> Result<Self, TaskError> {
+        let is_path = name.contains('/') || name.ends_with(".toml");
+        let path = if is_path {
             PathBuf::from(name)
         } else {
             Path::new("datasets").join(format!("{name}.toml"))
         };
-        if local.exists() || local == Path::new(name) {
-            let content = std::fs::read_to_string(&local).map_err(|source| TaskError::Read {
-                path: local.clone(),
+        if is_path || path.exists() {
+            let content = std::fs::read_to_string(&path).map_err(|source| TaskError::Read {
+                path: path.clone(),
                 source,
             })?;
-            return Self::parse(content, InputFile::OnDisk(local), data, None);
+            return Self::parse(content, InputFile::OnDisk(path), data_folder, None);
         }
-        match built_in::BUILT_IN_TASKS
-            .iter()
-            .find(|task| task.name == name)
-        {
-            Some(task) => Self::parse(
-                task.text().to_owned(),
-                task.to_input_file(),
-                data,
-                task.rows,
-            ),
-            None => {
-                let close = closest(name, Self::built_in_names()).map(str::to_owned);
-                Err(TaskError::Unknown {
-                    name: name.to_owned(),
-                    suggestion: close,
-                })
+        match BuiltInTask::find(name) {
+            Some(task) => {
+                let content = task.text.to_owned();
+                Self::parse(content, task.to_input_file(), data_folder, task.rows)
             }
+            None => Err(TaskError::Unknown {
+                name: name.to_owned(),
+                suggestion: closest(name, built_in_names()).map(str::to_owned),
+            }),
         }
     }
 
-    /// The names built into the program.
+    /// The names of the built-in tasks.
     pub fn built_in_names() -> impl Iterator<Item = &'static str> {
-        built_in::BUILT_IN_TASKS.iter().map(|task| task.name)
+        built_in_names()
     }
 
-    /// `beside`: the rows of a task that is built in with them.
+    /// Parses the content of a task file. `built_in_rows` are the rows of a built-in task that has
+    /// rows of its own.
     fn parse(
         content: String,
-        written: InputFile,
-        data: Option<&Path>,
-        beside: Option<&'static str>,
+        task_file: InputFile,
+        data_folder: Option<&Path>,
+        built_in_rows: Option<&'static str>,
     ) -> Result<Self, TaskError> {
-        let named = |wrong: LocateError| match wrong {
-            LocateError::InvalidTaskFile((message, span)) => {
-                let place = FileLocation {
-                    file: written.name(),
-                    file_text: content.clone(),
-                    span,
-                };
-                TaskError::InvalidTaskFile {
-                    message,
-                    location: Box::new(place),
-                }
-            }
+        let at_mistake = |mistake: SpannedMessage| TaskError::InvalidTaskFile {
+            message: mistake.message,
+            location: Box::new(FileLocation {
+                file: task_file.name(),
+                file_text: content.clone(),
+                span: mistake.span,
+            }),
+        };
+        let locate_error = |error: LocateError| match error {
+            LocateError::InvalidTaskFile(mistake) => at_mistake(mistake),
             LocateError::Task(error) => error,
         };
-        let mistake = |mistake: SpannedMessage| named(mistake.into());
-        let file = TaskFile::parse(&content).map_err(mistake)?;
-        let kind = file.kind().map_err(mistake)?;
-        let (metrics, paper_metric) = file.metrics(&kind).map_err(mistake)?;
-        let around = TaskFileContext {
-            task_file: &written,
-            data_folder: data,
-            built_in_rows: beside,
+        let file = TaskFile::parse(&content).map_err(at_mistake)?;
+        let kind = file.kind().map_err(at_mistake)?;
+        let (metrics, paper_metric) = file.metrics(&kind).map_err(at_mistake)?;
+        let context = TaskFileContext {
+            task_file: &task_file,
+            data_folder,
+            built_in_rows,
         };
-        let rows = file.locate_rows(&around).map_err(named)?;
-        let examples = file.locate_examples(&around, &rows).map_err(named)?;
+        let rows = file.locate_rows(&context).map_err(locate_error)?;
+        let examples = file
+            .locate_examples(&context, &rows)
+            .map_err(locate_error)?;
         Ok(Self {
             name: file.name,
             split: file.split,
@@ -198,108 +151,131 @@ impl Task {
             kind,
             rows,
             examples,
-            task_file: written,
+            task_file,
             task_file_text: content,
         })
     }
 
-    /// Whether texts are measured, not questions.
+    /// Whether the task has texts, not questions.
     pub fn is_text(&self) -> bool {
         matches!(self.kind, TaskKind::Text(_))
     }
 
-    /// What the task is made of: its file, its rows, and, if they are asked for, examples that lie elsewhere.
+    /// The files that the task reads: its file, its rows, and with `with_examples` the examples
+    /// where they are in other files.
     pub fn input_files(&self, with_examples: bool) -> Vec<InputFile> {
-        let inputs = |files: Vec<RowsFile>| {
-            files
-                .iter()
-                .map(RowsFile::to_input_file)
-                .collect::<Vec<_>>()
-        };
-        let mut all = vec![self.task_file.clone()];
+        let mut inputs = vec![self.task_file.clone()];
         match self.rows.list_files() {
-            Ok(files) => all.extend(inputs(files)),
-            // What is not there yet is looked for by its first name.
-            Err(_) => all.extend(self.rows.expected_file().map(InputFile::OnDisk)),
+            Ok(files) => inputs.extend(files.iter().map(RowsFile::to_input_file)),
+            // Missing rows are reported with the path where they are expected.
+            Err(_) => inputs.extend(self.rows.expected_file().map(InputFile::OnDisk)),
         }
-        // Examples that are not there are missed only by those who ask for some.
-        if with_examples
-            && let Some(Ok(files)) = self.examples.rows.as_ref().map(RowSource::list_files)
-        {
-            let others: Vec<InputFile> = inputs(files)
-                .into_iter()
-                .filter(|input| !all.contains(input))
-                .collect();
-            all.extend(others);
+        if !with_examples {
+            return inputs;
         }
-        all
+        // Missing example files are reported when examples are drawn.
+        let Some(Ok(files)) = self.examples.rows.as_ref().map(RowSource::list_files) else {
+            return inputs;
+        };
+        for file in &files {
+            let input = file.to_input_file();
+            if !inputs.contains(&input) {
+                inputs.push(input);
+            }
+        }
+        inputs
     }
 
-    /// The questions of the first `limit` rows, each behind its examples.
+    /// The questions of the first `limit` rows, each preceded by its few-shot examples.
+    ///
+    /// # Errors
+    /// If the task has no questions, its rows cannot be read, or a row does not fit a template.
     pub fn questions(
         &self,
         limit: Option<usize>,
-        shots: Option<FewShot>,
+        few_shot: Option<FewShot>,
     ) -> Result<Vec<ChoiceQuestion>, TaskError> {
-        let TaskKind::Question(question) = &self.kind else {
+        let TaskKind::Question(templates) = &self.kind else {
             return Err(TaskError::NoQuestions(self.name.clone()));
         };
-        let engine = template::template_engine();
-        let compiled = question
+        let engine = template_engine();
+        let compiled = templates
             .compile(&engine)
-            .map_err(|unfit| self.task_error(unfit.into()))?;
+            .map_err(|error| self.task_error(error.into()))?;
         let rows = self.rows.read(limit)?;
-        let shots = shots.filter(|shots| shots.count > 0);
-        let mut examples = shots
-            .map(|shots| ExampleSampler::load(&self.examples, &self.rows, shots))
-            .transpose()?;
-        let document = |(doc, row): (usize, &TaskRow)| {
-            let before = match &mut examples {
-                Some(examples) => examples
+        let mut sampler = match few_shot {
+            Some(few_shot) if few_shot.count > 0 => {
+                Some(ExampleSampler::load(&self.examples, &self.rows, few_shot)?)
+            }
+            _ => None,
+        };
+        let mut questions = Vec::with_capacity(rows.len());
+        for (index, row) in rows.iter().enumerate() {
+            let prefix = match &mut sampler {
+                Some(sampler) => sampler
                     .prompt_prefix(row, &compiled)
-                    .map_err(|unfitted| self.task_error(unfitted))?,
+                    .map_err(|error| self.task_error(error))?,
                 None => String::new(),
             };
-            let RenderedQuestion { requests, gold } = compiled
-                .render(&row.to_template_value())
-                .map_err(|unfit| self.task_error(RenderError::for_row(unfit, row)))?;
-            let requests = requests
-                .into_iter()
-                .map(|(context, choice)| LikelihoodRequest {
-                    context: format!("{before}{context}"),
-                    choice_chars: choice.chars().count() as u32,
-                    continuation: format!(" {choice}"),
-                });
-            Ok(ChoiceQuestion {
-                index: doc as u64,
-                requests: requests.collect(),
-                gold,
-            })
-        };
-        rows.iter().enumerate().map(document).collect()
+            let question = render_question(&compiled, row, index, &prefix)
+                .map_err(|error| self.task_error(error))?;
+            questions.push(question);
+        }
+        Ok(questions)
     }
 
     /// The first `limit` texts.
+    ///
+    /// # Errors
+    /// If the task has no texts, its rows cannot be read, or a row does not fit a template.
     pub fn text_documents(&self, limit: Option<usize>) -> Result<Vec<TextDocument>, TaskError> {
-        let TaskKind::Text(form) = &self.kind else {
+        let TaskKind::Text(templates) = &self.kind else {
             return Err(TaskError::NoText(self.name.clone()));
         };
-        // Where rows are joined, only the last of them tells how many documents there are.
-        let rows = self
-            .rows
-            .read(limit.filter(|_| form.row_joiner.is_none()))?;
-        form.render_documents(&rows, limit)
-            .map_err(|unfitted| self.task_error(unfitted))
+        // Where rows are joined, the number of rows in `limit` documents is not known beforehand.
+        let row_limit = match templates.row_joiner {
+            None => limit,
+            Some(_) => None,
+        };
+        let rows = self.rows.read(row_limit)?;
+        templates
+            .render_documents(&rows, limit)
+            .map_err(|error| self.task_error(error))
     }
 
-    /// What a template refused, with its place in the task file.
-    fn task_error(&self, unfitted: RenderError) -> TaskError {
-        unfitted.into_task_error(|span| FileLocation {
+    /// Adds the task file to an error of rendering.
+    fn task_error(&self, error: RenderError) -> TaskError {
+        error.into_task_error(|span| FileLocation {
             file: self.task_file.name(),
             file_text: self.task_file_text.clone(),
             span,
         })
     }
+}
+
+/// Renders the row with this index as a question. `prefix` is the text of its few-shot examples.
+fn render_question(
+    compiled: &CompiledQuestion<'_>,
+    row: &TaskRow,
+    index: usize,
+    prefix: &str,
+) -> Result<ChoiceQuestion, RenderError> {
+    let rendered = compiled
+        .render(&row.to_template_value())
+        .map_err(|error| RenderError::for_row(error, row))?;
+    let requests = rendered
+        .requests
+        .into_iter()
+        .map(|(context, choice)| LikelihoodRequest {
+            context: format!("{prefix}{context}"),
+            choice_chars: choice.chars().count() as u32,
+            continuation: format!(" {choice}"),
+        });
+    Ok(ChoiceQuestion {
+        index: index as u64,
+        requests: requests.collect(),
+        gold: rendered.gold,
+    })
 }
 
 #[cfg(test)]

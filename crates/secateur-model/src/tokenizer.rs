@@ -1,25 +1,36 @@
-//! The tokenizer of a checkpoint, through the `tokenizers` crate: `tokenizer.json` in, ids out, and a byte-level BPE
-//! learned from text for models trained here.
+//! The tokenizer of a checkpoint: text ↔ token ids, through the `tokenizers` crate. For models that
+//! are trained here, it can also learn a byte-level BPE tokenizer from text.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, ModelWrapper, TokenizerBuilder};
 
-/// Files that make up a tokenizer, beside `tokenizer.json`; an export hands them on as they came.
+const TOKENIZER_FILE: &str = "tokenizer.json";
+const CONFIG_FILE: &str = "tokenizer_config.json";
+const SPECIAL_TOKENS_FILE: &str = "special_tokens_map.json";
+const GENERATION_CONFIG_FILE: &str = "generation_config.json";
+
+/// The files of a tokenizer. An export copies them unchanged.
 const FILE_NAMES: [&str; 6] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
+    TOKENIZER_FILE,
+    CONFIG_FILE,
+    SPECIAL_TOKENS_FILE,
     "added_tokens.json",
     "tokenizer.model",
-    "generation_config.json",
+    GENERATION_CONFIG_FILE,
 ];
 
-/// The files of a folder's tokenizer, as far as they are there.
+/// Begins every document; token 0 of a tokenizer trained here.
+const BOS: &str = "<s>";
+/// Ends a document; token 1 of a tokenizer trained here.
+const EOS: &str = "</s>";
+
+/// The tokenizer files that exist in a model's folder.
 pub fn tokenizer_files(folder: &Path) -> Vec<PathBuf> {
     FILE_NAMES
         .iter()
@@ -28,18 +39,14 @@ pub fn tokenizer_files(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Begins every document; token 0 of a tokenizer trained here.
-const BOS: &str = "<s>";
-/// Ends a document; token 1 of a tokenizer trained here.
-const EOS: &str = "</s>";
-
-/// Text to ids.
+/// A tokenizer, with the content of its files for an export.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// Name and content of each file; `tokenizer.json` comes first.
     files: Vec<(String, Vec<u8>)>,
 }
 
-/// A tokenizer is broken or does not fit.
+/// A tokenizer that is damaged or does not fit its model.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     #[error("cannot read `{}`: {source}", .path.display())]
@@ -58,54 +65,53 @@ pub enum TokenizerError {
 }
 
 impl Tokenizer {
-    /// Reads a folder's tokenizer; None if it has none.
+    /// Reads the tokenizer in a model's folder. `None` if the folder has no `tokenizer.json`.
+    ///
+    /// # Errors
+    /// If a file cannot be read or `tokenizer.json` is not a tokenizer.
     pub fn load(folder: &Path) -> Result<Option<Self>, TokenizerError> {
-        let path = folder.join("tokenizer.json");
-        if !path.exists() {
+        let tokenizer_path = folder.join(TOKENIZER_FILE);
+        if !tokenizer_path.exists() {
             return Ok(None);
         }
         let mut files = Vec::new();
-        for path in self::tokenizer_files(folder) {
+        for path in tokenizer_files(folder) {
             let name = path
                 .file_name()
                 .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-            files.push((
-                name,
-                std::fs::read(&path).map_err(|source| TokenizerError::Read { path, source })?,
-            ));
+            let content =
+                std::fs::read(&path).map_err(|source| TokenizerError::Read { path, source })?;
+            files.push((name, content));
         }
-        let broken = |e: tokenizers::Error| TokenizerError::Invalid {
-            path: path.clone(),
-            message: e.to_string(),
+        let invalid = |error: tokenizers::Error| TokenizerError::Invalid {
+            path: tokenizer_path.clone(),
+            message: error.to_string(),
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&files[0].1).map_err(broken)?;
-        // What a training script left in the file must not cut or pad a text, or split it at random.
-        inner.with_truncation(None).map_err(broken)?;
-        inner.with_padding(None);
-        if let ModelWrapper::BPE(bpe) = inner.get_model()
-            && bpe.dropout.is_some()
-        {
-            let mut bpe = bpe.clone();
-            bpe.dropout = None;
-            inner.with_model(bpe);
-        }
+        // `tokenizer.json` is the first of FILE_NAMES and exists.
+        let mut inner = tokenizers::Tokenizer::from_bytes(&files[0].1).map_err(invalid)?;
+        remove_training_options(&mut inner).map_err(invalid)?;
         Ok(Some(Self { inner, files }))
     }
 
-    /// Learns a byte-level BPE (Radford et al. 2019) of `vocabulary` entries from documents; `<s>` stands before every
-    /// text. The same documents give the same tokenizer.
+    /// Learns a byte-level BPE tokenizer (Radford et al. 2019) of `vocabulary` entries from
+    /// documents. It puts `<s>` before every text. The same documents give the same tokenizer.
+    ///
+    /// # Errors
+    /// If the `tokenizers` crate refuses the documents or the vocabulary.
     pub fn train(
         documents: impl Iterator<Item = String> + Send,
         vocabulary: usize,
     ) -> Result<Self, TokenizerError> {
-        let failed = |e: &dyn std::fmt::Display| TokenizerError::Train(e.to_string());
-        let bytes = ByteLevel::new(false, true, true);
-        let template = TemplateProcessing::builder()
+        let failed = |error: &dyn std::fmt::Display| TokenizerError::Train(error.to_string());
+        // add_prefix_space = false: no space before the first word. trim_offsets = true: the
+        // default; offsets are not used here. use_regex = true: GPT-2's expression separates words.
+        let byte_level = ByteLevel::new(false, true, true);
+        let bos_template = TemplateProcessing::builder()
             .try_single("<s> $A")
-            .map_err(|e| failed(&e))?
+            .map_err(|error| failed(&error))?
             .special_tokens(vec![(BOS, 0)])
             .build()
-            .map_err(|e| failed(&e))?;
+            .map_err(|error| failed(&error))?;
         let mut trainer = BpeTrainer::builder()
             .vocab_size(vocabulary)
             .show_progress(false)
@@ -113,96 +119,101 @@ impl Tokenizer {
                 AddedToken::from(BOS, true),
                 AddedToken::from(EOS, true),
             ])
+            // All 256 bytes are tokens, so every text can be encoded without an unknown token.
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
             .build();
-        let mut learned = TokenizerBuilder::<
-            BPE,
-            tokenizers::normalizers::NFC,
-            ByteLevel,
-            TemplateProcessing,
-            ByteLevel,
-        >::new()
-        .with_model(BPE::default())
-        .with_pre_tokenizer(Some(bytes))
-        .with_post_processor(Some(template))
-        .with_decoder(Some(bytes))
-        .build()
-        .map_err(|e| failed(&e))?;
+        // The type parameters are model, normaliser (none is set), pre-tokenizer, post-processor
+        // and decoder.
+        let mut learned =
+            TokenizerBuilder::<BPE, NFC, ByteLevel, TemplateProcessing, ByteLevel>::new()
+                .with_model(BPE::default())
+                .with_pre_tokenizer(Some(byte_level))
+                .with_post_processor(Some(bos_template))
+                .with_decoder(Some(byte_level))
+                .build()
+                .map_err(|error| failed(&error))?;
         learned
             .train(&mut trainer, documents)
-            .map_err(|e| failed(&e))?;
-        let text = learned.to_string(true).map_err(|e| failed(&e))?;
+            .map_err(|error| failed(&error))?;
+        let tokenizer_json = learned.to_string(true).map_err(|error| failed(&error))?;
         let config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "add_bos_token": true,
             "clean_up_tokenization_spaces": false, "model_max_length": 512,
         });
-        let config = serde_json::to_string_pretty(&config).map_err(|e| failed(&e))? + "\n";
+        let config_json =
+            serde_json::to_string_pretty(&config).map_err(|error| failed(&error))? + "\n";
+        // Reading the JSON back gives the general tokenizer type that `load` gives.
+        let inner = tokenizers::Tokenizer::from_bytes(tokenizer_json.as_bytes())
+            .map_err(|error| failed(&error))?;
         let files = vec![
-            (FILE_NAMES[0].to_owned(), text.clone().into_bytes()),
-            (FILE_NAMES[1].to_owned(), config.into_bytes()),
+            (TOKENIZER_FILE.to_owned(), tokenizer_json.into_bytes()),
+            (CONFIG_FILE.to_owned(), config_json.into_bytes()),
         ];
-        let inner = tokenizers::Tokenizer::from_bytes(text.as_bytes()).map_err(|e| failed(&e))?;
         Ok(Self { inner, files })
     }
 
-    /// The ids of a text; `special`: with what the tokenizer puts around every text, usually BOS in front.
-    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
+    /// Converts a text to ids. With `add_special_tokens` the tokenizer adds those that it puts
+    /// around every text, usually BOS at the start.
+    ///
+    /// # Errors
+    /// If the tokenizer has no token for a part of the text.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
         self.inner
-            .encode_fast(text, special)
+            .encode_fast(text, add_special_tokens)
             .map(|encoding| encoding.get_ids().to_vec())
-            .map_err(|e| TokenizerError::Encode(e.to_string()))
+            .map_err(|error| TokenizerError::Encode(error.to_string()))
     }
 
-    /// The text of ids, special tokens left out.
+    /// Converts ids to text, without special tokens.
+    ///
+    /// # Errors
+    /// If the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         self.inner
             .decode(ids, true)
-            .map_err(|e| TokenizerError::Encode(e.to_string()))
+            .map_err(|error| TokenizerError::Encode(error.to_string()))
     }
 
-    /// What stands before a text that has nothing before it: BOS, or EOS where there is none (lm-evaluation-harness's
-    /// `prefix_token_id`).
+    /// The token from which the first token of a text is predicted: BOS, or EOS where there is no
+    /// BOS (`prefix_token_id` of lm-evaluation-harness).
     pub fn prefix_token(&self) -> Option<u32> {
         self.special_token_id("bos_token")
             .or_else(|| self.special_token_id("eos_token"))
     }
 
-    /// The tokens that end a text: EOS, and those that `generation_config.json` names.
+    /// The tokens that end a generated text: those that `generation_config.json` names, and EOS.
     pub fn end_tokens(&self) -> Vec<u32> {
-        let config = self
-            .files
-            .iter()
-            .find(|(name, _)| name == "generation_config.json");
-        let config: Value = config
-            .and_then(|(_, bytes)| serde_json::from_slice(bytes).ok())
-            .unwrap_or_default();
-        let named = match &config["eos_token_id"] {
+        let generation_config = self.json_file(GENERATION_CONFIG_FILE).unwrap_or_default();
+        // A single id or a list of ids.
+        let configured_ids = match &generation_config["eos_token_id"] {
             Value::Array(ids) => ids.clone(),
-            one => vec![one.clone()],
+            single => vec![single.clone()],
         };
-        let named = named
-            .into_iter()
-            .filter_map(|id| u32::try_from(id.as_u64()?).ok());
-        named.chain(self.special_token_id("eos_token")).collect()
+        configured_ids
+            .iter()
+            .filter_map(|id| u32::try_from(id.as_u64()?).ok())
+            .chain(self.special_token_id("eos_token"))
+            .collect()
     }
 
-    /// A special token as `tokenizer_config.json` or `special_tokens_map.json` names it.
+    /// The id of the special token with this role (`bos_token`), from the first file that names a
+    /// token of the vocabulary. The token is written as a string, or as an object with `content`.
     fn special_token_id(&self, role: &str) -> Option<u32> {
-        let named = |(name, bytes): &(String, Vec<u8>)| {
-            let map: Value = match name.as_str() {
-                "tokenizer_config.json" | "special_tokens_map.json" => {
-                    serde_json::from_slice(bytes).ok()?
-                }
-                _ => return None,
-            };
+        [CONFIG_FILE, SPECIAL_TOKENS_FILE].iter().find_map(|file| {
+            let map = self.json_file(file)?;
             let token = &map[role];
-            self.inner
-                .token_to_id(token.as_str().or_else(|| token["content"].as_str())?)
-        };
-        self.files.iter().find_map(named)
+            let content = token.as_str().or_else(|| token["content"].as_str())?;
+            self.inner.token_to_id(content)
+        })
     }
 
-    /// Entries: the largest id and one.
+    /// The content of one of the tokenizer's JSON files. `None` if it is missing or not JSON.
+    fn json_file(&self, file_name: &str) -> Option<Value> {
+        let (_, content) = self.files.iter().find(|(name, _)| name == file_name)?;
+        serde_json::from_slice(content).ok()
+    }
+
+    /// The number of ids: the largest id plus one.
     pub fn vocabulary_size(&self) -> usize {
         self.inner
             .get_vocab(true)
@@ -211,11 +222,18 @@ impl Tokenizer {
             .map_or(0, |&id| id as usize + 1)
     }
 
+    /// Checks that every id is in a model's vocabulary of `vocab` entries.
+    ///
     /// # Errors
-    /// If an id lies outside a model's vocabulary: of a token, or of what is put around every text.
+    /// If the id of a token, or of a special token that is added to every text, is outside it.
     pub fn check_fits_vocabulary(&self, vocab: usize) -> Result<(), TokenizerError> {
-        let around = self.encode("", true)?.into_iter().max().unwrap_or(0) as usize;
-        let largest = self.vocabulary_size().saturating_sub(1).max(around);
+        // The post-processor's ids are written in the file beside their tokens and may differ from
+        // those of the vocabulary. An empty text is encoded as these tokens alone.
+        let largest_special = self.encode("", true)?.into_iter().max().unwrap_or(0) as usize;
+        let largest = self
+            .vocabulary_size()
+            .saturating_sub(1)
+            .max(largest_special);
         if largest >= vocab {
             Err(TokenizerError::IdOutOfVocabulary { largest, vocab })
         } else {
@@ -223,10 +241,25 @@ impl Tokenizer {
         }
     }
 
-    /// Its files, by name, as they came.
+    /// Name and content of the tokenizer's files, unchanged.
     pub fn files(&self) -> &[(String, Vec<u8>)] {
         &self.files
     }
+}
+
+/// Removes options that a training script may have left in `tokenizer.json`: truncation, padding,
+/// and BPE dropout, which divides words at random.
+fn remove_training_options(tokenizer: &mut tokenizers::Tokenizer) -> tokenizers::Result<()> {
+    tokenizer.with_truncation(None)?;
+    tokenizer.with_padding(None);
+    if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
+        && bpe.dropout.is_some()
+    {
+        let mut bpe = bpe.clone();
+        bpe.dropout = None;
+        tokenizer.with_model(bpe);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -234,29 +267,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trained_tokenizer_round_trips_bytes_and_repeats() {
-        let text = || {
+    fn a_trained_tokenizer_round_trips_text_and_is_reproducible() {
+        let documents = || {
             ["the cat sat on the mat", "the dog sat on the log"]
                 .map(str::to_owned)
                 .into_iter()
         };
-        let tokenizer = Tokenizer::train(text(), 280).expect("it trains");
-        assert_eq!(
-            tokenizer.files(),
-            Tokenizer::train(text(), 280).expect("it trains").files()
-        );
+        let tokenizer = Tokenizer::train(documents(), 280).expect("it trains");
+        let trained_again = Tokenizer::train(documents(), 280).expect("it trains");
+        assert_eq!(tokenizer.files(), trained_again.files());
         let ids = tokenizer
             .encode("the cat é", true)
-            .expect("bytes cover everything");
-        assert_eq!(ids[0], 0, "BOS stands in front");
+            .expect("every byte is a token");
+        assert_eq!(ids[0], 0, "BOS is the first token");
         assert_eq!(
-            tokenizer.inner.decode(&ids, true).expect("ids decode"),
+            tokenizer.decode(&ids).expect("ids of the vocabulary"),
             "the cat é"
         );
-        assert!(
-            tokenizer.vocabulary_size() <= 280
-                && tokenizer.check_fits_vocabulary(279).is_err()
-                    == (tokenizer.vocabulary_size() == 280)
-        );
+        let size = tokenizer.vocabulary_size();
+        assert!(size <= 280);
+        assert!(tokenizer.check_fits_vocabulary(size).is_ok());
+        assert!(tokenizer.check_fits_vocabulary(size - 1).is_err());
     }
 }

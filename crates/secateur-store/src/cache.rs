@@ -1,122 +1,87 @@
-//! Products on disk. What a stage made lies in a folder named by its key, the hash of all that its outcome depends on
-//! (`recipe.rs`), so that nothing is made twice. Every file is checked against its hash when it is used.
+//! The cache of products. What a stage makes is stored under its key, a hash of everything that its
+//! outcome depends on, so that equal work is done once: in other variants of a sweep and in later
+//! runs.
 //!
 //! ```text
-//! <cache>/<key>/entry.json            what it is, how long it took, and the hash of every other file
-//! <cache>/<key>/tables/NAME.parquet   what was measured
-//! <cache>/<key>/written/…             what the stage leaves beside the tables: `hf/`, `adapter/`, `plan.json`
-//! <cache>/<key>/product, model/       what it hands on, where that is not made faster from the rest
-//! <cache>/<key>.state                 how far an interrupted stage came
+//! <cache>/<key>/entry.json            the manifest: stage, options, cost, fingerprint of every other file
+//! <cache>/<key>/tables/NAME.parquet   the rows that the stage measured
+//! <cache>/<key>/written/…             files that the stage writes beside its tables: `hf/`, `adapter/`, `plan.json`
+//! <cache>/<key>/product, model/       the values for later stages, where they cannot be computed faster
+//! <cache>/<key>.state                 the checkpoint of an interrupted stage
+//! <cache>/.lock, .locks/<key>         locks, see `secateur_base::locks`
 //! ```
+//!
+//! Several runs can use a cache folder at the same time. The protocol for one key:
+//!
+//! 1. [`ProductCache::wait_for_claim`] claims the key. Until the claim is dropped no other run makes,
+//!    reads or removes this product.
+//! 2. [`ProductCache::get`] verifies the product and returns it. A damaged one is removed.
+//! 3. If there is none, the stage works in a [`ProductDraft`], a folder with a temporary name, and
+//!    [`ProductCache::store`] moves the complete folder to its key in one step.
+//! 4. The claim is held until every later stage has read what it needs from the product, then dropped.
+//!
+//! A killed run loses its claims with its process. What it leaves is either a complete product or a
+//! folder with a temporary name, which the next run that is alone in the cache removes.
+//!
+//! | file | content |
+//! |---|---|
+//! | `layout` | names of files and folders |
+//! | `manifest` | the manifest of a product |
+//! | `draft` | a product that is being made |
+//! | `stored_product` | a product that is stored |
+//! | `listing` | what a cache folder contains |
 
-use std::collections::BTreeMap;
+mod draft;
+mod layout;
+mod listing;
+mod manifest;
+mod stored_product;
+
+pub use draft::ProductDraft;
+pub use layout::{CHECKPOINT_SUFFIX, KEY_HEX_DIGITS, is_cache};
+pub use listing::{ListedProduct, list_products};
+pub use manifest::{ProductCost, ProductManifest, read_complete_manifest};
+pub use stored_product::StoredProduct;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-
 use crate::tables::{Table, TableError};
-use secateur_base::files::{self, FileError, Fingerprint, PartialFolder};
+use layout::{MANIFEST_FILE_NAME, MODEL_FOLDER, TAG_FILE_CONTENT, TAG_FILE_NAME};
+use secateur_base::files::{FileError, remove_folder, write_atomic_unsynced};
 use secateur_base::locks::{Claim, SharedFolder};
 
-/// Between two looks at a key that another run has claimed.
+/// Time between two attempts to claim a key that another run holds.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Hexadecimal digits of a product's key.
-pub const KEY_HEX_DIGITS: usize = 32;
-
-/// The file that tells programs, backups among them, what the folder is (bford.info/cachedir).
-const TAG_FILE_NAME: &str = "CACHEDIR.TAG";
-const TAG_FILE_CONTENT: &str =
-    "Signature: 8a477f597d28d172789f06886806bc55\n# Products kept by secateur's runner.\n";
-
-/// Whether a folder holds kept products.
-pub fn is_cache(folder: &Path) -> bool {
-    fs::read_to_string(folder.join(TAG_FILE_NAME)).is_ok_and(|text| text == TAG_FILE_CONTENT)
-}
-
-/// A folder of kept products. Several runs may use it at once.
+/// A folder of products that several runs may use at the same time.
 #[derive(Debug)]
 pub struct ProductCache {
     folder: SharedFolder,
-    /// The most that it may hold, in bytes.
+    /// Above this many bytes [`ProductCache::trim`] removes products.
     limit_bytes: u64,
-    /// What it holds, as far as this run knows.
+    /// The bytes of all products: those found on opening and the changes by this run. Other runs'
+    /// changes are seen when trimming.
     stored_bytes: AtomicU64,
 }
 
-/// What a kept product says of itself: `entry.json`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ProductManifest {
-    /// The stage's type.
-    pub stage: String,
-    /// The options that it had.
-    pub options: Map<String, Value>,
-    /// The program that made it.
-    pub program: String,
-    pub cost: ProductCost,
-    /// Every other file, relative to the entry's folder.
-    pub files: BTreeMap<String, Fingerprint>,
-}
-
-/// What making a product took.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct ProductCost {
-    pub wall_seconds: f64,
-    /// The process's largest memory meanwhile, in bytes; null where the system does not say.
-    pub peak_memory: Option<u64>,
-}
-
-/// Ends the name of the file that says how far an interrupted stage came.
-pub const CHECKPOINT_SUFFIX: &str = ".state";
-
-/// A kept product that was looked at and is whole; a model in it is looked at when it is asked for.
-#[derive(Debug)]
-pub struct StoredProduct {
-    folder: PathBuf,
-    pub manifest: ProductManifest,
-}
-
-/// A product on disk, as a listing shows it.
-#[derive(Clone, Debug, Serialize)]
-pub struct ListedProduct {
-    pub key: String,
-    pub stage: String,
-    pub options: Map<String, Value>,
-    pub bytes: u64,
-    pub seconds_since_use: u64,
-    pub wall_seconds: f64,
-}
-
-impl ProductManifest {
-    fn read(folder: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(folder.join("entry.json")).ok()?).ok()
-    }
-
-    pub fn total_bytes(&self) -> u64 {
-        self.files.values().map(|file| file.bytes).sum()
-    }
-}
-
 impl ProductCache {
-    /// Opens the folder, which is made if need be.
-    pub fn open(folder: &Path, limit: u64) -> Result<Self, FileError> {
+    /// Opens a cache folder and creates it if needed.
+    ///
+    /// # Errors
+    /// If the folder cannot be created, locked or tagged.
+    pub fn open(folder: &Path, limit_bytes: u64) -> Result<Self, FileError> {
         let shared = SharedFolder::open(folder)?;
         if !is_cache(folder) {
-            files::write_atomic_unsynced(&folder.join(TAG_FILE_NAME), TAG_FILE_CONTENT.as_bytes())?;
+            write_atomic_unsynced(&folder.join(TAG_FILE_NAME), TAG_FILE_CONTENT.as_bytes())?;
         }
-        let held = list_products(folder)
-            .iter()
-            .map(|listed| listed.bytes)
-            .sum::<u64>()
-            .into();
+        let stored_bytes: u64 = total_bytes(&list_products(folder));
         Ok(Self {
             folder: shared,
-            limit_bytes: limit,
-            stored_bytes: held,
+            limit_bytes,
+            stored_bytes: stored_bytes.into(),
         })
     }
 
@@ -124,14 +89,18 @@ impl ProductCache {
         self.folder.path().join(key)
     }
 
-    /// Where a stage keeps how far it is.
+    /// The file in which a stage stores its progress, so that an interrupted run can resume it.
     pub fn checkpoint_path(&self, key: &str) -> PathBuf {
         self.folder.path().join(format!("{key}{CHECKPOINT_SUFFIX}"))
     }
 
-    /// Waits until no other run makes or reads this product; None if the run is to stop meanwhile.
+    /// Waits until no other run holds the claim on `key` and takes it. Returns `None` if `stop` is
+    /// set meanwhile.
+    ///
+    /// # Errors
+    /// If the lock file cannot be created or locked.
     pub fn wait_for_claim(&self, key: &str, stop: &AtomicBool) -> Result<Option<Claim>, FileError> {
-        let mut waited = false;
+        let mut has_waited = false;
         loop {
             if let Some(claim) = self.folder.try_claim(key)? {
                 return Ok(Some(claim));
@@ -139,308 +108,172 @@ impl ProductCache {
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
-            if !waited {
-                tracing::debug!(key, "another run is at work on this product");
+            if !has_waited {
+                tracing::debug!(key, "waiting for another run that uses this product");
             }
-            waited = true;
+            has_waited = true;
             std::thread::sleep(POLL_INTERVAL);
         }
     }
 
-    /// The product of a key, all its files but a model's checked. One that is not whole is removed, with a warning.
+    /// Returns the product of `key` after verifying all of its files but those of a model. Removes
+    /// a damaged product, with a warning, and returns `None`. The caller holds the claim on `key`.
     pub fn get(&self, key: &str) -> Option<StoredProduct> {
         let folder = self.product_path(key);
         if !folder.exists() {
             return None;
         }
-        let entry = ProductManifest::read(&folder);
-        let damaged = match &entry {
-            Some(entry) => find_damaged_file(&folder, entry, |name| !name.starts_with("model/")),
-            None => Some("entry.json".to_owned()),
+        let Some(manifest) = ProductManifest::read(&folder) else {
+            self.remove_damaged(key, MANIFEST_FILE_NAME);
+            return None;
         };
-        if let Some(file) = damaged {
+        let model_prefix = format!("{MODEL_FOLDER}/");
+        let is_checked = |name: &str| !name.starts_with(&model_prefix);
+        if let Some(file) = manifest.find_damaged_file(&folder, is_checked) {
             self.remove_damaged(key, &file);
             return None;
         }
-        // What a run left that was killed between keeping the product and this.
+        // A run that was killed between storing the product and removing the checkpoint left it.
         drop(fs::remove_file(self.checkpoint_path(key)));
-        // A use; that it cannot be noted only lets the product look older.
+        // The manifest's time is the time of the last use. If it cannot be set, the product only
+        // looks older than it is and is trimmed earlier.
         drop(
-            fs::File::open(folder.join("entry.json"))
+            fs::File::open(folder.join(MANIFEST_FILE_NAME))
                 .and_then(|file| file.set_modified(SystemTime::now())),
         );
-        Some(StoredProduct {
-            folder,
-            manifest: entry?,
-        })
+        Some(StoredProduct { folder, manifest })
     }
 
-    /// Removes a product of which a file is not what was written.
+    /// Removes a product and warns that `file` in it is damaged. The caller holds the claim on
+    /// `key`.
     pub fn remove_damaged(&self, key: &str, file: &str) {
         tracing::warn!(key, file, "a kept product is damaged: it is made again");
-        if let Err(error) = files::remove_folder(&self.product_path(key)) {
-            tracing::warn!("it cannot be removed: {error}");
+        if let Err(error) = remove_folder(&self.product_path(key)) {
+            tracing::warn!(key, "the damaged product cannot be removed: {error}");
         }
     }
 
-    /// A folder for a stage to work in.
+    /// Creates a folder in which a stage makes its product.
+    ///
+    /// # Errors
+    /// If the folder cannot be created.
     pub fn new_draft(&self) -> Result<ProductDraft, FileError> {
-        let folder = PartialFolder::new(self.folder.path())?;
-        for inside in ["written", "tables"] {
-            files::create_folder(&folder.path().join(inside))?;
-        }
-        Ok(ProductDraft { folder })
+        ProductDraft::new(self.folder.path())
     }
 
-    /// Keeps what a stage made under its key, in place of what was there.
+    /// Completes a draft with the stage's tables and its manifest, whose `files` are filled in
+    /// here, and moves it to `key`. A product that is there is replaced. The caller holds the claim
+    /// on `key`.
+    ///
+    /// # Errors
+    /// If a table cannot be encoded or a file cannot be written.
     pub fn store(
         &self,
         key: &str,
-        room: ProductDraft,
-        mut entry: ProductManifest,
+        draft: ProductDraft,
+        manifest: ProductManifest,
         tables: &[Table],
     ) -> Result<StoredProduct, TableError> {
-        let folder = room.folder.path();
-        for table in tables {
-            table.save(&folder.join(format!("tables/{}.parquet", table.name)))?;
-        }
-        let failed = |source| FileError {
-            path: folder.to_owned(),
-            source,
-        };
-        for file in files::list_files(folder).map_err(failed)? {
-            let fingerprint = Fingerprint::from_file(&folder.join(&file)).map_err(failed)?;
-            entry
-                .files
-                .insert(file.to_string_lossy().replace('\\', "/"), fingerprint);
-        }
-        let text = serde_json::to_vec_pretty(&entry).map_err(|e| failed(e.into()))?;
-        files::write_atomic_unsynced(&folder.join("entry.json"), &text)?;
-        let (target, state) = (self.product_path(key), self.checkpoint_path(key));
-        let before = ProductManifest::read(&target).map_or(0, |entry| entry.total_bytes());
-        // Hours of work may lie in a state; it goes only when what came of it is on the disk.
-        if state.exists() {
-            room.folder.replace(&target)?
+        let manifest = draft.complete(manifest, tables)?;
+        let product_path = self.product_path(key);
+        let checkpoint_path = self.checkpoint_path(key);
+        let replaced_bytes = ProductManifest::read(&product_path)
+            .map_or(0, |replaced_manifest| replaced_manifest.total_bytes());
+        // A checkpoint can hold hours of work. It is removed only after the product that replaces
+        // it is flushed to the disk. Without one, a product that a crash damages is made again.
+        if checkpoint_path.exists() {
+            draft.folder.replace(&product_path)?;
         } else {
-            room.folder.replace_unsynced(&target)?
+            draft.folder.replace_unsynced(&product_path)?;
         }
-        drop(fs::remove_file(state));
+        drop(fs::remove_file(checkpoint_path));
         self.stored_bytes
-            .fetch_add(entry.total_bytes(), Ordering::Relaxed);
-        self.stored_bytes.fetch_sub(
-            before.min(self.stored_bytes.load(Ordering::Relaxed)),
-            Ordering::Relaxed,
-        );
+            .fetch_add(manifest.total_bytes(), Ordering::Relaxed);
+        // At most what is counted: an unsigned counter must not wrap around.
+        let subtracted = replaced_bytes.min(self.stored_bytes.load(Ordering::Relaxed));
+        self.stored_bytes.fetch_sub(subtracted, Ordering::Relaxed);
         Ok(StoredProduct {
-            folder: target,
-            manifest: entry,
+            folder: product_path,
+            manifest,
         })
     }
 
-    /// Every product, the least recently used first.
+    /// Lists every product and checkpoint, the least recently used first.
     pub fn list_products(&self) -> Vec<ListedProduct> {
         list_products(self.folder.path())
     }
 
-    /// Removes products until all that are left fit into the limit, the least recently used first.
+    /// If the cache exceeds its limit, removes products, the least recently used first, until it
+    /// does not.
     pub fn trim(&self) {
         if self.stored_bytes.load(Ordering::Relaxed) > self.limit_bytes {
             self.trim_to(self.limit_bytes);
         }
     }
 
-    /// As [`Cache::trim`], with another limit. Returns how many were removed, and their bytes.
-    pub fn trim_to(&self, limit: u64) -> (usize, u64) {
-        let all = self.list_products();
-        let (mut total, mut removed) = (all.iter().map(|listed| listed.bytes).sum::<u64>(), (0, 0));
-        for listed in all {
-            if total <= limit {
+    /// As [`ProductCache::trim`], with another limit. Returns the number of removed products and
+    /// their bytes. Products that another run has claimed are in use and stay.
+    pub fn trim_to(&self, limit_bytes: u64) -> (usize, u64) {
+        let products = self.list_products();
+        let mut remaining_bytes = total_bytes(&products);
+        let mut removed_count = 0;
+        let mut removed_bytes = 0;
+        for product in products {
+            if remaining_bytes <= limit_bytes {
                 break;
             }
-            // What another run has claimed is in use.
-            let Ok(Some(_claim)) = self
-                .folder
-                .try_claim(listed.key.trim_end_matches(CHECKPOINT_SUFFIX))
-            else {
+            // A checkpoint is protected by the claim on its product's key.
+            let claim_name = product.key.trim_end_matches(CHECKPOINT_SUFFIX);
+            let Ok(Some(_claim)) = self.folder.try_claim(claim_name) else {
                 continue;
             };
-            if files::remove_folder(&self.product_path(&listed.key)).is_ok() {
+            if remove_folder(&self.product_path(&product.key)).is_ok() {
                 tracing::debug!(
-                    key = listed.key,
-                    stage = listed.stage,
-                    "a kept product makes room"
+                    key = product.key,
+                    stage = product.stage,
+                    "removed a product to keep the cache below its limit"
                 );
-                total -= listed.bytes;
-                removed = (removed.0 + 1, removed.1 + listed.bytes);
+                remaining_bytes -= product.bytes;
+                removed_count += 1;
+                removed_bytes += product.bytes;
             }
         }
-        self.stored_bytes.store(total, Ordering::Relaxed);
-        removed
+        self.stored_bytes.store(remaining_bytes, Ordering::Relaxed);
+        (removed_count, removed_bytes)
     }
 
-    /// Checks every file of every product against its hash, and removes what is damaged. Returns how many were.
+    /// Verifies every file of every product and removes damaged products. Returns how many it
+    /// found.
     pub fn verify(&self) -> usize {
-        let is_damaged = |listed: &ListedProduct| {
-            // What another run has claimed is looked at by that run.
-            let Ok(Some(_claim)) = self.folder.try_claim(&listed.key) else {
-                return false;
-            };
-            let folder = self.product_path(&listed.key);
-            let found = match ProductManifest::read(&folder) {
-                Some(entry) => find_damaged_file(&folder, &entry, |_| true),
-                None => (!listed.key.ends_with(CHECKPOINT_SUFFIX)).then(|| "entry.json".to_owned()),
-            };
-            found
-                .map(|file| self.remove_damaged(&listed.key, &file))
-                .is_some()
-        };
         self.list_products()
             .iter()
-            .filter(|listed| is_damaged(listed))
+            .filter(|product| self.remove_if_damaged(product))
             .count()
     }
-}
 
-/// A place where a stage makes its product.
-#[derive(Debug)]
-pub struct ProductDraft {
-    folder: PartialFolder,
-}
-
-impl ProductDraft {
-    /// Where the stage leaves what appears beside the tables.
-    pub fn written_folder(&self) -> PathBuf {
-        self.folder.path().join("written")
-    }
-
-    /// The room itself.
-    pub fn path(&self) -> &Path {
-        self.folder.path()
-    }
-}
-
-impl StoredProduct {
-    pub fn tables(&self) -> Result<Vec<Table>, TableError> {
-        let names = self
-            .manifest
-            .files
-            .keys()
-            .filter_map(|file| file.strip_prefix("tables/")?.strip_suffix(".parquet"));
-        names
-            .map(|name| Table::read(name, &self.folder.join(format!("tables/{name}.parquet"))))
-            .collect()
-    }
-
-    /// What the stage wrote beside the tables.
-    pub fn written_folder(&self) -> PathBuf {
-        self.folder.join("written")
-    }
-
-    /// The files of [`Kept::written`].
-    pub fn written_files(&self) -> BTreeMap<String, Fingerprint> {
-        let written = |(name, file): (&String, &Fingerprint)| {
-            Some((name.strip_prefix("written/")?.to_owned(), file.clone()))
+    /// Verifies one product and removes it if a file is damaged. Returns whether it was damaged.
+    fn remove_if_damaged(&self, product: &ListedProduct) -> bool {
+        // A run that holds the claim verifies the product itself.
+        let Ok(Some(_claim)) = self.folder.try_claim(&product.key) else {
+            return false;
         };
-        self.manifest.files.iter().filter_map(written).collect()
-    }
-
-    /// A file of the product; those that are not a model's were checked when it was taken.
-    pub fn file_path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
-    }
-
-    /// A folder of the product whose files are what was written; else the name of one that is not.
-    pub fn verified_folder(&self, name: &str) -> Result<PathBuf, String> {
-        let inside = format!("{name}/");
-        find_damaged_file(&self.folder, &self.manifest, |file| {
-            file.starts_with(&inside)
-        })
-        .map_or_else(|| Ok(self.folder.join(name)), Err)
+        let folder = self.product_path(&product.key);
+        let damaged_file = match ProductManifest::read(&folder) {
+            Some(manifest) => manifest.find_damaged_file(&folder, |_| true),
+            // A checkpoint has no manifest; the stage that resumes from it verifies it.
+            None if product.key.ends_with(CHECKPOINT_SUFFIX) => None,
+            None => Some(MANIFEST_FILE_NAME.to_owned()),
+        };
+        if let Some(file) = &damaged_file {
+            self.remove_damaged(&product.key, file);
+        }
+        damaged_file.is_some()
     }
 }
 
-/// The first of these files of a product that is not what was written.
-fn find_damaged_file(
-    folder: &Path,
-    entry: &ProductManifest,
-    of: impl Fn(&str) -> bool,
-) -> Option<String> {
-    entry
-        .files
-        .iter()
-        .find(|(name, file)| of(name) && !file.matches_file(&folder.join(name)))
-        .map(|(name, _)| name.clone())
+fn total_bytes(products: &[ListedProduct]) -> u64 {
+    products.iter().map(|product| product.bytes).sum()
 }
 
-/// Whether a product is there and its files have their lengths: a quick look, into a folder that is not opened.
-pub fn read_complete_manifest(folder: &Path, key: &str) -> Option<ProductManifest> {
-    let folder = folder.join(key);
-    let entry = ProductManifest::read(&folder)?;
-    entry
-        .files
-        .iter()
-        .all(|(name, file)| file.has_length(&folder.join(name)))
-        .then_some(entry)
-}
-
-/// As [`Cache::list`], in a folder that is not opened.
-pub fn list_products(folder: &Path) -> Vec<ListedProduct> {
-    let now = SystemTime::now();
-    let listed = |entry: fs::DirEntry| {
-        let (path, key) = (entry.path(), entry.file_name().into_string().ok()?);
-        let is_key = |name: &str| {
-            name.len() == KEY_HEX_DIGITS && name.bytes().all(|b| b.is_ascii_hexdigit())
-        };
-        let kind = match key.strip_suffix(CHECKPOINT_SUFFIX) {
-            Some(stage) if is_key(stage) => Some("(interrupted)"),
-            None if is_key(&key) => None,
-            _ => return None,
-        };
-        let found = ProductManifest::read(&path);
-        let bytes = found
-            .as_ref()
-            .map_or_else(|| disk_bytes(&path), ProductManifest::total_bytes);
-        let used = fs::metadata(path.join("entry.json"))
-            .or_else(|_| fs::metadata(&path))
-            .ok()?
-            .modified()
-            .ok()?;
-        let since = now.duration_since(used).unwrap_or_default();
-        let (stage, options, wall_seconds) = match found {
-            Some(found) => (found.stage, found.options, found.cost.wall_seconds),
-            None => (kind.unwrap_or("(damaged)").to_owned(), Map::new(), 0.0),
-        };
-        Some((
-            since,
-            ListedProduct {
-                key,
-                stage,
-                options,
-                bytes,
-                seconds_since_use: since.as_secs(),
-                wall_seconds,
-            },
-        ))
-    };
-    let mut all: Vec<_> = fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(listed)
-        .collect();
-    all.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.key.cmp(&b.1.key)));
-    all.into_iter().map(|(_, listed)| listed).collect()
-}
-
-/// The bytes of a file, or of all files in a folder.
-fn disk_bytes(path: &Path) -> u64 {
-    let files = files::list_files(path).unwrap_or_default();
-    let all = files
-        .iter()
-        .map(|file| path.join(file))
-        .chain([path.to_owned()]);
-    all.filter_map(|path| fs::metadata(path).ok())
-        .filter(fs::Metadata::is_file)
-        .map(|found| found.len())
-        .sum()
-}
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,21 @@
-//! Tables: plain structs → arrow → Parquet, whole files only. NaN and infinities are refused, by table and column.
+//! Tables: plain structs are converted to arrow arrays and written as Parquet files.
+//!
+//! A stage builds a [`Table`] from its rows with [`Table::from_rows`]: one column for each field of
+//! the struct, in the order of the fields. Rust types become these Parquet types:
+//! `String` string, `u32`/`u64` unsigned integers, `f64` double, `bool` boolean, `Option` nullable.
+//! NaN and infinities are refused with the names of the table and the column.
+//!
+//! The table of a variant is written by [`write_parts`] from the tables of one or more steps, with
+//! three columns in front that are the same for all rows of a step:
+//!
+//! | column | type | content |
+//! |---|---|---|
+//! | `variant` | string | the variant's id |
+//! | `step` | u32 | position of the stage in the resolved pipeline, from 0 |
+//! | `stage` | string | the stage's type |
+//!
+//! The tables of a sweep (`variants.parquet`, `metrics.parquet`), which also have the column
+//! `phase`, are built by the runner's reports.
 
 use std::fs::File;
 use std::path::Path;
@@ -19,24 +36,26 @@ use serde_arrow::schema::{SchemaLike, TracingOptions};
 
 use secateur_base::files::{FileError, Fingerprint, write_atomic_unsynced};
 
-/// The rows that a stage measured, without the columns `variant`, `step`, `stage`, which the spine adds.
+/// The rows that a stage measured, without the columns `variant`, `step` and `stage`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
-    /// The file's stem: `evaluate`, `evaluate_samples`, `prune`, `prune_sizes`, …
+    /// The file's name without `.parquet`: `evaluate`, `evaluate_samples`, `prune`, `prune_sizes`,
+    /// …
     pub name: String,
     pub rows: RecordBatch,
 }
 
-/// A part of a table: what one step of a variant measured.
+/// The rows of a table that one step of a variant measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TablePart {
+    /// Position of the stage in the resolved pipeline, from 0.
     pub step: u32,
     /// The stage's type.
     pub stage: String,
     pub table: Table,
 }
 
-/// A table could not be made or written.
+/// A table that could not be made, written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
     #[error("the table `{table}` would hold a NaN or an infinity in column `{column}`, row {row}")]
@@ -54,64 +73,77 @@ pub enum TableError {
 }
 
 impl Table {
-    /// A table of plain structs: one column per field, in the order of the fields.
+    /// Makes a table with one column for each field of `R`, in the order of the fields. The columns
+    /// follow from the type, so an empty table has them too.
+    ///
+    /// # Errors
+    /// If a value is a NaN or an infinity, or `R` has a field without a Parquet type.
     pub fn from_rows<R: Serialize + DeserializeOwned>(
         name: &str,
         rows: &[R],
     ) -> Result<Self, TableError> {
-        let failed = |e: serde_arrow::Error| TableError::Encode {
+        let failed = |error: serde_arrow::Error| TableError::Encode {
             table: name.to_owned(),
-            message: e.to_string(),
+            message: error.to_string(),
         };
+        // 32-bit offsets instead of serde_arrow's default of 64: the plain types that every reader
+        // knows.
         let options = TracingOptions::default()
             .strings_as_large_utf8(false)
             .sequence_as_large_list(false);
         let fields = Vec::<FieldRef>::from_type::<R>(options).map_err(failed)?;
-        let rows = serde_arrow::to_record_batch(&fields, &rows).map_err(failed)?;
+        let batch = serde_arrow::to_record_batch(&fields, &rows).map_err(failed)?;
         let table = Self {
             name: name.to_owned(),
-            rows,
+            rows: batch,
         };
         table.check_finite()?;
         Ok(table)
     }
 
-    /// Writes the rows alone; [`Table::read`] gives them back.
+    /// Writes the rows to a Parquet file, without further columns. [`Table::read`] reads it back.
+    ///
+    /// # Errors
+    /// If the rows cannot be encoded or the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), TableError> {
-        Ok(write_atomic_unsynced(
-            path,
-            &encode_parquet(&self.name, &self.rows)?,
-        )?)
+        let parquet_bytes = encode_parquet(&self.name, &self.rows)?;
+        Ok(write_atomic_unsynced(path, &parquet_bytes)?)
     }
 
-    /// What [`Table::save`] wrote.
+    /// Reads a file that [`Table::save`] wrote.
+    ///
+    /// # Errors
+    /// If the file is missing or damaged.
     pub fn read(name: &str, path: &Path) -> Result<Self, TableError> {
-        let failed = |e: &dyn std::fmt::Display| TableError::Read {
+        let failed = |error: &dyn std::fmt::Display| TableError::Read {
             table: name.to_owned(),
-            message: e.to_string(),
+            message: error.to_string(),
         };
-        let file = File::open(path).map_err(|e| failed(&e))?;
-        let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| failed(&e))?;
-        let schema = reader.schema().clone();
+        let file = File::open(path).map_err(|error| failed(&error))?;
+        let builder =
+            ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| failed(&error))?;
+        let schema = builder.schema().clone();
+        let reader = builder.build().map_err(|error| failed(&error))?;
         let batches = reader
-            .build()
-            .map_err(|e| failed(&e))?
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| failed(&e))?;
+            .map_err(|error| failed(&error))?;
+        let rows = concat_batches(&schema, &batches).map_err(|error| failed(&error))?;
         Ok(Self {
             name: name.to_owned(),
-            rows: concat_batches(&schema, &batches).map_err(|e| failed(&e))?,
+            rows,
         })
     }
 
+    /// Returns an error for the first value that is a NaN or an infinity.
     fn check_finite(&self) -> Result<(), TableError> {
-        for (field, column) in self.rows.schema().fields().iter().zip(self.rows.columns()) {
+        let schema = self.rows.schema();
+        for (field, column) in schema.fields().iter().zip(self.rows.columns()) {
             let Some(values) = column.as_any().downcast_ref::<Float64Array>() else {
                 continue;
             };
-            let bad = (0..values.len())
+            let first_not_finite = (0..values.len())
                 .find(|&row| values.is_valid(row) && !values.value(row).is_finite());
-            if let Some(row) = bad {
+            if let Some(row) = first_not_finite {
                 return Err(TableError::NotFinite {
                     table: self.name.clone(),
                     column: field.name().clone(),
@@ -123,63 +155,69 @@ impl Table {
     }
 }
 
-/// Writes the parts of the table `name` of a variant as Parquet; the same parts give the same bytes, and there is at least
-/// one.
+/// Writes the table `name` of a variant: the parts below one another, each with the columns
+/// `variant`, `step` and `stage` in front. `parts` is not empty. The same parts give the same
+/// bytes.
+///
+/// # Errors
+/// If the parts have different columns, or the file cannot be written.
 pub fn write_parts(
     path: &Path,
     name: &str,
     variant: &str,
     parts: &[&TablePart],
 ) -> Result<Fingerprint, TableError> {
-    let arrow = |e: ArrowError| TableError::Encode {
+    let failed = |error: ArrowError| TableError::Encode {
         table: name.to_owned(),
-        message: e.to_string(),
+        message: error.to_string(),
     };
     let batches = parts
         .iter()
         .map(|part| add_key_columns(variant, part))
         .collect::<Result<Vec<_>, _>>()
-        .map_err(arrow)?;
-    let whole = concat_batches(&batches[0].schema(), &batches).map_err(arrow)?;
-    let bytes = encode_parquet(name, &whole)?;
-    write_atomic_unsynced(path, &bytes)?;
-    Ok(Fingerprint::from_bytes(&bytes))
+        .map_err(failed)?;
+    let rows = concat_batches(&batches[0].schema(), &batches).map_err(failed)?;
+    let parquet_bytes = encode_parquet(name, &rows)?;
+    write_atomic_unsynced(path, &parquet_bytes)?;
+    Ok(Fingerprint::from_bytes(&parquet_bytes))
 }
 
-/// Rows as a Parquet file.
+/// Encodes rows as a Parquet file. `created_by` is fixed: by default it is the version of the
+/// Parquet library, with which the bytes would change.
 fn encode_parquet(name: &str, rows: &RecordBatch) -> Result<Vec<u8>, TableError> {
-    let parquet = |e: ParquetError| TableError::Encode {
+    let failed = |error: ParquetError| TableError::Encode {
         table: name.to_owned(),
-        message: e.to_string(),
+        message: error.to_string(),
     };
     let properties = WriterProperties::builder()
         .set_compression(Compression::SNAPPY)
         .set_created_by("secateur".to_owned())
         .build();
-    let mut bytes = Vec::new();
-    let mut writer =
-        ArrowWriter::try_new(&mut bytes, rows.schema(), Some(properties)).map_err(parquet)?;
-    writer.write(rows).map_err(parquet)?;
-    writer.close().map_err(parquet)?;
-    Ok(bytes)
+    let mut parquet_bytes = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut parquet_bytes, rows.schema(), Some(properties))
+        .map_err(failed)?;
+    writer.write(rows).map_err(failed)?;
+    writer.close().map_err(failed)?;
+    Ok(parquet_bytes)
 }
 
-/// The rows with `variant`, `step`, `stage` in front.
+/// Returns the rows of a part with the columns `variant`, `step` and `stage` in front.
 fn add_key_columns(variant: &str, part: &TablePart) -> Result<RecordBatch, ArrowError> {
-    let n = part.table.rows.num_rows();
-    let field = |name: &str, kind| Arc::new(Field::new(name, kind, false));
+    let rows = &part.table.rows;
+    let row_count = rows.num_rows();
+    let not_nullable = |name: &str, data_type| Arc::new(Field::new(name, data_type, false));
     let mut fields = vec![
-        field("variant", DataType::Utf8),
-        field("step", DataType::UInt32),
-        field("stage", DataType::Utf8),
+        not_nullable("variant", DataType::Utf8),
+        not_nullable("step", DataType::UInt32),
+        not_nullable("stage", DataType::Utf8),
     ];
     let mut columns: Vec<ArrayRef> = vec![
-        Arc::new(StringArray::from(vec![variant; n])),
-        Arc::new(UInt32Array::from(vec![part.step; n])),
-        Arc::new(StringArray::from(vec![part.stage.as_str(); n])),
+        Arc::new(StringArray::from(vec![variant; row_count])),
+        Arc::new(UInt32Array::from(vec![part.step; row_count])),
+        Arc::new(StringArray::from(vec![part.stage.as_str(); row_count])),
     ];
-    fields.extend(part.table.rows.schema().fields().iter().cloned());
-    columns.extend(part.table.rows.columns().iter().cloned());
+    fields.extend(rows.schema().fields().iter().cloned());
+    columns.extend(rows.columns().iter().cloned());
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
 }
 
@@ -208,22 +246,22 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_as_the_contract_names_them_and_bytes_repeat() {
-        let folder = tempfile::tempdir().expect("a folder");
+    fn columns_have_the_documented_names_and_types_and_bytes_repeat() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
         let part = TablePart {
             step: 4,
             stage: "evaluate".to_owned(),
             table: Table::from_rows("evaluate", &[row(0.5), row(1.5)]).expect("finite"),
         };
-        let kinds: Vec<String> = add_key_columns("v", &part)
-            .expect("fits")
+        let batch = add_key_columns("v", &part).expect("equal lengths");
+        let columns: Vec<String> = batch
             .schema()
             .fields()
             .iter()
-            .map(|f| format!("{}: {}", f.name(), f.data_type()))
+            .map(|field| format!("{}: {}", field.name(), field.data_type()))
             .collect();
         assert_eq!(
-            kinds,
+            columns,
             [
                 "variant: Utf8",
                 "step: UInt32",
@@ -238,18 +276,18 @@ mod tests {
         let bytes = ["a.parquet", "b.parquet"].map(|name| {
             write_parts(&folder.path().join(name), "evaluate", "v", &[&part, &part])
                 .expect("written");
-            std::fs::read(folder.path().join(name)).expect("there")
+            std::fs::read(folder.path().join(name)).expect("the file")
         });
         assert_eq!(bytes[0], bytes[1]);
         Table::from_rows::<Row>("empty", &[]).expect("a table may be empty");
     }
 
     #[test]
-    fn rows_come_back_from_disk_as_they_were() {
-        let folder = tempfile::tempdir().expect("a folder");
+    fn saved_rows_are_read_back_unchanged() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("rows.parquet");
-        let many: Vec<Row> = (0..5000).map(|i| row(1.0 / f64::from(i + 1))).collect();
-        for rows in [&many[..], &[]] {
+        let many_rows: Vec<Row> = (0..5000).map(|i| row(1.0 / f64::from(i + 1))).collect();
+        for rows in [&many_rows[..], &[]] {
             let table = Table::from_rows("evaluate", rows).expect("finite");
             table.save(&path).expect("written");
             assert_eq!(Table::read("evaluate", &path).expect("read"), table);
@@ -257,12 +295,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_is_refused_by_name() {
-        let error = Table::from_rows("evaluate", &[row(1.0), row(f64::NAN)])
+    fn a_nan_is_refused_with_table_column_and_row() {
+        let message = Table::from_rows("evaluate", &[row(1.0), row(f64::NAN)])
             .expect_err("a NaN")
             .to_string();
         assert_eq!(
-            error,
+            message,
             "the table `evaluate` would hold a NaN or an infinity in column `value`, row 1"
         );
     }

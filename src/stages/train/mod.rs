@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::products::UpdateRow;
 use super::{Context, StageError};
 use optimizer::{AdamMoments, AdamStep, clip_factor};
-use secateur_data::feed::RowSampler;
+use secateur_data::row_sampler::RowSampler;
 use secateur_model::ParameterId;
 use secateur_model::walk::Sequence;
 use secateur_tensor::Weight;

@@ -1,28 +1,37 @@
-//! The tasks that the program brings along.
+//! The tasks that are built into the program.
 
-use super::InputFile;
+use crate::InputFile;
 
-/// A task file, and the rows beside it.
-pub struct BuiltInTask {
-    pub name: &'static str,
-    text: &'static str,
-    pub rows: Option<&'static str>,
+/// A task file that is built into the program, and for some tasks the rows beside it.
+pub(crate) struct BuiltInTask {
+    pub(crate) name: &'static str,
+    /// The content of the task file.
+    pub(crate) text: &'static str,
+    /// The content of the rows file. `None`: the rows are in the folder `run.data`.
+    pub(crate) rows: Option<&'static str>,
 }
 
 impl BuiltInTask {
-    pub fn to_input_file(&self) -> InputFile {
+    /// Finds a task by its name.
+    pub(crate) fn find(name: &str) -> Option<&'static Self> {
+        BUILT_IN_TASKS.iter().find(|task| task.name == name)
+    }
+
+    pub(crate) fn to_input_file(&self) -> InputFile {
         InputFile::BuiltIn {
             name: format!("{}.toml", self.name),
             content: self.text,
         }
     }
-
-    pub fn text(&self) -> &'static str {
-        self.text
-    }
 }
 
-/// A task whose rows lie under `run.data`, and one with rows of its own.
+/// The names of all built-in tasks.
+pub(crate) fn built_in_names() -> impl Iterator<Item = &'static str> {
+    BUILT_IN_TASKS.iter().map(|task| task.name)
+}
+
+/// `built_in!("boolq")`: a task whose rows are in `run.data`.
+/// `built_in!("tiny_boolq", "tiny_boolq.jsonl")`: a task with rows of its own.
 macro_rules! built_in {
     ($name:literal) => {
         BuiltInTask {
@@ -40,7 +49,7 @@ macro_rules! built_in {
     };
 }
 
-pub const BUILT_IN_TASKS: [BuiltInTask; 12] = [
+static BUILT_IN_TASKS: [BuiltInTask; 12] = [
     built_in!("boolq"),
     built_in!("piqa"),
     built_in!("hellaswag"),

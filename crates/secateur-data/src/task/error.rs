@@ -1,16 +1,14 @@
 //! What can be wrong with a task, and where.
 
-use std::ops::Range;
 use std::path::PathBuf;
 
-use super::rows::{RowLocation, TaskRow};
-use super::template::TemplateError;
-use super::{FileLocation, Task};
+use super::built_in::built_in_names;
+use super::file_location::FileLocation;
 
-/// A task cannot be found or read.
+/// A task that cannot be found or used.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
-    #[error("there is no task `{name}`{}", .suggestion.as_ref().map_or_else(String::new, |close| format!("; did you mean `{close}`?")))]
+    #[error("there is no task `{name}`{}", format_suggestion(.suggestion.as_deref()))]
     Unknown {
         name: String,
         suggestion: Option<String>,
@@ -31,13 +29,14 @@ pub enum TaskError {
         "`{name}` is a published set: its rows are looked for in `{rows}` under run.data, which is not given"
     )]
     NoDataFolder { name: String, rows: String },
-    #[error("cannot read `{}`: it is not there, nor is the split `{split}` in {}", .expected.display(), format_paths(.folders))]
+    #[error("cannot read `{}`: the file does not exist, and the split `{split}` is not in {}", .expected.display(), format_paths(.folders))]
     SplitNotFound {
+        /// The file that is looked for first.
         expected: PathBuf,
         split: String,
         folders: Vec<PathBuf>,
     },
-    #[error("cannot read `{}`: other parts of the split are there, and it is not", .0.display())]
+    #[error("cannot read `{}`: the file does not exist, but other parts of the split do", .0.display())]
     MissingShard(PathBuf),
     #[error("the split `{split}` is in several folders of `{}`: {}; name one of them in `published`", .folder.display(), format_paths(.configurations))]
     AmbiguousSplit {
@@ -45,7 +44,7 @@ pub enum TaskError {
         split: String,
         configurations: Vec<PathBuf>,
     },
-    #[error("`{}`, {unit} {number}: {message}{}", .path.display(), .location.as_ref().map_or_else(String::new, |place| format!(" ({place})")))]
+    #[error("`{}`, {unit} {number}: {message}{}", .path.display(), format_location(.location.as_deref()))]
     InvalidRow {
         path: PathBuf,
         /// `line` or `row`.
@@ -62,10 +61,18 @@ pub enum TaskError {
         "{requested} examples are drawn for each question, and there are only {found} rows to draw from"
     )]
     TooFewExamples { requested: usize, found: usize },
-    #[error("`{0}` measures a text and asks no questions")]
+    #[error("the task `{0}` has a [text] and no [question]")]
     NoQuestions(String),
-    #[error("`{0}` asks questions and measures no text")]
+    #[error("the task `{0}` has a [question] and no [text]")]
     NoText(String),
+}
+
+fn format_suggestion(suggestion: Option<&str>) -> String {
+    suggestion.map_or_else(String::new, |name| format!("; did you mean `{name}`?"))
+}
+
+fn format_location(location: Option<&FileLocation>) -> String {
+    location.map_or_else(String::new, |location| format!(" ({location})"))
 }
 
 fn format_paths(paths: &[PathBuf]) -> String {
@@ -77,21 +84,16 @@ fn format_paths(paths: &[PathBuf]) -> String {
 }
 
 impl TaskError {
-    /// Where in a task file the mistake is.
+    /// The place of the mistake in a task file, if it is one.
     pub fn location(&self) -> Option<&FileLocation> {
         match self {
-            Self::InvalidTaskFile {
-                location: place, ..
-            }
-            | Self::InvalidRow {
-                location: Some(place),
-                ..
-            } => Some(place),
+            Self::InvalidTaskFile { location, .. } => Some(location),
+            Self::InvalidRow { location, .. } => location.as_deref(),
             _ => None,
         }
     }
 
-    /// What is wrong, without the place.
+    /// The message without the place in the task file.
     pub fn message(&self) -> String {
         match self {
             Self::InvalidTaskFile { message, .. } => message.clone(),
@@ -106,77 +108,26 @@ impl TaskError {
         }
     }
 
-    /// What to write instead.
+    /// What to write instead. Empty where the message says it.
     pub fn help(&self) -> String {
         match self {
             Self::Unknown { .. } => {
-                format!(
-                    "tasks: {}; or the path of a task file",
-                    Task::built_in_names().collect::<Vec<_>>().join(", ")
-                )
+                let names: Vec<&str> = built_in_names().collect();
+                format!("tasks: {}; or the path of a task file", names.join(", "))
             }
             Self::NoDataFolder { .. } => {
                 "write the folder of published sets in [run] data".to_owned()
             }
             Self::SplitNotFound { .. } => {
-                "how rows may lie there is written in datasets/README.md".to_owned()
+                "datasets/README.md describes the files that are looked for".to_owned()
             }
             Self::InvalidRow {
                 location: Some(_), ..
-            } => "the template does not fit the row: mend either".to_owned(),
+            } => "the template does not fit the row: change the template or the row".to_owned(),
             Self::TooFewExamples { .. } => {
                 "ask for fewer examples, or name more of them in [examples]".to_owned()
             }
             _ => String::new(),
         }
-    }
-}
-
-/// A template that refused, and the row that it refused; or something else that was wrong on the way.
-pub enum RenderError {
-    Template(TemplateError, Option<RowLocation>),
-    Task(TaskError),
-}
-
-impl RenderError {
-    pub fn for_row(unfit: TemplateError, row: &TaskRow) -> Self {
-        Self::Template(unfit, Some(row.location.clone()))
-    }
-
-    /// The error, given what a span of the task file is.
-    pub fn into_task_error(self, place: impl Fn(Range<usize>) -> FileLocation) -> TaskError {
-        match self {
-            Self::Task(error) => error,
-            Self::Template(
-                TemplateError {
-                    message,
-                    span,
-                    is_row_independent: false,
-                },
-                Some(row),
-            ) => TaskError::InvalidRow {
-                path: row.path.to_path_buf(),
-                unit: row.unit,
-                number: row.number,
-                message,
-                location: Some(Box::new(place(span))),
-            },
-            Self::Template(TemplateError { message, span, .. }, _) => TaskError::InvalidTaskFile {
-                message,
-                location: Box::new(place(span)),
-            },
-        }
-    }
-}
-
-impl From<TemplateError> for RenderError {
-    fn from(unfit: TemplateError) -> Self {
-        Self::Template(unfit, None)
-    }
-}
-
-impl From<TaskError> for RenderError {
-    fn from(error: TaskError) -> Self {
-        Self::Task(error)
     }
 }

@@ -1,60 +1,78 @@
-//! Python's `random.Random(seed).sample`, to the draw: few-shot examples are those that lm-evaluation-harness takes.
+//! Python's `random.Random(seed).sample`, number for number, so that the few-shot examples are
+//! those that lm-evaluation-harness draws.
+//!
+//! Three parts of CPython have to be reproduced exactly:
+//!
+//! 1. The generator is the Mersenne Twister MT19937, seeded with `init_by_array`, whose array holds
+//!    the 32-bit words of the integer seed (one word for a `u32`).
+//! 2. `_randbelow(n)` takes the top `n.bit_length()` bits of a 32-bit output and draws again while the
+//!    result is not below `n`.
+//! 3. `sample` uses one of two algorithms, depending on the sizes, and they draw different numbers.
 
 use std::collections::BTreeSet;
 
 use rand_mt::Mt;
 
-/// CPython's generator: the Mersenne Twister, seeded by the array of the seed's 32-bit words.
-pub struct PythonRandom(Mt);
+/// CPython's `random.Random`.
+pub(crate) struct PythonRandom(Mt);
 
 impl PythonRandom {
-    pub fn new(seed: u32) -> Self {
+    /// `random.Random(seed)`.
+    pub(crate) fn new(seed: u32) -> Self {
         Self(Mt::new_with_key([seed]))
     }
 
-    /// A number below `n`: as many bits as `n` has, drawn again while they are too large.
+    /// `_randbelow(n)` for `n` above 0.
     fn random_below(&mut self, n: u32) -> u32 {
-        let bits = u32::BITS - n.leading_zeros();
+        let bit_length = u32::BITS - n.leading_zeros();
         loop {
-            let drawn = self.0.next_u32() >> (u32::BITS - bits);
-            if drawn < n {
-                return drawn;
+            let number = self.0.next_u32() >> (u32::BITS - bit_length);
+            if number < n {
+                return number;
             }
         }
     }
 
-    /// `count` different numbers below `population`, in the order drawn; None if there are not so many.
-    pub fn sample(&mut self, population: u32, count: u32) -> Option<Vec<u32>> {
+    /// `sample(range(population), count)`: different numbers below `population`, in the order
+    /// drawn. `None` if `population` is smaller than `count`.
+    pub(crate) fn sample(&mut self, population: u32, count: u32) -> Option<Vec<u32>> {
         if count > population {
             return None;
         }
-        // CPython's choice between a list of all and a set of those taken: which is smaller decides the draws.
-        let table = match count {
-            0..=5 => 21,
-            _ => 21 + 4_u64.pow((f64::from(count) * 3.0).log(4.0).ceil() as u32),
+        // CPython estimates the size of a set of the drawn numbers (a small set, or a hash table
+        // with a power of 4 of entries) and uses a list of the whole population if that is not
+        // larger.
+        let set_size = if count <= 5 {
+            21
+        } else {
+            21 + 4_u64.pow((f64::from(count) * 3.0).log(4.0).ceil() as u32)
         };
-        if u64::from(population) <= table {
+        if u64::from(population) <= set_size {
             Some(self.sample_from_pool(population, count))
         } else {
             Some(self.sample_by_rejection(population, count))
         }
     }
 
+    /// Draws from the list of the remaining numbers. The last remaining number takes the place of
+    /// the drawn one, as in CPython.
     fn sample_from_pool(&mut self, population: u32, count: u32) -> Vec<u32> {
         let mut pool: Vec<u32> = (0..population).collect();
-        let draw = |left: u32| pool.swap_remove(self.random_below(left) as usize);
-        (0..count)
-            .map(|taken| population - taken)
-            .map(draw)
-            .collect()
+        let mut drawn = Vec::with_capacity(count as usize);
+        for drawn_count in 0..count {
+            let index = self.random_below(population - drawn_count);
+            drawn.push(pool.swap_remove(index as usize));
+        }
+        drawn
     }
 
+    /// Draws from the whole population and again if a number was already drawn.
     fn sample_by_rejection(&mut self, population: u32, count: u32) -> Vec<u32> {
-        let mut taken = BTreeSet::new();
+        let mut seen = BTreeSet::new();
         let mut drawn = Vec::with_capacity(count as usize);
         while drawn.len() < count as usize {
             let number = self.random_below(population);
-            if taken.insert(number) {
+            if seen.insert(number) {
                 drawn.push(number);
             }
         }
@@ -98,12 +116,12 @@ mod tests {
             assert_eq!(
                 random.sample(population, count),
                 Some(first),
-                "{seed} {population} {count}"
+                "seed {seed}, {count} of {population}"
             );
             assert_eq!(
                 random.sample(population, 2),
                 Some(second),
-                "{seed} {population}, once more"
+                "seed {seed}, then 2 of {population}"
             );
         }
         assert_eq!(PythonRandom::new(1).sample(3, 4), None);

@@ -1,127 +1,62 @@
-//! The rows of a task: JSON Lines, Parquet, or a text that is cut; and the files that hold them, in the Hub's layouts too.
+//! The rows of a task: JSON Lines, Parquet, or a text that is split into rows.
+//!
+//! | file | content |
+//! |---|---|
+//! | `row` | a row and where it was read; a rows file |
+//! | `published` | finding the files of a split of a published data set |
+//! | `read_file` | reading the rows of one file |
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
-use serde_json::{Map, Value};
+use super::error::TaskError;
 
-use super::{InputFile, TaskError};
+mod published;
+mod read_file;
+mod row;
 
-mod find;
-mod read;
+pub(crate) use published::PublishedDataset;
+pub(crate) use read_file::TextSplitting;
+pub(crate) use row::{RowLocation, RowsFile, TaskRow};
 
-/// Where rows are, and how a text is cut into them.
+/// Where the rows of a task are, and how a text file is split into rows.
 #[derive(Clone, Debug)]
-pub struct RowSource {
-    pub location: RowSourceLocation,
-    /// What separates the rows of a text file. None: the file is one row.
-    pub separator: Option<String>,
-    /// Whether a separator ends a row: then what stands after the last one is none. None: it is one unless it is empty.
-    pub separator_ends_row: Option<bool>,
+pub(crate) struct RowSource {
+    pub(crate) location: RowSourceLocation,
+    pub(crate) splitting: TextSplitting,
 }
 
 #[derive(Clone, Debug)]
-pub enum RowSourceLocation {
-    /// One file.
-    File(PathBuf),
-    /// Built into the program: the file's name, and its content.
-    BuiltIn(String, &'static str),
-    /// A split in one of several folders.
+pub(crate) enum RowSourceLocation {
+    /// A single file.
+    File(RowsFile),
+    /// A split of a published data set, in one or more files.
     Published(PublishedDataset),
 }
 
-/// A published set: the first folder that holds the split counts.
-#[derive(Clone, Debug)]
-pub struct PublishedDataset {
-    /// `run.data`.
-    pub data_folder: PathBuf,
-    pub folders: Vec<String>,
-    /// A text file in a folder, looked for before the split.
-    pub text_file: Option<String>,
-    pub split: String,
-}
-
-/// A file of rows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RowsFile {
-    OnDisk(PathBuf),
-    BuiltIn(String, &'static str),
-}
-
-/// A row, and where it was read.
-#[derive(Clone, Debug)]
-pub struct TaskRow {
-    pub fields: Map<String, Value>,
-    pub location: RowLocation,
-}
-
-#[derive(Clone, Debug)]
-pub struct RowLocation {
-    pub path: Arc<Path>,
-    /// `line` or `row`.
-    pub unit: &'static str,
-    /// In the file, from 1.
-    pub number: usize,
-}
-
-impl RowLocation {
-    pub fn to_error(&self, message: impl Into<String>) -> TaskError {
-        TaskError::InvalidRow {
-            path: self.path.to_path_buf(),
-            unit: self.unit,
-            number: self.number,
-            message: message.into(),
-            location: None,
-        }
-    }
-}
-
-impl RowsFile {
-    pub fn path(&self) -> &Path {
-        match self {
-            Self::OnDisk(path) => path,
-            Self::BuiltIn(name, _) => Path::new(name),
-        }
-    }
-
-    pub fn to_input_file(&self) -> InputFile {
-        match self {
-            Self::OnDisk(path) => InputFile::OnDisk(path.clone()),
-            Self::BuiltIn(name, content) => InputFile::BuiltIn {
-                name: name.clone(),
-                content,
-            },
-        }
-    }
-}
-
 impl RowSource {
-    /// The files that hold the rows, in order.
-    pub fn list_files(&self) -> Result<Vec<RowsFile>, TaskError> {
+    /// The files that contain the rows, in order.
+    pub(crate) fn list_files(&self) -> Result<Vec<RowsFile>, TaskError> {
         match &self.location {
-            RowSourceLocation::File(path) => Ok(vec![RowsFile::OnDisk(path.clone())]),
-            RowSourceLocation::BuiltIn(name, rows) => {
-                Ok(vec![RowsFile::BuiltIn(name.clone(), rows)])
+            RowSourceLocation::File(file) => Ok(vec![file.clone()]),
+            RowSourceLocation::Published(dataset) => {
+                let paths = dataset.find_files()?;
+                Ok(paths.into_iter().map(RowsFile::OnDisk).collect())
             }
-            RowSourceLocation::Published(published) => Ok(find::find_split(published)?
-                .into_iter()
-                .map(RowsFile::OnDisk)
-                .collect()),
         }
     }
 
     /// The published file that is looked for first.
-    pub fn expected_file(&self) -> Option<PathBuf> {
+    pub(crate) fn expected_file(&self) -> Option<PathBuf> {
         match &self.location {
-            RowSourceLocation::Published(published) => {
-                Some(published.data_folder.join(published.expected_file()))
+            RowSourceLocation::Published(dataset) => {
+                Some(dataset.data_folder.join(dataset.expected_file()))
             }
-            _ => None,
+            RowSourceLocation::File(_) => None,
         }
     }
 
-    /// The first `limit` rows.
-    pub fn read(&self, limit: Option<usize>) -> Result<Vec<TaskRow>, TaskError> {
+    /// Reads the first `limit` rows, or all of them.
+    pub(crate) fn read(&self, limit: Option<usize>) -> Result<Vec<TaskRow>, TaskError> {
         let files = self.list_files()?;
         let limit = limit.unwrap_or(usize::MAX);
         let mut rows = Vec::new();
@@ -129,22 +64,11 @@ impl RowSource {
             if rows.len() == limit {
                 break;
             }
-            read::append_rows(file, self, limit, &mut rows)?;
+            read_file::append_rows(file, &self.splitting, limit, &mut rows)?;
         }
-        match (rows.is_empty(), files.first()) {
-            (true, Some(file)) => Err(TaskError::NoRows(file.path().to_owned())),
+        match files.first() {
+            Some(file) if rows.is_empty() => Err(TaskError::NoRows(file.path().to_owned())),
             _ => Ok(rows),
         }
-    }
-}
-
-impl PublishedDataset {
-    /// The file that is looked for first.
-    pub fn expected_file(&self) -> PathBuf {
-        let name = self
-            .text_file
-            .clone()
-            .unwrap_or_else(|| format!("{}.jsonl", self.split));
-        Path::new(self.folders.first().map_or("", String::as_str)).join(name)
     }
 }

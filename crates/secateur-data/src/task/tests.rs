@@ -1,29 +1,27 @@
-//! Tests of tasks that need no data.
+//! Tests of tasks that need no published data sets.
 
 use super::*;
 
 #[test]
-fn every_built_in_task_reads_and_ours_has_balanced_rows() {
+fn every_built_in_task_parses_and_tiny_tasks_have_balanced_answers() {
     for name in Task::built_in_names() {
         let task = Task::find(name, Some(Path::new("data"))).expect(name);
         assert_eq!(task.name, name);
     }
     for name in ["tiny_boolq", "tiny_piqa"] {
-        let documents = Task::find(name, None)
-            .expect(name)
-            .questions(None, None)
-            .expect(name);
-        let gold: usize = documents.iter().map(|d| d.gold).sum();
+        let task = Task::find(name, None).expect(name);
+        let questions = task.questions(None, None).expect(name);
+        let second_choices: usize = questions.iter().map(|question| question.gold).sum();
         assert_eq!(
-            gold * 2,
-            documents.len(),
-            "{name}: half of the answers are the second choice"
+            second_choices * 2,
+            questions.len(),
+            "{name}: the second choice is right in half of the questions"
         );
     }
 }
 
 #[test]
-fn mistakes_are_named() {
+fn unknown_tasks_and_a_missing_data_folder_are_reported() {
     assert_eq!(
         Task::find("tiny_bool", None)
             .expect_err("no such task")
@@ -37,22 +35,23 @@ fn mistakes_are_named() {
     );
 }
 
-/// A task with one row, both as they are written here.
+/// The question that `row` becomes under the section `[question]` of a task file.
 fn question_from_row(question: &str, row: &'static str) -> Result<ChoiceQuestion, String> {
     let head = "name = \"one\"\nversion = 1\nsplit = \"s\"\nmetrics = [\"acc\"]\nrows = { beside = \"rows.jsonl\" }\n[question]\n";
-    let written = InputFile::BuiltIn {
+    let task_file = InputFile::BuiltIn {
         name: "one.toml".to_owned(),
         content: "",
     };
-    let task = Task::parse(format!("{head}{question}"), written, None, Some(row))
-        .map_err(|e| e.to_string())?;
-    task.questions(None, None)
-        .map(|mut documents| documents.remove(0))
-        .map_err(|e| e.message())
+    let task = Task::parse(format!("{head}{question}"), task_file, None, Some(row))
+        .map_err(|error| error.to_string())?;
+    let mut questions = task
+        .questions(None, None)
+        .map_err(|error| error.message())?;
+    Ok(questions.remove(0))
 }
 
 #[test]
-fn templates_keep_what_they_are_given() {
+fn templates_render_fields_without_escaping() {
     let question =
         "context = \"{{ q }}: {{ n }}\\n\"\nchoices = ['{{ a }}', '{{ n }}']\ngold = 'gold'";
     let found = question_from_row(
@@ -74,7 +73,7 @@ fn templates_keep_what_they_are_given() {
 }
 
 #[test]
-fn fields_of_the_wrong_kind_are_refused() {
+fn fields_of_the_wrong_type_are_errors() {
     let question = "context = '{{ q.strip() }}'\nchoices = ['{{ a }}', 'b']\ngold = 'gold'";
     for (row, message) in [
         (
@@ -119,7 +118,7 @@ fn fields_of_the_wrong_kind_are_refused() {
 }
 
 #[test]
-fn a_field_that_is_missing_is_named_however_it_is_used() {
+fn a_missing_field_is_named_in_every_use() {
     for (template, field) in [
         ("{{ x }}", "x"),
         ("{{ x.y }}", "x"),
@@ -134,10 +133,10 @@ fn a_field_that_is_missing_is_named_however_it_is_used() {
         ("{% for y in x %}{{ y }}{% endfor %}", "x"),
     ] {
         let question = format!("context = \"{template}\"\nchoices = ['a', 'b']\ngold = 'gold'");
-        let refused =
+        let message =
             question_from_row(&question, r#"{"q": {"z": 1}, "gold": 0}"#).expect_err(template);
         assert_eq!(
-            refused,
+            message,
             format!("`rows.jsonl`, line 1: it lacks the field `{field}`"),
             "{template}"
         );
@@ -145,19 +144,16 @@ fn a_field_that_is_missing_is_named_however_it_is_used() {
 }
 
 #[test]
-fn the_built_in_templates_clean_and_cut_as_the_harness_does() {
-    let question = |name: &str| {
-        let task = built_in::BUILT_IN_TASKS
-            .iter()
-            .find(|task| task.name == name)
-            .expect(name)
-            .text();
-        task.split_once("[question]\n").expect("a question").1
+fn built_in_templates_give_the_prompts_of_the_harness() {
+    let question_section = |name: &str| {
+        let task = BuiltInTask::find(name).expect(name);
+        let (_, section) = task.text.split_once("[question]\n").expect("a question");
+        section
     };
     let row = r#"{"activity_label": " Roof", "ctx_a": "[header] How to roof [title] Buy [substeps] nails.  Go.", "ctx_b": "a Man ",
         "endings": ["an open [ bracket", " [a] b  c", "d [title]", "e"], "label": "2"}"#;
     let row: &'static str = Box::leak(row.replace('\n', "").into_boxed_str());
-    let found = question_from_row(question("hellaswag"), row).expect("it fits");
+    let found = question_from_row(question_section("hellaswag"), row).expect("it fits");
     assert_eq!(
         (found.requests[0].context.as_str(), found.gold),
         ("Roof: How to roof. Buy nails. Go. A man", 2)
@@ -169,7 +165,7 @@ fn the_built_in_templates_clean_and_cut_as_the_harness_does() {
         .collect();
     assert_eq!(continuations, [" an open [ bracket", "  b c", " d. ", " e"]);
     let found = question_from_row(
-        question("winogrande"),
+        question_section("winogrande"),
         r#"{"sentence": "A met B, so _ ran _. ", "option1": "A", "option2": "B", "answer": "2"}"#,
     );
     let found = found.expect("it fits");
@@ -182,7 +178,7 @@ fn the_built_in_templates_clean_and_cut_as_the_harness_does() {
     );
     assert_eq!(found.gold, 1);
     let no_blank = question_from_row(
-        question("winogrande"),
+        question_section("winogrande"),
         r#"{"sentence": "A ran.", "option1": "A", "option2": "B", "answer": "2"}"#,
     );
     assert_eq!(

@@ -1,81 +1,83 @@
-//! Perplexity: how rows become documents, and documents what the model reads.
+//! Perplexity: how rows become documents, and documents the texts that the model reads.
 
 use std::ops::Range;
 
-use minijinja::value::Serde;
-use minijinja::{Environment, Value, context};
+use minijinja::{Environment, context};
 use regex::Regex;
 
-use super::error::RenderError;
+use super::render_error::RenderError;
 use super::rows::TaskRow;
-use super::template::{Template, TemplateError, TemplateSource};
+use super::template::{Template, TemplateSource};
+use super::template_engine::template_engine;
+use super::template_error::TemplateError;
 
-/// The `[text]` of a task file.
+/// The section `[text]` of a task file.
 #[derive(Clone, Debug)]
-pub struct TextTemplates {
-    /// A row's text.
-    pub row_template: TemplateSource,
-    /// A document begins at each row that matches.
-    pub document_start: Option<Regex>,
-    /// Joins rows into documents. None: every row is a document.
-    pub row_joiner: Option<String>,
-    /// What the model reads of a document.
-    pub document_template: TemplateSource,
+pub(crate) struct TextTemplates {
+    /// Renders a row.
+    pub(crate) row_template: TemplateSource,
+    /// A document begins at each rendered row that this expression matches.
+    pub(crate) document_start: Option<Regex>,
+    /// Joins the rendered rows of a document. `None`: every row is a document.
+    pub(crate) row_joiner: Option<String>,
+    /// Renders what the model reads of a document.
+    pub(crate) document_template: TemplateSource,
 }
 
 /// A text whose perplexity is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TextDocument {
-    /// Number of the document, from 0.
+    /// The number of the document, from 0.
     pub index: u64,
     /// What the model reads.
     pub text: String,
-    /// Words of the document as it was joined: pieces of a split at runs of white space, empty ones at the ends included.
+    /// Words of the joined document, before `document_template`: the pieces of a split at runs of
+    /// white space, including empty pieces at the ends.
     pub word_count: u64,
-    /// Bytes of the document as it was joined, in UTF-8.
+    /// Bytes of the joined document in UTF-8, before `document_template`.
     pub byte_count: u64,
 }
 
 impl TextTemplates {
-    /// The first `limit` documents.
-    pub fn render_documents(
+    /// Renders the first `limit` documents.
+    pub(crate) fn render_documents(
         &self,
         rows: &[TaskRow],
         limit: Option<usize>,
     ) -> Result<Vec<TextDocument>, RenderError> {
-        let engine = super::template::template_engine();
-        let (row, document) = self.compile(&engine)?;
-        let rendered = rows.iter().map(|from| {
-            row.render(&from.to_template_value())
-                .map_err(|unfit| RenderError::for_row(unfit, from))
+        let engine = template_engine();
+        let (row_template, document_template) = self.compile(&engine)?;
+        let limit = limit.unwrap_or(usize::MAX);
+        let rendered_rows = rows.iter().map(|row| {
+            row_template
+                .render(&row.to_template_value())
+                .map_err(|error| RenderError::for_row(error, row))
         });
-        let documents = match &self.row_joiner {
-            None => rendered
-                .take(limit.unwrap_or(usize::MAX))
-                .collect::<Result<Vec<_>, _>>()?,
-            Some(join) => {
-                let rendered = rendered.collect::<Result<Vec<_>, _>>()?;
-                let ranges = self
-                    .document_ranges(&rendered)
+        let joined_documents: Vec<String> = match &self.row_joiner {
+            None => rendered_rows.take(limit).collect::<Result<_, _>>()?,
+            Some(joiner) => {
+                let rendered_rows = rendered_rows.collect::<Result<Vec<_>, _>>()?;
+                self.document_ranges(&rendered_rows)
                     .into_iter()
-                    .take(limit.unwrap_or(usize::MAX));
-                ranges.map(|range| rendered[range].join(join)).collect()
+                    .take(limit)
+                    .map(|range| rendered_rows[range].join(joiner))
+                    .collect()
             }
         };
-        let read = |(doc, joined): (usize, String)| {
-            let text = document.render(&context! { text => &joined })?;
-            Ok(TextDocument {
-                index: doc as u64,
-                text,
-                word_count: count_words(&joined),
+        let mut documents = Vec::with_capacity(joined_documents.len());
+        for (index, joined) in joined_documents.iter().enumerate() {
+            documents.push(TextDocument {
+                index: index as u64,
+                text: document_template.render(&context! { text => joined })?,
+                word_count: count_words(joined),
                 byte_count: joined.len() as u64,
-            })
-        };
-        documents.into_iter().enumerate().map(read).collect()
+            });
+        }
+        Ok(documents)
     }
 
-    /// The templates, compiled: of a row, and of a document.
-    pub fn compile<'e>(
+    /// Compiles the template of a row and the template of a document.
+    pub(crate) fn compile<'e>(
         &'e self,
         engine: &'e Environment<'e>,
     ) -> Result<(Template<'e>, Template<'e>), TemplateError> {
@@ -85,46 +87,49 @@ impl TextTemplates {
         ))
     }
 
-    /// The rows of each document. What stands before the first beginning is one of its own, unless it is blank.
-    fn document_ranges(&self, rows: &[String]) -> Vec<Range<usize>> {
-        let begins = |row: &String| {
+    /// The range of rows of each document. The rows before the first match of `document_start` are
+    /// a document of their own, unless they are all blank.
+    fn document_ranges(&self, rendered_rows: &[String]) -> Vec<Range<usize>> {
+        let begins_document = |index: &usize| {
             self.document_start
                 .as_ref()
-                .is_some_and(|begins| begins.is_match(row))
+                .is_some_and(|pattern| pattern.is_match(&rendered_rows[*index]))
         };
-        let mut starts: Vec<usize> = (0..rows.len()).filter(|&i| begins(&rows[i])).collect();
-        let first = starts.first().copied().unwrap_or(rows.len());
-        if starts.is_empty() || rows[..first].iter().any(|row| !row.trim().is_empty()) {
-            starts.retain(|&start| start > 0);
+        let mut starts: Vec<usize> = (0..rendered_rows.len()).filter(begins_document).collect();
+        let leading_rows = match starts.first() {
+            Some(&first_start) => &rendered_rows[..first_start],
+            None => rendered_rows,
+        };
+        let has_leading_text = leading_rows.iter().any(|row| !row.trim().is_empty());
+        // Without any match, all rows are one document, even if they are blank.
+        if starts.is_empty() || has_leading_text {
             starts.insert(0, 0);
         }
-        let ends: Vec<usize> = starts.iter().skip(1).copied().chain([rows.len()]).collect();
+        // A document ends where the next one begins.
+        let ends = starts.iter().skip(1).copied().chain([rendered_rows.len()]);
         starts
-            .into_iter()
+            .iter()
             .zip(ends)
-            .map(|(start, end)| start..end)
+            .map(|(&start, end)| start..end)
             .collect()
     }
 }
 
-/// Python's `len(re.split(r"\s+", text))`.
+/// The number of words as lm-evaluation-harness counts them: Python's `len(re.split(r"\s+",
+/// text))`, which is the number of runs of white space, plus one.
 fn count_words(text: &str) -> u64 {
-    // Python takes the four separators of ASCII for white space, Unicode's property does not.
-    let white = |c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c);
-    let mut white_before = false;
-    let runs = text.chars().map(white).filter(|&white| {
-        let begins = white && !white_before;
-        white_before = white;
-        begins
-    });
-    runs.count() as u64 + 1
-}
-
-impl TaskRow {
-    /// The row as templates see it.
-    pub fn to_template_value(&self) -> Value {
-        Value::from(Serde(&self.fields))
+    // Python's `\s` includes the four separators U+001C to U+001F, Unicode's White_Space does not.
+    let is_white_space = |c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c);
+    let mut run_count = 0;
+    let mut is_in_run = false;
+    for c in text.chars() {
+        let is_white = is_white_space(c);
+        if is_white && !is_in_run {
+            run_count += 1;
+        }
+        is_in_run = is_white;
     }
+    run_count + 1
 }
 
 #[cfg(test)]
@@ -132,8 +137,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_the_pieces_of_a_split() {
-        for (text, pieces) in [
+    fn words_are_the_pieces_of_a_split_at_white_space() {
+        for (text, expected_count) in [
             ("", 1),
             ("a", 1),
             ("a b", 2),
@@ -141,7 +146,7 @@ mod tests {
             ("a\u{a0}\t b\x1cc", 3),
             ("  ", 2),
         ] {
-            assert_eq!(count_words(text), pieces, "{text:?}");
+            assert_eq!(count_words(text), expected_count, "{text:?}");
         }
     }
 }

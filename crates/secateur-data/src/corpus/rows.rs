@@ -1,0 +1,76 @@
+//! The documents of a corpus as rows of token ids, or as texts.
+
+use super::documents::{CorpusDocument, read_documents};
+use super::error::CorpusError;
+use super::source::CorpusSource;
+use super::token_row::TokenRow;
+use secateur_model::tokenizer::Tokenizer;
+
+/// Reads every document as one row, in file order. Text is encoded by the tokenizer, with its
+/// special tokens if the source says so; every token of a text counts in the loss.
+///
+/// # Errors
+/// If the corpus cannot be read, or is text and there is no tokenizer.
+pub fn read_rows(
+    source: &CorpusSource,
+    tokenizer: Option<&Tokenizer>,
+    vocabulary_size: usize,
+) -> Result<Vec<TokenRow>, CorpusError> {
+    let mut rows = Vec::new();
+    for document in read_documents(source, vocabulary_size)? {
+        rows.push(match document {
+            CorpusDocument::TokenIds(row) => row,
+            CorpusDocument::Text(text) => encode_text(&text, source, tokenizer)?,
+        });
+    }
+    Ok(rows)
+}
+
+fn encode_text(
+    text: &str,
+    source: &CorpusSource,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<TokenRow, CorpusError> {
+    let tokenizer = tokenizer.ok_or_else(|| CorpusError::NoTokenizer(source.path.clone()))?;
+    let ids = tokenizer.encode(text, source.adds_special_tokens)?;
+    Ok(TokenRow {
+        loss_mask: vec![true; ids.len()],
+        ids,
+    })
+}
+
+/// Checks rows that are used whole.
+///
+/// # Errors
+/// If a row has more tokens than the model has positions.
+pub fn check_row_lengths(
+    source: &CorpusSource,
+    rows: &[TokenRow],
+    positions: usize,
+) -> Result<(), CorpusError> {
+    match rows.iter().position(|row| row.ids.len() > positions) {
+        None => Ok(()),
+        Some(index) => Err(CorpusError::DocumentTooLong {
+            path: source.path.clone(),
+            row: index + 1,
+            tokens: rows[index].ids.len(),
+            positions,
+        }),
+    }
+}
+
+/// Reads the documents of a corpus of text.
+///
+/// # Errors
+/// If the corpus cannot be read, or contains token ids.
+pub fn read_text_documents(source: &CorpusSource) -> Result<Vec<String>, CorpusError> {
+    let mut texts = Vec::new();
+    // No token id is out of a vocabulary of this size: ids are refused as such, not by their value.
+    for document in read_documents(source, usize::MAX)? {
+        match document {
+            CorpusDocument::Text(text) => texts.push(text),
+            CorpusDocument::TokenIds(_) => return Err(CorpusError::NotText(source.path.clone())),
+        }
+    }
+    Ok(texts)
+}
