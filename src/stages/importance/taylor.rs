@@ -4,10 +4,9 @@
 //! Scores are reduced block by block during the backward walk: nothing of the size of the model is kept.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use super::criterion::{Criterion, CriterionInput, CriterionScores};
-use super::{Error, Fisher, Taylor};
+use super::{Error, Taylor};
 use crate::progress::Bar;
 use crate::stages::products::MemberScores;
 use crate::stages::{Context, Environment, StageError};
@@ -15,44 +14,15 @@ use crate::stages::{Context, Environment, StageError};
 use secateur_model::block::Block;
 use secateur_model::groups::{DependencyGraph, Group, UnitLayout};
 use secateur_model::walk::{self, BackwardOptions, GradientVisitor, Pack, Sequence};
-use secateur_model::wiring::{Axis, TensorId};
+use secateur_model::wiring::TensorId;
 use secateur_model::{Model, ParameterId};
-use secateur_tensor::ops::{
-    self, AxisSums, ElementScore, GradientQuery, GradientResult, SumAxes, axis_sums,
-};
+use secateur_tensor::ops::{self, GradientQuery, GradientResult};
 use secateur_tensor::{Gradient, Weight};
 
 mod element;
-use element::TaylorElementScore;
-
-/// A Taylor criterion.
-#[derive(Clone, Copy, Debug)]
-pub struct TaylorCriterion {
-    pub form: Taylor,
-    pub fisher: Fisher,
-}
-
-impl TaylorCriterion {
-    /// Whether the criterion uses the Fisher information.
-    fn is_second_order(self) -> bool {
-        matches!(
-            self.form,
-            Taylor::VectorMixed | Taylor::ElementSecond | Taylor::ElementMixed
-        )
-    }
-
-    /// What each element adds to the score of its channel, if the squares are summed over `samples` samples.
-    fn element_score(self, samples: usize) -> Arc<dyn ElementScore> {
-        let fisher_scale = match self.fisher {
-            Fisher::Mean => 1.0 / samples as f64,
-            Fisher::Sum => 1.0,
-        };
-        Arc::new(TaylorElementScore {
-            form: self.form,
-            fisher_scale,
-        })
-    }
-}
+mod reduction;
+pub use element::TaylorCriterion;
+use reduction::ScoreReduction;
 
 impl Criterion for TaylorCriterion {
     fn name(&self) -> &'static str {
@@ -351,118 +321,5 @@ fn add_results(sum: GradientResult, result: GradientResult) -> GradientResult {
             GradientResult::Sums(sum)
         }
         _ => unreachable!("the query about a tensor is the same for every pack"),
-    }
-}
-
-/// Turns sums over the rows and columns of each weight into the scores of the members' channels.
-struct ScoreReduction<'a> {
-    criterion: TaylorCriterion,
-    sample_count: usize,
-    graph: &'a DependencyGraph,
-    /// Whether the embedding is the head.
-    is_tied: bool,
-    /// Channel scores by group and member.
-    channel_scores: BTreeMap<(usize, usize), Vec<f64>>,
-}
-
-impl<'a> ScoreReduction<'a> {
-    fn new(
-        criterion: TaylorCriterion,
-        sample_count: usize,
-        graph: &'a DependencyGraph,
-        model: &Model,
-    ) -> Self {
-        Self {
-            criterion,
-            sample_count,
-            graph,
-            is_tied: model.lm_head.is_none(),
-            channel_scores: BTreeMap::new(),
-        }
-    }
-
-    /// The tensor that a gradient counts for: a tied head is the embedding.
-    fn scored_tensor(&self, tensor: TensorId) -> TensorId {
-        match tensor {
-            TensorId::LmHead if self.is_tied => TensorId::Embedding,
-            _ => tensor,
-        }
-    }
-
-    /// The members that this tensor is, each with the numbers of its group and of itself.
-    fn members_of_tensor(
-        &self,
-        tensor: TensorId,
-    ) -> impl Iterator<Item = (usize, usize, UnitLayout)> {
-        let groups = self.graph.groups.iter().enumerate();
-        let members = groups.flat_map(|(group_index, group)| {
-            let members = group.members.iter().enumerate();
-            members.map(move |(member_index, member)| (group_index, member_index, member))
-        });
-        members
-            .filter(move |(_, _, member)| {
-                match (member.unit_layout, member.tensor_id, tensor) {
-                    // Whole tensors are the units: the member stands for this tensor of every layer.
-                    (
-                        UnitLayout::WholeTensor,
-                        TensorId::Block(_, of_member),
-                        TensorId::Block(_, of_tensor),
-                    ) => of_member == of_tensor,
-                    (_, TensorId::LmHead, TensorId::Embedding) => self.is_tied,
-                    (_, of_member, _) => of_member == tensor,
-                }
-            })
-            .map(|(group, index, member)| (group, index, member.unit_layout))
-    }
-
-    /// The sums that the members of this tensor need.
-    fn sum_axes(&self, tensor: TensorId) -> SumAxes {
-        let mut axes = SumAxes::default();
-        for (_, _, layout) in self.members_of_tensor(tensor) {
-            match layout {
-                UnitLayout::AlongAxis(Axis::Rows) | UnitLayout::WholeTensor => axes.rows = true,
-                UnitLayout::AlongAxis(Axis::Cols) => axes.cols = true,
-            }
-        }
-        axes
-    }
-
-    /// The sums of a gradient that exists as a whole.
-    fn axis_sums(
-        &self,
-        tensor: TensorId,
-        weight: &Weight,
-        gradient: &Gradient,
-        squares: Option<&Gradient>,
-    ) -> AxisSums {
-        let score = self.criterion.element_score(self.sample_count);
-        let axes = self.sum_axes(tensor);
-        axis_sums(weight, gradient, squares, axes, score.as_ref())
-    }
-
-    /// Scores every member of this tensor. The walk goes from the last layer to the first, so the score of a
-    /// whole tensor is inserted before those of the layers above it.
-    fn add_sums(&mut self, tensor: TensorId, sums: &AxisSums) {
-        let members: Vec<_> = self.members_of_tensor(tensor).collect();
-        for (group, member, layout) in members {
-            let scores = self.channel_scores.entry((group, member)).or_default();
-            match layout {
-                UnitLayout::AlongAxis(Axis::Rows) => scores.clone_from(&sums.rows),
-                UnitLayout::AlongAxis(Axis::Cols) => scores.clone_from(&sums.cols),
-                UnitLayout::WholeTensor => scores.insert(0, sums.rows.iter().sum()),
-            }
-        }
-    }
-
-    /// The members' scores by group.
-    fn into_scores(self) -> Vec<Vec<MemberScores>> {
-        let mut groups = vec![Vec::new(); self.graph.groups.len()];
-        for ((group, member_index), channels) in self.channel_scores {
-            groups[group].push(MemberScores {
-                member_index,
-                channels,
-            });
-        }
-        groups
     }
 }

@@ -1,14 +1,45 @@
 //! What an element of a weight adds to the score of its channel (LLM-Pruner, equations 3 and 5): w is its
 //! value, g its gradient, f its Fisher information. The formulas are written twice, for the CPU and for a GPU.
 
-use super::super::Taylor;
+use std::sync::Arc;
+
+use super::super::{Fisher, Taylor};
 use secateur_tensor::gpu::GpuMatrix;
 use secateur_tensor::ops::{ElementScore, dispatch_simd};
 
-/// The element scores of a criterion. f = `fisher_scale` · Σ_j g_j².
-pub struct TaylorElementScore {
+/// A Taylor criterion.
+#[derive(Clone, Copy, Debug)]
+pub struct TaylorCriterion {
     pub form: Taylor,
-    pub fisher_scale: f64,
+    pub fisher: Fisher,
+}
+
+impl TaylorCriterion {
+    /// Whether the criterion uses the Fisher information.
+    pub(super) fn is_second_order(self) -> bool {
+        matches!(
+            self.form,
+            Taylor::VectorMixed | Taylor::ElementSecond | Taylor::ElementMixed
+        )
+    }
+
+    /// What each element adds to the score of its channel, if the squares are summed over `samples` samples.
+    pub(super) fn element_score(self, samples: usize) -> Arc<dyn ElementScore> {
+        let fisher_scale = match self.fisher {
+            Fisher::Mean => 1.0 / samples as f64,
+            Fisher::Sum => 1.0,
+        };
+        Arc::new(TaylorElementScore {
+            form: self.form,
+            fisher_scale,
+        })
+    }
+}
+
+/// The element scores of a criterion. f = `fisher_scale` · Σ_j g_j².
+struct TaylorElementScore {
+    form: Taylor,
+    fisher_scale: f64,
 }
 
 impl ElementScore for TaylorElementScore {

@@ -1,0 +1,124 @@
+//! From sums over the rows and columns of each weight to the scores of the members of each group.
+
+use std::collections::BTreeMap;
+
+use super::element::TaylorCriterion;
+use crate::stages::products::MemberScores;
+use secateur_model::Model;
+use secateur_model::groups::{DependencyGraph, UnitLayout};
+use secateur_model::wiring::{Axis, TensorId};
+use secateur_tensor::ops::{AxisSums, SumAxes, axis_sums};
+use secateur_tensor::{Gradient, Weight};
+
+/// Turns sums over the rows and columns of each weight into the scores of the members' channels.
+pub struct ScoreReduction<'a> {
+    pub criterion: TaylorCriterion,
+    pub sample_count: usize,
+    graph: &'a DependencyGraph,
+    /// Whether the embedding is the head.
+    pub is_tied: bool,
+    /// Channel scores by group and member.
+    channel_scores: BTreeMap<(usize, usize), Vec<f64>>,
+}
+
+impl<'a> ScoreReduction<'a> {
+    pub fn new(
+        criterion: TaylorCriterion,
+        sample_count: usize,
+        graph: &'a DependencyGraph,
+        model: &Model,
+    ) -> Self {
+        Self {
+            criterion,
+            sample_count,
+            graph,
+            is_tied: model.lm_head.is_none(),
+            channel_scores: BTreeMap::new(),
+        }
+    }
+
+    /// The tensor that a gradient counts for: a tied head is the embedding.
+    pub fn scored_tensor(&self, tensor: TensorId) -> TensorId {
+        match tensor {
+            TensorId::LmHead if self.is_tied => TensorId::Embedding,
+            _ => tensor,
+        }
+    }
+
+    /// The members that this tensor is, each with the numbers of its group and of itself.
+    fn members_of_tensor(
+        &self,
+        tensor: TensorId,
+    ) -> impl Iterator<Item = (usize, usize, UnitLayout)> {
+        let groups = self.graph.groups.iter().enumerate();
+        let members = groups.flat_map(|(group_index, group)| {
+            let members = group.members.iter().enumerate();
+            members.map(move |(member_index, member)| (group_index, member_index, member))
+        });
+        members
+            .filter(move |(_, _, member)| {
+                match (member.unit_layout, member.tensor_id, tensor) {
+                    // Whole tensors are the units: the member stands for this tensor of every layer.
+                    (
+                        UnitLayout::WholeTensor,
+                        TensorId::Block(_, of_member),
+                        TensorId::Block(_, of_tensor),
+                    ) => of_member == of_tensor,
+                    (_, TensorId::LmHead, TensorId::Embedding) => self.is_tied,
+                    (_, of_member, _) => of_member == tensor,
+                }
+            })
+            .map(|(group, index, member)| (group, index, member.unit_layout))
+    }
+
+    /// The sums that the members of this tensor need.
+    pub fn sum_axes(&self, tensor: TensorId) -> SumAxes {
+        let mut axes = SumAxes::default();
+        for (_, _, layout) in self.members_of_tensor(tensor) {
+            match layout {
+                UnitLayout::AlongAxis(Axis::Rows) | UnitLayout::WholeTensor => axes.rows = true,
+                UnitLayout::AlongAxis(Axis::Cols) => axes.cols = true,
+            }
+        }
+        axes
+    }
+
+    /// The sums of a gradient that exists as a whole.
+    pub fn axis_sums(
+        &self,
+        tensor: TensorId,
+        weight: &Weight,
+        gradient: &Gradient,
+        squares: Option<&Gradient>,
+    ) -> AxisSums {
+        let score = self.criterion.element_score(self.sample_count);
+        let axes = self.sum_axes(tensor);
+        axis_sums(weight, gradient, squares, axes, score.as_ref())
+    }
+
+    /// Scores every member of this tensor. The walk goes from the last layer to the first, so the score of a
+    /// whole tensor is inserted before those of the layers above it.
+    pub fn add_sums(&mut self, tensor: TensorId, sums: &AxisSums) {
+        let members: Vec<_> = self.members_of_tensor(tensor).collect();
+        for (group, member, layout) in members {
+            let scores = self.channel_scores.entry((group, member)).or_default();
+            match layout {
+                UnitLayout::AlongAxis(Axis::Rows) => scores.clone_from(&sums.rows),
+                UnitLayout::AlongAxis(Axis::Cols) => scores.clone_from(&sums.cols),
+                UnitLayout::WholeTensor => scores.insert(0, sums.rows.iter().sum()),
+            }
+        }
+    }
+
+    /// The members' scores by group.
+    pub fn into_scores(self) -> Vec<Vec<MemberScores>> {
+        let mut groups = vec![Vec::new(); self.graph.groups.len()];
+        for ((group, member_index), channels) in self.channel_scores {
+            groups[group].push(MemberScores {
+                member_index,
+                channels,
+            });
+        }
+        groups
+    }
+}
