@@ -2,6 +2,7 @@
 
 use secateur::pipeline::check::{Overrides, check};
 use secateur::plan::Plan;
+use secateur::plan::ids::VariantId;
 
 use crate::support::Sandbox;
 
@@ -305,7 +306,7 @@ fn what_the_command_line_says_replaces_the_sweep() {
 
 #[test]
 fn an_id_depends_on_options_and_seed_alone() {
-    let id = |set: &[&str]| plan(WHOLE, set).unwrap().variants[0].id.clone();
+    let id = |set: &[&str]| plan(WHOLE, set).unwrap().variants[VariantId(0)].id.clone();
     let base = id(&[]);
     assert!(base.starts_with("base-"));
     assert_eq!(
@@ -330,7 +331,7 @@ fn a_repeat_is_its_stages_several_times() {
         "[[stage]]\ntype = \"load\"\nmodel = \"m\"\n[[stage]]\ntype = \"repeat\"\ntimes = 3\n{inner}"
     );
     let plan_of = plan(&text, &[]).unwrap();
-    let variant = &plan_of.variants[0];
+    let variant = &plan_of.variants[VariantId(0)];
     assert_eq!(variant.steps.len(), 1 + 3 * 4);
     let times: Vec<u32> = variant
         .steps
@@ -341,7 +342,7 @@ fn a_repeat_is_its_stages_several_times() {
     // the variant's own file says it as it was written
     let again = plan(&plan_of.variant_toml(variant).unwrap(), &[]).unwrap();
     assert_eq!(
-        again.variants[0].id.split('-').next_back(),
+        again.variants[VariantId(0)].id.split('-').next_back(),
         variant.id.split('-').next_back()
     );
     assert_eq!(

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::Float64Type;
 use secateur::pipeline::check::{Overrides, check};
+use secateur::plan::ids::VariantId;
 use secateur::report::merge::merge;
 use secateur::report::results::{VariantManifest, VariantStatus};
 use secateur::report::shape::{StepsByModel, SweepManifest, VariantDescription};
@@ -606,8 +607,8 @@ fn manifest(id: &str) -> String {
 fn steps_are_those_of_the_dense_the_pruned_and_the_final_model() {
     let sandbox = chain();
     let plan = check(&sandbox.path("chain.toml"), &Overrides::default(), false).unwrap();
-    let shape = VariantDescription::from(&plan.variants[0]);
-    let position = |nth: usize| plan.variants[0].steps[nth].position;
+    let shape = VariantDescription::from(&plan.variants[VariantId(0)]);
+    let position = |nth: usize| plan.variants[VariantId(0)].steps[nth].position;
     let expected = StepsByModel {
         dense: vec![position(1)],
         pruned: vec![position(6)],

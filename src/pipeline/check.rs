@@ -18,6 +18,7 @@ use crate::pipeline::order;
 use crate::pipeline::problem::{InvalidPipeline, Problem, SourceTexts};
 use crate::pipeline::settings::{self, RunSettings};
 use crate::pipeline::sweep::{self, OptionAddress, OptionAssignment, toml_to_json};
+use crate::plan::ids::PerVariant;
 use crate::plan::selection::{self, Selection};
 use crate::plan::{self, Plan, Variant};
 use crate::stages::prune::RepeatPosition;
@@ -94,10 +95,10 @@ pub fn check(path: &Path, overrides: &Overrides, world: bool) -> Result<Plan, In
 
     let all = expand_variants(&document, &sets, &settings.run, &sources, &mut problems);
     let order: Vec<String> = all.iter().map(|variant| variant.id.clone()).collect();
-    let (mut variants, others) =
-        overrides
-            .selection
-            .split_variants(all, &mut sources, &mut problems);
+    let (variants, others) = overrides
+        .selection
+        .split_variants(all, &mut sources, &mut problems);
+    let mut variants: PerVariant<Variant> = variants.into();
     let (mut nodes, roots) = plan::build_tree(&mut variants);
     selection::mark_forced(
         &mut nodes,

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::pipeline::check::{SettingSpans, setting_span};
 use crate::pipeline::problem::{InvalidPipeline, Problem, SourceTexts};
 use crate::pipeline::settings::RunSettings;
+use crate::plan::ids::{NodeId, PerNode, PerVariant};
 use crate::plan::survey::{NodeState, Survey};
 use crate::plan::{Plan, PlanNode, Variant, format_bytes};
 use crate::stages::registry::Step;
@@ -15,8 +16,8 @@ use secateur_tensor::{self, Device};
 
 /// Looks once at every beginning that variants share, and leaves each node's estimate.
 pub fn check_environment(
-    variants: &[Variant],
-    nodes: &mut [PlanNode],
+    variants: &PerVariant<Variant>,
+    nodes: &mut PerNode<PlanNode>,
     (run, name): (&RunSettings, &str),
     places: &SettingSpans,
     sources: &SourceTexts,
@@ -63,7 +64,7 @@ pub fn check_environment(
             "move the file away, or write another folder in [run] results, or --results",
         );
     }
-    let mut after: BTreeMap<usize, Environment> = BTreeMap::new();
+    let mut after: BTreeMap<NodeId, Environment> = BTreeMap::new();
     let budget = Some(run.budget());
     let mut shared = Environment {
         data_folder: run.data.clone(),
@@ -103,13 +104,10 @@ pub fn check_environment(
 
 /// Refuses a plan that needs more memory or disk than there is. `survey`: what is kept needs none; None: nothing is.
 pub fn check_capacity(plan: &Plan, survey: Option<&Survey>) -> Result<(), InvalidPipeline> {
-    let must_run =
-        |at: &usize| survey.is_none_or(|survey| matches!(survey.nodes[*at], NodeState::MustRun(_)));
-    let nodes = || {
-        (0..plan.nodes.len())
-            .filter(must_run)
-            .map(|at| &plan.nodes[at])
+    let must_run = |at: &NodeId| {
+        survey.is_none_or(|survey| matches!(survey.nodes[*at], NodeState::MustRun(_)))
     };
+    let nodes = || plan.nodes.ids().filter(must_run).map(|at| &plan.nodes[at]);
     let estimated = || nodes().filter_map(|node| Some((node, node.estimate?)));
     let memory = memory::total_bytes();
     let mut problems = Vec::new();

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
+use crate::plan::ids::{NodeId, PerNode};
 use crate::plan::{Plan, Variant};
 use crate::stages::registry::{Stage, Step, ValueKind};
 use secateur_base::files::Fingerprint;
@@ -44,13 +45,13 @@ pub struct ProductKey {
     /// The files that it reads, and their hashes; what is built in has a name instead of a path.
     pub input_hashes: BTreeMap<String, String>,
     /// The products that it takes, each with the node that makes it.
-    pub input_nodes: Vec<(ValueKind, usize)>,
+    pub input_nodes: Vec<(ValueKind, NodeId)>,
 }
 
 /// The recipes of a plan, by node.
 #[derive(Clone, Debug)]
 pub struct ProductKeys {
-    by_node: Vec<ProductKey>,
+    by_node: PerNode<ProductKey>,
     files: HashedFiles,
 }
 
@@ -79,12 +80,12 @@ impl ProductKeys {
     pub fn from_plan(plan: &Plan) -> Result<Self, InputError> {
         let arithmetic = arithmetic_description(plan.settings.run.device);
         let mut files = HashedFiles::default();
-        let mut nodes: Vec<Option<ProductKey>> = vec![None; plan.nodes.len()];
+        let mut nodes: PerNode<Option<ProductKey>> = plan.nodes.iter().map(|_| None).collect();
         for variant in &plan.variants {
-            let mut makers: BTreeMap<ValueKind, usize> = BTreeMap::new();
+            let mut makers: BTreeMap<ValueKind, NodeId> = BTreeMap::new();
             for (&node, step) in variant.nodes.iter().zip(&variant.steps) {
                 if nodes[node].is_none() {
-                    let takes: Vec<(ValueKind, usize)> = step
+                    let takes: Vec<(ValueKind, NodeId)> = step
                         .stage
                         .all_inputs()
                         .filter_map(|product| Some((product, *makers.get(&product)?)))
@@ -108,12 +109,12 @@ impl ProductKeys {
             }
         }
         Ok(Self {
-            by_node: nodes.into_iter().flatten().collect(),
+            by_node: nodes.iter().flatten().cloned().collect(),
             files,
         })
     }
 
-    pub fn get(&self, node: usize) -> &ProductKey {
+    pub fn get(&self, node: NodeId) -> &ProductKey {
         &self.by_node[node]
     }
 
@@ -135,7 +136,7 @@ impl ProductKeys {
     }
 
     /// A file of those that a node reads that is not what was hashed, was not there, or is gone.
-    pub fn changed_input(&self, plan: &Plan, node: usize) -> Option<String> {
+    pub fn changed_input(&self, plan: &Plan, node: NodeId) -> Option<String> {
         let is_changed = |path: &str| {
             let Some((before, then)) = self.files.by_path.get(Path::new(path)) else {
                 return false;
@@ -163,7 +164,7 @@ fn compute_key(
     step: &Step,
     plan: &Plan,
     from: Vec<Value>,
-    takes: Vec<(ValueKind, usize)>,
+    takes: Vec<(ValueKind, NodeId)>,
     arithmetic: &str,
     files: &mut HashedFiles,
 ) -> Result<ProductKey, InputError> {

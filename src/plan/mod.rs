@@ -1,5 +1,6 @@
 //! What will run: variants, and the tree of the stages they share.
 
+pub mod ids;
 pub mod keys;
 pub mod lockfile;
 pub mod selection;
@@ -13,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::pipeline::problem::SourceTexts;
 use crate::pipeline::settings::LayeredSettings;
+use crate::plan::ids::{NodeId, PerNode, PerVariant, VariantId};
 use crate::plan::keys::ProductKeys;
 use crate::plan::survey::{NodeState, Survey};
 use crate::progress::format_clock;
@@ -32,13 +34,13 @@ pub struct Plan {
     pub settings: LayeredSettings,
     /// Where it is written that the lock file must hold.
     pub(super) locked_span: Range<usize>,
-    pub variants: Vec<Variant>,
+    pub variants: PerVariant<Variant>,
     /// Variants of the sweep that were not asked for.
     pub(super) unselected: Vec<Variant>,
     /// The ids of all, in the order of the sweep.
     pub(super) variant_order: Vec<String>,
-    pub(super) nodes: Vec<PlanNode>,
-    pub(super) roots: Vec<usize>,
+    pub(super) nodes: PerNode<PlanNode>,
+    pub(super) roots: Vec<NodeId>,
 }
 
 /// One combination of the sweep.
@@ -54,16 +56,16 @@ pub struct Variant {
     /// The same, unrolled.
     pub steps: Vec<Step>,
     /// Its nodes, one for each step.
-    pub(super) nodes: Vec<usize>,
+    pub(super) nodes: Vec<NodeId>,
 }
 
 /// A stage that runs once for all variants that share it and everything before it.
 #[derive(Clone, Debug)]
 pub struct PlanNode {
     pub step: Step,
-    pub children: Vec<usize>,
+    pub children: Vec<NodeId>,
     /// The variants it is a part of.
-    pub variants: Vec<usize>,
+    pub variants: Vec<VariantId>,
     /// What it will need; None where the world was not looked at.
     pub estimate: Option<ResourceEstimate>,
     /// Why it must run whatever is kept: the option of the command line that says so.
@@ -71,33 +73,32 @@ pub struct PlanNode {
 }
 
 /// Variants with equal beginnings share the nodes of a tree. Returns the nodes and those without a parent.
-pub(super) fn build_tree(variants: &mut [Variant]) -> (Vec<PlanNode>, Vec<usize>) {
-    let (mut nodes, mut roots): (Vec<PlanNode>, Vec<usize>) = (Vec::new(), Vec::new());
-    let mut known: BTreeMap<String, usize> = BTreeMap::new();
-    for (v, variant) in variants.iter_mut().enumerate() {
-        let (mut parent, mut key): (Option<usize>, String) = (None, String::new());
+pub(super) fn build_tree(variants: &mut PerVariant<Variant>) -> (PerNode<PlanNode>, Vec<NodeId>) {
+    let (mut nodes, mut roots): (PerNode<PlanNode>, Vec<NodeId>) = Default::default();
+    let mut known: BTreeMap<String, NodeId> = BTreeMap::new();
+    for (variant_id, variant) in variants.ids().zip(variants.iter_mut()) {
+        let (mut parent, mut key): (Option<NodeId>, String) = (None, String::new());
         for step in &variant.steps {
             key = blake3::hash(format!("{key}{}", step.identity()).as_bytes())
                 .to_hex()
                 .to_string();
-            let at = *known.entry(key.clone()).or_insert_with(|| {
-                let at = nodes.len();
-                match parent {
-                    Some(parent) => nodes[parent].children.push(at),
-                    None => roots.push(at),
-                }
-                nodes.push(PlanNode {
+            let node = *known.entry(key.clone()).or_insert_with(|| {
+                let node = nodes.push(PlanNode {
                     step: step.clone(),
                     children: Vec::new(),
                     variants: Vec::new(),
                     estimate: None,
                     forced_by: None,
                 });
-                at
+                match parent {
+                    Some(parent) => nodes[parent].children.push(node),
+                    None => roots.push(node),
+                }
+                node
             });
-            nodes[at].variants.push(v);
-            variant.nodes.push(at);
-            parent = Some(at);
+            nodes[node].variants.push(variant_id);
+            variant.nodes.push(node);
+            parent = Some(node);
         }
     }
     (nodes, roots)
@@ -212,7 +213,7 @@ impl Plan {
 
     fn write_subtree(
         &self,
-        at: usize,
+        at: NodeId,
         survey: &Survey,
         lead: &str,
         below: &str,
@@ -266,7 +267,7 @@ impl Plan {
     /// What `runner plan --format json` prints.
     pub fn to_json(&self, recipes: &ProductKeys, survey: &Survey) -> Value {
         let (runs, alone) = self.stage_run_counts();
-        let node = |(at, node): (usize, &PlanNode)| {
+        let node = |(at, node): (NodeId, &PlanNode)| {
             let (state, reason) = match &survey.nodes[at] {
                 NodeState::Complete | NodeState::Stored(_) => ("kept", None),
                 NodeState::MustRun(why) => ("must run", Some(why)),
@@ -287,7 +288,7 @@ impl Plan {
         json!({
             "pipeline": self.name, "stage_runs": runs, "stage_runs_without_sharing": alone,
             "variants": self.variants.iter().zip(&survey.complete_variants).map(variant).collect::<Vec<_>>(),
-            "nodes": self.nodes.iter().enumerate().map(node).collect::<Vec<_>>(), "roots": self.roots,
+            "nodes": self.nodes.iter_with_ids().map(node).collect::<Vec<_>>(), "roots": self.roots,
             "settings": self.settings.run, "provenance": self.settings.provenance,
         })
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::str::FromStr;
 
 use crate::pipeline::problem::{Problem, SourceTexts, suggest};
+use crate::plan::ids::PerNode;
 use crate::plan::{PlanNode, Variant};
 use secateur_base::spelling::closest;
 
@@ -119,7 +120,7 @@ impl Selection {
 
 /// Marks the nodes that must run, whatever is kept: all of them, or those of these types and all that follow.
 pub fn mark_forced(
-    nodes: &mut [PlanNode],
+    nodes: &mut PerNode<PlanNode>,
     all: bool,
     from: &[String],
     sources: &mut SourceTexts,
@@ -138,7 +139,7 @@ pub fn mark_forced(
             ));
         }
     }
-    for at in 0..nodes.len() {
+    for at in nodes.ids() {
         let tag = nodes[at].step.stage.tag();
         if all {
             nodes[at].forced_by = Some("--force".to_owned());

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::plan::ids::{NodeId, PerNode, PerVariant};
 use crate::plan::keys::{self, ProductKeys};
 use crate::plan::{Plan, PlanNode};
 use crate::report::results::{self, ResultState, VariantManifest, VariantStatus};
@@ -21,8 +22,8 @@ pub enum NodeState {
 /// The states of a plan's stages, by node, and which variants are complete, as far as a quick look tells.
 #[derive(Clone, Debug)]
 pub struct Survey {
-    pub nodes: Vec<NodeState>,
-    pub complete_variants: Vec<bool>,
+    pub nodes: PerNode<NodeState>,
+    pub complete_variants: PerVariant<bool>,
 }
 
 /// Seconds that stages of each type took.
@@ -34,12 +35,12 @@ impl Survey {
     pub fn remaining_stages(
         &self,
         plan: &Plan,
-        is_left: impl Fn(usize) -> bool,
+        is_left: impl Fn(NodeId) -> bool,
         ran: &SecondsByType,
     ) -> (usize, Option<f64>) {
-        let nodes = || plan.nodes.iter().zip(&self.nodes).enumerate();
+        let nodes = || plan.nodes.ids().zip(plan.nodes.iter().zip(&self.nodes));
         let must_run =
-            |at: usize, state: &NodeState| matches!(state, NodeState::MustRun(_)) && is_left(at);
+            |at: NodeId, state: &NodeState| matches!(state, NodeState::MustRun(_)) && is_left(at);
         let left = nodes()
             .filter(|(at, (_, state))| must_run(*at, state))
             .map(|(_, (node, _))| node.step.stage.tag());
@@ -65,7 +66,7 @@ impl Survey {
 /// Looks at the results and at what is kept.
 pub fn survey(plan: &Plan, recipes: &ProductKeys) -> Survey {
     let folder = plan.settings.run.results.join(&plan.name);
-    let complete: Vec<bool> = plan
+    let complete: PerVariant<bool> = plan
         .variants
         .iter()
         .map(|variant| {
@@ -80,7 +81,7 @@ pub fn survey(plan: &Plan, recipes: &ProductKeys) -> Survey {
         })
         .collect();
     let cache = plan.settings.run.cache_folder();
-    let state = |(at, node): (usize, &PlanNode)| {
+    let state = |(at, node): (NodeId, &PlanNode)| {
         if let Some(option) = &node.forced_by {
             return NodeState::MustRun(option.clone());
         }
@@ -109,7 +110,7 @@ pub fn survey(plan: &Plan, recipes: &ProductKeys) -> Survey {
         }
     };
     Survey {
-        nodes: plan.nodes.iter().enumerate().map(state).collect(),
+        nodes: plan.nodes.iter_with_ids().map(state).collect(),
         complete_variants: complete,
     }
 }
@@ -118,7 +119,7 @@ pub fn survey(plan: &Plan, recipes: &ProductKeys) -> Survey {
 fn rerun_reason(
     plan: &Plan,
     recipes: &ProductKeys,
-    at: usize,
+    at: NodeId,
     earlier: &VariantManifest,
 ) -> String {
     let (step, recipe) = (&plan.nodes[at].step, recipes.get(at));
@@ -154,7 +155,7 @@ fn rerun_reason(
     {
         return format!("`{path}` is new");
     }
-    let is_another = |maker: usize| {
+    let is_another = |maker: NodeId| {
         let before = earlier.stages.get(plan.nodes[maker].step.position as usize);
         before.is_some_and(|record| record.key != recipes.get(maker).key)
     };

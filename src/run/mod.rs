@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::pipeline::problem::StageFailure;
+use crate::plan::ids::{NodeId, PerNode, PerVariant, VariantId};
 use crate::plan::keys::{self, ProductKeys};
 use crate::plan::survey::{SecondsByType, Survey};
 use crate::plan::{Plan, Variant};
@@ -100,8 +101,8 @@ pub fn run(
         results,
         status_writer: teller,
         open_folders: plan.variants.iter().map(|_| None).collect(),
-        endings: vec![None; plan.variants.len()],
-        finished_nodes: vec![false; plan.nodes.len()],
+        endings: plan.variants.iter().map(|_| None).collect(),
+        finished_nodes: plan.nodes.iter().map(|_| false).collect(),
         measured_seconds: SecondsByType::new(),
         failures: Vec::new(),
     };
@@ -122,11 +123,11 @@ struct TreeWalk<'a> {
     results: ResultsFolder,
     status_writer: StatusWriter,
     /// Variants that are being built.
-    open_folders: Vec<Option<VariantFolder>>,
+    open_folders: PerVariant<Option<VariantFolder>>,
     /// Those that have ended.
-    endings: Vec<Option<VariantEnding>>,
+    endings: PerVariant<Option<VariantEnding>>,
     /// Nodes that were run, or taken from what is kept.
-    finished_nodes: Vec<bool>,
+    finished_nodes: PerNode<bool>,
     /// What the stages of each type took that ran.
     measured_seconds: SecondsByType,
     failures: Vec<StageFailure>,
@@ -138,7 +139,7 @@ type VariantEnding = (VariantStatus, Option<String>, PathBuf);
 impl TreeWalk<'_> {
     /// Rounds down the tree: the first for all variants, further ones for those that another run had begun.
     fn run_rounds(&mut self) -> Result<RunOutcome, RunError> {
-        let mut waiting: Vec<usize> = (0..self.plan.variants.len()).collect();
+        let mut waiting: Vec<VariantId> = self.plan.variants.ids().collect();
         loop {
             waiting = self.begin_variants(&waiting)?;
             for &root in &self.plan.roots {
@@ -152,7 +153,7 @@ impl TreeWalk<'_> {
     }
 
     /// Begins the variants that are not complete. Returns those that another run works on.
-    fn begin_variants(&mut self, variants: &[usize]) -> Result<Vec<usize>, RunError> {
+    fn begin_variants(&mut self, variants: &[VariantId]) -> Result<Vec<VariantId>, RunError> {
         let mut busy = Vec::new();
         for &v in variants {
             let variant = &self.plan.variants[v];
@@ -208,7 +209,7 @@ impl TreeWalk<'_> {
     }
 
     /// Until another run lets go of one of its variants.
-    fn wait_for_any(&self, variants: &[usize]) -> Result<(), RunError> {
+    fn wait_for_any(&self, variants: &[VariantId]) -> Result<(), RunError> {
         while !self.is_stopping() {
             for &v in variants {
                 if self.results.claim(&self.plan.variants[v].id)?.is_some() {
@@ -227,7 +228,7 @@ impl TreeWalk<'_> {
     }
 
     /// The variants of a node that are being built.
-    fn open_variants(&self, at: usize) -> Vec<usize> {
+    fn open_variants(&self, at: NodeId) -> Vec<VariantId> {
         self.plan.nodes[at]
             .variants
             .iter()
@@ -237,7 +238,7 @@ impl TreeWalk<'_> {
     }
 
     /// Runs a node, then what comes after it in each of its branches.
-    fn run_subtree(&mut self, mut at: usize, mut values: LazyValues) {
+    fn run_subtree(&mut self, mut at: NodeId, mut values: LazyValues) {
         while !self.is_stopping() {
             let node = &self.plan.nodes[at];
             let variants = self.open_variants(at);
@@ -270,8 +271,8 @@ impl TreeWalk<'_> {
     /// Runs one stage, or takes what is kept of it, and gives what it measured and wrote to every variant that shares it.
     fn run_node(
         &mut self,
-        at: usize,
-        variants: &[usize],
+        at: NodeId,
+        variants: &[VariantId],
         values: &LazyValues,
     ) -> Result<NodeOutput, StageError> {
         let step = &self.plan.nodes[at].step;
@@ -346,7 +347,7 @@ impl TreeWalk<'_> {
     }
 
     /// Records that variants cannot go on, and says so once.
-    fn fail_variants(&mut self, variants: &[usize], step: &Step, failure: &StageError) {
+    fn fail_variants(&mut self, variants: &[VariantId], step: &Step, failure: &StageError) {
         let interrupted = failure.is_interrupted();
         let whose = self.variants_label(variants);
         if !interrupted {
@@ -384,7 +385,7 @@ impl TreeWalk<'_> {
     }
 
     /// A variant by its name, several by their number.
-    fn variants_label(&self, variants: &[usize]) -> String {
+    fn variants_label(&self, variants: &[VariantId]) -> String {
         match variants {
             [one] => self.plan.variants[*one].id.clone(),
             _ => format!("{} variants", variants.len()),
@@ -394,7 +395,7 @@ impl TreeWalk<'_> {
     /// Ends a variant. Nobody may take it for complete before it is, so what is written last says so.
     fn end_variant(
         &mut self,
-        v: usize,
+        v: VariantId,
         status: VariantStatus,
         error: Option<String>,
     ) -> Result<(), FileError> {
@@ -412,7 +413,7 @@ impl TreeWalk<'_> {
     }
 
     /// Says where the run is: which stage begins, for which variants.
-    fn update_status(&mut self, begins: Option<(&Step, &[usize])>) {
+    fn update_status(&mut self, begins: Option<(&Step, &[VariantId])>) {
         let count = |status| {
             self.endings
                 .iter()
@@ -424,7 +425,7 @@ impl TreeWalk<'_> {
             count(VariantStatus::Succeeded),
             count(VariantStatus::Failed),
         );
-        let is_left = |at: usize| !self.finished_nodes[at] && !self.open_variants(at).is_empty();
+        let is_left = |at: NodeId| !self.finished_nodes[at] && !self.open_variants(at).is_empty();
         let (left, seconds_left) =
             self.survey
                 .remaining_stages(self.plan, is_left, &self.measured_seconds);
@@ -454,7 +455,7 @@ impl TreeWalk<'_> {
                 first.variant
             )
         });
-        for v in 0..self.plan.variants.len() {
+        for v in self.plan.variants.ids() {
             if self.open_folders[v].is_some()
                 && let Err(error) = self.end_variant(v, VariantStatus::Interrupted, why.clone())
             {

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use crate::plan::Plan;
+use crate::plan::ids::NodeId;
 use crate::plan::keys::{self, ProductKeys};
 use crate::progress::Progress;
 use crate::run::execute::{self, RestoreError, StageError, StageValues};
@@ -54,7 +55,7 @@ impl NodeRunner<'_> {
     /// What is kept of a stage; else, or if it is forced, what it makes now.
     pub fn run_or_reuse(
         &self,
-        at: usize,
+        at: NodeId,
         forced: bool,
         values: &LazyValues,
     ) -> Result<NodeOutcome, StageError> {
@@ -100,14 +101,14 @@ impl NodeRunner<'_> {
         }
     }
 
-    fn claim(&self, at: usize) -> Result<Claim, StageError> {
+    fn claim(&self, at: NodeId) -> Result<Claim, StageError> {
         self.cache
             .wait_for_claim(&self.keys.get(at).key, &self.stop)?
             .ok_or(StageError::Interrupted)
     }
 
     /// What is kept of a stage, if it is whole: all but the model.
-    fn load_stored(&self, at: usize) -> Option<(StoredProduct, Vec<Table>, StageValues)> {
+    fn load_stored(&self, at: NodeId) -> Option<(StoredProduct, Vec<Table>, StageValues)> {
         let key = &self.keys.get(at).key;
         let kept = self.cache.get(key)?;
         let read = kept
@@ -130,7 +131,7 @@ impl NodeRunner<'_> {
     /// Runs one stage and keeps what it makes.
     fn run_and_store(
         &self,
-        at: usize,
+        at: NodeId,
         forced: bool,
         inputs: &StageValues,
     ) -> Result<(StoredProduct, Vec<Table>, StageValues), StageError> {
@@ -171,7 +172,7 @@ impl NodeRunner<'_> {
     }
 
     /// What a stage reads must be what its key says; a model that is streamed is read by all who use it.
-    fn check_unchanged(&self, at: usize, inputs: &StageValues) -> Result<(), StageError> {
+    fn check_unchanged(&self, at: NodeId, inputs: &StageValues) -> Result<(), StageError> {
         let path = self.plan.nodes[at]
             .variants
             .first()
@@ -214,7 +215,7 @@ impl NodeRunner<'_> {
     }
 
     /// A model that was not needed so far: brought back from disk, or, if it is not whole there, made again.
-    fn restore_or_rerun(&self, at: usize, before: &LazyValues) -> Result<StageValues, StageError> {
+    fn restore_or_rerun(&self, at: NodeId, before: &LazyValues) -> Result<StageValues, StageError> {
         let step = &self.plan.nodes[at].step;
         let key = &self.keys.get(at).key;
         let mut inputs = self.load_inputs(

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use crate::plan::ids::NodeId;
 use crate::run::execute::StageValues;
 use crate::stages::registry::{Stage, ValueKind};
 
@@ -17,7 +18,7 @@ pub struct LazyValues {
 /// One product of one stage.
 pub struct Lazy {
     /// The stage's node.
-    pub node: usize,
+    pub node: NodeId,
     pub kind: ValueKind,
     state: RefCell<LazyState>,
 }
@@ -60,7 +61,7 @@ impl LazyValues {
     }
 
     /// After a stage: what it spends is gone, what it makes is promised.
-    pub fn apply_stage(&mut self, node: usize, stage: &Stage, made: &NodeOutput) {
+    pub fn apply_stage(&mut self, node: NodeId, stage: &Stage, made: &NodeOutput) {
         self.by_kind
             .retain(|product, _| !stage.spends().contains(product));
         for &product in stage.makes() {
