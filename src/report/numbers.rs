@@ -139,11 +139,13 @@ fn optional_column<'a, T>(
 
 /// The column of a metric in `variants.parquet`: `task.metric`, or `task.metric (protocol)` for
 /// another protocol than the default, so that a difference never compares two protocols.
-/// A perplexity has no chance and is the same number under `llm-pruner`.
+/// Perplexities of windows (they have no chance) are always measured as LLM-Pruner does, so they need
+/// no suffix either.
 fn column_name(task: &str, metric: &str, protocol: Option<&str>, chance: Option<f64>) -> String {
     let protocol = protocol.unwrap_or(DEFAULT_PROTOCOL);
-    let is_default = protocol == DEFAULT_PROTOCOL || (chance.is_none() && protocol == "llm-pruner");
-    if is_default {
+    let needs_no_suffix =
+        protocol == DEFAULT_PROTOCOL || (chance.is_none() && protocol == "llm-pruner");
+    if needs_no_suffix {
         format!("{task}.{metric}")
     } else {
         format!("{task}.{metric} ({protocol})")

@@ -1,4 +1,4 @@
-//! How far a run is: a line above the bars for people, `status.json` for machines.
+//! The progress of a run: a headline above the progress bars, and `status.json` for other programs.
 
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -8,24 +8,26 @@ use serde::Serialize;
 use crate::progress::{Headline, Progress};
 use secateur_base::files;
 
-/// `results/<pipeline>/status.json`, written at every event. Of several runs in one folder it tells of the last that
-/// did something.
+/// `results/<pipeline>/status.json`, written whenever a stage begins and when the run ends. If
+/// several processes run one pipeline it is that of the last one that wrote it.
 #[derive(Clone, Debug, Serialize)]
 pub struct RunStatus {
     pub pipeline: String,
     pub state: RunState,
+    /// The process id.
     pub process: u32,
     /// Seconds since 1970.
     pub started: u64,
     /// Seconds since 1970.
     pub updated: u64,
     pub variants: VariantCounts,
-    /// Stages of the tree; each counts once, however many variants share it.
+    /// The nodes of the tree: a stage that several variants share counts once.
     pub stages: StageCounts,
-    /// What is being done.
+    /// The stage that is running.
     pub now: Option<CurrentStage>,
     pub seconds_elapsed: f64,
-    /// For all that is left, from what such stages took so far; null until each kind was seen once.
+    /// An estimate for the remaining stages, from the mean time of stages of the same type; null
+    /// while a type has no measured time.
     pub seconds_left: Option<f64>,
 }
 
@@ -40,7 +42,7 @@ pub enum RunState {
     Interrupted,
 }
 
-/// Of the variants that this run was asked for.
+/// Counts of the variants that this run has selected.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct VariantCounts {
     pub total: usize,
@@ -48,17 +50,18 @@ pub struct VariantCounts {
     pub failed: usize,
 }
 
+/// Counts of stages.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct StageCounts {
-    /// That ran.
+    /// Stages that ran.
     pub run: usize,
-    /// That were kept from an earlier run.
+    /// Stages whose product came from the cache.
     pub kept: usize,
-    /// That will run.
+    /// Stages that are still to run.
     pub left: usize,
 }
 
-/// The stage at work.
+/// The stage that is running.
 #[derive(Clone, Debug, Serialize)]
 pub struct CurrentStage {
     pub step: u32,
@@ -69,7 +72,7 @@ pub struct CurrentStage {
     pub since: u64,
 }
 
-/// Tells people and machines.
+/// Writes `status.json` and the headline.
 #[derive(Debug)]
 pub struct StatusWriter {
     pub status: RunStatus,
@@ -103,7 +106,7 @@ impl StatusWriter {
         }
     }
 
-    /// Says where the run is. That it cannot be written is no reason to stop work.
+    /// Changes the status and writes it. A file that cannot be written does not stop the run.
     pub fn update(&mut self, change: impl FnOnce(&mut RunStatus)) {
         change(&mut self.status);
         self.status.updated = unix_seconds();
@@ -125,7 +128,7 @@ impl StatusWriter {
         format!("variant {}{stage}", self.variant_progress())
     }
 
-    /// `3 of 24`: the variant at work.
+    /// `3 of 24`: the number of the variant that is running.
     pub fn variant_progress(&self) -> String {
         let VariantCounts {
             total,
@@ -140,5 +143,5 @@ impl StatusWriter {
 pub fn unix_seconds() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+        .map_or(0, |duration| duration.as_secs())
 }
