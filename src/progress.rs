@@ -171,8 +171,8 @@ impl Bar {
         }
     }
 
-    /// Counts steps that an earlier, interrupted run has finished. They do not enter the estimate of
-    /// the remaining time.
+    /// Counts steps that an earlier, interrupted run has finished. They do not enter the estimate
+    /// of the remaining time.
     pub fn skip(&self, steps: u64) {
         self.bar.inc(steps);
         self.bar.reset_eta();

@@ -139,8 +139,8 @@ fn optional_column<'a, T>(
 
 /// The column of a metric in `variants.parquet`: `task.metric`, or `task.metric (protocol)` for
 /// another protocol than the default, so that a difference never compares two protocols.
-/// Perplexities of windows (they have no chance) are always measured as LLM-Pruner does, so they need
-/// no suffix either.
+/// Perplexities of windows (they have no chance) are always measured as LLM-Pruner does, so they
+/// need no suffix either.
 fn column_name(task: &str, metric: &str, protocol: Option<&str>, chance: Option<f64>) -> String {
     let protocol = protocol.unwrap_or(DEFAULT_PROTOCOL);
     let needs_no_suffix =

@@ -20,8 +20,8 @@ const DOCUMENT_COLUMNS: [&str; 5] = ["step", "task", "metric", "doc", "value"];
 
 /// The standard error of `last - dense` for each metric, by the name of the metric's column.
 ///
-/// A metric is left out where one of the two models was evaluated on documents that the other lacks,
-/// and where there are fewer than two documents.
+/// A metric is left out where one of the two models was evaluated on documents that the other
+/// lacks, and where there are fewer than two documents.
 pub(crate) fn standard_errors(
     documents_path: &Path,
     dense: &Measurements,
@@ -115,8 +115,8 @@ fn differences_by_metric(
 
 /// The standard error of the mean of d_1 … d_n; `None` for n < 2:
 ///
-/// SE(d̄) = s / √n, where s² = Σ (d_i − d̄)² / (n − 1) is the sample variance (Bessel's correction),
-/// so SE = √(Σ (d_i − d̄)² / (n − 1) / n).
+/// SE(d̄) = s / √n, where s² = Σ (d_i − d̄)² / (n − 1) is the sample variance (Bessel's
+/// correction), so SE = √(Σ (d_i − d̄)² / (n − 1) / n).
 fn standard_error_of_mean(values: &[f64]) -> Option<f64> {
     if values.len() < 2 {
         return None;

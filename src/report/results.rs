@@ -1,5 +1,5 @@
-//! The results folder of a variant: the resolved pipeline, the manifest, the log, the tables and the
-//! files that stages write. Files are written atomically.
+//! The results folder of a variant: the resolved pipeline, the manifest, the log, the tables and
+//! the files that stages write. Files are written atomically.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -120,9 +120,9 @@ impl VariantStatus {
 }
 
 /// The text of [`VariantManifest::may_differ`].
-const MAY_DIFFER_NOTICE: &str = "On another CPU model, and on GPUs, the last bits of sums may differ, and with them the \
-     last digits of every measured number and weight. The number of threads, the folders, the \
-     other variants and kept products change no bit.";
+const MAY_DIFFER_NOTICE: &str = "On another CPU model, and on GPUs, the last bits of sums may \
+     differ, and with them the last digits of every measured number and weight. The number of \
+     threads, the folders, the other variants and kept products change no bit.";
 
 impl VariantManifest {
     /// The manifest of a variant before its first stage; `resolved` is the text of its own
@@ -255,8 +255,9 @@ impl ResultsFolder {
         }
     }
 
-    /// Opens a variant's folder for a new run, and writes its pipeline and manifest there. A complete
-    /// result of an earlier run stays until this one is complete; an incomplete one is removed.
+    /// Opens a variant's folder for a new run, and writes its pipeline and manifest there. A
+    /// complete result of an earlier run stays until this one is complete; an incomplete one is
+    /// removed.
     pub fn begin_variant(
         &self,
         claim: Claim,

@@ -1,6 +1,6 @@
 //! The description of a variant in the reports of its sweep: its swept options, and which steps
-//! measured which model. `results/<pipeline>/sweep.json` has the descriptions of all variants of the
-//! sweep, so that a merge of shards knows which variants are missing.
+//! measured which model. `results/<pipeline>/sweep.json` has the descriptions of all variants of
+//! the sweep, so that a merge of shards knows which variants are missing.
 
 use std::path::Path;
 

@@ -77,7 +77,7 @@ pub(crate) fn unselected_summaries(
         if let Some(path) = summary.changed_input(current_hashes) {
             tracing::warn!(
                 variant = summary.description.id,
-                "the row of this variant was computed from another version of `{path}`; run it again"
+                "this variant was run with another version of `{path}`; run it again"
             );
         }
     }

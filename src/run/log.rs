@@ -25,8 +25,8 @@ pub struct LogFiles {
 }
 
 impl LogFiles {
-    /// Sets the files that further events are appended to. A file that cannot be written is skipped:
-    /// a missing log does not stop a run.
+    /// Sets the files that further events are appended to. A file that cannot be written is
+    /// skipped: a missing log does not stop a run.
     pub fn set_paths(&self, paths: impl IntoIterator<Item = PathBuf>) {
         if let Ok(mut current_paths) = self.paths.lock() {
             *current_paths = paths.into_iter().collect();

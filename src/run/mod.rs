@@ -8,7 +8,7 @@ pub mod execute;
 pub mod log;
 pub mod node;
 mod outcome;
-pub mod status;
+mod status;
 mod tree;
 pub mod values;
 mod variants;

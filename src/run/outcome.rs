@@ -35,8 +35,8 @@ pub enum RunError {
     Resolve(#[from] toml::ser::Error),
 }
 
-/// Writes the tables of the sweep: the variants of this run, and those that earlier runs left in the
-/// results folder. Returns the variants of this run and the tables as text.
+/// Writes the tables of the sweep: the variants of this run, and those that earlier runs left in
+/// the results folder. Returns the variants of this run and the tables as text.
 pub(crate) fn write_report(
     plan: &Plan,
     keys: &ProductKeys,

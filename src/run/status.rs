@@ -11,29 +11,29 @@ use secateur_base::files;
 /// `results/<pipeline>/status.json`, written whenever a stage begins and when the run ends. If
 /// several processes run one pipeline it is that of the last one that wrote it.
 #[derive(Clone, Debug, Serialize)]
-pub struct RunStatus {
-    pub pipeline: String,
-    pub state: RunState,
+pub(crate) struct RunStatus {
+    pub(crate) pipeline: String,
+    pub(crate) state: RunState,
     /// The process id.
-    pub process: u32,
+    pub(crate) process: u32,
     /// Seconds since 1970.
-    pub started: u64,
+    pub(crate) started: u64,
     /// Seconds since 1970.
-    pub updated: u64,
-    pub variants: VariantCounts,
+    pub(crate) updated: u64,
+    pub(crate) variants: VariantCounts,
     /// The nodes of the tree: a stage that several variants share counts once.
-    pub stages: StageCounts,
+    pub(crate) stages: StageCounts,
     /// The stage that is running.
-    pub now: Option<CurrentStage>,
-    pub seconds_elapsed: f64,
+    pub(crate) now: Option<CurrentStage>,
+    pub(crate) seconds_elapsed: f64,
     /// An estimate for the remaining stages, from the mean time of stages of the same type; null
     /// while a type has no measured time.
-    pub seconds_left: Option<f64>,
+    pub(crate) seconds_left: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum RunState {
+pub(crate) enum RunState {
     Running,
     /// Every variant succeeded.
     Succeeded,
@@ -44,45 +44,45 @@ pub enum RunState {
 
 /// Counts of the variants that this run has selected.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct VariantCounts {
-    pub total: usize,
-    pub succeeded: usize,
-    pub failed: usize,
+pub(crate) struct VariantCounts {
+    pub(crate) total: usize,
+    pub(crate) succeeded: usize,
+    pub(crate) failed: usize,
 }
 
 /// Counts of stages.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct StageCounts {
+pub(crate) struct StageCounts {
     /// Stages that ran.
-    pub run: usize,
+    pub(crate) run: usize,
     /// Stages whose product came from the cache.
-    pub kept: usize,
+    pub(crate) kept: usize,
     /// Stages that are still to run.
-    pub left: usize,
+    pub(crate) left: usize,
 }
 
 /// The stage that is running.
 #[derive(Clone, Debug, Serialize)]
-pub struct CurrentStage {
-    pub step: u32,
-    pub stage: &'static str,
+pub(crate) struct CurrentStage {
+    pub(crate) step: u32,
+    pub(crate) stage: &'static str,
     /// The variants that share it.
-    pub variants: Vec<String>,
+    pub(crate) variants: Vec<String>,
     /// Seconds since 1970.
-    pub since: u64,
+    pub(crate) since: u64,
 }
 
 /// Writes `status.json` and the headline.
 #[derive(Debug)]
-pub struct StatusWriter {
-    pub status: RunStatus,
+pub(crate) struct StatusWriter {
+    pub(crate) status: RunStatus,
     path: PathBuf,
     started: Instant,
     headline: Headline,
 }
 
 impl StatusWriter {
-    pub fn new(folder: &Path, pipeline: &str, variants: usize, progress: &Progress) -> Self {
+    pub(crate) fn new(folder: &Path, pipeline: &str, variants: usize, progress: &Progress) -> Self {
         let status = RunStatus {
             pipeline: pipeline.to_owned(),
             state: RunState::Running,
@@ -107,7 +107,7 @@ impl StatusWriter {
     }
 
     /// Changes the status and writes it. A file that cannot be written does not stop the run.
-    pub fn update(&mut self, change: impl FnOnce(&mut RunStatus)) {
+    pub(crate) fn update(&mut self, change: impl FnOnce(&mut RunStatus)) {
         change(&mut self.status);
         self.status.updated = unix_seconds();
         self.status.seconds_elapsed = self.started.elapsed().as_secs_f64();
@@ -129,7 +129,7 @@ impl StatusWriter {
     }
 
     /// `3 of 24`: the number of the variant that is running.
-    pub fn variant_progress(&self) -> String {
+    pub(crate) fn variant_progress(&self) -> String {
         let VariantCounts {
             total,
             succeeded,
@@ -140,7 +140,7 @@ impl StatusWriter {
 }
 
 /// Seconds since 1970.
-pub fn unix_seconds() -> u64 {
+pub(crate) fn unix_seconds() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |duration| duration.as_secs())

@@ -154,8 +154,8 @@ impl TreeWalk<'_> {
     }
 
     /// Runs a node, then the subtree of each of its children. The last child is visited by the loop
-    /// and not by recursion: it takes over `values`, so that a product which it spends is freed, and
-    /// a plan without branches needs one stack frame.
+    /// and not by recursion: it takes over `values`, so that a product which it spends is freed,
+    /// and a plan without branches needs one stack frame.
     fn run_subtree(&mut self, root: NodeId, mut values: LazyValues) {
         let plan = self.plan;
         let mut node_id = root;
@@ -197,8 +197,8 @@ impl TreeWalk<'_> {
         self.update_status(Some((step, variants)));
         let _span = self.stage_span(step, variants).entered();
         tracing::debug!("{tag} begins");
-        // `--force` applies to the first visit: a later round visits the node only for variants that
-        // another process has released, and the product of the first visit is already new.
+        // `--force` applies to the first visit: a later round visits the node only for variants
+        // that another process has released, and the product of the first visit is already new.
         let is_first_visit = !std::mem::replace(&mut self.visited_nodes[node], true);
         let is_forced = is_first_visit && plan.nodes[node].forced_by.is_some();
         let outcome = self.runner.run_or_reuse(node, is_forced, values)?;
@@ -318,7 +318,8 @@ impl TreeWalk<'_> {
         }
     }
 
-    /// Updates `status.json` and the headline; `current` is the stage that begins, and its variants.
+    /// Updates `status.json` and the headline; `current` is the stage that begins, and its
+    /// variants.
     fn update_status(&mut self, current: Option<(&Step, &[VariantId])>) {
         let succeeded = self.variants.count(VariantStatus::Succeeded);
         let failed = self.variants.count(VariantStatus::Failed);
