@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use secateur::pipeline::check::{Overrides, check};
+use secateur::plan::check::{Overrides, check};
 use secateur_data::task::Task;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");

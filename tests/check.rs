@@ -1,7 +1,7 @@
 //! What a wrong pipeline is told, and what a right one becomes. Mistakes are snapshots of what the user sees.
 
-use secateur::pipeline::check::{Overrides, check};
 use secateur::plan::Plan;
+use secateur::plan::check::{Overrides, check};
 use secateur::plan::ids::VariantId;
 
 use crate::support::Sandbox;

@@ -186,7 +186,7 @@ fn the_plan_says_why_a_stage_must_run() {
         all[..2],
         [
             "0 load: `models/tiny/config.json` has changed",
-            "1 evaluate: `load` gives it another model"
+            "1 evaluate: `load` makes another model"
         ]
     );
     assert_eq!(all.len(), 10);
@@ -200,7 +200,7 @@ fn the_plan_says_why_a_stage_must_run() {
     assert!(
         must_run(&sandbox, &["chain.toml"])
             .iter()
-            .all(|node| node.ends_with("what was kept is gone"))
+            .all(|node| node.ends_with("its product is no longer stored"))
     );
     let wrong = sandbox.run(&["plan", "chain.toml", "--from", "improtance"]);
     assert_eq!(wrong.code, 2);

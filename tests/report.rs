@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::Float64Type;
-use secateur::pipeline::check::{Overrides, check};
+use secateur::plan::check::{Overrides, check};
 use secateur::plan::ids::VariantId;
 use secateur::report::merge::merge;
-use secateur::report::results::{VariantManifest, VariantStatus};
 use secateur::report::shape::{StepsByModel, SweepManifest, VariantDescription};
 use secateur::report::{VariantSummary, summarize_results, write_report_tables};
+use secateur::results::{VariantManifest, VariantStatus};
 use secateur_store::tables::{Table, TablePart, write_parts};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

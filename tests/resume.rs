@@ -248,7 +248,7 @@ fn a_stage_that_is_asked_to_stop_goes_on_where_it_stopped() {
         let nodes = plan["nodes"].as_array().unwrap();
         let node = nodes.iter().find(|node| node["stage"] == stage).unwrap();
         assert_eq!(
-            node["reason"], "it was interrupted, and goes on from there",
+            node["reason"], "it was interrupted and resumes from its checkpoint",
             "{stage}"
         );
         let status = sandbox.json("results/long/status.json");

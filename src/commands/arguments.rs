@@ -1,4 +1,4 @@
-//! The command line.
+//! The arguments of the command line. Their comments are the text of `--help`.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use secateur::plan::selection::Shard;
 
-/// Prunes language models structurally, and shows what it cost.
+/// Prunes language models structurally, and measures what the pruning costs.
 ///
 /// `runner PIPELINE` checks a TOML pipeline and runs every variant of it that is not complete.
 #[derive(Parser)]
@@ -16,7 +16,7 @@ pub struct Cli {
     pub command: Option<Command>,
     #[command(flatten)]
     pub run: Option<PipelineArgs>,
-    /// End the run with the first failure; the variants that were not run count as interrupted.
+    /// End the run at the first failure; the variants that have not run count as interrupted.
     #[arg(long, requires = "pipeline")]
     pub fail_fast: bool,
 }
@@ -30,69 +30,80 @@ const AFTER_HELP: &str = "Exit codes:
 Environment:
   RUNNER_SEED, RUNNER_RESULTS, RUNNER_CACHE, RUNNER_CACHE_LIMIT, RUNNER_DATA, RUNNER_THREADS, RUNNER_MEMORY, RUNNER_STREAM,
   RUNNER_DEVICE, RUNNER_LOG, RUNNER_LOCKED
-               run settings, over those of the file and under --set
+               run settings: they replace those of the file, and --set replaces them
   SECATEUR_LOG which events are shown, in tracing's notation: warn, secateur=debug, …";
 
 #[derive(Subcommand)]
 pub enum Command {
     /// Check a pipeline, every variant of it, and run nothing.
-    Check {
-        #[command(flatten)]
-        common: PipelineArgs,
-        /// Leave out what needs files, folders or the device.
-        #[arg(long)]
-        no_world: bool,
-    },
-    /// Print the tree of variants and stages, which are kept, why the others must run, and where each run setting comes from.
-    Plan {
-        #[command(flatten)]
-        common: PipelineArgs,
-    },
+    Check(CheckArgs),
+    /// Print the tree of variants and stages, which are stored, why the others must run, and where each run setting comes from.
+    Plan(PipelineArgs),
     /// Summarise results: the folder of a pipeline, or a folder of several.
-    Report {
-        /// `results`, or `results/<pipeline>`.
-        #[arg(required = true)]
-        results: Vec<PathBuf>,
-        /// How the summary is printed.
-        #[arg(long, value_enum, default_value_t)]
-        format: OutputFormat,
-    },
+    Report(ReportArgs),
     /// Join the results of shards into one folder and one table. Exits with 1 if a variant is missing or two differ.
-    Merge {
-        /// `results/<pipeline>` of each shard, or folders of several.
-        #[arg(required = true)]
-        results: Vec<PathBuf>,
-        /// Where the joined results go: a folder such as `results`. Without it the first folder takes in the others.
-        #[arg(long, value_name = "DIR")]
-        into: Option<PathBuf>,
-    },
-    /// Look at the products that are kept, and remove some.
-    Cache {
-        #[command(subcommand)]
-        action: Option<CacheAction>,
-        /// The folder of kept products. Default: `.cache` in the results folder.
-        #[arg(long, global = true, value_name = "DIR")]
-        cache: Option<PathBuf>,
-        /// The folder of results, in place of `results`.
-        #[arg(long, global = true, value_name = "DIR")]
-        results: Option<PathBuf>,
-        /// How a listing is printed.
-        #[arg(long, global = true, value_enum, default_value_t)]
-        format: OutputFormat,
-    },
+    Merge(MergeArgs),
+    /// List the stored products, and verify or remove them.
+    Cache(CacheArgs),
     /// Print the JSON Schema of a pipeline, for editors.
     Schema,
 }
 
+// The structs below have no doc comments: clap would print them in place of those of `Command`.
+
+#[derive(Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    pub common: PipelineArgs,
+    /// Leave out what needs files, folders or the device.
+    #[arg(long)]
+    pub no_world: bool,
+}
+
+#[derive(Args)]
+pub struct ReportArgs {
+    /// `results`, or `results/<pipeline>`.
+    #[arg(required = true)]
+    pub results: Vec<PathBuf>,
+    /// How the summary is printed.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: OutputFormat,
+}
+
+#[derive(Args)]
+pub struct MergeArgs {
+    /// `results/<pipeline>` of each shard, or folders of several.
+    #[arg(required = true)]
+    pub results: Vec<PathBuf>,
+    /// The folder of the joined results, such as `results`. Without it the results are joined in the first folder.
+    #[arg(long, value_name = "DIR")]
+    pub into: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct CacheArgs {
+    #[command(subcommand)]
+    pub action: Option<CacheAction>,
+    /// The folder of stored products. Default: `.cache` in the results folder.
+    #[arg(long, global = true, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+    /// The folder of results, in place of `results`.
+    #[arg(long, global = true, value_name = "DIR")]
+    pub results: Option<PathBuf>,
+    /// How a listing is printed.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub format: OutputFormat,
+}
+
 #[derive(Clone, Copy, Subcommand)]
 pub enum CacheAction {
-    /// List every product, the least recently used first; so does `runner cache` alone.
+    /// List every product, the least recently used first. The default.
     List,
-    /// Read every file, and remove products that are not what was written.
+    /// Read every file, and remove products that are damaged.
     Verify,
     /// Remove the least recently used products until the others fit; without a limit, all of them.
     Clean {
-        /// What may stay, in bytes or as "20 GiB".
+        /// The size of the products that may stay, in bytes or as "20 GiB".
         #[arg(long, value_name = "SIZE")]
         limit: Option<ByteSize>,
     },
@@ -102,25 +113,25 @@ pub enum CacheAction {
 pub struct PipelineArgs {
     /// The pipeline: a TOML file.
     pub pipeline: PathBuf,
-    /// Decide an option: `prune.ratio=0.3`, `evaluate[2].limit=20`, `run.seed=7`. May be repeated.
+    /// Set an option: `prune.ratio=0.3`, `evaluate[2].limit=20`, `run.seed=7`. May be repeated.
     #[arg(long, value_name = "TYPE.KEY=VALUE")]
     pub set: Vec<String>,
-    /// Only this variant, by its id or the beginning of it. May be repeated.
+    /// Only this variant, by its id or the beginning of its id. May be repeated.
     #[arg(long, value_name = "VARIANT")]
     pub only: Vec<String>,
     /// The folder of results, in place of `results`.
     #[arg(long, value_name = "DIR")]
     pub results: Option<PathBuf>,
-    /// Only the variants that fall to this shard, such as 1/4: the first of four. `runner merge` joins the results.
+    /// Only the variants of this shard, such as 1/4: the first of four. `runner merge` joins the results.
     #[arg(long, value_name = "K/N")]
     pub shard: Option<Shard>,
-    /// Run every stage, whatever is kept from earlier runs.
+    /// Run every stage, even if its product is stored.
     #[arg(long)]
     pub force: bool,
-    /// Run every stage of this type, and all that follow it, whatever is kept. May be repeated.
+    /// Run every stage of this type and all that follow it, even if their products are stored. May be repeated.
     #[arg(long, value_name = "TYPE")]
     pub from: Vec<String>,
-    /// Refuse to run if a file or the program is not what `secateur.lock` beside the pipeline says.
+    /// Refuse to run if a file or the program is not the one in `secateur.lock` beside the pipeline.
     #[arg(long)]
     pub locked: bool,
     /// How the outcome is printed; `json` prints JSON alone on standard output.

@@ -1,10 +1,12 @@
-//! What a pipeline file says, checked: the file, the run settings, the sweep, the passes of the check.
+//! What a pipeline file says: its text with the place of every value, run settings, the sweep, and
+//! the order of its stages. `plan::check` puts the passes together.
 
-pub mod check;
-pub mod environment;
-pub mod file;
-pub mod order;
+pub(crate) mod file;
+pub mod layers;
+pub(crate) mod order;
+pub(crate) mod overrides;
 pub mod problem;
 pub mod schema;
 pub mod settings;
-pub mod sweep;
+pub(crate) mod sweep;
+pub(crate) mod unroll;

@@ -1,74 +1,74 @@
-//! Run settings, layered by figment: built-in defaults < `[run]` of the file < `RUNNER_*` environment < `--set run.…`.
+//! Run settings: `[run]`, their checks, and where each is written. `layers` puts them together.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use bytesize::ByteSize;
-use figment::providers::Serialized;
-use figment::value::{Dict, Value};
-use figment::{Figment, Metadata, Profile, Provider};
 use schemars::JsonSchema;
 use serde::de::Unexpected;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::Spanned;
-use toml::de::{self, DeTable};
+use toml::de::DeTable;
 
-use crate::pipeline::file::deserialize_problem;
+use crate::pipeline::overrides::RunOverrides;
 use crate::pipeline::problem::{Problem, SourceTexts};
 use crate::stages::MemoryBudget;
 use secateur_base::memory;
 use secateur_tensor::Device;
 
-/// Where and how a run takes place. None of it but the seed, and within rounding the device, changes a variant's numbers.
+/// Where and how a run takes place. Only the seed and, within rounding, the device change numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunSettings {
-    /// Every random stream is derived from it, 0 to 9223372036854775807. Default 42.
+    /// The seed from which every random stream is derived, 0 to 9223372036854775807. Default 42.
     pub seed: u64,
     /// The folder of results. Default `results`.
     pub results: PathBuf,
-    /// The folder of kept products. Default: `.cache` in the results folder.
+    /// The folder of stored products. Default: `.cache` in the results folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
-    /// The most that kept products may take, in bytes or as "20 GiB"; beyond it the least recently used go. Default 50 GiB.
+    /// The disk space for stored products, in bytes or as "20 GiB"; beyond it the least recently used are removed.
+    /// Default 50 GiB.
     #[schemars(with = "String")]
     pub cache_limit: ByteSize,
     /// The folder of published data sets, laid out as `<task>/<split>.jsonl`. No default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
-    /// Threads, 1 to 256. Default: as many as the machine has. Results do not depend on it.
+    /// The number of threads, 1 to 256. Default: as many as the machine has. Results do not depend on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
-    /// How much memory the program may take, in bytes or as "4 GiB": more of it saves arithmetic, and a model that does not fit
-    /// is read block by block. Default `auto`: four fifths of what is free. Results do not depend on it.
+    /// The memory that the program may take, in bytes or as "4 GiB": more memory saves arithmetic, and a model that does
+    /// not fit is read block by block. Default `auto`: four fifths of what is free. Results do not depend on it.
     #[schemars(with = "String")]
     pub memory: MemoryLimit,
-    /// Whether blocks stay on disk and are read one at a time. Default: where the model does not fit. Results do not depend
+    /// Whether blocks stay on disk and are read one at a time. Default: if the model does not fit. Results do not depend
     /// on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stream: Option<bool>,
-    /// Where tensors live: `cpu`, `cuda` or `cuda:1` (a GPU by its number, from 0), or `auto`, a GPU if this program was built for one
-    /// and finds it, else the processor. `cpu-as-gpu` is the processor with the operations of a GPU: slow, to compare.
-    /// Default `auto`. Results agree to rounding, and are the same to the bit on one device.
+    /// The device of the tensors: `cpu`, `cuda` or `cuda:1` (a GPU by its number, from 0), or `auto`: a GPU if this program
+    /// was built for one and finds it, else the CPU. `cpu-as-gpu` is the CPU with the operations of a GPU: slow, for
+    /// comparisons. Default `auto`. Results of two devices agree within rounding; on one device they are equal to the bit.
     #[schemars(with = "String")]
     pub device: Device,
     /// How events are written to standard error. Default `text`.
     pub log: LogFormat,
-    /// Refuse to run if a file that a stage reads, or the program, is not what `secateur.lock` beside the pipeline says.
+    /// Refuse to run if a file that a stage reads, or the program, is not the one in `secateur.lock` beside the pipeline.
     /// Default false.
     pub locked: bool,
 }
 
-/// How much memory a program may take.
+/// The memory that the program may take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MemoryLimit {
+    /// What the program holds, and four fifths of what is free.
     #[default]
     Auto,
     Bytes(ByteSize),
 }
 
 impl MemoryLimit {
-    /// In bytes.
+    /// The limit in bytes, at this moment.
     pub fn bytes(self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.as_u64(),
@@ -88,8 +88,8 @@ impl Serialize for MemoryLimit {
 
 impl<'de> Deserialize<'de> for MemoryLimit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl serde::de::Visitor<'_> for Reader {
+        struct LimitVisitor;
+        impl serde::de::Visitor<'_> for LimitVisitor {
             type Value = MemoryLimit;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("`auto`, a number of bytes, or a size such as \"4 GiB\"")
@@ -98,10 +98,10 @@ impl<'de> Deserialize<'de> for MemoryLimit {
                 Ok(MemoryLimit::Bytes(ByteSize(bytes)))
             }
             fn visit_i64<E: serde::de::Error>(self, bytes: i64) -> Result<MemoryLimit, E> {
-                let unsigned = u64::try_from(bytes);
-                unsigned
-                    .map_err(|_| E::invalid_value(Unexpected::Signed(bytes), &self))
-                    .and_then(|bytes| self.visit_u64(bytes))
+                match u64::try_from(bytes) {
+                    Ok(bytes) => self.visit_u64(bytes),
+                    Err(_) => Err(E::invalid_value(Unexpected::Signed(bytes), &self)),
+                }
             }
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<MemoryLimit, E> {
                 match text {
@@ -113,11 +113,11 @@ impl<'de> Deserialize<'de> for MemoryLimit {
                 }
             }
         }
-        deserializer.deserialize_any(Reader)
+        deserializer.deserialize_any(LimitVisitor)
     }
 }
 
-/// The form of events on standard error.
+/// The format of events on standard error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
@@ -145,7 +145,7 @@ impl Default for RunSettings {
 }
 
 impl RunSettings {
-    /// How much memory the stages have.
+    /// The memory that the stages may take.
     pub fn budget(&self) -> MemoryBudget {
         MemoryBudget {
             bytes: self.memory.bytes(),
@@ -153,15 +153,78 @@ impl RunSettings {
         }
     }
 
-    /// The folder of kept products.
+    /// The folder of stored products.
     pub fn cache_folder(&self) -> PathBuf {
         self.cache
             .clone()
             .unwrap_or_else(|| self.results.join(".cache"))
     }
+
+    /// Checks the values that their types do not restrict enough.
+    pub(crate) fn check(
+        &self,
+        spans: &SettingSpans,
+        sources: &SourceTexts,
+        problems: &mut Vec<Problem>,
+    ) {
+        let mut refuse = |key: &str, message: String, help: &str| {
+            problems.push(sources.problem(spans.get(key), message, help));
+        };
+        for (key, path) in [
+            ("results", Some(&self.results)),
+            ("cache", self.cache.as_ref()),
+            ("data", self.data.as_ref()),
+        ] {
+            if path.is_some_and(|path| path.as_os_str().is_empty()) {
+                let help = "write a folder, or leave the line out";
+                refuse(key, format!("`{key}` is empty"), help);
+            }
+        }
+        if let Some(threads) = self.threads
+            && !(1..=256).contains(&threads)
+        {
+            let help = "write threads = 1 to 256, or leave the line out";
+            refuse("threads", format!("{threads} threads cannot work"), help);
+        }
+        if i64::try_from(self.seed).is_err() {
+            let message = "the seed is larger than a whole number of TOML".to_owned();
+            let help = "write a seed of at most 9223372036854775807";
+            refuse("seed", message, help);
+        }
+    }
 }
 
-/// Every setting's name.
+/// Where each run setting is written, by key; `[run]` itself has the key "".
+pub(crate) struct SettingSpans {
+    by_key: BTreeMap<String, Range<usize>>,
+}
+
+impl SettingSpans {
+    /// The spans of the file's `[run]` table and of the `--set run.…` arguments, which replace it.
+    pub fn new(file: Option<&Spanned<DeTable<'_>>>, overrides: &RunOverrides<'_>) -> Self {
+        let mut by_key = BTreeMap::new();
+        by_key.insert(String::new(), file.map_or(0..0, Spanned::span));
+        let override_tables = overrides.iter().map(|(_, table)| table);
+        for table in file.into_iter().chain(override_tables) {
+            for (key, value) in table.get_ref() {
+                by_key.insert(key.get_ref().to_string(), value.span());
+            }
+        }
+        Self { by_key }
+    }
+
+    pub fn insert(&mut self, key: &str, span: Range<usize>) {
+        self.by_key.insert(key.to_owned(), span);
+    }
+
+    /// The place of a setting, or of `[run]` if the setting is not written.
+    pub fn get(&self, key: &str) -> Range<usize> {
+        let written = self.by_key.get(key).or(self.by_key.get(""));
+        written.cloned().unwrap_or(0..0)
+    }
+}
+
+/// The name of every setting.
 pub const SETTING_KEYS: [&str; 11] = [
     "seed",
     "results",
@@ -176,127 +239,5 @@ pub const SETTING_KEYS: [&str; 11] = [
     "locked",
 ];
 
-/// Those that are paths, whatever they look like.
-const PATH_SETTING_KEYS: [&str; 3] = ["results", "cache", "data"];
-
-/// The environment variable of a setting.
-fn environment_variable(key: &str) -> String {
-    format!("RUNNER_{}", key.to_uppercase())
-}
-
-/// The settings and, for each, which layer it comes from.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct LayeredSettings {
-    pub run: RunSettings,
-    pub provenance: BTreeMap<String, String>,
-}
-
-/// One layer: a table of settings and its name.
-struct SettingsLayer {
-    name: String,
-    values: Dict,
-}
-
-impl Provider for SettingsLayer {
-    fn metadata(&self) -> Metadata {
-        Metadata::named(self.name.clone())
-    }
-    fn data(&self) -> figment::Result<figment::value::Map<Profile, Dict>> {
-        Ok(Profile::Default.collect(self.values.clone()))
-    }
-}
-
-/// Layers the settings. `sets`: `run.` overrides as one-key tables with the text each was given as.
-pub fn layer_settings(
-    file: Option<&Spanned<DeTable<'_>>>,
-    sets: &[(String, Spanned<DeTable<'_>>)],
-    sources: &mut SourceTexts,
-    problems: &mut Vec<Problem>,
-) -> LayeredSettings {
-    let mut figment = Figment::from(Serialized::defaults(RunSettings::default()));
-    let tables = file
-        .map(|table| ("the pipeline".to_owned(), table))
-        .into_iter()
-        .chain(sets.iter().map(|(name, table)| (name.clone(), table)));
-    let mut layers = Vec::new();
-    for (name, table) in tables {
-        let deserializer = || de::Deserializer::from(table.clone());
-        // First with the places of the values, then for the layer.
-        if let Err(error) = RunSettings::deserialize(deserializer()) {
-            problems.push(deserialize_problem(
-                sources,
-                error.span().unwrap_or(table.span()),
-                error.message(),
-                "`[run]`",
-            ));
-            continue;
-        }
-        layers
-            .extend(Dict::deserialize(deserializer()).map(|values| SettingsLayer { name, values }));
-    }
-    let sets = layers.split_off(usize::from(file.is_some()).min(layers.len()));
-    for layer in layers {
-        figment = figment.merge(layer);
-    }
-    // Only the settings' own names: CI systems have RUNNER_ variables of their own.
-    for key in SETTING_KEYS {
-        let variable = environment_variable(key);
-        let Ok(text) = std::env::var(&variable) else {
-            continue;
-        };
-        if text.is_empty() {
-            continue;
-        }
-        let Ok(read) = text.parse::<Value>();
-        let value = if PATH_SETTING_KEYS.contains(&key) {
-            Value::from(text)
-        } else {
-            read
-        };
-        figment = figment.merge(SettingsLayer {
-            name: variable,
-            values: Dict::from([(key.to_owned(), value)]),
-        });
-    }
-    for layer in sets {
-        figment = figment.merge(layer);
-    }
-    let run: RunSettings = match figment.extract() {
-        Ok(run) => run,
-        Err(errors) => {
-            for error in errors {
-                let key = error.path.first().cloned().unwrap_or_default();
-                let variable = environment_variable(&key);
-                let start = sources.add_text(
-                    "environment",
-                    &format!(
-                        "{variable}={}",
-                        std::env::var(&variable).unwrap_or_default()
-                    ),
-                );
-                problems.push(sources.problem(
-                    start..start + variable.len(),
-                    format!(
-                        "the environment variable {variable} is wrong: {}",
-                        error.kind
-                    ),
-                    "",
-                ));
-            }
-            return LayeredSettings::default();
-        }
-    };
-    let provenance = SETTING_KEYS.iter().filter_map(|key| {
-        let name = figment.find_metadata(key)?.name.to_string();
-        let name = if name.contains("RunSettings") {
-            "default".to_owned()
-        } else {
-            name.replace('`', "")
-        };
-        Some(((*key).to_owned(), name))
-    });
-    LayeredSettings {
-        provenance: provenance.collect(),
-        run,
-    }
-}
+/// The settings whose environment variables are texts even if they look like numbers.
+pub(crate) const PATH_SETTING_KEYS: [&str; 3] = ["results", "cache", "data"];

@@ -1,70 +1,69 @@
-//! What a stage's outcome depends on, and the key that follows: the hash of its options, its code, the files it reads,
-//! its random streams, the arithmetic of the machine, and the keys of the stages whose values it takes.
+//! Product keys: for each stage the hash of everything that its outcome depends on. These are its
+//! options, the version of its code, the files it reads, its random streams, the arithmetic of the
+//! machine, and the keys of the stages whose values it takes.
 //!
-//! Options that only earlier stages of no concern have are not in it: another `limit` of the dense evaluation leaves the
-//! importance as it was.
+//! Stages whose values it does not take have no part in its key: another `limit` of an evaluation of
+//! the dense model leaves the key of the importance as it was.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Index;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
+use crate::machine::arithmetic_description;
+use crate::pipeline::settings::RunSettings;
 use crate::plan::ids::{NodeId, PerNode};
 use crate::plan::{Plan, Variant};
 use crate::stages::registry::{Stage, Step, ValueKind};
 use secateur_base::files::Fingerprint;
 use secateur_data::InputFile;
-use secateur_tensor::{self, Device};
 
-/// Raised whenever a kept product would be read differently, or a stage's surroundings change what it makes.
-const KEY_FORMAT_VERSION: u32 = 1;
-
-/// Hexadecimal digits of a key.
 pub use secateur_store::cache::KEY_HEX_DIGITS;
 
-/// The version of each stage's code: its name, and a hash of its sources (`build.rs`).
+/// Part of every key. Raised when the format of stored products changes, or when code outside
+/// the hashed sources changes what a stage computes.
+const KEY_FORMAT_VERSION: u32 = 1;
+
+/// For each stage type the hash of the sources that its outcome depends on; `build.rs` writes it.
 const CODE_VERSIONS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/code_versions.rs"));
 
-/// The program, by name and version.
-pub const PROGRAM_VERSION: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
-
-/// The version of a stage's code.
-pub fn code_version(tag: &str) -> &'static str {
-    CODE_VERSIONS
-        .iter()
+/// The version of the code of a stage type.
+pub(crate) fn code_version(tag: &str) -> &'static str {
+    let mut versions = CODE_VERSIONS.iter();
+    versions
         .find(|(name, _)| *name == tag)
         .map_or("", |(_, version)| version)
 }
 
-/// The recipe of one stage.
+/// The key of one node, and what it was computed from.
 #[derive(Clone, Debug)]
 pub struct ProductKey {
     pub key: String,
-    /// The files that it reads, and their hashes; what is built in has a name instead of a path.
+    /// The files that the stage reads and their hashes. A built-in file has a name instead of a path.
     pub input_hashes: BTreeMap<String, String>,
-    /// The products that it takes, each with the node that makes it.
-    pub input_nodes: Vec<(ValueKind, NodeId)>,
+    /// The values that the stage takes, each with the node that makes it.
+    pub(crate) input_nodes: Vec<(ValueKind, NodeId)>,
 }
 
-/// The recipes of a plan, by node.
+/// The key of every node of a plan.
 #[derive(Clone, Debug)]
 pub struct ProductKeys {
     by_node: PerNode<ProductKey>,
     files: HashedFiles,
 }
 
-/// Files already read, and how they looked then.
+/// Files that were hashed, each with its size and time before it was read.
 #[derive(Clone, Debug, Default)]
 struct HashedFiles {
     by_path: HashMap<PathBuf, (Fingerprint, FileStamp)>,
 }
 
-/// What changes when a file is written.
+/// Size and modification time: they change when a file is written.
 type FileStamp = (u64, Option<SystemTime>);
 
-/// A file that a stage reads is gone.
+/// A file that a stage reads cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read `{}`: {source}", .path.display())]
 pub struct InputError {
@@ -72,223 +71,175 @@ pub struct InputError {
     pub source: std::io::Error,
 }
 
+impl Index<NodeId> for ProductKeys {
+    type Output = ProductKey;
+
+    fn index(&self, node: NodeId) -> &ProductKey {
+        &self.by_node[node]
+    }
+}
+
 impl ProductKeys {
-    /// Reads every file that a stage of the plan reads, and hashes what follows.
+    /// Hashes every file that the stages of the plan read, and computes the key of every node.
     ///
     /// # Errors
     /// If a file cannot be read.
     pub fn from_plan(plan: &Plan) -> Result<Self, InputError> {
-        let arithmetic = arithmetic_description(plan.settings.run.device);
+        let run = &plan.settings.run;
+        let arithmetic = arithmetic_description(run.device);
         let mut files = HashedFiles::default();
-        let mut nodes: PerNode<Option<ProductKey>> = plan.nodes.iter().map(|_| None).collect();
+        let mut by_node: PerNode<Option<ProductKey>> = plan.nodes.iter().map(|_| None).collect();
         for variant in &plan.variants {
+            // The node that made each value which is valid before the step at hand.
             let mut makers: BTreeMap<ValueKind, NodeId> = BTreeMap::new();
             for (&node, step) in variant.nodes.iter().zip(&variant.steps) {
-                if nodes[node].is_none() {
-                    let takes: Vec<(ValueKind, NodeId)> = step
+                if by_node[node].is_none() {
+                    let input_nodes: Vec<(ValueKind, NodeId)> = step
                         .stage
                         .all_inputs()
-                        .filter_map(|product| Some((product, *makers.get(&product)?)))
+                        .filter_map(|value| Some((value, *makers.get(&value)?)))
                         .collect();
-                    let from = takes.iter().map(|&(product, maker)| {
-                        let key = nodes[maker].as_ref().map_or("", |recipe| &recipe.key);
-                        json!([product.phrase_and_maker().0, key])
+                    let input_keys: Vec<Value> = input_nodes
+                        .iter()
+                        .map(|&(value, maker)| {
+                            let key = by_node[maker].as_ref().map_or("", |product| &product.key);
+                            json!([value.phrase_and_maker().0, key])
+                        })
+                        .collect();
+                    let (key, input_hashes) =
+                        compute_key(step, run, &arithmetic, &input_keys, &mut files)?;
+                    by_node[node] = Some(ProductKey {
+                        key,
+                        input_hashes,
+                        input_nodes,
                     });
-                    let from: Vec<Value> = from.collect();
-                    nodes[node] = Some(compute_key(
-                        step,
-                        plan,
-                        from,
-                        takes,
-                        &arithmetic,
-                        &mut files,
-                    )?);
                 }
-                makers.retain(|product, _| !step.stage.spends().contains(product));
-                makers.extend(step.stage.makes().iter().map(|&product| (product, node)));
+                makers.retain(|value, _| !step.stage.spends().contains(value));
+                makers.extend(step.stage.makes().iter().map(|&value| (value, node)));
             }
         }
         Ok(Self {
-            by_node: nodes.iter().flatten().cloned().collect(),
+            by_node: by_node.iter().flatten().cloned().collect(),
             files,
         })
     }
 
-    pub fn get(&self, node: NodeId) -> &ProductKey {
-        &self.by_node[node]
-    }
-
     /// The keys of a variant's stages, in their order.
-    pub fn stage_keys(&self, variant: &Variant) -> Vec<&str> {
-        variant
-            .nodes
-            .iter()
-            .map(|&node| self.by_node[node].key.as_str())
+    pub(crate) fn stage_keys(&self, variant: &Variant) -> Vec<&str> {
+        let nodes = variant.nodes.iter();
+        nodes.map(|&node| self[node].key.as_str()).collect()
+    }
+
+    /// Every file that a stage of the plan reads, and its hash.
+    pub(crate) fn input_hashes(&self) -> BTreeMap<String, String> {
+        let products = self.by_node.iter();
+        products
+            .flat_map(|product| product.input_hashes.clone())
             .collect()
     }
 
-    /// Every file that is read, and its hash.
-    pub fn input_hashes(&self) -> BTreeMap<String, String> {
-        self.by_node
+    /// The first file that makes a node's key out of date: one that was added, removed or changed
+    /// since it was hashed.
+    pub(crate) fn changed_input(&self, plan: &Plan, node: NodeId) -> Option<String> {
+        let hashed = &self[node].input_hashes;
+        let stage = &plan.nodes[node].step.stage;
+        let current: BTreeSet<String> = stage
+            .input_files(plan.settings.run.data.as_deref())
             .iter()
-            .flat_map(|recipe| recipe.input_hashes.clone())
-            .collect()
-    }
-
-    /// A file of those that a node reads that is not what was hashed, was not there, or is gone.
-    pub fn changed_input(&self, plan: &Plan, node: NodeId) -> Option<String> {
-        let is_changed = |path: &str| {
-            let Some((before, then)) = self.files.by_path.get(Path::new(path)) else {
-                return false;
-            };
-            // touched is not changed
-            file_stamp(Path::new(path)) != Some(*then) && !before.matches_file(Path::new(path))
+            .map(InputFile::name)
+            .collect();
+        let added = current.iter().find(|name| !hashed.contains_key(*name));
+        let removed = || hashed.keys().find(|name| !current.contains(*name));
+        let changed = || {
+            hashed
+                .keys()
+                .find(|path| self.files.has_changed(Path::new(path)))
         };
-        let known = &self.by_node[node].input_hashes;
-        let now = plan.nodes[node]
-            .step
-            .stage
-            .input_files(plan.settings.run.data.as_deref());
-        let now: BTreeSet<String> = now.into_iter().map(|input| input.name()).collect();
-        let other = now
-            .iter()
-            .find(|name| !known.contains_key(*name))
-            .or_else(|| known.keys().find(|name| !now.contains(*name)));
-        other
-            .or_else(|| known.keys().find(|path| is_changed(path)))
-            .cloned()
+        added.or_else(removed).or_else(changed).cloned()
     }
 }
 
+/// The key of a step and the hashes of the files that it reads. `input_keys` are the keys of the
+/// values that it takes, each with the value's name.
 fn compute_key(
     step: &Step,
-    plan: &Plan,
-    from: Vec<Value>,
-    takes: Vec<(ValueKind, NodeId)>,
+    run: &RunSettings,
     arithmetic: &str,
+    input_keys: &[Value],
     files: &mut HashedFiles,
-) -> Result<ProductKey, InputError> {
-    let (mut inputs, mut contents) = (BTreeMap::new(), Vec::new());
-    for input in step.stage.input_files(plan.settings.run.data.as_deref()) {
+) -> Result<(String, BTreeMap<String, String>), InputError> {
+    let mut input_hashes = BTreeMap::new();
+    // Names without folders: a model that is moved keeps its products.
+    let mut contents = Vec::new();
+    for input in step.stage.input_files(run.data.as_deref()) {
         let (name, hash) = match &input {
             InputFile::OnDisk(path) => {
-                let name = path
-                    .file_name()
-                    .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-                (name, files.hash(path)?)
+                let file_name = path.file_name().unwrap_or_default();
+                (file_name.to_string_lossy().into_owned(), files.hash(path)?)
             }
-            InputFile::BuiltIn { name, content } => (
-                name.clone(),
-                blake3::hash(content.as_bytes()).to_hex().to_string(),
-            ),
+            InputFile::BuiltIn { name, content } => {
+                let hash = blake3::hash(content.as_bytes()).to_hex().to_string();
+                (name.clone(), hash)
+            }
         };
         contents.push(json!([name, hash]));
-        inputs.insert(input.name(), hash);
+        input_hashes.insert(input.name(), hash);
     }
-    let tag = step.stage.tag();
-    let run = &plan.settings.run;
-    // what is measured of the machine depends on how much of it there is
-    let machine = || {
-        format!(
-            "{} {:?} {:?}",
-            rayon::current_num_threads(),
-            run.memory,
-            run.stream
-        )
-    };
-    let machine = matches!(step.stage, Stage::Profile(_)).then(machine);
-    let all = json!({
-        "format": KEY_FORMAT_VERSION, "code": code_version(tag), "arithmetic": arithmetic, "step": step.identity(),
-        "seed": step.stage.uses_seed().then_some(plan.settings.run.seed), "files": contents, "from": from, "machine": machine,
+    let stage = &step.stage;
+    let key_content = json!({
+        "format": KEY_FORMAT_VERSION,
+        "code": code_version(stage.tag()),
+        "arithmetic": arithmetic,
+        "step": step.identity(),
+        "seed": stage.uses_seed().then_some(run.seed),
+        "files": contents,
+        "from": input_keys,
+        "machine": measured_resources(stage, run),
     });
-    Ok(ProductKey {
-        key: blake3::hash(all.to_string().as_bytes()).to_hex()[..KEY_HEX_DIGITS].to_owned(),
-        input_hashes: inputs,
-        input_nodes: takes,
+    let hash = blake3::hash(key_content.to_string().as_bytes()).to_hex();
+    Ok((hash[..KEY_HEX_DIGITS].to_owned(), input_hashes))
+}
+
+/// The threads and memory that a run may use, for a stage that measures time and memory; None for
+/// the others, whose outcome does not depend on them.
+fn measured_resources(stage: &Stage, run: &RunSettings) -> Option<String> {
+    matches!(stage, Stage::Profile(_)).then(|| {
+        let threads = rayon::current_num_threads();
+        format!("{threads} {:?} {:?}", run.memory, run.stream)
     })
 }
 
 impl HashedFiles {
     fn hash(&mut self, path: &Path) -> Result<String, InputError> {
-        if let Some((found, _)) = self.by_path.get(path) {
-            return Ok(found.blake3.clone());
+        if let Some((fingerprint, _)) = self.by_path.get(path) {
+            return Ok(fingerprint.blake3.clone());
         }
-        let failed = |source| InputError {
+        // The stamp is taken before the file is read, so that a change during the read is noticed.
+        let stamp = file_stamp(path).unwrap_or_default();
+        let fingerprint = Fingerprint::from_file(path).map_err(|source| InputError {
             path: path.to_owned(),
             source,
-        };
-        let before = file_stamp(path).unwrap_or_default();
-        let found = Fingerprint::from_file(path).map_err(failed)?;
-        let hash = found.blake3.clone();
-        self.by_path.insert(path.to_owned(), (found, before));
+        })?;
+        let hash = fingerprint.blake3.clone();
+        self.by_path.insert(path.to_owned(), (fingerprint, stamp));
         Ok(hash)
+    }
+
+    /// Whether the content of a hashed file has changed. Its hash is compared only if its size or
+    /// time is another. Built-in files never change.
+    fn has_changed(&self, path: &Path) -> bool {
+        self.by_path.get(path).is_some_and(|(fingerprint, stamp)| {
+            file_stamp(path) != Some(*stamp) && !fingerprint.matches_file(path)
+        })
     }
 }
 
 fn file_stamp(path: &Path) -> Option<FileStamp> {
-    let found = std::fs::metadata(path).ok()?;
-    Some((found.len(), found.modified().ok()))
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.len(), metadata.modified().ok()))
 }
 
-/// What sums may depend on in their last bits: the element, the device, and the processor, whose vector units and caches
-/// decide how a product of matrices is cut into parts.
-pub fn arithmetic_description(on: Device) -> String {
-    format!(
-        "float32, {}, {}, {}",
-        device_description(on),
-        std::env::consts::ARCH,
-        cpu_description()
-    )
-}
-
-/// `cpu`; or `cuda:0`, with the GPU's name, cuBLAS's version, and its driver's as far as the system tells.
-pub fn device_description(on: Device) -> String {
-    let found = secateur_tensor::resolve_device(on).unwrap_or(on);
-    let Some(description) = secateur_tensor::device_description(found) else {
-        return found.to_string();
-    };
-    let driver = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
-    let driver = driver
-        .lines()
-        .find_map(|line| line.strip_prefix("NVRM version:"))
-        .unwrap_or_default()
-        .trim();
-    format!("{found} ({description}; {driver})")
-}
-
-/// The processor's name, as far as the system tells, and the vector instructions that it has.
-pub fn cpu_description() -> &'static str {
-    static NAME: OnceLock<String> = OnceLock::new();
-    NAME.get_or_init(detect_cpu)
-}
-
-fn detect_cpu() -> String {
-    let cpu = sysinfo::RefreshKind::nothing().with_cpu(sysinfo::CpuRefreshKind::nothing());
-    let system = sysinfo::System::new_with_specifics(cpu);
-    let name = system
-        .cpus()
-        .first()
-        .map(|cpu| cpu.brand().trim().to_owned())
-        .filter(|name| !name.is_empty());
-    let name = name.unwrap_or_else(|| std::env::consts::ARCH.to_owned());
-    match vector_extensions() {
-        Some(vectors) => format!("{name} ({vectors})"),
-        None => name,
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn vector_extensions() -> Option<&'static str> {
-    if is_x86_feature_detected!("avx512f") {
-        Some("AVX-512")
-    } else if is_x86_feature_detected!("fma") {
-        Some("AVX2, FMA")
-    } else {
-        None
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn vectors() -> Option<&'static str> {
-    None
-}
+/// The code that `build.rs` computes [`CODE_VERSIONS`] with, and its tests.
+#[cfg(test)]
+#[path = "../../build/code_versions.rs"]
+mod code_versions;

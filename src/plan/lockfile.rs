@@ -1,23 +1,24 @@
-//! `secateur.lock` beside the pipeline: what its runs read, and which program ran them. A run brings it up to date, and
-//! with `--locked` refuses to read anything else.
+//! `secateur.lock` beside a pipeline: the hashes of the files that its runs read, and the version of
+//! the program. A run updates it; with `--locked` a run refuses to read other files.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::machine::PROGRAM_VERSION;
 use crate::pipeline::problem::{InvalidPipeline, Problem};
 use crate::plan::Plan;
-use crate::plan::keys::{PROGRAM_VERSION, ProductKeys};
-use secateur_base::files::{FileError, write_atomic};
+use crate::plan::keys::ProductKeys;
+use secateur_base::files::write_atomic;
 
-/// The file's name.
 const FILE_NAME: &str = "secateur.lock";
 
-/// What stands above all.
+/// The first lines of the file.
 const FILE_HEADER: &str = "# What the pipelines of this folder read. Written by runner; with --locked it reads nothing else.\n\n";
 
-/// The pipelines of a folder, by their stem.
+/// The pipelines of a folder, by file stem.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 struct LockFile {
@@ -33,85 +34,90 @@ struct LockedPipeline {
     files: BTreeMap<String, String>,
 }
 
-/// The lock file of a pipeline.
+/// The path of a pipeline's lock file.
 fn lock_path(plan: &Plan) -> PathBuf {
-    plan.pipeline_path
-        .parent()
-        .unwrap_or(Path::new(""))
-        .join(FILE_NAME)
+    pipeline_folder(plan).join(FILE_NAME)
 }
 
-/// A lock file that is not there has no pipelines.
-fn read_lock(path: &Path) -> Result<LockFile, String> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => {
-            toml::from_str(&text).map_err(|e| format!("it is no lock file: {}", e.message()))
+/// The folder of the pipeline file; empty for the working directory.
+fn pipeline_folder(plan: &Plan) -> &Path {
+    plan.pipeline_path.parent().unwrap_or(Path::new(""))
+}
+
+impl LockFile {
+    /// Reads a lock file. One that does not exist has no pipelines.
+    fn read(path: &Path) -> Result<Self, String> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => toml::from_str(&text)
+                .map_err(|error| format!("it is no lock file: {}", error.message())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error.to_string()),
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(LockFile::default()),
-        Err(error) => Err(error.to_string()),
+    }
+
+    /// The differences between the lock file and the present inputs of a pipeline, one sentence each.
+    fn differences(&self, pipeline: &str, inputs: &BTreeMap<String, String>) -> Vec<String> {
+        let Some(locked) = self.pipelines.get(pipeline) else {
+            return vec![format!("it has no entry for `{pipeline}`")];
+        };
+        let mut differences = Vec::new();
+        if locked.program != PROGRAM_VERSION {
+            let written_by = &locked.program;
+            differences.push(format!(
+                "it was written by {written_by}, this is {PROGRAM_VERSION}"
+            ));
+        }
+        for (file, hash) in inputs {
+            match locked.files.get(file) {
+                None => differences.push(format!("`{file}` is not in it")),
+                Some(before) if before != hash => {
+                    differences.push(format!("`{file}` has changed"));
+                }
+                Some(_) => {}
+            }
+        }
+        // Entries of files that this run does not read may remain, for example those of another
+        // `--set`. A missing file counts only if it stood beside an input: a model without one of
+        // its files is another model.
+        let is_beside_an_input = |file: &str| {
+            let folder = Path::new(file).parent();
+            let mut inputs = inputs.keys();
+            inputs.any(|input| Path::new(input).parent() == folder)
+        };
+        for file in locked.files.keys() {
+            let is_missing = !inputs.contains_key(file) && !Path::new(file).exists();
+            if is_missing && is_beside_an_input(file) {
+                differences.push(format!("`{file}` is gone"));
+            }
+        }
+        differences
     }
 }
 
-/// What is not as the lock file says, in a sentence each.
-fn lock_differences(
-    lock: &LockFile,
-    plan: &Plan,
-    inputs: &BTreeMap<String, String>,
-) -> Vec<String> {
-    let Some(locked) = lock.pipelines.get(&plan.name) else {
-        return vec![format!("it has no entry for `{}`", plan.name)];
-    };
-    let program = (locked.program != PROGRAM_VERSION).then(|| {
-        format!(
-            "it was written by {}, this is {PROGRAM_VERSION}",
-            locked.program
-        )
-    });
-    let files = inputs
-        .iter()
-        .filter_map(|(file, hash)| match locked.files.get(file) {
-            None => Some(format!("`{file}` is not in it")),
-            Some(before) if before != hash => Some(format!("`{file}` has changed")),
-            Some(_) => None,
-        });
-    // a model without a file that it had is another model
-    let beside = |file: &&String| {
-        inputs
-            .keys()
-            .any(|input| Path::new(input).parent() == Path::new(*file).parent())
-    };
-    let gone = locked
-        .files
-        .keys()
-        .filter(|file| !inputs.contains_key(*file) && !Path::new(file).exists())
-        .filter(beside);
-    program
-        .into_iter()
-        .chain(files)
-        .chain(gone.map(|file| format!("`{file}` is gone")))
-        .collect()
-}
-
-/// Refuses a plan that is to be locked and has drifted.
-pub fn verify(plan: &Plan, recipes: &ProductKeys) -> Result<(), InvalidPipeline> {
+/// Refuses a plan with `locked` whose inputs are not those of the lock file.
+///
+/// # Errors
+/// One problem for each difference.
+pub fn verify(plan: &Plan, keys: &ProductKeys) -> Result<(), InvalidPipeline> {
     if !plan.settings.run.locked {
         return Ok(());
     }
     let path = lock_path(plan);
-    let messages = match read_lock(&path) {
+    let differences = match LockFile::read(&path) {
         Ok(_) if !path.exists() => vec!["it is not there".to_owned()],
-        Ok(lock) => lock_differences(&lock, plan, &recipes.input_hashes()),
+        Ok(lock) => lock.differences(&plan.name, &keys.input_hashes()),
         Err(message) => vec![message],
     };
-    let help = "run without --locked to bring the lock file up to date";
-    let problem = |message: &String| {
-        plan.sources.problem(
-            plan.locked_span.clone(),
-            format!("`{}`: {message}", path.display()),
-            help,
-        )
-    };
-    let problems: Vec<Problem> = messages.iter().map(problem).collect();
+    let problems: Vec<Problem> = differences
+        .iter()
+        .map(|difference| {
+            plan.sources.problem(
+                plan.locked_span.clone(),
+                format!("`{}`: {difference}", path.display()),
+                "run without --locked to bring the lock file up to date",
+            )
+        })
+        .collect();
     if problems.is_empty() {
         Ok(())
     } else {
@@ -122,43 +128,43 @@ pub fn verify(plan: &Plan, recipes: &ProductKeys) -> Result<(), InvalidPipeline>
     }
 }
 
-/// Brings the lock file up to date. What it says of files that this run does not read stays.
-pub fn update(plan: &Plan, recipes: &ProductKeys) {
+/// Writes the inputs of a plan into the lock file. Entries of files that this plan does not read
+/// stay. A failure is a warning: the run does not depend on the file.
+pub fn update(plan: &Plan, keys: &ProductKeys) {
     let path = lock_path(plan);
-    // Another pipeline of the folder may have begun at the same time; where a folder cannot be locked, the last one counts.
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let _held = std::fs::File::open(folder).and_then(|folder| folder.lock().map(|()| folder));
-    let updated = read_lock(&path).and_then(|mut lock| {
-        let before = lock.pipelines.get(&plan.name).cloned();
-        let inputs = recipes.input_hashes();
-        for (file, _) in before
-            .iter()
-            .flat_map(|locked| &locked.files)
-            .filter(|(f, hash)| inputs.get(*f).is_some_and(|h| h != *hash))
-        {
+    if let Err(message) = update_file(plan, &keys.input_hashes(), &path) {
+        tracing::warn!("`{}` is not brought up to date: {message}", path.display());
+    }
+}
+
+fn update_file(plan: &Plan, inputs: &BTreeMap<String, String>, path: &Path) -> Result<(), String> {
+    // Runs of other pipelines in the folder may update the file at the same time. Where the folder
+    // cannot be locked, the last one to write determines the content.
+    let folder = Some(pipeline_folder(plan)).filter(|folder| !folder.as_os_str().is_empty());
+    let _folder_lock = File::open(folder.unwrap_or(Path::new(".")))
+        .and_then(|folder| folder.lock().map(|()| folder));
+    let mut lock = LockFile::read(path)?;
+    let before = lock.pipelines.get(&plan.name).cloned();
+    let mut files = before.clone().unwrap_or_default().files;
+    for (file, hash) in &files {
+        if inputs.get(file).is_some_and(|now| now != hash) {
             tracing::warn!(
                 "`{file}` is not what it was when `{}` was written",
                 path.display()
             );
         }
-        let mut files = before.clone().unwrap_or_default().files;
-        files.retain(|file, _| Path::new(file).exists() || inputs.contains_key(file));
-        files.extend(inputs);
-        let now = LockedPipeline {
-            program: PROGRAM_VERSION.to_owned(),
-            files,
-        };
-        if before.as_ref() == Some(&now) {
-            return Ok(());
-        }
-        lock.pipelines.insert(plan.name.clone(), now);
-        let text = FILE_HEADER.to_owned() + &toml::to_string(&lock).map_err(|e| e.to_string())?;
-        write_atomic(&path, text.as_bytes()).map_err(|e: FileError| e.source.to_string())
-    });
-    if let Err(message) = updated {
-        tracing::warn!("`{}` is not brought up to date: {message}", path.display());
     }
+    files.retain(|file, _| Path::new(file).exists() || inputs.contains_key(file));
+    files.extend(inputs.clone());
+    let now = LockedPipeline {
+        program: PROGRAM_VERSION.to_owned(),
+        files,
+    };
+    if before.as_ref() == Some(&now) {
+        return Ok(());
+    }
+    lock.pipelines.insert(plan.name.clone(), now);
+    let body = toml::to_string(&lock).map_err(|error| error.to_string())?;
+    let text = format!("{FILE_HEADER}{body}");
+    write_atomic(path, text.as_bytes()).map_err(|error| error.source.to_string())
 }

@@ -1,4 +1,5 @@
-//! What of a sweep runs: variants by name, a shard of them, and what of them must run again.
+//! The part of a sweep that a run takes: variants by name, a shard of them, and the stages that must
+//! run even if their products are stored.
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -8,17 +9,17 @@ use crate::plan::ids::PerNode;
 use crate::plan::{PlanNode, Variant};
 use secateur_base::spelling::closest;
 
-/// The variants that are asked for.
+/// Which variants a run takes.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
-    /// Only these, by id or by a beginning of it that is theirs alone. Empty: all.
+    /// Ids, or prefixes that only one variant has. Empty: all variants.
     pub only: Vec<String>,
-    /// Of those, the ones that fall to this shard.
+    /// The shard that takes a part of these.
     pub shard: Option<Shard>,
 }
 
-/// One of several machines, and its share of the variants. A variant falls to a shard by the hash of its options, so it stays
-/// there when others are added.
+/// One of several machines that share the variants. The hash of a variant's options decides its
+/// shard, so a variant stays in its shard when others are added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     /// From 1.
@@ -30,12 +31,12 @@ impl FromStr for Shard {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (number, of) = text
+        let (number, count) = text
             .split_once('/')
-            .and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)))
+            .and_then(|(number, count)| Some((number.parse().ok()?, count.parse().ok()?)))
             .unwrap_or((0, 0));
-        if (1..=of).contains(&number) {
-            Ok(Self { number, count: of })
+        if (1..=count).contains(&number) {
+            Ok(Self { number, count })
         } else {
             Err("a shard is K/N, such as 1/4: the first of four".to_owned())
         }
@@ -43,117 +44,123 @@ impl FromStr for Shard {
 }
 
 impl Shard {
-    fn has(self, variant: &Variant) -> bool {
+    fn contains(self, variant: &Variant) -> bool {
         let [a, b, c, d, e, f, g, h, ..] = variant.hash;
         u64::from_le_bytes([a, b, c, d, e, f, g, h]) % self.count == self.number - 1
     }
 }
 
 impl Selection {
-    /// Those that are asked for, and the others.
-    pub fn split_variants(
+    /// The selected variants, and the others.
+    pub(super) fn split_variants(
         &self,
         variants: Vec<Variant>,
         sources: &mut SourceTexts,
         problems: &mut Vec<Problem>,
     ) -> (Vec<Variant>, Vec<Variant>) {
-        let named = self.resolve_names(&variants, sources, problems);
-        let is_wanted = |(v, variant): &(usize, Variant)| {
-            named.as_ref().is_none_or(|named| named.contains(v))
-                && self.shard.is_none_or(|shard| shard.has(variant))
-        };
-        let (selected, others): (Vec<_>, Vec<_>) =
-            variants.into_iter().enumerate().partition(is_wanted);
-        let without_numbers = |numbered: Vec<(usize, Variant)>| {
-            numbered.into_iter().map(|(_, variant)| variant).collect()
-        };
-        (without_numbers(selected), without_numbers(others))
+        let named = self.named_variants(&variants, sources, problems);
+        let (mut selected, mut unselected) = (Vec::new(), Vec::new());
+        for (index, variant) in variants.into_iter().enumerate() {
+            let is_named = named.as_ref().is_none_or(|named| named.contains(&index));
+            let is_in_shard = self.shard.is_none_or(|shard| shard.contains(&variant));
+            if is_named && is_in_shard {
+                selected.push(variant);
+            } else {
+                unselected.push(variant);
+            }
+        }
+        (selected, unselected)
     }
 
-    /// The variants that have been named; None if none has.
-    fn resolve_names(
+    /// The indices of the variants that `only` names; None if it is empty.
+    fn named_variants(
         &self,
         variants: &[Variant],
         sources: &mut SourceTexts,
         problems: &mut Vec<Problem>,
     ) -> Option<BTreeSet<usize>> {
-        let mut wanted = BTreeSet::new();
+        if self.only.is_empty() {
+            return None;
+        }
+        let indices_where = |matches: &dyn Fn(&str) -> bool| -> Vec<usize> {
+            let indices = 0..variants.len();
+            indices
+                .filter(|&index| matches(&variants[index].id))
+                .collect()
+        };
+        let mut named = BTreeSet::new();
         for name in &self.only {
-            let at = sources.add_argument(&format!("--only {name}"));
-            let exact: Vec<usize> = (0..variants.len())
-                .filter(|&v| variants[v].id == *name)
-                .collect();
-            let begin: Vec<usize> = (0..variants.len())
-                .filter(|&v| variants[v].id.starts_with(name))
-                .collect();
-            match if exact.is_empty() {
-                &begin[..]
-            } else {
-                &exact[..]
-            } {
-                [one] => drop(wanted.insert(*one)),
+            let span = sources.add_argument(&format!("--only {name}"));
+            // A whole id counts even if it is the beginning of a longer one.
+            let mut found = indices_where(&|id| id == name);
+            if found.is_empty() {
+                found = indices_where(&|id| id.starts_with(name));
+            }
+            match &found[..] {
+                [index] => {
+                    named.insert(*index);
+                }
                 [] => {
-                    let ids = || variants.iter().map(|v| v.id.as_str());
-                    let help = closest(name, ids()).map_or_else(
-                        || format!("there are: {}", ids().collect::<Vec<_>>().join(", ")),
-                        |close| format!("did you mean `{close}`?"),
-                    );
-                    problems.push(sources.problem(
-                        at,
-                        format!("no variant is called `{name}`"),
-                        help,
-                    ));
+                    let ids: Vec<&str> = variants.iter().map(|v| v.id.as_str()).collect();
+                    let help = match closest(name, ids.iter().copied()) {
+                        Some(close) => format!("did you mean `{close}`?"),
+                        None => format!("there are: {}", ids.join(", ")),
+                    };
+                    let message = format!("no variant is called `{name}`");
+                    problems.push(sources.problem(span, message, help));
                 }
                 several => {
-                    let ids: Vec<&str> = several.iter().map(|&v| variants[v].id.as_str()).collect();
+                    let ids: Vec<&str> = several
+                        .iter()
+                        .map(|&index| variants[index].id.as_str())
+                        .collect();
                     problems.push(sources.problem(
-                        at,
+                        span,
                         format!("several variants begin with `{name}`"),
                         format!("they are: {}", ids.join(", ")),
                     ));
                 }
             }
         }
-        (!self.only.is_empty()).then_some(wanted)
+        Some(named)
     }
 }
 
-/// Marks the nodes that must run, whatever is kept: all of them, or those of these types and all that follow.
-pub fn mark_forced(
+/// Marks the nodes that must run even if their products are stored: all of them, or those of the
+/// types in `from` and their descendants.
+pub(super) fn mark_forced(
     nodes: &mut PerNode<PlanNode>,
     all: bool,
     from: &[String],
     sources: &mut SourceTexts,
     problems: &mut Vec<Problem>,
 ) {
+    let mut tags: Vec<&str> = nodes.iter().map(|node| node.step.stage.tag()).collect();
+    tags.sort_unstable();
+    tags.dedup();
     for tag in from {
-        let mut tags: Vec<&str> = nodes.iter().map(|node| node.step.stage.tag()).collect();
-        if !nodes.is_empty() && !tags.contains(&tag.as_str()) {
-            tags.sort_unstable();
-            tags.dedup();
-            let at = sources.add_argument(&format!("--from {tag}"));
+        // Without nodes the pipeline has problems of its own.
+        if !tags.is_empty() && !tags.contains(&tag.as_str()) {
+            let span = sources.add_argument(&format!("--from {tag}"));
             problems.push(sources.problem(
-                at,
+                span,
                 format!("the pipeline has no stage of type `{tag}`"),
                 suggest(tag, &tags),
             ));
         }
     }
-    for at in nodes.ids() {
-        let tag = nodes[at].step.stage.tag();
+    // A node stands before its children, so one pass reaches all descendants.
+    for id in nodes.ids() {
+        let tag = nodes[id].step.stage.tag();
         if all {
-            nodes[at].forced_by = Some("--force".to_owned());
-        } else if nodes[at].forced_by.is_none() && from.iter().any(|from| from == tag) {
-            nodes[at].forced_by = Some(format!("--from {tag}"));
+            nodes[id].forced_by = Some("--force".to_owned());
+        } else if nodes[id].forced_by.is_none() && from.iter().any(|from| from == tag) {
+            nodes[id].forced_by = Some(format!("--from {tag}"));
         }
-        // a node stands before its children
-        let forced = nodes[at].forced_by.clone();
-        if forced.is_some() {
-            nodes[at]
-                .children
-                .clone()
-                .into_iter()
-                .for_each(|child| nodes[child].forced_by.clone_from(&forced));
+        if let Some(option) = nodes[id].forced_by.clone() {
+            for child in nodes[id].children.clone() {
+                nodes[child].forced_by = Some(option.clone());
+            }
         }
     }
 }

@@ -1,174 +1,191 @@
-//! What a run will find: which variants are complete, which stages are kept, and why the others must run.
+//! What earlier runs left: which variants are complete, whose products are stored, and why the
+//! other stages must run.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use crate::plan::ids::{NodeId, PerNode, PerVariant};
 use crate::plan::keys::{self, ProductKeys};
-use crate::plan::{Plan, PlanNode};
-use crate::report::results::{self, ResultState, VariantManifest, VariantStatus};
+use crate::plan::{Plan, Variant};
+use crate::results::{self, ResultState, VariantManifest, VariantStatus};
 use secateur_store::cache::{self, ProductCost};
 
-/// A stage of the tree, before a run.
+/// The state of a node before the run.
 #[derive(Clone, Debug)]
 pub enum NodeState {
-    /// Every variant that it is a part of is complete.
+    /// Every variant that shares the node is complete.
     Complete,
-    /// What it made is kept.
+    /// Its product is in the cache.
     Stored(ProductCost),
-    /// And why.
+    /// It must run; the text says why.
     MustRun(String),
 }
 
-/// The states of a plan's stages, by node, and which variants are complete, as far as a quick look tells.
+/// The states of a plan's nodes and variants. Files are compared by their lengths only: the run
+/// compares the hashes before it relies on a result.
 #[derive(Clone, Debug)]
 pub struct Survey {
     pub nodes: PerNode<NodeState>,
     pub complete_variants: PerVariant<bool>,
 }
 
-/// Seconds that stages of each type took.
+/// The measured run times of stages in seconds, by type.
 pub type SecondsByType = BTreeMap<&'static str, Vec<f64>>;
 
 impl Survey {
-    /// How many stages are left to run, and how long they will take: as long as those of their type that ran, or, before
-    /// one did, as those that are kept took. None where neither is known.
+    /// Reads the results folder and the cache.
+    pub fn new(plan: &Plan, keys: &ProductKeys) -> Self {
+        let surveyor = Surveyor {
+            plan,
+            keys,
+            results_folder: plan.settings.run.results.join(&plan.name),
+            cache_folder: plan.settings.run.cache_folder(),
+        };
+        let complete_variants: PerVariant<bool> = plan
+            .variants
+            .iter()
+            .map(|variant| surveyor.is_complete(variant))
+            .collect();
+        let nodes = plan
+            .nodes
+            .ids()
+            .map(|node| surveyor.node_state(node, &complete_variants))
+            .collect();
+        Self {
+            nodes,
+            complete_variants,
+        }
+    }
+
+    /// The number of stages that are still to run, and an estimate of their run time in seconds.
+    ///
+    /// A stage is estimated at the mean of the stages of its type in `measured`, or, if there is
+    /// none, of those whose products are stored. The estimate is None if neither exists for a stage.
     pub fn remaining_stages(
         &self,
         plan: &Plan,
         is_left: impl Fn(NodeId) -> bool,
-        ran: &SecondsByType,
+        measured: &SecondsByType,
     ) -> (usize, Option<f64>) {
-        let nodes = || plan.nodes.ids().zip(plan.nodes.iter().zip(&self.nodes));
-        let must_run =
-            |at: NodeId, state: &NodeState| matches!(state, NodeState::MustRun(_)) && is_left(at);
-        let left = nodes()
-            .filter(|(at, (_, state))| must_run(*at, state))
-            .map(|(_, (node, _))| node.step.stage.tag());
-        let left: Vec<&str> = left.collect();
-        let mut kept = SecondsByType::new();
-        for (_, (node, state)) in nodes() {
-            if let NodeState::Stored(cost) = state {
-                kept.entry(node.step.stage.tag())
-                    .or_default()
-                    .push(cost.wall_seconds);
+        let mut remaining: Vec<&'static str> = Vec::new();
+        let mut stored = SecondsByType::new();
+        for (id, node) in plan.nodes.iter_with_ids() {
+            let tag = node.step.stage.tag();
+            match &self.nodes[id] {
+                NodeState::MustRun(_) if is_left(id) => remaining.push(tag),
+                NodeState::Stored(cost) => stored.entry(tag).or_default().push(cost.wall_seconds),
+                NodeState::MustRun(_) | NodeState::Complete => {}
             }
         }
-        let mean = |tag: &&str| {
-            let seconds = ran.get(tag).or_else(|| kept.get(tag))?;
+        let mean_seconds = |tag: &&str| {
+            let seconds = measured.get(tag).or_else(|| stored.get(tag))?;
             Some(seconds.iter().sum::<f64>() / seconds.len() as f64)
         };
-        let seconds: Option<f64> = left.iter().map(mean).sum();
-        // the sum of nothing is -0
-        (left.len(), seconds.map(|seconds| seconds + 0.0))
+        let total: Option<f64> = remaining.iter().map(mean_seconds).sum();
+        // An empty sum of floats is -0.0; adding 0.0 makes it 0.0.
+        (remaining.len(), total.map(|seconds| seconds + 0.0))
     }
 }
 
-/// Looks at the results and at what is kept.
-pub fn survey(plan: &Plan, recipes: &ProductKeys) -> Survey {
-    let folder = plan.settings.run.results.join(&plan.name);
-    let complete: PerVariant<bool> = plan
-        .variants
-        .iter()
-        .map(|variant| {
-            let standing = || {
-                results::result_state(
-                    &folder.join(&variant.id),
-                    &recipes.stage_keys(variant),
-                    false,
-                )
-            };
-            !plan.is_forced(variant) && matches!(standing(), ResultState::Complete)
-        })
-        .collect();
-    let cache = plan.settings.run.cache_folder();
-    let state = |(at, node): (NodeId, &PlanNode)| {
+/// What a survey reads.
+struct Surveyor<'a> {
+    plan: &'a Plan,
+    keys: &'a ProductKeys,
+    /// `results/<pipeline>`
+    results_folder: PathBuf,
+    cache_folder: PathBuf,
+}
+
+impl Surveyor<'_> {
+    fn variant_folder(&self, variant: &Variant) -> PathBuf {
+        self.results_folder.join(&variant.id)
+    }
+
+    fn is_complete(&self, variant: &Variant) -> bool {
+        if self.plan.is_forced(variant) {
+            return false;
+        }
+        let stage_keys = self.keys.stage_keys(variant);
+        let state = results::result_state(&self.variant_folder(variant), &stage_keys, false);
+        matches!(state, ResultState::Complete)
+    }
+
+    fn node_state(&self, id: NodeId, complete_variants: &PerVariant<bool>) -> NodeState {
+        let node = &self.plan.nodes[id];
         if let Some(option) = &node.forced_by {
             return NodeState::MustRun(option.clone());
         }
-        if node.variants.iter().all(|&v| complete[v]) {
+        let mut variants = node.variants.iter();
+        if variants.all(|&variant| complete_variants[variant]) {
             return NodeState::Complete;
         }
-        let key = &recipes.get(at).key;
-        match cache::read_complete_manifest(&cache, key) {
-            Some(entry) => NodeState::Stored(entry.cost),
-            None if cache
-                .join(format!("{key}{}", cache::CHECKPOINT_SUFFIX))
-                .exists() =>
+        let key = &self.keys[id].key;
+        if let Some(manifest) = cache::read_complete_manifest(&self.cache_folder, key) {
+            return NodeState::Stored(manifest.cost);
+        }
+        if has_checkpoint(&self.cache_folder, key) {
+            return NodeState::MustRun(
+                "it was interrupted and resumes from its checkpoint".to_owned(),
+            );
+        }
+        let earlier_manifest = node.variants.iter().find_map(|&variant| {
+            results::read_last_manifest(&self.variant_folder(&self.plan.variants[variant]))
+        });
+        NodeState::MustRun(match earlier_manifest {
+            None => "new".to_owned(),
+            Some((_, manifest)) => self.rerun_reason(id, &manifest),
+        })
+    }
+
+    /// Why a node must run although an earlier run of its variant left this manifest: the first
+    /// difference between the manifest and the plan.
+    fn rerun_reason(&self, id: NodeId, earlier: &VariantManifest) -> String {
+        let step = &self.plan.nodes[id].step;
+        let product = &self.keys[id];
+        let position = step.position as usize;
+        let Some(record) = earlier.stages.get(position) else {
+            let has_failed_here =
+                earlier.status == VariantStatus::Failed && earlier.stages.len() == position;
+            let reason = if has_failed_here {
+                "it failed"
+            } else {
+                "not reached yet"
+            };
+            return reason.to_owned();
+        };
+        if record.key == product.key {
+            return "its product is no longer stored".to_owned();
+        }
+        if record.code != keys::code_version(step.stage.tag()) {
+            return "the program has changed".to_owned();
+        }
+        for (path, hash) in &product.input_hashes {
+            if earlier
+                .inputs
+                .get(path)
+                .is_some_and(|before| before != hash)
             {
-                NodeState::MustRun("it was interrupted, and goes on from there".to_owned())
-            }
-            None => {
-                let earlier = node
-                    .variants
-                    .iter()
-                    .find_map(|&v| results::read_last_manifest(&folder.join(&plan.variants[v].id)));
-                NodeState::MustRun(earlier.map_or_else(
-                    || "new".to_owned(),
-                    |(_, manifest)| rerun_reason(plan, recipes, at, &manifest),
-                ))
+                return format!("`{path}` has changed");
             }
         }
-    };
-    Survey {
-        nodes: plan.nodes.iter_with_ids().map(state).collect(),
-        complete_variants: complete,
+        let mut paths = product.input_hashes.keys();
+        if let Some(path) = paths.find(|path| !earlier.inputs.contains_key(*path)) {
+            return format!("`{path}` is new");
+        }
+        for &(value, maker) in &product.input_nodes {
+            let maker_step = &self.plan.nodes[maker].step;
+            let maker_record = earlier.stages.get(maker_step.position as usize);
+            if maker_record.is_some_and(|record| record.key != self.keys[maker].key) {
+                let maker_tag = maker_step.stage.tag();
+                return format!("`{maker_tag}` makes another {}", value.label());
+            }
+        }
+        "the processor, the device or the format of stored products is another".to_owned()
     }
 }
 
-/// Why a stage must run, although this is what an earlier run of the variant said of itself.
-fn rerun_reason(
-    plan: &Plan,
-    recipes: &ProductKeys,
-    at: NodeId,
-    earlier: &VariantManifest,
-) -> String {
-    let (step, recipe) = (&plan.nodes[at].step, recipes.get(at));
-    let Some(record) = earlier.stages.get(step.position as usize) else {
-        let failed_here = earlier.status == VariantStatus::Failed
-            && earlier.stages.len() == step.position as usize;
-        return if failed_here {
-            "it failed"
-        } else {
-            "not reached yet"
-        }
-        .to_owned();
-    };
-    if record.key == recipe.key {
-        return "what was kept is gone".to_owned();
-    }
-    if record.code != keys::code_version(step.stage.tag()) {
-        return "the program has changed".to_owned();
-    }
-    let changed = |(path, hash): &(&String, &String)| {
-        earlier
-            .inputs
-            .get(*path)
-            .is_some_and(|before| before != *hash)
-    };
-    if let Some((path, _)) = recipe.input_hashes.iter().find(changed) {
-        return format!("`{path}` has changed");
-    }
-    if let Some(path) = recipe
-        .input_hashes
-        .keys()
-        .find(|path| !earlier.inputs.contains_key(*path))
-    {
-        return format!("`{path}` is new");
-    }
-    let is_another = |maker: NodeId| {
-        let before = earlier.stages.get(plan.nodes[maker].step.position as usize);
-        before.is_some_and(|record| record.key != recipes.get(maker).key)
-    };
-    if let Some((product, maker)) = recipe
-        .input_nodes
-        .iter()
-        .find(|(_, maker)| is_another(*maker))
-    {
-        return format!(
-            "`{}` gives it another {}",
-            plan.nodes[*maker].step.stage.tag(),
-            product.label()
-        );
-    }
-    "another processor, or another way to read what is kept".to_owned()
+/// Whether an interrupted run of the product left a checkpoint.
+fn has_checkpoint(cache_folder: &Path, key: &str) -> bool {
+    let name = format!("{key}{}", cache::CHECKPOINT_SUFFIX);
+    cache_folder.join(name).exists()
 }

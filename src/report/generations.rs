@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::error::ReportError;
 use super::parquet::read_parquet;
-use super::results::VariantStatus;
 use super::step_options::StepOptions;
 use super::variant_summary::VariantSummary;
+use crate::results::VariantStatus;
 
 /// The columns that are read from `generate.parquet`.
 const GENERATE_COLUMNS: [&str; 4] = ["step", "prompt", "input", "output"];

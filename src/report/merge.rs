@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use super::error::ReportError;
 use super::parquet::VARIANTS_FILE;
-use super::results::{self, ResultsFolder, VariantManifest, VariantStatus};
 use super::shape::{SweepManifest, VariantDescription};
 use super::summarize::find_result_folders;
 use super::tables::write_report_tables;
 use super::variant_summary::VariantSummary;
+use crate::results::{self, ResultsFolder, VariantManifest, VariantStatus};
 use secateur_base::files::{self, FileError, PartialFolder};
 
 /// The joined results of one pipeline.

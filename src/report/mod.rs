@@ -5,7 +5,8 @@
 //! arrow writes the tables of a single variant while it runs; this module reads them with polars,
 //! joins them and summarises them. The data flows one way:
 //!
-//! 1. [`results`] and [`shape`] describe the folder of a variant and the steps that measured it.
+//! 1. [`crate::results`] and [`shape`] describe the folder of a variant and the steps that measured
+//!    it.
 //! 2. `numbers` and `generations` read the variant's tables; `paired` computes standard errors.
 //! 3. `tables` writes one row per variant.
 //! 4. `text` and `json` format the tables; [`merge`] joins the folders of several machines.
@@ -18,7 +19,6 @@ mod metrics;
 mod numbers;
 mod paired;
 mod parquet;
-pub mod results;
 pub mod shape;
 mod step_options;
 mod summarize;

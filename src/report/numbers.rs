@@ -10,9 +10,9 @@ use super::error::ReportError;
 use super::metrics::{Measurement, Measurements, SIZE_COLUMNS, VariantMetrics};
 use super::paired;
 use super::parquet::{read_parquet, read_parquet_if_exists};
-use super::results::VariantStatus;
 use super::step_options::StepOptions;
 use super::variant_summary::VariantSummary;
+use crate::results::VariantStatus;
 
 /// The protocol whose metrics have no suffix in the name of their column.
 const DEFAULT_PROTOCOL: &str = "harness";

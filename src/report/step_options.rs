@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::results::VariantManifest;
+use crate::results::VariantManifest;
 
 /// Options that list what else a stage measured, or where it wrote; they do not change how one task
 /// is measured.

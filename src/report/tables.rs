@@ -11,9 +11,9 @@ use super::generations::{GeneratedTexts, PromptKey};
 use super::metrics::{SIZE_COLUMNS, VariantMetrics};
 use super::numbers::read_metrics;
 use super::parquet::{GENERATIONS_FILE, VARIANTS_FILE, write_parquet};
-use super::results::VariantStatus;
 use super::text;
 use super::variant_summary::VariantSummary;
+use crate::results::VariantStatus;
 use secateur_base::files::FileError;
 
 /// Writes `variants.parquet` and `generations.parquet` from the variants' own tables, and returns

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::results::{self, VariantManifest, VariantStatus};
 use super::shape::VariantDescription;
 use crate::plan::Plan;
+use crate::results::{self, VariantManifest, VariantStatus};
 
 /// The outcome of one variant; one row of `variants.parquet` is read from it.
 #[derive(Clone, Debug)]

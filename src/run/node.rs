@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use crate::machine::PROGRAM_VERSION;
 use crate::plan::Plan;
 use crate::plan::ids::NodeId;
-use crate::plan::keys::{self, ProductKeys};
+use crate::plan::keys::ProductKeys;
 use crate::progress::Progress;
 use crate::run::execute::{self, RestoreError, StageError, StageValues};
 use crate::run::values::{LazyValues, NodeOutput};
@@ -103,13 +104,13 @@ impl NodeRunner<'_> {
 
     fn claim(&self, at: NodeId) -> Result<Claim, StageError> {
         self.cache
-            .wait_for_claim(&self.keys.get(at).key, &self.stop)?
+            .wait_for_claim(&self.keys[at].key, &self.stop)?
             .ok_or(StageError::Interrupted)
     }
 
     /// What is kept of a stage, if it is whole: all but the model.
     fn load_stored(&self, at: NodeId) -> Option<(StoredProduct, Vec<Table>, StageValues)> {
-        let key = &self.keys.get(at).key;
+        let key = &self.keys[at].key;
         let kept = self.cache.get(key)?;
         let read = kept
             .tables()
@@ -136,7 +137,7 @@ impl NodeRunner<'_> {
         inputs: &StageValues,
     ) -> Result<(StoredProduct, Vec<Table>, StageValues), StageError> {
         let step = &self.plan.nodes[at].step;
-        let key = &self.keys.get(at).key;
+        let key = &self.keys[at].key;
         let room = self.cache.new_draft()?;
         let context = self.stage_context(step, key, &room.written_folder());
         if forced {
@@ -160,7 +161,7 @@ impl NodeRunner<'_> {
         let entry = ProductManifest {
             stage: step.stage.tag().to_owned(),
             options: step.stage.options(),
-            program: keys::PROGRAM_VERSION.to_owned(),
+            program: PROGRAM_VERSION.to_owned(),
             cost,
             files: BTreeMap::new(),
         };
@@ -217,7 +218,7 @@ impl NodeRunner<'_> {
     /// A model that was not needed so far: brought back from disk, or, if it is not whole there, made again.
     fn restore_or_rerun(&self, at: NodeId, before: &LazyValues) -> Result<StageValues, StageError> {
         let step = &self.plan.nodes[at].step;
-        let key = &self.keys.get(at).key;
+        let key = &self.keys[at].key;
         let mut inputs = self.load_inputs(
             execute::restore_model_inputs(&step.stage).iter().copied(),
             before,

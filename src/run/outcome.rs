@@ -6,8 +6,8 @@ use crate::pipeline::problem::StageFailure;
 use crate::plan::Plan;
 use crate::plan::ids::VariantId;
 use crate::plan::keys::ProductKeys;
-use crate::report::results::VariantStatus;
 use crate::report::{self, ReportError, VariantSummary};
+use crate::results::VariantStatus;
 use crate::run::variants::RunVariants;
 use secateur_base::files::FileError;
 

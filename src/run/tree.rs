@@ -11,8 +11,8 @@ use crate::plan::keys::{self, ProductKeys};
 use crate::plan::survey::{SecondsByType, Survey};
 use crate::progress::{Progress, format_clock};
 use crate::report::VariantSummary;
-use crate::report::results::{StageRecord, VariantStatus};
 use crate::report::shape::SweepManifest;
+use crate::results::{StageRecord, VariantStatus};
 use crate::run::execute::StageError;
 use crate::run::log::LogFiles;
 use crate::run::node::{NodeOutcome, NodeRunner};
@@ -244,7 +244,7 @@ impl TreeWalk<'_> {
     fn add_to_variants(&mut self, node: NodeId, variants: &[VariantId], outcome: &NodeOutcome) {
         let plan = self.plan;
         let step = &plan.nodes[node].step;
-        let product_key = self.keys.get(node);
+        let product_key = &self.keys[node];
         let record = StageRecord {
             step: step.position,
             stage: step.stage.tag().to_owned(),

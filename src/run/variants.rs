@@ -9,9 +9,7 @@ use crate::plan::ids::{NodeId, PerVariant, VariantId};
 use crate::plan::keys::ProductKeys;
 use crate::plan::{Plan, Variant};
 use crate::report::VARIANTS_FILE;
-use crate::report::results::{
-    ResultsFolder, StageRecord, VariantFolder, VariantManifest, VariantStatus,
-};
+use crate::results::{ResultsFolder, StageRecord, VariantFolder, VariantManifest, VariantStatus};
 use crate::run::node::NodeOutcome;
 use secateur_base::files::FileError;
 use secateur_base::locks::Claim;
@@ -92,7 +90,13 @@ impl<'a> RunVariants<'a> {
             return Ok(BeginOutcome::Complete);
         }
         let resolved = plan.variant_toml(variant)?;
-        let manifest = VariantManifest::new(plan, variant, &resolved);
+        let manifest = VariantManifest::new(
+            &variant.id,
+            &plan.pipeline_text,
+            &resolved,
+            plan.settings.run.seed,
+            plan.settings.run.device,
+        );
         match self.results.begin_variant(claim, &resolved, manifest) {
             Ok(folder) => {
                 self.states[id] = VariantState::Open(Box::new(folder));

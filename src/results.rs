@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::plan::keys;
-use crate::plan::{Plan, Variant};
+use crate::machine;
 use secateur_base::files::{self, FileError, Fingerprint, PartialFolder};
 use secateur_base::locks::{Claim, SharedFolder};
 use secateur_store::cache::{ProductCost, StoredProduct};
 use secateur_store::tables::{self, Table, TableError, TablePart};
+use secateur_tensor::Device;
 
 /// `results/<pipeline>/`, open for writing. Several processes can have it open; each variant is
 /// claimed by one of them.
@@ -125,19 +125,23 @@ const MAY_DIFFER_NOTICE: &str = "On another CPU model, and on GPUs, the last bit
      threads, the folders, the other variants and kept products change no bit.";
 
 impl VariantManifest {
-    /// The manifest of a variant before its first stage; `resolved` is the text of its own
-    /// `pipeline.toml`.
-    pub fn new(plan: &Plan, variant: &Variant, resolved: &str) -> Self {
+    /// The manifest of a variant before its first stage: `source_text` is the pipeline file,
+    /// `resolved` the variant's own `pipeline.toml`.
+    pub fn new(
+        variant_id: &str,
+        source_text: &str,
+        resolved: &str,
+        seed: u64,
+        device: Device,
+    ) -> Self {
         Self {
-            program: keys::PROGRAM_VERSION.to_owned(),
-            source: blake3::hash(plan.pipeline_text.as_bytes())
-                .to_hex()
-                .to_string(),
+            program: machine::PROGRAM_VERSION.to_owned(),
+            source: blake3::hash(source_text.as_bytes()).to_hex().to_string(),
             pipeline: blake3::hash(resolved.as_bytes()).to_hex().to_string(),
-            variant: variant.id.clone(),
-            seed: plan.settings.run.seed,
-            device: keys::device_description(plan.settings.run.device),
-            processor: keys::cpu_description().to_owned(),
+            variant: variant_id.to_owned(),
+            seed,
+            device: machine::device_description(device),
+            processor: machine::cpu_description().to_owned(),
             threads: rayon::current_num_threads(),
             dtype: "float32".to_owned(),
             may_differ: MAY_DIFFER_NOTICE.to_owned(),

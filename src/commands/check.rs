@@ -1,0 +1,47 @@
+//! `runner check`
+
+use std::process::ExitCode;
+
+use secateur::plan::Plan;
+use secateur::plan::capacity::check_capacity;
+use secateur::plan::text::format_count;
+
+use crate::commands::arguments::{CheckArgs, OutputFormat};
+use crate::commands::output::{print, report_invalid};
+use crate::commands::prepare::{check_pipeline, prepare_plan};
+
+/// Checks a pipeline and prints its problems, or its numbers of variants and stages.
+pub fn check(arguments: &CheckArgs) -> ExitCode {
+    let plan = match checked_plan(arguments) {
+        Ok(plan) => plan,
+        Err(code) => return code,
+    };
+    match arguments.common.format {
+        OutputFormat::Json => print("[]\n"),
+        OutputFormat::Text => {
+            let (stage_runs, unshared_runs) = plan.stage_run_counts();
+            print(&format!(
+                "{} is in order: {}, {stage_runs} stages ({unshared_runs} without sharing)\n",
+                arguments.common.pipeline.display(),
+                format_count(plan.variants.len(), "variant")
+            ))
+        }
+    }
+}
+
+fn checked_plan(arguments: &CheckArgs) -> Result<Plan, ExitCode> {
+    let common = &arguments.common;
+    let refuse = |invalid| report_invalid(&invalid, common.format);
+    let with_environment = !arguments.no_world;
+    let plan = check_pipeline(common, with_environment).map_err(refuse)?;
+    if !with_environment {
+        return Ok(plan);
+    }
+    if plan.settings.run.locked {
+        // The comparison with the lock file needs the hash of every input.
+        return Ok(prepare_plan(plan, common)?.plan);
+    }
+    // Without keys it is unknown which products are stored, so every stage counts.
+    check_capacity(&plan, None).map_err(refuse)?;
+    Ok(plan)
+}

@@ -1,0 +1,72 @@
+//! Standard output, standard error and exit codes.
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
+use secateur::pipeline::problem::InvalidPipeline;
+use serde_json::Value;
+
+use crate::commands::arguments::OutputFormat;
+
+/// The exit code of a wrong command line or pipeline.
+pub const EXIT_INVALID: u8 = 2;
+
+/// The exit code of an interrupted run.
+pub const EXIT_INTERRUPTED: u8 = 130;
+
+/// Writes to standard output. Ignores errors: a closed standard output changes no exit code.
+pub fn print(text: &str) -> ExitCode {
+    let mut stdout = io::stdout();
+    drop(
+        stdout
+            .write_all(text.as_bytes())
+            .and_then(|()| stdout.flush()),
+    );
+    ExitCode::SUCCESS
+}
+
+/// Writes indented JSON and a line feed to standard output.
+pub fn print_json(value: &Value) -> ExitCode {
+    print(&format!("{value:#}\n"))
+}
+
+/// Writes to standard error. Ignores errors.
+pub fn print_to_stderr(text: &str) {
+    drop(io::stderr().write_all(text.as_bytes()));
+}
+
+/// Prints an error and returns the exit code of a wrong command line.
+pub fn exit_with_error(error: &dyn Display) -> ExitCode {
+    print_to_stderr(&format!("{error}\n"));
+    ExitCode::from(EXIT_INVALID)
+}
+
+/// Prints every problem of a pipeline, as text on standard error or as JSON on standard output.
+pub fn report_invalid(invalid: &InvalidPipeline, format: OutputFormat) -> ExitCode {
+    match format {
+        OutputFormat::Text => print_to_stderr(&render_diagnostic(invalid)),
+        OutputFormat::Json => {
+            let problems = invalid.problems.iter();
+            let records: Vec<_> = problems.map(|problem| problem.to_record()).collect();
+            print_json(&serde_json::json!(records));
+        }
+    }
+    ExitCode::from(EXIT_INVALID)
+}
+
+/// A diagnostic with the lines of the file that it points to, in colour on a terminal.
+pub fn render_diagnostic(diagnostic: &dyn Diagnostic) -> String {
+    let theme = if io::stderr().is_terminal() {
+        GraphicalTheme::unicode()
+    } else {
+        GraphicalTheme::unicode_nocolor()
+    };
+    let handler = GraphicalReportHandler::new_themed(theme).with_links(false);
+    let mut text = String::new();
+    match handler.render_report(&mut text, diagnostic) {
+        Ok(()) => text,
+        Err(_) => format!("{diagnostic}\n"),
+    }
+}

@@ -1,0 +1,20 @@
+//! `runner plan`
+
+use std::process::ExitCode;
+
+use secateur::plan::text::{to_json, to_text};
+
+use crate::commands::arguments::{OutputFormat, PipelineArgs};
+use crate::commands::output::{print, print_json};
+use crate::commands::prepare::{PreparedRun, prepare};
+
+/// Prints the tree of variants and stages, and why each stage must run.
+pub fn plan(arguments: &PipelineArgs) -> ExitCode {
+    match prepare(arguments) {
+        Err(code) => code,
+        Ok(PreparedRun { plan, keys, survey }) => match arguments.format {
+            OutputFormat::Text => print(&to_text(&plan, &survey)),
+            OutputFormat::Json => print_json(&to_json(&plan, &keys, &survey)),
+        },
+    }
+}

@@ -1,0 +1,10 @@
+//! `runner schema`
+
+use std::process::ExitCode;
+
+use crate::commands::output::print_json;
+
+/// Prints the JSON Schema of a pipeline.
+pub fn schema() -> ExitCode {
+    print_json(&secateur::pipeline::schema::schema())
+}

@@ -1,0 +1,97 @@
+//! Tables of stages → stages, as they are written and with every `repeat` unrolled.
+
+use crate::pipeline::file::{DecodedStage, RawStage};
+use crate::pipeline::problem::{Problem, SourceTexts};
+use crate::stages::prune::RepeatPosition;
+use crate::stages::registry::{ListedStage, Stage, Step, UnrolledStage};
+
+/// The limit to which a `repeat` is unrolled in the check. A larger number is a fault of its options.
+const MAX_ITERATIONS: u32 = 1000;
+
+/// The stages of one variant.
+#[derive(Default)]
+pub(crate) struct DecodedStages {
+    /// As they are written; stages that cannot be decoded are missing.
+    pub listed: Vec<ListedStage>,
+    /// Every stage in the order in which it runs.
+    pub unrolled: Vec<UnrolledStage>,
+}
+
+impl DecodedStages {
+    pub fn decode(
+        raw_stages: &[RawStage<'_>],
+        sources: &SourceTexts,
+        problems: &mut Vec<Problem>,
+    ) -> Self {
+        let mut decoded = Self::default();
+        for raw in raw_stages {
+            match raw.decode(sources, problems) {
+                Some(DecodedStage::Stage(stage)) => {
+                    decoded.add_step(&stage, raw, None);
+                    decoded.listed.push(ListedStage::Stage(stage));
+                }
+                Some(DecodedStage::Repeat(options)) => {
+                    decoded.add_repeat(options.times, raw, sources, problems);
+                }
+                // The stages of a `repeat` with wrong options are checked as well.
+                None if raw.tag == "repeat" => decoded.add_repeat(1, raw, sources, problems),
+                None => decoded
+                    .unrolled
+                    .push(UnrolledStage::Invalid(raw.tag.clone())),
+            }
+        }
+        decoded
+    }
+
+    fn add_repeat(
+        &mut self,
+        times: u32,
+        raw_repeat: &RawStage<'_>,
+        sources: &SourceTexts,
+        problems: &mut Vec<Problem>,
+    ) {
+        let iterations = times.clamp(1, MAX_ITERATIONS);
+        let raw_stages = &raw_repeat.repeated_stages;
+        // Decoded once, so that a problem is not reported for every iteration. The file's outline
+        // has no `repeat` inside a `repeat`.
+        let stages: Vec<Option<Stage>> = raw_stages
+            .iter()
+            .map(|raw| match raw.decode(sources, problems)? {
+                DecodedStage::Stage(stage) => Some(stage),
+                DecodedStage::Repeat(_) => None,
+            })
+            .collect();
+        for iteration in 1..=iterations {
+            for (stage, raw) in stages.iter().zip(raw_stages) {
+                let position = RepeatPosition {
+                    iteration,
+                    iterations,
+                };
+                match stage {
+                    Some(stage) => self.add_step(stage, raw, Some(position)),
+                    None => self.unrolled.push(UnrolledStage::Invalid(raw.tag.clone())),
+                }
+            }
+        }
+        self.listed.push(ListedStage::Repeat {
+            times: iterations,
+            stages: stages.into_iter().flatten().collect(),
+        });
+    }
+
+    fn add_step(&mut self, stage: &Stage, raw: &RawStage<'_>, position: Option<RepeatPosition>) {
+        let of_same_type = self.unrolled.iter().filter(|earlier| {
+            matches!(earlier, UnrolledStage::Step(step) if step.stage.tag() == stage.tag())
+        });
+        let occurrence = of_same_type.count() as u32;
+        self.unrolled.push(UnrolledStage::Step(Step {
+            position: self.unrolled.len() as u32,
+            stage: stage.clone(),
+            // Only pruning depends on the iteration: it reaches its ratio in equal parts.
+            schedule: position.filter(|_| matches!(stage, Stage::Prune(_))),
+            occurrence,
+            span: raw.type_span.clone(),
+            key_spans: raw.key_spans(),
+        }));
+    }
+}

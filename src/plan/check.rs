@@ -1,0 +1,160 @@
+//! The check: a pipeline file → a [`Plan`] that can run, or every mistake in the file.
+//!
+//! The check runs in passes, as a compiler does: syntax and shape (`pipeline::file`), the sweep,
+//! values (the stages' `option_faults`), order (every value that a stage takes was made and is still
+//! valid), environment (files, headers, folders, device). Every stage that can be decoded goes
+//! through all passes, so one check reports all mistakes.
+
+use std::path::{Path, PathBuf};
+
+use crate::pipeline::file;
+use crate::pipeline::layers::{self, LayeredSettings};
+use crate::pipeline::overrides::{RunAndStageOverrides, SetArgument};
+use crate::pipeline::problem::{InvalidPipeline, Problem, SourceTexts};
+use crate::pipeline::settings::SettingSpans;
+use crate::plan::ids::PerVariant;
+use crate::plan::selection::{self, Selection};
+use crate::plan::{Plan, Variant, environment, tree, variants};
+
+/// What the command line adds to a pipeline file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// The arguments of `--set`: `type.key=value`.
+    pub set: Vec<String>,
+    /// The results folder.
+    pub results: Option<PathBuf>,
+    pub selection: Selection,
+    /// Whether every stage runs even if its product is stored.
+    pub force: bool,
+    /// Stages of these types, and all after them, run even if their products are stored.
+    pub force_from: Vec<String>,
+    /// Whether the inputs must be those of the lock file.
+    pub locked: bool,
+}
+
+/// Checks a pipeline. Files, folders and the device are left out if `with_environment` is false.
+///
+/// # Errors
+/// Every problem of the file, the arguments and the environment, in the order of their places.
+pub fn check(
+    path: &Path,
+    overrides: &Overrides,
+    with_environment: bool,
+) -> Result<Plan, InvalidPipeline> {
+    let path_text = path.display().to_string();
+    let mut problems = Vec::new();
+    let pipeline_text = read_text(path).unwrap_or_else(|message| {
+        problems.push(SourceTexts::new(&path_text, "").problem(
+            0..0,
+            format!("cannot read `{path_text}`: {message}"),
+            "a pipeline is a TOML file; its path is relative to the working directory",
+        ));
+        String::new()
+    });
+    if !problems.is_empty() {
+        return Err(InvalidPipeline {
+            name: path_text,
+            problems,
+        });
+    }
+
+    // Syntax and shape of the file and of the arguments.
+    let mut sources = SourceTexts::new(&path_text, &pipeline_text);
+    let set_arguments: Vec<SetArgument> = overrides
+        .set
+        .iter()
+        .map(|argument| SetArgument::new(argument, &mut sources))
+        .collect();
+    let document = file::parse(&pipeline_text, &sources, &mut problems);
+    let set = RunAndStageOverrides::parse(&set_arguments, &sources, &mut problems);
+    let mut settings =
+        layers::layer_settings(document.run.as_ref(), &set.run, &mut sources, &mut problems);
+    let mut spans = SettingSpans::new(document.run.as_ref(), &set.run);
+    apply_setting_arguments(overrides, &mut settings, &mut spans, &mut sources);
+    settings.run.check(&spans, &sources, &mut problems);
+
+    // The sweep, values and order.
+    let all_variants = variants::expand_variants(
+        &document,
+        &set.stages,
+        settings.run.seed,
+        &sources,
+        &mut problems,
+    );
+    let variant_order: Vec<String> = all_variants
+        .iter()
+        .map(|variant| variant.id.clone())
+        .collect();
+    let (selected, unselected) =
+        overrides
+            .selection
+            .split_variants(all_variants, &mut sources, &mut problems);
+    let mut variants: PerVariant<Variant> = selected.into();
+    let (mut nodes, roots) = tree::build_tree(&mut variants);
+    selection::mark_forced(
+        &mut nodes,
+        overrides.force,
+        &overrides.force_from,
+        &mut sources,
+        &mut problems,
+    );
+
+    let name = path.file_stem().map_or_else(
+        || "pipeline".to_owned(),
+        |stem| stem.to_string_lossy().into_owned(),
+    );
+    if with_environment {
+        let run = &settings.run;
+        environment::check_run_environment(run, &name, &spans, &sources, &mut problems);
+        environment::check_stage_environments(&variants, &mut nodes, run, &sources, &mut problems);
+    }
+    if !problems.is_empty() {
+        return Err(InvalidPipeline {
+            name: path_text,
+            problems: Problem::sort_and_dedup(problems),
+        });
+    }
+    Ok(Plan {
+        name,
+        pipeline_path: path.to_owned(),
+        pipeline_text,
+        sources,
+        settings,
+        locked_span: spans.get("locked"),
+        variants,
+        unselected,
+        variant_order,
+        nodes,
+        roots,
+    })
+}
+
+fn read_text(path: &Path) -> Result<String, String> {
+    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    String::from_utf8(bytes).map_err(|error| format!("it is not UTF-8: {error}"))
+}
+
+/// `--results` and `--locked`, which replace what all other layers say.
+fn apply_setting_arguments(
+    overrides: &Overrides,
+    settings: &mut LayeredSettings,
+    spans: &mut SettingSpans,
+    sources: &mut SourceTexts,
+) {
+    let mut provenance = |key: &str, argument: &str| {
+        settings
+            .provenance
+            .insert(key.to_owned(), argument.to_owned());
+    };
+    if let Some(results) = &overrides.results {
+        settings.run.results.clone_from(results);
+        provenance("results", "--results");
+        let argument = format!("--results {}", results.display());
+        spans.insert("results", sources.add_argument(&argument));
+    }
+    if overrides.locked {
+        settings.run.locked = true;
+        provenance("locked", "--locked");
+        spans.insert("locked", sources.add_argument("--locked"));
+    }
+}

@@ -1,0 +1,115 @@
+//! The environment pass of the check: files, headers, folders and the device.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::pipeline::problem::{Problem, SourceTexts};
+use crate::pipeline::settings::{RunSettings, SettingSpans};
+use crate::plan::ids::{NodeId, PerNode, PerVariant};
+use crate::plan::{PlanNode, Variant};
+use crate::stages::registry::Step;
+use crate::stages::{Environment, OptionFault, ResourceEstimate};
+use secateur_tensor::Device;
+
+/// Checks that the device exists and that the folders of the run can be written.
+pub(super) fn check_run_environment(
+    run: &RunSettings,
+    pipeline_name: &str,
+    spans: &SettingSpans,
+    sources: &SourceTexts,
+    problems: &mut Vec<Problem>,
+) {
+    let mut refuse = |key: &str, message: String, help: &str| {
+        problems.push(sources.problem(spans.get(key), message, help));
+    };
+    if let Err(missing) = secateur_tensor::resolve_device(run.device) {
+        let message = format!("there is no device `{}`: {missing}", run.device);
+        refuse("device", message, missing.help());
+    }
+    let cache_folder = run.cache_folder();
+    for (key, description, folder) in [
+        ("results", "results folder", run.results.as_path()),
+        ("cache", "folder of kept products", &cache_folder),
+    ] {
+        if let Err(error) = tempfile::tempfile_in(nearest_existing_folder(folder)) {
+            let folder = folder.display();
+            let message = format!("the {description} `{folder}` cannot be written: {error}");
+            let help = format!("write another folder in [run] {key}");
+            refuse(key, message, &help);
+        }
+    }
+    let pipeline_results = run.results.join(pipeline_name);
+    if pipeline_results.exists() && !pipeline_results.is_dir() {
+        refuse(
+            "results",
+            format!(
+                "the results go to `{}`, and a file stands there",
+                pipeline_results.display()
+            ),
+            "move the file away, or write another folder in [run] results, or --results",
+        );
+    }
+}
+
+/// Checks every node in the environment that the stages before it leave, and stores its estimate.
+pub(super) fn check_stage_environments(
+    variants: &PerVariant<Variant>,
+    nodes: &mut PerNode<PlanNode>,
+    run: &RunSettings,
+    sources: &SourceTexts,
+    problems: &mut Vec<Problem>,
+) {
+    let device = secateur_tensor::resolve_device(run.device);
+    let initial_environment = || Environment {
+        data_folder: run.data.clone(),
+        memory_budget: Some(run.budget()),
+        is_on_gpu: device.as_ref().is_ok_and(|device| *device != Device::Cpu),
+        ..Environment::default()
+    };
+    // The lookup cache holds what was read from files. It moves from one environment to the next, so
+    // that all nodes share it.
+    let mut lookup_cache = Environment::default().lookup_cache;
+    let mut environment_after: BTreeMap<NodeId, Environment> = BTreeMap::new();
+    for variant in variants {
+        let mut parent: Option<NodeId> = None;
+        for (&node, step) in variant.nodes.iter().zip(&variant.steps) {
+            if !environment_after.contains_key(&node) {
+                let mut environment = parent.map_or_else(initial_environment, |parent| {
+                    environment_after[&parent].clone()
+                });
+                environment.estimate = ResourceEstimate::default();
+                std::mem::swap(&mut environment.lookup_cache, &mut lookup_cache);
+                let faults = step.stage.environment_faults(&mut environment);
+                std::mem::swap(&mut environment.lookup_cache, &mut lookup_cache);
+                problems.extend(
+                    faults
+                        .into_iter()
+                        .map(|fault| step_problem(step, fault, sources)),
+                );
+                nodes[node].estimate = Some(environment.estimate);
+                environment_after.insert(node, environment);
+            }
+            parent = Some(node);
+        }
+    }
+}
+
+/// A fault of a step at its place: in the other file that it names, else at the value of its key,
+/// else at the `type` of the stage.
+fn step_problem(step: &Step, fault: OptionFault, sources: &SourceTexts) -> Problem {
+    if let Some(location) = fault.location {
+        return SourceTexts::problem_in_file(*location, fault.message, fault.help);
+    }
+    let key_span = step.key_spans.get(&fault.key);
+    let span = key_span.unwrap_or(&step.span).clone();
+    sources.problem(span, fault.message, fault.help)
+}
+
+/// The folder if it exists, else its nearest ancestor that exists.
+pub(super) fn nearest_existing_folder(folder: &Path) -> &Path {
+    let mut ancestors = folder.ancestors();
+    match ancestors.find(|ancestor| ancestor.exists()) {
+        Some(nearest) if !nearest.as_os_str().is_empty() => nearest,
+        _ => Path::new("."),
+    }
+}
