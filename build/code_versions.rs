@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// The files and folders that versions depend on.
 pub const INPUT_PATHS: [&str; 5] = [
@@ -63,7 +64,15 @@ pub fn code_versions(root: &Path, compiler: &[u8]) -> BTreeMap<String, String> {
 }
 
 /// Files by path relative to the root.
-type Files = BTreeMap<PathBuf, String>;
+type Files = BTreeMap<PathBuf, Rc<SourceFile>>;
+
+struct SourceFile {
+    text: String,
+    /// The words of its code.
+    words: BTreeSet<String>,
+    /// The words that `::` follows.
+    path_words: BTreeSet<String>,
+}
 
 /// What versions are computed from.
 struct SourceTree {
@@ -97,7 +106,10 @@ impl SourceTree {
             stage_modules.entry(module).or_default().insert(path, text);
         }
         let mod_file = stage_modules.remove("mod").unwrap_or_default();
-        let reexports = mod_file.values().flat_map(|text| reexports(text)).collect();
+        let reexports = mod_file
+            .values()
+            .flat_map(|file| reexports(&file.text))
+            .collect();
         let run_files = RUN_SOURCES
             .iter()
             .flat_map(|path| read_files(root, Path::new(path)))
@@ -130,7 +142,9 @@ impl SourceTree {
         loop {
             let used_crates = self.workspace_crates.keys().filter(|name| {
                 let identifier = name.replace('-', "_");
-                files.values().any(|text| uses_path(text, &identifier))
+                files
+                    .values()
+                    .any(|file| file.path_words.contains(&identifier))
             });
             let new_crates: Vec<&String> = used_crates.filter(|name| crates.insert(name)).collect();
             if new_crates.is_empty() {
@@ -147,7 +161,10 @@ impl SourceTree {
             .collect();
         let locked = self.locked_versions(&external);
         let mut hasher = DefaultHasher::new();
-        (&files, &lines, &locked, compiler).hash(&mut hasher);
+        for (path, file) in &files {
+            (path, &file.text).hash(&mut hasher);
+        }
+        (&lines, &locked, compiler).hash(&mut hasher);
         format!("{:016x}", hasher.finish())
     }
 
@@ -159,11 +176,12 @@ impl SourceTree {
             if !used.insert(module.clone()) {
                 continue;
             }
-            let texts = || self.stage_modules[&module].values();
+            let files = &self.stage_modules[&module];
             for other in self.stage_modules.keys() {
                 let mut exported = self.reexports.iter().filter(|(_, from)| from == other);
-                let is_used = texts().any(|text| uses_path(text, other))
-                    || exported.any(|(name, _)| texts().any(|text| has_word(text, name)));
+                let is_used = files.values().any(|file| file.path_words.contains(other))
+                    || exported
+                        .any(|(name, _)| files.values().any(|file| file.words.contains(name)));
                 if is_used && !STAGE_MODULES_WITHOUT_EFFECT.contains(&other.as_str()) {
                     pending.push(other.clone());
                 }
@@ -180,7 +198,9 @@ impl SourceTree {
             .filter(|name| !self.workspace_crates.contains_key(*name))
             .filter(|name| {
                 let identifier = name.replace('-', "_");
-                files.values().any(|text| uses_path(text, &identifier))
+                files
+                    .values()
+                    .any(|file| file.path_words.contains(&identifier))
             })
             .cloned()
             .collect()
@@ -205,6 +225,31 @@ impl SourceTree {
     }
 }
 
+impl SourceFile {
+    fn new(text: String) -> Self {
+        let (mut words, mut path_words) = (BTreeSet::new(), BTreeSet::new());
+        for line in code_lines(&text) {
+            let is_separator = |byte: u8| !(byte.is_ascii_alphanumeric() || byte == b'_');
+            let mut rest = line;
+            while let Some(start) = rest.bytes().position(|byte| !is_separator(byte)) {
+                let word_and_rest = &rest[start..];
+                let end = word_and_rest.bytes().position(is_separator);
+                let (word, after) = word_and_rest.split_at(end.unwrap_or(word_and_rest.len()));
+                words.insert(word.to_owned());
+                if after.starts_with("::") {
+                    path_words.insert(word.to_owned());
+                }
+                rest = after;
+            }
+        }
+        Self {
+            text,
+            words,
+            path_words,
+        }
+    }
+}
+
 /// A file, or all files of a folder, with paths relative to `root`. A path that does not exist has
 /// no files.
 fn read_files(root: &Path, path: &Path) -> Files {
@@ -215,7 +260,7 @@ fn read_files(root: &Path, path: &Path) -> Files {
         }
     } else if let Ok(bytes) = fs::read(root.join(path)) {
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        files.insert(path.to_owned(), text);
+        files.insert(path.to_owned(), Rc::new(SourceFile::new(text)));
     }
     files
 }
@@ -224,28 +269,6 @@ fn read_files(root: &Path, path: &Path) -> Files {
 fn code_lines(text: &str) -> impl Iterator<Item = &str> {
     text.lines()
         .filter(|line| !line.trim_start().starts_with("//"))
-}
-
-/// Whether a path in the code begins with `name::` or contains it.
-fn uses_path(text: &str, name: &str) -> bool {
-    code_lines(text).any(|line| word_starts(line, name).any(|end| line[end..].starts_with("::")))
-}
-
-/// Whether the word stands in the code.
-fn has_word(text: &str, word: &str) -> bool {
-    code_lines(text).any(|line| word_starts(line, word).next().is_some())
-}
-
-/// Every place where `word` stands as a whole word in a line: the offset of its end.
-fn word_starts<'a>(line: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
-    let is_word_byte = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
-    line.match_indices(word).filter_map(move |(start, _)| {
-        let end = start + word.len();
-        let bytes = line.as_bytes();
-        let continues = bytes.get(end).is_some_and(is_word_byte)
-            || start > 0 && is_word_byte(&bytes[start - 1]);
-        (!continues).then_some(end)
-    })
 }
 
 /// The names of `pub use module::{…};` and `pub(crate) use module::name;` with their modules.
@@ -327,7 +350,7 @@ mod tests {
             for (file, text) in read_files(root, Path::new(path)) {
                 let target = copy.path().join(file);
                 fs::create_dir_all(target.parent().expect("a parent")).expect("a folder");
-                fs::write(target, text).expect("a file");
+                fs::write(target, &text.text).expect("a file");
             }
         }
         copy

@@ -1,5 +1,5 @@
-//! The folder of a variant's results: the resolved pipeline, the manifest, the log, tables as they are measured, and
-//! what stages write. Files appear whole or not at all.
+//! The results folder of a variant: the resolved pipeline, the manifest, the log, the tables and
+//! the files that stages write. Files are written atomically.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,29 +15,31 @@ use secateur_store::cache::{ProductCost, StoredProduct};
 use secateur_store::tables::{self, Table, TableError, TablePart};
 use secateur_tensor::Device;
 
-/// `results/<pipeline>/`, while a run is at work in it.
+/// `results/<pipeline>/`, open for writing. Several processes can have it open; each variant is
+/// claimed by one of them.
 #[derive(Debug)]
 pub struct ResultsFolder {
     folder: SharedFolder,
 }
 
-/// `results/<pipeline>/<variant>/`, while it is built. No other run works on it.
+/// `results/<pipeline>/<variant>/` while its stages run. The claim keeps other processes out.
 #[derive(Debug)]
 pub struct VariantFolder {
     id: String,
     folder: PathBuf,
-    /// Where it is built if an earlier, complete result stands in its place: that one stays until this one is complete.
+    /// The folder that is written to if `folder` holds a complete result of an earlier run: that
+    /// result stays in place until this one is complete.
     replacement: Option<PartialFolder>,
-    /// What was measured so far.
+    /// The rows that each stage has added so far.
     parts: Vec<TablePart>,
     manifest: VariantManifest,
     _claim: Claim,
 }
 
-/// What a run was made of: `manifest.json`.
+/// `manifest.json`: what a variant's results were computed from, and how its run ended.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VariantManifest {
-    /// The program and its version.
+    /// Name and version of the program.
     pub program: String,
     /// blake3 of the pipeline file as it was read.
     pub source: String,
@@ -45,23 +47,25 @@ pub struct VariantManifest {
     pub pipeline: String,
     pub variant: String,
     pub seed: u64,
-    /// `cpu`, or `cuda` with its GPUs.
+    /// `cpu`, or `cuda` with the names of the GPUs.
     pub device: String,
+    /// The CPU.
     pub processor: String,
     pub threads: usize,
     pub dtype: String,
-    /// What may differ where the same is run elsewhere.
+    /// What can differ when the same pipeline runs on another machine.
     pub may_differ: String,
-    /// blake3 of every file that a stage read.
+    /// blake3 of every file that a stage read, by path.
     pub inputs: BTreeMap<String, String>,
     pub status: VariantStatus,
     pub error: Option<String>,
     pub stages: Vec<StageRecord>,
-    /// Every file of the result but this one and the log. Empty until it is complete.
+    /// Every file of the result except this manifest and the log. Empty until the variant is
+    /// complete.
     pub outputs: BTreeMap<String, Fingerprint>,
 }
 
-/// How far a variant came.
+/// How the run of a variant ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum VariantStatus {
@@ -71,36 +75,36 @@ pub enum VariantStatus {
     Interrupted,
 }
 
-/// One stage of a variant.
+/// The record of one stage of a variant.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StageRecord {
     pub step: u32,
     pub stage: String,
-    /// What it was asked, every default filled in.
+    /// Its options, including defaults.
     #[serde(default)]
     pub options: Map<String, Value>,
-    /// The hash of all that its outcome depends on.
+    /// The hash of everything that its outcome depends on.
     pub key: String,
-    /// The version of its code.
+    /// The hash of the stage's source code.
     pub code: String,
-    /// Whether it was kept from an earlier run; then the cost is what it was at that time.
+    /// Whether its product came from the cache; `cost` is then that of the run that computed it.
     pub kept: bool,
     #[serde(flatten)]
     pub cost: ProductCost,
-    /// Variants that shared this one run of the stage.
+    /// The number of variants that shared this run of the stage.
     pub shared_by: usize,
 }
 
-/// What stands in a variant's place.
+/// The state of a variant's results folder.
 #[derive(Debug)]
 pub enum ResultState {
-    /// Nothing that could be used.
+    /// There is no complete result.
     Missing,
     /// A complete result of other inputs, code or options.
     Outdated,
-    /// The result itself.
+    /// The result is complete.
     Complete,
-    /// The result, but for this file.
+    /// The result is complete, but this file is not what was written.
     Damaged(String),
 }
 
@@ -115,13 +119,14 @@ impl VariantStatus {
     }
 }
 
-/// What the manifest says of other machines.
-const MAY_DIFFER_NOTICE: &str = "On processors of another name, and on GPUs, the last bits of sums may differ, and with them the last \
-     digits of every measured number and weight. Threads, folders, other variants and kept products change no bit.";
+/// The text of [`VariantManifest::may_differ`].
+const MAY_DIFFER_NOTICE: &str = "On another CPU model, and on GPUs, the last bits of sums may \
+     differ, and with them the last digits of every measured number and weight. The number of \
+     threads, the folders, the other variants and kept products change no bit.";
 
 impl VariantManifest {
-    /// The manifest of a variant that begins: `source_text` is the pipeline file, `resolved` the
-    /// variant's own `pipeline.toml`.
+    /// The manifest of a variant before its first stage: `source_text` is the pipeline file,
+    /// `resolved` the variant's own `pipeline.toml`.
     pub fn new(
         variant_id: &str,
         source_text: &str,
@@ -148,11 +153,12 @@ impl VariantManifest {
         }
     }
 
+    /// Reads the manifest of a folder; `None` if there is none or it does not parse.
     pub fn read(folder: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(folder.join("manifest.json")).ok()?).ok()
     }
 
-    /// Whether it stands for these stages.
+    /// Whether its stages have these keys, in this order.
     pub fn has_stage_keys(&self, keys: &[&str]) -> bool {
         self.stages
             .iter()
@@ -170,19 +176,21 @@ impl VariantManifest {
     }
 }
 
-/// What became of a variant as its folder tells, and where its tables lie: the last attempt, if it did not succeed.
+/// Reads the manifest of the last run of a variant, and returns it with the folder that it lies in:
+/// the `attempt` folder if the last run did not succeed where a complete result already was.
 pub fn read_last_manifest(folder: &Path) -> Option<(PathBuf, VariantManifest)> {
-    let places = [folder.join(ATTEMPT_FOLDER), folder.to_owned()];
-    places
+    let candidates = [folder.join(ATTEMPT_FOLDER), folder.to_owned()];
+    candidates
         .into_iter()
         .find_map(|folder| VariantManifest::read(&folder).map(|manifest| (folder, manifest)))
 }
 
-/// Where an attempt that did not succeed lies, in the folder of the complete result that it would have replaced.
+/// The folder inside a complete result for a later run of the variant that did not succeed.
 const ATTEMPT_FOLDER: &str = "attempt";
 
-/// What stands in a variant's folder. `whole`: read every file, in place of a look at its length.
-pub fn result_state(folder: &Path, keys: &[&str], whole: bool) -> ResultState {
+/// The state of a variant's folder. `verify_contents` hashes every file; otherwise only its length
+/// is compared.
+pub fn result_state(folder: &Path, keys: &[&str], verify_contents: bool) -> ResultState {
     let Some(manifest) = VariantManifest::read(folder)
         .filter(|manifest| manifest.status == VariantStatus::Succeeded)
     else {
@@ -191,29 +199,29 @@ pub fn result_state(folder: &Path, keys: &[&str], whole: bool) -> ResultState {
     if !manifest.has_stage_keys(keys) {
         return ResultState::Outdated;
     }
-    let has_length = |(name, file): (&String, &Fingerprint)| file.has_length(&folder.join(name));
-    let damaged = match whole {
-        true => find_damaged_file(folder, &manifest),
-        false => manifest
-            .outputs
-            .iter()
-            .find(|output| !has_length(*output))
-            .map(|(name, _)| name.clone()),
+    let damaged = if verify_contents {
+        find_damaged_file(folder, &manifest)
+    } else {
+        find_file_of_other_length(folder, &manifest)
     };
     damaged.map_or(ResultState::Complete, ResultState::Damaged)
 }
 
-/// A file of a complete result that is not what was written.
+/// A file of a complete result whose content is not what was written.
 pub fn find_damaged_file(folder: &Path, manifest: &VariantManifest) -> Option<String> {
-    manifest
-        .outputs
-        .iter()
-        .find(|(name, file)| !file.matches_file(&folder.join(name)))
-        .map(|(name, _)| name.clone())
+    let mut outputs = manifest.outputs.iter();
+    let damaged = outputs.find(|(name, file)| !file.matches_file(&folder.join(name)));
+    damaged.map(|(name, _)| name.clone())
+}
+
+fn find_file_of_other_length(folder: &Path, manifest: &VariantManifest) -> Option<String> {
+    let mut outputs = manifest.outputs.iter();
+    let damaged = outputs.find(|(name, file)| !file.has_length(&folder.join(name)));
+    damaged.map(|(name, _)| name.clone())
 }
 
 impl ResultsFolder {
-    /// Opens the folder of a pipeline.
+    /// Opens the results folder of a pipeline, and creates it if needed.
     pub fn open(folder: &Path) -> Result<Self, FileError> {
         Ok(Self {
             folder: SharedFolder::open(folder)?,
@@ -224,12 +232,14 @@ impl ResultsFolder {
         self.folder.path()
     }
 
-    /// Claims a variant; None while another run works on it.
+    /// Claims a variant, by its id, or a table, by its file name; `None` while another process has
+    /// the claim.
     pub fn claim(&self, id: &str) -> Result<Option<Claim>, FileError> {
         self.folder.try_claim(id)
     }
 
-    /// Whether a variant's result is there. An attempt at another one goes; a damaged result is told.
+    /// Whether the folder has a complete result of a variant. If so, removes a stale `attempt`
+    /// folder. Warns if the hash of a file does not match the manifest.
     pub fn is_complete(&self, id: &str, keys: &[&str]) -> bool {
         let folder = self.folder().join(id);
         match result_state(&folder, keys, true) {
@@ -241,7 +251,7 @@ impl ResultsFolder {
                 tracing::warn!(
                     variant = id,
                     file,
-                    "a result is damaged: it is put together again"
+                    "a result is damaged: it is assembled again"
                 );
                 false
             }
@@ -249,8 +259,9 @@ impl ResultsFolder {
         }
     }
 
-    /// Begins a variant: its pipeline and manifest are written before any work. A complete result of an earlier run stays
-    /// until this one is complete; an incomplete one goes.
+    /// Opens a variant's folder for a new run, and writes its pipeline and manifest there. A
+    /// complete result of an earlier run stays until this one is complete; an incomplete one is
+    /// removed.
     pub fn begin_variant(
         &self,
         claim: Claim,
@@ -259,55 +270,59 @@ impl ResultsFolder {
     ) -> Result<VariantFolder, FileError> {
         let id = manifest.variant.clone();
         let folder = self.folder().join(&id);
-        let mut staged = None;
-        match VariantManifest::read(&folder) {
-            Some(earlier) if earlier.status == VariantStatus::Succeeded => {
-                staged = Some(PartialFolder::new(self.folder())?)
-            }
-            Some(_) => files::remove_folder(&folder)?,
-            // An empty folder, or one that holds what no run left.
-            None if folder.is_dir() && fs::remove_dir(&folder).is_ok() => {}
-            None if folder.symlink_metadata().is_ok() => {
-                let taken = "what no run left stands where the variant's folder goes; move it away";
-                return Err(FileError {
-                    path: folder,
-                    source: std::io::Error::other(taken),
-                });
-            }
-            None => {}
-        }
+        let replacement = self.make_room(&folder)?;
         let mut variant = VariantFolder {
             id,
             folder,
-            replacement: staged,
+            replacement,
             parts: Vec::new(),
             manifest,
             _claim: claim,
         };
-        // Its manifest says whose a folder is, so a folder never stands there without one.
-        let begun = if variant.replacement.is_none() {
-            Some(PartialFolder::new(self.folder())?)
-        } else {
-            None
-        };
-        let work = begun
-            .as_ref()
-            .map_or(variant.work_folder(), PartialFolder::path);
-        files::write_atomic_unsynced(&work.join("pipeline.toml"), resolved.as_bytes())?;
-        variant.manifest.write(work)?;
-        if let Some(begun) = begun {
-            begun.replace_unsynced(&variant.folder)?;
+        // `make_room` refuses folders without a manifest, so the folder must never exist without
+        // one: both files are written elsewhere and moved together.
+        match &variant.replacement {
+            Some(replacement) => variant.write_first_files(replacement.path(), resolved)?,
+            None => {
+                let draft = PartialFolder::new(self.folder())?;
+                variant.write_first_files(draft.path(), resolved)?;
+                draft.replace_unsynced(&variant.folder)?;
+            }
         }
+        // After the manifest was written: on disk its outputs are empty until the variant is
+        // complete.
         variant.manifest.outputs.insert(
             "pipeline.toml".to_owned(),
             Fingerprint::from_bytes(resolved.as_bytes()),
         );
         Ok(variant)
     }
+
+    /// Removes what an earlier run left in a variant's folder, unless it is a complete result: then
+    /// returns a folder that the new result is written to.
+    fn make_room(&self, folder: &Path) -> Result<Option<PartialFolder>, FileError> {
+        if let Some(manifest) = VariantManifest::read(folder) {
+            if manifest.status == VariantStatus::Succeeded {
+                return PartialFolder::new(self.folder()).map(Some);
+            }
+            files::remove_folder(folder)?;
+            return Ok(None);
+        }
+        let is_removed = folder.is_dir() && fs::remove_dir(folder).is_ok();
+        if !is_removed && folder.symlink_metadata().is_ok() {
+            let message =
+                "the variant's folder holds files that no run of this program wrote; move it away";
+            return Err(FileError {
+                path: folder.to_owned(),
+                source: std::io::Error::other(message),
+            });
+        }
+        Ok(None)
+    }
 }
 
 impl VariantFolder {
-    /// Where the variant is built.
+    /// The folder that is written to.
     fn work_folder(&self) -> &Path {
         self.replacement
             .as_ref()
@@ -318,100 +333,116 @@ impl VariantFolder {
         self.work_folder().join("log.jsonl")
     }
 
-    /// Takes what a stage measured, wrote and read.
+    fn write_first_files(&self, folder: &Path, resolved: &str) -> Result<(), FileError> {
+        files::write_atomic_unsynced(&folder.join("pipeline.toml"), resolved.as_bytes())?;
+        self.manifest.write(folder)
+    }
+
+    /// Adds what a stage measured, wrote and read.
     pub fn add_stage(
         &mut self,
         record: StageRecord,
         tables: &[Table],
-        kept: &StoredProduct,
+        product: &StoredProduct,
         inputs: &BTreeMap<String, String>,
     ) -> Result<(), TableError> {
-        let (step, stage) = (record.step, record.stage.clone());
-        self.parts.extend(tables.iter().map(|table| TablePart {
-            step,
-            stage: stage.clone(),
-            table: table.clone(),
-        }));
-        for Table { name, .. } in tables {
-            let parts: Vec<&TablePart> = self
-                .parts
-                .iter()
-                .filter(|part| part.table.name == *name)
-                .collect();
-            let file = format!("{name}.parquet");
-            let written =
-                tables::write_parts(&self.work_folder().join(&file), name, &self.id, &parts)?;
-            self.manifest.outputs.insert(file, written);
+        for table in tables {
+            self.parts.push(TablePart {
+                step: record.step,
+                stage: record.stage.clone(),
+                table: table.clone(),
+            });
         }
-        let written = kept.written_files();
+        for table in tables {
+            self.write_table(&table.name)?;
+        }
+        self.copy_written_files(product)?;
+        for (path, hash) in inputs {
+            self.manifest.inputs.insert(path.clone(), hash.clone());
+        }
+        self.manifest.stages.push(record);
+        Ok(())
+    }
+
+    /// Writes one table of the variant whole, with the rows of all stages so far.
+    fn write_table(&mut self, name: &str) -> Result<(), TableError> {
+        let has_name = |part: &&TablePart| part.table.name == name;
+        let parts: Vec<&TablePart> = self.parts.iter().filter(has_name).collect();
+        let file = format!("{name}.parquet");
+        let path = self.work_folder().join(&file);
+        let fingerprint = tables::write_parts(&path, name, &self.id, &parts)?;
+        self.manifest.outputs.insert(file, fingerprint);
+        Ok(())
+    }
+
+    /// Links or copies the files that a stage wrote from the cache into the variant's folder.
+    fn copy_written_files(&mut self, product: &StoredProduct) -> Result<(), FileError> {
+        let written = product.written_files();
         if !written.is_empty() {
             let copy = PartialFolder::new(self.work_folder())?;
             files::link_or_copy_files(
-                &kept.written_folder(),
+                &product.written_folder(),
                 written.keys().map(Path::new),
                 copy.path(),
             )?;
             copy.move_into(self.work_folder())?;
         }
         self.manifest.outputs.extend(written);
-        self.manifest.inputs.extend(
-            inputs
-                .iter()
-                .map(|(path, hash)| (path.clone(), hash.clone())),
-        );
-        self.manifest.stages.push(record);
         Ok(())
     }
 
-    /// Ends the variant: what was built takes its place, or, if it failed where a complete result stands, a place in it.
-    /// Returns where its tables lie.
+    /// Ends the variant, and returns the folder of its tables.
+    ///
+    /// A run that succeeded replaces an earlier complete result. One that did not succeed goes into
+    /// the `attempt` folder of that result.
     pub fn finish(
         mut self,
         status: VariantStatus,
         error: Option<String>,
     ) -> Result<PathBuf, FileError> {
         (self.manifest.status, self.manifest.error) = (status, error);
-        let place = match (&self.replacement, status) {
-            (Some(_), VariantStatus::Succeeded) | (None, _) => self.folder.clone(),
-            (Some(_), _) => self.folder.join(ATTEMPT_FOLDER),
-        };
-        match (status, &self.replacement) {
-            // what is staged is put on the disk as a whole before it takes its place
-            (VariantStatus::Succeeded, Some(_)) => {}
-            (VariantStatus::Succeeded, None) => {
-                files::sync_and_make_readable(&self.folder).map_err(|source| FileError {
-                    path: self.folder.clone(),
-                    source,
-                })?;
-            }
-            _ => self.manifest.outputs.clear(),
+        let has_succeeded = status == VariantStatus::Succeeded;
+        if !has_succeeded {
+            self.manifest.outputs.clear();
+        } else if self.replacement.is_none() {
+            // The manifest is written last: it must not claim a complete result before the files
+            // are on the disk. A replacement is synced as a whole by `PartialFolder::replace`.
+            files::sync_and_make_readable(&self.folder).map_err(|source| FileError {
+                path: self.folder.clone(),
+                source,
+            })?;
         }
         self.manifest.write(self.work_folder())?;
-        if let Some(staged) = self.replacement.take() {
-            if place == self.folder {
-                keep_foreign_files(&place, staged.path());
-            }
-            staged.replace(&place)?;
+        let Some(replacement) = self.replacement.take() else {
+            return Ok(self.folder.clone());
+        };
+        if !has_succeeded {
+            let attempt = self.folder.join(ATTEMPT_FOLDER);
+            replacement.replace(&attempt)?;
+            return Ok(attempt);
         }
-        Ok(place)
+        keep_foreign_files(&self.folder, replacement.path());
+        replacement.replace(&self.folder)?;
+        Ok(self.folder.clone())
     }
 }
 
-/// What others put into a result stays there when a new one takes its place.
+/// Links or copies files that no run wrote, such as notes of the user, from the old result into the
+/// new one that replaces it.
 fn keep_foreign_files(old: &Path, new: &Path) {
     let Some(manifest) = VariantManifest::read(old) else {
         return;
     };
     for file in files::list_files(old).unwrap_or_default() {
-        let is_ours = manifest.outputs.contains_key(&*file.to_string_lossy())
+        let is_own = manifest.outputs.contains_key(&*file.to_string_lossy())
             || file.starts_with(ATTEMPT_FOLDER)
             || [Path::new("manifest.json"), Path::new("log.jsonl")].contains(&&*file);
-        if !is_ours
-            && !new.join(&file).exists()
-            && let Err(error) = files::link_or_copy_files(old, [&*file], new)
-        {
+        if is_own || new.join(&file).exists() {
+            continue;
+        }
+        if let Err(error) = files::link_or_copy_files(old, [&*file], new) {
             tracing::warn!(
-                "`{}` is not handed on to the new result: {error}",
+                "`{}` cannot be copied into the new result: {error}",
                 old.join(&file).display()
             );
         }

@@ -259,7 +259,7 @@ fn what_is_damaged_is_made_again() {
     sandbox.write(&format!("{variant}/evaluate.parquet"), "no table");
     let said = ok(&sandbox, &["chain.toml"]);
     assert!(
-        said.contains("a result is damaged: it is put together again")
+        said.contains("a result is damaged: it is assembled again")
             && said.contains("evaluate.parquet"),
         "{said}"
     );
@@ -271,7 +271,7 @@ fn what_is_damaged_is_made_again() {
     sandbox.write(&format!("{variant}/notes.md"), "mine");
     let refused = sandbox.run(&["chain.toml"]);
     assert!(
-        refused.code == 1 && refused.err.contains("what no run left stands"),
+        refused.code == 1 && refused.err.contains("no run of this program wrote"),
         "{}",
         refused.err
     );

@@ -528,7 +528,7 @@ fn the_summary_shows_the_first_prompts_and_variants() {
     );
     assert!(
         !summary.contains("  dense  ")
-            && summary.ends_with("\nall that was written: generations.parquet\n"),
+            && summary.ends_with("\nall generated texts: generations.parquet\n"),
         "{summary}"
     );
     assert_eq!(

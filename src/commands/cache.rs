@@ -4,8 +4,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanDuration};
+use secateur::pipeline::layers;
 use secateur::pipeline::problem::{InvalidPipeline, SourceTexts};
-use secateur::pipeline::settings::{self, RunSettings};
+use secateur::pipeline::settings::RunSettings;
 use secateur::progress::format_clock;
 use secateur::stages::registry::summary;
 use secateur_store::cache::{self, ListedProduct, ProductCache};
@@ -49,7 +50,7 @@ pub fn cache(arguments: CacheArgs) -> ExitCode {
 fn settings_of_the_environment() -> Result<RunSettings, InvalidPipeline> {
     let mut problems = Vec::new();
     let mut sources = SourceTexts::new("environment", "");
-    let layered = settings::layer_settings(None, &[], &mut sources, &mut problems);
+    let layered = layers::layer_settings(None, &[], &mut sources, &mut problems);
     if problems.is_empty() {
         Ok(layered.run)
     } else {

@@ -1,12 +1,14 @@
-//! TOML text → tables with the place of every value → stages.
+//! The text of a pipeline → tables of stages with the span of every value, and tables → stages.
 //!
-//! Decoding takes two steps: the `type` is taken out of the parsed table, then the rest is read into that type's own
-//! options. So an unknown key is blamed on the stage that it stands in, at its own place.
+//! A stage is decoded in two steps: its `type` is taken out of the parsed table, then the rest is
+//! deserialised into the options of that type. serde's tagged enums would do it in one, but they lose
+//! the spans, and a wrong key would be blamed on another stage.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer};
 
@@ -14,9 +16,12 @@ use crate::pipeline::problem::{Problem, SourceTexts, suggest};
 use crate::stages::registry;
 use crate::stages::{OptionFault, Stage, repeat};
 
+/// The `type` of a list of stages that runs several times. It is unrolled, so it is no [`Stage`].
+pub(crate) const REPEAT_TAG: &str = "repeat";
+
 /// A pipeline file, parsed but not decoded.
 #[derive(Clone, Default)]
-pub struct PipelineDocument<'t> {
+pub(crate) struct PipelineDocument<'t> {
     pub run: Option<Spanned<DeTable<'t>>>,
     pub stages: Vec<RawStage<'t>>,
     pub sweep: Option<Spanned<DeTable<'t>>>,
@@ -24,26 +29,26 @@ pub struct PipelineDocument<'t> {
 
 /// A `[[stage]]` table without its `type`.
 #[derive(Clone, Default)]
-pub struct RawStage<'t> {
-    /// "" if it could not be read; that has been said.
+pub(crate) struct RawStage<'t> {
+    /// The `type`; "" if it is missing or wrong, which is a problem already reported.
     pub tag: String,
-    /// Where the `type` is written.
+    /// The span of the `type`.
     pub type_span: Range<usize>,
-    /// Where the table is written.
+    /// The span of the table.
     pub table_span: Range<usize>,
     pub options: DeTable<'t>,
-    /// The list of a `repeat`.
+    /// The stages of a `repeat`.
     pub repeated_stages: Vec<RawStage<'t>>,
 }
 
 /// A stage or a repeat, decoded.
-pub enum DecodedStage {
+pub(crate) enum DecodedStage {
     Stage(Arc<dyn Stage>),
     Repeat(repeat::Options),
 }
 
-/// Reads the file's outline: syntax, top-level keys, and the type of every stage.
-pub fn parse<'t>(
+/// Parses the outline of a file: syntax, top-level keys, and the type of every stage.
+pub(crate) fn parse<'t>(
     text: &'t str,
     sources: &SourceTexts,
     problems: &mut Vec<Problem>,
@@ -51,23 +56,19 @@ pub fn parse<'t>(
     let table = match DeTable::parse(text) {
         Ok(table) => table.into_inner(),
         Err(error) => {
-            problems.push(sources.problem(
-                error.span().unwrap_or(0..0),
-                format!("this is not valid TOML: {}", error.message()),
-                "",
-            ));
+            let span = error.span().unwrap_or(0..0);
+            let message = format!("this is not valid TOML: {}", error.message());
+            problems.push(sources.problem(span, message, ""));
             return PipelineDocument::default();
         }
     };
     let mut document = PipelineDocument::default();
-    let mut has_stages = false;
     for (key, value) in table {
-        let span = key.span();
+        let key_span = key.span();
         match (key.get_ref().as_ref(), value.get_ref()) {
-            ("run", DeValue::Table(_)) => document.run = as_table(value),
-            ("sweep", DeValue::Table(_)) => document.sweep = as_table(value),
+            ("run", DeValue::Table(_)) => document.run = into_table(value),
+            ("sweep", DeValue::Table(_)) => document.sweep = into_table(value),
             ("stage", DeValue::Array(_)) => {
-                has_stages = true;
                 document.stages = parse_stages(value, sources, problems, false);
             }
             ("run" | "sweep", _) => problems.push(sources.problem(
@@ -75,19 +76,15 @@ pub fn parse<'t>(
                 format!("`{}` is not a table", key.get_ref()),
                 format!("write [{}]", key.get_ref()),
             )),
-            ("stage", _) => problems.push(sources.problem(
-                span,
-                "`stage` is not a list of tables",
-                "write [[stage]], with two brackets",
-            )),
-            (other, _) => problems.push(sources.problem(
-                span,
-                format!("unknown key `{other}`"),
-                suggest(other, &["run", "stage", "sweep"]),
+            ("stage", _) => problems.push(not_a_list_of_tables(sources, key_span)),
+            (unknown, _) => problems.push(sources.problem(
+                key_span,
+                format!("unknown key `{unknown}`"),
+                suggest(unknown, &["run", "stage", "sweep"]),
             )),
         }
     }
-    if problems.is_empty() && (!has_stages || document.stages.is_empty()) {
+    if problems.is_empty() && document.stages.is_empty() {
         problems.push(sources.problem(
             0..0,
             "the pipeline has no stage",
@@ -97,12 +94,17 @@ pub fn parse<'t>(
     document
 }
 
-fn as_table(value: Spanned<DeValue<'_>>) -> Option<Spanned<DeTable<'_>>> {
+fn into_table(value: Spanned<DeValue<'_>>) -> Option<Spanned<DeTable<'_>>> {
     let span = value.span();
     match value.into_inner() {
         DeValue::Table(table) => Some(Spanned::new(span, table)),
         _ => None,
     }
+}
+
+fn not_a_list_of_tables(sources: &SourceTexts, span: Range<usize>) -> Problem {
+    let message = "`stage` is not a list of tables";
+    sources.problem(span, message, "write [[stage]], with two brackets")
 }
 
 fn parse_stages<'t>(
@@ -113,17 +115,20 @@ fn parse_stages<'t>(
 ) -> Vec<RawStage<'t>> {
     let span = list.span();
     let DeValue::Array(items) = list.into_inner() else {
-        problems.push(sources.problem(
-            span,
-            "`stage` is not a list of tables",
-            "write [[stage]], with two brackets",
-        ));
+        problems.push(not_a_list_of_tables(sources, span));
         return Vec::new();
     };
-    let items = items.into_iter();
-    items
-        .map(|item| parse_stage(item, sources, problems, inside_repeat).unwrap_or_default())
-        .collect()
+    let mut stages = Vec::new();
+    for item in items {
+        // A stage with a wrong outline stays in the list without a type: stages after it may take
+        // any value, since it could have made it.
+        let stage = parse_stage(item, sources, problems, inside_repeat).unwrap_or_else(|problem| {
+            problems.push(problem);
+            RawStage::default()
+        });
+        stages.push(stage);
+    }
+    stages
 }
 
 fn parse_stage<'t>(
@@ -131,74 +136,56 @@ fn parse_stage<'t>(
     sources: &SourceTexts,
     problems: &mut Vec<Problem>,
     inside_repeat: bool,
-) -> Option<RawStage<'t>> {
-    let whole = item.span();
-    let choices = || registry::tags().chain(["repeat"]).collect::<Vec<_>>();
-    let mut refuse = |at: Range<usize>, message: String, help: String| {
-        problems.push(sources.problem(at, message, help));
-        None
-    };
+) -> Result<RawStage<'t>, Problem> {
+    let choices: Vec<&str> = registry::tags().chain([REPEAT_TAG]).collect();
+    let all_choices = format!("there are: {}", choices.join(", "));
+    let table_span = item.span();
     let DeValue::Table(mut options) = item.into_inner() else {
-        return refuse(
-            whole,
-            "a stage is not a table".into(),
-            "write [[stage]]".into(),
-        );
+        return Err(sources.problem(table_span, "a stage is not a table", "write [[stage]]"));
     };
     let Some((_, tag)) = options.remove_entry("type") else {
-        return refuse(
-            whole,
-            "this stage has no `type`".into(),
-            format!("add type = \"…\"; there are: {}", choices().join(", ")),
-        );
+        let help = format!("add type = \"…\"; {all_choices}");
+        return Err(sources.problem(table_span, "this stage has no `type`", help));
     };
-    let at = tag.span();
+    let type_span = tag.span();
     let DeValue::String(tag) = tag.into_inner() else {
-        return refuse(
-            at,
-            "the `type` of a stage is a text".into(),
-            format!("there are: {}", choices().join(", ")),
-        );
+        let message = "the `type` of a stage is a text";
+        return Err(sources.problem(type_span, message, all_choices));
     };
     let tag = tag.into_owned();
-    if !choices().contains(&tag.as_str()) {
-        return refuse(
-            at,
-            format!("unknown stage `{tag}`"),
-            suggest(&tag, &choices()),
-        );
+    if !choices.contains(&tag.as_str()) {
+        let message = format!("unknown stage `{tag}`");
+        return Err(sources.problem(type_span, message, suggest(&tag, &choices)));
     }
-    let mut inner = Vec::new();
-    if tag == "repeat" {
+    let mut repeated_stages = Vec::new();
+    if tag == REPEAT_TAG {
         if inside_repeat {
-            return refuse(
-                at,
-                "a `repeat` inside a `repeat` is not supported".into(),
-                "write its stages one level up".into(),
-            );
+            return Err(sources.problem(
+                type_span,
+                "a `repeat` inside a `repeat` is not supported",
+                "write its stages one level up",
+            ));
         }
-        match options.remove_entry("stage") {
-            Some((_, list)) => inner = parse_stages(list, sources, problems, true),
-            None => {
-                return refuse(
-                    at,
-                    "this `repeat` has no stages".into(),
-                    "add a list: [[stage.stage]] and type = \"importance\"".into(),
-                );
-            }
-        }
+        let Some((_, list)) = options.remove_entry("stage") else {
+            return Err(sources.problem(
+                type_span,
+                "this `repeat` has no stages",
+                "add a list: [[stage.stage]] and type = \"importance\"",
+            ));
+        };
+        repeated_stages = parse_stages(list, sources, problems, true);
     }
-    Some(RawStage {
+    Ok(RawStage {
         tag,
-        type_span: at,
-        table_span: whole,
+        type_span,
+        table_span,
         options,
-        repeated_stages: inner,
+        repeated_stages,
     })
 }
 
 impl RawStage<'_> {
-    /// Reads the options and checks their values; problems are blamed at their keys.
+    /// Deserialises the options and checks their values. None if that fails.
     pub fn decode(
         &self,
         sources: &SourceTexts,
@@ -207,71 +194,63 @@ impl RawStage<'_> {
         if self.tag.is_empty() {
             return None;
         }
-        let options =
-            || Deserializer::from(Spanned::new(self.table_span.clone(), self.options.clone()));
-        let decoded = if self.tag == "repeat" {
-            <repeat::Options as serde::Deserialize>::deserialize(options())
-                .map(DecodedStage::Repeat)
+        let table = Spanned::new(self.table_span.clone(), self.options.clone());
+        let deserializer = Deserializer::from(table);
+        let decoded = if self.tag == REPEAT_TAG {
+            repeat::Options::deserialize(deserializer).map(DecodedStage::Repeat)
         } else {
             let stage_type = registry::find(&self.tag)?;
-            (stage_type.decode)(options()).map(DecodedStage::Stage)
+            (stage_type.decode)(deserializer).map(DecodedStage::Stage)
         };
-        match decoded {
-            Ok(decoded) => {
-                let faults = match &decoded {
-                    DecodedStage::Stage(stage) => stage.option_faults(),
-                    DecodedStage::Repeat(options) => options.faults(),
-                };
-                problems.extend(
-                    faults
-                        .into_iter()
-                        .map(|fault| self.fault_problem(sources, fault)),
-                );
-                Some(decoded)
-            }
+        let decoded = match decoded {
+            Ok(decoded) => decoded,
             Err(error) => {
-                let span = error
-                    .span()
-                    .filter(|span| *span != self.table_span)
-                    .unwrap_or(self.type_span.clone());
+                // A missing key has the span of the whole table; the `type` is shown instead.
+                let value_span = error.span().filter(|span| *span != self.table_span);
                 problems.push(deserialize_problem(
                     sources,
-                    span,
+                    value_span.unwrap_or(self.type_span.clone()),
                     error.message(),
                     &format!("`{}`", self.tag),
                 ));
-                None
+                return None;
             }
+        };
+        let faults = match &decoded {
+            DecodedStage::Stage(stage) => stage.option_faults(),
+            DecodedStage::Repeat(options) => options.faults(),
+        };
+        for fault in faults {
+            problems.push(self.fault_problem(sources, fault));
         }
+        Some(decoded)
     }
 
-    /// A fault at the place of its key; at the stage's `type` if the key is not written.
+    /// A fault at the place of its key, or at the stage's `type` if the key is not written.
     fn fault_problem(&self, sources: &SourceTexts, fault: OptionFault) -> Problem {
-        let span = self
-            .key_spans()
-            .remove(&fault.key)
-            .unwrap_or(self.type_span.clone());
+        let mut key_spans = self.key_spans();
+        let span = key_spans.remove(&fault.key);
+        let span = span.unwrap_or(self.type_span.clone());
         sources.problem(span, fault.message, fault.help)
     }
 
-    /// Where the value of each option is written: `duration`, `duration.updates`, `tasks`, `tasks[0]`.
+    /// The span of every option's value, by key: `duration`, `duration.updates`, `tasks`, `tasks[0]`.
     pub fn key_spans(&self) -> BTreeMap<String, Range<usize>> {
         let mut spans = BTreeMap::new();
         for (key, value) in &self.options {
             let key = key.get_ref();
             spans.insert(key.to_string(), value.span());
             match value.get_ref() {
-                DeValue::Table(inner) => spans.extend(
-                    inner
-                        .iter()
-                        .map(|(sub, value)| (format!("{key}.{}", sub.get_ref()), value.span())),
-                ),
-                DeValue::Array(items) => spans.extend(
-                    items
-                        .iter()
-                        .enumerate()
-                        .map(|(i, item)| (format!("{key}[{i}]"), item.span())),
-                ),
+                DeValue::Table(inner) => {
+                    for (inner_key, value) in inner {
+                        spans.insert(format!("{key}.{}", inner_key.get_ref()), value.span());
+                    }
+                }
+                DeValue::Array(items) => {
+                    for (index, item) in items.iter().enumerate() {
+                        spans.insert(format!("{key}[{index}]"), item.span());
+                    }
+                }
                 _ => {}
             }
         }
@@ -279,33 +258,35 @@ impl RawStage<'_> {
     }
 }
 
-/// serde's words for a wrong key or value, with what was meant.
-pub fn deserialize_problem(
+/// A deserialisation error of serde as a problem. `context` is where it occurred: a stage type or
+/// `[run]`.
+///
+/// serde passes unknown names and the expected ones on only inside its message, such as "unknown
+/// field `ration`, expected `ratio` or `scope`"; the names are taken from there.
+pub(crate) fn deserialize_problem(
     sources: &SourceTexts,
     span: Range<usize>,
     message: &str,
-    of: &str,
+    context: &str,
 ) -> Problem {
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let message = message.trim();
-    match (message.split_whitespace().next(), &quoted[..]) {
-        (Some("unknown"), [wrong, choices @ ..]) if !choices.is_empty() => {
-            let what = if message.starts_with("unknown field") {
+    let quoted_names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let first_word = message.split_whitespace().next();
+    match (first_word, &quoted_names[..]) {
+        (Some("unknown"), [unknown, choices @ ..]) if !choices.is_empty() => {
+            let kind = if message.starts_with("unknown field") {
                 "key"
             } else {
                 "value"
             };
-            sources.problem(
-                span,
-                format!("unknown {what} `{wrong}` in {of}"),
-                suggest(wrong, choices),
-            )
+            let message = format!("unknown {kind} `{unknown}` in {context}");
+            sources.problem(span, message, suggest(unknown, choices))
         }
         (Some("missing"), [name]) => sources.problem(
             span,
-            format!("{of} lacks the key `{name}`"),
+            format!("{context} lacks the key `{name}`"),
             format!("add {name} = …"),
         ),
-        _ => sources.problem(span, format!("{of}: {message}"), ""),
+        _ => sources.problem(span, format!("{context}: {message}"), ""),
     }
 }

@@ -2,6 +2,7 @@
 //! the order of its stages. `plan::check` puts the passes together.
 
 pub(crate) mod file;
+pub mod layers;
 pub(crate) mod order;
 pub(crate) mod overrides;
 pub mod problem;

@@ -1,4 +1,4 @@
-//! What is wrong with a pipeline, each problem at its place, and what went wrong in a run.
+//! Problems of a pipeline, each at its place in a text, and failures of stages.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use serde::Serialize;
 use secateur_base::spelling::closest;
 use secateur_data::task::FileLocation;
 
-/// The texts a pipeline is made of, laid one after another in one space of offsets: the file, then every `--set`. A
-/// span says by itself which text it lies in.
+/// The texts of a pipeline in one space of byte offsets: the file, then every argument. A span alone
+/// says which text it lies in.
 #[derive(Clone, Debug)]
 pub struct SourceTexts {
     texts: Vec<SourceText>,
@@ -18,12 +18,13 @@ pub struct SourceTexts {
 
 #[derive(Clone, Debug)]
 struct SourceText {
+    /// The offset of its first byte in the common space.
     start: usize,
     name: String,
     text: Arc<str>,
 }
 
-/// A mistake, with its place, and what to write instead.
+/// A mistake at its place, and what to write instead.
 #[derive(Clone, Debug, thiserror::Error, Diagnostic)]
 #[error("{message}")]
 pub struct Problem {
@@ -34,13 +35,13 @@ pub struct Problem {
     label_span: SourceSpan,
     #[help]
     pub help: Option<String>,
-    /// In the space of all sources, for sorting.
+    /// The span in the common space of all sources: problems are sorted by it.
     sort_span: Range<usize>,
 }
 
-/// Every mistake of a pipeline. No work was started.
+/// Every problem of a pipeline. No work was started.
 #[derive(Clone, Debug, thiserror::Error, Diagnostic)]
-#[error("`{name}` cannot run: {}; no work was started", count(problems.len()))]
+#[error("`{name}` cannot run: {}; no work was started", format_problem_count(problems.len()))]
 pub struct InvalidPipeline {
     pub name: String,
     #[related]
@@ -73,18 +74,19 @@ pub struct ProblemRecord {
     pub column: usize,
 }
 
-/// The order of problems in other files: after those of the pipeline.
+/// The sort span of problems in other files: they follow those of the pipeline.
 const OTHER_FILES_SPAN: Range<usize> = usize::MAX..usize::MAX;
 
-fn count(problems: usize) -> String {
-    if problems == 1 {
+fn format_problem_count(count: usize) -> String {
+    if count == 1 {
         "1 problem".to_owned()
     } else {
-        format!("{problems} problems")
+        format!("{count} problems")
     }
 }
 
 impl SourceTexts {
+    /// The sources of a pipeline whose file has this name and text.
     pub fn new(name: &str, text: &str) -> Self {
         Self {
             texts: vec![SourceText {
@@ -95,8 +97,9 @@ impl SourceTexts {
         }
     }
 
-    /// Adds a text and returns where it begins.
-    pub fn add_text(&mut self, name: &str, text: &str) -> usize {
+    /// Adds a text and returns the offset of its first byte.
+    pub(crate) fn add_text(&mut self, name: &str, text: &str) -> usize {
+        // One byte between two texts keeps a span at the end of one apart from the next.
         let start = self
             .texts
             .last()
@@ -109,64 +112,65 @@ impl SourceTexts {
         start
     }
 
-    /// Adds a text that is its own name, and returns its place.
-    pub fn add_argument(&mut self, text: &str) -> Range<usize> {
-        let start = self.add_text(text, text);
-        start..start + text.len()
+    /// Adds an argument of the command line, named by its own text, and returns its span.
+    pub(crate) fn add_argument(&mut self, argument: &str) -> Range<usize> {
+        let start = self.add_text(argument, argument);
+        start..start + argument.len()
     }
 
+    /// The text that a span lies in, and the span relative to this text.
     fn locate(&self, span: &Range<usize>) -> (NamedSource<Arc<str>>, SourceSpan) {
-        let part = self
+        let source = self
             .texts
             .iter()
             .rev()
-            .find(|part| part.start <= span.start)
+            .find(|source| source.start <= span.start)
             .unwrap_or(&self.texts[0]);
-        let start = (span.start - part.start).min(part.text.len());
-        let end = span
-            .end
-            .saturating_sub(part.start)
-            .clamp(start, part.text.len());
+        let length = source.text.len();
+        let start = (span.start - source.start).min(length);
+        let end = span.end.saturating_sub(source.start).clamp(start, length);
         (
-            NamedSource::new(&part.name, part.text.clone()),
+            NamedSource::new(&source.name, source.text.clone()),
             (start, end - start).into(),
         )
     }
 
-    pub fn problem(
+    /// A problem at a span of the common space; an empty `help` is left out.
+    pub(crate) fn problem(
         &self,
         span: Range<usize>,
         message: impl Into<String>,
         help: impl Into<String>,
     ) -> Problem {
-        let (source_text, at) = self.locate(&span);
+        let (source_text, label_span) = self.locate(&span);
         Problem {
             message: message.into(),
             source_text,
-            label_span: at,
-            help: Some(help.into()).filter(|h| !h.is_empty()),
+            label_span,
+            help: Some(help.into()).filter(|help| !help.is_empty()),
             sort_span: span,
         }
     }
 
-    /// A problem in a file that the pipeline names, at a place of that file.
-    pub fn problem_in_file(
-        place: FileLocation,
+    /// A problem in a file that the pipeline names, at a place in that file.
+    pub(crate) fn problem_in_file(
+        location: FileLocation,
         message: impl Into<String>,
         help: impl Into<String>,
     ) -> Problem {
-        let end = place.file_text.len();
-        let start = place.span.start.min(end);
+        let length = location.file_text.len();
+        let start = location.span.start.min(length);
+        let end = location.span.end.clamp(start, length);
         Problem {
             message: message.into(),
-            source_text: NamedSource::new(&place.file, place.file_text.into()),
-            label_span: (start, place.span.end.clamp(start, end) - start).into(),
-            help: Some(help.into()).filter(|h| !h.is_empty()),
+            source_text: NamedSource::new(&location.file, location.file_text.into()),
+            label_span: (start, end - start).into(),
+            help: Some(help.into()).filter(|help| !help.is_empty()),
             sort_span: OTHER_FILES_SPAN,
         }
     }
 
-    pub fn stage_failure(
+    pub(crate) fn stage_failure(
         &self,
         span: &Range<usize>,
         variant: String,
@@ -174,58 +178,53 @@ impl SourceTexts {
         stage: &'static str,
         reason: String,
     ) -> StageFailure {
-        let (source_text, at) = self.locate(span);
+        let (source_text, label_span) = self.locate(span);
         StageFailure {
             variant,
             step,
             stage,
             reason,
             source_text,
-            label_span: at,
+            label_span,
         }
     }
 }
 
 impl Problem {
-    /// In the order of their places, each once.
-    pub fn sort_and_dedup(mut problems: Vec<Problem>) -> Vec<Problem> {
-        fn key(problem: &Problem) -> (usize, usize, &str, usize, usize, &str) {
-            let Problem {
-                sort_span: order,
-                source_text,
-                label_span: at,
-                message,
-                ..
-            } = problem;
-            (
-                order.start,
-                order.end,
-                source_text.name(),
-                at.offset(),
-                at.len(),
-                message,
-            )
-        }
-        problems.sort_by(|a, b| key(a).cmp(&key(b)));
-        problems.dedup_by(|a, b| key(a) == key(b));
+    /// The problems in the order of their places, without repetitions: variants of a sweep share
+    /// most of theirs.
+    pub(crate) fn sort_and_dedup(mut problems: Vec<Problem>) -> Vec<Problem> {
+        problems.sort_by(|a, b| a.sort_key().cmp(&b.sort_key()));
+        problems.dedup_by(|a, b| a.sort_key() == b.sort_key());
         problems
     }
 
+    fn sort_key(&self) -> impl Ord + '_ {
+        (
+            self.sort_span.start,
+            self.sort_span.end,
+            self.source_text.name(),
+            self.label_span.offset(),
+            self.label_span.len(),
+            &self.message,
+        )
+    }
+
     pub fn to_record(&self) -> ProblemRecord {
-        let before = &self.source_text.inner()[..self.label_span.offset()];
-        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        let text_before = &self.source_text.inner()[..self.label_span.offset()];
+        let line_start = text_before.rfind('\n').map_or(0, |offset| offset + 1);
         ProblemRecord {
             message: self.message.clone(),
             help: self.help.clone(),
             file: self.source_text.name().to_owned(),
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
+            line: text_before.matches('\n').count() + 1,
+            column: text_before[line_start..].chars().count() + 1,
         }
     }
 }
 
-/// What to write instead of `wrong`: the closest choice, then all of them.
-pub fn suggest(wrong: &str, choices: &[&str]) -> String {
+/// Help for a wrong word: the closest of the choices, then all of them.
+pub(crate) fn suggest(wrong: &str, choices: &[&str]) -> String {
     let all = choices.join(", ");
     match closest(wrong, choices.iter().copied()) {
         Some(close) => format!("did you mean `{close}`? there are: {all}"),

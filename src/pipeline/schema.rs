@@ -1,4 +1,5 @@
-//! The JSON Schema of a pipeline, from the options' own types: editors complete and check with it.
+//! The JSON Schema of a pipeline, derived from the types of the options. Editors use it to complete
+//! and to check.
 
 use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Value, json};
@@ -24,7 +25,7 @@ pub fn schema() -> Value {
     if let Some(properties) = repeat["properties"].as_object_mut() {
         properties.insert(
             "stage".to_owned(),
-            json!({ "description": "What runs several times.", "type": "array", "items": { "oneOf": stages.clone() } }),
+            json!({ "description": "The stages that run several times.", "type": "array", "items": { "oneOf": stages.clone() } }),
         );
     }
     let run = generator.subschema_for::<RunSettings>().to_value();
@@ -39,10 +40,10 @@ pub fn schema() -> Value {
             "run": run,
             "stage": { "description": "The stages, in the order in which they run.", "type": "array", "minItems": 1, "items": { "oneOf": all } },
             "sweep": {
-                "description": "Options that are swept: `\"type.key\" = [values]`. All lists are combined.",
+                "description": "Swept options: `\"type.key\" = [values]`. Every combination of the lists is a variant.",
                 "type": "object",
                 "properties": {
-                    "zip": { "description": "Tables of lists that advance together.", "type": "array", "items": { "type": "object", "additionalProperties": { "type": "array" } } },
+                    "zip": { "description": "Tables of lists whose values change together.", "type": "array", "items": { "type": "object", "additionalProperties": { "type": "array" } } },
                     "exclude": { "description": "Combinations that are left out.", "type": "array", "items": { "type": "object" } }
                 },
                 "additionalProperties": { "type": "array", "minItems": 1 }
@@ -52,7 +53,7 @@ pub fn schema() -> Value {
     })
 }
 
-/// A stage's options with its `type`.
+/// The schema of a stage's options with its `type` added.
 fn with_type_property(tag: &str, mut schema: Value) -> Value {
     if let Some(object) = schema.as_object_mut() {
         object.remove("$schema");

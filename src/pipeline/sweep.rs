@@ -1,46 +1,58 @@
-//! `[sweep]` and `--set`: values for options, applied to the parsed tables before they are decoded. A value keeps the
-//! place where it is written, so a bad one is blamed there.
+//! `[sweep]` and `--set`: values of options, put into the parsed tables before these are decoded. A
+//! value keeps the span where it is written, so a wrong value is reported there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use serde_json::Value;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use crate::pipeline::file::RawStage;
+use crate::pipeline::file::{REPEAT_TAG, RawStage};
 use crate::pipeline::problem::{Problem, SourceTexts, suggest};
 use crate::stages::registry;
 
+/// The largest number of variants; a larger sweep is a mistake.
+const MAX_VARIANTS: usize = 100_000;
+
 /// An option of a stage: `prune.ratio`, `recover.duration.updates`, `evaluate[2].limit`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct OptionAddress {
+pub(crate) struct OptionAddress {
     pub tag: String,
-    /// The how-manieth stage of the type, from 1. None: all of them.
+    /// The stage among those of its type, from 1. None: all of them.
     pub index: Option<usize>,
     pub path: Vec<String>,
 }
 
-/// One option of an axis, where it is named, and its value.
+/// A value for an option.
 #[derive(Clone)]
-pub struct OptionAssignment<'t> {
+pub(crate) struct OptionAssignment<'t> {
     pub address: OptionAddress,
+    /// The address as it is written.
     pub key: String,
+    /// The span of the address.
     pub name_span: Range<usize>,
     pub value: Spanned<DeValue<'t>>,
 }
 
-/// Settings that change together, one entry for each value.
-type SweepAxis<'t> = Vec<Vec<OptionAssignment<'t>>>;
+/// A combination of the sweep: the assignments of one variant.
+pub(crate) type Combination<'t> = Vec<OptionAssignment<'t>>;
 
-/// How many stages of each type there are, those inside a `repeat` included.
-pub type CountByType = BTreeMap<String, usize>;
+/// One dimension of the sweep: a list of values, each with the options that change together.
+type SweepAxis<'t> = Vec<Combination<'t>>;
 
-/// Counts the stages.
-pub fn count_stages(stages: &[RawStage<'_>]) -> CountByType {
+/// An entry of `exclude`: its span, and the assignments that a combination must have to be excluded.
+type Exclusion<'t> = (Range<usize>, Combination<'t>);
+
+/// The number of stages of each type, those inside a `repeat` included.
+pub(crate) type CountByType = BTreeMap<String, usize>;
+
+/// Counts the stages of each type.
+pub(crate) fn count_stages(stages: &[RawStage<'_>]) -> CountByType {
     let mut counts = CountByType::new();
     for stage in stages {
         *counts.entry(stage.tag.clone()).or_default() += 1;
-        for (tag, count) in self::count_stages(&stage.repeated_stages) {
+        for (tag, count) in count_stages(&stage.repeated_stages) {
             *counts.entry(tag).or_default() += count;
         }
     }
@@ -48,35 +60,15 @@ pub fn count_stages(stages: &[RawStage<'_>]) -> CountByType {
 }
 
 impl OptionAddress {
-    /// The stage that is meant, None for all; the only one of its type is all of them.
-    fn stage_index(&self, counts: &CountByType) -> Option<usize> {
-        self.index
-            .filter(|index| !(*index == 1 && counts.get(&self.tag) == Some(&1)))
-    }
-
-    /// Whether a value here decides all that one there would.
-    fn covers(&self, other: &Self, counts: &CountByType) -> bool {
-        let (own, others) = (self.stage_index(counts), other.stage_index(counts));
-        self.tag == other.tag
-            && (own.is_none() || own == others)
-            && other.path.starts_with(&self.path)
-    }
-
-    /// Whether values here and there decide a thing in common.
-    fn overlaps(&self, other: &Self, counts: &CountByType) -> bool {
-        let (own, others) = (self.stage_index(counts), other.stage_index(counts));
-        let same_stage = own.is_none() || others.is_none() || own == others;
-        self.tag == other.tag
-            && same_stage
-            && (self.path.starts_with(&other.path) || other.path.starts_with(&self.path))
-    }
-
-    /// Reads `type.key`, `type[2].key`, `type.key.sub`.
+    /// Parses `type.key`, `type[2].key`, `type.key.sub`.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let (stage, path) = text
-            .split_once('.')
-            .ok_or_else(|| format!("`{text}` names no option; an option is `type.key`"))?;
-        let (tag, index) = match stage.strip_suffix(']').and_then(|s| s.split_once('[')) {
+        let no_option = || format!("`{text}` names no option; an option is `type.key`");
+        let (stage, path) = text.split_once('.').ok_or_else(no_option)?;
+        let indexed = stage
+            .strip_suffix(']')
+            .and_then(|stage| stage.split_once('['));
+        let (tag, index) = match indexed {
+            None => (stage, None),
             Some((tag, index)) => match index.parse() {
                 Ok(index @ 1..) => (tag, Some(index)),
                 _ => {
@@ -85,11 +77,10 @@ impl OptionAddress {
                     ));
                 }
             },
-            None => (stage, None),
         };
         let path: Vec<String> = path.split('.').map(str::to_owned).collect();
         if path.iter().any(String::is_empty) {
-            return Err(format!("`{text}` names no option; an option is `type.key`"));
+            return Err(no_option());
         }
         Ok(Self {
             tag: tag.to_owned(),
@@ -97,78 +88,113 @@ impl OptionAddress {
             path,
         })
     }
+
+    /// The stage among those of its type; None for all of them. `type[1]` is all stages if there is
+    /// one of the type, so that `prune[1].ratio` and `prune.ratio` compare as equal.
+    fn stage_index(&self, counts: &CountByType) -> Option<usize> {
+        let is_only_stage = self.index == Some(1) && counts.get(&self.tag) == Some(&1);
+        self.index.filter(|_| !is_only_stage)
+    }
+
+    /// Whether an assignment to `self` replaces every assignment to `other`.
+    fn covers(&self, other: &Self, counts: &CountByType) -> bool {
+        let own_index = self.stage_index(counts);
+        self.tag == other.tag
+            && (own_index.is_none() || own_index == other.stage_index(counts))
+            && other.path.starts_with(&self.path)
+    }
+
+    /// Whether assignments to `self` and `other` set an option in common.
+    fn overlaps(&self, other: &Self, counts: &CountByType) -> bool {
+        let own_index = self.stage_index(counts);
+        let other_index = other.stage_index(counts);
+        let has_common_stage =
+            own_index.is_none() || other_index.is_none() || own_index == other_index;
+        self.tag == other.tag
+            && has_common_stage
+            && (self.path.starts_with(&other.path) || other.path.starts_with(&self.path))
+    }
 }
 
-/// Puts a setting into the stages it names, those inside a `repeat` included.
-pub fn apply_assignment<'t>(
+/// Puts a value into the stages that the assignment names, those inside a `repeat` included.
+pub(crate) fn apply_assignment<'t>(
     stages: &mut [RawStage<'t>],
-    setting: &OptionAssignment<'t>,
+    assignment: &OptionAssignment<'t>,
     sources: &SourceTexts,
     problems: &mut Vec<Problem>,
 ) {
-    let OptionAddress { tag, index, .. } = &setting.address;
-    let mut seen = 0;
-    if apply_within(stages, setting, &mut seen, sources, problems) {
+    let mut same_type_count = 0;
+    if apply_to_list(stages, assignment, &mut same_type_count, sources, problems) {
         return;
     }
-    let known: Vec<&str> = registry::tags().chain(["repeat", "run"]).collect();
-    let (message, help) = match (known.contains(&tag.as_str()), index) {
-        (false, _) => (
+    let OptionAddress { tag, index, .. } = &assignment.address;
+    let known_tags: Vec<&str> = registry::tags().chain([REPEAT_TAG, "run"]).collect();
+    let (message, help) = match index {
+        _ if !known_tags.contains(&tag.as_str()) => (
             format!("there is no stage type `{tag}`"),
-            suggest(tag, &known),
+            suggest(tag, &known_tags),
         ),
-        (true, Some(index)) => (
-            format!("the pipeline has {seen} stages of type `{tag}`, not {index}"),
+        Some(index) => (
+            format!("the pipeline has {same_type_count} stages of type `{tag}`, not {index}"),
             String::new(),
         ),
-        (true, None) => (
+        None => (
             format!("the pipeline has no stage of type `{tag}`"),
             format!("add one: [[stage]] and type = \"{tag}\""),
         ),
     };
-    problems.push(sources.problem(setting.name_span.clone(), message, help));
+    problems.push(sources.problem(assignment.name_span.clone(), message, help));
 }
 
-/// Whether any stage was found. `seen` counts the stages of the type.
-fn apply_within<'t>(
+/// Puts a value into the named stages of a list. Returns whether there is any; adds the number of
+/// stages of the type to `same_type_count`.
+fn apply_to_list<'t>(
     stages: &mut [RawStage<'t>],
-    setting: &OptionAssignment<'t>,
-    seen: &mut usize,
+    assignment: &OptionAssignment<'t>,
+    same_type_count: &mut usize,
     sources: &SourceTexts,
     problems: &mut Vec<Problem>,
 ) -> bool {
-    let OptionAddress { tag, index, path } = &setting.address;
-    let mut found = false;
+    let OptionAddress { tag, index, path } = &assignment.address;
+    let mut is_found = false;
     for stage in stages {
         if stage.tag == *tag {
-            *seen += 1;
-            if index.is_none_or(|index| index == *seen) {
-                found = true;
-                if let Err(message) = insert_value(&mut stage.options, path, setting) {
-                    problems.push(sources.problem(setting.name_span.clone(), message, ""));
+            *same_type_count += 1;
+            if index.is_none_or(|index| index == *same_type_count) {
+                is_found = true;
+                if let Err(message) = insert_value(&mut stage.options, path, assignment) {
+                    problems.push(sources.problem(assignment.name_span.clone(), message, ""));
                 }
             }
         }
-        found |= apply_within(&mut stage.repeated_stages, setting, seen, sources, problems);
+        is_found |= apply_to_list(
+            &mut stage.repeated_stages,
+            assignment,
+            same_type_count,
+            sources,
+            problems,
+        );
     }
-    found
+    is_found
 }
 
+/// Inserts a value at a path of nested tables, which are created if they are missing.
 fn insert_value<'t>(
     table: &mut DeTable<'t>,
     path: &[String],
-    setting: &OptionAssignment<'t>,
+    assignment: &OptionAssignment<'t>,
 ) -> Result<(), String> {
-    let key = || Spanned::new(setting.name_span.clone(), DeString::Owned(path[0].clone()));
+    let span = assignment.name_span.clone();
+    let key = Spanned::new(span.clone(), DeString::Owned(path[0].clone()));
     if path.len() == 1 {
-        table.insert(key(), setting.value.clone());
+        table.insert(key, assignment.value.clone());
         return Ok(());
     }
     let inner = table
-        .entry(key())
-        .or_insert_with(|| Spanned::new(setting.name_span.clone(), DeValue::Table(DeTable::new())));
+        .entry(key)
+        .or_insert_with(|| Spanned::new(span, DeValue::Table(DeTable::new())));
     match inner.get_mut() {
-        DeValue::Table(inner) => insert_value(inner, &path[1..], setting),
+        DeValue::Table(inner) => insert_value(inner, &path[1..], assignment),
         _ => Err(format!(
             "`{}` is not a table, so it has no `{}`",
             path[0], path[1]
@@ -176,81 +202,53 @@ fn insert_value<'t>(
     }
 }
 
-/// Every combination of the sweep that is not excluded, in the order of the file; one empty combination without a sweep.
-/// `sets`: what `--set` decides, in place of what the sweep says of it.
-pub fn expand_sweep<'t>(
+/// The combinations of the sweep that are not excluded, in the order of the file. Without a sweep
+/// there is one, which is empty. An option of `set` (the assignments of `--set`) is not swept.
+pub(crate) fn expand_sweep<'t>(
     sweep: Option<&Spanned<DeTable<'t>>>,
-    sets: &[OptionAssignment<'t>],
+    set: &[OptionAssignment<'t>],
     counts: &CountByType,
     sources: &SourceTexts,
     problems: &mut Vec<Problem>,
-) -> Vec<Vec<OptionAssignment<'t>>> {
+) -> Vec<Combination<'t>> {
+    let single = vec![Combination::new()];
     let Some(sweep) = sweep else {
-        return vec![Vec::new()];
+        return single;
     };
-    let before = problems.len();
-    let mut axes: Vec<SweepAxis<'t>> = Vec::new();
-    let mut exclusions: Vec<(Range<usize>, Vec<OptionAssignment<'t>>)> = Vec::new();
-    for (key, value) in sweep.get_ref() {
-        match key.get_ref().as_ref() {
-            "zip" => parse_tables(value, "zip", sources, problems).for_each(|(span, table)| {
-                axes.extend(parse_zip(span, table, (sets, counts), sources, problems))
-            }),
-            "exclude" => exclusions.extend(
-                parse_tables(value, "exclude", sources, problems)
-                    .map(|(span, table)| {
-                        let single = table.iter().filter_map(|(key, value)| {
-                            parse_assignment(key, value.clone(), sources, problems)
-                        });
-                        (span, single.collect())
-                    })
-                    .collect::<Vec<_>>(),
-            ),
-            _ => axes.extend(parse_axis(key, value, (sets, counts), sources, problems)),
-        }
+    let problem_count = problems.len();
+    let mut parser = SweepParser {
+        set,
+        counts,
+        sources,
+        problems,
+    };
+    let (axes, exclusions) = parser.parse(sweep.get_ref());
+    parser.check_overlaps(&axes);
+    // After a mistake in the sweep the file's own values are checked.
+    if problems.len() > problem_count {
+        return single;
     }
-    check_overlaps(&axes, counts, sources, problems);
-    if problems.len() > before {
-        return vec![Vec::new()];
-    }
-    if axes
+    let variant_count = axes
         .iter()
-        .fold(1usize, |all, axis| all.saturating_mul(axis.len()))
-        > MAX_VARIANTS
-    {
+        .fold(1usize, |count, axis| count.saturating_mul(axis.len()));
+    if variant_count > MAX_VARIANTS {
         problems.push(sources.problem(
             sweep.span(),
             format!("the sweep has more than {MAX_VARIANTS} variants"),
             "sweep fewer values, or split the file",
         ));
-        return vec![Vec::new()];
+        return single;
     }
-    let mut all: Vec<Vec<OptionAssignment<'t>>> = vec![Vec::new()];
-    for axis in &axes {
-        all = all
-            .iter()
-            .flat_map(|chosen| {
-                axis.iter()
-                    .map(move |values| chosen.iter().chain(values).cloned().collect())
-            })
-            .collect();
-    }
+    let mut combinations = cartesian_product(&axes);
     for (span, exclusion) in &exclusions {
-        let excluded = |chosen: &Vec<OptionAssignment<'t>>| {
-            let says = |e: &OptionAssignment<'t>, s: &OptionAssignment<'t>| {
-                s.address.covers(&e.address, counts)
-                    && toml_to_json(&s.value) == toml_to_json(&e.value)
-            };
-            exclusion
-                .iter()
-                .all(|e| chosen.iter().chain(sets).any(|s| says(e, s)))
-        };
-        let found = all.len();
-        all.retain(|chosen| !excluded(chosen));
-        let is_set = exclusion
-            .iter()
-            .any(|e| sets.iter().any(|s| s.address.covers(&e.address, counts)));
-        if all.len() == found && !is_set {
+        let count_before = combinations.len();
+        combinations.retain(|chosen| !is_excluded(chosen, set, exclusion, counts));
+        // `--set` may have replaced the values that the exclusion names.
+        let is_set = exclusion.iter().any(|excluded| {
+            let mut set = set.iter();
+            set.any(|assignment| assignment.address.covers(&excluded.address, counts))
+        });
+        if combinations.len() == count_before && !is_set {
             problems.push(sources.problem(
                 span.clone(),
                 "this exclusion matches no variant",
@@ -258,203 +256,237 @@ pub fn expand_sweep<'t>(
             ));
         }
     }
-    if all.is_empty() {
+    if combinations.is_empty() {
         problems.push(sources.problem(sweep.span(), "every variant of the sweep is excluded", ""));
     }
-    all
+    combinations
 }
 
-/// A sweep larger than this is a mistake.
-const MAX_VARIANTS: usize = 100_000;
+/// All combinations of one value per axis; the last axis varies fastest.
+fn cartesian_product<'t>(axes: &[SweepAxis<'t>]) -> Vec<Combination<'t>> {
+    let mut combinations = vec![Combination::new()];
+    for axis in axes {
+        let mut extended = Vec::with_capacity(combinations.len() * axis.len());
+        for combination in &combinations {
+            for values in axis {
+                extended.push([&combination[..], &values[..]].concat());
+            }
+        }
+        combinations = extended;
+    }
+    combinations
+}
 
-/// No two axes may decide one option: which of them would count?
-fn check_overlaps(
-    axes: &[SweepAxis<'_>],
+/// Whether every assignment of the exclusion is among those of the combination or of `--set`.
+fn is_excluded<'t>(
+    combination: &[OptionAssignment<'t>],
+    set: &[OptionAssignment<'t>],
+    exclusion: &[OptionAssignment<'t>],
     counts: &CountByType,
-    sources: &SourceTexts,
-    problems: &mut Vec<Problem>,
-) {
-    let options: Vec<&OptionAssignment<'_>> = axes
-        .iter()
-        .filter_map(|axis| axis.first())
-        .flatten()
-        .collect();
-    for (i, option) in options.iter().enumerate() {
-        if let Some(other) = options[..i]
+) -> bool {
+    exclusion.iter().all(|excluded| {
+        let mut assignments = combination.iter().chain(set);
+        assignments.any(|assignment| {
+            assignment.address.covers(&excluded.address, counts)
+                && toml_to_json(&assignment.value) == toml_to_json(&excluded.value)
+        })
+    })
+}
+
+/// Parses the table `[sweep]`.
+struct SweepParser<'a, 't> {
+    set: &'a [OptionAssignment<'t>],
+    counts: &'a CountByType,
+    sources: &'a SourceTexts,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl<'t> SweepParser<'_, 't> {
+    fn refuse(&mut self, span: Range<usize>, message: impl Into<String>, help: impl Into<String>) {
+        self.problems
+            .push(self.sources.problem(span, message, help));
+    }
+
+    fn parse(&mut self, sweep: &DeTable<'t>) -> (Vec<SweepAxis<'t>>, Vec<Exclusion<'t>>) {
+        let (mut axes, mut exclusions) = (Vec::new(), Vec::new());
+        for (key, value) in sweep {
+            match key.get_ref().as_ref() {
+                "zip" => {
+                    for (span, table) in self.parse_tables(value, "zip") {
+                        axes.extend(self.parse_zip(span, table));
+                    }
+                }
+                "exclude" => {
+                    for (span, table) in self.parse_tables(value, "exclude") {
+                        let mut assignments = Vec::new();
+                        for (key, value) in table {
+                            assignments.extend(self.parse_assignment(key, value));
+                        }
+                        exclusions.push((span, assignments));
+                    }
+                }
+                _ => axes.extend(self.parse_axis(key, value)),
+            }
+        }
+        (axes, exclusions)
+    }
+
+    /// Two axes that set the same option are a mistake: it would be unclear which value counts.
+    fn check_overlaps(&mut self, axes: &[SweepAxis<'t>]) {
+        // All values of an axis have the same options.
+        let options: Vec<&OptionAssignment<'t>> = axes
             .iter()
-            .find(|other| other.address.overlaps(&option.address, counts))
-        {
-            problems.push(sources.problem(
-                option.name_span.clone(),
-                format!(
+            .filter_map(|axis| axis.first())
+            .flatten()
+            .collect();
+        for (index, option) in options.iter().enumerate() {
+            let mut earlier = options[..index].iter();
+            if let Some(other) =
+                earlier.find(|other| other.address.overlaps(&option.address, self.counts))
+            {
+                let message = format!(
                     "`{}` decides what `{}` decides already",
                     option.key, other.key
-                ),
-                "sweep an option once",
-            ));
+                );
+                self.refuse(option.name_span.clone(), message, "sweep an option once");
+            }
         }
     }
-}
 
-/// `"type.key" = [values]`
-fn parse_axis<'t>(
-    key: &Spanned<DeString<'t>>,
-    value: &Spanned<DeValue<'t>>,
-    (sets, counts): (&[OptionAssignment<'t>], &CountByType),
-    sources: &SourceTexts,
-    problems: &mut Vec<Problem>,
-) -> Option<SweepAxis<'t>> {
-    let DeValue::Array(values) = value.get_ref() else {
-        problems.push(sources.problem(
-            value.span(),
-            format!("`{}` is swept over what is not a list", key.get_ref()),
-            match value.get_ref() {
-                DeValue::Table(inner) if key.get_ref() != "zip" => {
-                    let option = inner
-                        .iter()
-                        .next()
-                        .map_or("key", |(option, _)| option.get_ref().as_ref());
-                    format!(
-                        "put the name in quotes: \"{}.{option}\" = […]",
-                        key.get_ref()
-                    )
+    /// Parses `"type.key" = [values]`. None if it is wrong, or if `--set` sets the option.
+    fn parse_axis(
+        &mut self,
+        key: &Spanned<DeString<'t>>,
+        value: &Spanned<DeValue<'t>>,
+    ) -> Option<SweepAxis<'t>> {
+        let name = key.get_ref();
+        let DeValue::Array(values) = value.get_ref() else {
+            let help = match value.get_ref() {
+                // `prune.ratio = …` without quotes is a table `prune` to TOML.
+                DeValue::Table(inner) if name != "zip" => {
+                    let option = inner.iter().next();
+                    let option = option.map_or("key", |(option, _)| option.get_ref().as_ref());
+                    format!("put the name in quotes: \"{name}.{option}\" = […]")
                 }
                 _ => "write a list: [0.25, 0.5]".to_owned(),
-            },
-        ));
-        return None;
-    };
-    if values.is_empty() {
-        problems.push(sources.problem(
-            value.span(),
-            format!("`{}` is swept over an empty list", key.get_ref()),
-            "write at least one value, or remove the line",
-        ));
-        return None;
-    }
-    let entries: SweepAxis<'t> = values
-        .iter()
-        .map(|value| {
-            parse_assignment(key, value.clone(), sources, problems)
-                .into_iter()
-                .collect()
-        })
-        .collect();
-    let first = entries.first()?.first()?;
-    (!sets
-        .iter()
-        .any(|set| set.address.covers(&first.address, counts)))
-    .then_some(entries)
-}
-
-/// `{ "a.b" = [..], "c.d" = [..] }`: lists that advance together.
-fn parse_zip<'t>(
-    span: Range<usize>,
-    table: &DeTable<'t>,
-    decided: (&[OptionAssignment<'t>], &CountByType),
-    sources: &SourceTexts,
-    problems: &mut Vec<Problem>,
-) -> Option<SweepAxis<'t>> {
-    let axes: Vec<SweepAxis<'t>> = table
-        .iter()
-        .filter_map(|(key, value)| parse_axis(key, value, decided, sources, problems))
-        .collect();
-    let lengths: BTreeSet<usize> = axes.iter().map(Vec::len).collect();
-    if lengths.len() > 1 {
-        let lengths: Vec<String> = axes.iter().map(|axis| axis.len().to_string()).collect();
-        problems.push(sources.problem(
-            span,
-            format!(
-                "lists that advance together have {} values",
-                lengths.join(" and ")
-            ),
-            "give them the same number of values",
-        ));
-        return None;
-    }
-    let entries = *lengths.first()?;
-    Some(
-        (0..entries)
-            .map(|i| axes.iter().flat_map(|axis| axis[i].clone()).collect())
-            .collect(),
-    )
-}
-
-fn parse_tables<'a, 't>(
-    value: &'a Spanned<DeValue<'t>>,
-    key: &str,
-    sources: &SourceTexts,
-    problems: &mut Vec<Problem>,
-) -> std::vec::IntoIter<(Range<usize>, &'a DeTable<'t>)> {
-    let items = match value.get_ref() {
-        DeValue::Array(items) => items.iter().collect::<Vec<_>>(),
-        _ => vec![value],
-    };
-    let mut found = Vec::new();
-    for item in items {
-        match item.get_ref() {
-            DeValue::Table(table) => found.push((item.span(), table)),
-            _ => problems.push(sources.problem(
-                item.span(),
-                format!("`{key}` is a list of tables"),
-                format!("write {key} = [{{ \"prune.ratio\" = …, \"aggregate.with\" = … }}]"),
-            )),
+            };
+            let message = format!("`{name}` is swept over what is not a list");
+            self.refuse(value.span(), message, help);
+            return None;
+        };
+        if values.is_empty() {
+            let message = format!("`{name}` is swept over an empty list");
+            let help = "write at least one value, or remove the line";
+            self.refuse(value.span(), message, help);
+            return None;
         }
-    }
-    found.into_iter()
-}
-
-fn parse_assignment<'t>(
-    key: &Spanned<DeString<'t>>,
-    value: Spanned<DeValue<'t>>,
-    sources: &SourceTexts,
-    problems: &mut Vec<Problem>,
-) -> Option<OptionAssignment<'t>> {
-    let text = key.get_ref().to_string();
-    match OptionAddress::parse(&text) {
-        Ok(address) if address.tag == "run" => {
-            problems.push(sources.problem(
-                key.span(),
-                "run settings cannot be swept",
-                "sweep options of stages; for several seeds run the file with --set run.seed=…",
-            ));
-            None
+        let mut axis = SweepAxis::new();
+        for value in values {
+            axis.push(vec![self.parse_assignment(key, value)?]);
         }
-        Ok(address) => Some(OptionAssignment {
+        let address = &axis.first()?.first()?.address;
+        let mut set = self.set.iter();
+        let is_set = set.any(|assignment| assignment.address.covers(address, self.counts));
+        (!is_set).then_some(axis)
+    }
+
+    /// Parses `{ "a.b" = [..], "c.d" = [..] }`: lists whose values change together.
+    fn parse_zip(&mut self, span: Range<usize>, table: &DeTable<'t>) -> Option<SweepAxis<'t>> {
+        let mut lists: Vec<SweepAxis<'t>> = Vec::new();
+        for (key, value) in table {
+            lists.extend(self.parse_axis(key, value));
+        }
+        let lengths: BTreeSet<usize> = lists.iter().map(Vec::len).collect();
+        if lengths.len() > 1 {
+            let lengths: Vec<String> = lists.iter().map(|list| list.len().to_string()).collect();
+            let lengths = lengths.join(" and ");
+            let message = format!("lists that advance together have {lengths} values");
+            self.refuse(span, message, "give them the same number of values");
+            return None;
+        }
+        let length = *lengths.first()?;
+        let mut axis = SweepAxis::new();
+        for index in 0..length {
+            let values_at_index = lists.iter().flat_map(|list| list[index].clone());
+            axis.push(values_at_index.collect());
+        }
+        Some(axis)
+    }
+
+    /// The tables of `zip` or `exclude`: a list of tables, or one table alone.
+    fn parse_tables<'v>(
+        &mut self,
+        value: &'v Spanned<DeValue<'t>>,
+        key: &str,
+    ) -> Vec<(Range<usize>, &'v DeTable<'t>)> {
+        let items: Vec<&Spanned<DeValue<'t>>> = match value.get_ref() {
+            DeValue::Array(items) => items.iter().collect(),
+            _ => vec![value],
+        };
+        let mut tables = Vec::new();
+        for item in items {
+            if let DeValue::Table(table) = item.get_ref() {
+                tables.push((item.span(), table));
+            } else {
+                self.refuse(
+                    item.span(),
+                    format!("`{key}` is a list of tables"),
+                    format!("write {key} = [{{ \"prune.ratio\" = …, \"aggregate.with\" = … }}]"),
+                );
+            }
+        }
+        tables
+    }
+
+    fn parse_assignment(
+        &mut self,
+        key: &Spanned<DeString<'t>>,
+        value: &Spanned<DeValue<'t>>,
+    ) -> Option<OptionAssignment<'t>> {
+        let address = match OptionAddress::parse(key.get_ref()) {
+            Ok(address) => address,
+            Err(message) => {
+                let help = "for example \"prune.ratio\" = [0.25, 0.5]";
+                self.refuse(key.span(), message, help);
+                return None;
+            }
+        };
+        if address.tag == "run" {
+            let message = "run settings cannot be swept";
+            let help =
+                "sweep options of stages; for several seeds run the file with --set run.seed=…";
+            self.refuse(key.span(), message, help);
+            return None;
+        }
+        Some(OptionAssignment {
             address,
-            key: text,
+            key: key.get_ref().to_string(),
             name_span: key.span(),
-            value,
-        }),
-        Err(message) => {
-            problems.push(sources.problem(
-                key.span(),
-                message,
-                "for example \"prune.ratio\" = [0.25, 0.5]",
-            ));
-            None
-        }
+            value: value.clone(),
+        })
     }
 }
 
-/// A value without its place.
-pub fn toml_to_json(value: &Spanned<DeValue<'_>>) -> serde_json::Value {
+/// A TOML value as JSON, without spans.
+pub(crate) fn toml_to_json(value: &Spanned<DeValue<'_>>) -> Value {
     match value.get_ref() {
         DeValue::String(text) => text.as_ref().into(),
-        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
-            .map_or(number.as_str().into(), Into::into),
-        DeValue::Float(number) => number
-            .as_str()
-            .parse::<f64>()
-            .map_or(number.as_str().into(), Into::into),
-        DeValue::Boolean(truth) => (*truth).into(),
-        DeValue::Datetime(time) => time.to_string().into(),
+        DeValue::Integer(integer) => {
+            let parsed = i64::from_str_radix(integer.as_str(), integer.radix());
+            parsed.map_or(integer.as_str().into(), Into::into)
+        }
+        DeValue::Float(float) => {
+            let parsed = float.as_str().parse::<f64>();
+            parsed.map_or(float.as_str().into(), Into::into)
+        }
+        DeValue::Boolean(boolean) => (*boolean).into(),
+        DeValue::Datetime(datetime) => datetime.to_string().into(),
         DeValue::Array(items) => items.iter().map(toml_to_json).collect(),
-        DeValue::Table(table) => serde_json::Value::Object(
-            table
-                .iter()
-                .map(|(key, value)| (key.get_ref().to_string(), toml_to_json(value)))
-                .collect(),
-        ),
+        DeValue::Table(table) => {
+            let entries = table.iter();
+            let entries =
+                entries.map(|(key, value)| (key.get_ref().to_string(), toml_to_json(value)));
+            Value::Object(entries.collect())
+        }
     }
 }

@@ -8,9 +8,10 @@
 use std::path::{Path, PathBuf};
 
 use crate::pipeline::file;
+use crate::pipeline::layers::{self, LayeredSettings};
 use crate::pipeline::overrides::{RunAndStageOverrides, SetArgument};
 use crate::pipeline::problem::{InvalidPipeline, Problem, SourceTexts};
-use crate::pipeline::settings::{self, LayeredSettings, SettingSpans};
+use crate::pipeline::settings::SettingSpans;
 use crate::plan::ids::PerVariant;
 use crate::plan::selection::{self, Selection};
 use crate::plan::{Plan, Variant, environment, tree, variants};
@@ -67,7 +68,7 @@ pub fn check(
     let document = file::parse(&pipeline_text, &sources, &mut problems);
     let set = RunAndStageOverrides::parse(&set_arguments, &sources, &mut problems);
     let mut settings =
-        settings::layer_settings(document.run.as_ref(), &set.run, &mut sources, &mut problems);
+        layers::layer_settings(document.run.as_ref(), &set.run, &mut sources, &mut problems);
     let mut spans = SettingSpans::new(document.run.as_ref(), &set.run);
     apply_setting_arguments(overrides, &mut settings, &mut spans, &mut sources);
     settings.run.check(&spans, &sources, &mut problems);

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
+use crate::pipeline::layers::LayeredSettings;
 use crate::pipeline::problem::SourceTexts;
-use crate::pipeline::settings::LayeredSettings;
 use crate::plan::ids::{NodeId, PerNode, PerVariant, VariantId};
 use crate::stages::ResourceEstimate;
 use crate::stages::step::{ListedStage, Step};

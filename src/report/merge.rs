@@ -1,32 +1,36 @@
-//! Shards joined: results folders of the same pipelines, from several machines, become one. All are looked at before anything
-//! is written.
+//! Joins the shards of a sweep: results folders of the same pipelines, from several machines,
+//! become one. All folders are inspected before anything is written.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::report::shape::{SweepManifest, VariantDescription};
-use crate::report::{self, ReportError, VariantSummary};
+use super::error::ReportError;
+use super::parquet::VARIANTS_FILE;
+use super::shape::{SweepManifest, VariantDescription};
+use super::summarize::find_result_folders;
+use super::tables::write_report_tables;
+use super::variant_summary::VariantSummary;
 use crate::results::{self, ResultsFolder, VariantManifest, VariantStatus};
 use secateur_base::files::{self, FileError, PartialFolder};
 
-/// What was joined.
+/// The joined results of one pipeline.
 #[derive(Debug)]
 pub struct MergedPipeline {
     pub folder: PathBuf,
-    /// The table of the sweep, as a person reads it.
+    /// The table of the sweep as text.
     pub summary: String,
-    /// Variants of the sweep that no folder has a complete result of, and what is known of each.
+    /// Variants of which no folder has a complete result: their ids and the reasons.
     pub missing_variants: Vec<(String, String)>,
 }
 
-/// Folders could not be joined. Where they contradict each other nothing was written.
+/// Why folders could not be joined. After [`MergeError::Conflicts`] nothing was written.
 #[derive(Debug, thiserror::Error)]
 pub enum MergeError {
     #[error("`{}` holds no results: it has no sweep.json", .0.display())]
     NoResults(PathBuf),
     #[error("the folders contradict each other:\n{}", .0.join("\n"))]
     Conflicts(Vec<String>),
-    #[error("another program is at work in `{}`", .0.display())]
+    #[error("another process is writing to `{}`", .0.display())]
     Busy(PathBuf),
     #[error(transparent)]
     File(#[from] FileError),
@@ -34,240 +38,279 @@ pub enum MergeError {
     Report(#[from] ReportError),
 }
 
-/// One pipeline's results in several folders.
+/// What the folders of one pipeline hold, and the folder that they are joined into.
 struct PipelineShards {
     target: PathBuf,
-    descriptions: Vec<VariantDescription>,
-    /// What the folders have of each.
-    found_results: Vec<FoundResult>,
+    variants: Vec<FoundVariant>,
 }
 
-/// What the folders have of a variant.
+struct FoundVariant {
+    description: VariantDescription,
+    result: FoundResult,
+}
+
+/// What the folders hold of one variant.
 enum FoundResult {
     Complete(PathBuf),
-    /// It failed, or was interrupted.
-    Incomplete(PathBuf, String),
-    /// Nothing that could be used, and why.
-    Unusable(String),
+    /// The variant failed or was interrupted.
+    Incomplete {
+        folder: PathBuf,
+        reason: String,
+    },
+    /// No folder has a usable result.
+    Unusable {
+        reason: String,
+    },
 }
 
-/// Joins results folders, `results/<pipeline>` or folders of several, into `into`; where none is given, into the first. Doing
-/// it again changes nothing.
+/// Joins results folders (each `results/<pipeline>`, or a folder of several such) into `into`, or
+/// into the parent of the first. A second call with the same arguments changes nothing.
 pub fn merge(sources: &[PathBuf], into: Option<&Path>) -> Result<Vec<MergedPipeline>, MergeError> {
-    let mut pipelines: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
-    let mut root = into.map(Path::to_owned);
+    let folders = find_source_folders(sources)?;
+    let first_parent = folders.first().and_then(|folder| folder.parent());
+    let target_root = into.or(first_parent).unwrap_or(Path::new(""));
+    let mut folders_by_pipeline: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    for folder in &folders {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        folders_by_pipeline
+            .entry(name.into_owned())
+            .or_default()
+            .push(folder.clone());
+    }
+    let mut conflicts = Vec::new();
+    let mut pipelines = Vec::new();
+    for (name, folders) in folders_by_pipeline {
+        pipelines.push(inspect_folders(
+            target_root.join(name),
+            folders,
+            &mut conflicts,
+        ));
+    }
+    if !conflicts.is_empty() {
+        return Err(MergeError::Conflicts(conflicts));
+    }
+    pipelines.into_iter().map(write_merged).collect()
+}
+
+/// The results folders of all sources, as absolute paths.
+fn find_source_folders(sources: &[PathBuf]) -> Result<Vec<PathBuf>, MergeError> {
+    let mut found = Vec::new();
     for source in sources {
-        let folders =
-            report::find_result_folders(source, |folder| SweepManifest::read(folder).is_some());
+        let folders = find_result_folders(source, |folder| SweepManifest::read(folder).is_some());
         if folders.is_empty() {
             return Err(MergeError::NoResults(source.clone()));
         }
         for folder in folders {
-            let folder = folder.canonicalize().unwrap_or(folder);
-            root.get_or_insert_with(|| folder.parent().unwrap_or(Path::new("")).to_owned());
-            let name = folder
-                .file_name()
-                .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-            pipelines.entry(name).or_default().push(folder);
+            found.push(folder.canonicalize().unwrap_or(folder));
         }
     }
-    let root = root.unwrap_or_default();
-    let mut conflicts = Vec::new();
-    let looked = pipelines
-        .into_iter()
-        .map(|(name, folders)| inspect_folders(root.join(name), folders, &mut conflicts));
-    let looked: Vec<PipelineShards> = looked.collect();
-    if conflicts.is_empty() {
-        looked.into_iter().map(write_merged).collect()
-    } else {
-        Err(MergeError::Conflicts(conflicts))
-    }
+    Ok(found)
 }
 
-/// What the folders of a pipeline have, those of the target included, and where they contradict each other.
+/// Inspects the folders of one pipeline, including the target if it already holds results.
 fn inspect_folders(
     target: PathBuf,
     mut folders: Vec<PathBuf>,
     conflicts: &mut Vec<String>,
 ) -> PipelineShards {
-    let is_target = |folder: &PathBuf| target.canonicalize().is_ok_and(|target| target == *folder);
-    if !folders.iter().any(is_target) && SweepManifest::read(&target).is_some() {
+    let is_source = folders.iter().any(|folder| is_same_path(folder, &target));
+    if !is_source && SweepManifest::read(&target).is_some() {
         folders.insert(0, target.clone());
     }
-    let shapes = collect_descriptions(&folders, conflicts);
-    let found: Vec<FoundResult> = shapes
-        .iter()
-        .map(|shape| find_result(shape, &folders, conflicts))
-        .collect();
-    check_same_origin(&shapes, &found, conflicts);
-    PipelineShards {
-        target,
-        descriptions: shapes,
-        found_results: found,
+    let mut variants = Vec::new();
+    for description in collect_descriptions(&folders, conflicts) {
+        let result = find_result(&description.id, &folders, conflicts);
+        variants.push(FoundVariant {
+            description,
+            result,
+        });
     }
+    check_same_origin(&variants, conflicts);
+    PipelineShards { target, variants }
 }
 
-/// Every variant that any folder's sweep has, in the order of the first that has it.
+/// Every variant of any folder's sweep, in the order of first appearance. All folders must describe
+/// a variant in the same way.
 fn collect_descriptions(
     folders: &[PathBuf],
     conflicts: &mut Vec<String>,
 ) -> Vec<VariantDescription> {
-    let mut shapes: Vec<VariantDescription> = Vec::new();
+    let mut descriptions: Vec<VariantDescription> = Vec::new();
     for folder in folders {
-        for shape in SweepManifest::read(folder)
-            .into_iter()
-            .flat_map(|sweep| sweep.variants)
-        {
-            match shapes.iter().find(|known| known.id == shape.id) {
-                Some(known) if *known != shape => {
-                    conflicts.push(format!(
-                        "{}: `{}` describes it otherwise than the others",
-                        shape.id,
-                        folder.display()
-                    ));
-                }
+        let Some(sweep) = SweepManifest::read(folder) else {
+            continue;
+        };
+        for description in sweep.variants {
+            let known = descriptions.iter().find(|known| known.id == description.id);
+            match known {
+                None => descriptions.push(description),
+                Some(known) if *known != description => conflicts.push(format!(
+                    "{}: `{}` describes this variant differently than the folders before it",
+                    description.id,
+                    folder.display()
+                )),
                 Some(_) => {}
-                None => shapes.push(shape),
             }
         }
     }
-    shapes
+    descriptions
 }
 
-/// The first complete result, which all others must equal; else the first that is not complete.
-fn find_result(
-    shape: &VariantDescription,
-    folders: &[PathBuf],
-    conflicts: &mut Vec<String>,
-) -> FoundResult {
+/// The first complete result of a variant, which all other complete ones must equal; else what the
+/// folders have instead.
+fn find_result(id: &str, folders: &[PathBuf], conflicts: &mut Vec<String>) -> FoundResult {
     let mut complete: Option<(PathBuf, VariantManifest)> = None;
-    let mut other = FoundResult::Unusable("no folder has it".to_owned());
-    for place in folders.iter().map(|folder| folder.join(&shape.id)) {
-        let Some((_, manifest)) = results::read_last_manifest(&place) else {
+    let mut fallback = FoundResult::Unusable {
+        reason: "no folder has it".to_owned(),
+    };
+    for folder in folders.iter().map(|folder| folder.join(id)) {
+        let Some((_, manifest)) = results::read_last_manifest(&folder) else {
             continue;
         };
         if manifest.status != VariantStatus::Succeeded {
-            let why = manifest
+            let reason = manifest
                 .error
-                .clone()
                 .unwrap_or_else(|| manifest.status.name().to_owned());
-            other = FoundResult::Incomplete(place, why);
-        } else if let Some(file) = results::find_damaged_file(&place, &manifest) {
-            if matches!(other, FoundResult::Unusable(_)) {
-                other =
-                    FoundResult::Unusable(format!("`{}` is damaged", place.join(file).display()));
+            fallback = FoundResult::Incomplete { folder, reason };
+        } else if let Some(file) = results::find_damaged_file(&folder, &manifest) {
+            // A variant that failed elsewhere says more than a damaged copy.
+            if matches!(fallback, FoundResult::Unusable { .. }) {
+                let reason = format!("`{}` is damaged", folder.join(file).display());
+                fallback = FoundResult::Unusable { reason };
             }
-        } else if let Some((first, known)) = &complete {
-            if let Some(file) = differing_file(known, &manifest) {
-                let (first, place) = (first.join(&file), place.join(&file));
+        } else if let Some((first_folder, first_manifest)) = &complete {
+            if let Some(file) = differing_file(first_manifest, &manifest) {
                 conflicts.push(format!(
-                    "{}: `{}` and `{}` differ",
-                    shape.id,
-                    first.display(),
-                    place.display()
+                    "{id}: `{}` and `{}` differ",
+                    first_folder.join(&file).display(),
+                    folder.join(&file).display()
                 ));
             }
         } else {
-            complete = Some((place, manifest));
+            complete = Some((folder, manifest));
         }
     }
-    complete.map_or(other, |(place, _)| FoundResult::Complete(place))
+    match complete {
+        Some((folder, _)) => FoundResult::Complete(folder),
+        None => fallback,
+    }
 }
 
-/// A file that two complete results do not have in common; a profile is of its own run.
+/// A file that two complete results do not have in common. Profiles measure times, which differ
+/// from run to run.
 fn differing_file(one: &VariantManifest, other: &VariantManifest) -> Option<String> {
-    let is_profile = |name: &String| name.starts_with("profile") && name.ends_with(".json");
+    let is_profile = |name: &str| name.starts_with("profile") && name.ends_with(".json");
     let mut names = one.outputs.keys().chain(other.outputs.keys());
     names
         .find(|name| !is_profile(name) && one.outputs.get(*name) != other.outputs.get(*name))
         .cloned()
 }
 
-/// Variants of one table are made by one program from one set of files.
-fn check_same_origin(
-    shapes: &[VariantDescription],
-    found: &[FoundResult],
-    conflicts: &mut Vec<String>,
-) {
+/// Adds a conflict for each complete variant that was made from other input files, or by other code
+/// of a stage, than one before it: rows of one table must be comparable.
+fn check_same_origin(variants: &[FoundVariant], conflicts: &mut Vec<String>) {
+    // The version of each file and of each stage's code, and the first variant that has it.
     let mut origins: BTreeMap<String, (String, &str)> = BTreeMap::new();
-    for (shape, found) in shapes.iter().zip(found) {
-        let FoundResult::Complete(place) = found else {
+    for variant in variants {
+        let FoundResult::Complete(folder) = &variant.result else {
             continue;
         };
-        let Some(manifest) = VariantManifest::read(place) else {
+        let Some(manifest) = VariantManifest::read(folder) else {
             continue;
         };
-        let files = manifest
-            .inputs
-            .into_iter()
-            .map(|(path, hash)| (format!("`{path}`"), hash));
-        let code = manifest
-            .stages
-            .into_iter()
-            .map(|record| (format!("code of `{}`", record.stage), record.code));
-        for (what, version) in files.chain(code) {
-            let (known, of) = origins
-                .entry(what.clone())
-                .or_insert_with(|| (version.clone(), &shape.id));
-            if *known != version {
+        let id = variant.description.id.as_str();
+        for (source, version) in source_versions(manifest) {
+            let (first_version, first_id) = origins
+                .entry(source.clone())
+                .or_insert_with(|| (version.clone(), id));
+            if *first_version != version {
                 conflicts.push(format!(
-                    "{}: it was made with another {what} than {of}",
-                    shape.id
+                    "{id}: it was made with another {source} than {first_id}"
                 ));
             }
         }
     }
 }
 
-/// Brings everything into the target, and writes its table.
-fn write_merged(
-    PipelineShards {
-        target,
-        descriptions: shapes,
-        found_results: found,
-    }: PipelineShards,
-) -> Result<MergedPipeline, MergeError> {
+/// The input files of a variant with their hashes, then its stages with the versions of their code.
+fn source_versions(manifest: VariantManifest) -> Vec<(String, String)> {
+    let mut versions = Vec::new();
+    for (path, hash) in manifest.inputs {
+        versions.push((format!("`{path}`"), hash));
+    }
+    for record in manifest.stages {
+        versions.push((format!("code of `{}`", record.stage), record.code));
+    }
+    versions
+}
+
+/// Copies every usable result into the target folder, and writes the report tables there.
+fn write_merged(shards: PipelineShards) -> Result<MergedPipeline, MergeError> {
+    let target = shards.target;
     let results = ResultsFolder::open(&target)?;
     let _claim = results
-        .claim(report::VARIANTS_FILE)?
+        .claim(VARIANTS_FILE)?
         .ok_or_else(|| MergeError::Busy(target.clone()))?;
-    let (mut holes, mut rows) = (Vec::new(), Vec::new());
-    for (shape, found) in shapes.iter().zip(&found) {
-        if let FoundResult::Incomplete(_, why) | FoundResult::Unusable(why) = found {
-            holes.push((shape.id.clone(), why.clone()));
+    let mut missing_variants = Vec::new();
+    let mut summaries = Vec::new();
+    let mut descriptions = Vec::new();
+    for FoundVariant {
+        description,
+        result,
+    } in shards.variants
+    {
+        let (folder, missing_reason) = match result {
+            FoundResult::Complete(folder) => (Some(folder), None),
+            FoundResult::Incomplete { folder, reason } => (Some(folder), Some(reason)),
+            FoundResult::Unusable { reason } => (None, Some(reason)),
+        };
+        if let Some(folder) = folder {
+            copy_variant(&folder, &results, &description.id)?;
+            summaries.extend(VariantSummary::from_folder(description.clone(), &target));
         }
-        if let FoundResult::Complete(from) | FoundResult::Incomplete(from, _) = found {
-            copy_variant(from, &results, &shape.id)?;
-            rows.extend(VariantSummary::from_folder(shape.clone(), &target));
+        if let Some(reason) = missing_reason {
+            missing_variants.push((description.id.clone(), reason));
         }
+        descriptions.push(description);
     }
-    SweepManifest { variants: shapes }.write(&target)?;
-    let summary = report::write_report_tables(&target, &rows)?;
+    let sweep = SweepManifest {
+        variants: descriptions,
+    };
+    sweep.write(&target)?;
+    let summary = write_report_tables(&target, &summaries)?;
     Ok(MergedPipeline {
         folder: target,
         summary,
-        missing_variants: holes,
+        missing_variants,
     })
 }
 
-/// Puts a variant's folder into its place, whole.
-fn copy_variant(from: &Path, results: &ResultsFolder, id: &str) -> Result<(), MergeError> {
+/// Copies a variant's folder into the target folder atomically, unless the target has a complete
+/// result of it.
+fn copy_variant(source: &Path, results: &ResultsFolder, id: &str) -> Result<(), MergeError> {
     let target = results.folder().join(id);
-    let is_same = |a: &Path, b: &Path| {
-        a.canonicalize()
-            .is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
-    };
-    let has_it = |(_, manifest): (PathBuf, VariantManifest)| {
-        manifest.status == VariantStatus::Succeeded
-            && results::find_damaged_file(&target, &manifest).is_none()
-    };
-    if is_same(from, &target) || results::read_last_manifest(&target).is_some_and(has_it) {
+    if is_same_path(source, &target) || has_complete_result(&target) {
         return Ok(());
     }
     let _claim = results
         .claim(id)?
         .ok_or_else(|| MergeError::Busy(target.clone()))?;
     let copy = PartialFolder::new(results.folder())?;
-    files::link_or_copy_tree(from, copy.path())?;
+    files::link_or_copy_tree(source, copy.path())?;
     Ok(copy.replace(&target)?)
+}
+
+fn has_complete_result(folder: &Path) -> bool {
+    results::read_last_manifest(folder).is_some_and(|(_, manifest)| {
+        manifest.status == VariantStatus::Succeeded
+            && results::find_damaged_file(folder, &manifest).is_none()
+    })
+}
+
+/// Whether two existing paths lead to the same file.
+fn is_same_path(one: &Path, other: &Path) -> bool {
+    match (one.canonicalize(), other.canonicalize()) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
+    }
 }

@@ -1,89 +1,129 @@
-//! How sure a difference between two models is. Both answered the same documents, so what a document says counts as a
-//! pair: most of what makes documents hard or easy is common to both models and falls out of the difference.
+//! Paired standard errors: how certain the difference between two models is.
+//!
+//! Both models answered the same documents, so each document gives one pair of values and one
+//! difference. What makes a document hard for both models cancels in the difference, which is why
+//! this standard error is smaller than that of two independent means. It is the standard error of
+//! the paired t-test (Student 1908; for language models: Miller 2024, "Adding Error Bars to Evals",
+//! arXiv:2411.00640, section 4.2).
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use polars::prelude::*;
 
-use super::numbers::{Measurement, Measurements};
-use super::{ReportError, read_parquet};
+use super::error::ReportError;
+use super::metrics::{Measurement, Measurements};
+use super::parquet::read_parquet;
 
-/// What is read of `evaluate_documents`.
+/// The columns that are read from `evaluate_documents.parquet`.
 const DOCUMENT_COLUMNS: [&str; 5] = ["step", "task", "metric", "doc", "value"];
 
-/// The standard error of each metric's difference, by the metric's name: √(Σ (d − d̄)² / (n − 1) / n) over its documents, d what a
-/// document says of `last` less what it says of `dense`. Left out where documents are missing, where one model was asked others than
-/// the other, and where they are fewer than two.
-pub fn standard_errors(
-    documents: &Path,
+/// The standard error of `last - dense` for each metric, by the name of the metric's column.
+///
+/// A metric is left out where one of the two models was evaluated on documents that the other
+/// lacks, and where there are fewer than two documents.
+pub(crate) fn standard_errors(
+    documents_path: &Path,
     dense: &Measurements,
     last: &Measurements,
 ) -> Result<BTreeMap<String, f64>, ReportError> {
-    if !documents.exists() || !last.keys().any(|metric| dense.contains_key(metric)) {
+    if !documents_path.exists() || !last.keys().any(|metric| dense.contains_key(metric)) {
         return Ok(BTreeMap::new());
     }
-    let frame = read_parquet(documents, Some(&DOCUMENT_COLUMNS))?;
-    let pair = ["name", "doc"];
-    let whole = JoinArgs::new(JoinType::Full).with_coalesce(JoinCoalesce::CoalesceColumns);
-    let paired = select_documents(&frame, dense, "dense")?
+    let documents = read_parquet(documents_path, Some(&DOCUMENT_COLUMNS))?;
+    let pairs = join_documents(&documents, dense, last)?;
+    let mut standard_errors = BTreeMap::new();
+    for (metric, differences) in differences_by_metric(&pairs)? {
+        // `None` if any document has no counterpart.
+        let complete: Option<Vec<f64>> = differences.into_iter().collect();
+        if let Some(standard_error) = complete.and_then(|values| standard_error_of_mean(&values)) {
+            standard_errors.insert(metric, standard_error);
+        }
+    }
+    Ok(standard_errors)
+}
+
+/// One row per metric and document, with the values of both models: columns `name`, `doc`, `dense`,
+/// `last`. A full join: a document that one model lacks has a null in that model's column.
+fn join_documents(
+    documents: &DataFrame,
+    dense: &Measurements,
+    last: &Measurements,
+) -> Result<DataFrame, PolarsError> {
+    let keys = ["name", "doc"];
+    let full = JoinArgs::new(JoinType::Full).with_coalesce(JoinCoalesce::CoalesceColumns);
+    select_documents(documents, dense, "dense")?
         .join(
-            &select_documents(&frame, last, "last")?,
-            pair,
-            pair,
-            whole,
+            &select_documents(documents, last, "last")?,
+            keys,
+            keys,
+            full,
             None,
         )?
-        // the order of a sum decides its last bits, and a join promises none
-        .sort(pair, SortMultipleOptions::default())?;
-    let names = paired.column("name")?.str()?;
-    let (dense, last) = (
-        paired.column("dense")?.f64()?,
-        paired.column("last")?.f64()?,
-    );
+        // The order of the summands decides the last bits of a sum, and a join guarantees no order.
+        .sort(keys, SortMultipleOptions::default())
+}
+
+/// The values of the documents behind `measurements`, in a column called `value_column`: for each
+/// metric, the rows of the step that measured it.
+fn select_documents(
+    documents: &DataFrame,
+    measurements: &Measurements,
+    value_column: &str,
+) -> Result<DataFrame, PolarsError> {
+    let text = |field: fn(&Measurement) -> &str| -> Vec<&str> {
+        measurements.values().map(field).collect()
+    };
+    let names: Vec<&str> = measurements.keys().map(String::as_str).collect();
+    let steps: Vec<u32> = measurements.values().map(|one| one.step).collect();
+    let measured = df!(
+        "name" => names,
+        "task" => text(|one| &one.task),
+        "metric" => text(|one| &one.metric),
+        "step" => steps,
+    )?;
+    let keys = ["task", "metric", "step"];
+    let mut values = documents
+        .join(&measured, keys, keys, JoinArgs::new(JoinType::Inner), None)?
+        .select(["name", "doc", "value"])?;
+    values.rename("value", value_column.into())?;
+    Ok(values)
+}
+
+/// d_i = last_i − dense_i of every document i, in the order of the rows; `None` where one value is
+/// missing.
+fn differences_by_metric(
+    pairs: &DataFrame,
+) -> Result<BTreeMap<String, Vec<Option<f64>>>, PolarsError> {
+    let names = pairs.column("name")?.str()?;
+    let dense = pairs.column("dense")?.f64()?;
+    let last = pairs.column("last")?.f64()?;
     let mut differences: BTreeMap<String, Vec<Option<f64>>> = BTreeMap::new();
-    for i in 0..paired.height() {
-        let Some(name) = names.get(i) else { continue };
-        let difference = last
-            .get(i)
-            .zip(dense.get(i))
-            .map(|(last, dense)| last - dense);
+    for row in 0..pairs.height() {
+        let Some(name) = names.get(row) else { continue };
+        let difference = match (last.get(row), dense.get(row)) {
+            (Some(last), Some(dense)) => Some(last - dense),
+            _ => None,
+        };
         differences
             .entry(name.to_owned())
             .or_default()
             .push(difference);
     }
-    let known = differences
-        .into_iter()
-        .filter_map(|(name, of)| Some((name, of.into_iter().collect::<Option<Vec<f64>>>()?)));
-    Ok(known
-        .filter_map(|(name, of)| Some((name, standard_error(&of)?)))
-        .collect())
+    Ok(differences)
 }
 
-/// What the documents say, in the column `name`, for each metric at the step that its value comes from.
-fn select_documents(
-    documents: &DataFrame,
-    measured: &Measurements,
-    name: &str,
-) -> Result<DataFrame, PolarsError> {
-    let of = |text: fn(&Measurement) -> &str| measured.values().map(text).collect::<Vec<&str>>();
-    let steps: Vec<u32> = measured.values().map(|m| m.step).collect();
-    let names: Vec<&str> = measured.keys().map(String::as_str).collect();
-    let counted = df!("name" => names, "task" => of(|m| &m.task), "metric" => of(|m| &m.metric), "step" => steps)?;
-    let question = ["task", "metric", "step"];
-    let inner = JoinArgs::new(JoinType::Inner);
-    let mut answers = documents
-        .join(&counted, question, question, inner, None)?
-        .select(["name", "doc", "value"])?;
-    answers.rename("value", name.into())?;
-    Ok(answers)
-}
-
-/// The standard error of a mean; None for fewer than two values.
-fn standard_error(values: &[f64]) -> Option<f64> {
+/// The standard error of the mean of d_1 … d_n; `None` for n < 2:
+///
+/// SE(d̄) = s / √n, where s² = Σ (d_i − d̄)² / (n − 1) is the sample variance (Bessel's
+/// correction), so SE = √(Σ (d_i − d̄)² / (n − 1) / n).
+fn standard_error_of_mean(values: &[f64]) -> Option<f64> {
+    if values.len() < 2 {
+        return None;
+    }
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    (values.len() > 1).then(|| (squares / (n - 1.0) / n).sqrt())
+    let squared_deviations: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    let sample_variance = squared_deviations / (n - 1.0);
+    Some((sample_variance / n).sqrt())
 }

@@ -1,5 +1,6 @@
-//! A variant as the table of its sweep sees it: the options that were swept, and which steps measured which model.
-//! `results/<pipeline>/sweep.json` lists those of the whole sweep, so that shards can be joined and holes be seen.
+//! The description of a variant in the reports of its sweep: its swept options, and which steps
+//! measured which model. `results/<pipeline>/sweep.json` has the descriptions of all variants of
+//! the sweep, so that a merge of shards knows which variants are missing.
 
 use std::path::Path;
 
@@ -11,32 +12,35 @@ use crate::stages::step::Step;
 use crate::stages::values::ValueKind;
 use secateur_base::files::{FileError, write_atomic_unsynced};
 
-/// What a variant is, whatever became of it.
+/// What a variant is, independent of how its run ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VariantDescription {
     pub id: String,
-    /// The options that the sweep decides, and their values.
+    /// The options that the sweep sets, and their values.
     pub swept: Vec<(String, Value)>,
-    /// Its stages of type `evaluate`.
+    /// The steps of its `evaluate` stages.
     #[serde(flatten)]
     pub evaluate: StepsByModel,
-    /// Its stages of type `generate`.
+    /// The steps of its `generate` stages.
     #[serde(default)]
     pub generate: StepsByModel,
 }
 
-/// Which stages of one type look at which model.
+/// The steps of one stage type, by the model that they measure.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepsByModel {
-    /// Every one before any pruning: the dense model. The first that has a metric, or a prompt, counts.
+    /// Steps before the first pruning: of the dense model. The first that has a metric or prompt
+    /// is reported.
     pub dense: Vec<u32>,
-    /// Every one between the last pruning and what changes the model after it: not yet recovered.
+    /// Steps after the last pruning and before the next stage that changes the model: of the pruned
+    /// model before recovery.
     pub pruned: Vec<u32>,
-    /// Every one of the model as it is in the end. The last that has a metric, or a prompt, counts.
+    /// Steps after the last stage that changes the model: of the final model. The last that has a
+    /// metric or prompt is reported.
     pub last: Vec<u32>,
 }
 
-/// The variants of a sweep, in its order: `sweep.json`.
+/// `sweep.json`: the variants of a sweep, in the order of the sweep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SweepManifest {
     pub variants: Vec<VariantDescription>,
@@ -55,34 +59,35 @@ impl From<&Variant> for VariantDescription {
 
 impl StepsByModel {
     fn from_steps(steps: &[Step], tag: &str) -> Self {
-        let changes = |step: &Step| step.stage.makes().contains(&ValueKind::Model);
-        let among = |steps: &[Step]| -> Vec<u32> {
+        let changes_model = |step: &Step| step.stage.makes().contains(&ValueKind::Model);
+        let is_prune = |step: &Step| step.stage.makes().contains(&ValueKind::Plan);
+        let positions = |steps: &[Step]| -> Vec<u32> {
             steps
                 .iter()
                 .filter(|step| step.stage.tag() == tag)
                 .map(|step| step.position)
                 .collect()
         };
-        let is_prune = |step: &Step| step.stage.makes().contains(&ValueKind::Plan);
         let first_pruning = steps.iter().position(is_prune).unwrap_or(steps.len());
-        let last_change = steps.iter().rposition(changes).unwrap_or(0);
-        let pruned = steps.iter().rposition(is_prune).map(|pruning| {
-            let next = steps[pruning + 1..]
-                .iter()
-                .position(changes)
-                .map(|next| pruning + 1 + next);
-            next.map_or_else(Vec::new, |next| among(&steps[pruning..next]))
-        });
+        let last_change = steps.iter().rposition(changes_model).unwrap_or(0);
+        // Empty if the pruning is the last change: the pruned model is then the final one.
+        let mut pruned = Vec::new();
+        if let Some(last_pruning) = steps.iter().rposition(is_prune) {
+            let after_pruning = &steps[last_pruning + 1..];
+            if let Some(next_change) = after_pruning.iter().position(changes_model) {
+                pruned = positions(&after_pruning[..next_change]);
+            }
+        }
         Self {
-            dense: among(&steps[..first_pruning]),
-            pruned: pruned.unwrap_or_default(),
-            last: among(&steps[last_change..]),
+            dense: positions(&steps[..first_pruning]),
+            pruned,
+            last: positions(&steps[last_change..]),
         }
     }
 }
 
 impl SweepManifest {
-    /// Every variant of a plan, those that were not asked for included.
+    /// Every variant of the sweep, including those that `--only` or `--shard` excludes.
     pub fn from_plan(plan: &Plan) -> Self {
         let mut variants: Vec<VariantDescription> = plan
             .variants
@@ -90,11 +95,11 @@ impl SweepManifest {
             .chain(&plan.unselected)
             .map(VariantDescription::from)
             .collect();
-        variants.sort_by_key(|shape| plan.variant_order.iter().position(|id| *id == shape.id));
+        variants.sort_by_key(|variant| plan.variant_order.iter().position(|id| *id == variant.id));
         Self { variants }
     }
 
-    /// What lies in a folder of results.
+    /// Reads the manifest of a results folder; `None` if there is none or it does not parse.
     pub fn read(folder: &Path) -> Option<Self> {
         serde_json::from_slice(&std::fs::read(folder.join(FILE_NAME)).ok()?).ok()
     }

@@ -1,4 +1,5 @@
-//! Events: a line each on standard error (above the bars on a terminal), and `log.jsonl` of the variants at work.
+//! Log events: one line each on standard error (above the progress bars on a terminal) and in the
+//! `log.jsonl` of the variants that are running.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -14,19 +15,21 @@ use tracing_subscriber::{Layer, fmt};
 use crate::pipeline::settings::LogFormat;
 use crate::progress::Progress;
 
-/// The `log.jsonl` files that events are written to at the moment. None stays open between two events: hundreds of
-/// variants may share a stage. Clones are the same set.
+/// The `log.jsonl` files that events are currently written to. Clones share the set.
+///
+/// A file is opened for each event and closed again: hundreds of variants can share a stage, and
+/// their files could exceed the limit of open files.
 #[derive(Clone, Debug, Default)]
 pub struct LogFiles {
     paths: Arc<Mutex<Vec<PathBuf>>>,
 }
 
 impl LogFiles {
-    /// From now on events go to these files, at their ends. One that cannot be written is left out: a log is not worth a
-    /// run.
+    /// Sets the files that further events are appended to. A file that cannot be written is
+    /// skipped: a missing log does not stop a run.
     pub fn set_paths(&self, paths: impl IntoIterator<Item = PathBuf>) {
-        if let Ok(mut held) = self.paths.lock() {
-            *held = paths.into_iter().collect();
+        if let Ok(mut current_paths) = self.paths.lock() {
+            *current_paths = paths.into_iter().collect();
         }
     }
 }
@@ -53,7 +56,7 @@ impl<'a> MakeWriter<'a> for LogFiles {
     }
 }
 
-/// Standard error, above the bars.
+/// Writes to standard error, above the progress bars.
 #[derive(Clone)]
 struct ConsoleWriter(Progress);
 
@@ -67,36 +70,44 @@ impl Write for ConsoleWriter {
     }
 }
 
-/// Sets up the events of this process: on the console one line for each stage and what needs attention, in `log.jsonl`
-/// the beginning and the end of each besides. The environment variable `SECATEUR_LOG` filters those of the console, in
-/// tracing's notation.
-pub fn init(format: LogFormat, terminal: bool, progress: &Progress, files: &LogFiles) {
-    let filter = EnvFilter::try_from_env("SECATEUR_LOG")
+/// Sets up the log of this process. The console shows events of level info and above; `log.jsonl`
+/// also has the beginning and the end of each stage (level debug). The environment variable
+/// `SECATEUR_LOG` replaces the filter of the console, in the notation of `tracing`.
+pub fn init(format: LogFormat, is_terminal: bool, progress: &Progress, files: &LogFiles) {
+    let console_filter = EnvFilter::try_from_env("SECATEUR_LOG")
         .unwrap_or_else(|_| EnvFilter::new("warn,secateur=info"));
-    let console = ConsoleWriter(progress.clone());
-    let lines = fmt::layer()
-        .with_writer(move || console.clone())
+    let writer = ConsoleWriter(progress.clone());
+    let console = fmt::layer()
+        .with_writer(move || writer.clone())
         .with_target(false);
-    let lines = match format {
-        LogFormat::Json => lines.json().flatten_event(true).with_filter(filter).boxed(),
-        LogFormat::Text if terminal => lines
+    let console = match format {
+        LogFormat::Json => console
+            .json()
+            .flatten_event(true)
+            .with_filter(console_filter)
+            .boxed(),
+        LogFormat::Text if is_terminal => console
             .compact()
             .without_time()
             .with_ansi(true)
-            .with_filter(filter)
+            .with_filter(console_filter)
             .boxed(),
-        LogFormat::Text => lines.compact().with_ansi(false).with_filter(filter).boxed(),
+        LogFormat::Text => console
+            .compact()
+            .with_ansi(false)
+            .with_filter(console_filter)
+            .boxed(),
     };
-    let log = fmt::layer()
+    let log_files = fmt::layer()
         .json()
         .flatten_event(true)
-        .with_writer(files.clone());
-    let log = log.with_filter(EnvFilter::new("warn,secateur=debug"));
-    // A second start in one process, as in tests, keeps the first.
+        .with_writer(files.clone())
+        .with_filter(EnvFilter::new("warn,secateur=debug"));
+    // `try_init` fails if this process already has a subscriber, as in tests: that one stays.
     drop(
         tracing_subscriber::registry()
-            .with(lines)
-            .with(log)
+            .with(console)
+            .with(log_files)
             .try_init(),
     );
 }

@@ -1,4 +1,4 @@
-//! How far a run is: a line above the bars for people, `status.json` for machines.
+//! The progress of a run: a headline above the progress bars, and `status.json` for other programs.
 
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -8,30 +8,32 @@ use serde::Serialize;
 use crate::progress::{Headline, Progress};
 use secateur_base::files;
 
-/// `results/<pipeline>/status.json`, written at every event. Of several runs in one folder it tells of the last that
-/// did something.
+/// `results/<pipeline>/status.json`, written whenever a stage begins and when the run ends. If
+/// several processes run one pipeline it is that of the last one that wrote it.
 #[derive(Clone, Debug, Serialize)]
-pub struct RunStatus {
-    pub pipeline: String,
-    pub state: RunState,
-    pub process: u32,
+pub(crate) struct RunStatus {
+    pub(crate) pipeline: String,
+    pub(crate) state: RunState,
+    /// The process id.
+    pub(crate) process: u32,
     /// Seconds since 1970.
-    pub started: u64,
+    pub(crate) started: u64,
     /// Seconds since 1970.
-    pub updated: u64,
-    pub variants: VariantCounts,
-    /// Stages of the tree; each counts once, however many variants share it.
-    pub stages: StageCounts,
-    /// What is being done.
-    pub now: Option<CurrentStage>,
-    pub seconds_elapsed: f64,
-    /// For all that is left, from what such stages took so far; null until each kind was seen once.
-    pub seconds_left: Option<f64>,
+    pub(crate) updated: u64,
+    pub(crate) variants: VariantCounts,
+    /// The nodes of the tree: a stage that several variants share counts once.
+    pub(crate) stages: StageCounts,
+    /// The stage that is running.
+    pub(crate) now: Option<CurrentStage>,
+    pub(crate) seconds_elapsed: f64,
+    /// An estimate for the remaining stages, from the mean time of stages of the same type; null
+    /// while a type has no measured time.
+    pub(crate) seconds_left: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum RunState {
+pub(crate) enum RunState {
     Running,
     /// Every variant succeeded.
     Succeeded,
@@ -40,46 +42,47 @@ pub enum RunState {
     Interrupted,
 }
 
-/// Of the variants that this run was asked for.
+/// Counts of the variants that this run has selected.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct VariantCounts {
-    pub total: usize,
-    pub succeeded: usize,
-    pub failed: usize,
+pub(crate) struct VariantCounts {
+    pub(crate) total: usize,
+    pub(crate) succeeded: usize,
+    pub(crate) failed: usize,
 }
 
+/// Counts of stages.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct StageCounts {
-    /// That ran.
-    pub run: usize,
-    /// That were kept from an earlier run.
-    pub kept: usize,
-    /// That will run.
-    pub left: usize,
+pub(crate) struct StageCounts {
+    /// Stages that ran.
+    pub(crate) run: usize,
+    /// Stages whose product came from the cache.
+    pub(crate) kept: usize,
+    /// Stages that are still to run.
+    pub(crate) left: usize,
 }
 
-/// The stage at work.
+/// The stage that is running.
 #[derive(Clone, Debug, Serialize)]
-pub struct CurrentStage {
-    pub step: u32,
-    pub stage: &'static str,
+pub(crate) struct CurrentStage {
+    pub(crate) step: u32,
+    pub(crate) stage: &'static str,
     /// The variants that share it.
-    pub variants: Vec<String>,
+    pub(crate) variants: Vec<String>,
     /// Seconds since 1970.
-    pub since: u64,
+    pub(crate) since: u64,
 }
 
-/// Tells people and machines.
+/// Writes `status.json` and the headline.
 #[derive(Debug)]
-pub struct StatusWriter {
-    pub status: RunStatus,
+pub(crate) struct StatusWriter {
+    pub(crate) status: RunStatus,
     path: PathBuf,
     started: Instant,
     headline: Headline,
 }
 
 impl StatusWriter {
-    pub fn new(folder: &Path, pipeline: &str, variants: usize, progress: &Progress) -> Self {
+    pub(crate) fn new(folder: &Path, pipeline: &str, variants: usize, progress: &Progress) -> Self {
         let status = RunStatus {
             pipeline: pipeline.to_owned(),
             state: RunState::Running,
@@ -103,8 +106,8 @@ impl StatusWriter {
         }
     }
 
-    /// Says where the run is. That it cannot be written is no reason to stop work.
-    pub fn update(&mut self, change: impl FnOnce(&mut RunStatus)) {
+    /// Changes the status and writes it. A file that cannot be written does not stop the run.
+    pub(crate) fn update(&mut self, change: impl FnOnce(&mut RunStatus)) {
         change(&mut self.status);
         self.status.updated = unix_seconds();
         self.status.seconds_elapsed = self.started.elapsed().as_secs_f64();
@@ -125,8 +128,8 @@ impl StatusWriter {
         format!("variant {}{stage}", self.variant_progress())
     }
 
-    /// `3 of 24`: the variant at work.
-    pub fn variant_progress(&self) -> String {
+    /// `3 of 24`: the number of the variant that is running.
+    pub(crate) fn variant_progress(&self) -> String {
         let VariantCounts {
             total,
             succeeded,
@@ -137,8 +140,8 @@ impl StatusWriter {
 }
 
 /// Seconds since 1970.
-pub fn unix_seconds() -> u64 {
+pub(crate) fn unix_seconds() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+        .map_or(0, |duration| duration.as_secs())
 }

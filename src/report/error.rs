@@ -1,0 +1,20 @@
+//! The error of a report.
+
+use std::path::PathBuf;
+
+use polars::prelude::PolarsError;
+
+use secateur_base::files::FileError;
+
+/// Why a report could not be written or printed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    #[error("`{}` holds no results: it has no variants.parquet", .0.display())]
+    NoResults(PathBuf),
+    #[error("`{}` cannot be read: {message}", .path.display())]
+    Unreadable { path: PathBuf, message: String },
+    #[error("the table of the variants cannot be built: {0}")]
+    Polars(#[from] PolarsError),
+    #[error(transparent)]
+    File(#[from] FileError),
+}
