@@ -13,14 +13,14 @@ use crate::progress::{Progress, format_clock};
 use crate::report::VariantSummary;
 use crate::report::shape::SweepManifest;
 use crate::results::{StageRecord, VariantStatus};
-use crate::run::execute::StageError;
+use crate::stages::StageError;
 use crate::run::log::LogFiles;
 use crate::run::node::{NodeOutcome, NodeRunner};
 use crate::run::outcome::{RunError, RunOutcome, write_report};
 use crate::run::status::{CurrentStage, RunState, StatusWriter, unix_seconds};
 use crate::run::values::{LazyValues, NodeOutput};
 use crate::run::variants::{BeginOutcome, RunVariants};
-use crate::stages::registry::Step;
+use crate::stages::step::Step;
 use secateur_store::cache::ProductCache;
 
 /// The surroundings of a run, which do not change its results.
@@ -166,7 +166,7 @@ impl TreeWalk<'_> {
                 return;
             }
             match self.run_node(node_id, &variants, &values) {
-                Ok(output) => values.apply_stage(node_id, &node.step.stage, &output),
+                Ok(output) => values.apply_stage(node_id, &*node.step.stage, &output),
                 Err(failure) => return self.fail_variants(&variants, &node.step, &failure),
             }
             self.complete_variants(node_id);
