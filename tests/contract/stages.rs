@@ -1,4 +1,4 @@
-//! Promises of single stages that no golden number holds.
+//! Behaviour of single stages for which there is no golden number.
 
 use secateur::stages::{aggregate, dependencies, importance, prune};
 use secateur_model::Model;
@@ -8,9 +8,9 @@ use secateur_model::wiring::TensorId;
 use secateur_tensor::ops::{GradientQuery, GradientResult};
 use serde_json::json;
 
-use crate::support::{Sandbox, context, table, tiny};
+use crate::support::{Sandbox, context, largest, table, tiny};
 
-/// The gradient of a tied embedding, both uses together.
+/// Collects the gradient of a tied embedding, summed over both of its uses.
 #[derive(Default)]
 struct Tied(Vec<f32>);
 
@@ -36,9 +36,10 @@ impl GradientVisitor for Tied {
     }
 }
 
-/// Both uses of a tied embedding make one gradient, which the Fisher diagonal squares whole.
-#[test]
-fn the_second_order_of_a_tied_embedding_squares_the_whole_gradient() {
+test!(second_order_score_squares_the_summed_gradient_of_a_tied_embedding);
+/// The gradient of a tied embedding is the sum over both uses; the Fisher diagonal squares that
+/// sum.
+fn second_order_score_squares_the_summed_gradient_of_a_tied_embedding() {
     let model = tiny();
     let folder = tempfile::tempdir().unwrap();
     let corpus = folder.path().join("rows.jsonl");
@@ -83,18 +84,15 @@ fn the_second_order_of_a_tied_embedding_squares_the_whole_gradient() {
         .iter()
         .find(|scored| scored.member_index == at)
         .unwrap();
-    let worst = scored
-        .channels
-        .iter()
-        .zip(&expected)
-        .map(|(a, b)| (a / b - 1.0).abs())
-        .fold(0.0, f64::max);
+    assert_eq!(scored.channels.len(), expected.len());
+    let pairs = scored.channels.iter().zip(&expected);
+    let worst = largest(pairs.map(|(found, expected)| (found / expected - 1.0).abs()));
     assert!(worst < 1e-4, "{worst:.1e}");
 }
 
-/// A product over many members leaves the range of numbers; the order of the units must not be lost with it.
-#[test]
-fn a_product_that_leaves_the_range_of_numbers_keeps_the_order() {
+test!(underflowing_product_keeps_the_order_of_units);
+/// A product over many members can underflow; the order of the units must survive.
+fn underflowing_product_keeps_the_order_of_units() {
     let mut model = tiny();
     let graph = dependencies::run(&serde_json::from_value(json!({})).unwrap(), &model).unwrap();
     let scored = |model: &Model| {
@@ -115,7 +113,8 @@ fn a_product_that_leaves_the_range_of_numbers_keeps_the_order() {
     };
     let before = scored(&model);
     for place in model.tensor_ids() {
-        // powers of two: the order stays to the last bit, the products of squares fall below 1e-308
+        // Scaling by powers of two keeps the order exactly, and the products of squares fall below
+        // 1e-308.
         model.weight_mut(place).update(|w| {
             w.iter_mut()
                 .for_each(|w| *w *= 2f32.powi(-60) * 2f32.powi(-60))
@@ -134,9 +133,10 @@ fn a_product_that_leaves_the_range_of_numbers_keeps_the_order() {
     }
 }
 
-/// The ratio of a `prune` in a `repeat` counts against its own groups' widths at the beginning.
-#[test]
-fn two_prunings_of_a_repeat_have_baselines_of_their_own() {
+test!(two_prunings_in_a_repeat_have_separate_baselines);
+/// The ratio of a `prune` inside a `repeat` refers to the widths of its own groups before the first
+/// iteration.
+fn two_prunings_in_a_repeat_have_separate_baselines() {
     let sandbox = Sandbox::new();
     let inner = |grouping: &str, ratio: f64| {
         format!(
@@ -170,9 +170,9 @@ fn two_prunings_of_a_repeat_have_baselines_of_their_own() {
     assert_eq!(layers["kept"].as_array().unwrap().len(), 3);
 }
 
-/// What the table of a sweep says of a pipeline with evaluations in several places.
-#[test]
-fn the_table_takes_each_number_from_its_place() {
+test!(sweep_table_takes_each_number_from_its_evaluation);
+/// Which evaluation each number of the sweep's table comes from, in pipelines with several of them.
+fn sweep_table_takes_each_number_from_its_evaluation() {
     let sandbox = Sandbox::new();
     sandbox.write("a.jsonl", "{\"ids\": [0, 5, 9, 300, 44]}");
     sandbox.write("b.jsonl", "{\"ids\": [0, 44, 300, 9]}");
@@ -201,7 +201,7 @@ fn the_table_takes_each_number_from_its_place() {
         let column = row[name].as_primitive::<arrow::datatypes::Float64Type>();
         column.is_valid(0).then(|| column.value(0))
     };
-    // nothing was measured after the pruning: no number, rather than the dense model's
+    // Nothing was measured after the pruning: the value is null, not the dense model's.
     let (row, values) = variants("none", format!("{load}{}{prune}", measure("a.jsonl")));
     assert_eq!(
         (
@@ -210,7 +210,7 @@ fn the_table_takes_each_number_from_its_place() {
         ),
         (None, Some(values[0]))
     );
-    // two evaluations of the pruned model, each with a metric of its own
+    // Two evaluations of the pruned model, each with its own metric.
     let (row, values) = variants(
         "two",
         format!(
@@ -230,9 +230,10 @@ fn the_table_takes_each_number_from_its_place() {
     );
 }
 
-/// Ranges of layers that only show in a run: the model has fewer layers than the checkpoint.
-#[test]
-fn a_range_beyond_a_model_that_lost_layers_is_an_error_by_name() {
+test!(layer_range_beyond_a_pruned_model_is_an_error);
+/// A layer range that only the run can reject: the pruned model has fewer layers than the
+/// checkpoint.
+fn layer_range_beyond_a_pruned_model_is_an_error() {
     let model = tiny();
     let options = serde_json::from_value(json!({ "mlp_layers": [0, 7] })).unwrap();
     let error = dependencies::run(&options, &model).unwrap_err().to_string();

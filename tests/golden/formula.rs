@@ -1,7 +1,6 @@
-//! LLM-Pruner's own scores and selections on models that a formula fills: numbers that always run.
+//! Scores and selections of LLM-Pruner on models whose weights follow from a formula. Always runs.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use secateur::stages::importance::taylor::{self, GradientSums, TaylorCriterion};
 use secateur::stages::importance::{self, Fisher, Taylor};
@@ -16,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::support::{self, context, numbers};
 
-/// The id of a tensor in the formula, and the base of its values.
+/// The number `t` of a tensor in the formula, and whether it is a norm, whose values lie around 1.
 fn id(place: TensorId) -> (f64, bool) {
     match place {
         TensorId::Embedding => (1001.0, false),
@@ -127,19 +126,16 @@ fn gradients(model: &Model) -> BTreeMap<TensorId, GradientSums> {
     model.tensor_ids().into_iter().map(sums).collect()
 }
 
-/// The largest difference, relative to each score, or to the largest where terms cancel.
+/// The largest difference, relative to each score, or to the largest score where terms cancel.
 fn worst(found: &[f64], expected: &[f64], cancels: bool) -> f64 {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().copied().fold(0.0, f64::max);
     let difference = |(a, b): (&f64, &f64)| (a - b).abs() / if cancels { largest } else { b.abs() };
-    found
-        .iter()
-        .zip(expected)
-        .map(difference)
-        .fold(0.0, f64::max)
+    support::largest(found.iter().zip(expected).map(difference))
 }
 
-/// The units that go, counted in the root's channels, if no float32 program may decide otherwise.
+/// The removed channels of the group's root; `None` where the gap is so small that float32 rounding
+/// could change the selection.
 fn removed(scores: &[f64], kept: &[usize], width: usize) -> Option<Vec<usize>> {
     let is_kept = |unit: &usize| kept.contains(unit);
     let units = 0..scores.len();
@@ -160,12 +156,9 @@ fn removed(scores: &[f64], kept: &[usize], width: usize) -> Option<Vec<usize>> {
     ((stays - gone) / stays > 3e-5).then_some(channels)
 }
 
-#[test]
-fn scores_and_selections_equal_the_references() {
-    let golden = support::json(Path::new(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/golden/formula.json"
-    )));
+test!(scores_and_selections_equal_llm_pruner);
+fn scores_and_selections_equal_llm_pruner() {
+    let golden = support::json(&support::golden_data("formula.json"));
     let (mut compared, mut selections, mut largest) = (0, 0, 0f64);
     for case in golden["cases"].as_array().unwrap() {
         let model = model(&case["config"]);
@@ -255,7 +248,8 @@ fn scores_and_selections_equal_the_references() {
                     .map(|m| m.name.trim_end_matches(".weight"))
                     .collect();
                 if group.kind == GroupKind::Hidden {
-                    // the reference walks in an order of its own; the first and the set are the same
+                    // The reference visits the members in another order: the first member and the
+                    // set are the same.
                     let set = |names: Vec<&str>| {
                         names
                             .into_iter()
@@ -293,7 +287,7 @@ fn scores_and_selections_equal_the_references() {
             }
         }
     }
-    eprintln!(
+    note!(
         "{compared} groups of scores, largest difference {largest:.1e}; {selections} selections equal"
     );
     assert_eq!(compared, 2 * 2 * 26 + 6);

@@ -1,16 +1,16 @@
-//! Memory changes how, never what: a model whose blocks stay on disk gives the same bytes, and so does half precision where it
-//! loses nothing.
+//! How much memory there is changes no result: a model whose blocks stay on disk gives the same
+//! bytes, and so does half precision for values that it holds exactly.
 
 use std::path::Path;
 
 use secateur_model::Model;
 use secateur_model::stored::StorageDtype;
 
-use crate::support::{CHAIN, Sandbox, chain, outcome};
+use crate::support::{CHAIN, Sandbox, chain, largest, outcome};
 
-/// Every table and every exported weight of a whole chain.
-#[test]
-fn a_streamed_model_gives_the_same_bytes() {
+test!(streamed_model_gives_the_same_bytes);
+/// Compares every table and every exported weight of the chain.
+fn streamed_model_gives_the_same_bytes() {
     let sandbox = chain();
     let path = |folder: &str| format!("{folder}/chain");
     let ran = |folder: &str, how: &[&str]| {
@@ -48,9 +48,10 @@ fn a_streamed_model_gives_the_same_bytes() {
     }
 }
 
-/// What is in float16 already comes back from a float16 export bit for bit, block by block from disk too.
-#[test]
-fn half_precision_loses_nothing_that_it_holds() {
+test!(half_precision_checkpoints_survive_saving_again);
+/// A model stored in half precision is saved again without a changed bit, streamed from disk as
+/// well.
+fn half_precision_checkpoints_survive_saving_again() {
     let tiny = Model::load(Path::new(concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/models/tiny"
@@ -77,10 +78,9 @@ fn half_precision_loses_nothing_that_it_holds() {
         );
         let narrowed = Model::load(&first).unwrap();
         let worst = |a: &[f32], b: &[f32]| {
-            a.iter()
-                .zip(b)
-                .map(|(a, b)| (a - b).abs() / a.abs().max(1e-3))
-                .fold(0.0, f32::max)
+            assert_eq!(a.len(), b.len());
+            let pairs = a.iter().zip(b);
+            largest(pairs.map(|(a, b)| (a - b).abs() / a.abs().max(1e-3)))
         };
         let off = worst(&tiny.embedding.values(), &narrowed.embedding.values());
         assert!(
@@ -95,8 +95,8 @@ fn half_precision_loses_nothing_that_it_holds() {
     }
 }
 
-#[test]
-fn a_number_that_half_precision_cannot_hold_is_an_error() {
+test!(value_beyond_half_precision_is_an_error);
+fn value_beyond_half_precision_is_an_error() {
     let mut model = Model::load(Path::new(concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/models/tiny"
@@ -116,9 +116,10 @@ fn a_number_that_half_precision_cannot_hold_is_an_error() {
         .unwrap();
 }
 
-/// A file that vanishes from under a streamed model fails the stage by name; what was complete stays.
-#[test]
-fn a_checkpoint_cut_short_while_it_is_streamed_is_named() {
+test!(checkpoint_truncated_while_streamed_is_named);
+/// A file that is truncated under a streamed model gives an error that names the file and the
+/// tensor.
+fn checkpoint_truncated_while_streamed_is_named() {
     let sandbox = Sandbox::new();
     let folder = sandbox.path("models/cut");
     crate::support::copy_folder(
@@ -146,9 +147,10 @@ fn a_checkpoint_cut_short_while_it_is_streamed_is_named() {
     );
 }
 
-/// The thread that reads ahead shares its work out in the pool, which a walk on one thread must not keep from it.
-#[test]
-fn a_streamed_model_on_one_thread_comes_to_an_end() {
+test!(streamed_model_finishes_on_one_thread);
+/// The thread that reads ahead uses the thread pool. A walk on a pool of one thread must not block
+/// it.
+fn streamed_model_finishes_on_one_thread() {
     let sandbox = chain();
     let ran = sandbox.run(&[
         "chain.toml",
@@ -160,8 +162,8 @@ fn a_streamed_model_on_one_thread_comes_to_an_end() {
     assert_eq!(ran.code, 0, "{}", ran.err);
 }
 
-#[test]
-fn a_dtype_without_numbers_is_refused() {
+test!(dtype_without_a_weight_format_is_rejected);
+fn dtype_without_a_weight_format_is_rejected() {
     let sandbox = Sandbox::new();
     sandbox.write(
         "plan.toml",

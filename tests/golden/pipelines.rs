@@ -1,5 +1,6 @@
-//! The reference's prunings again, end to end: pipelines as a user writes them, run by the program, their tables read back.
-//! One sweep for each model and grouping; every entry of the golden file that is one step is a variant of it.
+//! LLM-Pruner's prunings end to end: pipelines as a user writes them, run by the program, and their
+//! tables read back. One sweep for each model and grouping; every one-step entry of the golden file
+//! is a variant of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,10 +10,10 @@ use serde_json::{Value, json};
 
 use crate::support::{self, Sandbox, shared, table, text};
 
-/// A model, its calibration rows and its text to measure, in a working directory.
-fn sandbox(name: &str) -> Option<(Sandbox, Value)> {
-    let model = shared(&format!("models/{name}"))?;
-    let golden = support::json(&shared(&format!("golden/prune_{name}.json"))?);
+/// A model, its calibration rows and its evaluation text in a working directory.
+fn sandbox(name: &str) -> (Sandbox, Value) {
+    let model = shared(&format!("models/{name}"));
+    let golden = support::json(&shared(&format!("golden/prune_{name}.json")));
     let sandbox = Sandbox::new();
     support::copy_folder(&model, &sandbox.path("model"));
     let row = |ids: &Value| json!({ "ids": ids }).to_string();
@@ -24,10 +25,10 @@ fn sandbox(name: &str) -> Option<(Sandbox, Value)> {
         .collect();
     sandbox.write("calibration.jsonl", calibration.join("\n"));
     sandbox.write("stream.jsonl", row(&golden["ppl_stream"]));
-    Some((sandbox, golden))
+    (sandbox, golden)
 }
 
-/// What a variant decides, in the order of [`KEYS`].
+/// The swept options of a variant, in the order of [`KEYS`].
 type Decided = [Value; 9];
 
 const KEYS: [&str; 9] = [
@@ -42,7 +43,7 @@ const KEYS: [&str; 9] = [
     "prune.compat",
 ];
 
-/// The method and the form that the golden files mean.
+/// The `method` and `taylor` options for a name in the golden files.
 fn method(name: &str) -> (&str, &'static str) {
     match name {
         "vectorize" => ("taylor", "vector"),
@@ -53,7 +54,8 @@ fn method(name: &str) -> (&str, &'static str) {
     }
 }
 
-/// An entry of the reference's prunings; None for `random`, which are its own draws.
+/// The options of an entry of LLM-Pruner's prunings; `None` for `random`, which are its own random
+/// numbers.
 fn of_reference(entry: &Value) -> Option<Decided> {
     let parts: Vec<&str> = entry["scores"].as_str()?.split('/').collect();
     let (name, with) = match parts[..] {
@@ -88,7 +90,7 @@ fn of_reference(entry: &Value) -> Option<Decided> {
     ])
 }
 
-/// An entry of the paper's prunings.
+/// The options of an entry of the paper's prunings.
 fn of_paper(entry: &Value) -> Option<Decided> {
     let parts: Vec<&str> = entry["scores"].as_str()?.split('/').collect();
     let (method, form, fisher, compat, with, level) = match parts[..] {
@@ -156,7 +158,8 @@ fn of_paper(entry: &Value) -> Option<Decided> {
     ])
 }
 
-/// The smallest gap between what went and what stayed, where it is positive.
+/// The smallest score difference between a removed and a kept unit, over the groups where it is not
+/// negative.
 fn margin(entry: &Value) -> f64 {
     let margins = entry["margin"]
         .as_object()
@@ -166,7 +169,7 @@ fn margin(entry: &Value) -> f64 {
     margins.filter(|margin| *margin >= 0.0).fold(1.0, f64::min)
 }
 
-/// What a variant's `prune.parquet` says is gone, by group and layer.
+/// The removed units by group and layer, from a variant's `prune.parquet`.
 fn gone(sandbox: &Sandbox, folder: &str) -> BTreeMap<(String, u32), BTreeSet<u32>> {
     let rows = table(&sandbox.path(&format!("{folder}/prune.parquet")));
     let (groups, kept) = (text(&rows["group"]), rows["kept"].as_boolean());
@@ -181,7 +184,7 @@ fn gone(sandbox: &Sandbox, folder: &str) -> BTreeMap<(String, u32), BTreeSet<u32
     all
 }
 
-/// The same as the golden file says it.
+/// The removed units by group and layer, from the golden file.
 fn expected_gone(entry: &Value) -> BTreeMap<(String, u32), BTreeSet<u32>> {
     let mut all = BTreeMap::new();
     for (layer, kinds) in entry["removed"].as_object().unwrap() {
@@ -240,7 +243,8 @@ type = "prune"
 ratio = 0.5
 "#;
 
-/// Runs all entries as one sweep, and compares what is gone, how many parameters are left, and the perplexity.
+/// Runs all entries as one sweep and compares the removed units, the number of parameters and the
+/// perplexity.
 fn compare(
     sandbox: &Sandbox,
     golden: &Value,
@@ -297,19 +301,20 @@ fn compare(
         let difference = (perplexity.value(row) / entry["ppl"].as_f64().unwrap() - 1.0).abs();
         assert!(difference < 1e-5, "{stem} {decided:?}: {difference:.1e}");
         largest = largest.max(difference);
-        // The reference unties a tied head channel-wise and counts it twice.
+        // The reference unties a tied head under channel-wise pruning and counts it twice.
         if grouping == "block" {
             let params = rows["params_after"].as_primitive::<UInt64Type>().value(row);
             assert_eq!(Some(params), entry["params"].as_u64(), "{stem} {decided:?}");
         }
     }
-    eprintln!(
+    note!(
         "{stem}: {} variants equal, largest relative difference of a perplexity {largest:.1e}",
         entries.len()
     );
 }
 
-/// The entries that float32 decides, each setting once.
+/// The entries whose selection does not depend on float32 rounding, each combination of options
+/// once.
 fn entries(
     all: &Value,
     is_meant: impl Fn(&Value) -> bool,
@@ -329,12 +334,10 @@ fn entries(
         .collect()
 }
 
-#[test]
-fn the_references_prunings_end_to_end() {
+test!(llm_pruner_prunings_end_to_end, needs = super::LLM_PRUNER);
+fn llm_pruner_prunings_end_to_end() {
     for name in ["stories260K", "mha_tiny"] {
-        let Some((sandbox, golden)) = sandbox(name) else {
-            continue;
-        };
+        let (sandbox, golden) = sandbox(name);
         for grouping in ["block", "channel"] {
             let is_meant =
                 |entry: &Value| entry["granularity"] == grouping && entry["iterative_steps"] == 1;
@@ -350,13 +353,11 @@ fn the_references_prunings_end_to_end() {
     }
 }
 
-#[test]
-fn the_papers_prunings_end_to_end() {
+test!(paper_prunings_end_to_end, needs = super::LLM_PRUNER);
+fn paper_prunings_end_to_end() {
     for name in ["stories260K", "mha_tiny"] {
-        let Some((sandbox, golden)) = sandbox(name) else {
-            continue;
-        };
-        let paper = support::json(&shared(&format!("golden/paper_{name}.json")).unwrap());
+        let (sandbox, golden) = sandbox(name);
+        let paper = support::json(&shared(&format!("golden/paper_{name}.json")));
         let entries = entries(&paper["prunings"], |_| true, of_paper);
         compare(
             &sandbox,
@@ -368,15 +369,14 @@ fn the_papers_prunings_end_to_end() {
     }
 }
 
-#[test]
-fn the_first_layers_end_to_end() {
+test!(first_layers_end_to_end, needs = super::LLM_PRUNER);
+fn first_layers_end_to_end() {
     for name in ["stories260K", "mha_tiny"] {
-        let Some((sandbox, golden)) = sandbox(name) else {
-            continue;
-        };
+        let (sandbox, golden) = sandbox(name);
         let entries = golden["layer_wise"].as_array().unwrap();
         let layers = entries.len() as f64 + 1.0;
-        // so many of all go: with a little less than the whole share, lest its last bit takes one more
+        // A little less than the whole share, because rounding in the last bit could remove one
+        // layer more.
         let ratios: Vec<f64> = entries
             .iter()
             .map(|e| 1.0 - e["keep_first"].as_f64().unwrap() / layers - 1e-9)
@@ -407,18 +407,21 @@ fn the_first_layers_end_to_end() {
     }
 }
 
-/// Where the reference raises, or leaves a model that cannot run, the sensible result and a word about it.
-#[test]
-fn where_the_reference_breaks_this_goes_on_and_says_so() {
-    let Some((sandbox, golden)) = sandbox("mha_tiny") else {
-        return;
-    };
+test!(
+    cases_where_llm_pruner_fails_give_a_result_and_a_warning,
+    needs = super::LLM_PRUNER
+);
+/// Where the reference raises, or leaves a model that cannot run, this program gives a valid result
+/// and a warning.
+fn cases_where_llm_pruner_fails_give_a_result_and_a_warning() {
+    let (sandbox, golden) = sandbox("mha_tiny");
     let settings = &golden["settings"];
     let layers = format!(
         "attention_layers = {}\nmlp_layers = {}",
         settings["attention_layers"], settings["mlp_layers"]
     );
-    // Less than one head: the reference raises; here the heads stay, and the MLP is pruned (`skip_empty`).
+    // Less than one head: the reference raises. Here the heads stay and the MLP is pruned
+    // (`skip_empty`).
     let body =
         pipeline(&layers, SCORED).replace("ratio = 0.5", "ratio = 0.1\ncompat = \"reference\"");
     sandbox.write("little.toml", body);
@@ -435,10 +438,9 @@ fn where_the_reference_breaks_this_goes_on_and_says_so() {
     assert_eq!(skipped["ratio"], 0.1);
     assert_eq!(gone(&sandbox, &folder), expected_gone(skipped));
 
-    // Two steps with grouped queries: the reference leaves queries and keys that do not fit each other.
-    let Some((sandbox, golden)) = self::sandbox("stories260K") else {
-        return;
-    };
+    // Two steps with grouped queries: the reference leaves queries and keys whose widths do not
+    // match.
+    let (sandbox, golden) = self::sandbox("stories260K");
     let settings = &golden["settings"];
     let layers = format!(
         "attention_layers = {}\nmlp_layers = {}",
@@ -457,7 +459,7 @@ fn where_the_reference_breaks_this_goes_on_and_says_so() {
         "{}",
         ran.err
     );
-    // Channels by a second-order form: the reference has no squared gradients and raises.
+    // Channel-wise with a second-order form: the reference has no squared gradients and raises.
     let second = SCORED.replace(
         "method = \"taylor\"",
         "method = \"taylor\"\ntaylor = \"element-second\"\ncompat = \"reference\"",

@@ -1,4 +1,4 @@
-//! Properties that hold for every model, ratio and grouping: random shapes, weights and cuts.
+//! Properties of pruning for random models, ratios and groupings.
 
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
@@ -18,9 +18,9 @@ use secateur_tensor::ops::{self, TokenTarget};
 use secateur_tensor::{Activations, AnyTape, Weight};
 use serde_json::json;
 
-use crate::support::{self, context};
+use crate::support::{self, context, largest, largest_difference};
 
-/// A random LLaMA.
+/// The shape of a random LLaMA, and the seed of its weights.
 #[derive(Clone, Debug)]
 struct Random {
     seed: u64,
@@ -111,7 +111,7 @@ impl Random {
         }
     }
 
-    /// Token ids to look at.
+    /// Token ids to evaluate.
     fn ids(&self) -> Vec<u32> {
         let mut stream = ChaCha8Rng::seed_from_u64(self.seed ^ 1);
         (0..9)
@@ -120,7 +120,7 @@ impl Random {
     }
 }
 
-/// The mean over the tokens of what a matrix of the first block hands back, its bias included.
+/// The output of a matrix of the first block with its bias, as a mean over the tokens.
 fn handed_back(model: &Model, part: BlockTensor, ids: &[u32]) -> Vec<f32> {
     struct Watch(
         BlockTensor,
@@ -158,7 +158,8 @@ fn handed_back(model: &Model, part: BlockTensor, ids: &[u32]) -> Vec<f32> {
         .collect()
 }
 
-/// The log probability of every token at every position: logits up to a constant of each position.
+/// The log probability of every token at every position: the logits up to a constant for each
+/// position.
 fn outputs(model: &Model, ids: &[u32]) -> Vec<f64> {
     let targets: Vec<TokenTarget> = (0..ids.len())
         .flat_map(|position| {
@@ -222,7 +223,7 @@ fn cut(
     (pruned, pruning)
 }
 
-/// The channels of a member that belong to units that are gone.
+/// The channels of the removed units, in a member with `width` channels for each unit.
 fn gone(group: &Group, kept: &[usize], width: usize) -> Vec<usize> {
     (0..group.unit_count)
         .filter(|unit| !kept.contains(unit))
@@ -230,7 +231,7 @@ fn gone(group: &Group, kept: &[usize], width: usize) -> Vec<usize> {
         .collect()
 }
 
-/// The model with what the removed units write set to zero, all widths as they were.
+/// The model with the outputs of the removed units set to zero and all widths unchanged.
 fn masked(model: &Model, graph: &DependencyGraph, kept: &[Vec<usize>]) -> Model {
     let mut masked = model.clone();
     let zero_columns = |weight: &mut Weight, columns: &[usize]| {
@@ -265,8 +266,9 @@ fn masked(model: &Model, graph: &DependencyGraph, kept: &[Vec<usize>]) -> Model 
                         });
                     }
                 }
-                // A norm that divides by the kept width: x / √(Σx² / kept + ε) · w is, over the whole width,
-                // x / √(Σx² / all + ε · kept / all) · w · √(kept / all).
+                // The pruned model's norm divides by the kept width: x / √(Σx² / kept + ε) · w.
+                // With the full width that is x / √(Σx² / all + ε · kept / all) · w · √(kept /
+                // all).
                 masked.config.norm_epsilon *= share;
                 let scale = |w: &mut [f32]| w.iter_mut().for_each(|w| *w *= share.sqrt());
                 masked.final_norm.update(scale);
@@ -303,27 +305,30 @@ fn scopes() -> impl Strategy<Value = &'static str> {
     prop_oneof![Just("local"), Just("global")]
 }
 
+test!(mask_equals_cut);
+test!(plan_rebuilds_the_pruned_model);
+test!(empty_plan_changes_nothing);
+test!(bias_compensation_keeps_the_mean_output);
+test!(predictions_are_causal);
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
-    #[test]
-    fn a_mask_and_a_cut_are_the_same(random in random(), grouping in groupings(), scope in scopes(), ratio in 0.05..0.95f64) {
+    fn mask_equals_cut(random in random(), grouping in groupings(), scope in scopes(), ratio in 0.05..0.95f64) {
         let model = random.model();
         let graph = graph(&model, grouping);
         let (pruned, pruning) = cut(&model, &graph, random.seed, json!({ "ratio": ratio, "scope": scope }));
         let (cut, mask) = (outputs(&pruned, &random.ids()), outputs(&masked(&model, &graph, &pruning.kept_units), &random.ids()));
-        let largest = cut.iter().fold(0f64, |most, x| most.max(x.abs()));
-        let worst = cut.iter().zip(&mask).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        prop_assert!(worst <= 1e-5 * largest, "{worst:.1e} of {largest}");
-        // never an empty group, never a layer without width
+        let largest_output = largest(cut.iter().map(|x| x.abs()));
+        let worst = largest_difference(&cut, &mask);
+        prop_assert!(worst <= 1e-5 * largest_output, "{worst:.1e} of {largest_output}");
+        // No group is empty and no layer has width 0.
         let shape = ModelShape::from_model(&pruned);
         prop_assert!(pruning.kept_units.iter().all(|kept| !kept.is_empty()));
         prop_assert!(shape.hidden > 0 && !shape.blocks.is_empty() && shape.blocks.iter().all(|b| b.query_heads > 0 && b.mlp_channels > 0));
         prop_assert_eq!(shape.parameter_count(), pruned.parameter_count());
     }
 
-    #[test]
-    fn a_plan_rebuilds_the_model(random in random(), grouping in groupings(), ratio in 0.05..0.95f64, round_to in 1..4usize) {
+    fn plan_rebuilds_the_pruned_model(random in random(), grouping in groupings(), ratio in 0.05..0.95f64, round_to in 1..4usize) {
         let model = random.model();
         let graph = graph(&model, grouping);
         let (pruned, pruning) = cut(&model, &graph, random.seed, json!({ "ratio": ratio, "round_to": round_to }));
@@ -332,7 +337,7 @@ proptest! {
         let rebuilt = read.apply(&model).unwrap();
         prop_assert!(weights(&rebuilt) == weights(&pruned));
         prop_assert_eq!(serde_json::to_string(&read).unwrap(), saved);
-        // and again from what it left
+        // A second pruning, of the pruned model.
         let graph = self::graph(&pruned, "block");
         let options: prune::Options = serde_json::from_value(json!({ "ratio": 0.5 })).unwrap();
         let scores = GroupScores { groups: graph.groups.iter().map(|g| (0..g.unit_count).map(|u| u as f64).collect()).collect(), input_means: Vec::new() };
@@ -340,8 +345,7 @@ proptest! {
         prop_assert!(weights(&pruning.plan.apply(&model).unwrap()) == weights(&twice));
     }
 
-    #[test]
-    fn an_empty_plan_changes_nothing(random in random()) {
+    fn empty_plan_changes_nothing(random in random()) {
         let model = random.model();
         let same = PruningPlan::default().apply(&model).unwrap();
         prop_assert!(weights(&same) == weights(&model));
@@ -352,11 +356,11 @@ proptest! {
         prop_assert!(weights(&same) == weights(&model));
     }
 
-    /// FLAP's bias keeps the mean of what the first attention and the first MLP hand back to the residual stream.
-    #[test]
-    fn a_bias_keeps_the_mean_of_what_is_handed_back(random in random(), ratio in 0.2..0.8f64, attention in any::<bool>()) {
+    /// FLAP's bias keeps the mean of what the first attention or the first MLP adds to the residual
+    /// stream.
+    fn bias_compensation_keeps_the_mean_output(random in random(), ratio in 0.2..0.8f64, attention in any::<bool>()) {
         let model = random.model();
-        // one group alone: what comes after it sees the same inputs up to it
+        // Only one group is pruned, so that its inputs are the same before and after.
         let ranges = if attention { json!([[0, 1], [0, 0]]) } else { json!([[0, 0], [0, 1]]) };
         let options = json!({ "attention_layers": ranges[0], "mlp_layers": ranges[1] });
         let graph = dependencies::run(&serde_json::from_value(options).unwrap(), &model).unwrap();
@@ -375,16 +379,13 @@ proptest! {
         let part = if attention { BlockTensor::O } else { BlockTensor::Down };
         let dense = handed_back(&model, part, &ids);
         let (with, without) = (prune("bias"), prune("none"));
-        let largest = dense.iter().fold(0f32, |most, x| most.max(x.abs())).max(1e-3);
-        let worst = |model: &Model| {
-            let found = handed_back(model, part, &ids);
-            dense.iter().zip(found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest
-        };
+        let scale = largest(dense.iter().map(|x| x.abs())).max(1e-3);
+        let worst = |model: &Model| largest_difference(&dense, &handed_back(model, part, &ids)) / scale;
         prop_assert!(worst(&with) < 1e-4, "{}", worst(&with));
         if with.blocks[0][part] != model.blocks[0][part] {
             prop_assert!(worst(&without) > worst(&with));
             prop_assert_eq!(with.parameter_count() - without.parameter_count(), model.config.hidden as u64);
-            // written and read again, and pruned further with its channels
+            // Saved and loaded, and pruned channel-wise together with its bias.
             with.save(&folder.path().join("hf"), StorageDtype::Float32).unwrap();
             let read = Model::load(&folder.path().join("hf")).unwrap();
             prop_assert!(outputs(&read, &ids) == outputs(&with, &ids));
@@ -399,8 +400,7 @@ proptest! {
         }
     }
 
-    #[test]
-    fn a_prediction_does_not_look_ahead(random in random(), at in 1..8usize) {
+    fn predictions_are_causal(random in random(), at in 1..8usize) {
         let (model, mut ids) = (random.model(), random.ids());
         let before = outputs(&model, &ids);
         ids[at] = (ids[at] + 1) % VOCAB as u32;
@@ -409,12 +409,13 @@ proptest! {
     }
 }
 
+test!(scores_do_not_depend_on_threads);
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Neither the number of threads nor how many sequences are worked on at once moves a bit; the whole of a batch is the
-    /// sum of its parts only up to rounding, so the batch is the same.
-    #[test]
+    /// Neither the number of threads nor the number of sequences processed at once changes a bit.
+    /// The batch is the same in all runs, because a sum over a batch equals the sum of its parts
+    /// only up to rounding.
     fn scores_do_not_depend_on_threads(
         random in random(),
         form in prop_oneof![Just("vector"), Just("element-first"), Just("element-second"), Just("element-mixed")],

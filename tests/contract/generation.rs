@@ -1,4 +1,4 @@
-//! What models write and what they cost, before and after pruning.
+//! Generated texts, and profiles of models before and after pruning.
 
 use std::path::Path;
 
@@ -9,14 +9,18 @@ use secateur_model::Model;
 
 use crate::support::{Sandbox, context, copy_folder, json, numbers, shared, table, text};
 
-#[test]
+test!(
+    greedy_texts_equal_transformers,
+    needs = [
+        Shared("models/stories260K"),
+        Shared("golden/logits_stories260K.json")
+    ]
+);
 fn greedy_texts_equal_transformers() {
-    let (Some(folder), Some(golden)) = (
+    let (folder, golden) = (
         shared("models/stories260K"),
         shared("golden/logits_stories260K.json"),
-    ) else {
-        return;
-    };
+    );
     let model = Model::load(&folder).unwrap();
     let golden = json(&golden);
     let golden = golden["prompts"].as_array().unwrap();
@@ -40,7 +44,7 @@ fn greedy_texts_equal_transformers() {
             ids.as_primitive::<UInt32Type>().values().to_vec(),
             numbers::<u32>(&golden["greedy_token_ids"])
         );
-        // decoded alone, a text loses the space in front of it
+        // A text decoded alone loses its leading space.
         assert_eq!(
             text(&rows["output"])[row].trim_start(),
             golden["greedy_text"].as_str().unwrap().trim_start()
@@ -48,9 +52,9 @@ fn greedy_texts_equal_transformers() {
     }
 }
 
-#[test]
-fn a_text_ends_where_the_model_ends_it_or_where_its_positions_do() {
-    // the model was not taught to end: here a full stop ends a text
+test!(generation_stops_at_eos_or_at_the_last_position);
+fn generation_stops_at_eos_or_at_the_last_position() {
+    // This model was not trained to emit EOS, so the full stop is made the EOS token.
     let folder = tempfile::tempdir().unwrap();
     copy_folder(
         Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny")),
@@ -192,8 +196,8 @@ batch = 2
 "prune.ratio" = [0.25, 0.5]
 "#;
 
-#[test]
-fn the_sweep_holds_texts_side_by_side_and_a_profile_of_both_models() {
+test!(sweep_holds_texts_side_by_side_and_profiles_of_both_models);
+fn sweep_holds_texts_side_by_side_and_profiles_of_both_models() {
     let sandbox = Sandbox::new();
     sandbox.write("prompts.txt", "The smith has\n\nWho is the baker?\n");
     sandbox.write("beside.toml", BESIDE);

@@ -1,4 +1,7 @@
-//! Where tests find what lies outside the repository, and how they say that it is not there.
+//! What all tests use: the harness, shared material, models, a working directory for the program.
+
+#[macro_use]
+pub mod harness;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,28 +12,13 @@ use secateur_base::random::Seed;
 use secateur_model::Model;
 use secateur_model::walk::{self, Sequence};
 
-/// A file or folder of the shared reference material: beside the project, or where `SECATEUR_SHARED` says.
-pub fn shared(path: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("SECATEUR_SHARED").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")),
-        PathBuf::from,
-    );
-    let found = root.join(path);
-    if found.exists() {
-        return Some(found);
-    }
-    eprintln!(
-        "SKIPPED: `{}` is not there; set SECATEUR_SHARED to the folder that holds `{path}`",
-        found.display()
-    );
-    None
-}
+pub use harness::{comparison_device, shared};
 
-/// The surroundings of a stage that is called alone.
+/// The context of a stage that is called outside a pipeline.
 pub fn context() -> Context {
     Context {
         seed: Seed::from_u64(42),
-        data_folder: shared("data"),
+        data_folder: harness::find_shared("data"),
         output_folder: std::env::temp_dir(),
         memory_budget: MemoryBudget {
             bytes: u64::MAX,
@@ -43,13 +31,39 @@ pub fn context() -> Context {
     }
 }
 
-/// The model that comes with the project.
+/// The model that ships with the project.
 pub fn tiny() -> Model {
     Model::load(Path::new(concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/models/tiny"
     )))
     .unwrap()
+}
+
+/// A file of `tests/golden/data`: numbers of other programs that are part of the repository.
+pub fn golden_data(file: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/data")).join(file)
+}
+
+/// The largest of some values that are not negative, 0 if there are none, and NaN if one is NaN.
+///
+/// `fold(0.0, f64::max)` would skip NaN: results of NaN would then stay below every tolerance.
+pub fn largest<T: Into<f64>>(values: impl IntoIterator<Item = T>) -> f64 {
+    let mut largest = 0.0;
+    for value in values {
+        let value = value.into();
+        if value.is_nan() {
+            return value;
+        }
+        largest = f64::max(largest, value);
+    }
+    largest
+}
+
+/// max |aᵢ − bᵢ|; NaN if one of the values is NaN.
+pub fn largest_difference<T: Into<f64> + Copy>(a: &[T], b: &[T]) -> f64 {
+    assert_eq!(a.len(), b.len(), "lists of different lengths");
+    largest(a.iter().zip(b).map(|(&a, &b)| (a.into() - b.into()).abs()))
 }
 
 /// A JSON file.
@@ -91,12 +105,12 @@ pub fn stream_perplexity(model: &Model, ids: &[u32]) -> f64 {
         .exp()
 }
 
-/// A working directory of its own, with the model and the data that the project ships.
+/// A temporary working directory with the model and the data sets that ship with the project.
 pub struct Sandbox {
     folder: tempfile::TempDir,
 }
 
-/// What a call of the program left.
+/// The exit code and the output of a call of the program.
 pub struct Ran {
     pub code: i32,
     pub out: String,
@@ -131,7 +145,8 @@ impl Sandbox {
         json(&self.path(path))
     }
 
-    /// The program, about to be called here; settings of the surroundings do not count.
+    /// A call of the program in this folder, without the environment variables that would change
+    /// its output.
     pub fn command(&self, arguments: &[&str]) -> std::process::Command {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_runner"));
         command
@@ -155,12 +170,12 @@ impl Sandbox {
         }
     }
 
-    /// The one folder of `results/<pipeline>` whose name begins so.
+    /// The only folder of `results/<pipeline>` whose name starts with `beginning`.
     pub fn variant(&self, pipeline: &str, beginning: &str) -> String {
         self.variant_in("results", pipeline, beginning)
     }
 
-    /// The same in another folder of results.
+    /// The same in another results folder.
     pub fn variant_in(&self, results: &str, pipeline: &str, beginning: &str) -> String {
         let names = std::fs::read_dir(self.path(&format!("{results}/{pipeline}"))).unwrap();
         let names = names
@@ -186,7 +201,7 @@ pub fn table(path: &Path) -> arrow::array::RecordBatch {
     arrow::compute::concat_batches(&schema, &batches).unwrap()
 }
 
-/// A column as text; null is empty.
+/// A column as strings; null is the empty string.
 pub fn text(column: &arrow::array::ArrayRef) -> Vec<String> {
     let column = arrow::compute::cast(column, &arrow::datatypes::DataType::Utf8).unwrap();
     arrow::array::AsArray::as_string::<i32>(&column)
@@ -195,7 +210,7 @@ pub fn text(column: &arrow::array::ArrayRef) -> Vec<String> {
         .collect()
 }
 
-/// The names and kinds of a table's columns.
+/// The names and types of a table's columns.
 pub fn columns(path: &Path) -> Vec<String> {
     table(path)
         .schema()
@@ -205,7 +220,7 @@ pub fn columns(path: &Path) -> Vec<String> {
         .collect()
 }
 
-/// The whole chain, small.
+/// A small pipeline with every stage from `load` to `export`.
 pub const CHAIN: &str = r#"
 [[stage]]
 type = "load"
@@ -270,7 +285,7 @@ pub fn chain() -> Sandbox {
     sandbox
 }
 
-/// Everything that may not differ between two runs of a variant: tables, plan, adapter and weights.
+/// The files that must not differ between two runs of a variant: tables, plan, adapter and weights.
 pub fn outcome(sandbox: &Sandbox, variant: &str) -> Vec<(String, Vec<u8>)> {
     let mut files: Vec<String> = std::fs::read_dir(sandbox.path(variant))
         .unwrap()

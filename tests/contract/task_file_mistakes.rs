@@ -1,14 +1,14 @@
-//! Mistakes of task files and their rows, at their places.
+//! Mistakes in task files and their rows, each with its position.
 
 use std::path::Path;
 
 use secateur_data::task::Task;
 use serde_json::Value;
 
+use super::task_files::{FEW, write};
 use crate::support::Sandbox;
-use crate::tasks::{FEW, write};
 
-/// What a wrong task file or a wrong row is told, the folder cut off.
+/// The message for a task file or its rows, with paths relative to the folder.
 fn told(folder: &Path, content: &str) -> String {
     write(&folder.join("task.toml"), content);
     let found = Task::find(folder.join("task.toml").to_str().unwrap(), Some(folder));
@@ -36,8 +36,8 @@ rows = { beside = "t.txt", separator = "\n" }
 join = "\n"
 "#;
 
-#[test]
-fn mistakes_of_a_task_file_name_their_place() {
+test!(task_file_mistakes_name_their_position);
+fn task_file_mistakes_name_their_position() {
     let folder = tempfile::tempdir().unwrap();
     write(
         &folder.path().join("rows.jsonl"),
@@ -115,7 +115,7 @@ fn mistakes_of_a_task_file_name_their_place() {
             "join = \"\\n\"",
             "document = \"{{ text | upper2 }}\"",
         ),
-        // of a row
+        // Mistakes that show only with a row.
         (FEW, "{{ q }}", "{{ question }}"),
         (FEW, "gold = \"a\"", "gold = \"answer.key\""),
         (FEW, "gold = \"a\"", "gold = \"q\""),
@@ -136,7 +136,7 @@ fn mistakes_of_a_task_file_name_their_place() {
         ));
     }
     insta::assert_snapshot!("mistakes_of_task_files", all);
-    // rows that are wrong by themselves
+    // Rows that are invalid in themselves.
     let rows = |content: &str| {
         write(&folder.path().join("rows.jsonl"), content);
         told(folder.path(), FEW)
@@ -148,8 +148,8 @@ fn mistakes_of_a_task_file_name_their_place() {
     assert_eq!(rows("\n"), "`rows.jsonl` holds no row");
 }
 
-#[test]
-fn the_check_points_into_the_task_file_once_for_all_variants() {
+test!(check_reports_a_task_file_mistake_once_for_all_variants);
+fn check_reports_a_task_file_mistake_once_for_all_variants() {
     let sandbox = Sandbox::new();
     sandbox.write("rows.jsonl", "{\"q\": \"is it\", \"a\": 1}\n");
     sandbox.write("unfit.toml", FEW.replace("{{ q }}", "{{ question }}?"));
@@ -182,7 +182,7 @@ fn the_check_points_into_the_task_file_once_for_all_variants() {
             ("unknown.toml", 4, 1)
         ]
     );
-    // the run says the same as a text
+    // A run gives the same message as plain text.
     sandbox.write(
         "pipeline.toml",
         "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n\n[[stage]]\ntype = \"evaluate\"\ntasks = [\"unfit.toml\"]\n",

@@ -1,4 +1,5 @@
-//! What shares a pack, a beginning or a cache changes no bit of a sequence's scores.
+//! The scores of a sequence do not depend on the rest of its pack, on shared prefixes, or on a KV
+//! cache.
 
 use secateur_base::random::Seed;
 use secateur_model::Model;
@@ -17,8 +18,8 @@ fn bits(scores: &[TokenScore]) -> Vec<(u64, bool)> {
         .collect()
 }
 
-/// Sequences of a few tokens to a few hundred, many of which begin as another does, some of which are another or its
-/// beginning, asked about a few last positions each.
+/// Sequences of a few to a few hundred tokens. Many share a prefix with another one, some equal
+/// another one or its beginning. Each has targets at its last three positions.
 fn sequences(seed: u32, vocabulary: u32) -> Vec<Sequence> {
     let mut stream = Seed::from_u64(u64::from(seed)).rng();
     let mut all: Vec<Vec<u32>> = Vec::new();
@@ -54,11 +55,12 @@ fn sequences(seed: u32, vocabulary: u32) -> Vec<Sequence> {
     all.into_iter().map(asked).collect()
 }
 
+test!(scores_do_not_depend_on_the_rest_of_the_batch);
+test!(kv_cache_changes_no_logit);
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
-    #[test]
-    fn a_score_does_not_depend_on_what_stands_beside_it(seed in any::<u32>()) {
+    fn scores_do_not_depend_on_the_rest_of_the_batch(seed in any::<u32>()) {
         let model = tiny();
         let all = sequences(seed, model.config.vocab as u32);
         let together = walk::token_scores(&model, &all);
@@ -68,8 +70,7 @@ proptest! {
         }
     }
 
-    #[test]
-    fn a_cache_does_not_change_what_comes_next(seed in any::<u32>()) {
+    fn kv_cache_changes_no_logit(seed in any::<u32>()) {
         let model = tiny();
         let all: Vec<Vec<u32>> = sequences(seed, model.config.vocab as u32).into_iter().take(6).map(|s| s.ids).collect();
         let longest = all.iter().map(Vec::len).max().unwrap_or(0);
@@ -95,14 +96,18 @@ proptest! {
     }
 }
 
-#[test]
-fn a_real_model_writes_on_as_transformers_does() {
-    let (Some(folder), Some(golden)) = (
+test!(
+    cached_greedy_decoding_equals_transformers,
+    needs = [
+        Shared("models/stories260K"),
+        Shared("golden/logits_stories260K.json")
+    ]
+);
+fn cached_greedy_decoding_equals_transformers() {
+    let (folder, golden) = (
         shared("models/stories260K"),
         shared("golden/logits_stories260K.json"),
-    ) else {
-        return;
-    };
+    );
     let model = Model::load(&folder).unwrap();
     let golden = json(&golden);
     let prompts = golden["prompts"].as_array().unwrap();

@@ -1,5 +1,5 @@
-//! Runs that are cut off: killed at any moment, asked to stop, several at once. What follows ends in the bytes of a run
-//! that nobody disturbed.
+//! Interrupted runs: killed at random moments, stopped by a signal, several at once. The next run
+//! ends with the same bytes as an undisturbed one.
 
 #![cfg(unix)]
 
@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::support::{CHAIN, Sandbox, chain, outcome};
 
-/// A run that is left to itself.
+/// Starts the program in the background.
 fn spawn(sandbox: &Sandbox, arguments: &[&str]) -> Child {
     sandbox
         .command(arguments)
@@ -22,7 +22,7 @@ fn spawn(sandbox: &Sandbox, arguments: &[&str]) -> Child {
         .unwrap()
 }
 
-/// What `status.json` says of a process: the stage at work.
+/// The stage that `status.json` names as running, if the file is of this process.
 fn stage_at_work(sandbox: &Sandbox, pipeline: &str, process: u32) -> Option<String> {
     let text = std::fs::read(sandbox.path(&format!("results/{pipeline}/status.json"))).ok()?;
     let status: serde_json::Value = serde_json::from_slice(&text).ok()?;
@@ -32,7 +32,7 @@ fn stage_at_work(sandbox: &Sandbox, pipeline: &str, process: u32) -> Option<Stri
     status["now"]["stage"].as_str().map(str::to_owned)
 }
 
-/// Waits until a stage of this type is at work, then so much longer. False if the run ended before.
+/// Waits until a stage of this type runs, then for `longer`. False if the run ended before.
 fn wait_for_stage(
     sandbox: &Sandbox,
     pipeline: &str,
@@ -60,7 +60,7 @@ fn signal(child: &Child, name: &str) {
     assert!(sent.success());
 }
 
-/// Seconds that each stage type takes, from the manifest of a run.
+/// The seconds that each stage type took, from the manifest of a run.
 fn seconds(sandbox: &Sandbox, variant: &str) -> BTreeMap<String, f64> {
     let manifest = sandbox.json(&format!("{variant}/manifest.json"));
     let records = manifest["stages"].as_array().unwrap().iter();
@@ -74,7 +74,7 @@ fn seconds(sandbox: &Sandbox, variant: &str) -> BTreeMap<String, f64> {
         .collect()
 }
 
-/// No half-made file or folder is left anywhere.
+/// Asserts that no temporary file or folder is left.
 fn assert_tidy(sandbox: &Sandbox) {
     let left = walk(&sandbox.path("results"))
         .into_iter()
@@ -98,8 +98,8 @@ fn walk(folder: &std::path::Path) -> Vec<String> {
     entries.flat_map(inside).collect()
 }
 
-#[test]
-fn killed_at_any_moment_it_goes_on_to_the_same_bytes() {
+test!(killed_runs_resume_to_the_same_bytes);
+fn killed_runs_resume_to_the_same_bytes() {
     const STAGES: [&str; 8] = [
         "load",
         "evaluate",
@@ -124,12 +124,10 @@ fn killed_at_any_moment_it_goes_on_to_the_same_bytes() {
         let ran = sandbox.run(&["chain.toml"]);
         assert_eq!(ran.code, 0, "{}", ran.err);
         assert!(!ran.err.contains("damaged"), "{}", ran.err);
-        for ((name, before), (other, after)) in expected.iter().zip(outcome(sandbox, &variant)) {
-            assert!(
-                *name == other && *before == after,
-                "{name} differs after {kills:?}",
-                kills = &name
-            );
+        let found = outcome(sandbox, &variant);
+        assert_eq!(found.len(), expected.len());
+        for ((name, before), (other, after)) in expected.iter().zip(found) {
+            assert!(*name == other && *before == after, "{name} differs");
         }
         assert!(
             sandbox.read("results/chain/variants.parquet") == table,
@@ -137,7 +135,8 @@ fn killed_at_any_moment_it_goes_on_to_the_same_bytes() {
         );
         assert_tidy(sandbox);
     };
-    // In every stage: those before it are kept, and it is made to run.
+    // Kills in every stage: the products of the stages before it are kept, and `--from` makes it
+    // run.
     for round in 0..6 {
         for stage in STAGES {
             for attempt in 0.. {
@@ -148,7 +147,8 @@ fn killed_at_any_moment_it_goes_on_to_the_same_bytes() {
                     &["chain.toml", "--from", stage]
                 };
                 let mut child = spawn(&sandbox, arguments);
-                // beyond the stage's own time lies the writing of its results
+                // Up to 1.2 times the stage's own time, to reach the writing of its results as
+                // well.
                 let longer =
                     Duration::from_secs_f64(seconds[stage] * random.random_range(0.0..1.2));
                 let met = wait_for_stage(&sandbox, "chain", &mut child, stage, longer);
@@ -158,7 +158,8 @@ fn killed_at_any_moment_it_goes_on_to_the_same_bytes() {
                     *kills.entry(stage).or_default() += 1;
                     break;
                 }
-                // The first round goes down a run that has nothing: what is kept is not met again.
+                // The first round starts with nothing kept: a stage that has completed does not run
+                // again.
                 if round == 0 {
                     break;
                 }
@@ -169,7 +170,7 @@ fn killed_at_any_moment_it_goes_on_to_the_same_bytes() {
         }
     }
     same(&sandbox);
-    // At any time of a run that has nothing.
+    // Kills at any time of a run that starts with nothing kept.
     let whole = Duration::from_secs_f64(seconds.values().sum::<f64>() + 0.2);
     for _ in 0..12 {
         std::fs::remove_dir_all(sandbox.path("results")).unwrap();
@@ -183,7 +184,7 @@ fn killed_at_any_moment_it_goes_on_to_the_same_bytes() {
         }
         same(&sandbox);
     }
-    eprintln!("killed: {kills:?}");
+    note!("killed: {kills:?}");
     assert!(
         STAGES
             .iter()
@@ -193,7 +194,7 @@ fn killed_at_any_moment_it_goes_on_to_the_same_bytes() {
     assert!(kills.values().sum::<u32>() >= 50, "{kills:?}");
 }
 
-/// Trains, so that there is something to go on from.
+/// Two stages that train, so that there is state to resume from.
 const LONG: &str = r#"
 [[stage]]
 type = "pretrain"
@@ -221,8 +222,8 @@ duration = { updates = UPDATES }
 type = "export"
 "#;
 
-#[test]
-fn a_stage_that_is_asked_to_stop_goes_on_where_it_stopped() {
+test!(interrupted_stages_resume_where_they_stopped);
+fn interrupted_stages_resume_where_they_stopped() {
     let sandbox = Sandbox::new();
     sandbox.write("long.toml", LONG.replace("UPDATES", "400"));
     let undisturbed = sandbox.run(&["long.toml", "--results", "undisturbed"]);
@@ -278,7 +279,8 @@ fn a_stage_that_is_asked_to_stop_goes_on_where_it_stopped() {
         );
         assert!(one == other, "{file} differs");
     }
-    // An evaluation: what was scored or read is not scored or read again.
+    // An evaluation resumes as well: documents that were scored or read are not scored or read
+    // again.
     sandbox.write(
         "datasets/text.toml",
         "name = \"text\"\nversion = 1\nsplit = \"all\"\nmetrics = [\"perplexity\", \"bits_per_byte\"]\n\
@@ -326,14 +328,14 @@ fn a_stage_that_is_asked_to_stop_goes_on_where_it_stopped() {
             );
         }
     }
-    // no state is left of what is complete
+    // A complete stage leaves no state.
     let left = walk(&sandbox.path("results/.cache"))
         .into_iter()
         .find(|path| path.ends_with(".state"));
     assert_eq!(left, None);
 }
 
-/// The tables of a variant, by their files' names.
+/// The tables of a variant, by file name.
 fn tables(sandbox: &Sandbox, variant: &str) -> Vec<(String, Vec<u8>)> {
     let files = std::fs::read_dir(sandbox.path(variant)).unwrap().flatten();
     let names = files
@@ -344,8 +346,8 @@ fn tables(sandbox: &Sandbox, variant: &str) -> Vec<(String, Vec<u8>)> {
         .collect()
 }
 
-#[test]
-fn a_file_that_changes_under_a_run_is_told() {
+test!(input_changed_during_a_run_is_an_error);
+fn input_changed_during_a_run_is_an_error() {
     let sandbox = Sandbox::new();
     sandbox.write("long.toml", LONG.replace("UPDATES", "400"));
     let mut command = sandbox.command(&["long.toml"]);
@@ -373,8 +375,8 @@ fn a_file_that_changes_under_a_run_is_told() {
     assert_eq!(sandbox.run(&["long.toml"]).code, 0);
 }
 
-#[test]
-fn several_runs_in_one_folder_share_the_work() {
+test!(concurrent_runs_in_one_folder_share_the_work);
+fn concurrent_runs_in_one_folder_share_the_work() {
     let sandbox = chain();
     sandbox.write(
         "sweep.toml",
@@ -398,8 +400,8 @@ fn several_runs_in_one_folder_share_the_work() {
     assert_tidy(&sandbox);
 }
 
-#[test]
-fn a_run_takes_over_what_a_killed_one_had_begun() {
+test!(run_takes_over_from_a_killed_run);
+fn run_takes_over_from_a_killed_run() {
     let sandbox = chain();
     sandbox.write(
         "slow.toml",
@@ -413,7 +415,7 @@ fn a_run_takes_over_what_a_killed_one_had_begun() {
         "recover",
         Duration::ZERO
     ));
-    // The same variant: it waits until the first is gone, then goes on itself.
+    // The second run of the same variant waits until the first has ended, then continues.
     let mut second = spawn(&sandbox, &["slow.toml"]);
     std::thread::sleep(Duration::from_millis(500));
     assert!(second.try_wait().unwrap().is_none(), "it waits");

@@ -1,5 +1,5 @@
-//! Scores, selections, shapes, sizes and perplexities against LLM-Pruner's own (commit 128a07d), and against the paper's
-//! equations in float64.
+//! Scores, selections, shapes, sizes and perplexities against those of LLM-Pruner (commit 128a07d),
+//! and against the paper's equations in float64.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::support::{self, context, numbers, shared, stream_perplexity};
 
-/// A model with what the reference made of it.
+/// A model with the golden numbers of the reference.
 struct Golden {
     name: &'static str,
     model: Model,
@@ -28,7 +28,7 @@ struct Golden {
     folder: tempfile::TempDir,
 }
 
-/// The key of a stored score: `taylor/param_first/sum`.
+/// The parts of the key of a stored score, such as `taylor/param_first/sum`.
 #[derive(Clone, Copy)]
 struct Key<'a> {
     method: &'a str,
@@ -79,11 +79,11 @@ impl Key<'_> {
     }
 }
 
-fn load(name: &'static str) -> Option<Golden> {
-    let model = Model::load(&shared(&format!("models/{name}"))?).unwrap();
-    let json = support::json(&shared(&format!("golden/prune_{name}.json"))?);
-    let paper = support::json(&shared(&format!("golden/paper_{name}.json"))?);
-    let bytes = std::fs::read(shared(&format!("golden/prune_{name}_grads.safetensors"))?).unwrap();
+fn load(name: &'static str) -> Golden {
+    let model = Model::load(&shared(&format!("models/{name}"))).unwrap();
+    let json = support::json(&shared(&format!("golden/prune_{name}.json")));
+    let paper = support::json(&shared(&format!("golden/paper_{name}.json")));
+    let bytes = std::fs::read(shared(&format!("golden/prune_{name}_grads.safetensors"))).unwrap();
     let stored = SafeTensors::deserialize(&bytes).unwrap();
     let tensor = |name: String| -> Vec<f32> {
         stored
@@ -116,18 +116,18 @@ fn load(name: &'static str) -> Option<Golden> {
             .collect();
         std::fs::write(folder.path().join(format!("{sample}.jsonl")), lines).unwrap();
     }
-    Some(Golden {
+    Golden {
         name,
         model,
         json,
         paper,
         gradients,
         folder,
-    })
+    }
 }
 
 fn both() -> impl Iterator<Item = Golden> {
-    ["stories260K", "mha_tiny"].into_iter().filter_map(load)
+    ["stories260K", "mha_tiny"].into_iter().map(load)
 }
 
 impl Golden {
@@ -137,14 +137,14 @@ impl Golden {
         dependencies::run(&serde_json::from_value(options).unwrap(), model).unwrap()
     }
 
-    /// Scores from the reference's gradients.
+    /// Scores from the stored gradients of the reference.
     fn stored(
         &self,
         graph: &DependencyGraph,
         form: TaylorCriterion,
         compat: Compat,
     ) -> ChannelScores {
-        // the stored squares are a mean already
+        // The stored squares are already a mean over the samples, hence 1 sample.
         let groups = taylor::scores_from_gradients(form, &self.model, graph, 1, &self.gradients);
         ChannelScores {
             groups,
@@ -155,7 +155,7 @@ impl Golden {
         }
     }
 
-    /// Scores from gradients of our own.
+    /// Scores from gradients that this program computes.
     fn own(
         &self,
         model: &Model,
@@ -205,7 +205,7 @@ fn some<T: serde::de::DeserializeOwned>(value: &Value) -> Vec<T> {
     }
 }
 
-/// The stored scores in the order of our groups; none for a kind that is not stored.
+/// The stored scores in the order of the graph's groups; empty for a kind that is not stored.
 fn expected(graph: &DependencyGraph, stored: &Value) -> Vec<Vec<f64>> {
     let group = |group: &secateur_model::groups::Group| match group.kind {
         GroupKind::Hidden => some(stored),
@@ -215,7 +215,7 @@ fn expected(graph: &DependencyGraph, stored: &Value) -> Vec<Vec<f64>> {
     graph.groups.iter().map(group).collect()
 }
 
-/// The largest difference, relative to each score, or to its group's largest.
+/// The largest difference, relative to each score or to the largest score of its group.
 fn worst(found: &[Vec<f64>], expected: &[Vec<f64>], of_largest: bool) -> f64 {
     assert_eq!(found.len(), expected.len());
     let groups = found
@@ -227,17 +227,16 @@ fn worst(found: &[Vec<f64>], expected: &[Vec<f64>], of_largest: bool) -> f64 {
             let largest = expected.iter().copied().fold(0.0, f64::max);
             let difference =
                 |(a, b): (&f64, &f64)| (a - b).abs() / if of_largest { largest } else { b.abs() };
-            found
-                .iter()
-                .zip(expected)
-                .filter(|(a, b)| a != b)
-                .map(difference)
-                .fold(0.0, f64::max)
+            // Equal values count as no difference: the relative difference of 0 and 0 would be 0 /
+            // 0.
+            let unequal = found.iter().zip(expected).filter(|(a, b)| a != b);
+            support::largest(unequal.map(difference))
         });
-    groups.fold(0.0, f64::max)
+    support::largest(groups)
 }
 
-/// A product of n factors, each known to one part in 1/ε, is known to n·ε.
+/// The number of factors of a product. Each has a relative error of up to ε, so a product of n
+/// factors has one of up to n·ε.
 fn factors(key: Key<'_>, graph: &DependencyGraph) -> f64 {
     if key.with == "prod" {
         graph.groups.iter().map(|g| g.members.len()).max().unwrap() as f64
@@ -246,7 +245,7 @@ fn factors(key: Key<'_>, graph: &DependencyGraph) -> f64 {
     }
 }
 
-/// What is compared of a stored table of scores: (key, values, grouping, compat).
+/// The stored tables of scores to compare: (key, values, grouping, compat).
 fn tables(golden: &Golden) -> Vec<(&str, &Value, &'static str, Compat)> {
     let of = |field: &str, grouping, compat| {
         let entries = golden.json[field].as_object().into_iter().flatten();
@@ -264,8 +263,11 @@ fn tables(golden: &Golden) -> Vec<(&str, &Value, &'static str, Compat)> {
     all
 }
 
-#[test]
-fn scores_from_the_references_gradients_equal_the_references() {
+test!(
+    scores_from_stored_gradients_equal_llm_pruner,
+    needs = super::LLM_PRUNER
+);
+fn scores_from_stored_gradients_equal_llm_pruner() {
     for golden in both() {
         let mut largest = 0f64;
         let tables = tables(&golden);
@@ -292,7 +294,7 @@ fn scores_from_the_references_gradients_equal_the_references() {
             );
             largest = largest.max(difference / factors(key, &graph));
         }
-        eprintln!(
+        note!(
             "{}: {} tables of scores from stored gradients, largest difference {largest:.1e}",
             golden.name,
             tables.len()
@@ -300,8 +302,11 @@ fn scores_from_the_references_gradients_equal_the_references() {
     }
 }
 
-#[test]
-fn scores_from_our_gradients_equal_the_references() {
+test!(
+    scores_from_own_gradients_equal_llm_pruner,
+    needs = super::LLM_PRUNER
+);
+fn scores_from_own_gradients_equal_llm_pruner() {
     for golden in both() {
         let (mut largest, mut made) = (0f64, BTreeMap::new());
         for (name, stored, grouping, compat) in tables(&golden) {
@@ -320,19 +325,20 @@ fn scores_from_our_gradients_equal_the_references() {
             );
             largest = largest.max(difference / factors(key, &graph));
         }
-        eprintln!(
+        note!(
             "{}: from our own gradients, largest difference {largest:.1e}",
             golden.name
         );
     }
 }
 
-#[test]
-fn members_scores_equal_the_references() {
+test!(member_scores_equal_llm_pruner, needs = super::LLM_PRUNER);
+fn member_scores_equal_llm_pruner() {
     for golden in both() {
-        let bytes = std::fs::read(
-            shared(&format!("golden/prune_{}_members.safetensors", golden.name)).unwrap(),
-        )
+        let bytes = std::fs::read(shared(&format!(
+            "golden/prune_{}_members.safetensors",
+            golden.name
+        )))
         .unwrap();
         let stored = SafeTensors::deserialize(&bytes).unwrap();
         let graph = golden.graph(&golden.model, "block");
@@ -399,14 +405,14 @@ fn members_scores_equal_the_references() {
             stored.names().len(),
             "every stored member was looked at"
         );
-        eprintln!(
+        note!(
             "{}: {compared} members' scores, largest difference {largest:.1e}",
             golden.name
         );
     }
 }
 
-/// The form, the Fisher diagonal and the reduction behind one of the paper's tables.
+/// The Taylor form and the Fisher reduction of one of the paper's tables.
 fn equation(name: &str) -> (Taylor, Fisher) {
     match name {
         "eq3" => (Taylor::VectorMixed, Fisher::Mean),
@@ -416,8 +422,8 @@ fn equation(name: &str) -> (Taylor, Fisher) {
     }
 }
 
-#[test]
-fn scores_equal_the_papers_equations() {
+test!(scores_equal_the_paper_equations, needs = super::LLM_PRUNER);
+fn scores_equal_the_paper_equations() {
     for golden in both() {
         let graph = golden.graph(&golden.model, "block");
         let samples = golden.json["calibration"]["A"].as_array().unwrap().len();
@@ -524,7 +530,7 @@ fn scores_equal_the_papers_equations() {
             );
             (largest, compared) = (largest.max(difference), compared + 1);
         }
-        eprintln!(
+        note!(
             "{}: {compared} tables of the paper's equations, largest difference {largest:.1e}",
             golden.name
         );
@@ -584,7 +590,7 @@ fn pruned(golden: &Golden, entry: &Value) -> (Model, PruningPlan) {
     (model, before.unwrap().plan)
 }
 
-/// What an entry says was removed, by kind and layer.
+/// The removed units of a plan, by layer and kind.
 fn removed(plan: &PruningPlan) -> BTreeMap<(String, &'static str), Vec<usize>> {
     let gone = |e: &secateur_model::plan::KeptUnits| {
         (0..e.units)
@@ -618,7 +624,8 @@ fn expected_removed(entry: &Value) -> BTreeMap<(String, &'static str), Vec<usize
     all
 }
 
-/// The smallest gap between what went and what stayed, where it is positive.
+/// The smallest score difference between a removed and a kept unit, over the groups and steps where
+/// it is not negative.
 fn margin(entry: &Value) -> f64 {
     let smallest = |margins: &Value| {
         margins
@@ -637,8 +644,11 @@ fn margin(entry: &Value) -> f64 {
     steps.fold(smallest(&entry["margin"]), f64::min)
 }
 
-#[test]
-fn pruned_sets_shapes_sizes_and_perplexities_equal_the_references() {
+test!(
+    pruned_units_shapes_sizes_and_perplexities_equal_llm_pruner,
+    needs = super::LLM_PRUNER
+);
+fn pruned_units_shapes_sizes_and_perplexities_equal_llm_pruner() {
     for golden in both() {
         let dense = golden.perplexity(&golden.model);
         let (mut largest, mut compared, mut left_out) = (
@@ -658,8 +668,8 @@ fn pruned_sets_shapes_sizes_and_perplexities_equal_the_references() {
                 entry["iterative_steps"],
                 entry["variant"]
             );
-            // In the second global step the reference scores an untouched group with the gradients of both steps added;
-            // the `clean` entries show what is meant.
+            // In the second global step the reference scores an untouched group with the sum of
+            // both steps' gradients. The `clean` entries hold the intended result.
             let stale = entry["global"] == true
                 && entry["iterative_steps"] == 2
                 && entry["variant"] == "reference";
@@ -690,7 +700,7 @@ fn pruned_sets_shapes_sizes_and_perplexities_equal_the_references() {
                     );
                 }
             }
-            // The reference unties a tied head channel-wise and counts it twice.
+            // The reference unties a tied head under channel-wise pruning and counts it twice.
             let untied = entry["granularity"] == "channel" && model.lm_head.is_none();
             let twice = if untied {
                 (model.config.vocab * model.config.hidden) as u64
@@ -713,13 +723,11 @@ fn pruned_sets_shapes_sizes_and_perplexities_equal_the_references() {
             assert!(difference < 1e-5, "{here}: {found} {}", entry["ppl"]);
             (largest, compared) = (largest.max(difference), compared + 1);
         }
-        eprintln!(
+        note!(
             "{}: {compared} prunings equal, largest relative difference of a perplexity {largest:.1e}",
             golden.name
         );
-        left_out
-            .iter()
-            .for_each(|here| eprintln!("  left out: {here}"));
+        left_out.iter().for_each(|here| note!("  left out: {here}"));
         assert!(left_out.len() <= 14);
     }
 }

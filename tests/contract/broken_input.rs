@@ -1,10 +1,10 @@
-//! Broken input: each kind is a named error that points to its place, and leaves nothing half-written.
+//! Broken input: each kind gives a named error with its position, and leaves no partial file.
 
 use serde_json::{Value, json};
 
 use crate::support::Sandbox;
 
-/// Loads a model and measures a text of the user's.
+/// Loads a model and measures the perplexity of a text.
 const MEASURE: &str = "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"evaluate\"\ncorpora = [\"rows.jsonl\"]\n";
 
 fn sandbox() -> Sandbox {
@@ -14,7 +14,7 @@ fn sandbox() -> Sandbox {
     sandbox
 }
 
-/// What the check says after something was done to the model's folder.
+/// The message of the check after `change` was applied to a valid working directory.
 fn refused(change: impl FnOnce(&Sandbox)) -> String {
     let sandbox = sandbox();
     change(&sandbox);
@@ -28,7 +28,7 @@ fn refused(change: impl FnOnce(&Sandbox)) -> String {
     problem["message"].as_str().unwrap().to_owned()
 }
 
-/// What a run says of the stage that failed.
+/// The error of the failed stage after `change` was applied to a valid working directory.
 fn failed(change: impl FnOnce(&Sandbox)) -> String {
     let sandbox = sandbox();
     change(&sandbox);
@@ -62,7 +62,7 @@ fn config(key: &'static str, value: Value) -> impl FnOnce(&Sandbox) {
     }
 }
 
-/// Rewrites the safetensors header.
+/// Changes the header of the safetensors file.
 fn header(change: impl FnOnce(&mut Value)) -> impl FnOnce(&Sandbox) {
     move |sandbox| {
         let bytes = sandbox.read(WEIGHTS);
@@ -80,8 +80,8 @@ fn header(change: impl FnOnce(&mut Value)) -> impl FnOnce(&Sandbox) {
     }
 }
 
-#[test]
-fn broken_checkpoints() {
+test!(broken_checkpoints_are_named);
+fn broken_checkpoints_are_named() {
     let gone = |path: &'static str| move |s: &Sandbox| std::fs::remove_file(s.path(path)).unwrap();
     assert_eq!(
         refused(gone(CONFIG)),
@@ -127,8 +127,8 @@ fn broken_checkpoints() {
     );
 }
 
-#[test]
-fn configs_that_do_not_fit() {
+test!(configs_that_do_not_fit_are_named);
+fn configs_that_do_not_fit_are_named() {
     let fit = |key, value| refused(config(key, value));
     assert!(
         fit("hidden_size", json!(1)).contains("`hidden_size`")
@@ -170,8 +170,8 @@ fn configs_that_do_not_fit() {
     );
 }
 
-#[test]
-fn widths_that_no_layer_has() {
+test!(config_widths_that_no_layer_has_are_named);
+fn config_widths_that_no_layer_has_are_named() {
     for (key, said) in [
         ("intermediate_size", 100),
         ("num_attention_heads", 4),
@@ -196,8 +196,8 @@ fn widths_that_no_layer_has() {
     );
 }
 
-#[test]
-fn tokenizers_that_do_not_fit() {
+test!(tokenizers_that_do_not_fit_are_named);
+fn tokenizers_that_do_not_fit_are_named() {
     let path = "models/tiny/tokenizer.json";
     assert!(
         refused(|s| s.write(path, "{}"))
@@ -233,8 +233,8 @@ fn tokenizers_that_do_not_fit() {
     );
 }
 
-#[test]
-fn weights_that_are_not_numbers() {
+test!(nan_weights_fail_the_load);
+fn nan_weights_fail_the_load() {
     let error = failed(|s| {
         let mut bytes = s.read(WEIGHTS);
         let end = bytes.len();
@@ -248,8 +248,8 @@ fn weights_that_are_not_numbers() {
     );
 }
 
-#[test]
-fn rows_that_do_not_parse() {
+test!(unparsable_rows_are_named_by_line);
+fn unparsable_rows_are_named_by_line() {
     let rows = |rows: &'static str| failed(move |s| s.write("rows.jsonl", rows));
     let good = "{\"text\": \"Anna is in the garden.\"}";
     assert!(
@@ -276,7 +276,7 @@ fn rows_that_do_not_parse() {
         bytes.contains("is not UTF-8 text from byte 35 on"),
         "{bytes}"
     );
-    // a task's rows, by line
+    // An invalid row of a task is named by its line.
     let sandbox = sandbox();
     sandbox.write(
         "datasets/tiny_boolq.jsonl",
@@ -296,8 +296,8 @@ fn rows_that_do_not_parse() {
     );
 }
 
-#[test]
-fn models_of_a_hub_are_reserved() {
+test!(hub_models_are_reserved);
+fn hub_models_are_reserved() {
     let sandbox = sandbox();
     let set = ["--set", "load.model=hf://owner/name@main"];
     assert_eq!(
@@ -315,8 +315,8 @@ fn models_of_a_hub_are_reserved() {
     );
 }
 
-#[test]
-fn folders_without_a_name() {
+test!(empty_folder_names_are_rejected);
+fn empty_folder_names_are_rejected() {
     let sandbox = sandbox();
     for key in ["results", "cache", "data"] {
         let ran = sandbox.run(&["measure.toml", "--set", &format!("run.{key}=")]);
@@ -328,8 +328,8 @@ fn folders_without_a_name() {
     }
 }
 
-#[test]
-fn results_that_cannot_be_written() {
+test!(unwritable_results_folder_is_rejected);
+fn unwritable_results_folder_is_rejected() {
     let sandbox = sandbox();
     sandbox.write("results", "a file stands where the folder should");
     let ran = sandbox.run(&["measure.toml"]);
@@ -355,10 +355,12 @@ fn results_that_cannot_be_written() {
     );
 }
 
-/// Where a table cannot be stored its variant has failed, by name; the others are tried.
-#[test]
 #[cfg(unix)]
-fn a_table_that_cannot_be_stored_fails_its_variant() {
+test!(unwritable_table_fails_its_variant);
+/// A table that cannot be stored fails its variant with a named error; the other variants still
+/// run.
+#[cfg(unix)]
+fn unwritable_table_fails_its_variant() {
     let sandbox = sandbox();
     sandbox.write(
         "scores.toml",
@@ -382,7 +384,8 @@ fn a_table_that_cannot_be_stored_fails_its_variant() {
     }
 }
 
-/// Runs a pipeline where no file may be larger than so many KiB: writes fail in the middle of a file.
+/// Runs a pipeline under a limit on the size of a file, in KiB: writes fail in the middle of a
+/// file.
 #[cfg(unix)]
 fn limited(sandbox: &Sandbox, kib: usize, pipeline: &str) -> std::process::Output {
     let script = format!(
@@ -396,10 +399,11 @@ fn limited(sandbox: &Sandbox, kib: usize, pipeline: &str) -> std::process::Outpu
         .unwrap()
 }
 
-/// A limit on the size of files stands for a disk that is full.
-#[test]
 #[cfg(unix)]
-fn a_full_disk_leaves_no_half_of_a_file() {
+test!(full_disk_leaves_no_partial_file);
+/// The limit on the size of a file stands for a full disk.
+#[cfg(unix)]
+fn full_disk_leaves_no_partial_file() {
     let sandbox = sandbox();
     sandbox.write(
         "export.toml",
@@ -429,8 +433,8 @@ fn a_full_disk_leaves_no_half_of_a_file() {
     );
 }
 
-#[test]
-fn what_a_hunt_found() {
+test!(invalid_config_values_and_training_inputs_are_named);
+fn invalid_config_values_and_training_inputs_are_named() {
     let message = |key, value| refused(config(key, value));
     assert!(
         message("tie_word_embeddings", json!(false))
@@ -454,7 +458,7 @@ fn what_a_hunt_found() {
             .contains("`rms_norm_eps` is 1e+300, which is not a positive number")
     );
 
-    // a tokenizer that was saved in training gives one text one list of ids
+    // Dropout in a tokenizer, left over from its training, must not make encoding random.
     let sandbox = sandbox();
     let perplexity = || {
         let ran = sandbox.run(&["measure.toml", "--format", "json"]);
@@ -470,7 +474,7 @@ fn what_a_hunt_found() {
     sandbox.write("models/tiny/tokenizer.json", tokenizer.to_string());
     assert_eq!(perplexity(), before);
 
-    // two tasks of one name, by name and by path
+    // The same task twice, once by name and once by path.
     sandbox.write(
         "twice.toml",
         MEASURE.replace(
@@ -486,7 +490,7 @@ fn what_a_hunt_found() {
         ran.err
     );
 
-    // training that ends in weights that are no numbers
+    // Training that ends with weights that are not finite.
     sandbox.write("text.txt", "Anna is in the garden.\n\nTom is in the barn.");
     let train = |options: &str| {
         format!(
@@ -506,7 +510,7 @@ fn what_a_hunt_found() {
         ran.err
     );
 
-    // a row that is longer than the model, and a separator that separates nothing
+    // A row longer than the model's positions, and an empty separator.
     sandbox.write("text.txt", "Anna is in the garden. ".repeat(300));
     sandbox.write(
         "long.toml",
@@ -529,10 +533,11 @@ fn what_a_hunt_found() {
     );
 }
 
-/// Whoever closes standard output does not want to hear more; that is no failure.
-#[test]
 #[cfg(unix)]
-fn a_closed_output_changes_no_exit_code() {
+test!(closed_output_changes_no_exit_code);
+/// A closed or full output is no error of the program: the exit code stays.
+#[cfg(unix)]
+fn closed_output_changes_no_exit_code() {
     let sandbox = sandbox();
     for (arguments, code) in [
         ("check measure.toml", 0),

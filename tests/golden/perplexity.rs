@@ -7,19 +7,20 @@ use arrow::datatypes::UInt64Type;
 use secateur::stages::evaluate::{self, Options};
 use secateur_model::Model;
 
-use crate::evaluate::{context, corpora, floats, rows, tasks};
+use super::evaluation::{context, corpora, floats, rows, tasks};
 use crate::support::{self, json, shared};
 
-/// A text of TinyStories as a task: stories between separators, the cut last one left out.
-fn stories(folder: &Path, file: &str, of: &str, metrics: &str) -> Option<String> {
-    let data = shared("data")?;
+/// A text of TinyStories as a task: stories between separators; the last one is incomplete and left
+/// out.
+fn stories(folder: &Path, file: &str, of: &str, metrics: &str) -> String {
+    let data = shared("data");
     std::fs::copy(data.join("tinystories").join(file), folder.join(file)).unwrap();
     let path = folder.join(format!("{metrics}.toml"));
     let text = format!(
         "name = \"{metrics}\"\nversion = 1\nsplit = \"head\"\nmetrics = [{metrics:?}]\n[rows]\nbeside = {file:?}\n{of}"
     );
     std::fs::write(&path, text).unwrap();
-    Some(path.display().to_string())
+    path.display().to_string()
 }
 
 const STORIES: &str = r#"separator = "<|endoftext|>"
@@ -28,15 +29,20 @@ terminated = true
 row = "{{ text.strip() }}"
 "#;
 
-#[test]
-fn every_perplexity_of_windows_equals_transformers() {
-    let (Some(folder), Some(golden), Some(data)) = (
+test!(
+    windowed_perplexities_equal_transformers,
+    needs = [
+        Shared("models/stories260K"),
+        Shared("golden/perplexity.json"),
+        Shared("data")
+    ]
+);
+fn windowed_perplexities_equal_transformers() {
+    let (folder, golden, data) = (
         shared("models/stories260K"),
         shared("golden/perplexity.json"),
         shared("data"),
-    ) else {
-        return;
-    };
+    );
     let golden = &json(&golden)["windowed"];
     let temporary = tempfile::tempdir().unwrap();
     let train = format!("{STORIES}join = \"\\n\\n\"\n");
@@ -45,8 +51,7 @@ fn every_perplexity_of_windows_equals_transformers() {
         "tinystories_train_head.txt",
         &train,
         "perplexity",
-    )
-    .unwrap();
+    );
     let model = Model::load(&folder).unwrap();
     for window in [128, 512] {
         let valid = data.join("tinystories/tinystories_valid_head.txt");
@@ -87,9 +92,9 @@ fn every_perplexity_of_windows_equals_transformers() {
             assert!(found["stderr"].is_null(row) && found["chance"].is_null(row));
             let value = floats(found, "value")[row];
             let difference = (value / golden["perplexity"].as_f64().unwrap() - 1.0).abs();
-            eprintln!("{name}, windows of {window}: relative difference {difference:.1e}");
+            note!("{name}, windows of {window}: relative difference {difference:.1e}");
             assert!(difference < 1e-6, "{name}: {value}");
-            // the windows' shares have the perplexity as their mean
+            // The mean of the windows' values is the perplexity.
             let of = support::text(&documents["task"]);
             let task = support::text(&found["task"])[row].clone();
             let own: Vec<f64> = floats(documents, "value")
@@ -104,21 +109,26 @@ fn every_perplexity_of_windows_equals_transformers() {
     }
 }
 
-#[test]
-fn every_rolling_perplexity_equals_the_harness() {
-    let (Some(folder), Some(golden), Some(data)) = (
+test!(
+    rolling_perplexities_equal_the_harness,
+    needs = [
+        Shared("models/stories260K"),
+        Shared("golden/perplexity.json"),
+        Shared("data")
+    ]
+);
+fn rolling_perplexities_equal_the_harness() {
+    let (folder, golden, data) = (
         shared("models/stories260K"),
         shared("golden/perplexity.json"),
         shared("data"),
-    ) else {
-        return;
-    };
+    );
     let golden = &json(&golden)["rolling"];
     let model = Model::load(&folder).unwrap();
     let temporary = tempfile::tempdir().unwrap();
     let metrics = "word_perplexity\", \"byte_perplexity\", \"bits_per_byte";
     let task = |file: &str, of: &str| {
-        let path = stories(temporary.path(), file, of, "rolling").unwrap();
+        let path = stories(temporary.path(), file, of, "rolling");
         let text = std::fs::read_to_string(&path).unwrap().replace(
             "metrics = [\"rolling\"]",
             &format!("metrics = [\"{metrics}\"]"),
@@ -168,7 +178,7 @@ fn every_rolling_perplexity_equals_the_harness() {
                 );
                 let difference =
                     (floats(found, "value")[row] / golden[&metric].as_f64().unwrap() - 1.0).abs();
-                eprintln!("{name}, {of}, {metric}: relative difference {difference:.1e}");
+                note!("{name}, {of}, {metric}: relative difference {difference:.1e}");
                 assert!(difference < 1e-6);
             }
             assert_eq!(
@@ -179,11 +189,12 @@ fn every_rolling_perplexity_equals_the_harness() {
     }
 }
 
-#[test]
+test!(
+    token_rows_need_no_tokenizer_and_masked_tokens_do_not_count,
+    needs = [Shared("models/stories260K")]
+);
 fn token_rows_need_no_tokenizer_and_masked_tokens_do_not_count() {
-    let Some(folder) = shared("models/stories260K") else {
-        return;
-    };
+    let folder = shared("models/stories260K");
     let mut model = Model::load(&folder).unwrap();
     let temporary = tempfile::tempdir().unwrap();
     let measured = |model: &Model, name: &str, rows: &str| {

@@ -1,4 +1,4 @@
-//! LoRA training against PEFT's own, step by step, and what recovery promises besides.
+//! LoRA training against PEFT step by step, and the errors of the `recover` stage.
 
 use std::path::Path;
 
@@ -12,20 +12,30 @@ use secateur_model::lora::Adapter;
 use secateur_store::tables::Table;
 use serde_json::{Value, json};
 
-use crate::support::{self, copy_folder, numbers, shared, stream_perplexity};
+use crate::support::harness::Need::{self, Shared};
+use crate::support::{
+    self, copy_folder, largest, largest_difference, numbers, shared, stream_perplexity,
+};
 
-/// The pruned model that PEFT was given, with the batches it saw as one corpus.
+const MATERIAL: [Need; 4] = [
+    Shared("models/stories260K"),
+    Shared("golden/lora_recovery.json"),
+    Shared("golden/lora"),
+    Shared("golden/prune_stories260K.json"),
+];
+
+/// The pruned model that PEFT trained, and the batches it saw as one corpus.
 struct Golden {
     folder: tempfile::TempDir,
     json: Value,
     model: Model,
 }
 
-fn golden() -> Option<Golden> {
+fn golden() -> Golden {
     let (dense, golden, lora) = (
-        shared("models/stories260K")?,
-        shared("golden/lora_recovery.json")?,
-        shared("golden/lora")?,
+        shared("models/stories260K"),
+        shared("golden/lora_recovery.json"),
+        shared("golden/lora"),
     );
     let folder = tempfile::tempdir().unwrap();
     copy_folder(&dense, &folder.path().join("base"));
@@ -57,11 +67,11 @@ fn golden() -> Option<Golden> {
     });
     std::fs::write(folder.path().join("rows.jsonl"), rows.collect::<String>()).unwrap();
     let model = Model::load(&folder.path().join("base")).unwrap();
-    Some(Golden {
+    Golden {
         folder,
         json,
         model,
-    })
+    }
 }
 
 impl Golden {
@@ -69,7 +79,7 @@ impl Golden {
         json!({
             "corpus": self.folder.path().join("rows.jsonl"), "sample": "file", "rank": 8, "alpha": 16.0, "dropout": 0.0,
             "learning_rate": rate, "warmup": 10, "batch": self.json["batches"][0]["ids"].as_array().unwrap().len(),
-            "duration": { "updates": 60 }, "init": shared("golden/lora/adapter_init.safetensors").unwrap(),
+            "duration": { "updates": 60 }, "init": shared("golden/lora/adapter_init.safetensors"),
         })
     }
 
@@ -98,7 +108,7 @@ fn column(table: &Table, name: &str) -> Vec<f64> {
 }
 
 /// The largest difference between two adapter files.
-fn difference(a: &Path, b: &Path) -> f32 {
+fn difference(a: &Path, b: &Path) -> f64 {
     let (a, b) = (std::fs::read(a).unwrap(), std::fs::read(b).unwrap());
     let (a, b) = (
         SafeTensors::deserialize(&a).unwrap(),
@@ -114,18 +124,14 @@ fn difference(a: &Path, b: &Path) -> f32 {
     let worst = |name: &str| {
         let (x, y) = (a.tensor(name).unwrap(), b.tensor(name).unwrap());
         assert_eq!(x.shape(), y.shape(), "{name}");
-        values(x.data())
-            .iter()
-            .zip(values(y.data()))
-            .map(|(x, y)| (x - y).abs())
-            .fold(0f32, f32::max)
+        largest_difference(&values(x.data()), &values(y.data()))
     };
-    a.names().into_iter().map(worst).fold(0f32, f32::max)
+    largest(a.names().into_iter().map(worst))
 }
 
-#[test]
+test!(training_equals_peft, needs = MATERIAL);
 fn training_equals_peft() {
-    let Some(golden) = golden() else { return };
+    let golden = golden();
     for run in golden.json["runs"].as_array().unwrap() {
         let folder = tempfile::tempdir().unwrap();
         let (merged, _, tables) = golden
@@ -137,8 +143,10 @@ fn training_equals_peft() {
             column(&tables[0], "lr"),
         );
         let tokens = tables[0].rows["tokens"].as_primitive::<UInt64Type>();
-        let (mut worst_loss, mut worst_norm) = (0f64, 0f64);
-        for (i, step) in run["steps"].as_array().unwrap().iter().enumerate() {
+        let steps = run["steps"].as_array().unwrap();
+        assert_eq!((losses.len(), steps.len()), (60, 60));
+        let (mut loss_errors, mut norm_errors) = (Vec::new(), Vec::new());
+        for (i, step) in steps.iter().enumerate() {
             let of = |key: &str| step[key].as_f64().unwrap();
             assert!(
                 (rates[i] - of("lr")).abs() < 1e-12,
@@ -147,25 +155,23 @@ fn training_equals_peft() {
                 rates[i]
             );
             assert_eq!(tokens.value(i), step["target_tokens"].as_u64().unwrap());
-            worst_loss = worst_loss.max((losses[i] / of("loss") - 1.0).abs());
-            worst_norm = worst_norm.max((norms[i] / of("grad_norm") - 1.0).abs());
+            loss_errors.push((losses[i] / of("loss") - 1.0).abs());
+            norm_errors.push((norms[i] / of("grad_norm") - 1.0).abs());
         }
-        assert_eq!(losses.len(), 60);
+        let (worst_loss, worst_norm) = (largest(loss_errors), largest(norm_errors));
         let last = shared(&format!(
             "golden/{}",
             run["snapshots"]["60"].as_str().unwrap()
-        ))
-        .unwrap();
+        ));
         let adapter = difference(
             &folder.path().join("adapter/adapter_model.safetensors"),
             &last,
         );
-        let ids: Vec<u32> = numbers(
-            &support::json(&shared("golden/prune_stories260K.json").unwrap())["ppl_stream"],
-        );
+        let ids: Vec<u32> =
+            numbers(&support::json(&shared("golden/prune_stories260K.json"))["ppl_stream"]);
         let perplexity =
             (stream_perplexity(&merged, &ids) / run["ppl_merged"].as_f64().unwrap() - 1.0).abs();
-        eprintln!(
+        note!(
             "peak rate {}: loss {worst_loss:.1e}, gradient norm {worst_norm:.1e}, adapter {adapter:.1e}, perplexity {perplexity:.1e}",
             run["peak_lr"]
         );
@@ -173,9 +179,9 @@ fn training_equals_peft() {
     }
 }
 
-#[test]
-fn accumulation_changes_memory_and_not_the_result() {
-    let Some(golden) = golden() else { return };
+test!(gradient_accumulation_changes_no_loss, needs = MATERIAL);
+fn gradient_accumulation_changes_no_loss() {
+    let golden = golden();
     let losses = |micro: usize| {
         let folder = tempfile::tempdir().unwrap();
         let mut options = golden.options(&json!(1e-3));
@@ -184,6 +190,7 @@ fn accumulation_changes_memory_and_not_the_result() {
         column(&golden.run(options, folder.path()).unwrap().2[0], "loss")
     };
     let (whole, parts) = (losses(4), losses(1));
+    assert_eq!((whole.len(), parts.len()), (12, 12));
     assert!(
         whole
             .iter()
@@ -193,9 +200,12 @@ fn accumulation_changes_memory_and_not_the_result() {
     );
 }
 
-#[test]
-fn a_loss_of_nan_stops_the_stage_by_name() {
-    let Some(mut golden) = golden() else { return };
+test!(
+    nan_loss_stops_the_stage_with_a_named_error,
+    needs = MATERIAL
+);
+fn nan_loss_stops_the_stage_with_a_named_error() {
+    let mut golden = golden();
     let folder = tempfile::tempdir().unwrap();
     let error = golden.run(
         {
@@ -220,9 +230,9 @@ fn a_loss_of_nan_stops_the_stage_by_name() {
     assert!(!folder.path().join("adapter").exists());
 }
 
-#[test]
-fn an_adapter_that_does_not_fit_is_refused_by_name() {
-    let Some(golden) = golden() else { return };
+test!(adapter_that_does_not_fit_is_rejected, needs = MATERIAL);
+fn adapter_that_does_not_fit_is_rejected() {
+    let golden = golden();
     let folder = tempfile::tempdir().unwrap();
     let refused = |key: &str, value: Value| {
         let mut options = golden.options(&json!(1e-4));
@@ -238,6 +248,6 @@ fn an_adapter_that_does_not_fit_is_refused_by_name() {
             .contains("has shape [8, 64] of F32, the model and the rank ask for [4, 64] of F32")
     );
     assert!(refused("targets", json!(["q"])).contains("which no target of this stage uses"));
-    let config = shared("models/stories260K/config.json").unwrap();
+    let config = shared("models/stories260K/config.json");
     assert!(refused("init", json!(config)).contains("is not a whole safetensors file"));
 }

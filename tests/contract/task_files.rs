@@ -1,5 +1,5 @@
-//! Task files: rows wherever they lie, few-shot examples as lm-evaluation-harness draws them, and texts
-//! as it joins them.
+//! Task files: where rows are found, how few-shot examples are drawn (as lm-evaluation-harness
+//! does), and how texts are joined.
 
 use std::fs::File;
 use std::path::Path;
@@ -14,7 +14,7 @@ use parquet::arrow::ArrowWriter;
 use secateur_data::task::{ChoiceQuestion, FewShot, Task};
 use serde_json::Value;
 
-use crate::support::{json, shared};
+use crate::support::{golden_data, json, shared};
 
 const NESTED: &str = r#"
 name = "nested"
@@ -35,7 +35,7 @@ pub fn write(path: &Path, content: &str) {
     std::fs::write(path, content).unwrap();
 }
 
-/// A task file in a folder of its own, which is its `run.data` too.
+/// A task file in its own folder, which is also its `run.data`.
 fn task(folder: &Path, content: &str) -> Task {
     let path = folder.join("task.toml");
     write(&path, content);
@@ -65,7 +65,7 @@ fn texts(rows: &[Value], field: &str) -> ArrayRef {
     ))
 }
 
-/// A list of texts in every row.
+/// A column with a list of strings in every row.
 fn lists(rows: &[Value], field: &str) -> ArrayRef {
     let lists: Vec<&Vec<Value>> = rows
         .iter()
@@ -85,7 +85,7 @@ fn lists(rows: &[Value], field: &str) -> ArrayRef {
     ))
 }
 
-/// ARC's rows as the Hub keeps them: `choices` is a struct of two lists.
+/// ARC's rows in the layout of the Hub: `choices` is a struct of two lists.
 fn nested(path: &Path, rows: &[Value]) {
     let field = |name| {
         Arc::new(Field::new(
@@ -118,8 +118,8 @@ fn jsonl(rows: &[Value]) -> String {
     rows.iter().map(|row| format!("{row}\n")).collect()
 }
 
-#[test]
-fn parquet_rows_give_the_documents_of_json_lines() {
+test!(parquet_and_json_lines_give_the_same_documents);
+fn parquet_and_json_lines_give_the_same_documents() {
     let folder = tempfile::tempdir().unwrap();
     let rows: Vec<Value> = (0..2500).map(question).collect();
     write(&folder.path().join("nested/test.jsonl"), &jsonl(&rows));
@@ -136,7 +136,7 @@ fn parquet_rows_give_the_documents_of_json_lines() {
     std::fs::remove_file(folder.path().join("nested/test.jsonl")).unwrap();
     nested(&folder.path().join("nested/test.parquet"), &rows);
     assert_eq!(documents(folder.path(), NESTED).unwrap(), from_lines);
-    // the limit is counted over shards
+    // The limit counts rows over all shards.
     std::fs::remove_file(folder.path().join("nested/test.parquet")).unwrap();
     for (i, part) in rows.chunks(1000).enumerate() {
         nested(
@@ -157,8 +157,8 @@ fn parquet_rows_give_the_documents_of_json_lines() {
         4,
         "the task file and three shards"
     );
-    // numbers
-    let built_in = include_str!("../datasets/boolq.toml");
+    // Labels that are integers, and strings with 64-bit offsets.
+    let built_in = include_str!("../../datasets/boolq.toml");
     let labels = Int64Array::from(vec![1, 0]);
     let columns = vec![
         (
@@ -183,7 +183,7 @@ fn parquet_rows_give_the_documents_of_json_lines() {
         found[1].requests[0].context,
         "It is not.\nQuestion: is it not?\nAnswer:"
     );
-    // a row that does not fit is named by its number
+    // A row that does not fit is named by its number.
     let columns = vec![
         (
             "question",
@@ -205,8 +205,8 @@ fn parquet_rows_give_the_documents_of_json_lines() {
     );
 }
 
-#[test]
-fn rows_are_found_in_the_layouts_of_the_hub() {
+test!(rows_are_found_in_hub_layouts);
+fn rows_are_found_in_hub_layouts() {
     let rows = [question(0), question(1)];
     for path in [
         "nested/test.jsonl",
@@ -230,7 +230,8 @@ fn rows_are_found_in_the_layouts_of_the_hub() {
         nested(&folder.path().join(path), &rows);
         assert_eq!(documents(folder.path(), NESTED).unwrap().len(), 2, "{path}");
     }
-    // the first folder counts, and what lies directly in one of them before what lies deeper
+    // The first folder of `published` counts, and in a folder a file directly in it before one in a
+    // subfolder.
     let folder = tempfile::tempdir().unwrap();
     write(
         &folder.path().join("nested/ARC-Easy/test.jsonl"),
@@ -254,7 +255,7 @@ fn rows_are_found_in_the_layouts_of_the_hub() {
     assert_eq!(documents(folder.path(), NESTED).unwrap().len(), 1);
     write(&folder.path().join("nested/test.jsonl"), &jsonl(&rows));
     assert_eq!(documents(folder.path(), NESTED).unwrap().len(), 2);
-    // what is not whole, or not there
+    // Missing splits, missing shards and damaged files.
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(
         shown(folder.path(), documents(folder.path(), NESTED).unwrap_err()),
@@ -283,11 +284,15 @@ fn rows_are_found_in_the_layouts_of_the_hub() {
     );
 }
 
-/// Hashes of the harness's own requests (tests/golden/few_shot.json): contexts and continuations, examples and all.
-#[test]
-fn few_shot_examples_are_those_of_the_harness() {
-    let Some(data) = shared("data") else { return };
-    let golden = json(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/few_shot.json"));
+test!(
+    few_shot_examples_equal_the_harness,
+    needs = [Shared("data")]
+);
+/// Hashes of the harness's own requests (golden/data/few_shot.json): contexts and continuations
+/// with their examples.
+fn few_shot_examples_equal_the_harness() {
+    let data = shared("data");
+    let golden = json(&golden_data("few_shot.json"));
     let cases = golden["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 8);
     for case in cases {
@@ -328,7 +333,7 @@ fn few_shot_examples_are_those_of_the_harness() {
             expected,
             "{name}, {shots:?}"
         );
-        // fewer documents have the same examples
+        // A limit on the documents does not change their examples.
         assert_eq!(
             task.questions(Some(3), Some(shots)).unwrap(),
             documents[..3],
@@ -350,10 +355,10 @@ choices = ["no", "yes"]
 gold = "a"
 "#;
 
-#[test]
+test!(no_question_is_its_own_example);
 fn no_question_is_its_own_example() {
     let folder = tempfile::tempdir().unwrap();
-    // a row that stands four times: more than one of it is drawn
+    // Four equal rows: several of them are drawn as examples, and none for itself.
     let rows: Vec<Value> = (0..9)
         .map(|i| serde_json::json!({"q": format!("q{}", i.max(3)), "a": i % 2}))
         .collect();
@@ -395,7 +400,7 @@ fn no_question_is_its_own_example() {
             .unwrap(),
         few.questions(None, None).unwrap()
     );
-    // examples of a file of their own, and what joins them
+    // Examples from another file, with another delimiter.
     write(
         &folder.path().join("others.jsonl"),
         "{\"q\": \"other\", \"a\": 1}\n",
@@ -411,11 +416,12 @@ fn no_question_is_its_own_example() {
     assert_eq!(context(&task(folder.path(), &with)), "other yes | q3");
 }
 
-#[test]
-fn wikitext_is_joined_as_the_references_join_it() {
-    let (Some(data), Some(golden)) = (shared("data"), shared("golden/perplexity.json")) else {
-        return;
-    };
+test!(
+    wikitext_is_joined_like_the_references,
+    needs = [Shared("data"), Shared("golden/perplexity.json")]
+);
+fn wikitext_is_joined_like_the_references() {
+    let (data, golden) = (shared("data"), shared("golden/perplexity.json"));
     let golden = json(&golden);
     let whole = Task::find("wikitext2", Some(&data))
         .unwrap()
@@ -454,7 +460,7 @@ fn wikitext_is_joined_as_the_references_join_it() {
         pages.iter().map(|page| page.byte_count).sum::<u64>(),
         1_290_527
     );
-    // the harness's own detokeniser over these pages
+    // The hash of the pages as the harness's own detokeniser joins them.
     let read: Vec<&str> = pages.iter().map(|page| page.text.as_str()).collect();
     assert_eq!(
         blake3::hash(read.join("\0").as_bytes()).to_hex().as_str(),
@@ -469,12 +475,13 @@ fn wikitext_is_joined_as_the_references_join_it() {
     );
 }
 
-/// The Hub's rows of WikiText: the lines with their newlines, an empty text for a blank one.
-#[test]
-fn wikitext_from_parquet_is_the_same_text() {
-    let Some(raw) = shared("data/wikitext2/wiki.test.raw") else {
-        return;
-    };
+test!(
+    wikitext_from_parquet_equals_the_raw_text,
+    needs = [Shared("data/wikitext2/wiki.test.raw")]
+);
+/// The Hub's rows of WikiText: each line with its newline, an empty string for a blank line.
+fn wikitext_from_parquet_equals_the_raw_text() {
+    let raw = shared("data/wikitext2/wiki.test.raw");
     let folder = tempfile::tempdir().unwrap();
     let text = std::fs::read_to_string(&raw).unwrap();
     let row = |line: &str| {
@@ -505,8 +512,8 @@ fn wikitext_from_parquet_is_the_same_text() {
     assert_eq!(pages.len(), 62);
 }
 
-#[test]
-fn stories_are_cut_at_their_ends_and_ptb_is_joined() {
+test!(ptb_rows_are_joined);
+fn ptb_rows_are_joined() {
     let folder = tempfile::tempdir().unwrap();
     let ptb = StringArray::from(vec![
         "no it was n't black monday",
@@ -527,7 +534,15 @@ fn stories_are_cut_at_their_ends_and_ptb_is_joined() {
         "no it was n't black monday\n\nbut while the new york stock exchange"
     );
     assert_eq!((text.word_count, text.byte_count), (13, 65));
-    let Some(data) = shared("data") else { return };
+}
+
+test!(
+    stories_are_split_at_their_separators,
+    needs = [Shared("data")]
+);
+fn stories_are_split_at_their_separators() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = shared("data");
     let file = |joined: &str| {
         format!(
             r#"
@@ -568,7 +583,7 @@ row = "{{{{ text.strip() }}}}"
     );
 }
 
-#[test]
+test!(documents_begin_where_a_row_matches);
 fn documents_begin_where_a_row_matches() {
     let folder = tempfile::tempdir().unwrap();
     let file = "name = \"t\"\nversion = 1\nsplit = \"s\"\nmetrics = [\"byte_perplexity\"]\nrows = { beside = \"t.txt\", separator = \"\\n\" }\n\n[text]\nbegins = '^#'\njoin = \"\\n\"\n";

@@ -1,4 +1,5 @@
-//! What a wrong pipeline is told, and what a right one becomes. Mistakes are snapshots of what the user sees.
+//! The messages of the check for wrong pipelines, and the variants of valid ones. Snapshots hold
+//! what the user sees.
 
 use secateur::pipeline::check::{Overrides, check};
 use secateur::plan::Plan;
@@ -48,8 +49,8 @@ fn ids(plan: &Plan) -> Vec<&str> {
         .collect()
 }
 
-#[test]
-fn one_run_reports_every_mistake_at_its_place() {
+test!(one_check_reports_every_mistake_with_its_position);
+fn one_check_reports_every_mistake_with_its_position() {
     let sandbox = Sandbox::new();
     sandbox.write(
         "broken.toml",
@@ -97,7 +98,7 @@ formats = ["hf", "gguf"]
     let ran = sandbox.run(&["check", "broken.toml"]);
     assert_eq!((ran.code, ran.out.as_str()), (2, ""));
     insta::assert_snapshot!("every_mistake", ran.err);
-    // the same as records, alone on standard output
+    // The same problems as JSON records, alone on standard output.
     let ran = sandbox.run(&["broken.toml", "--format", "json"]);
     assert_eq!((ran.code, ran.err.as_str()), (2, ""));
     let records: Vec<serde_json::Value> = serde_json::from_str(&ran.out).unwrap();
@@ -124,8 +125,8 @@ formats = ["hf", "gguf"]
     assert!(!sandbox.path("results").exists(), "no work was started");
 }
 
-#[test]
-fn a_wrong_order_says_what_to_put_where() {
+test!(wrong_stage_order_names_the_missing_input);
+fn wrong_stage_order_names_the_missing_input() {
     let messages = |pipeline: &str| plan(pipeline, &[]).err().unwrap();
     assert_eq!(messages(""), ["the pipeline has no stage"]);
     assert_eq!(
@@ -163,8 +164,8 @@ fn a_wrong_order_says_what_to_put_where() {
     assert_eq!(messages("stage = 3"), ["`stage` is not a list of tables"]);
 }
 
-#[test]
-fn values_outside_their_range_are_refused() {
+test!(out_of_range_values_are_rejected);
+fn out_of_range_values_are_rejected() {
     let refused = |set: &str| plan(WHOLE, &[set]).err().unwrap_or_default();
     for (set, message) in [
         ("prune.ratio=0", "a ratio of 0 prunes nothing or everything"),
@@ -226,13 +227,14 @@ fn values_outside_their_range_are_refused() {
     }
 }
 
-#[test]
-fn a_grid_a_zip_and_an_exclusion() {
+test!(sweeps_support_grids_zips_and_exclusions);
+fn sweeps_support_grids_zips_and_exclusions() {
     let sweep = |sweep: &str| plan(&format!("{WHOLE}[sweep]\n{sweep}"), &[]);
     let grid = sweep("\"aggregate.with\" = [\"sum\", \"max\"]\n\"prune.ratio\" = [0.1, 0.25, 0.5]")
         .unwrap();
     assert_eq!(ids(&grid).len(), 6);
-    // load, groups and scores once, two aggregations, and two stages for each of six
+    // load, dependencies and importance once, aggregate twice, prune and evaluate for each of the
+    // six.
     assert_eq!(grid.stage_run_counts(), (3 + 2 + 12, 36));
     let zip =
         sweep("zip = [{ \"aggregate.with\" = [\"sum\", \"max\"], \"prune.ratio\" = [0.1, 0.5] }]")
@@ -278,8 +280,8 @@ fn a_grid_a_zip_and_an_exclusion() {
     );
 }
 
-#[test]
-fn what_the_command_line_says_replaces_the_sweep() {
+test!(set_replaces_the_sweep_of_the_same_key);
+fn set_replaces_the_sweep_of_the_same_key() {
     let swept = format!(
         "{WHOLE}[sweep]\n\"prune.ratio\" = [0.1, 0.5]\n\"aggregate.with\" = [\"sum\", \"max\"]\nexclude = [{{ \"prune.ratio\" = 0.5, \"aggregate.with\" = \"max\" }}]"
     );
@@ -303,8 +305,8 @@ fn what_the_command_line_says_replaces_the_sweep() {
     );
 }
 
-#[test]
-fn an_id_depends_on_options_and_seed_alone() {
+test!(variant_id_depends_only_on_options_and_seed);
+fn variant_id_depends_only_on_options_and_seed() {
     let id = |set: &[&str]| plan(WHOLE, set).unwrap().variants[0].id.clone();
     let base = id(&[]);
     assert!(base.starts_with("base-"));
@@ -315,7 +317,7 @@ fn an_id_depends_on_options_and_seed_alone() {
     for set in ["run.seed=7", "prune.ratio=0.3", "importance.samples=11"] {
         assert_ne!(base, id(&[set]), "{set}");
     }
-    // a set option replaces what the sweep says of it
+    // `--set` replaces what the sweep says of the same option.
     let swept = format!("{WHOLE}[sweep]\n\"prune.ratio\" = [0.1, 0.5]");
     assert_eq!(
         plan(&swept, &["prune.ratio=0.3"]).unwrap().variants.len(),
@@ -323,8 +325,8 @@ fn an_id_depends_on_options_and_seed_alone() {
     );
 }
 
-#[test]
-fn a_repeat_is_its_stages_several_times() {
+test!(repeat_expands_into_its_stages);
+fn repeat_expands_into_its_stages() {
     let inner = "[[stage.stage]]\ntype = \"dependencies\"\n[[stage.stage]]\ntype = \"importance\"\nmethod = \"l1\"\n[[stage.stage]]\ntype = \"aggregate\"\n[[stage.stage]]\ntype = \"prune\"\nratio = 0.5\n";
     let text = format!(
         "[[stage]]\ntype = \"load\"\nmodel = \"m\"\n[[stage]]\ntype = \"repeat\"\ntimes = 3\n{inner}"
@@ -338,7 +340,7 @@ fn a_repeat_is_its_stages_several_times() {
         .filter_map(|step| step.schedule.map(|s| s.iteration))
         .collect();
     assert_eq!(times, [1, 2, 3]);
-    // the variant's own file says it as it was written
+    // The variant's own file holds the `repeat` as it was written.
     let again = plan(&plan_of.variant_toml(variant).unwrap(), &[]).unwrap();
     assert_eq!(
         again.variants[0].id.split('-').next_back(),
@@ -367,8 +369,8 @@ fn a_repeat_is_its_stages_several_times() {
     );
 }
 
-#[test]
-fn five_hundred_variants_share_their_beginnings() {
+test!(five_hundred_variants_share_equal_prefixes);
+fn five_hundred_variants_share_equal_prefixes() {
     let ratios: Vec<String> = (1..=125)
         .map(|i| format!("{:.3}", f64::from(i) * 0.005))
         .collect();
@@ -383,8 +385,8 @@ fn five_hundred_variants_share_their_beginnings() {
     );
 }
 
-#[test]
-fn settings_come_from_layers_that_say_so() {
+test!(settings_report_the_layer_they_came_from);
+fn settings_report_the_layer_they_came_from() {
     let sandbox = Sandbox::new();
     sandbox.write(
         "layers.toml",
@@ -429,8 +431,8 @@ fn settings_come_from_layers_that_say_so() {
     );
 }
 
-#[test]
-fn the_plan_is_drawn_as_a_tree() {
+test!(plan_prints_a_tree);
+fn plan_prints_a_tree() {
     let sandbox = Sandbox::new();
     sandbox
         .write("sweep.toml", format!("{WHOLE}[sweep]\n\"aggregate.with\" = [\"sum\", \"max\"]\n\"prune.ratio\" = [0.25, 0.5]\n"));
@@ -444,8 +446,8 @@ fn the_plan_is_drawn_as_a_tree() {
     );
 }
 
-#[test]
-fn a_size_of_memory_that_is_none_is_refused_at_its_place() {
+test!(invalid_memory_size_is_rejected_with_its_position);
+fn invalid_memory_size_is_rejected_with_its_position() {
     let sandbox = Sandbox::new();
     for (value, said) in [
         ("\"lots\"", "a size such as"),

@@ -1,8 +1,10 @@
-//! Sweeps that share: nothing is made twice, what is kept is trusted only if it is whole, and the plan says what will run.
+//! Kept products: no stage runs twice, damaged products are rebuilt, and the plan says what will
+//! run.
 
 use crate::support::{CHAIN, Sandbox, chain, outcome};
 
-/// The stages that the last run of a pipeline ran, and those that it found.
+/// The number of stages that the last run of a pipeline executed, and of those that it took from
+/// the cache.
 fn stages(sandbox: &Sandbox, pipeline: &str) -> (u64, u64) {
     let stages = sandbox.json(&format!("results/{pipeline}/status.json"))["stages"].clone();
     (
@@ -11,7 +13,7 @@ fn stages(sandbox: &Sandbox, pipeline: &str) -> (u64, u64) {
     )
 }
 
-/// The stages of a plan that must run, and why.
+/// The stages of a plan that must run, with their reasons.
 fn must_run(sandbox: &Sandbox, arguments: &[&str]) -> Vec<String> {
     let ran = sandbox.run(&[&["plan"], arguments, &["--format", "json"]].concat());
     assert_eq!(ran.code, 0, "{}", ran.err);
@@ -33,7 +35,7 @@ fn must_run(sandbox: &Sandbox, arguments: &[&str]) -> Vec<String> {
         .collect()
 }
 
-/// The files of all products, one flipped byte in each.
+/// Flips one byte in each file of the cache. Returns the number of files.
 fn damage_all(sandbox: &Sandbox) -> usize {
     fn damage(folder: &std::path::Path) -> usize {
         let entries = std::fs::read_dir(folder)
@@ -49,7 +51,7 @@ fn damage_all(sandbox: &Sandbox) -> usize {
                 return 0;
             };
             bytes[middle] ^= 1;
-            // another file, so that a result that shares it stays as it is
+            // Writes a new file: a result may be a hard link to the old one and must stay as it is.
             std::fs::remove_file(&path).unwrap();
             std::fs::write(&path, bytes).unwrap();
             1
@@ -65,8 +67,8 @@ fn ok(sandbox: &Sandbox, arguments: &[&str]) -> String {
     ran.err + &ran.out
 }
 
-#[test]
-fn nothing_runs_twice() {
+test!(no_stage_runs_twice);
+fn no_stage_runs_twice() {
     let sandbox = chain();
     ok(&sandbox, &["chain.toml"]);
     let variant = sandbox.variant("chain", "base-");
@@ -76,10 +78,10 @@ fn nothing_runs_twice() {
     );
     assert_eq!(stages(&sandbox, "chain"), (10, 0));
     assert_eq!(must_run(&sandbox, &["chain.toml"]), [""; 0]);
-    // complete: not a stage is touched
+    // Everything is complete: no stage is executed or restored.
     ok(&sandbox, &["chain.toml"]);
     assert_eq!(stages(&sandbox, "chain"), (0, 0));
-    // the results are gone: put together again from what is kept
+    // The results are gone: they are assembled from kept products.
     std::fs::remove_dir_all(sandbox.path("results/chain")).unwrap();
     ok(&sandbox, &["chain.toml"]);
     assert_eq!(stages(&sandbox, "chain"), (0, 10));
@@ -95,11 +97,11 @@ fn nothing_runs_twice() {
             .iter()
             .all(|stage| stage["kept"] == true)
     );
-    // what is kept is gone: a complete result needs none of it
+    // The cache is gone: a complete result does not need it.
     std::fs::remove_dir_all(sandbox.path("results/.cache")).unwrap();
     ok(&sandbox, &["chain.toml"]);
     assert_eq!(stages(&sandbox, "chain"), (0, 0));
-    // another folder of kept products, a pipeline of another name, the same variant
+    // Another cache folder, and a pipeline with another name but the same variant.
     ok(
         &sandbox,
         &["chain.toml", "--force", "--set", "run.cache=elsewhere"],
@@ -108,7 +110,8 @@ fn nothing_runs_twice() {
     ok(&sandbox, &["renamed.toml", "--set", "run.cache=elsewhere"]);
     assert_eq!(stages(&sandbox, "renamed"), (0, 10));
     let renamed = outcome(&sandbox, &sandbox.variant("renamed", "base-"));
-    // the head of `pipeline.toml` names the pipeline that it is of
+    assert_eq!(renamed.len(), first.len());
+    // The first lines of `pipeline.toml` name the pipeline, so only this file differs.
     assert!(
         renamed
             .iter()
@@ -117,8 +120,8 @@ fn nothing_runs_twice() {
     );
 }
 
-#[test]
-fn a_new_value_runs_only_what_is_new() {
+test!(new_sweep_value_runs_only_new_stages);
+fn new_sweep_value_runs_only_new_stages() {
     let sandbox = chain();
     let sweep = |values: &str| format!("{CHAIN}\n[sweep]\n\"prune.ratio\" = [{values}]\n");
     sandbox.write("sweep.toml", sweep("0.25"));
@@ -134,7 +137,7 @@ fn a_new_value_runs_only_what_is_new() {
     assert_eq!(must_run(&sandbox, &["sweep.toml"]), new);
     ok(&sandbox, &["sweep.toml"]);
     assert_eq!(stages(&sandbox, "sweep"), (5, 5));
-    // an option of the dense evaluation concerns no other stage
+    // An option of the dense evaluation affects no other stage.
     assert_eq!(
         must_run(&sandbox, &["sweep.toml", "--set", "evaluate[1].limit=7"]),
         ["1 evaluate: new"]
@@ -150,8 +153,8 @@ fn a_new_value_runs_only_what_is_new() {
     );
 }
 
-#[test]
-fn the_plan_says_why_a_stage_must_run() {
+test!(plan_says_why_a_stage_must_run);
+fn plan_says_why_a_stage_must_run() {
     let sandbox = chain();
     assert_eq!(
         must_run(&sandbox, &["chain.toml"])[..2],
@@ -178,7 +181,7 @@ fn the_plan_says_why_a_stage_must_run() {
         ]
     );
     assert_eq!(must_run(&sandbox, &["chain.toml", "--force"]).len(), 10);
-    // the model: all that follows from it is another
+    // A changed model makes every stage run again.
     let config = String::from_utf8(sandbox.read("models/tiny/config.json")).unwrap();
     sandbox.write("models/tiny/config.json", format!("{config}\n"));
     let all = must_run(&sandbox, &["chain.toml"]);
@@ -211,14 +214,14 @@ fn the_plan_says_why_a_stage_must_run() {
     );
 }
 
-#[test]
-fn what_is_damaged_is_made_again() {
+test!(damaged_products_are_rebuilt);
+fn damaged_products_are_rebuilt() {
     let sandbox = chain();
     ok(&sandbox, &["chain.toml"]);
     let variant = sandbox.variant("chain", "base-");
     let first = outcome(&sandbox, &variant);
     assert!(damage_all(&sandbox) > 30);
-    // a complete result needs nothing of it
+    // A complete result does not read the damaged products.
     assert!(!ok(&sandbox, &["chain.toml"]).contains("damaged"));
     std::fs::remove_dir_all(sandbox.path("results/chain")).unwrap();
     let said = ok(&sandbox, &["chain.toml"]);
@@ -229,7 +232,7 @@ fn what_is_damaged_is_made_again() {
         "{said}"
     );
     assert!(outcome(&sandbox, &variant) == first);
-    // values that no table shows: everything but the last stage comes from what is kept
+    // Damaged values that no table shows: everything before the last stage comes from the cache.
     ok(&sandbox, &["cache", "verify"]);
     for entry in std::fs::read_dir(sandbox.path("results/.cache"))
         .unwrap()
@@ -243,7 +246,7 @@ fn what_is_damaged_is_made_again() {
     let said = ok(&sandbox, &["chain.toml", "--from", "export"]);
     assert!(said.contains("damaged"), "{said}");
     assert!(outcome(&sandbox, &variant) == first);
-    // a product of which nothing can be read
+    // A product whose entry cannot be read.
     let entry = std::fs::read_dir(sandbox.path("results/.cache"))
         .unwrap()
         .flatten();
@@ -254,7 +257,7 @@ fn what_is_damaged_is_made_again() {
     std::fs::write(entry, "").unwrap();
     assert!(ok(&sandbox, &["cache"]).contains("(damaged)"));
     assert!(ok(&sandbox, &["cache", "verify"]).contains("1 damaged products were removed"));
-    // a result, into which somebody put a file of their own
+    // A damaged result that also holds a file of the user's.
     sandbox.write(&format!("{variant}/hf/model.gguf"), "mine");
     sandbox.write(&format!("{variant}/evaluate.parquet"), "no table");
     let said = ok(&sandbox, &["chain.toml"]);
@@ -265,7 +268,7 @@ fn what_is_damaged_is_made_again() {
     );
     assert!(outcome(&sandbox, &variant) == first);
     assert_eq!(sandbox.read(&format!("{variant}/hf/model.gguf")), b"mine");
-    // what no run left
+    // A folder that no run wrote is not overwritten.
     std::fs::remove_dir_all(sandbox.path(&variant)).unwrap();
     std::fs::create_dir(sandbox.path(&variant)).unwrap();
     sandbox.write(&format!("{variant}/notes.md"), "mine");
@@ -278,8 +281,8 @@ fn what_is_damaged_is_made_again() {
     assert_eq!(sandbox.read(&format!("{variant}/notes.md")), b"mine");
 }
 
-#[test]
-fn what_is_kept_stays_below_its_limit() {
+test!(cache_stays_below_its_limit);
+fn cache_stays_below_its_limit() {
     let sandbox = chain();
     ok(&sandbox, &["chain.toml"]);
     let first = outcome(&sandbox, &sandbox.variant("chain", "base-"));
@@ -288,7 +291,7 @@ fn what_is_kept_stays_below_its_limit() {
         listed.contains("10 products") && listed.contains("importance method=taylor"),
         "{listed}"
     );
-    // the least recently used go first; what goes is made again when it is needed
+    // The least recently used products are removed first, and rebuilt when they are needed.
     let json: serde_json::Value =
         serde_json::from_str(&ok(&sandbox, &["cache", "--format", "json"])).unwrap();
     let sizes: Vec<u64> = json
@@ -307,7 +310,7 @@ fn what_is_kept_stays_below_its_limit() {
         json.as_array().unwrap()[2..],
         "in their order"
     );
-    // a run with no room at all
+    // A run with a cache limit of 0.
     ok(
         &sandbox,
         &["chain.toml", "--force", "--set", "run.cache_limit=0"],
@@ -319,7 +322,7 @@ fn what_is_kept_stays_below_its_limit() {
         &["chain.toml", "--force", "--set", "run.cache_limit=\"1 GB\""],
     );
     assert!(ok(&sandbox, &["cache", "clean"]).contains("10 products were removed"));
-    // what is no folder of kept products is left alone
+    // A folder that is no cache is not touched.
     std::fs::create_dir_all(sandbox.path("mine/.locks")).unwrap();
     sandbox.write("mine/train.state", "mine");
     let refused = sandbox.run(&["cache", "clean", "--cache", "mine"]);
@@ -338,8 +341,8 @@ fn what_is_kept_stays_below_its_limit() {
     assert_eq!(sandbox.run(&["cache", "--cache", "nowhere"]).code, 2);
 }
 
-#[test]
-fn a_lock_file_holds_a_run_to_its_inputs() {
+test!(locked_run_requires_unchanged_inputs);
+fn locked_run_requires_unchanged_inputs() {
     let sandbox = chain();
     let unlocked = sandbox.run(&["chain.toml", "--locked"]);
     assert_eq!(unlocked.code, 2);
@@ -392,7 +395,7 @@ fn a_lock_file_holds_a_run_to_its_inputs() {
         "{said}"
     );
     ok(&sandbox, &["chain.toml", "--locked"]);
-    // a model without one of its files is another model
+    // A model that lacks one of its files is another model.
     std::fs::rename(
         sandbox.path("models/tiny/tokenizer_config.json"),
         sandbox.path("aside"),
@@ -425,8 +428,8 @@ fn a_lock_file_holds_a_run_to_its_inputs() {
     );
 }
 
-#[test]
-fn shards_are_joined_into_one_table() {
+test!(merge_joins_shards_into_one_table);
+fn merge_joins_shards_into_one_table() {
     let sandbox = chain();
     let sweep = format!(
         "{CHAIN}\n[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n\"aggregate.with\" = [\"sum\", \"max\", \"last\"]\n"
@@ -454,7 +457,7 @@ fn shards_are_joined_into_one_table() {
             .count();
     }
     assert_eq!(all, 6, "every variant falls to one shard");
-    // a hole is named, and what is there is joined
+    // A missing variant is named, and the others are merged.
     let holes = sandbox.run(&["merge", "shard-2/sweep", "--into", "joined"]);
     assert_eq!(holes.code, 1);
     assert!(
@@ -472,7 +475,7 @@ fn shards_are_joined_into_one_table() {
         sandbox.read("joined/sweep/variants.parquet") == whole,
         "joining again changes nothing"
     );
-    // what was joined is complete
+    // The merged results are complete: nothing must run.
     assert_eq!(
         must_run(
             &sandbox,
@@ -480,7 +483,7 @@ fn shards_are_joined_into_one_table() {
         ),
         [""; 0]
     );
-    // a variant that is there twice, and not the same
+    // A variant that is in both folders with different contents.
     let id = std::fs::read_dir(sandbox.path("shard-1/sweep"))
         .unwrap()
         .flatten();
@@ -493,7 +496,7 @@ fn shards_are_joined_into_one_table() {
     let table = sandbox.read(&format!("shard-1/sweep/{id}/evaluate.parquet"));
     let hash = |bytes: &[u8]| blake3::hash(bytes).to_hex().to_string();
     let altered = [&table[..], b" "].concat();
-    // other files: those that were joined may be the same ones
+    // Writes new files: the merged ones may be hard links to the old ones.
     for file in [&manifest, &format!("shard-1/sweep/{id}/evaluate.parquet")] {
         std::fs::remove_file(sandbox.path(file)).unwrap();
     }
@@ -522,7 +525,7 @@ fn shards_are_joined_into_one_table() {
         "nothing was written"
     );
     assert_eq!(sandbox.run(&["merge", "nowhere"]).code, 2);
-    // shards of other data
+    // A shard that was measured on other data.
     sandbox.write(
         "heldout.jsonl",
         "{\"text\": \"Another text, and long enough for a window.\"}",
@@ -535,7 +538,7 @@ fn shards_are_joined_into_one_table() {
         mixed.err
     );
     assert!(!sandbox.path("mixed").exists(), "nothing was written");
-    // a shard keeps its variants when others are added
+    // A shard keeps its variants when others are added to the sweep.
     let ids = |values: &str| {
         sandbox.write("more.toml", sweep.replace("[0.25, 0.5]", values));
         let ran = sandbox.run(&["plan", "more.toml", "--shard", "2/2", "--format", "json"]);
@@ -554,8 +557,8 @@ fn shards_are_joined_into_one_table() {
     );
 }
 
-#[test]
-fn only_what_failed_is_tried_again() {
+test!(only_failed_stages_are_retried);
+fn only_failed_stages_are_retried() {
     let sandbox = chain();
     let sweep = format!("{CHAIN}\n[sweep]\n\"recover.learning_rate\" = [1e38, 1e-3, 2e-3]\n");
     sandbox.write("fails.toml", &sweep);
@@ -573,7 +576,7 @@ fn only_what_failed_is_tried_again() {
     );
     let first = sandbox.run(&["fails.toml"]);
     assert_eq!(first.code, 1);
-    // all before is kept; the failed recovery is not counted
+    // Everything before the failed stage is kept; the failed `recover` is not counted.
     assert_eq!(stages(&sandbox, "fails"), (6, 7));
     let status = sandbox.json("results/fails/status.json");
     assert_eq!(
@@ -607,8 +610,8 @@ fn only_what_failed_is_tried_again() {
     assert_eq!(stages(&sandbox, "fails"), (0, 7));
 }
 
-#[test]
-fn an_attempt_that_fails_leaves_its_reason_beside_the_complete_result() {
+test!(failed_attempt_leaves_its_reason_beside_the_complete_result);
+fn failed_attempt_leaves_its_reason_beside_the_complete_result() {
     let sandbox = chain();
     ok(&sandbox, &["chain.toml"]);
     let variant = sandbox.variant("chain", "base-");
@@ -636,8 +639,8 @@ fn an_attempt_that_fails_leaves_its_reason_beside_the_complete_result() {
     assert!(!sandbox.path(&format!("{variant}/attempt")).exists());
 }
 
-#[test]
-fn a_trained_model_comes_back_as_it_was() {
+test!(trained_model_is_restored_unchanged);
+fn trained_model_is_restored_unchanged() {
     let sandbox = Sandbox::new();
     let pipeline = r#"
 [[stage]]

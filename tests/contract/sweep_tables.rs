@@ -1,4 +1,5 @@
-//! The tables of a sweep from tables written by hand: paired differences, chance, and what variants wrote side by side.
+//! The tables of a sweep, from evaluation tables that the tests write: paired differences, chance,
+//! and generated texts side by side.
 
 use std::path::{Path, PathBuf};
 
@@ -29,7 +30,7 @@ struct Value {
     oversized: u64,
 }
 
-/// As versions before wrote it.
+/// A row of `evaluate.parquet` as earlier versions wrote it.
 #[derive(Serialize, Deserialize)]
 struct OldValue {
     task: String,
@@ -57,10 +58,11 @@ struct Generation {
     finished: bool,
 }
 
-/// What one step says of one metric: its documents, from which its value follows.
+/// The measurement of one metric at one step: step, task, metric, (document, value) pairs, chance.
 type Said<'a> = (u32, &'a str, &'a str, &'a [(u64, f64)], Option<f64>);
 
-/// A variant whose dense model is measured at steps 1 and 2, the pruned one at 6, the final one at 8 and 9.
+/// A variant whose dense model is measured at steps 1 and 2, the pruned one at 6, the final one at
+/// 8 and 9.
 fn shape(id: &str) -> VariantDescription {
     let steps = StepsByModel {
         dense: vec![1, 2],
@@ -105,7 +107,7 @@ fn put<R: Serialize + DeserializeOwned>(
 fn value((_, task, metric, documents, chance): &Said) -> Value {
     let n = documents.len() as f64;
     let value = documents.iter().map(|(_, value)| value).sum::<f64>() / n;
-    // of zeros and ones
+    // The standard error of a mean of zeros and ones.
     let stderr = chance.map(|_| (value * (1.0 - value) / (n - 1.0)).sqrt());
     let [task, metric, split] = [*task, *metric, "test"].map(str::to_owned);
     let (protocol, n) = ("harness".to_owned(), documents.len() as u64);
@@ -174,8 +176,8 @@ fn numbered(values: &[f64]) -> Vec<(u64, f64)> {
     (0..).zip(values.iter().copied()).collect()
 }
 
-#[test]
-fn differences_have_the_standard_error_of_their_documents() {
+test!(differences_have_paired_standard_errors);
+fn differences_have_paired_standard_errors() {
     let folder = tempfile::tempdir().unwrap();
     let [dense, last] =
         [[1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]].map(|values| numbered(&values));
@@ -192,7 +194,8 @@ fn differences_have_the_standard_error_of_their_documents() {
         (1, "moved", "acc", &dense, Some(0.25)),
         (1, "more", "acc", &dense[..3], Some(0.25)),
         (1, "gone", "acc", &dense, Some(0.25)),
-        // the first of the dense model counts, and the last of the final one that has the metric
+        // Of the dense model the first measurement counts; of the final model the last one that has
+        // the metric.
         (2, "a", "acc", &decoy, Some(0.5)),
         (6, "a", "acc", &decoy, Some(0.5)),
         (8, "a", "acc", &decoy, Some(0.5)),
@@ -249,7 +252,7 @@ fn differences_have_the_standard_error_of_their_documents() {
         (Some(0.25), Some(0.25))
     );
 
-    // results without the documents have the difference alone
+    // Without the table of documents there is a difference, but no standard error.
     std::fs::remove_file(folder.path().join("v/evaluate_documents.parquet")).unwrap();
     write_report_tables(folder.path(), &[summarised(folder.path(), "v")]).unwrap();
     let rows = table(&folder.path().join("variants.parquet"));
@@ -262,8 +265,8 @@ fn differences_have_the_standard_error_of_their_documents() {
     );
 }
 
-#[test]
-fn results_of_earlier_versions_are_still_read() {
+test!(results_of_earlier_versions_are_read);
+fn results_of_earlier_versions_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let row = |value: f64| {
         let [task, split, metric] = ["a", "test", "acc"].map(str::to_owned);
@@ -305,7 +308,7 @@ v        0.5    * 50.0 % (-25.0)
         summary.lines().map(str::trim_end).collect::<Vec<_>>(),
         expected.lines().collect::<Vec<_>>()
     );
-    // its table, without the columns that are new
+    // An older table: without the columns that were added since.
     let kept = (0..rows.num_columns()).filter(|&i| {
         let name = rows.schema().field(i).name().clone();
         ![".delta_stderr", ".dense_stderr", ".chance"]
@@ -324,7 +327,7 @@ v        0.5    * 50.0 % (-25.0)
             .unwrap()
             .ends_with(&summary)
     );
-    // the list of its sweep
+    // An older list of the sweep's variants.
     let old =
         r#"{"variants": [{"id": "v", "swept": [], "dense": [1], "pruned": [], "last": [8]}]}"#;
     std::fs::write(folder.path().join("sweep.json"), old).unwrap();
@@ -338,8 +341,8 @@ v        0.5    * 50.0 % (-25.0)
     );
 }
 
-#[test]
-fn the_summary_says_how_sure_a_difference_is() {
+test!(summary_shows_the_uncertainty_of_differences);
+fn summary_shows_the_uncertainty_of_differences() {
     let folder = tempfile::tempdir().unwrap();
     let mut answers = vec![1.0; 100];
     answers[..20].fill(0.0);
@@ -388,8 +391,8 @@ guess    0.5    ~ 58.0 % (-22.0 ±4.2)                       –  * 12.000 ( +0.
     assert!(again.ends_with(&summary), "{again}");
 }
 
-#[test]
-fn what_variants_wrote_stands_side_by_side() {
+test!(generated_texts_stand_side_by_side);
+fn generated_texts_stand_side_by_side() {
     let folder = tempfile::tempdir().unwrap();
     let long = "word ".repeat(30);
     let steps = || {
@@ -410,7 +413,7 @@ fn what_variants_wrote_stands_side_by_side() {
                     generation(1, "Two", &long),
                 ],
             ),
-            // another input in the same place is another prompt
+            // Another input at the same index is another prompt.
             (
                 9,
                 vec![
@@ -495,7 +498,7 @@ prompt 1: Two
             .ends_with(&shown)
     );
 
-    // nothing is left of it once no variant writes
+    // The table is removed when no variant generates texts.
     failed.description.generate = StepsByModel::default();
     write_report_tables(folder.path(), &[failed]).unwrap();
     assert!(!path.exists());
@@ -505,8 +508,8 @@ prompt 1: Two
     assert_eq!(records[0]["generations"], serde_json::json!([]));
 }
 
-#[test]
-fn the_summary_shows_the_first_prompts_and_variants() {
+test!(summary_shows_only_the_first_prompts_and_variants);
+fn summary_shows_only_the_first_prompts_and_variants() {
     let folder = tempfile::tempdir().unwrap();
     let ids: Vec<String> = (0..13).map(|i| format!("v{i}")).collect();
     for id in &ids {
@@ -536,8 +539,8 @@ fn the_summary_shows_the_first_prompts_and_variants() {
     );
 }
 
-#[test]
-fn shards_give_the_same_tables() {
+test!(merged_shards_give_the_same_tables);
+fn merged_shards_give_the_same_tables() {
     let folder = tempfile::tempdir().unwrap();
     let sweep = SweepManifest {
         variants: ["v", "w"].map(shape).to_vec(),
@@ -591,7 +594,7 @@ fn shards_give_the_same_tables() {
     );
 }
 
-/// Of a variant that is complete.
+/// The manifest of a complete variant.
 fn manifest(id: &str) -> String {
     let manifest = serde_json::json!({
         "program": "secateur", "source": "", "pipeline": "", "variant": id, "seed": 42, "device": "cpu", "processor": "",
@@ -602,8 +605,8 @@ fn manifest(id: &str) -> String {
     manifest.to_string()
 }
 
-#[test]
-fn steps_are_those_of_the_dense_the_pruned_and_the_final_model() {
+test!(evaluation_steps_are_assigned_to_dense_pruned_and_final_model);
+fn evaluation_steps_are_assigned_to_dense_pruned_and_final_model() {
     let sandbox = chain();
     let plan = check(&sandbox.path("chain.toml"), &Overrides::default(), false).unwrap();
     let shape = VariantDescription::from(&plan.variants[0]);
@@ -617,7 +620,7 @@ fn steps_are_those_of_the_dense_the_pruned_and_the_final_model() {
         (&shape.evaluate, &shape.generate),
         (&expected, &StepsByModel::default())
     );
-    // the list of the sweep keeps the names of its first version
+    // The file keeps the key names of its first version.
     let sweep = SweepManifest {
         variants: vec![shape.clone()],
     };
@@ -630,9 +633,10 @@ fn steps_are_those_of_the_dense_the_pruned_and_the_final_model() {
     assert_eq!(SweepManifest::read(&sandbox.path("")).unwrap(), sweep);
 }
 
-/// Two windows, before and after: each is compared with its own, and what has no like of its own is not paired.
-#[test]
-fn only_what_was_asked_alike_is_paired() {
+test!(only_equal_evaluations_are_paired);
+/// Evaluations with two windows before and after pruning: each is paired with the one of the same
+/// window. Without an equal one there is no paired standard error.
+fn only_equal_evaluations_are_paired() {
     let sandbox = Sandbox::new();
     let evaluate = |window: usize| {
         format!(
@@ -660,7 +664,7 @@ fn only_what_was_asked_alike_is_paired() {
             sandbox.variant(name, "base-")
         )));
         let values = own["value"].as_primitive::<Float64Type>();
-        // dense at 16 and 64 come first
+        // The dense measurements, at windows 16 and 64, come first.
         assert_eq!(
             number(".dense").value(0),
             values.value(usize::from(is_paired))

@@ -1,5 +1,6 @@
-//! Sizes of the published models and prunings, from their shapes alone: LLM-Pruner's tables of parameters and of
-//! multiply-accumulates over 64 tokens (NeurIPS 2023, Table 3, and the counts of its scripts).
+//! Sizes of published models and prunings, from their shapes alone: LLM-Pruner's tables of
+//! parameters and of multiply-accumulates over 64 tokens (NeurIPS 2023, Table 3, and the counts of
+//! its scripts).
 
 use secateur::stages::prune::remaining_units;
 use secateur_model::sizes::{BlockShape, ModelShape};
@@ -27,7 +28,7 @@ fn llama_7b() -> ModelShape {
     )
 }
 
-/// Heads and MLP channels of layers [start, end) at a ratio.
+/// The shape after pruning heads and MLP channels of the layers [start, end) by a ratio.
 fn blocks(mut shape: ModelShape, ratio: f64, [start, end]: [usize; 2]) -> ModelShape {
     for block in &mut shape.blocks[start..end] {
         let shared = block.query_heads / block.key_value_heads;
@@ -38,7 +39,7 @@ fn blocks(mut shape: ModelShape, ratio: f64, [start, end]: [usize; 2]) -> ModelS
     shape
 }
 
-/// Channels of the residual stream at a ratio.
+/// The shape after pruning channels of the residual stream by a ratio.
 fn channels(shape: ModelShape, ratio: f64) -> ModelShape {
     ModelShape {
         hidden: remaining_units(shape.hidden, 1, ratio),
@@ -46,13 +47,13 @@ fn channels(shape: ModelShape, ratio: f64) -> ModelShape {
     }
 }
 
-/// Billions of multiply-accumulates over 64 tokens, to the third digit behind the point.
+/// Billions of multiply-accumulates over 64 tokens, with three decimals.
 fn macs(shape: &ModelShape) -> String {
     format!("{:.3}", shape.macs(64) as f64 / 1e9)
 }
 
-#[test]
-fn llama_7b_as_published() {
+test!(llama_7b_sizes_equal_the_publication);
+fn llama_7b_sizes_equal_the_publication() {
     let dense = llama_7b();
     assert_eq!(
         (dense.parameter_count(), macs(&dense)),
@@ -96,8 +97,8 @@ fn llama_7b_as_published() {
     }
 }
 
-#[test]
-fn llama_7b_at_every_ratio() {
+test!(llama_7b_sizes_at_every_ratio);
+fn llama_7b_sizes_at_every_ratio() {
     let counts: [(f64, u64); 9] = [
         (0.05, 6_507_851_776),
         (0.1, 6_223_081_472),
@@ -122,8 +123,8 @@ fn llama_7b_at_every_ratio() {
     );
 }
 
-#[test]
-fn other_models_as_published() {
+test!(other_model_sizes_equal_the_publications);
+fn other_model_sizes_equal_the_publications() {
     let llama_13b = uniform(
         5120,
         40,

@@ -1,4 +1,4 @@
-//! Tokens, log-likelihoods, accuracies and perplexities against lm-evaluation-harness and transformers.
+//! Tokens, log likelihoods and accuracies against lm-evaluation-harness and the tokenizers library.
 
 use std::path::{Path, PathBuf};
 
@@ -44,7 +44,7 @@ pub fn floats(rows: &RecordBatch, column: &str) -> Vec<f64> {
     rows[column].as_primitive::<Float64Type>().values().to_vec()
 }
 
-/// The rows of a table by its name.
+/// The rows of the table with this name.
 pub fn rows<'t>(tables: &'t [Table], name: &str) -> &'t RecordBatch {
     &tables.iter().find(|table| table.name == name).unwrap().rows
 }
@@ -57,7 +57,8 @@ fn lines(path: &Path) -> Vec<Value> {
         .collect()
 }
 
-/// Holds the samples of one task against the harness's first documents and returns the largest relative difference.
+/// Compares the samples of one task with the harness's first documents. Returns the largest
+/// relative difference of a log likelihood.
 fn compare(samples: &RecordBatch, golden: &[Value]) -> f64 {
     let (values, tokens) = (
         floats(samples, "loglikelihood"),
@@ -106,7 +107,7 @@ fn compare(samples: &RecordBatch, golden: &[Value]) -> f64 {
     worst
 }
 
-/// The accuracies of the table against the golden documents' own.
+/// Compares the accuracies of the table with those of the golden documents.
 fn compare_metrics(rows: &RecordBatch, golden: &[Value]) {
     let metrics = rows["metric"].as_string::<i32>();
     assert_eq!(
@@ -122,13 +123,10 @@ fn compare_metrics(rows: &RecordBatch, golden: &[Value]) {
     }
 }
 
-/// Scores a task as golden documents were scored, and holds samples, accuracies and their standard errors against these.
-fn against_the_harness(task: &str, golden: &str, options: Options) -> Option<Vec<Table>> {
-    let (folder, data, golden) = (
-        shared("models/stories260K")?,
-        shared("data")?,
-        shared(golden)?,
-    );
+/// Scores a task with these options and compares samples, accuracies and standard errors with the
+/// harness.
+fn against_the_harness(task: &str, golden: &str, options: Options) -> Vec<Table> {
+    let (folder, data, golden) = (shared("models/stories260K"), shared("data"), shared(golden));
     let scored = lines(&golden.join(format!("{task}.jsonl")));
     let model = Model::load(&folder).unwrap();
     let tables = evaluate::run(&options, &context(Some(data)), &model).unwrap();
@@ -143,7 +141,7 @@ fn against_the_harness(task: &str, golden: &str, options: Options) -> Option<Vec
         .enumerate()
     {
         let (value, expected) = (floats(found, "value")[i], summary[metric].as_f64().unwrap());
-        // the reader of JSON may miss the last bit
+        // The JSON reader may round the last bit differently.
         assert!(
             (value - expected).abs() < 1e-15,
             "{task} {metric}: {value} {expected}"
@@ -163,11 +161,11 @@ fn against_the_harness(task: &str, golden: &str, options: Options) -> Option<Vec
         truncated,
         "{task}"
     );
-    eprintln!(
+    note!(
         "{task}: {} documents, largest relative difference {worst:.1e}",
         scored.len()
     );
-    Some(tables)
+    tables
 }
 
 const ALL_BUT_PIQA: [&str; 6] = [
@@ -179,14 +177,28 @@ const ALL_BUT_PIQA: [&str; 6] = [
     "openbookqa",
 ];
 
-#[test]
+test!(
+    all_documents_equal_the_harness,
+    needs = [
+        Shared("models/stories260K"),
+        Shared("data"),
+        Shared("golden/lm_eval")
+    ]
+);
 fn all_documents_equal_the_harness() {
     for task in ALL_BUT_PIQA {
         against_the_harness(task, "golden/lm_eval", tasks(&[task], Some(400)));
     }
 }
 
-#[test]
+test!(
+    all_documents_without_bos_equal_the_harness,
+    needs = [
+        Shared("models/stories260K"),
+        Shared("data"),
+        Shared("golden/lm_eval_no_bos")
+    ]
+);
 fn all_documents_without_bos_equal_the_harness() {
     for task in ALL_BUT_PIQA {
         let options = Options {
@@ -197,16 +209,20 @@ fn all_documents_without_bos_equal_the_harness() {
     }
 }
 
-#[test]
-fn nothing_is_cut_at_2048_tokens() {
+test!(
+    no_document_is_truncated_at_2048_tokens,
+    needs = [
+        Shared("models/stories260K"),
+        Shared("data"),
+        Shared("golden/lm_eval_max_length_2048")
+    ]
+);
+fn no_document_is_truncated_at_2048_tokens() {
     let options = Options {
         max_length: Some(2048),
         ..tasks(&["piqa"], None)
     };
-    let Some(tables) = against_the_harness("piqa", "golden/lm_eval_max_length_2048", options)
-    else {
-        return;
-    };
+    let tables = against_the_harness("piqa", "golden/lm_eval_max_length_2048", options);
     assert!(
         rows(&tables, "evaluate_samples")["cut"]
             .as_primitive::<UInt32Type>()
@@ -216,15 +232,20 @@ fn nothing_is_cut_at_2048_tokens() {
     );
 }
 
-/// The harness breaks off at documents 314 and 1554, whose choices are longer than the model's 512 positions.
-#[test]
-fn choices_that_are_too_long_are_scored_as_far_as_they_fit_and_the_others_equal_the_harness() {
+test!(
+    oversized_choices_are_truncated_and_the_others_equal_the_harness,
+    needs = [
+        Shared("models/stories260K"),
+        Shared("data"),
+        Shared("golden/lm_eval"),
+        Shared("golden/lm_eval_no_bos")
+    ]
+);
+/// The harness stops with an error at documents 314 and 1554, whose choices are longer than the
+/// model's 512 positions.
+fn oversized_choices_are_truncated_and_the_others_equal_the_harness() {
     for (golden, add_bos_token) in [("golden/lm_eval", true), ("golden/lm_eval_no_bos", false)] {
-        let (Some(folder), Some(data), Some(golden)) =
-            (shared("models/stories260K"), shared("data"), shared(golden))
-        else {
-            return;
-        };
+        let (folder, data, golden) = (shared("models/stories260K"), shared("data"), shared(golden));
         let model = Model::load(&folder).unwrap();
         let options = Options {
             add_bos_token,
@@ -242,7 +263,7 @@ fn choices_that_are_too_long_are_scored_as_far_as_they_fit_and_the_others_equal_
             &arrow::compute::filter_record_batch(samples, &mask).unwrap(),
             &scored,
         );
-        eprintln!(
+        note!(
             "piqa: {} documents, largest relative difference {worst:.1e}",
             scored.len()
         );
@@ -262,7 +283,7 @@ fn choices_that_are_too_long_are_scored_as_far_as_they_fit_and_the_others_equal_
         let found = rows(&tables, "evaluate");
         assert_eq!(found["oversized"].as_primitive::<UInt64Type>().value(0), 2);
         assert_eq!(found["n"].as_primitive::<UInt64Type>().value(0), 1838);
-        // what each document contributes: the harness's own accuracy on those that it could score
+        // The value of each document equals the harness's accuracy wherever the harness has one.
         let documents = rows(&tables, "evaluate_documents");
         let (metric, value) = (
             documents["metric"].as_string::<i32>(),
@@ -280,14 +301,14 @@ fn choices_that_are_too_long_are_scored_as_far_as_they_fit_and_the_others_equal_
     }
 }
 
-/// Two examples from the questions' own split, seed 1234, as the harness scored them.
-#[test]
+test!(
+    few_shot_scores_equal_the_harness,
+    needs = [Shared("models/stories260K"), Shared("data")]
+);
+/// Two examples from the split of the questions, seed 1234, as the harness scored them.
 fn few_shot_scores_equal_the_harness() {
-    let (Some(folder), Some(data)) = (shared("models/stories260K"), shared("data")) else {
-        return;
-    };
-    let golden =
-        lines(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/few_shot_scores.jsonl"));
+    let (folder, data) = (shared("models/stories260K"), shared("data"));
+    let golden = lines(&support::golden_data("few_shot_scores.jsonl"));
     let model = Model::load(&folder).unwrap();
     for golden in golden.chunk_by(|a, b| a["task"] == b["task"]) {
         let task = golden[0]["task"].as_str().unwrap();
@@ -297,7 +318,7 @@ fn few_shot_scores_equal_the_harness() {
             ..tasks(&[task], Some(golden.len()))
         };
         let tables = evaluate::run(&options, &context(Some(data.clone())), &model).unwrap();
-        eprintln!(
+        note!(
             "{task}, 2 shots: largest relative difference {:.1e}",
             compare(rows(&tables, "evaluate_samples"), golden)
         );
@@ -305,12 +326,14 @@ fn few_shot_scores_equal_the_harness() {
     }
 }
 
-/// LLM-Pruner's protocol by hand: context and choice encoded apart, no BOS, and one metric of each task.
-#[test]
-fn the_papers_protocol_encodes_apart_and_reports_its_columns() {
-    let (Some(folder), Some(data)) = (shared("models/stories260K"), shared("data")) else {
-        return;
-    };
+test!(
+    llm_pruner_protocol_encodes_context_and_choice_separately,
+    needs = [Shared("models/stories260K"), Shared("data")]
+);
+/// LLM-Pruner's protocol, computed here step by step: context and choice are encoded separately,
+/// there is no BOS, and each task has one metric.
+fn llm_pruner_protocol_encodes_context_and_choice_separately() {
+    let (folder, data) = (shared("models/stories260K"), shared("data"));
     let model = Model::load(&folder).unwrap();
     let options = Options {
         protocol: Protocol::LlmPruner,
@@ -364,8 +387,8 @@ fn the_papers_protocol_encodes_apart_and_reports_its_columns() {
     assert!((floats(samples, "loglikelihood")[at] / expected - 1.0).abs() < 1e-6);
 }
 
-#[test]
-fn each_task_enters_the_average_once_and_no_name_stands_for_two() {
+test!(average_counts_each_task_once_and_names_are_unique);
+fn average_counts_each_task_once_and_names_are_unique() {
     let options = Options {
         protocol: Protocol::LlmPruner,
         ..tasks(&["tiny_boolq", "tiny_piqa"], Some(5))
@@ -406,19 +429,20 @@ fn each_task_enters_the_average_once_and_no_name_stands_for_two() {
     );
 }
 
-#[test]
-fn a_model_without_a_tokenizer_cannot_be_asked() {
+test!(evaluation_without_a_tokenizer_is_an_error);
+fn evaluation_without_a_tokenizer_is_an_error() {
     let mut model = support::tiny();
     model.tokenizer = None;
     let error = evaluate::run(&tasks(&["tiny_piqa"], Some(3)), &context(None), &model).unwrap_err();
     assert!(matches!(error, Error::NoTokenizer));
 }
 
-#[test]
-fn a_model_of_nan_makes_an_error_and_no_row() {
-    let Some(folder) = shared("models/stories260K") else {
-        return;
-    };
+test!(
+    nan_weights_give_an_error_and_no_row,
+    needs = [Shared("models/stories260K")]
+);
+fn nan_weights_give_an_error_and_no_row() {
+    let folder = shared("models/stories260K");
     let mut model = Model::load(&folder).unwrap();
     model.final_norm.update(|values| values[3] = f32::NAN);
     let error = evaluate::run(&tasks(&["tiny_boolq"], None), &context(None), &model).unwrap_err();
@@ -428,11 +452,12 @@ fn a_model_of_nan_makes_an_error_and_no_row() {
     );
 }
 
-#[test]
-fn the_check_names_what_the_world_lacks() {
-    let Some(folder) = shared("models/stories260K") else {
-        return;
-    };
+test!(
+    check_names_missing_tasks_data_and_tokenizer,
+    needs = [Shared("models/stories260K")]
+);
+fn check_names_missing_tasks_data_and_tokenizer() {
+    let folder = shared("models/stories260K");
     let header = secateur_model::ModelHeader {
         has_tokenizer: false,
         ..secateur_model::ModelHeader::read(&folder).unwrap()
@@ -494,14 +519,18 @@ fn the_check_names_what_the_world_lacks() {
     assert!(faults[1].message.starts_with("cannot read `nowhere.txt`"));
 }
 
-#[test]
-fn token_ids_equal_those_of_the_tokenizer_library() {
-    let (Some(folder), Some(golden)) = (
+test!(
+    token_ids_equal_the_tokenizer_library,
+    needs = [
+        Shared("models/stories260K"),
+        Shared("golden/tokenizer_stories260K.json")
+    ]
+);
+fn token_ids_equal_the_tokenizer_library() {
+    let (folder, golden) = (
         shared("models/stories260K"),
         shared("golden/tokenizer_stories260K.json"),
-    ) else {
-        return;
-    };
+    );
     let tokenizer = Tokenizer::load(&folder).unwrap().unwrap();
     let golden = json(&golden);
     let strings = golden["strings"].as_array().unwrap();

@@ -1,4 +1,5 @@
-//! The forward pass and the gradients against transformers' and LLM-Pruner's own numbers, and against differences.
+//! The forward pass and the gradients against transformers, LLM-Pruner and finite differences;
+//! checkpoints and exports.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,9 +15,11 @@ use secateur_model::{Model, groups};
 use secateur_tensor::ops::{GradientQuery, GradientResult};
 use serde_json::Value;
 
-use crate::support::{context, copy_folder, json, numbers, shared, tiny};
+use crate::support::{
+    context, copy_folder, golden_data, json, largest, largest_difference, numbers, shared, tiny,
+};
 
-/// Gathers the gradient of every weight.
+/// Collects the gradient of every weight.
 #[derive(Default)]
 struct All {
     gradients: BTreeMap<TensorId, Vec<f32>>,
@@ -24,7 +27,7 @@ struct All {
 }
 
 impl All {
-    /// The head's gradient is the embedding's.
+    /// Adds the head's gradient to the embedding's, for a model whose head is tied.
     fn tie(&mut self) {
         let gradient = self.gradients.remove(&TensorId::LmHead).unwrap();
         self.add_up(TensorId::Embedding, gradient);
@@ -74,39 +77,37 @@ fn rows(ids: Vec<Vec<u32>>) -> Vec<Sequence> {
         .collect()
 }
 
-#[test]
+test!(
+    logits_equal_transformers,
+    needs = [
+        Shared("models/stories260K"),
+        Shared("golden/logits_stories260K.json")
+    ]
+);
 fn logits_equal_transformers() {
-    let (Some(folder), Some(golden)) = (
+    let (folder, golden) = (
         shared("models/stories260K"),
         shared("golden/logits_stories260K.json"),
-    ) else {
-        return;
-    };
+    );
     let model = Model::load(&folder).unwrap();
     for prompt in json(&golden)["prompts"].as_array().unwrap() {
         let ids: Vec<u32> = numbers(&prompt["token_ids"]);
         let logits = walk::logits(&model, &ids);
         let last = &logits.into_vec()[(ids.len() - 1) * 512..];
         let expected: Vec<f32> = numbers(&prompt["last_logits"]);
-        let worst = last
-            .iter()
-            .zip(&expected)
-            .map(|(a, b)| (a - b).abs())
-            .fold(0.0, f32::max);
+        let worst = largest_difference(last, &expected);
         assert!(worst < 1e-4, "{ids:?}: {worst}");
     }
 }
 
-#[test]
+test!(gradients_equal_llm_pruner, needs = super::LLM_PRUNER);
 fn gradients_equal_llm_pruner() {
     for name in ["stories260K", "mha_tiny"] {
-        let (Some(folder), Some(golden), Some(stored)) = (
+        let (folder, golden, stored) = (
             shared(&format!("models/{name}")),
             shared(&format!("golden/prune_{name}.json")),
             shared(&format!("golden/prune_{name}_grads.safetensors")),
-        ) else {
-            return;
-        };
+        );
         let model = Model::load(&folder).unwrap();
         let golden = json(&golden);
         let mut all = All::default();
@@ -137,16 +138,12 @@ fn gradients_equal_llm_pruner() {
                 .chunks_exact(4)
                 .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
                 .collect();
-            let largest = expected.iter().fold(0f32, |a, b| a.max(b.abs()));
-            let worst = gradient
-                .iter()
-                .zip(&expected)
-                .map(|(a, b)| (a - b).abs())
-                .fold(0f32, f32::max);
+            let largest_entry = largest(expected.iter().map(|entry| entry.abs()));
+            let worst = largest_difference(gradient, &expected);
             assert!(
-                worst <= 2e-5 * largest,
+                worst <= 2e-5 * largest_entry,
                 "{place:?}: {} of the largest entry",
-                worst / largest
+                worst / largest_entry
             );
             compared += 1;
         }
@@ -163,9 +160,10 @@ fn some_rows(model: &Model) -> Vec<Sequence> {
     )
 }
 
-/// Along the gradient itself the loss must rise by its length: central differences of every kind of weight.
-#[test]
-fn gradients_equal_differences() {
+test!(gradients_equal_finite_differences);
+/// Central differences: along its own gradient the loss must rise at the rate of the gradient's
+/// length. Checks every kind of weight.
+fn gradients_equal_finite_differences() {
     let model = tiny();
     let sequences = some_rows(&model);
     let mut all = All::default();
@@ -200,7 +198,8 @@ fn gradients_equal_differences() {
     }
 }
 
-/// A copy of models/tiny with its tensors in the files named, each as `dtype`, and a config changed by `change`.
+/// A copy of models/tiny with its tensors spread over `files`, each stored as `dtype`, and its
+/// config changed by `change`.
 fn rewritten(
     files: &[&str],
     dtype: Dtype,
@@ -259,8 +258,8 @@ fn rewritten(
     (folder, model)
 }
 
-#[test]
-fn every_form_of_a_checkpoint_is_the_same_model() {
+test!(sharded_and_half_precision_checkpoints_load_the_same_model);
+fn sharded_and_half_precision_checkpoints_load_the_same_model() {
     let model = tiny();
     let logits = |model: &Model| walk::logits(model, &[0, 5, 9, 300, 44]).into_vec();
     let newer = |config: &mut Value| {
@@ -309,9 +308,9 @@ fn every_form_of_a_checkpoint_is_the_same_model() {
     );
 }
 
-/// Widths that differ from layer to layer come back from an export to the last bit.
-#[test]
-fn an_export_is_read_back_to_the_same_logits() {
+test!(exported_model_loads_with_the_same_logits);
+/// A model whose widths differ between layers is exported and loaded without a changed bit.
+fn exported_model_loads_with_the_same_logits() {
     let model = tiny();
     let kept: Vec<Vec<usize>> = vec![
         vec![0, 2],
@@ -358,7 +357,7 @@ fn an_export_is_read_back_to_the_same_logits() {
             .unwrap()
     };
     assert_eq!(encoded(&read), encoded(&model));
-    // the plan and the dense checkpoint make the same model
+    // The plan applied to the dense checkpoint gives the same model.
     let stored: PruningPlan =
         serde_json::from_value(json(&folder.path().join("plan.json"))).unwrap();
     let rebuilt = stored.apply(&model).unwrap();
@@ -368,7 +367,7 @@ fn an_export_is_read_back_to_the_same_logits() {
             .into_iter()
             .all(|place| rebuilt.weight(place) == pruned.weight(place))
     );
-    // the second export of what was read is the same file
+    // Exporting the loaded model writes the same files.
     let again = tempfile::tempdir().unwrap();
     export::run(
         &options,
@@ -389,13 +388,10 @@ fn an_export_is_read_back_to_the_same_logits() {
     }
 }
 
-/// Numbers that always run: transformers' and PyTorch's own for the model that comes with the project.
-#[test]
-fn the_embedded_model_equals_transformers() {
-    let golden = json(Path::new(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/golden/tiny.json"
-    )));
+test!(tiny_model_equals_transformers);
+/// Always runs: the numbers of transformers and PyTorch for the model that ships with the project.
+fn tiny_model_equals_transformers() {
+    let golden = json(&golden_data("tiny.json"));
     let model = tiny();
     let mut all_rows = Vec::new();
     for text in golden["texts"].as_array().unwrap() {
@@ -410,11 +406,7 @@ fn the_embedded_model_equals_transformers() {
         let logits = walk::logits(&model, &ids).into_vec();
         let expected: Vec<f32> = numbers(&text["last_logits"]);
         let last = &logits[logits.len() - expected.len()..];
-        let worst = last
-            .iter()
-            .zip(&expected)
-            .map(|(a, b)| (a - b).abs())
-            .fold(0.0, f32::max);
+        let worst = largest_difference(last, &expected);
         assert!(worst < 1e-4, "{}: {worst}", text["text"]);
         all_rows.push(ids);
     }
@@ -446,9 +438,9 @@ fn the_embedded_model_equals_transformers() {
     );
 }
 
-/// Tapes that are kept and blocks that are recomputed give the same bits.
-#[test]
-fn gradients_do_not_depend_on_memory() {
+test!(gradients_do_not_depend_on_kept_tapes);
+/// Kept tapes and recomputed blocks give the same bits.
+fn gradients_do_not_depend_on_kept_tapes() {
     let model = tiny();
     let sequences = some_rows(&model);
     let with = |memory: Option<u64>| {

@@ -1,6 +1,6 @@
-//! A GPU beside the processor: the same pipeline within stated tolerances, pruned units equal, and the same bytes in two runs.
-//! Where the program was built for a GPU and there is one, that is what runs; in a build without CUDA it is the operations of a
-//! GPU on dfdx's CPU device. `ops/tests.rs` compares operation by operation.
+//! A GPU against the CPU: the same pipeline within stated tolerances, the same pruned units, and
+//! the same bytes in two runs. A build with CUDA uses GPU 0; a build without it runs the GPU's
+//! operations on dfdx's CPU device. `ops/tests.rs` compares operation by operation.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,28 +13,11 @@ use secateur_model::wiring::BlockTensor;
 use secateur_tensor::{self, Device};
 use serde_json::json;
 
-use crate::support::{self, CHAIN, Sandbox, table, text};
+use crate::support::{
+    self, CHAIN, Sandbox, comparison_device, largest, largest_difference, table, text,
+};
 
-/// The other device, if there is one.
-fn other() -> Option<Device> {
-    let other = if cfg!(feature = "cuda") {
-        Device::Cuda(0)
-    } else {
-        Device::CpuAsGpu
-    };
-    match secateur_tensor::resolve_device(other) {
-        Ok(device) => {
-            eprintln!("comparing cpu with {device}");
-            Some(device)
-        }
-        Err(missing) => {
-            eprintln!("SKIPPED: nothing is compared with {other}: {missing}");
-            None
-        }
-    }
-}
-
-/// The chain on a device: the folder of its one variant.
+/// Runs the chain on a device. Returns the folder of its only variant.
 fn run(sandbox: &Sandbox, device: &str, results: &str, more: &[&str]) -> String {
     let set = format!("run.device={device}");
     let mut arguments = vec!["chain.toml", "--results", results, "--set", &set];
@@ -58,20 +41,19 @@ fn numbers(rows: &RecordBatch, column: &str) -> Vec<Option<f64>> {
     rows[column].as_primitive::<Float64Type>().iter().collect()
 }
 
-/// The largest difference between two columns, relative to the largest number of either.
+/// The largest difference between two columns, relative to the largest value of the second.
 fn apart(a: &Path, b: &Path, column: &str) -> f64 {
     let (a, b) = (numbers(&table(a), column), numbers(&table(b), column));
     assert_eq!(a.len(), b.len());
-    let largest = b.iter().flatten().fold(0f64, |most, x| most.max(x.abs()));
-    let pairs = a.iter().zip(&b).map(|pair| match pair {
-        (Some(a), Some(b)) => (a - b).abs() / largest.max(1e-12),
+    let scale = largest(b.iter().flatten().map(|x| x.abs())).max(1e-12);
+    largest(a.iter().zip(&b).map(|pair| match pair {
+        (Some(a), Some(b)) => (a - b).abs() / scale,
         (None, None) => 0.0,
-        _ => panic!("{column}: one is missing"),
-    });
-    pairs.fold(0.0, f64::max)
+        _ => panic!("{column}: one of the two tables has no value"),
+    }))
 }
 
-/// Columns that must be near each other, and how near.
+/// Table, column, and the largest relative difference that is allowed.
 const NEAR: [(&str, &str, f64); 5] = [
     ("importance", "score", 1e-4),
     ("aggregate", "score", 1e-4),
@@ -80,9 +62,9 @@ const NEAR: [(&str, &str, f64); 5] = [
     ("recover", "grad_norm", 1e-3),
 ];
 
-#[test]
-fn a_pipeline_agrees_with_the_processors() {
-    let Some(device) = other() else { return };
+test!(gpu_pipeline_agrees_with_the_cpu, needs = [ComparisonDevice]);
+fn gpu_pipeline_agrees_with_the_cpu() {
+    let device = comparison_device().unwrap();
     let device = device.to_string();
     for taylor in ["vector", "element-first", "element-mixed"] {
         let sandbox = chain(taylor);
@@ -93,7 +75,7 @@ fn a_pipeline_agrees_with_the_processors() {
         for (name, column, most) in NEAR {
             let path = |folder: &str| sandbox.path(&format!("{folder}/{name}.parquet"));
             let apart = apart(&path(&gpu), &path(&cpu), column);
-            eprintln!("{taylor}: {name}.{column} differs by {apart:.1e}");
+            note!("{taylor}: {name}.{column} differs by {apart:.1e}");
             assert!(
                 apart <= most,
                 "{taylor}: {name}.{column} differs by {apart:.1e}, more than {most:.0e}"
@@ -121,10 +103,13 @@ fn tables(sandbox: &Sandbox, folder: &str) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// What the chain leaves out: texts that are read on, and scores from activations.
-#[test]
-fn texts_and_activations_agree_with_the_processors() {
-    let Some(device) = other() else { return };
+test!(
+    gpu_texts_and_activation_scores_agree_with_the_cpu,
+    needs = [ComparisonDevice]
+);
+/// What the chain leaves out: text generation, and scores from activations.
+fn gpu_texts_and_activation_scores_agree_with_the_cpu() {
+    let device = comparison_device().unwrap();
     let sandbox = support::chain();
     sandbox.write(
         "chain.toml",
@@ -178,10 +163,14 @@ decode = 4
     assert_eq!(texts(&gpu), texts(&cpu));
 }
 
-/// A model that finds no room is brought block by block, a tape that is not kept is made again, and neither changes a bit.
-#[test]
-fn room_on_a_gpu_changes_no_bit() {
-    let Some(device) = other() else { return };
+test!(
+    gpu_cache_capacity_changes_no_bit,
+    needs = [ComparisonDevice]
+);
+/// Without room in GPU memory, blocks are uploaded one by one and tapes are recomputed. Neither
+/// changes a bit.
+fn gpu_cache_capacity_changes_no_bit() {
+    let device = comparison_device().unwrap();
     secateur_tensor::select_device(device).unwrap();
     let model = support::tiny();
     let rows = [
@@ -225,10 +214,10 @@ fn room_on_a_gpu_changes_no_bit() {
     let roomy = found();
     secateur_tensor::resident::set_capacity(0);
     assert!(found() == roomy, "without room");
-    // some of it stays
+    // Room for a part of the weights.
     secateur_tensor::resident::set_capacity(100_000);
     assert!(found() == roomy, "with a little room");
-    // the weights of another model go where both find no room
+    // The weights of one model are evicted where two models do not fit.
     let bytes = model
         .weights_used_by_walk()
         .map(|weight| 4 * weight.len() as u64)
@@ -251,13 +240,8 @@ fn room_on_a_gpu_changes_no_bit() {
             .flatten()
             .zip(on_cpu.groups.iter().flatten())
         {
-            let largest = b.channels.iter().fold(0f64, |most, x| most.max(x.abs()));
-            let apart = a
-                .channels
-                .iter()
-                .zip(&b.channels)
-                .map(|(a, b)| (a - b).abs() / largest)
-                .fold(0.0, f64::max);
+            let scale = largest(b.channels.iter().map(|x| x.abs()));
+            let apart = largest_difference(&a.channels, &b.channels) / scale;
             assert!(
                 a.member_index == b.member_index && apart < 1e-4,
                 "member {}: {apart:.1e}",
@@ -267,9 +251,12 @@ fn room_on_a_gpu_changes_no_bit() {
     }
 }
 
-#[test]
-fn two_runs_on_a_gpu_give_the_same_bytes() {
-    let Some(device) = other() else { return };
+test!(
+    gpu_runs_are_reproducible_bit_by_bit,
+    needs = [ComparisonDevice]
+);
+fn gpu_runs_are_reproducible_bit_by_bit() {
+    let device = comparison_device().unwrap();
     let sandbox = chain("element-mixed");
     let device = device.to_string();
     let once = run(&sandbox, &device, "once", &[]);
@@ -314,9 +301,12 @@ fn ranks_agree(a: &[Option<f64>], b: &[Option<f64>]) -> f64 {
         / (n * (n * n - 1.0))
 }
 
-#[test]
-fn half_precision_ranks_the_units_as_single_does() {
-    let Some(device) = other() else { return };
+test!(
+    half_precision_ranks_units_like_single_precision,
+    needs = [ComparisonDevice]
+);
+fn half_precision_ranks_units_like_single_precision() {
+    let device = comparison_device().unwrap();
     let device = device.to_string();
     for taylor in ["vector", "element-first", "element-mixed"] {
         let sandbox = chain(taylor);
@@ -346,7 +336,7 @@ fn half_precision_ranks_the_units_as_single_does() {
             "loglikelihood",
         );
         let rank = ranks_agree(&half_scores, &single_scores);
-        eprintln!(
+        note!(
             "{taylor}: scores differ by {apart_scores:.1e}, log likelihoods by {apart_samples:.1e}, ranks agree to {rank:.5}"
         );
         assert!(
@@ -357,8 +347,8 @@ fn half_precision_ranks_the_units_as_single_does() {
     }
 }
 
-#[test]
-fn the_processor_has_no_half_precision() {
+test!(cpu_rejects_half_precision);
+fn cpu_rejects_half_precision() {
     let sandbox = support::chain();
     let ran = sandbox.run(&[
         "check",
@@ -376,10 +366,11 @@ fn the_processor_has_no_half_precision() {
     );
 }
 
-/// What a GPU must hold follows from the headers: half of it in half precision, less block by block.
-#[test]
-fn the_plan_says_what_a_gpu_must_hold() {
-    let Some(device) = other() else { return };
+test!(plan_estimates_gpu_memory, needs = [ComparisonDevice]);
+/// The estimate follows from the headers: half as much in half precision, less when blocks are
+/// streamed.
+fn plan_estimates_gpu_memory() {
+    let device = comparison_device().unwrap();
     let sandbox = support::chain();
     let of = |device: &str, precision: &str| {
         let device = format!("run.device={device}");
@@ -416,14 +407,14 @@ fn the_plan_says_what_a_gpu_must_hold() {
         .iter()
         .flat_map(|block| BlockTensor::MATRICES.map(|part| block[part].len()))
         .sum();
-    // the estimate counts vectors as matrices
+    // The estimate counts vectors like matrices, hence the tolerance.
     let saved = (single.0 - half.0) as f64 / (2 * matrices) as f64;
     assert!((0.95..1.05).contains(&saved), "{single:?} {half:?}");
     assert!(single.1 < single.0 && half.1 < half.0);
 }
 
-#[test]
-fn a_device_that_is_not_there_is_named() {
+test!(missing_device_is_named);
+fn missing_device_is_named() {
     let sandbox = support::chain();
     for (device, says) in [
         (
