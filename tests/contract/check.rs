@@ -243,7 +243,7 @@ fn sweeps_support_grids_zips_and_exclusions() {
     let of_grid = ids(&grid);
     assert!(
         ids(&zip).iter().all(|id| of_grid.contains(id)),
-        "a variant has one id, however it was swept"
+        "the id does not depend on how the variant was swept"
     );
     let without = sweep(
         "\"aggregate.with\" = [\"sum\", \"max\"]\n\"prune.ratio\" = [0.1, 0.5]\nexclude = [{ \"aggregate.with\" = \"max\", \"prune.ratio\" = 0.5 }]",
@@ -295,13 +295,13 @@ fn set_replaces_the_sweep_of_the_same_key() {
     assert_eq!(
         ids_of(&["prune.ratio=0.3"]),
         ids_of(&["prune[1].ratio=0.3"]),
-        "the only stage of its type is all of them"
+        "with one `prune`, both name the same option"
     );
     assert_eq!(ids_of(&["prune.ratio=0.3"]).len(), 2);
     assert_eq!(
         ids_of(&["prune.ratio=0.5"]).len(),
         1,
-        "an exclusion holds for what the command line says, too"
+        "exclusions also apply to values from the command line"
     );
 }
 
@@ -417,7 +417,7 @@ fn settings_report_the_layer_they_came_from() {
     assert_eq!(provenance["results"], "default");
     assert_eq!(
         of_environment["settings"]["cache"], "2024",
-        "a path is a text, whatever it looks like"
+        "a path is read as text even if it looks like a number"
     );
     let of_set = plan(&["--set", "run.seed=3"]);
     assert_eq!(of_set["settings"]["seed"], 3);

@@ -4,7 +4,7 @@
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Float64Type, UInt64Type};
 
-use crate::support::{CHAIN, Sandbox, chain, columns, outcome, table};
+use crate::support::{CHAIN, ProgramOutput, Sandbox, chain, columns, outcome, table};
 
 test!(run_writes_the_files_and_columns_of_the_contract);
 fn run_writes_the_files_and_columns_of_the_contract() {
@@ -116,7 +116,7 @@ fn reruns_single_variants_and_one_thread_give_the_same_bytes() {
     let first = outcome(&sandbox, &variant);
     assert!(first.len() >= 10, "{first:?}");
     let id = variant.rsplit('/').next().unwrap();
-    let same = |ran: crate::support::Ran, folder: &str| {
+    let same = |ran: ProgramOutput, folder: &str| {
         assert_eq!(ran.code, 0, "{}", ran.err);
         let again = outcome(&sandbox, folder);
         assert_eq!(again.len(), first.len());
@@ -263,7 +263,7 @@ fn interrupted_run_exits_130_and_keeps_complete_results() {
     );
     assert!(
         table(&sandbox.path(&format!("{cut}/prune.parquet"))).num_rows() > 0,
-        "what was complete is there"
+        "complete tables are kept"
     );
     let variants = table(&sandbox.path("results/long/variants.parquet"));
     assert!(variants["tiny_boolq.acc"].is_valid(0) && variants["tiny_boolq.acc"].is_null(1));

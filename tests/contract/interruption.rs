@@ -81,7 +81,7 @@ fn assert_tidy(sandbox: &Sandbox) {
         .find(|path| path.contains(".partial-"));
     assert_eq!(
         left, None,
-        "a killed run's leftovers are there after the next"
+        "temporary files of a killed run remain after the next run"
     );
 }
 
@@ -140,7 +140,7 @@ fn killed_runs_resume_to_the_same_bytes() {
     for round in 0..6 {
         for stage in STAGES {
             for attempt in 0.. {
-                assert!(attempt < 20, "{stage} cannot be met");
+                assert!(attempt < 20, "`{stage}` was not reached in 20 attempts");
                 let arguments: &[&str] = if round == 0 {
                     &["chain.toml"]
                 } else {
@@ -418,7 +418,7 @@ fn run_takes_over_from_a_killed_run() {
     // The second run of the same variant waits until the first has ended, then continues.
     let mut second = spawn(&sandbox, &["slow.toml"]);
     std::thread::sleep(Duration::from_millis(500));
-    assert!(second.try_wait().unwrap().is_none(), "it waits");
+    assert!(second.try_wait().unwrap().is_none(), "the second run waits");
     first.kill().unwrap();
     first.wait().unwrap();
     let began = Instant::now();

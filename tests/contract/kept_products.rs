@@ -5,7 +5,7 @@ use crate::support::{CHAIN, Sandbox, chain, outcome};
 
 /// The number of stages that the last run of a pipeline executed, and of those that it took from
 /// the cache.
-fn stages(sandbox: &Sandbox, pipeline: &str) -> (u64, u64) {
+fn stage_counts(sandbox: &Sandbox, pipeline: &str) -> (u64, u64) {
     let stages = sandbox.json(&format!("results/{pipeline}/status.json"))["stages"].clone();
     (
         stages["run"].as_u64().unwrap(),
@@ -36,7 +36,7 @@ fn must_run(sandbox: &Sandbox, arguments: &[&str]) -> Vec<String> {
 }
 
 /// Flips one byte in each file of the cache. Returns the number of files.
-fn damage_all(sandbox: &Sandbox) -> usize {
+fn flip_a_byte_in_every_file(sandbox: &Sandbox) -> usize {
     fn damage(folder: &std::path::Path) -> usize {
         let entries = std::fs::read_dir(folder)
             .unwrap()
@@ -61,7 +61,7 @@ fn damage_all(sandbox: &Sandbox) -> usize {
     damage(&sandbox.path("results/.cache"))
 }
 
-fn ok(sandbox: &Sandbox, arguments: &[&str]) -> String {
+fn run_ok(sandbox: &Sandbox, arguments: &[&str]) -> String {
     let ran = sandbox.run(arguments);
     assert_eq!(ran.code, 0, "{arguments:?}: {}", ran.err);
     ran.err + &ran.out
@@ -70,21 +70,21 @@ fn ok(sandbox: &Sandbox, arguments: &[&str]) -> String {
 test!(no_stage_runs_twice);
 fn no_stage_runs_twice() {
     let sandbox = chain();
-    ok(&sandbox, &["chain.toml"]);
+    run_ok(&sandbox, &["chain.toml"]);
     let variant = sandbox.variant("chain", "base-");
     let (first, table) = (
         outcome(&sandbox, &variant),
         sandbox.read("results/chain/variants.parquet"),
     );
-    assert_eq!(stages(&sandbox, "chain"), (10, 0));
+    assert_eq!(stage_counts(&sandbox, "chain"), (10, 0));
     assert_eq!(must_run(&sandbox, &["chain.toml"]), [""; 0]);
     // Everything is complete: no stage is executed or restored.
-    ok(&sandbox, &["chain.toml"]);
-    assert_eq!(stages(&sandbox, "chain"), (0, 0));
+    run_ok(&sandbox, &["chain.toml"]);
+    assert_eq!(stage_counts(&sandbox, "chain"), (0, 0));
     // The results are gone: they are assembled from kept products.
     std::fs::remove_dir_all(sandbox.path("results/chain")).unwrap();
-    ok(&sandbox, &["chain.toml"]);
-    assert_eq!(stages(&sandbox, "chain"), (0, 10));
+    run_ok(&sandbox, &["chain.toml"]);
+    assert_eq!(stage_counts(&sandbox, "chain"), (0, 10));
     assert!(
         outcome(&sandbox, &variant) == first
             && sandbox.read("results/chain/variants.parquet") == table
@@ -99,16 +99,16 @@ fn no_stage_runs_twice() {
     );
     // The cache is gone: a complete result does not need it.
     std::fs::remove_dir_all(sandbox.path("results/.cache")).unwrap();
-    ok(&sandbox, &["chain.toml"]);
-    assert_eq!(stages(&sandbox, "chain"), (0, 0));
+    run_ok(&sandbox, &["chain.toml"]);
+    assert_eq!(stage_counts(&sandbox, "chain"), (0, 0));
     // Another cache folder, and a pipeline with another name but the same variant.
-    ok(
+    run_ok(
         &sandbox,
         &["chain.toml", "--force", "--set", "run.cache=elsewhere"],
     );
     sandbox.write("renamed.toml", CHAIN);
-    ok(&sandbox, &["renamed.toml", "--set", "run.cache=elsewhere"]);
-    assert_eq!(stages(&sandbox, "renamed"), (0, 10));
+    run_ok(&sandbox, &["renamed.toml", "--set", "run.cache=elsewhere"]);
+    assert_eq!(stage_counts(&sandbox, "renamed"), (0, 10));
     let renamed = outcome(&sandbox, &sandbox.variant("renamed", "base-"));
     assert_eq!(renamed.len(), first.len());
     // The first lines of `pipeline.toml` name the pipeline, so only this file differs.
@@ -125,7 +125,7 @@ fn new_sweep_value_runs_only_new_stages() {
     let sandbox = chain();
     let sweep = |values: &str| format!("{CHAIN}\n[sweep]\n\"prune.ratio\" = [{values}]\n");
     sandbox.write("sweep.toml", sweep("0.25"));
-    ok(&sandbox, &["sweep.toml"]);
+    run_ok(&sandbox, &["sweep.toml"]);
     sandbox.write("sweep.toml", sweep("0.25, 0.5"));
     let new = [
         "5 prune: new",
@@ -135,8 +135,8 @@ fn new_sweep_value_runs_only_new_stages() {
         "9 export: new",
     ];
     assert_eq!(must_run(&sandbox, &["sweep.toml"]), new);
-    ok(&sandbox, &["sweep.toml"]);
-    assert_eq!(stages(&sandbox, "sweep"), (5, 5));
+    run_ok(&sandbox, &["sweep.toml"]);
+    assert_eq!(stage_counts(&sandbox, "sweep"), (5, 5));
     // An option of the dense evaluation affects no other stage.
     assert_eq!(
         must_run(&sandbox, &["sweep.toml", "--set", "evaluate[1].limit=7"]),
@@ -149,7 +149,7 @@ fn new_sweep_value_runs_only_new_stages() {
     );
     assert!(
         !seed.iter().any(|node| node.starts_with("1 evaluate")),
-        "nothing is drawn there: {seed:?}"
+        "the evaluation uses no random numbers: {seed:?}"
     );
 }
 
@@ -160,7 +160,7 @@ fn plan_says_why_a_stage_must_run() {
         must_run(&sandbox, &["chain.toml"])[..2],
         ["0 load: new", "1 evaluate: new"]
     );
-    ok(&sandbox, &["chain.toml"]);
+    run_ok(&sandbox, &["chain.toml"]);
     let heldout = sandbox.read("heldout.jsonl");
     sandbox.write(
         "heldout.jsonl",
@@ -217,14 +217,14 @@ fn plan_says_why_a_stage_must_run() {
 test!(damaged_products_are_rebuilt);
 fn damaged_products_are_rebuilt() {
     let sandbox = chain();
-    ok(&sandbox, &["chain.toml"]);
+    run_ok(&sandbox, &["chain.toml"]);
     let variant = sandbox.variant("chain", "base-");
     let first = outcome(&sandbox, &variant);
-    assert!(damage_all(&sandbox) > 30);
+    assert!(flip_a_byte_in_every_file(&sandbox) > 30);
     // A complete result does not read the damaged products.
-    assert!(!ok(&sandbox, &["chain.toml"]).contains("damaged"));
+    assert!(!run_ok(&sandbox, &["chain.toml"]).contains("damaged"));
     std::fs::remove_dir_all(sandbox.path("results/chain")).unwrap();
-    let said = ok(&sandbox, &["chain.toml"]);
+    let said = run_ok(&sandbox, &["chain.toml"]);
     assert!(
         said.matches("a kept product is damaged: it is made again")
             .count()
@@ -233,7 +233,7 @@ fn damaged_products_are_rebuilt() {
     );
     assert!(outcome(&sandbox, &variant) == first);
     // Damaged values that no table shows: everything before the last stage comes from the cache.
-    ok(&sandbox, &["cache", "verify"]);
+    run_ok(&sandbox, &["cache", "verify"]);
     for entry in std::fs::read_dir(sandbox.path("results/.cache"))
         .unwrap()
         .flatten()
@@ -243,7 +243,7 @@ fn damaged_products_are_rebuilt() {
             std::fs::write(product, "no product").unwrap();
         }
     }
-    let said = ok(&sandbox, &["chain.toml", "--from", "export"]);
+    let said = run_ok(&sandbox, &["chain.toml", "--from", "export"]);
     assert!(said.contains("damaged"), "{said}");
     assert!(outcome(&sandbox, &variant) == first);
     // A product whose entry cannot be read.
@@ -255,12 +255,12 @@ fn damaged_products_are_rebuilt() {
         .find(|path| path.exists())
         .unwrap();
     std::fs::write(entry, "").unwrap();
-    assert!(ok(&sandbox, &["cache"]).contains("(damaged)"));
-    assert!(ok(&sandbox, &["cache", "verify"]).contains("1 damaged products were removed"));
+    assert!(run_ok(&sandbox, &["cache"]).contains("(damaged)"));
+    assert!(run_ok(&sandbox, &["cache", "verify"]).contains("1 damaged products were removed"));
     // A damaged result that also holds a file of the user's.
     sandbox.write(&format!("{variant}/hf/model.gguf"), "mine");
     sandbox.write(&format!("{variant}/evaluate.parquet"), "no table");
-    let said = ok(&sandbox, &["chain.toml"]);
+    let said = run_ok(&sandbox, &["chain.toml"]);
     assert!(
         said.contains("a result is damaged: it is put together again")
             && said.contains("evaluate.parquet"),
@@ -284,16 +284,16 @@ fn damaged_products_are_rebuilt() {
 test!(cache_stays_below_its_limit);
 fn cache_stays_below_its_limit() {
     let sandbox = chain();
-    ok(&sandbox, &["chain.toml"]);
+    run_ok(&sandbox, &["chain.toml"]);
     let first = outcome(&sandbox, &sandbox.variant("chain", "base-"));
-    let listed = ok(&sandbox, &["cache"]);
+    let listed = run_ok(&sandbox, &["cache"]);
     assert!(
         listed.contains("10 products") && listed.contains("importance method=taylor"),
         "{listed}"
     );
     // The least recently used products are removed first, and rebuilt when they are needed.
     let json: serde_json::Value =
-        serde_json::from_str(&ok(&sandbox, &["cache", "--format", "json"])).unwrap();
+        serde_json::from_str(&run_ok(&sandbox, &["cache", "--format", "json"])).unwrap();
     let sizes: Vec<u64> = json
         .as_array()
         .unwrap()
@@ -302,26 +302,26 @@ fn cache_stays_below_its_limit() {
         .collect();
     let (oldest, all) = (sizes[..2].iter().sum::<u64>(), sizes.iter().sum::<u64>());
     let limit = (all - oldest).to_string();
-    ok(&sandbox, &["cache", "clean", "--limit", &limit]);
+    run_ok(&sandbox, &["cache", "clean", "--limit", &limit]);
     let left: serde_json::Value =
-        serde_json::from_str(&ok(&sandbox, &["cache", "--format", "json"])).unwrap();
+        serde_json::from_str(&run_ok(&sandbox, &["cache", "--format", "json"])).unwrap();
     assert_eq!(
         left.as_array().unwrap()[..],
         json.as_array().unwrap()[2..],
         "in their order"
     );
     // A run with a cache limit of 0.
-    ok(
+    run_ok(
         &sandbox,
         &["chain.toml", "--force", "--set", "run.cache_limit=0"],
     );
-    assert!(ok(&sandbox, &["cache"]).contains("0 products"));
+    assert!(run_ok(&sandbox, &["cache"]).contains("0 products"));
     assert!(outcome(&sandbox, &sandbox.variant("chain", "base-")) == first);
-    ok(
+    run_ok(
         &sandbox,
         &["chain.toml", "--force", "--set", "run.cache_limit=\"1 GB\""],
     );
-    assert!(ok(&sandbox, &["cache", "clean"]).contains("10 products were removed"));
+    assert!(run_ok(&sandbox, &["cache", "clean"]).contains("10 products were removed"));
     // A folder that is no cache is not touched.
     std::fs::create_dir_all(sandbox.path("mine/.locks")).unwrap();
     sandbox.write("mine/train.state", "mine");
@@ -351,7 +351,7 @@ fn locked_run_requires_unchanged_inputs() {
         "{}",
         unlocked.err
     );
-    ok(&sandbox, &["chain.toml"]);
+    run_ok(&sandbox, &["chain.toml"]);
     let lock = String::from_utf8(sandbox.read("secateur.lock")).unwrap();
     for file in [
         "models/tiny/model.safetensors",
@@ -363,7 +363,7 @@ fn locked_run_requires_unchanged_inputs() {
     }
     assert!(lock.contains("program = \"secateur "));
     for locked in [&["--locked"][..], &["--set", "run.locked=true"]] {
-        ok(&sandbox, &[&["chain.toml"], locked].concat());
+        run_ok(&sandbox, &[&["chain.toml"], locked].concat());
     }
     sandbox.write("heldout.jsonl", "{\"text\": \"Another text.\"}");
     sandbox.write(
@@ -389,12 +389,12 @@ fn locked_run_requires_unchanged_inputs() {
         );
         assert!(!drifted.err.contains("tokenizer.json"), "{}", drifted.err);
     }
-    let said = ok(&sandbox, &["chain.toml"]);
+    let said = run_ok(&sandbox, &["chain.toml"]);
     assert!(
         said.contains("`heldout.jsonl` is not what it was when"),
         "{said}"
     );
-    ok(&sandbox, &["chain.toml", "--locked"]);
+    run_ok(&sandbox, &["chain.toml", "--locked"]);
     // A model that lacks one of its files is another model.
     std::fs::rename(
         sandbox.path("models/tiny/tokenizer_config.json"),
@@ -456,7 +456,7 @@ fn merge_joins_shards_into_one_table() {
             .filter(|entry| entry.path().join("manifest.json").exists())
             .count();
     }
-    assert_eq!(all, 6, "every variant falls to one shard");
+    assert_eq!(all, 6, "each variant belongs to exactly one shard");
     // A missing variant is named, and the others are merged.
     let holes = sandbox.run(&["merge", "shard-2/sweep", "--into", "joined"]);
     assert_eq!(holes.code, 1);
@@ -466,14 +466,14 @@ fn merge_joins_shards_into_one_table() {
         holes.err
     );
     let merge = ["merge", "shard-1", "shard-2", "--into", "joined"];
-    ok(&sandbox, &merge);
+    run_ok(&sandbox, &merge);
     let whole = sandbox.read("whole/sweep/variants.parquet");
     assert!(sandbox.read("joined/sweep/variants.parquet") == whole);
-    ok(&sandbox, &merge);
-    ok(&sandbox, &["merge", "joined"]);
+    run_ok(&sandbox, &merge);
+    run_ok(&sandbox, &["merge", "joined"]);
     assert!(
         sandbox.read("joined/sweep/variants.parquet") == whole,
-        "joining again changes nothing"
+        "merging again changes nothing"
     );
     // The merged results are complete: nothing must run.
     assert_eq!(
@@ -570,14 +570,14 @@ fn only_failed_stages_are_retried() {
         fast.out
     );
     assert_eq!(
-        stages(&sandbox, "fails"),
+        stage_counts(&sandbox, "fails"),
         (7, 0),
         "all up to the one that failed"
     );
     let first = sandbox.run(&["fails.toml"]);
     assert_eq!(first.code, 1);
     // Everything before the failed stage is kept; the failed `recover` is not counted.
-    assert_eq!(stages(&sandbox, "fails"), (6, 7));
+    assert_eq!(stage_counts(&sandbox, "fails"), (6, 7));
     let status = sandbox.json("results/fails/status.json");
     assert_eq!(
         (
@@ -607,13 +607,13 @@ fn only_failed_stages_are_retried() {
         "{}",
         second.err
     );
-    assert_eq!(stages(&sandbox, "fails"), (0, 7));
+    assert_eq!(stage_counts(&sandbox, "fails"), (0, 7));
 }
 
 test!(failed_attempt_leaves_its_reason_beside_the_complete_result);
 fn failed_attempt_leaves_its_reason_beside_the_complete_result() {
     let sandbox = chain();
-    ok(&sandbox, &["chain.toml"]);
+    run_ok(&sandbox, &["chain.toml"]);
     let variant = sandbox.variant("chain", "base-");
     let before = outcome(&sandbox, &variant);
     let rows = sandbox.read("heldout.jsonl");
@@ -632,10 +632,10 @@ fn failed_attempt_leaves_its_reason_beside_the_complete_result() {
             .fields()
             .iter()
             .all(|field| !field.name().contains("acc")),
-        "no number of another run"
+        "no value of an earlier run"
     );
     sandbox.write("heldout.jsonl", rows);
-    ok(&sandbox, &["chain.toml"]);
+    run_ok(&sandbox, &["chain.toml"]);
     assert!(!sandbox.path(&format!("{variant}/attempt")).exists());
 }
 
@@ -674,7 +674,7 @@ ratio = 0.4
 type = "export"
 "#;
     sandbox.write("train.toml", pipeline);
-    ok(&sandbox, &["train.toml"]);
+    run_ok(&sandbox, &["train.toml"]);
     let variant = sandbox.variant("train", "base-");
     let files = [
         "hf/model.safetensors",
@@ -684,7 +684,7 @@ type = "export"
     ];
     let read = || files.map(|file| sandbox.read(&format!("{variant}/{file}")));
     let first = read();
-    ok(&sandbox, &["train.toml", "--from", "export"]);
-    assert_eq!(stages(&sandbox, "train"), (1, 5));
+    run_ok(&sandbox, &["train.toml", "--from", "export"]);
+    assert_eq!(stage_counts(&sandbox, "train"), (1, 5));
     assert!(read() == first);
 }

@@ -9,4 +9,4 @@ mod kept_products;
 mod stages;
 mod sweep_tables;
 mod task_file_mistakes;
-mod task_files;
+pub mod task_files;

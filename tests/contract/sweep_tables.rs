@@ -59,7 +59,7 @@ struct Generation {
 }
 
 /// The measurement of one metric at one step: step, task, metric, (document, value) pairs, chance.
-type Said<'a> = (u32, &'a str, &'a str, &'a [(u64, f64)], Option<f64>);
+type Measured<'a> = (u32, &'a str, &'a str, &'a [(u64, f64)], Option<f64>);
 
 /// A variant whose dense model is measured at steps 1 and 2, the pruned one at 6, the final one at
 /// 8 and 9.
@@ -77,12 +77,12 @@ fn shape(id: &str) -> VariantDescription {
     }
 }
 
-fn summarised(folder: &Path, id: &str) -> VariantSummary {
+fn summary_of(folder: &Path, id: &str) -> VariantSummary {
     VariantSummary::new(shape(id), VariantStatus::Succeeded, None, folder.join(id))
 }
 
 /// Writes a table of a variant, step by step.
-fn put<R: Serialize + DeserializeOwned>(
+fn write_table<R: Serialize + DeserializeOwned>(
     folder: &Path,
     id: &str,
     name: &str,
@@ -104,7 +104,7 @@ fn put<R: Serialize + DeserializeOwned>(
     .unwrap();
 }
 
-fn value((_, task, metric, documents, chance): &Said) -> Value {
+fn value((_, task, metric, documents, chance): &Measured) -> Value {
     let n = documents.len() as f64;
     let value = documents.iter().map(|(_, value)| value).sum::<f64>() / n;
     // The standard error of a mean of zeros and ones.
@@ -125,7 +125,7 @@ fn value((_, task, metric, documents, chance): &Said) -> Value {
     }
 }
 
-fn document((_, task, metric, ..): &Said, doc: u64, value: f64) -> Document {
+fn document((_, task, metric, ..): &Measured, doc: u64, value: f64) -> Document {
     Document {
         task: (*task).to_owned(),
         metric: (*metric).to_owned(),
@@ -135,20 +135,20 @@ fn document((_, task, metric, ..): &Said, doc: u64, value: f64) -> Document {
 }
 
 /// Writes both tables of `evaluate`.
-fn evaluate(folder: &Path, id: &str, said: &[Said]) {
-    put(
+fn evaluate(folder: &Path, id: &str, said: &[Measured]) {
+    write_table(
         folder,
         id,
         "evaluate",
         said.iter().map(|one| (one.0, vec![value(one)])).collect(),
     );
-    let of = |one: &Said| {
+    let of = |one: &Measured| {
         one.3
             .iter()
             .map(|&(doc, value)| document(one, doc, value))
             .collect::<Vec<_>>()
     };
-    put(
+    write_table(
         folder,
         id,
         "evaluate_documents",
@@ -187,7 +187,7 @@ fn differences_have_paired_standard_errors() {
     let backwards: Vec<(u64, f64)> = later.iter().rev().copied().collect();
     let one = numbered(&[1.0]);
     let others: Vec<(u64, f64)> = dense.iter().map(|(doc, value)| (doc + 1, *value)).collect();
-    let said: &[Said] = &[
+    let said: &[Measured] = &[
         (1, "a", "acc", &dense, Some(0.5)),
         (1, "text", "perplexity", &perplexity, None),
         (1, "single", "acc", &one, None),
@@ -207,7 +207,7 @@ fn differences_have_paired_standard_errors() {
         (9, "a", "acc", &last, Some(0.5)),
     ];
     evaluate(folder.path(), "v", said);
-    write_report_tables(folder.path(), &[summarised(folder.path(), "v")]).unwrap();
+    write_report_tables(folder.path(), &[summary_of(folder.path(), "v")]).unwrap();
     let rows = table(&folder.path().join("variants.parquet"));
     let of = |name: &str| number(&rows, name, 0);
     // d = 0, -1, 0, 0: mean -1/4, sample variance (3/16 + 9/16) / 3 = 1/4, √(1/4 / 4) = 1/4
@@ -254,7 +254,7 @@ fn differences_have_paired_standard_errors() {
 
     // Without the table of documents there is a difference, but no standard error.
     std::fs::remove_file(folder.path().join("v/evaluate_documents.parquet")).unwrap();
-    write_report_tables(folder.path(), &[summarised(folder.path(), "v")]).unwrap();
+    write_report_tables(folder.path(), &[summary_of(folder.path(), "v")]).unwrap();
     let rows = table(&folder.path().join("variants.parquet"));
     assert_eq!(
         (
@@ -279,13 +279,13 @@ fn results_of_earlier_versions_are_read() {
             n: 20,
         }
     };
-    put(
+    write_table(
         folder.path(),
         "v",
         "evaluate",
         vec![(1, vec![row(0.75)]), (8, vec![row(0.5)])],
     );
-    let summary = write_report_tables(folder.path(), &[summarised(folder.path(), "v")]).unwrap();
+    let summary = write_report_tables(folder.path(), &[summary_of(folder.path(), "v")]).unwrap();
     let rows = table(&folder.path().join("variants.parquet"));
     let of = |name: &str| number(&rows, name, 0);
     assert_eq!(
@@ -355,7 +355,7 @@ fn summary_shows_the_uncertainty_of_differences() {
         let mut answers = vec![1.0; 100];
         answers[..wrong].fill(0.0);
         let (last, later) = (numbered(&answers), numbered(&more));
-        let mut said: Vec<Said> = vec![
+        let mut said: Vec<Measured> = vec![
             (1, "a", "acc", &dense, Some(0.5)),
             (1, "b", "acc", &half, Some(0.5)),
             (1, "t", "word_perplexity", &text, None),
@@ -366,7 +366,7 @@ fn summary_shows_the_uncertainty_of_differences() {
             said.push((8, "b", "acc", b, Some(0.5)));
         }
         evaluate(folder.path(), id, &said);
-        summarised(folder.path(), id)
+        summary_of(folder.path(), id)
     };
     // 42 of 100 wrong: 0.58 is within two times 0.0496 of 0.5; 39 wrong: 0.61 is not
     let variants = [
@@ -423,8 +423,8 @@ fn generated_texts_stand_side_by_side() {
             ),
         ]
     };
-    put(folder.path(), "v", "generate", steps());
-    put(folder.path(), "w", "generate", steps());
+    write_table(folder.path(), "v", "generate", steps());
+    write_table(folder.path(), "w", "generate", steps());
     let none = VariantSummary::new(
         shape("none"),
         VariantStatus::Failed,
@@ -439,7 +439,7 @@ fn generated_texts_stand_side_by_side() {
     );
     let summary = write_report_tables(
         folder.path(),
-        &[summarised(folder.path(), "v"), failed.clone(), none],
+        &[summary_of(folder.path(), "v"), failed.clone(), none],
     )
     .unwrap();
     let path = folder.path().join("generations.parquet");
@@ -515,10 +515,10 @@ fn summary_shows_only_the_first_prompts_and_variants() {
     for id in &ids {
         let prompts =
             (0..4).map(|i| generation(i, &format!("prompt of {i}"), &format!("{id} says {i}")));
-        put(folder.path(), id, "generate", vec![(8, prompts.collect())]);
+        write_table(folder.path(), id, "generate", vec![(8, prompts.collect())]);
     }
     let variants: Vec<VariantSummary> =
-        ids.iter().map(|id| summarised(folder.path(), id)).collect();
+        ids.iter().map(|id| summary_of(folder.path(), id)).collect();
     let summary = write_report_tables(folder.path(), &variants).unwrap();
     assert!(
         summary.contains("prompt of 2") && !summary.contains("prompt of 3"),
@@ -557,7 +557,7 @@ fn merged_shards_give_the_same_tables() {
                     (8, "a", "acc", &last, Some(0.5)),
                 ],
             );
-            put(
+            write_table(
                 &place,
                 id,
                 "generate",
@@ -572,7 +572,7 @@ fn merged_shards_give_the_same_tables() {
         place
     };
     let whole = place("whole", &["v", "w"]);
-    write_report_tables(&whole, &["v", "w"].map(|id| summarised(&whole, id))).unwrap();
+    write_report_tables(&whole, &["v", "w"].map(|id| summary_of(&whole, id))).unwrap();
     let shards = [place("one", &["v"]), place("two", &["w"])];
     let merged = merge(&shards, Some(&folder.path().join("joined"))).unwrap();
     assert!(

@@ -9,7 +9,7 @@ use super::task_files::{FEW, write};
 use crate::support::Sandbox;
 
 /// The message for a task file or its rows, with paths relative to the folder.
-fn told(folder: &Path, content: &str) -> String {
+fn message_for(folder: &Path, content: &str) -> String {
     write(&folder.join("task.toml"), content);
     let found = Task::find(folder.join("task.toml").to_str().unwrap(), Some(folder));
     let tried = found.and_then(|task| {
@@ -44,8 +44,8 @@ fn task_file_mistakes_name_their_position() {
         "{\"q\": \"is it\", \"a\": 1}\n",
     );
     write(&folder.path().join("t.txt"), "some words\n");
-    assert_eq!(told(folder.path(), FEW), "nothing is wrong");
-    assert_eq!(told(folder.path(), WORDS), "nothing is wrong");
+    assert_eq!(message_for(folder.path(), FEW), "nothing is wrong");
+    assert_eq!(message_for(folder.path(), WORDS), "nothing is wrong");
     let mut all = String::new();
     for (file, from, to) in [
         (FEW, "name = ", "name == "),
@@ -132,14 +132,14 @@ fn task_file_mistakes_name_their_position() {
         assert_ne!(wrong, file, "{from}");
         all.push_str(&format!(
             "{to}\n    {}\n",
-            told(folder.path(), &wrong).replace('\n', "\n    ")
+            message_for(folder.path(), &wrong).replace('\n', "\n    ")
         ));
     }
     insta::assert_snapshot!("mistakes_of_task_files", all);
     // Rows that are invalid in themselves.
     let rows = |content: &str| {
         write(&folder.path().join("rows.jsonl"), content);
-        told(folder.path(), FEW)
+        message_for(folder.path(), FEW)
     };
     assert_eq!(
         rows("{\"q\": \"\", \"a\": 1}\n\n{\"q\": "),

@@ -125,7 +125,7 @@ fn compare_metrics(rows: &RecordBatch, golden: &[Value]) {
 
 /// Scores a task with these options and compares samples, accuracies and standard errors with the
 /// harness.
-fn against_the_harness(task: &str, golden: &str, options: Options) -> Vec<Table> {
+fn compare_with_the_harness(task: &str, golden: &str, options: Options) -> Vec<Table> {
     let (folder, data, golden) = (shared("models/stories260K"), shared("data"), shared(golden));
     let scored = lines(&golden.join(format!("{task}.jsonl")));
     let model = Model::load(&folder).unwrap();
@@ -187,7 +187,7 @@ test!(
 );
 fn all_documents_equal_the_harness() {
     for task in ALL_BUT_PIQA {
-        against_the_harness(task, "golden/lm_eval", tasks(&[task], Some(400)));
+        compare_with_the_harness(task, "golden/lm_eval", tasks(&[task], Some(400)));
     }
 }
 
@@ -205,7 +205,7 @@ fn all_documents_without_bos_equal_the_harness() {
             add_bos_token: false,
             ..tasks(&[task], Some(400))
         };
-        against_the_harness(task, "golden/lm_eval_no_bos", options);
+        compare_with_the_harness(task, "golden/lm_eval_no_bos", options);
     }
 }
 
@@ -222,7 +222,7 @@ fn no_document_is_truncated_at_2048_tokens() {
         max_length: Some(2048),
         ..tasks(&["piqa"], None)
     };
-    let tables = against_the_harness("piqa", "golden/lm_eval_max_length_2048", options);
+    let tables = compare_with_the_harness("piqa", "golden/lm_eval_max_length_2048", options);
     assert!(
         rows(&tables, "evaluate_samples")["cut"]
             .as_primitive::<UInt32Type>()

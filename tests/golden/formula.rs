@@ -127,7 +127,7 @@ fn gradients(model: &Model) -> BTreeMap<TensorId, GradientSums> {
 }
 
 /// The largest difference, relative to each score, or to the largest score where terms cancel.
-fn worst(found: &[f64], expected: &[f64], cancels: bool) -> f64 {
+fn relative_difference(found: &[f64], expected: &[f64], cancels: bool) -> f64 {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().copied().fold(0.0, f64::max);
     let difference = |(a, b): (&f64, &f64)| (a - b).abs() / if cancels { largest } else { b.abs() };
@@ -238,7 +238,8 @@ fn scores_and_selections_equal_llm_pruner() {
                     ),
                 };
                 let GroupScores { groups, .. } = &units;
-                let difference = worst(&groups[g], &numbers::<f64>(&result[scores]), cancels);
+                let difference =
+                    relative_difference(&groups[g], &numbers::<f64>(&result[scores]), cancels);
                 assert!(difference < 6e-6, "{here} {scores}: {difference:.1e}");
                 (compared, largest) = (compared + 1, largest.max(difference));
                 let names: Vec<String> = numbers(&result[members]);

@@ -5,12 +5,14 @@ use crate::support::harness::Need::{self, Shared};
 
 mod evaluation;
 mod formula;
+mod generation;
 mod model;
 mod perplexity;
 mod pipelines;
 mod pruning;
 mod recovery;
 mod sizes;
+mod task_documents;
 
 /// Two models with what LLM-Pruner (commit 128a07d) made of them: gradients, scores of channels
 /// and members, pruned units, perplexities; and the scores of the paper's equations in float64.

@@ -29,7 +29,7 @@ fn sandbox(name: &str) -> (Sandbox, Value) {
 }
 
 /// The swept options of a variant, in the order of [`KEYS`].
-type Decided = [Value; 9];
+type SweptOptions = [Value; 9];
 
 const KEYS: [&str; 9] = [
     "importance.method",
@@ -56,7 +56,7 @@ fn method(name: &str) -> (&str, &'static str) {
 
 /// The options of an entry of LLM-Pruner's prunings; `None` for `random`, which are its own random
 /// numbers.
-fn of_reference(entry: &Value) -> Option<Decided> {
+fn reference_options(entry: &Value) -> Option<SweptOptions> {
     let parts: Vec<&str> = entry["scores"].as_str()?.split('/').collect();
     let (name, with) = match parts[..] {
         ["taylor", form, with] => (form, with),
@@ -91,7 +91,7 @@ fn of_reference(entry: &Value) -> Option<Decided> {
 }
 
 /// The options of an entry of the paper's prunings.
-fn of_paper(entry: &Value) -> Option<Decided> {
+fn paper_options(entry: &Value) -> Option<SweptOptions> {
     let parts: Vec<&str> = entry["scores"].as_str()?.split('/').collect();
     let (method, form, fisher, compat, with, level) = match parts[..] {
         ["last_only", name] => (
@@ -170,7 +170,7 @@ fn margin(entry: &Value) -> f64 {
 }
 
 /// The removed units by group and layer, from a variant's `prune.parquet`.
-fn gone(sandbox: &Sandbox, folder: &str) -> BTreeMap<(String, u32), BTreeSet<u32>> {
+fn removed_units(sandbox: &Sandbox, folder: &str) -> BTreeMap<(String, u32), BTreeSet<u32>> {
     let rows = table(&sandbox.path(&format!("{folder}/prune.parquet")));
     let (groups, kept) = (text(&rows["group"]), rows["kept"].as_boolean());
     let number = |name: &str| rows[name].as_primitive::<UInt32Type>().values().to_vec();
@@ -185,7 +185,7 @@ fn gone(sandbox: &Sandbox, folder: &str) -> BTreeMap<(String, u32), BTreeSet<u32
 }
 
 /// The removed units by group and layer, from the golden file.
-fn expected_gone(entry: &Value) -> BTreeMap<(String, u32), BTreeSet<u32>> {
+fn expected_removed_units(entry: &Value) -> BTreeMap<(String, u32), BTreeSet<u32>> {
     let mut all = BTreeMap::new();
     for (layer, kinds) in entry["removed"].as_object().unwrap() {
         if layer == "hidden" {
@@ -250,7 +250,7 @@ fn compare(
     golden: &Value,
     stem: &str,
     grouping: &str,
-    entries: &[(&Value, Decided)],
+    entries: &[(&Value, SweptOptions)],
 ) {
     let settings = &golden["settings"];
     let layers = match grouping {
@@ -294,8 +294,8 @@ fn compare(
     let mut largest = (dense / golden["dense"]["ppl"].as_f64().unwrap() - 1.0).abs();
     for (row, (entry, decided)) in entries.iter().enumerate() {
         assert_eq!(
-            gone(sandbox, &format!("results/{stem}/{}", ids[row])),
-            expected_gone(entry),
+            removed_units(sandbox, &format!("results/{stem}/{}", ids[row])),
+            expected_removed_units(entry),
             "{stem} {decided:?}"
         );
         let difference = (perplexity.value(row) / entry["ppl"].as_f64().unwrap() - 1.0).abs();
@@ -317,12 +317,13 @@ fn compare(
 /// once.
 fn entries(
     all: &Value,
-    is_meant: impl Fn(&Value) -> bool,
-    decided: impl Fn(&Value) -> Option<Decided>,
-) -> Vec<(&Value, Decided)> {
+    is_selected: impl Fn(&Value) -> bool,
+    decided: impl Fn(&Value) -> Option<SweptOptions>,
+) -> Vec<(&Value, SweptOptions)> {
     let mut seen = BTreeSet::new();
-    let clear =
-        |entry: &&Value| entry["comparable"] != false && margin(entry) >= 3e-5 && is_meant(entry);
+    let clear = |entry: &&Value| {
+        entry["comparable"] != false && margin(entry) >= 3e-5 && is_selected(entry)
+    };
     let entries = all
         .as_array()
         .unwrap()
@@ -339,9 +340,9 @@ fn llm_pruner_prunings_end_to_end() {
     for name in ["stories260K", "mha_tiny"] {
         let (sandbox, golden) = sandbox(name);
         for grouping in ["block", "channel"] {
-            let is_meant =
+            let is_selected =
                 |entry: &Value| entry["granularity"] == grouping && entry["iterative_steps"] == 1;
-            let entries = entries(&golden["prunings"], is_meant, of_reference);
+            let entries = entries(&golden["prunings"], is_selected, reference_options);
             compare(
                 &sandbox,
                 &golden,
@@ -358,7 +359,7 @@ fn paper_prunings_end_to_end() {
     for name in ["stories260K", "mha_tiny"] {
         let (sandbox, golden) = sandbox(name);
         let paper = support::json(&shared(&format!("golden/paper_{name}.json")));
-        let entries = entries(&paper["prunings"], |_| true, of_paper);
+        let entries = entries(&paper["prunings"], |_| true, paper_options);
         compare(
             &sandbox,
             &golden,
@@ -436,7 +437,10 @@ fn cases_where_llm_pruner_fails_give_a_result_and_a_warning() {
     });
     let skipped = skipped.expect("the golden file has this case");
     assert_eq!(skipped["ratio"], 0.1);
-    assert_eq!(gone(&sandbox, &folder), expected_gone(skipped));
+    assert_eq!(
+        removed_units(&sandbox, &folder),
+        expected_removed_units(skipped)
+    );
 
     // Two steps with grouped queries: the reference leaves queries and keys whose widths do not
     // match.

@@ -126,7 +126,7 @@ fn load(name: &'static str) -> Golden {
     }
 }
 
-fn both() -> impl Iterator<Item = Golden> {
+fn golden_models() -> impl Iterator<Item = Golden> {
     ["stories260K", "mha_tiny"].into_iter().map(load)
 }
 
@@ -197,7 +197,7 @@ fn units(
     aggregate::run(&options, model, graph, scores).unwrap().0
 }
 
-fn some<T: serde::de::DeserializeOwned>(value: &Value) -> Vec<T> {
+fn numbers_or_empty<T: serde::de::DeserializeOwned>(value: &Value) -> Vec<T> {
     if value.is_null() {
         Vec::new()
     } else {
@@ -208,15 +208,15 @@ fn some<T: serde::de::DeserializeOwned>(value: &Value) -> Vec<T> {
 /// The stored scores in the order of the graph's groups; empty for a kind that is not stored.
 fn expected(graph: &DependencyGraph, stored: &Value) -> Vec<Vec<f64>> {
     let group = |group: &secateur_model::groups::Group| match group.kind {
-        GroupKind::Hidden => some(stored),
-        GroupKind::Attention => some(&stored[group.layer.to_string()]["attn"]),
-        _ => some(&stored[group.layer.to_string()]["mlp"]),
+        GroupKind::Hidden => numbers_or_empty(stored),
+        GroupKind::Attention => numbers_or_empty(&stored[group.layer.to_string()]["attn"]),
+        _ => numbers_or_empty(&stored[group.layer.to_string()]["mlp"]),
     };
     graph.groups.iter().map(group).collect()
 }
 
 /// The largest difference, relative to each score or to the largest score of its group.
-fn worst(found: &[Vec<f64>], expected: &[Vec<f64>], of_largest: bool) -> f64 {
+fn relative_difference(found: &[Vec<f64>], expected: &[Vec<f64>], of_largest: bool) -> f64 {
     assert_eq!(found.len(), expected.len());
     let groups = found
         .iter()
@@ -237,7 +237,7 @@ fn worst(found: &[Vec<f64>], expected: &[Vec<f64>], of_largest: bool) -> f64 {
 
 /// The number of factors of a product. Each has a relative error of up to ε, so a product of n
 /// factors has one of up to n·ε.
-fn factors(key: Key<'_>, graph: &DependencyGraph) -> f64 {
+fn factor_count(key: Key<'_>, graph: &DependencyGraph) -> f64 {
     if key.with == "prod" {
         graph.groups.iter().map(|g| g.members.len()).max().unwrap() as f64
     } else {
@@ -268,7 +268,7 @@ test!(
     needs = super::LLM_PRUNER
 );
 fn scores_from_stored_gradients_equal_llm_pruner() {
-    for golden in both() {
+    for golden in golden_models() {
         let mut largest = 0f64;
         let tables = tables(&golden);
         for (name, stored, grouping, compat) in &tables {
@@ -286,13 +286,13 @@ fn scores_from_stored_gradients_equal_llm_pruner() {
             };
             let found = units(&golden.model, &graph, &scores, key.with(), "channel");
             let vector = key.form == Some("vectorize");
-            let difference = worst(&found.groups, &expected(&graph, stored), vector);
+            let difference = relative_difference(&found.groups, &expected(&graph, stored), vector);
             assert!(
-                difference <= 1e-6 * factors(key, &graph),
+                difference <= 1e-6 * factor_count(key, &graph),
                 "{} {grouping} {name}: {difference:.1e}",
                 golden.name
             );
-            largest = largest.max(difference / factors(key, &graph));
+            largest = largest.max(difference / factor_count(key, &graph));
         }
         note!(
             "{}: {} tables of scores from stored gradients, largest difference {largest:.1e}",
@@ -307,7 +307,7 @@ test!(
     needs = super::LLM_PRUNER
 );
 fn scores_from_own_gradients_equal_llm_pruner() {
-    for golden in both() {
+    for golden in golden_models() {
         let (mut largest, mut made) = (0f64, BTreeMap::new());
         for (name, stored, grouping, compat) in tables(&golden) {
             let (key, graph) = (key(name), golden.graph(&golden.model, grouping));
@@ -317,13 +317,13 @@ fn scores_from_own_gradients_equal_llm_pruner() {
             });
             let found = units(&golden.model, &graph, scores, key.with(), "channel");
             let vector = key.form == Some("vectorize");
-            let difference = worst(&found.groups, &expected(&graph, stored), vector);
+            let difference = relative_difference(&found.groups, &expected(&graph, stored), vector);
             assert!(
-                difference <= 2e-5 * factors(key, &graph),
+                difference <= 2e-5 * factor_count(key, &graph),
                 "{} {grouping} {name}: {difference:.1e}",
                 golden.name
             );
-            largest = largest.max(difference / factors(key, &graph));
+            largest = largest.max(difference / factor_count(key, &graph));
         }
         note!(
             "{}: from our own gradients, largest difference {largest:.1e}",
@@ -334,7 +334,7 @@ fn scores_from_own_gradients_equal_llm_pruner() {
 
 test!(member_scores_equal_llm_pruner, needs = super::LLM_PRUNER);
 fn member_scores_equal_llm_pruner() {
-    for golden in both() {
+    for golden in golden_models() {
         let bytes = std::fs::read(shared(&format!(
             "golden/prune_{}_members.safetensors",
             golden.name
@@ -390,7 +390,8 @@ fn member_scores_equal_llm_pruner() {
                         .map(|b| f64::from_le_bytes(b.try_into().unwrap()))
                         .collect();
                     let found: Vec<f64> = scored.channels.iter().map(|score| score.abs()).collect();
-                    let difference = worst(&[found], &[expected], mode == "vectorize");
+                    let difference =
+                        relative_difference(&[found], &[expected], mode == "vectorize");
                     assert!(
                         difference <= 1e-6,
                         "{} {name}: {difference:.1e}",
@@ -403,7 +404,7 @@ fn member_scores_equal_llm_pruner() {
         assert_eq!(
             compared,
             stored.names().len(),
-            "every stored member was looked at"
+            "every stored member was compared"
         );
         note!(
             "{}: {compared} members' scores, largest difference {largest:.1e}",
@@ -424,7 +425,7 @@ fn equation(name: &str) -> (Taylor, Fisher) {
 
 test!(scores_equal_the_paper_equations, needs = super::LLM_PRUNER);
 fn scores_equal_the_paper_equations() {
-    for golden in both() {
+    for golden in golden_models() {
         let graph = golden.graph(&golden.model, "block");
         let samples = golden.json["calibration"]["A"].as_array().unwrap().len();
         let (mut largest, mut compared) = (0f64, 0);
@@ -484,7 +485,7 @@ fn scores_equal_the_paper_equations() {
                         numbers(&layers[g.layer.to_string()][kind][group])
                     };
                     let stored: Vec<Vec<f64>> = graph.groups.iter().map(stored).collect();
-                    let difference = worst(&found.groups, &stored, scores.is_signed);
+                    let difference = relative_difference(&found.groups, &stored, scores.is_signed);
                     assert!(
                         difference <= 4e-6,
                         "{} {table}/{name}/{group}: {difference:.1e}",
@@ -522,7 +523,8 @@ fn scores_equal_the_paper_equations() {
                 None => golden.own(&golden.model, &graph, form, None, compat, "A"),
             };
             let found = units(&golden.model, &graph, &scores, "last", "channel");
-            let difference = worst(&found.groups, &expected(&graph, stored), scores.is_signed);
+            let difference =
+                relative_difference(&found.groups, &expected(&graph, stored), scores.is_signed);
             assert!(
                 difference <= 1e-6,
                 "{} last_only/{name}: {difference:.1e}",
@@ -617,7 +619,7 @@ fn expected_removed(entry: &Value) -> BTreeMap<(String, &'static str), Vec<usize
             continue;
         }
         for kind in ["attn", "mlp"] {
-            all.insert((layer.clone(), kind), some(&kinds[kind]));
+            all.insert((layer.clone(), kind), numbers_or_empty(&kinds[kind]));
         }
     }
     all.retain(|_, gone: &mut Vec<usize>| !gone.is_empty());
@@ -649,7 +651,7 @@ test!(
     needs = super::LLM_PRUNER
 );
 fn pruned_units_shapes_sizes_and_perplexities_equal_llm_pruner() {
-    for golden in both() {
+    for golden in golden_models() {
         let dense = golden.perplexity(&golden.model);
         let (mut largest, mut compared, mut left_out) = (
             (dense / golden.json["dense"]["ppl"].as_f64().unwrap() - 1.0).abs(),

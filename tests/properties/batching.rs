@@ -2,11 +2,10 @@
 //! cache.
 
 use secateur_base::random::Seed;
-use secateur_model::Model;
 use secateur_model::walk::{self, Decoder, Sequence};
 use secateur_tensor::ops::{TokenScore, TokenTarget};
 
-use crate::support::{json, numbers, shared, tiny};
+use crate::support::tiny;
 
 use proptest::prelude::*;
 use rand::RngExt;
@@ -93,47 +92,5 @@ proptest! {
                 prop_assert!(whole[whole.len() - next.len()..] == next[..], "{} tokens", read[*i]);
             }
         }
-    }
-}
-
-test!(
-    cached_greedy_decoding_equals_transformers,
-    needs = [
-        Shared("models/stories260K"),
-        Shared("golden/logits_stories260K.json")
-    ]
-);
-fn cached_greedy_decoding_equals_transformers() {
-    let (folder, golden) = (
-        shared("models/stories260K"),
-        shared("golden/logits_stories260K.json"),
-    );
-    let model = Model::load(&folder).unwrap();
-    let golden = json(&golden);
-    let prompts = golden["prompts"].as_array().unwrap();
-    let mut decoder = Decoder::new(&model, prompts.len(), 512);
-    let mut on: Vec<(usize, Vec<u32>)> = prompts
-        .iter()
-        .map(|p| numbers(&p["token_ids"]))
-        .enumerate()
-        .collect();
-    let mut written = vec![Vec::new(); prompts.len()];
-    for _ in 0..40 {
-        let next = decoder.extend_sequences(&on);
-        for ((_, ids), (logits, written)) in on.iter_mut().zip(next.iter().zip(&mut written)) {
-            let best = (0..logits.len())
-                .max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
-                .unwrap() as u32;
-            written.push(best);
-            *ids = vec![best];
-        }
-    }
-    for (prompt, written) in prompts.iter().zip(written) {
-        assert_eq!(
-            written,
-            numbers::<u32>(&prompt["greedy_token_ids"]),
-            "{}",
-            prompt["prompt"]
-        );
     }
 }

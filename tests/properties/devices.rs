@@ -42,7 +42,7 @@ fn numbers(rows: &RecordBatch, column: &str) -> Vec<Option<f64>> {
 }
 
 /// The largest difference between two columns, relative to the largest value of the second.
-fn apart(a: &Path, b: &Path, column: &str) -> f64 {
+fn relative_difference(a: &Path, b: &Path, column: &str) -> f64 {
     let (a, b) = (numbers(&table(a), column), numbers(&table(b), column));
     assert_eq!(a.len(), b.len());
     let scale = largest(b.iter().flatten().map(|x| x.abs())).max(1e-12);
@@ -54,7 +54,7 @@ fn apart(a: &Path, b: &Path, column: &str) -> f64 {
 }
 
 /// Table, column, and the largest relative difference that is allowed.
-const NEAR: [(&str, &str, f64); 5] = [
+const TOLERANCES: [(&str, &str, f64); 5] = [
     ("importance", "score", 1e-4),
     ("aggregate", "score", 1e-4),
     ("evaluate_samples", "loglikelihood", 1e-4),
@@ -72,9 +72,9 @@ fn gpu_pipeline_agrees_with_the_cpu() {
             run(&sandbox, "cpu", "on-cpu", &[]),
             run(&sandbox, &device, "on-gpu", &[]),
         );
-        for (name, column, most) in NEAR {
+        for (name, column, most) in TOLERANCES {
             let path = |folder: &str| sandbox.path(&format!("{folder}/{name}.parquet"));
-            let apart = apart(&path(&gpu), &path(&cpu), column);
+            let apart = relative_difference(&path(&gpu), &path(&cpu), column);
             note!("{taylor}: {name}.{column} differs by {apart:.1e}");
             assert!(
                 apart <= most,
@@ -87,7 +87,7 @@ fn gpu_pipeline_agrees_with_the_cpu() {
         };
         assert!(
             pruned(&gpu) == pruned(&cpu),
-            "{taylor}: other units are pruned"
+            "{taylor}: the pruned units differ"
         );
     }
 }
@@ -153,7 +153,7 @@ decode = 4
         run(&sandbox, &device.to_string(), "on-gpu", &[]),
     );
     let path = |folder: &str, name: &str| sandbox.path(&format!("{folder}/{name}.parquet"));
-    let scores = apart(
+    let scores = relative_difference(
         &path(&gpu, "importance"),
         &path(&cpu, "importance"),
         "score",
@@ -213,10 +213,10 @@ fn gpu_cache_capacity_changes_no_bit() {
     };
     let roomy = found();
     secateur_tensor::resident::set_capacity(0);
-    assert!(found() == roomy, "without room");
+    assert!(found() == roomy, "with a capacity of 0");
     // Room for a part of the weights.
     secateur_tensor::resident::set_capacity(100_000);
-    assert!(found() == roomy, "with a little room");
+    assert!(found() == roomy, "with room for a part of the weights");
     // The weights of one model are evicted where two models do not fit.
     let bytes = model
         .weights_used_by_walk()
@@ -277,11 +277,11 @@ fn gpu_runs_are_reproducible_bit_by_bit() {
         .filter(|(name, bytes)| again[*name] != **bytes)
         .map(|(name, _)| name)
         .collect();
-    assert!(other.is_empty(), "not the same: {other:?}");
+    assert!(other.is_empty(), "tables differ: {other:?}");
 }
 
 /// Spearman's rank correlation.
-fn ranks_agree(a: &[Option<f64>], b: &[Option<f64>]) -> f64 {
+fn rank_correlation(a: &[Option<f64>], b: &[Option<f64>]) -> f64 {
     let ranks = |of: &[Option<f64>]| {
         let mut order: Vec<usize> = (0..of.len()).collect();
         order.sort_by(|&i, &j| of[i].partial_cmp(&of[j]).unwrap());
@@ -325,17 +325,17 @@ fn half_precision_ranks_units_like_single_precision() {
         };
         let (single_scores, half_scores) = (scores(&single), scores(&half));
         let path = |folder: &str, name: &str| sandbox.path(&format!("{folder}/{name}.parquet"));
-        let apart_scores = apart(
+        let apart_scores = relative_difference(
             &path(&half, "aggregate"),
             &path(&single, "aggregate"),
             "score",
         );
-        let apart_samples = apart(
+        let apart_samples = relative_difference(
             &path(&half, "evaluate_samples"),
             &path(&single, "evaluate_samples"),
             "loglikelihood",
         );
-        let rank = ranks_agree(&half_scores, &single_scores);
+        let rank = rank_correlation(&half_scores, &single_scores);
         note!(
             "{taylor}: scores differ by {apart_scores:.1e}, log likelihoods by {apart_samples:.1e}, ranks agree to {rank:.5}"
         );

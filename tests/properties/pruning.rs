@@ -22,7 +22,7 @@ use crate::support::{self, context, largest, largest_difference};
 
 /// The shape of a random LLaMA, and the seed of its weights.
 #[derive(Clone, Debug)]
-struct Random {
+struct RandomModel {
     seed: u64,
     layers: usize,
     keys: usize,
@@ -33,10 +33,10 @@ struct Random {
     tied: bool,
 }
 
-fn random() -> impl Strategy<Value = Random> {
+fn random() -> impl Strategy<Value = RandomModel> {
     let widths = (1..4usize, 1..4usize, 1..3usize, 1..4usize);
     (any::<u64>(), widths, 2..20usize, 2..24usize, any::<bool>()).prop_map(
-        |(seed, (layers, keys, shared, half_dim), hidden, mlp, tied)| Random {
+        |(seed, (layers, keys, shared, half_dim), hidden, mlp, tied)| RandomModel {
             seed,
             layers,
             keys,
@@ -51,7 +51,7 @@ fn random() -> impl Strategy<Value = Random> {
 
 const VOCAB: usize = 23;
 
-impl Random {
+impl RandomModel {
     fn model(&self) -> Model {
         let mut stream = ChaCha8Rng::seed_from_u64(self.seed);
         let mut weight = |rows: usize, cols: usize, around: f32| {
@@ -121,13 +121,13 @@ impl Random {
 }
 
 /// The output of a matrix of the first block with its bias, as a mean over the tokens.
-fn handed_back(model: &Model, part: BlockTensor, ids: &[u32]) -> Vec<f32> {
-    struct Watch(
+fn mean_output(model: &Model, part: BlockTensor, ids: &[u32]) -> Vec<f32> {
+    struct RecordOutput(
         BlockTensor,
         usize,
         std::rc::Rc<std::cell::RefCell<Vec<f32>>>,
     );
-    impl BlockHooks for Watch {
+    impl BlockHooks for RecordOutput {
         fn linear<T: AnyTape>(
             &self,
             part: BlockTensor,
@@ -147,7 +147,7 @@ fn handed_back(model: &Model, part: BlockTensor, ids: &[u32]) -> Vec<f32> {
         targets: Vec::new(),
     };
     walk::forward(model, &[sequence], |layer, _| {
-        Watch(part, layer, seen.clone())
+        RecordOutput(part, layer, seen.clone())
     });
     let (values, width) = (seen.take(), model.config.hidden);
     let bias = model.blocks[0]
@@ -224,7 +224,7 @@ fn cut(
 }
 
 /// The channels of the removed units, in a member with `width` channels for each unit.
-fn gone(group: &Group, kept: &[usize], width: usize) -> Vec<usize> {
+fn removed_channels(group: &Group, kept: &[usize], width: usize) -> Vec<usize> {
     (0..group.unit_count)
         .filter(|unit| !kept.contains(unit))
         .flat_map(|unit| unit * width..(unit + 1) * width)
@@ -251,10 +251,10 @@ fn masked(model: &Model, graph: &DependencyGraph, kept: &[Vec<usize>]) -> Model 
                 };
                 let weight = &mut masked.blocks[group.layer][part];
                 let width = weight.cols() / group.unit_count;
-                zero_columns(weight, &gone(group, kept, width));
+                zero_columns(weight, &removed_channels(group, kept, width));
             }
             GroupKind::Hidden => {
-                let gone = gone(group, kept, 1);
+                let gone = removed_channels(group, kept, 1);
                 let share = kept.len() as f32 / group.unit_count as f32;
                 zero_columns(&mut masked.embedding, &gone);
                 for block in &mut masked.blocks {
@@ -377,10 +377,10 @@ proptest! {
             prune::run(&options, None, &model, &graph, &units, None).unwrap().0
         };
         let part = if attention { BlockTensor::O } else { BlockTensor::Down };
-        let dense = handed_back(&model, part, &ids);
+        let dense = mean_output(&model, part, &ids);
         let (with, without) = (prune("bias"), prune("none"));
         let scale = largest(dense.iter().map(|x| x.abs())).max(1e-3);
-        let worst = |model: &Model| largest_difference(&dense, &handed_back(model, part, &ids)) / scale;
+        let worst = |model: &Model| largest_difference(&dense, &mean_output(model, part, &ids)) / scale;
         prop_assert!(worst(&with) < 1e-4, "{}", worst(&with));
         if with.blocks[0][part] != model.blocks[0][part] {
             prop_assert!(worst(&without) > worst(&with));

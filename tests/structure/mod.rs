@@ -11,6 +11,7 @@ use secateur_data::task::Task;
 use crate::support::Sandbox;
 
 mod file_graph;
+mod source_paths;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 

@@ -89,9 +89,10 @@ macro_rules! note {
 }
 
 /// Runs the tests that the command line selects. Accepts the options of the compiler's harness:
-/// a filter, `--list`, `--exact`, `--skip`, `--test-threads`, `--nocapture` and others.
+/// filters, `--list`, `--exact`, `--skip`, `--test-threads`, `--nocapture` and others.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
+    let (arguments, filters) = separate_filters(std::env::args());
+    let arguments = Arguments::from_iter(arguments);
     SHOWS_NOTES.store(
         arguments.nocapture || arguments.show_output,
         Ordering::Relaxed,
@@ -101,7 +102,66 @@ pub fn main() -> ExitCode {
         .map(TestCase::trial)
         .collect();
     trials.sort_by(|a, b| a.name().cmp(b.name()));
+    if !filters.is_empty() {
+        let is_exact = arguments.exact;
+        trials.retain(|trial| {
+            let name = trial.name();
+            let mut filters = filters.iter();
+            filters.any(|filter| {
+                if is_exact {
+                    name == filter
+                } else {
+                    name.contains(filter)
+                }
+            })
+        });
+    }
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Takes the filters out of the arguments where there are several: the compiler's harness runs the
+/// tests that match any of them, `libtest-mimic` accepts only one.
+fn separate_filters(arguments: impl Iterator<Item = String>) -> (Vec<String>, Vec<String>) {
+    const WITH_VALUE: [&str; 6] = [
+        "--test-threads",
+        "--skip",
+        "--logfile",
+        "--color",
+        "--format",
+        "-Z",
+    ];
+    let (mut options, mut filters) = (Vec::new(), Vec::new());
+    let mut is_value = true; // the first argument is the program
+    for argument in arguments {
+        if is_value || argument.starts_with('-') {
+            is_value = WITH_VALUE.contains(&argument.as_str());
+            options.push(argument);
+        } else {
+            filters.push(argument);
+        }
+    }
+    if filters.len() == 1 {
+        options.append(&mut filters);
+    }
+    (options, filters)
+}
+
+test!(several_filters_are_taken_out_of_the_arguments);
+fn several_filters_are_taken_out_of_the_arguments() {
+    let separated = |text: &str| {
+        let arguments = text.split(' ').map(str::to_owned);
+        let (options, filters) = separate_filters(arguments);
+        (options.join(" "), filters.join(" "))
+    };
+    let expect = |options: &str, filters: &str| (options.to_owned(), filters.to_owned());
+    assert_eq!(
+        separated("main a:: --test-threads 1 b:: --exact"),
+        expect("main --test-threads 1 --exact", "a:: b::")
+    );
+    assert_eq!(
+        separated("main --skip x a::"),
+        expect("main --skip x a::", "")
+    );
 }
 
 impl TestCase {
@@ -161,10 +221,8 @@ impl Need {
     fn check(self) -> Result<(), String> {
         match self {
             Self::Shared(path) => find_shared(path).map(drop).ok_or_else(|| {
-                format!(
-                    "`{path}` is not in `{}`; set SECATEUR_SHARED to the shared material",
-                    shared_root().display()
-                )
+                let root = shared_root();
+                format!("no `{path}` in {} (SECATEUR_SHARED)", root.display())
             }),
             Self::ComparisonDevice => comparison_device().map(drop),
         }

@@ -111,7 +111,7 @@ pub struct Sandbox {
 }
 
 /// The exit code and the output of a call of the program.
-pub struct Ran {
+pub struct ProgramOutput {
     pub code: i32,
     pub out: String,
     pub err: String,
@@ -160,10 +160,10 @@ impl Sandbox {
         command
     }
 
-    pub fn run(&self, arguments: &[&str]) -> Ran {
+    pub fn run(&self, arguments: &[&str]) -> ProgramOutput {
         let output = self.command(arguments).output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Ran {
+        ProgramOutput {
             code: output.status.code().unwrap_or(-1),
             out: text(output.stdout),
             err: text(output.stderr),
