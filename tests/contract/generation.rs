@@ -174,8 +174,11 @@ fn sweep_holds_texts_side_by_side_and_profiles_of_both_models() {
     );
 
     let variant = sandbox.variant("beside", "ratio0.5");
-    let own = table(&sandbox.path(&format!("{variant}/generate.parquet")));
-    assert_eq!(text(&own["output"])[3..], text(&beside["output"])[3..]);
+    let generated = table(&sandbox.path(&format!("{variant}/generate.parquet")));
+    assert_eq!(
+        text(&generated["output"])[3..],
+        text(&beside["output"])[3..]
+    );
     let first = sandbox.json(&format!("{variant}/profile.json"));
     assert!(
         first["dense"].is_null() && first["ratio"].is_null(),
@@ -188,16 +191,16 @@ fn sweep_holds_texts_side_by_side_and_profiles_of_both_models() {
         ("macs", "macs"),
         ("bytes", "bytes"),
     ] {
-        let of = |when: &str| {
+        let size = |when: &str| {
             sizes[&format!("{column}_{when}")[..]]
                 .as_primitive::<arrow::datatypes::UInt64Type>()
                 .value(0) as f64
         };
-        assert_eq!(second["model"][figure].as_f64(), Some(of("after")));
-        assert_eq!(second["dense"][figure].as_f64(), Some(of("before")));
+        assert_eq!(second["model"][figure].as_f64(), Some(size("after")));
+        assert_eq!(second["dense"][figure].as_f64(), Some(size("before")));
         assert_eq!(
             second["ratio"][figure].as_f64(),
-            Some(of("after") / of("before"))
+            Some(size("after") / size("before"))
         );
     }
     for figure in [

@@ -76,11 +76,11 @@ fn seconds(sandbox: &Sandbox, variant: &str) -> BTreeMap<String, f64> {
 
 /// Asserts that no temporary file or folder is left.
 fn assert_tidy(sandbox: &Sandbox) {
-    let left = walk(&sandbox.path("results"))
+    let leftover = walk(&sandbox.path("results"))
         .into_iter()
         .find(|path| path.contains(".partial-"));
     assert_eq!(
-        left, None,
+        leftover, None,
         "temporary files of a killed run remain after the next run"
     );
 }
@@ -243,13 +243,9 @@ fn interrupted_stages_resume_where_they_stopped() {
         );
         signal(&child, name);
         assert_eq!(child.wait().unwrap().code(), Some(130), "{stage}");
-        let plan: serde_json::Value =
-            serde_json::from_str(&sandbox.run(&["plan", "long.toml", "--format", "json"]).out)
-                .unwrap();
-        let nodes = plan["nodes"].as_array().unwrap();
-        let node = nodes.iter().find(|node| node["stage"] == stage).unwrap();
         assert_eq!(
-            node["reason"], "it was interrupted, and goes on from there",
+            reason_to_run(&sandbox, "long.toml", stage),
+            INTERRUPTED,
             "{stage}"
         );
         let status = sandbox.json("results/long/status.json");
@@ -290,9 +286,9 @@ fn interrupted_stages_resume_where_they_stopped() {
         "datasets/long.txt",
         sandbox.read("datasets/tiny_world.txt").repeat(3),
     );
-    for (name, tasks, wait) in [
-        ("score", "\"tiny_boolq\", \"tiny_piqa\"", 100),
-        ("read", "\"text\"", 900),
+    for (name, tasks) in [
+        ("score", "\"tiny_boolq\", \"tiny_piqa\""),
+        ("read", "\"text\""),
     ] {
         let pipeline = format!("{name}.toml");
         let evaluate = format!(
@@ -303,16 +299,9 @@ fn interrupted_stages_resume_where_they_stopped() {
             sandbox.run(&[&pipeline, "--results", "undisturbed"]).code,
             0
         );
-        let mut child = spawn(&sandbox, &[&pipeline]);
-        assert!(wait_for_stage(
-            &sandbox,
-            name,
-            &mut child,
-            "evaluate",
-            Duration::from_millis(wait)
-        ));
-        signal(&child, "TERM");
-        assert_eq!(child.wait().unwrap().code(), Some(130));
+        let undisturbed = sandbox.variant_in("undisturbed", name, "base-");
+        let stage_time = Duration::from_secs_f64(seconds(&sandbox, &undisturbed)["evaluate"]);
+        interrupt_evaluation(&sandbox, name, stage_time);
         let ran = sandbox.run(&[&pipeline]);
         assert!(
             ran.code == 0 && ran.err.contains("goes on where it was interrupted"),
@@ -329,10 +318,40 @@ fn interrupted_stages_resume_where_they_stopped() {
         }
     }
     // A complete stage leaves no state.
-    let left = walk(&sandbox.path("results/.cache"))
+    let leftover = walk(&sandbox.path("results/.cache"))
         .into_iter()
         .find(|path| path.ends_with(".state"));
-    assert_eq!(left, None);
+    assert_eq!(leftover, None);
+}
+
+/// Interrupts the stage `evaluate` after it has completed a part of its work, and so has state to
+/// resume from. How long that takes depends on the load of the machine, so later attempts wait
+/// for a larger share of the time that the stage took undisturbed.
+fn interrupt_evaluation(sandbox: &Sandbox, name: &str, stage_time: Duration) {
+    let pipeline = format!("{name}.toml");
+    for share in [0.3, 0.4, 0.5, 0.6] {
+        let mut child = spawn(sandbox, &[&pipeline]);
+        let wait = stage_time.mul_f64(share);
+        assert!(wait_for_stage(sandbox, name, &mut child, "evaluate", wait));
+        signal(&child, "TERM");
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+        if reason_to_run(sandbox, &pipeline, "evaluate") == INTERRUPTED {
+            return;
+        }
+    }
+    panic!("`{name}` was never interrupted with a part of its work done");
+}
+
+/// The reason in the plan for a stage that was interrupted and left its state.
+const INTERRUPTED: &str = "it was interrupted, and goes on from there";
+
+/// Why the plan says that the first stage of this type must run.
+fn reason_to_run(sandbox: &Sandbox, pipeline: &str, stage: &str) -> String {
+    let ran = sandbox.run(&["plan", pipeline, "--format", "json"]);
+    let plan: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    let nodes = plan["nodes"].as_array().unwrap();
+    let node = nodes.iter().find(|node| node["stage"] == stage).unwrap();
+    node["reason"].as_str().unwrap().to_owned()
 }
 
 /// The tables of a variant, by file name.

@@ -224,12 +224,13 @@ fn damaged_products_are_rebuilt() {
     // A complete result does not read the damaged products.
     assert!(!run_ok(&sandbox, &["chain.toml"]).contains("damaged"));
     std::fs::remove_dir_all(sandbox.path("results/chain")).unwrap();
-    let said = run_ok(&sandbox, &["chain.toml"]);
+    let output = run_ok(&sandbox, &["chain.toml"]);
     assert!(
-        said.matches("a kept product is damaged: it is made again")
+        output
+            .matches("a kept product is damaged: it is made again")
             .count()
             >= 8,
-        "{said}"
+        "{output}"
     );
     assert!(outcome(&sandbox, &variant) == first);
     // Damaged values that no table shows: everything before the last stage comes from the cache.
@@ -243,8 +244,8 @@ fn damaged_products_are_rebuilt() {
             std::fs::write(product, "no product").unwrap();
         }
     }
-    let said = run_ok(&sandbox, &["chain.toml", "--from", "export"]);
-    assert!(said.contains("damaged"), "{said}");
+    let output = run_ok(&sandbox, &["chain.toml", "--from", "export"]);
+    assert!(output.contains("damaged"), "{output}");
     assert!(outcome(&sandbox, &variant) == first);
     // A product whose entry cannot be read.
     let entry = std::fs::read_dir(sandbox.path("results/.cache"))
@@ -260,11 +261,11 @@ fn damaged_products_are_rebuilt() {
     // A damaged result that also holds a file of the user's.
     sandbox.write(&format!("{variant}/hf/model.gguf"), "mine");
     sandbox.write(&format!("{variant}/evaluate.parquet"), "no table");
-    let said = run_ok(&sandbox, &["chain.toml"]);
+    let output = run_ok(&sandbox, &["chain.toml"]);
     assert!(
-        said.contains("a result is damaged: it is put together again")
-            && said.contains("evaluate.parquet"),
-        "{said}"
+        output.contains("a result is damaged: it is put together again")
+            && output.contains("evaluate.parquet"),
+        "{output}"
     );
     assert!(outcome(&sandbox, &variant) == first);
     assert_eq!(sandbox.read(&format!("{variant}/hf/model.gguf")), b"mine");
@@ -303,10 +304,10 @@ fn cache_stays_below_its_limit() {
     let (oldest, all) = (sizes[..2].iter().sum::<u64>(), sizes.iter().sum::<u64>());
     let limit = (all - oldest).to_string();
     run_ok(&sandbox, &["cache", "clean", "--limit", &limit]);
-    let left: serde_json::Value =
+    let remaining: serde_json::Value =
         serde_json::from_str(&run_ok(&sandbox, &["cache", "--format", "json"])).unwrap();
     assert_eq!(
-        left.as_array().unwrap()[..],
+        remaining.as_array().unwrap()[..],
         json.as_array().unwrap()[2..],
         "in their order"
     );
@@ -389,10 +390,10 @@ fn locked_run_requires_unchanged_inputs() {
         );
         assert!(!drifted.err.contains("tokenizer.json"), "{}", drifted.err);
     }
-    let said = run_ok(&sandbox, &["chain.toml"]);
+    let output = run_ok(&sandbox, &["chain.toml"]);
     assert!(
-        said.contains("`heldout.jsonl` is not what it was when"),
-        "{said}"
+        output.contains("`heldout.jsonl` is not what it was when"),
+        "{output}"
     );
     run_ok(&sandbox, &["chain.toml", "--locked"]);
     // A model that lacks one of its files is another model.
@@ -444,12 +445,12 @@ fn merge_joins_shards_into_one_table() {
     let run = |more: &[&str]| sandbox.run(&[&["sweep.toml"], &short[..], more].concat());
     assert_eq!(run(&["--results", "whole"]).code, 0);
     let shards = ["1/2", "2/2"];
-    let of = |shard: &str| format!("shard-{}", &shard[..1]);
+    let results_of = |shard: &str| format!("shard-{}", &shard[..1]);
     let mut all = 0;
     for shard in shards {
-        let ran = run(&["--shard", shard, "--results", &of(shard)]);
+        let ran = run(&["--shard", shard, "--results", &results_of(shard)]);
         assert_eq!(ran.code, 0, "{}", ran.err);
-        let folder = std::fs::read_dir(sandbox.path(&format!("{}/sweep", of(shard))))
+        let folder = std::fs::read_dir(sandbox.path(&format!("{}/sweep", results_of(shard))))
             .unwrap()
             .flatten();
         all += folder

@@ -75,14 +75,14 @@ fn second_order_score_squares_the_summed_gradient_of_a_tied_embedding() {
             expected[i % width] += f64::from(*w).powi(2) * f64::from(*g).powi(2) / 2.0;
         }
     }
-    let at = graph.groups[0]
+    let embedding_member = graph.groups[0]
         .members
         .iter()
         .position(|member| member.tensor_id == TensorId::Embedding)
         .unwrap();
     let scored = scores.groups[0]
         .iter()
-        .find(|scored| scored.member_index == at)
+        .find(|scored| scored.member_index == embedding_member)
         .unwrap();
     assert_eq!(scored.channels.len(), expected.len());
     let pairs = scored.channels.iter().zip(&expected);

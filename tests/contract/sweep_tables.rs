@@ -135,14 +135,17 @@ fn document((_, task, metric, ..): &Measured, doc: u64, value: f64) -> Document 
 }
 
 /// Writes both tables of `evaluate`.
-fn evaluate(folder: &Path, id: &str, said: &[Measured]) {
+fn evaluate(folder: &Path, id: &str, measured: &[Measured]) {
     write_table(
         folder,
         id,
         "evaluate",
-        said.iter().map(|one| (one.0, vec![value(one)])).collect(),
+        measured
+            .iter()
+            .map(|one| (one.0, vec![value(one)]))
+            .collect(),
     );
-    let of = |one: &Measured| {
+    let documents_of = |one: &Measured| {
         one.3
             .iter()
             .map(|&(doc, value)| document(one, doc, value))
@@ -152,7 +155,10 @@ fn evaluate(folder: &Path, id: &str, said: &[Measured]) {
         folder,
         id,
         "evaluate_documents",
-        said.iter().map(|one| (one.0, of(one))).collect(),
+        measured
+            .iter()
+            .map(|one| (one.0, documents_of(one)))
+            .collect(),
     );
 }
 
@@ -187,7 +193,7 @@ fn differences_have_paired_standard_errors() {
     let backwards: Vec<(u64, f64)> = later.iter().rev().copied().collect();
     let one = numbered(&[1.0]);
     let others: Vec<(u64, f64)> = dense.iter().map(|(doc, value)| (doc + 1, *value)).collect();
-    let said: &[Measured] = &[
+    let measured: &[Measured] = &[
         (1, "a", "acc", &dense, Some(0.5)),
         (1, "text", "perplexity", &perplexity, None),
         (1, "single", "acc", &one, None),
@@ -206,29 +212,38 @@ fn differences_have_paired_standard_errors() {
         (8, "new", "acc", &dense, Some(0.25)),
         (9, "a", "acc", &last, Some(0.5)),
     ];
-    evaluate(folder.path(), "v", said);
+    evaluate(folder.path(), "v", measured);
     write_report_tables(folder.path(), &[summary_of(folder.path(), "v")]).unwrap();
     let rows = table(&folder.path().join("variants.parquet"));
-    let of = |name: &str| number(&rows, name, 0);
+    let value_of = |name: &str| number(&rows, name, 0);
     // d = 0, -1, 0, 0: mean -1/4, sample variance (3/16 + 9/16) / 3 = 1/4, √(1/4 / 4) = 1/4
     assert_eq!(
-        [of("a.acc"), of("a.acc.dense"), of("a.acc.delta")],
+        [
+            value_of("a.acc"),
+            value_of("a.acc.dense"),
+            value_of("a.acc.delta")
+        ],
         [Some(0.5), Some(0.75), Some(-0.25)]
     );
     assert_eq!(
-        (of("a.acc.delta_stderr"), of("a.acc.chance")),
+        (value_of("a.acc.delta_stderr"), value_of("a.acc.chance")),
         (Some(0.25), Some(0.5))
     );
     assert_eq!(
-        [of("a.acc.dense_stderr"), of("a.acc.stderr")],
+        [value_of("a.acc.dense_stderr"), value_of("a.acc.stderr")],
         [Some(0.25), Some((0.25f64 / 3.0).sqrt())]
     );
     // d = 1, 3, 2: mean 2, sample variance 1, √(1 / 3)
     assert_eq!(
-        (of("text.perplexity.delta"), of("text.perplexity.chance")),
+        (
+            value_of("text.perplexity.delta"),
+            value_of("text.perplexity.chance")
+        ),
         (Some(2.0), None)
     );
-    assert!((of("text.perplexity.delta_stderr").unwrap() - (1.0f64 / 3.0).sqrt()).abs() < 1e-15);
+    assert!(
+        (value_of("text.perplexity.delta_stderr").unwrap() - (1.0f64 / 3.0).sqrt()).abs() < 1e-15
+    );
     for (metric, has_delta) in [
         ("single", true),
         ("moved", true),
@@ -237,18 +252,18 @@ fn differences_have_paired_standard_errors() {
         ("new", false),
     ] {
         assert_eq!(
-            of(&format!("{metric}.acc.delta")).is_some(),
+            value_of(&format!("{metric}.acc.delta")).is_some(),
             has_delta,
             "{metric}"
         );
         assert_eq!(
-            of(&format!("{metric}.acc.delta_stderr")),
+            value_of(&format!("{metric}.acc.delta_stderr")),
             None,
             "{metric}: no pairs"
         );
     }
     assert_eq!(
-        (of("new.acc.chance"), of("gone.acc.chance")),
+        (value_of("new.acc.chance"), value_of("gone.acc.chance")),
         (Some(0.25), Some(0.25))
     );
 
@@ -287,12 +302,12 @@ fn results_of_earlier_versions_are_read() {
     );
     let summary = write_report_tables(folder.path(), &[summary_of(folder.path(), "v")]).unwrap();
     let rows = table(&folder.path().join("variants.parquet"));
-    let of = |name: &str| number(&rows, name, 0);
+    let value_of = |name: &str| number(&rows, name, 0);
     assert_eq!(
         (
-            of("a.acc.delta"),
-            of("a.acc.delta_stderr"),
-            of("a.acc.chance")
+            value_of("a.acc.delta"),
+            value_of("a.acc.delta_stderr"),
+            value_of("a.acc.chance")
         ),
         (Some(-0.25), None, None)
     );
@@ -355,7 +370,7 @@ fn summary_shows_the_uncertainty_of_differences() {
         let mut answers = vec![1.0; 100];
         answers[..wrong].fill(0.0);
         let (last, later) = (numbered(&answers), numbered(&more));
-        let mut said: Vec<Measured> = vec![
+        let mut measured: Vec<Measured> = vec![
             (1, "a", "acc", &dense, Some(0.5)),
             (1, "b", "acc", &half, Some(0.5)),
             (1, "t", "word_perplexity", &text, None),
@@ -363,9 +378,9 @@ fn summary_shows_the_uncertainty_of_differences() {
             (8, "t", "word_perplexity", &later, None),
         ];
         if !b.is_empty() {
-            said.push((8, "b", "acc", b, Some(0.5)));
+            measured.push((8, "b", "acc", b, Some(0.5)));
         }
-        evaluate(folder.path(), id, &said);
+        evaluate(folder.path(), id, &measured);
         summary_of(folder.path(), id)
     };
     // 42 of 100 wrong: 0.58 is within two times 0.0496 of 0.5; 39 wrong: 0.61 is not
@@ -659,11 +674,11 @@ fn only_equal_evaluations_are_paired() {
                 .as_primitive::<Float64Type>()
                 .clone()
         };
-        let own = table(&sandbox.path(&format!(
+        let evaluated = table(&sandbox.path(&format!(
             "{}/evaluate.parquet",
             sandbox.variant(name, "base-")
         )));
-        let values = own["value"].as_primitive::<Float64Type>();
+        let values = evaluated["value"].as_primitive::<Float64Type>();
         // The dense measurements, at windows 16 and 64, come first.
         assert_eq!(
             number(".dense").value(0),

@@ -273,11 +273,12 @@ fn oversized_choices_are_truncated_and_the_others_equal_the_harness() {
             samples["cut_choice"].as_primitive::<UInt32Type>(),
         );
         let docs = samples["doc"].as_primitive::<UInt64Type>();
-        let over: Vec<usize> = (0..samples.num_rows())
+        let oversized_rows: Vec<usize> = (0..samples.num_rows())
             .filter(|&row| cut.value(row) > 0)
             .collect();
         assert!(
-            over.iter()
+            oversized_rows
+                .iter()
                 .all(|&row| is_too_long(docs.value(row)) && tokens.value(row) == 512)
         );
         let found = rows(&tables, "evaluate");
@@ -290,12 +291,16 @@ fn oversized_choices_are_truncated_and_the_others_equal_the_harness() {
             floats(documents, "value"),
         );
         for name in ["acc", "acc_norm"] {
-            let own = (0..documents.num_rows()).filter(|&row| metric.value(row) == name);
-            let own: Vec<f64> = own.map(|row| value[row]).collect();
-            assert_eq!(own.len(), 1838);
+            let rows_of_metric = (0..documents.num_rows()).filter(|&row| metric.value(row) == name);
+            let document_values: Vec<f64> = rows_of_metric.map(|row| value[row]).collect();
+            assert_eq!(document_values.len(), 1838);
             for document in &scored {
                 let doc = document["doc_id"].as_u64().unwrap() as usize;
-                assert_eq!(own[doc], document[name].as_f64().unwrap(), "{doc} {name}");
+                assert_eq!(
+                    document_values[doc],
+                    document[name].as_f64().unwrap(),
+                    "{doc} {name}"
+                );
             }
         }
     }
@@ -373,18 +378,20 @@ fn llm_pruner_protocol_encodes_context_and_choice_separately() {
     let whole: Vec<u32> = context.iter().chain(&choice).copied().collect();
     let logits = walk::logits(&model, &whole);
     let expected: f64 = (context.len()..whole.len())
-        .map(|at| {
-            let row = &logits.values()[(at - 1) * 512..at * 512];
+        .map(|position| {
+            let row = &logits.values()[(position - 1) * 512..position * 512];
             let sum: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
-            f64::from(row[whole[at] as usize]) - sum.ln()
+            f64::from(row[whole[position] as usize]) - sum.ln()
         })
         .sum();
-    let at = 3 * 2 + 1;
+    let position = 3 * 2 + 1;
     assert_eq!(
-        samples["tokens"].as_primitive::<UInt32Type>().value(at),
+        samples["tokens"]
+            .as_primitive::<UInt32Type>()
+            .value(position),
         choice.len() as u32
     );
-    assert!((floats(samples, "loglikelihood")[at] / expected - 1.0).abs() < 1e-6);
+    assert!((floats(samples, "loglikelihood")[position] / expected - 1.0).abs() < 1e-6);
 }
 
 test!(average_counts_each_task_once_and_names_are_unique);
@@ -408,20 +415,20 @@ fn average_counts_each_task_once_and_names_are_unique() {
         corpora: vec!["x/boolq.txt".to_owned(), "average.txt".to_owned()],
         ..tasks(&["boolq"], None)
     };
-    let said: Vec<(String, String)> = twice
+    let faults: Vec<(String, String)> = twice
         .faults()
         .into_iter()
         .map(|f| (f.key, f.message))
         .collect();
     assert_eq!(
-        said[0],
+        faults[0],
         (
             "corpora[0]".to_owned(),
             "`boolq` is measured twice: a row of the table is known by its name".to_owned()
         )
     );
     assert_eq!(
-        said[1],
+        faults[1],
         (
             "corpora[1]".to_owned(),
             "`average` is the name of the tasks' mean".to_owned()
@@ -462,7 +469,7 @@ fn check_names_missing_tasks_data_and_tokenizer() {
         has_tokenizer: false,
         ..secateur_model::ModelHeader::read(&folder).unwrap()
     };
-    let mut world = Environment {
+    let mut environment = Environment {
         model: Some(header),
         ..Environment::default()
     };
@@ -471,11 +478,11 @@ fn check_names_missing_tasks_data_and_tokenizer() {
         ..tasks(&["tiny_bolq", "boolq", "tiny_piqa"], None)
     };
     let faults: Vec<(String, String)> = options
-        .environment_faults(&mut world)
+        .environment_faults(&mut environment)
         .into_iter()
         .map(|f| (f.key, f.message))
         .collect();
-    let said = [
+    let expected = [
         (
             "tasks[0]",
             "there is no task `tiny_bolq`; did you mean `tiny_boolq`?",
@@ -493,12 +500,12 @@ fn check_names_missing_tasks_data_and_tokenizer() {
             "a window of 1000 tokens is longer than the model's 512 positions",
         ),
     ];
-    assert_eq!(faults.len(), said.len(), "{faults:?}");
+    assert_eq!(faults.len(), expected.len(), "{faults:?}");
     assert!(
         faults
             .iter()
-            .zip(said)
-            .all(|(fault, said)| fault.0 == said.0 && fault.1.starts_with(said.1)),
+            .zip(expected)
+            .all(|(fault, expected)| fault.0 == expected.0 && fault.1.starts_with(expected.1)),
         "{faults:?}"
     );
     let temporary = tempfile::tempdir().unwrap();
@@ -508,8 +515,8 @@ fn check_names_missing_tasks_data_and_tokenizer() {
     );
     std::fs::write(&text, "once").unwrap();
     std::fs::write(&ids, "{\"ids\": [1, 2]}").unwrap();
-    let faults =
-        corpora(&[&text, &ids, Path::new("nowhere.txt")], None).environment_faults(&mut world);
+    let faults = corpora(&[&text, &ids, Path::new("nowhere.txt")], None)
+        .environment_faults(&mut environment);
     assert_eq!(faults.len(), 2, "{faults:?}");
     assert!(
         faults[0]

@@ -108,7 +108,7 @@ fn gradients(model: &Model) -> BTreeMap<TensorId, GradientSums> {
         let (t, len) = (id(place).0, model.weight(place).len());
         let gradient = filled(len, |i| 0.01 * (0.07 * i + 2.0 * t).cos());
         let squares = filled(len, |i| 0.5 * (1.0 + (0.05 * i + 3.0 * t).sin()));
-        let of = |values| {
+        let shaped = |values| {
             Gradient::new(
                 values,
                 model.weight(place).rows(),
@@ -118,8 +118,8 @@ fn gradients(model: &Model) -> BTreeMap<TensorId, GradientSums> {
         (
             place,
             GradientSums {
-                gradient: of(gradient),
-                squares: Some(of(squares)),
+                gradient: shaped(gradient),
+                squares: Some(shaped(squares)),
             },
         )
     };

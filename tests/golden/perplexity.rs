@@ -97,14 +97,21 @@ fn windowed_perplexities_equal_transformers() {
             // The mean of the windows' values is the perplexity.
             let of = support::text(&documents["task"]);
             let task = support::text(&found["task"])[row].clone();
-            let own: Vec<f64> = floats(documents, "value")
+            let window_values: Vec<f64> = floats(documents, "value")
                 .into_iter()
                 .zip(of)
                 .filter(|(_, of)| *of == task)
                 .map(|(value, _)| value)
                 .collect();
-            assert_eq!(own.len() as u64, golden["n_windows"].as_u64().unwrap());
-            assert!((own.iter().sum::<f64>() / own.len() as f64 / value - 1.0).abs() < 1e-12);
+            assert_eq!(
+                window_values.len() as u64,
+                golden["n_windows"].as_u64().unwrap()
+            );
+            assert!(
+                (window_values.iter().sum::<f64>() / window_values.len() as f64 / value - 1.0)
+                    .abs()
+                    < 1e-12
+            );
         }
     }
 }

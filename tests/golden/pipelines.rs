@@ -263,7 +263,7 @@ fn compare(
     let axis = |k: usize| {
         let values: Vec<String> = entries
             .iter()
-            .map(|(_, decided)| decided[k].to_string())
+            .map(|(_, options)| options[k].to_string())
             .collect();
         format!("\"{}\" = [{}]", KEYS[k], values.join(", "))
     };
@@ -292,19 +292,19 @@ fn compare(
         .as_primitive::<Float64Type>()
         .value(0);
     let mut largest = (dense / golden["dense"]["ppl"].as_f64().unwrap() - 1.0).abs();
-    for (row, (entry, decided)) in entries.iter().enumerate() {
+    for (row, (entry, options)) in entries.iter().enumerate() {
         assert_eq!(
             removed_units(sandbox, &format!("results/{stem}/{}", ids[row])),
             expected_removed_units(entry),
-            "{stem} {decided:?}"
+            "{stem} {options:?}"
         );
         let difference = (perplexity.value(row) / entry["ppl"].as_f64().unwrap() - 1.0).abs();
-        assert!(difference < 1e-5, "{stem} {decided:?}: {difference:.1e}");
+        assert!(difference < 1e-5, "{stem} {options:?}: {difference:.1e}");
         largest = largest.max(difference);
         // The reference unties a tied head under channel-wise pruning and counts it twice.
         if grouping == "block" {
             let params = rows["params_after"].as_primitive::<UInt64Type>().value(row);
-            assert_eq!(Some(params), entry["params"].as_u64(), "{stem} {decided:?}");
+            assert_eq!(Some(params), entry["params"].as_u64(), "{stem} {options:?}");
         }
     }
     note!(
@@ -318,20 +318,20 @@ fn compare(
 fn entries(
     all: &Value,
     is_selected: impl Fn(&Value) -> bool,
-    decided: impl Fn(&Value) -> Option<SweptOptions>,
+    options_of: impl Fn(&Value) -> Option<SweptOptions>,
 ) -> Vec<(&Value, SweptOptions)> {
     let mut seen = BTreeSet::new();
-    let clear = |entry: &&Value| {
+    let is_unambiguous = |entry: &&Value| {
         entry["comparable"] != false && margin(entry) >= 3e-5 && is_selected(entry)
     };
     let entries = all
         .as_array()
         .unwrap()
         .iter()
-        .filter(clear)
-        .filter_map(|entry| Some((entry, decided(entry)?)));
+        .filter(is_unambiguous)
+        .filter_map(|entry| Some((entry, options_of(entry)?)));
     entries
-        .filter(|(_, decided)| seen.insert(format!("{decided:?}")))
+        .filter(|(_, options)| seen.insert(format!("{options:?}")))
         .collect()
 }
 

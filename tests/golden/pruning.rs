@@ -97,12 +97,13 @@ fn load(name: &'static str) -> Golden {
     let sums = |place: &TensorId| {
         let name = LLAMA.tensor_name(*place);
         let (rows, cols) = (model.weight(*place).rows(), model.weight(*place).cols());
-        let of = |kind: &str| Gradient::new(tensor(format!("{kind}.{name}")), rows, cols);
+        let gradients_of_kind =
+            |kind: &str| Gradient::new(tensor(format!("{kind}.{name}")), rows, cols);
         (
             *place,
             GradientSums {
-                gradient: of("grad"),
-                squares: Some(of("acc")),
+                gradient: gradients_of_kind("grad"),
+                squares: Some(gradients_of_kind("acc")),
             },
         )
     };
@@ -247,20 +248,24 @@ fn factor_count(key: Key<'_>, graph: &DependencyGraph) -> f64 {
 
 /// The stored tables of scores to compare: (key, values, grouping, compat).
 fn tables(golden: &Golden) -> Vec<(&str, &Value, &'static str, Compat)> {
-    let of = |field: &str, grouping, compat| {
+    let entries_of_field = |field: &str, grouping, compat| {
         let entries = golden.json[field].as_object().into_iter().flatten();
         entries
             .map(move |(key, value)| (key.as_str(), value, grouping, compat))
             .collect::<Vec<_>>()
     };
-    let mut all = of("scores", "block", Compat::Reference);
-    all.extend(of("scores_div", "block", Compat::Corrected));
-    all.extend(of("channel_scores", "channel", Compat::Reference));
+    let mut tables = entries_of_field("scores", "block", Compat::Reference);
+    tables.extend(entries_of_field("scores_div", "block", Compat::Corrected));
+    tables.extend(entries_of_field(
+        "channel_scores",
+        "channel",
+        Compat::Reference,
+    ));
     // Products over all members of the residual stream underflow in the reference's float32.
-    all.retain(|(key, _, grouping, _)| {
+    tables.retain(|(key, _, grouping, _)| {
         *key != "random" && !(*grouping == "channel" && key.ends_with("/prod"))
     });
-    all
+    tables
 }
 
 test!(

@@ -147,25 +147,25 @@ fn training_equals_peft() {
         assert_eq!((losses.len(), steps.len()), (60, 60));
         let (mut loss_errors, mut norm_errors) = (Vec::new(), Vec::new());
         for (i, step) in steps.iter().enumerate() {
-            let of = |key: &str| step[key].as_f64().unwrap();
+            let expected = |key: &str| step[key].as_f64().unwrap();
             assert!(
-                (rates[i] - of("lr")).abs() < 1e-12,
+                (rates[i] - expected("lr")).abs() < 1e-12,
                 "update {}: lr {}",
                 i + 1,
                 rates[i]
             );
             assert_eq!(tokens.value(i), step["target_tokens"].as_u64().unwrap());
-            loss_errors.push((losses[i] / of("loss") - 1.0).abs());
-            norm_errors.push((norms[i] / of("grad_norm") - 1.0).abs());
+            loss_errors.push((losses[i] / expected("loss") - 1.0).abs());
+            norm_errors.push((norms[i] / expected("grad_norm") - 1.0).abs());
         }
         let (worst_loss, worst_norm) = (largest(loss_errors), largest(norm_errors));
-        let last = shared(&format!(
+        let final_adapter = shared(&format!(
             "golden/{}",
             run["snapshots"]["60"].as_str().unwrap()
         ));
         let adapter = difference(
             &folder.path().join("adapter/adapter_model.safetensors"),
-            &last,
+            &final_adapter,
         );
         let ids: Vec<u32> =
             numbers(&support::json(&shared("golden/prune_stories260K.json"))["ppl_stream"]);

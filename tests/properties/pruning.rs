@@ -141,15 +141,15 @@ fn mean_output(model: &Model, part: BlockTensor, ids: &[u32]) -> Vec<f32> {
             y
         }
     }
-    let seen = std::rc::Rc::<std::cell::RefCell<Vec<f32>>>::default();
+    let recorded = std::rc::Rc::<std::cell::RefCell<Vec<f32>>>::default();
     let sequence = Sequence {
         ids: ids.to_vec(),
         targets: Vec::new(),
     };
     walk::forward(model, &[sequence], |layer, _| {
-        RecordOutput(part, layer, seen.clone())
+        RecordOutput(part, layer, recorded.clone())
     });
-    let (values, width) = (seen.take(), model.config.hidden);
+    let (values, width) = (recorded.take(), model.config.hidden);
     let bias = model.blocks[0]
         .bias(part)
         .map_or_else(|| vec![0.0; width], |bias| bias.values().into_owned());

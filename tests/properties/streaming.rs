@@ -28,18 +28,18 @@ fn streamed_model_gives_the_same_bytes() {
         (outcome(&sandbox, &variant), ran.err)
     };
     sandbox.write("chain.toml", CHAIN);
-    let (resident, said) = ran("resident", &["--set", "run.stream=false"]);
-    assert!(said.contains("streamed=false"), "{said}");
+    let (resident, log) = ran("resident", &["--set", "run.stream=false"]);
+    assert!(log.contains("streamed=false"), "{log}");
     assert!(resident.len() >= 10);
     for (folder, how) in [
         ("streamed", "run.stream=true"),
         ("small", "run.memory=1000"),
         ("tapes", "run.memory=64 MiB"),
     ] {
-        let (again, said) = ran(folder, &["--set", how]);
+        let (again, log) = ran(folder, &["--set", how]);
         assert!(
-            said.contains("streamed=true") == (folder != "tapes"),
-            "{said}"
+            log.contains("streamed=true") == (folder != "tapes"),
+            "{log}"
         );
         for ((name, before), (other, after)) in resident.iter().zip(&again) {
             assert!(name == other && before == after, "{how}: {name} differs");
