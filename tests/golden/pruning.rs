@@ -265,6 +265,11 @@ fn tables(golden: &Golden) -> Vec<(&str, &Value, &'static str, Compat)> {
     tables.retain(|(key, _, grouping, _)| {
         *key != "random" && !(*grouping == "channel" && key.ends_with("/prod"))
     });
+    assert!(
+        tables.len() >= 52,
+        "only {} tables of scores are stored",
+        tables.len()
+    );
     tables
 }
 
@@ -537,6 +542,7 @@ fn scores_equal_the_paper_equations() {
             );
             (largest, compared) = (largest.max(difference), compared + 1);
         }
+        assert!(compared >= 34, "only {compared} tables were compared");
         note!(
             "{}: {compared} tables of the paper's equations, largest difference {largest:.1e}",
             golden.name
@@ -735,6 +741,7 @@ fn pruned_units_shapes_sizes_and_perplexities_equal_llm_pruner() {
             golden.name
         );
         left_out.iter().for_each(|here| note!("  left out: {here}"));
+        assert!(compared >= 184, "only {compared} prunings were compared");
         assert!(left_out.len() <= 14);
     }
 }
