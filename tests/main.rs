@@ -1,34 +1,27 @@
-//! The one integration binary. Each module holds one kind of promise.
+//! The integration tests: one binary, because each one links the whole program.
+//!
+//! - `contract`: what users and outside checks rely on: the command line, exit codes, files,
+//!   columns, messages, resuming, kept products.
+//! - `golden`: numbers of other programs: LLM-Pruner, transformers, lm-evaluation-harness, PEFT.
+//! - `properties`: statements that hold for every model, batch, device and amount of memory.
+//! - `structure`: how the source files depend on each other, and what ships with the project.
+//!
+//! `support::harness` says how a test is written and what happens where its material is missing.
 
 #![expect(
     clippy::unwrap_used,
     clippy::print_stderr,
-    reason = "a test that cannot go on has failed; it says what it saw"
+    reason = "a failed unwrap is a failed test; measured values are printed on request"
 )]
 
+#[macro_use]
 mod support;
 
-mod architecture;
-mod check;
-mod cli;
-mod devices;
-mod evaluate;
-mod families;
-mod formula;
-mod generate;
-mod inputs;
-mod kept;
-mod mistakes;
-mod model;
-mod parity;
-mod perplexity;
+mod contract;
+mod golden;
 mod properties;
-mod pruning;
-mod recover;
-mod report;
-mod resume;
-mod sharing;
-mod sizes;
-mod stages;
-mod streaming;
-mod tasks;
+mod structure;
+
+fn main() -> std::process::ExitCode {
+    support::harness::main()
+}

@@ -13,13 +13,13 @@ use crate::progress::{Progress, format_clock};
 use crate::report::VariantSummary;
 use crate::report::shape::SweepManifest;
 use crate::results::{StageRecord, VariantStatus};
-use crate::stages::StageError;
 use crate::run::log::LogFiles;
 use crate::run::node::{NodeOutcome, NodeRunner};
 use crate::run::outcome::{RunError, RunOutcome, write_report};
 use crate::run::status::{CurrentStage, RunState, StatusWriter, unix_seconds};
 use crate::run::values::{LazyValues, NodeOutput};
 use crate::run::variants::{BeginOutcome, RunVariants};
+use crate::stages::StageError;
 use crate::stages::step::Step;
 use secateur_store::cache::ProductCache;
 

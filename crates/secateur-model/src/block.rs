@@ -10,8 +10,8 @@ use crate::config::Config;
 use crate::family::{BlockShape, Family, MlpKind, NormKind, Residual};
 use crate::hooks::BlockHooks;
 use crate::wiring::BlockTensor;
-use secateur_tensor::ops::{self, AttentionHeads, GradientRequest, KvCache, PackLayout};
 use secateur_tensor::gpu_weight_cache::GpuLease;
+use secateur_tensor::ops::{self, AttentionHeads, GradientRequest, KvCache, PackLayout};
 use secateur_tensor::{Activations, AnyTape, Precision, Weight};
 
 /// The weights of one block. Clones share memory.

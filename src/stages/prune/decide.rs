@@ -295,7 +295,8 @@ mod tests {
     #[test]
     fn counts_equal_the_references_in_double_precision() {
         let rows: serde_json::Value =
-            serde_json::from_str(include_str!("../../../tests/golden/counts.json")).expect("JSON");
+            serde_json::from_str(include_str!("../../../tests/golden/data/counts.json"))
+                .expect("JSON");
         let mut compared = 0;
         for row in rows.as_array().expect("list") {
             let number =

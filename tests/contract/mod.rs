@@ -1,0 +1,12 @@
+//! What users and outside checks rely on (design.md, "Contract").
+
+mod broken_input;
+mod check;
+mod command_line;
+mod generation;
+mod interruption;
+mod kept_products;
+mod stages;
+mod sweep_tables;
+mod task_file_mistakes;
+pub mod task_files;

@@ -1,0 +1,691 @@
+//! The tables of a sweep, from evaluation tables that the tests write: paired differences, chance,
+//! and generated texts side by side.
+
+use std::path::{Path, PathBuf};
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::Float64Type;
+use secateur::plan::check::{Overrides, check};
+use secateur::plan::ids::VariantId;
+use secateur::report::merge::merge;
+use secateur::report::shape::{StepsByModel, SweepManifest, VariantDescription};
+use secateur::report::{VariantSummary, summarize_results, write_report_tables};
+use secateur::results::{VariantManifest, VariantStatus};
+use secateur_store::tables::{Table, TablePart, write_parts};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::support::{Sandbox, chain, columns, json, table, text};
+
+#[derive(Clone, Serialize, Deserialize)]
+struct Value {
+    task: String,
+    split: String,
+    metric: String,
+    value: f64,
+    stderr: Option<f64>,
+    n: u64,
+    protocol: String,
+    chance: Option<f64>,
+    truncated: u64,
+    oversized: u64,
+}
+
+/// A row of `evaluate.parquet` as earlier versions wrote it.
+#[derive(Serialize, Deserialize)]
+struct OldValue {
+    task: String,
+    split: String,
+    metric: String,
+    value: f64,
+    stderr: Option<f64>,
+    n: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Document {
+    task: String,
+    metric: String,
+    doc: u64,
+    value: f64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Generation {
+    prompt: u32,
+    input: String,
+    output: String,
+    ids: Vec<u32>,
+    finished: bool,
+}
+
+/// The measurement of one metric at one step: step, task, metric, (document, value) pairs, chance.
+type Measured<'a> = (u32, &'a str, &'a str, &'a [(u64, f64)], Option<f64>);
+
+/// A variant whose dense model is measured at steps 1 and 2, the pruned one at 6, the final one at
+/// 8 and 9.
+fn shape(id: &str) -> VariantDescription {
+    let steps = StepsByModel {
+        dense: vec![1, 2],
+        pruned: vec![6],
+        last: vec![8, 9],
+    };
+    VariantDescription {
+        id: id.to_owned(),
+        swept: vec![("prune.ratio".to_owned(), 0.5.into())],
+        evaluate: steps.clone(),
+        generate: steps,
+    }
+}
+
+fn summary_of(folder: &Path, id: &str) -> VariantSummary {
+    VariantSummary::new(shape(id), VariantStatus::Succeeded, None, folder.join(id))
+}
+
+/// Writes a table of a variant, step by step.
+fn write_table<R: Serialize + DeserializeOwned>(
+    folder: &Path,
+    id: &str,
+    name: &str,
+    steps: Vec<(u32, Vec<R>)>,
+) {
+    let part = |(step, rows): &(u32, Vec<R>)| TablePart {
+        step: *step,
+        stage: name.to_owned(),
+        table: Table::from_rows(name, rows).unwrap(),
+    };
+    let parts: Vec<TablePart> = steps.iter().map(part).collect();
+    std::fs::create_dir_all(folder.join(id)).unwrap();
+    write_parts(
+        &folder.join(id).join(format!("{name}.parquet")),
+        name,
+        id,
+        &parts.iter().collect::<Vec<_>>(),
+    )
+    .unwrap();
+}
+
+fn value((_, task, metric, documents, chance): &Measured) -> Value {
+    let n = documents.len() as f64;
+    let value = documents.iter().map(|(_, value)| value).sum::<f64>() / n;
+    // The standard error of a mean of zeros and ones.
+    let stderr = chance.map(|_| (value * (1.0 - value) / (n - 1.0)).sqrt());
+    let [task, metric, split] = [*task, *metric, "test"].map(str::to_owned);
+    let (protocol, n) = ("harness".to_owned(), documents.len() as u64);
+    Value {
+        task,
+        split,
+        metric,
+        value,
+        stderr,
+        n,
+        protocol,
+        chance: *chance,
+        truncated: 0,
+        oversized: 0,
+    }
+}
+
+fn document((_, task, metric, ..): &Measured, doc: u64, value: f64) -> Document {
+    Document {
+        task: (*task).to_owned(),
+        metric: (*metric).to_owned(),
+        doc,
+        value,
+    }
+}
+
+/// Writes both tables of `evaluate`.
+fn evaluate(folder: &Path, id: &str, measured: &[Measured]) {
+    write_table(
+        folder,
+        id,
+        "evaluate",
+        measured
+            .iter()
+            .map(|one| (one.0, vec![value(one)]))
+            .collect(),
+    );
+    let documents_of = |one: &Measured| {
+        one.3
+            .iter()
+            .map(|&(doc, value)| document(one, doc, value))
+            .collect::<Vec<_>>()
+    };
+    write_table(
+        folder,
+        id,
+        "evaluate_documents",
+        measured
+            .iter()
+            .map(|one| (one.0, documents_of(one)))
+            .collect(),
+    );
+}
+
+fn generation(prompt: u32, input: &str, output: &str) -> Generation {
+    let [input, output] = [input, output].map(str::to_owned);
+    Generation {
+        prompt,
+        input,
+        output,
+        ids: vec![1, 2],
+        finished: true,
+    }
+}
+
+fn number(table: &RecordBatch, name: &str, row: usize) -> Option<f64> {
+    let column = table[name].as_primitive::<Float64Type>();
+    column.is_valid(row).then(|| column.value(row))
+}
+
+fn numbered(values: &[f64]) -> Vec<(u64, f64)> {
+    (0..).zip(values.iter().copied()).collect()
+}
+
+test!(differences_have_paired_standard_errors);
+fn differences_have_paired_standard_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let [dense, last] =
+        [[1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]].map(|values| numbered(&values));
+    let decoy = numbered(&[0.0, 0.0, 1.0, 0.0]);
+    let [perplexity, later] =
+        [[10.0, 12.0, 14.0], [11.0, 15.0, 16.0]].map(|values| numbered(&values));
+    let backwards: Vec<(u64, f64)> = later.iter().rev().copied().collect();
+    let one = numbered(&[1.0]);
+    let others: Vec<(u64, f64)> = dense.iter().map(|(doc, value)| (doc + 1, *value)).collect();
+    let measured: &[Measured] = &[
+        (1, "a", "acc", &dense, Some(0.5)),
+        (1, "text", "perplexity", &perplexity, None),
+        (1, "single", "acc", &one, None),
+        (1, "moved", "acc", &dense, Some(0.25)),
+        (1, "more", "acc", &dense[..3], Some(0.25)),
+        (1, "gone", "acc", &dense, Some(0.25)),
+        // Of the dense model the first measurement counts; of the final model the last one that has
+        // the metric.
+        (2, "a", "acc", &decoy, Some(0.5)),
+        (6, "a", "acc", &decoy, Some(0.5)),
+        (8, "a", "acc", &decoy, Some(0.5)),
+        (8, "text", "perplexity", &backwards, None),
+        (8, "single", "acc", &one, None),
+        (8, "moved", "acc", &others, Some(0.25)),
+        (8, "more", "acc", &dense, Some(0.25)),
+        (8, "new", "acc", &dense, Some(0.25)),
+        (9, "a", "acc", &last, Some(0.5)),
+    ];
+    evaluate(folder.path(), "v", measured);
+    write_report_tables(folder.path(), &[summary_of(folder.path(), "v")]).unwrap();
+    let rows = table(&folder.path().join("variants.parquet"));
+    let value_of = |name: &str| number(&rows, name, 0);
+    // d = 0, -1, 0, 0: mean -1/4, sample variance (3/16 + 9/16) / 3 = 1/4, √(1/4 / 4) = 1/4
+    assert_eq!(
+        [
+            value_of("a.acc"),
+            value_of("a.acc.dense"),
+            value_of("a.acc.delta")
+        ],
+        [Some(0.5), Some(0.75), Some(-0.25)]
+    );
+    assert_eq!(
+        (value_of("a.acc.delta_stderr"), value_of("a.acc.chance")),
+        (Some(0.25), Some(0.5))
+    );
+    assert_eq!(
+        [value_of("a.acc.dense_stderr"), value_of("a.acc.stderr")],
+        [Some(0.25), Some((0.25f64 / 3.0).sqrt())]
+    );
+    // d = 1, 3, 2: mean 2, sample variance 1, √(1 / 3)
+    assert_eq!(
+        (
+            value_of("text.perplexity.delta"),
+            value_of("text.perplexity.chance")
+        ),
+        (Some(2.0), None)
+    );
+    assert!(
+        (value_of("text.perplexity.delta_stderr").unwrap() - (1.0f64 / 3.0).sqrt()).abs() < 1e-15
+    );
+    for (metric, has_delta) in [
+        ("single", true),
+        ("moved", true),
+        ("more", true),
+        ("gone", false),
+        ("new", false),
+    ] {
+        assert_eq!(
+            value_of(&format!("{metric}.acc.delta")).is_some(),
+            has_delta,
+            "{metric}"
+        );
+        assert_eq!(
+            value_of(&format!("{metric}.acc.delta_stderr")),
+            None,
+            "{metric}: no pairs"
+        );
+    }
+    assert_eq!(
+        (value_of("new.acc.chance"), value_of("gone.acc.chance")),
+        (Some(0.25), Some(0.25))
+    );
+
+    // Without the table of documents there is a difference, but no standard error.
+    std::fs::remove_file(folder.path().join("v/evaluate_documents.parquet")).unwrap();
+    write_report_tables(folder.path(), &[summary_of(folder.path(), "v")]).unwrap();
+    let rows = table(&folder.path().join("variants.parquet"));
+    assert_eq!(
+        (
+            number(&rows, "a.acc.delta", 0),
+            number(&rows, "a.acc.delta_stderr", 0)
+        ),
+        (Some(-0.25), None)
+    );
+}
+
+test!(results_of_earlier_versions_are_read);
+fn results_of_earlier_versions_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let row = |value: f64| {
+        let [task, split, metric] = ["a", "test", "acc"].map(str::to_owned);
+        OldValue {
+            task,
+            split,
+            metric,
+            value,
+            stderr: Some(0.1),
+            n: 20,
+        }
+    };
+    write_table(
+        folder.path(),
+        "v",
+        "evaluate",
+        vec![(1, vec![row(0.75)]), (8, vec![row(0.5)])],
+    );
+    let summary = write_report_tables(folder.path(), &[summary_of(folder.path(), "v")]).unwrap();
+    let rows = table(&folder.path().join("variants.parquet"));
+    let value_of = |name: &str| number(&rows, name, 0);
+    assert_eq!(
+        (
+            value_of("a.acc.delta"),
+            value_of("a.acc.delta_stderr"),
+            value_of("a.acc.chance")
+        ),
+        (Some(-0.25), None, None)
+    );
+    let expected = "\
+variant  ratio             a.acc
+───────  ─────  ────────────────
+dense             75.0 %
+v        0.5    * 50.0 % (-25.0)
+
+* the best of its column; in brackets the difference to the dense model
+";
+    assert_eq!(
+        summary.lines().map(str::trim_end).collect::<Vec<_>>(),
+        expected.lines().collect::<Vec<_>>()
+    );
+    // An older table: without the columns that were added since.
+    let kept = (0..rows.num_columns()).filter(|&i| {
+        let name = rows.schema().field(i).name().clone();
+        ![".delta_stderr", ".dense_stderr", ".chance"]
+            .iter()
+            .any(|new| name.ends_with(new))
+    });
+    let kept: Vec<usize> = kept.collect();
+    assert_eq!(kept.len() + 3, rows.num_columns());
+    let old = Table {
+        name: "variants".to_owned(),
+        rows: rows.project(&kept).unwrap(),
+    };
+    old.save(&folder.path().join("variants.parquet")).unwrap();
+    assert!(
+        summarize_results(&[folder.path().to_owned()], false)
+            .unwrap()
+            .ends_with(&summary)
+    );
+    // An older list of the sweep's variants.
+    let old =
+        r#"{"variants": [{"id": "v", "swept": [], "dense": [1], "pruned": [], "last": [8]}]}"#;
+    std::fs::write(folder.path().join("sweep.json"), old).unwrap();
+    let read = SweepManifest::read(folder.path())
+        .unwrap()
+        .variants
+        .remove(0);
+    assert_eq!(
+        (read.evaluate.last, read.generate),
+        (vec![8], StepsByModel::default())
+    );
+}
+
+test!(summary_shows_the_uncertainty_of_differences);
+fn summary_shows_the_uncertainty_of_differences() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut answers = vec![1.0; 100];
+    answers[..20].fill(0.0);
+    let dense = numbered(&answers);
+    let text = numbered(&[10.0, 12.0, 14.0]);
+    let half = numbered(&[[0.0; 50], [1.0; 50]].concat());
+    let better = numbered(&[vec![0.0; 45], vec![1.0; 55]].concat());
+    let others: Vec<(u64, f64)> = half.iter().map(|(doc, value)| (doc + 1, *value)).collect();
+    let variant = |id: &str, wrong: usize, b: &[(u64, f64)], more: [f64; 3]| {
+        let mut answers = vec![1.0; 100];
+        answers[..wrong].fill(0.0);
+        let (last, later) = (numbered(&answers), numbered(&more));
+        let mut measured: Vec<Measured> = vec![
+            (1, "a", "acc", &dense, Some(0.5)),
+            (1, "b", "acc", &half, Some(0.5)),
+            (1, "t", "word_perplexity", &text, None),
+            (8, "a", "acc", &last, Some(0.5)),
+            (8, "t", "word_perplexity", &later, None),
+        ];
+        if !b.is_empty() {
+            measured.push((8, "b", "acc", b, Some(0.5)));
+        }
+        evaluate(folder.path(), id, &measured);
+        summary_of(folder.path(), id)
+    };
+    // 42 of 100 wrong: 0.58 is within two times 0.0496 of 0.5; 39 wrong: 0.61 is not
+    let variants = [
+        variant("few", 21, &better, [11.0, 15.0, 16.0]),
+        variant("many", 39, &others, [110.0, 12.0, 14.0]),
+        variant("guess", 42, &[], [10.0, 12.0, 14.0]),
+    ];
+    let summary = write_report_tables(folder.path(), &variants).unwrap();
+    let expected = "\
+variant  ratio                  a.acc                   b.acc           t.word_perplexity
+───────  ─────  ─────────────────────  ──────────────────────  ──────────────────────────
+dense             80.0 %                 ~ 50.0 %                12.000
+chance            50.0 %                   50.0 %
+few      0.5    * 79.0 % ( -1.0 ±1.0)  * ~ 55.0 % (+5.0 ±2.2)    14.000 ( +2.000  ±0.577)
+many     0.5      61.0 % (-19.0 ±3.9)    ~ 50.0 % (+0.0)         45.333 (+33.333 ±33.333)
+guess    0.5    ~ 58.0 % (-22.0 ±4.2)                       –  * 12.000 ( +0.000  ±0.000)
+
+* the best of its column; in brackets the difference to the dense model, ± its paired standard error; ~ not above chance by two standard errors
+";
+    assert_eq!(summary, expected);
+    let again = summarize_results(&[folder.path().to_owned()], false).unwrap();
+    assert!(again.ends_with(&summary), "{again}");
+}
+
+test!(generated_texts_stand_side_by_side);
+fn generated_texts_stand_side_by_side() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = "word ".repeat(30);
+    let steps = || {
+        vec![
+            (
+                1,
+                vec![
+                    generation(0, "Once", "upon\na time"),
+                    generation(1, "Two", "three"),
+                ],
+            ),
+            (2, vec![generation(0, "Once", "a decoy")]),
+            (6, vec![generation(0, "Once", "pruned")]),
+            (
+                8,
+                vec![
+                    generation(0, "Once", "a decoy"),
+                    generation(1, "Two", &long),
+                ],
+            ),
+            // Another input at the same index is another prompt.
+            (
+                9,
+                vec![
+                    generation(0, "Once", "last\u{1b}[2J"),
+                    generation(1, "Three", "four"),
+                ],
+            ),
+        ]
+    };
+    write_table(folder.path(), "v", "generate", steps());
+    write_table(folder.path(), "w", "generate", steps());
+    let none = VariantSummary::new(
+        shape("none"),
+        VariantStatus::Failed,
+        Some("it broke".to_owned()),
+        folder.path().join("none"),
+    );
+    let mut failed = VariantSummary::new(
+        shape("w"),
+        VariantStatus::Failed,
+        Some("it broke".to_owned()),
+        folder.path().join("w"),
+    );
+    let summary = write_report_tables(
+        folder.path(),
+        &[summary_of(folder.path(), "v"), failed.clone(), none],
+    )
+    .unwrap();
+    let path = folder.path().join("generations.parquet");
+    assert_eq!(
+        columns(&path),
+        [
+            "variant: Utf8View",
+            "prompt: UInt32",
+            "input: Utf8View",
+            "dense: Utf8View",
+            "pruned: Utf8View",
+            "output: Utf8View"
+        ]
+    );
+    let rows = table(&path);
+    let column = |name: &str| text(&rows[name]);
+    assert_eq!(column("variant"), ["v", "v", "v", "w", "w"]);
+    assert_eq!(column("input"), ["Once", "Three", "Two", "Once", "Two"]);
+    assert_eq!(
+        column("dense"),
+        ["upon\na time", "", "three", "upon\na time", "three"]
+    );
+    assert_eq!(column("pruned"), ["pruned", "", "", "pruned", ""]);
+    assert_eq!(column("output"), ["last\u{1b}[2J", "four", &long, "", ""]);
+    assert!(rows["dense"].is_null(1) && rows["output"].is_null(3));
+    let cut = &long[..99];
+    let shown = format!(
+        "
+prompt 0: Once
+  dense  upon a time
+  v      last [2J
+  w      –
+
+prompt 1: Three
+  v      four
+
+prompt 1: Two
+  dense  three
+  v      {cut}…
+  w      –
+"
+    );
+    assert!(summary.ends_with(&shown), "{summary}");
+    let records: serde_json::Value =
+        serde_json::from_str(&summarize_results(&[folder.path().to_owned()], true).unwrap())
+            .unwrap();
+    let record = &records[0]["generations"][1];
+    assert_eq!(
+        (record["prompt"].as_u64(), record["output"].as_str()),
+        (Some(1), Some("four"))
+    );
+    assert!(record["dense"].is_null() && records[0]["generations"].as_array().unwrap().len() == 5);
+    assert!(
+        summarize_results(&[folder.path().to_owned()], false)
+            .unwrap()
+            .ends_with(&shown)
+    );
+
+    // The table is removed when no variant generates texts.
+    failed.description.generate = StepsByModel::default();
+    write_report_tables(folder.path(), &[failed]).unwrap();
+    assert!(!path.exists());
+    let records: serde_json::Value =
+        serde_json::from_str(&summarize_results(&[folder.path().to_owned()], true).unwrap())
+            .unwrap();
+    assert_eq!(records[0]["generations"], serde_json::json!([]));
+}
+
+test!(summary_shows_only_the_first_prompts_and_variants);
+fn summary_shows_only_the_first_prompts_and_variants() {
+    let folder = tempfile::tempdir().unwrap();
+    let ids: Vec<String> = (0..13).map(|i| format!("v{i}")).collect();
+    for id in &ids {
+        let prompts =
+            (0..4).map(|i| generation(i, &format!("prompt of {i}"), &format!("{id} says {i}")));
+        write_table(folder.path(), id, "generate", vec![(8, prompts.collect())]);
+    }
+    let variants: Vec<VariantSummary> =
+        ids.iter().map(|id| summary_of(folder.path(), id)).collect();
+    let summary = write_report_tables(folder.path(), &variants).unwrap();
+    assert!(
+        summary.contains("prompt of 2") && !summary.contains("prompt of 3"),
+        "{summary}"
+    );
+    assert!(
+        summary.contains("v11 says 2") && !summary.contains("v12 says"),
+        "{summary}"
+    );
+    assert!(
+        !summary.contains("  dense  ")
+            && summary.ends_with("\nall generated texts: generations.parquet\n"),
+        "{summary}"
+    );
+    assert_eq!(
+        table(&folder.path().join("generations.parquet")).num_rows(),
+        13 * 4
+    );
+}
+
+test!(merged_shards_give_the_same_tables);
+fn merged_shards_give_the_same_tables() {
+    let folder = tempfile::tempdir().unwrap();
+    let sweep = SweepManifest {
+        variants: ["v", "w"].map(shape).to_vec(),
+    };
+    let place = |name: &str, ids: &[&str]| -> PathBuf {
+        let place = folder.path().join(name).join("sweep");
+        for id in ids {
+            let [dense, last] = [[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]].map(|values| numbered(&values));
+            evaluate(
+                &place,
+                id,
+                &[
+                    (1, "a", "acc", &dense, Some(0.5)),
+                    (8, "a", "acc", &last, Some(0.5)),
+                ],
+            );
+            write_table(
+                &place,
+                id,
+                "generate",
+                vec![
+                    (1, vec![generation(0, "Once", "upon")]),
+                    (8, vec![generation(0, "Once", id)]),
+                ],
+            );
+            std::fs::write(place.join(id).join("manifest.json"), manifest(id)).unwrap();
+        }
+        sweep.write(&place).unwrap();
+        place
+    };
+    let whole = place("whole", &["v", "w"]);
+    write_report_tables(&whole, &["v", "w"].map(|id| summary_of(&whole, id))).unwrap();
+    let shards = [place("one", &["v"]), place("two", &["w"])];
+    let merged = merge(&shards, Some(&folder.path().join("joined"))).unwrap();
+    assert!(
+        merged[0].missing_variants.is_empty() && merged[0].summary.contains("prompt 0: Once"),
+        "{:?}",
+        merged[0]
+    );
+    for name in ["variants.parquet", "generations.parquet"] {
+        let read = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
+        assert!(read(&whole) == read(&merged[0].folder), "{name} differs");
+    }
+    let rows = table(&whole.join("generations.parquet"));
+    assert_eq!(
+        (text(&rows["dense"]), text(&rows["output"])),
+        (
+            vec!["upon".to_owned(); 2],
+            vec!["v".to_owned(), "w".to_owned()]
+        )
+    );
+}
+
+/// The manifest of a complete variant.
+fn manifest(id: &str) -> String {
+    let manifest = serde_json::json!({
+        "program": "secateur", "source": "", "pipeline": "", "variant": id, "seed": 42, "device": "cpu", "processor": "",
+        "threads": 1, "dtype": "float32", "may_differ": "", "inputs": {}, "status": "succeeded", "error": null, "stages": [],
+        "outputs": {}
+    });
+    serde_json::from_value::<VariantManifest>(manifest.clone()).unwrap();
+    manifest.to_string()
+}
+
+test!(evaluation_steps_are_assigned_to_dense_pruned_and_final_model);
+fn evaluation_steps_are_assigned_to_dense_pruned_and_final_model() {
+    let sandbox = chain();
+    let plan = check(&sandbox.path("chain.toml"), &Overrides::default(), false).unwrap();
+    let shape = VariantDescription::from(&plan.variants[VariantId(0)]);
+    let position = |nth: usize| plan.variants[VariantId(0)].steps[nth].position;
+    let expected = StepsByModel {
+        dense: vec![position(1)],
+        pruned: vec![position(6)],
+        last: vec![position(8)],
+    };
+    assert_eq!(
+        (&shape.evaluate, &shape.generate),
+        (&expected, &StepsByModel::default())
+    );
+    // The file keeps the key names of its first version.
+    let sweep = SweepManifest {
+        variants: vec![shape.clone()],
+    };
+    sweep.write(&sandbox.path("")).unwrap();
+    let written = json(&sandbox.path("sweep.json"));
+    assert_eq!(
+        written["variants"][0]["pruned"],
+        serde_json::json!(expected.pruned)
+    );
+    assert_eq!(SweepManifest::read(&sandbox.path("")).unwrap(), sweep);
+}
+
+test!(only_equal_evaluations_are_paired);
+/// Evaluations with two windows before and after pruning: each is paired with the one of the same
+/// window. Without an equal one there is no paired standard error.
+fn only_equal_evaluations_are_paired() {
+    let sandbox = Sandbox::new();
+    let evaluate = |window: usize| {
+        format!(
+            "[[stage]]\ntype = \"evaluate\"\ncorpora = [\"datasets/tiny_world_heldout.jsonl\"]\nwindow = {window}\n"
+        )
+    };
+    let prune = "[[stage]]\ntype = \"dependencies\"\n[[stage]]\ntype = \"importance\"\nmethod = \"l2\"\n[[stage]]\ntype = \"aggregate\"\n[[stage]]\ntype = \"prune\"\nratio = 0.25\n";
+    let load = "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n";
+    for (name, after, is_paired) in [("both", vec![16, 64], true), ("another", vec![32], false)] {
+        let after: String = after.into_iter().map(evaluate).collect();
+        sandbox.write(
+            &format!("{name}.toml"),
+            [load, &evaluate(16), &evaluate(64), prune, &after].concat(),
+        );
+        let ran = sandbox.run(&[&format!("{name}.toml")]);
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        let row = table(&sandbox.path(&format!("results/{name}/variants.parquet")));
+        let number = |ending: &str| {
+            row[&format!("tiny_world_heldout.perplexity{ending}")[..]]
+                .as_primitive::<Float64Type>()
+                .clone()
+        };
+        let evaluated = table(&sandbox.path(&format!(
+            "{}/evaluate.parquet",
+            sandbox.variant(name, "base-")
+        )));
+        let values = evaluated["value"].as_primitive::<Float64Type>();
+        // The dense measurements, at windows 16 and 64, come first.
+        assert_eq!(
+            number(".dense").value(0),
+            values.value(usize::from(is_paired))
+        );
+        assert_eq!(number("").value(0), values.value(values.len() - 1));
+        assert_eq!(number(".delta_stderr").is_valid(0), is_paired);
+    }
+}

@@ -1,0 +1,310 @@
+//! What all tests use: the harness, shared material, models, a working directory for the program.
+
+#[macro_use]
+pub mod harness;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use secateur::progress::Progress;
+use secateur::stages::{Context, MemoryBudget, StageCheckpoint};
+use secateur_base::random::Seed;
+use secateur_model::Model;
+use secateur_model::walk::{self, Sequence};
+
+pub use harness::{comparison_device, shared};
+
+/// The context of a stage that is called outside a pipeline.
+pub fn context() -> Context {
+    Context {
+        seed: Seed::from_u64(42),
+        data_folder: harness::find_shared("data"),
+        output_folder: std::env::temp_dir(),
+        memory_budget: MemoryBudget {
+            bytes: u64::MAX,
+            stream_override: None,
+        },
+        occurrence: 0,
+        repeat_position: None,
+        checkpoint: StageCheckpoint::default(),
+        progress: Progress::default(),
+        stop_requested: Arc::default(),
+    }
+}
+
+/// The model that ships with the project.
+pub fn tiny() -> Model {
+    Model::load(Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/models/tiny"
+    )))
+    .unwrap()
+}
+
+/// A file of `tests/golden/data`: numbers of other programs that are part of the repository.
+pub fn golden_data(file: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/data")).join(file)
+}
+
+/// The largest of some values that are not negative, 0 if there are none, and NaN if one is NaN.
+///
+/// `fold(0.0, f64::max)` would skip NaN: results of NaN would then stay below every tolerance.
+pub fn largest<T: Into<f64>>(values: impl IntoIterator<Item = T>) -> f64 {
+    let mut largest = 0.0;
+    for value in values {
+        let value = value.into();
+        if value.is_nan() {
+            return value;
+        }
+        largest = f64::max(largest, value);
+    }
+    largest
+}
+
+/// max |aᵢ − bᵢ|; NaN if one of the values is NaN.
+pub fn largest_difference<T: Into<f64> + Copy>(a: &[T], b: &[T]) -> f64 {
+    assert_eq!(a.len(), b.len(), "lists of different lengths");
+    largest(a.iter().zip(b).map(|(&a, &b)| (a.into() - b.into()).abs()))
+}
+
+/// A JSON file.
+pub fn json(path: &Path) -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// A JSON array of numbers.
+pub fn numbers<T: serde::de::DeserializeOwned>(value: &serde_json::Value) -> Vec<T> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+/// Copies the files of a folder, so that they can be changed.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::write(
+            to.join(entry.file_name()),
+            std::fs::read(entry.path()).unwrap(),
+        )
+        .unwrap();
+    }
+}
+
+/// The perplexity of a stream of ids in windows of 128, as LLM-Pruner measures it.
+pub fn stream_perplexity(model: &Model, ids: &[u32]) -> f64 {
+    let windows: Vec<Sequence> = ids
+        .chunks_exact(128)
+        .map(|ids| Sequence::new(ids.to_vec(), &[true; 128]))
+        .collect();
+    let scores = walk::token_scores(model, &windows);
+    (-scores
+        .iter()
+        .flatten()
+        .map(|s| s.log_probability)
+        .sum::<f64>()
+        / (windows.len() * 127) as f64)
+        .exp()
+}
+
+/// A temporary working directory with the model and the data sets that ship with the project.
+pub struct Sandbox {
+    folder: tempfile::TempDir,
+}
+
+/// The exit code and the output of a call of the program.
+pub struct ProgramOutput {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Sandbox {
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        copy_folder(
+            &root.join("models/tiny"),
+            &folder.path().join("models/tiny"),
+        );
+        copy_folder(&root.join("datasets"), &folder.path().join("datasets"));
+        Self { folder }
+    }
+
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.folder.path().join(path)
+    }
+
+    pub fn write(&self, path: &str, content: impl AsRef<[u8]>) {
+        std::fs::write(self.path(path), content).unwrap();
+    }
+
+    pub fn read(&self, path: &str) -> Vec<u8> {
+        std::fs::read(self.path(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+    }
+
+    pub fn json(&self, path: &str) -> serde_json::Value {
+        json(&self.path(path))
+    }
+
+    /// A call of the program in this folder, without the environment variables that would change
+    /// its output.
+    pub fn command(&self, arguments: &[&str]) -> std::process::Command {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_runner"));
+        command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env_remove("SECATEUR_LOG")
+            .env_remove("COLUMNS");
+        for key in secateur::pipeline::settings::SETTING_KEYS {
+            command.env_remove(format!("RUNNER_{}", key.to_uppercase()));
+        }
+        command
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> ProgramOutput {
+        let output = self.command(arguments).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        ProgramOutput {
+            code: output.status.code().unwrap_or(-1),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        }
+    }
+
+    /// The only folder of `results/<pipeline>` whose name starts with `beginning`.
+    pub fn variant(&self, pipeline: &str, beginning: &str) -> String {
+        self.variant_in("results", pipeline, beginning)
+    }
+
+    /// The same in another results folder.
+    pub fn variant_in(&self, results: &str, pipeline: &str, beginning: &str) -> String {
+        let names = std::fs::read_dir(self.path(&format!("{results}/{pipeline}"))).unwrap();
+        let names = names
+            .flatten()
+            .map(|entry| entry.file_name().into_string().unwrap());
+        let found: Vec<String> = names.filter(|name| name.starts_with(beginning)).collect();
+        assert_eq!(found.len(), 1, "{beginning}: {found:?}");
+        format!("{results}/{pipeline}/{}", found[0])
+    }
+}
+
+/// A Parquet file as one batch of rows.
+pub fn table(path: &Path) -> arrow::array::RecordBatch {
+    let file = std::fs::File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let reader =
+        parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+    let schema = reader.schema().clone();
+    let batches: Vec<_> = reader
+        .build()
+        .unwrap()
+        .map(|batch| batch.unwrap())
+        .collect();
+    arrow::compute::concat_batches(&schema, &batches).unwrap()
+}
+
+/// A column as strings; null is the empty string.
+pub fn text(column: &arrow::array::ArrayRef) -> Vec<String> {
+    let column = arrow::compute::cast(column, &arrow::datatypes::DataType::Utf8).unwrap();
+    arrow::array::AsArray::as_string::<i32>(&column)
+        .iter()
+        .map(|text| text.unwrap_or_default().to_owned())
+        .collect()
+}
+
+/// The names and types of a table's columns.
+pub fn columns(path: &Path) -> Vec<String> {
+    table(path)
+        .schema()
+        .fields()
+        .iter()
+        .map(|field| format!("{}: {}", field.name(), field.data_type()))
+        .collect()
+}
+
+/// A small pipeline with every stage from `load` to `export`.
+pub const CHAIN: &str = r#"
+[[stage]]
+type = "load"
+model = "models/tiny"
+
+[[stage]]
+type = "evaluate"
+tasks = ["tiny_boolq", "tiny_piqa"]
+limit = 6
+corpora = ["heldout.jsonl"]
+
+[[stage]]
+type = "dependencies"
+mlp_layers = [1, 5]
+
+[[stage]]
+type = "importance"
+method = "taylor"
+corpus = "datasets/tiny_world.txt"
+separator = "\n<|endoftext|>\n"
+samples = 6
+length = 24
+
+[[stage]]
+type = "aggregate"
+
+[[stage]]
+type = "prune"
+ratio = 0.25
+
+[[stage]]
+type = "evaluate"
+tasks = ["tiny_boolq"]
+limit = 6
+
+[[stage]]
+type = "recover"
+corpus = "datasets/tiny_world.txt"
+separator = "\n<|endoftext|>\n"
+rank = 2
+batch = 5
+learning_rate = 1e-3
+duration = { updates = 3 }
+
+[[stage]]
+type = "evaluate"
+tasks = ["tiny_boolq", "tiny_piqa"]
+limit = 6
+corpora = ["heldout.jsonl"]
+
+[[stage]]
+type = "export"
+formats = ["hf", "plan"]
+"#;
+
+pub fn chain() -> Sandbox {
+    let sandbox = Sandbox::new();
+    let heldout = String::from_utf8(sandbox.read("datasets/tiny_world_heldout.jsonl")).unwrap();
+    let few: Vec<&str> = heldout.lines().take(8).collect();
+    sandbox.write("heldout.jsonl", few.join("\n"));
+    sandbox.write("chain.toml", CHAIN);
+    sandbox
+}
+
+/// The files that must not differ between two runs of a variant: tables, plan, adapter and weights.
+pub fn outcome(sandbox: &Sandbox, variant: &str) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<String> = std::fs::read_dir(sandbox.path(variant))
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".parquet") || name == "pipeline.toml" || name == "plan.json")
+        .collect();
+    files.extend(
+        [
+            "hf/model.safetensors",
+            "hf/config.json",
+            "adapter/adapter_model.safetensors",
+        ]
+        .map(str::to_owned),
+    );
+    files.sort();
+    files
+        .into_iter()
+        .map(|file| (file.clone(), sandbox.read(&format!("{variant}/{file}"))))
+        .collect()
+}
