@@ -338,19 +338,11 @@ fn main() -> Result<(), Box<dyn Error>> {
                 "corpus": "", "rank": 8, "batch": 8, "dropout": 0.0, "duration": { "updates": 100 }, "warmup": 0,
             });
             let options = serde_json::from_value(options)?;
-<<<<<<< HEAD
             let targets: Vec<BlockTensor> = model.family.matrices().collect();
             let adapter = Adapter::new(&model, &targets, 8, 16.0, Seed::from_u64(2));
             let mut trainer = AdapterTraining::trainer(&options, &context, &model, adapter, 100);
-            timed(&arguments.times, || {
-                trainer.run_update(&rows)?;
-=======
-            let targets = BlockTensor::MATRICES;
-            let mut training =
-                AdapterTraining::new(Adapter::new(&model, &targets, 8, 16.0, Seed::from_u64(2)));
             median_seconds(&arguments.times, || {
-                training.run_update(&options, &context, &model, &rows, 100)?;
->>>>>>> data
+                trainer.run_update(&rows)?;
                 Ok(())
             })?
         }

@@ -151,9 +151,9 @@ fn logits_equal_transformers() {
     });
 }
 
+test!(logits_equal_the_golden_ones);
 /// Numbers that need no shared material: checkpoints filled by a formula, and logits of an implementation in Python
 /// (`scripts/family_golden.py`).
-test!(logits_equal_the_golden_ones);
 fn logits_equal_the_golden_ones() {
     let golden = json(Path::new(concat!(
         env!("CARGO_MANIFEST_DIR"),
@@ -203,11 +203,11 @@ fn logits_equal_the_golden_ones() {
     }
 }
 
-/// The older style of config.json says the same.
 test!(
     both_styles_of_a_config_are_the_same_model,
     needs = [Shared("families")]
 );
+/// The older style of config.json says the same.
 fn both_styles_of_a_config_are_the_same_model() {
     for folder in shared_folders() {
         let legacy = folder.join("config.legacy.json");
@@ -676,8 +676,8 @@ fn adapters_are_read_back_from_pefts_layout() {
     }
 }
 
-/// q, k and v are one module of three times the rank; its product is the fused rows of the three products.
 test!(a_fused_adapter_is_what_peft_computes);
+/// q, k and v are one module of three times the rank; its product is the fused rows of the three products.
 fn a_fused_adapter_is_what_peft_computes() {
     let model = random_of(families::find("gpt_neox").unwrap().0, false);
     let targets = [BlockTensor::Q, BlockTensor::K, BlockTensor::V];
@@ -803,8 +803,8 @@ fn what_is_saved_is_read_back() {
     }
 }
 
-/// The class that an export names can hold what the model has.
 test!(an_export_names_a_class_that_can_hold_it);
+/// The class that an export names can hold what the model has.
 fn an_export_names_a_class_that_can_hold_it() {
     let class = |model: &Model| -> (String, Value) {
         let folder = tempfile::tempdir().unwrap();
@@ -830,8 +830,8 @@ fn an_export_names_a_class_that_can_hold_it() {
     assert_eq!(config["use_parallel_residual"], json!(true));
 }
 
-/// Costs by hand: one block of width 24, heads of 8, three of them (six query heads for qwen2), 20 channels.
 test!(costs_are_those_of_the_family);
+/// Costs by hand: one block of width 24, heads of 8, three of them (six query heads for qwen2), 20 channels.
 fn costs_are_those_of_the_family() {
     let expected = [
         // embedding and output matrix, norms, matrices, biases
@@ -991,8 +991,8 @@ fn every_stage_works_on_every_family() {
     }
 }
 
-/// A target that the family lacks is named before any work.
 test!(a_target_that_the_family_lacks_is_refused);
+/// A target that the family lacks is named before any work.
 fn a_target_that_the_family_lacks_is_refused() {
     let sandbox = Sandbox::new();
     let (_, model) = random_models().pop().unwrap();

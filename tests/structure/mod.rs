@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use secateur::pipeline::check::{Overrides, check};
+use secateur::plan::check::{Overrides, check};
 use secateur_data::task::Task;
 
 use crate::support::Sandbox;
