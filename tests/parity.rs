@@ -453,7 +453,8 @@ fn where_the_reference_breaks_this_goes_on_and_says_so() {
     let ran = sandbox.run(&["twice.toml", "--set", "prune.compat=reference"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert!(
-        ran.err.contains("separates grouped queries from their keys"),
+        ran.err
+            .contains("separates grouped queries from their keys"),
         "{}",
         ran.err
     );

@@ -1,6 +1,5 @@
 //! `pretrain`: text → a small LLaMA and its tokenizer, both trained from scratch.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use schemars::JsonSchema;
