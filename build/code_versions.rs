@@ -348,7 +348,7 @@ mod tests {
             after.keys().collect::<Vec<_>>()
         );
         let names = before.keys().filter(|name| before[*name] != after[*name]);
-        let stages = crate::stages::registry::Stage::TAGS;
+        let stages: Vec<&str> = crate::stages::registry::tags().collect();
         names
             .filter(|name| stages.contains(&name.as_str()))
             .cloned()
@@ -366,10 +366,7 @@ mod tests {
     }
 
     fn all_stages() -> Vec<String> {
-        let mut all: Vec<String> = crate::stages::registry::Stage::TAGS
-            .iter()
-            .map(|tag| (*tag).to_owned())
-            .collect();
+        let mut all: Vec<String> = crate::stages::registry::tags().map(str::to_owned).collect();
         all.sort();
         all
     }

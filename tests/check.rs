@@ -336,7 +336,7 @@ fn a_repeat_is_its_stages_several_times() {
     let times: Vec<u32> = variant
         .steps
         .iter()
-        .filter_map(|step| step.schedule.map(|s| s.iteration))
+        .filter_map(|step| step.repeat_position.map(|s| s.iteration))
         .collect();
     assert_eq!(times, [1, 2, 3]);
     // the variant's own file says it as it was written
