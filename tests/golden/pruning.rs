@@ -7,7 +7,7 @@ use safetensors::SafeTensors;
 use secateur::stages::RepeatPosition;
 use secateur::stages::importance::taylor::{self, GradientSums, TaylorCriterion};
 use secateur::stages::importance::{self, Fisher, Taylor};
-use secateur::stages::products::{ChannelScores, Compat, GroupScores};
+use secateur::stages::products::{ChannelScores, Compat, GroupScores, PruningResult};
 use secateur::stages::{aggregate, dependencies, prune};
 use secateur_model::Model;
 use secateur_model::groups::{DependencyGraph, GroupKind};
@@ -573,7 +573,7 @@ fn pruned(golden: &Golden, entry: &Value) -> (Model, PruningPlan) {
     )
     .unwrap();
     let times = entry["iterative_steps"].as_u64().unwrap() as u32;
-    let (mut model, mut before) = (golden.model.clone(), None::<prune::PruningResult>);
+    let (mut model, mut before) = (golden.model.clone(), None::<PruningResult>);
     for time in 1..=times {
         let graph = golden.graph(&model, grouping);
         let field = if grouping == "channel" {

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use secateur::stages::products::GroupScores;
+use secateur::stages::products::{GroupScores, PruningResult};
 use secateur::stages::{aggregate, dependencies, importance, prune};
 use secateur_model::config::{BlockWidths, Config, RopeConfig, RopeScaling};
 use secateur_model::cost::ModelShape;
@@ -202,7 +202,7 @@ fn cut(
     graph: &DependencyGraph,
     seed: u64,
     options: serde_json::Value,
-) -> (Model, prune::PruningResult) {
+) -> (Model, PruningResult) {
     let mut stream = ChaCha8Rng::seed_from_u64(seed ^ 2);
     let groups = graph
         .groups
@@ -357,7 +357,7 @@ proptest! {
         prop_assert!(weights(&same) == weights(&model));
         let graph = graph(&model, "block");
         let kept = graph.groups.iter().map(|group| (0..group.unit_count).collect()).collect();
-        let nothing = prune::PruningResult { kept_units: kept, plan: PruningPlan::default(), initial_units: Default::default(), added_biases: Vec::new() };
+        let nothing = PruningResult { kept_units: kept, plan: PruningPlan::default(), initial_units: Default::default(), added_biases: Vec::new() };
         let same = prune::apply_pruning(&model, &graph, &nothing);
         prop_assert!(weights(&same) == weights(&model));
     }
