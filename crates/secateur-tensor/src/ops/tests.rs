@@ -1,9 +1,10 @@
-//! Both faces against dfdx's own operations and gradients, and so against each other; the operations against differences; what a slot is
-//! told against what follows from the whole gradient; and the promise that neither threads nor neighbours change a bit on the CPU.
+//! Tests of the operations on both devices: against dfdx's own operations and gradients (`reference`), so
+//! that the two implementations are compared with each other too; against finite differences; the results of
+//! gradient queries against what follows from the whole gradient; and the bits on the CPU, which depend
+//! neither on the number of threads nor on the other rows (`bits`).
 //!
-//! The other face runs on a GPU where the tests were built for one, else on dfdx's CPU device.
+//! The GPU's operations run on a GPU if the tests were built with CUDA, otherwise on dfdx's CPU device.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use dfdx::prelude::*;
@@ -25,90 +26,90 @@ use crate::{Activations, Device, Gradient, GradientTape, Weight};
 use reference::Matrix;
 use secateur_base::random::Seed;
 
-/// Runs a test on either face.
+/// Runs a test on the CPU, and with the GPU's operations.
 #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 fn on_each_device(test: impl Fn()) {
-    let other = if cfg!(feature = "cuda") {
+    let gpu = if cfg!(feature = "cuda") {
         Device::Cuda(0)
     } else {
         Device::CpuAsGpu
     };
-    for face in [Device::Cpu, other] {
-        match crate::select_device(face) {
+    for device in [Device::Cpu, gpu] {
+        match crate::select_device(device) {
             Ok(()) => test(),
-            Err(missing) => eprintln!("SKIPPED on {face}: {missing}"),
+            Err(error) => eprintln!("SKIPPED on {device}: {error}"),
         }
     }
-    crate::select_device(Device::Cpu).expect("a processor");
+    crate::select_device(Device::Cpu).expect("the CPU is always there");
 }
 
-fn random_values(stream: &mut impl Rng, n: usize) -> Vec<f32> {
-    (0..n).map(|_| stream.random_range(-1.0..1.0)).collect()
+fn random_values(rng: &mut impl Rng, n: usize) -> Vec<f32> {
+    (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
-fn assert_close(a: &[f32], b: &[f32], what: &str) {
-    let largest = b.iter().fold(0f32, |m, x| m.max(x.abs()));
-    let worst = a
-        .iter()
+/// Checks that no element differs by more than 1e-5 of the largest expected element.
+fn assert_close(actual: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(actual.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(0f32, |max, x| max.max(x.abs()));
+    let difference = largest_difference(actual, expected);
+    assert!(
+        difference <= 1e-5 * largest.max(1e-2),
+        "{what}: {difference} of {largest}"
+    );
+}
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    a.iter()
         .zip(b)
         .map(|(x, y)| (x - y).abs())
-        .fold(0f32, f32::max);
-    assert!(
-        a.len() == b.len() && worst <= 1e-5 * largest.max(1e-2),
-        "{what}: {worst} of {largest}"
-    );
+        .fold(0f32, f32::max)
 }
 
 fn activations(values: Vec<f32>, rows: usize, cols: usize) -> Activations {
     Activations::new(values, rows, cols)
 }
 
-/// The same values for the reference.
-fn reference_matrix(of: &Activations) -> Matrix {
-    dfdx_cpu().tensor_from_vec(of.values().into_owned(), of.shape())
+/// The same values as a matrix of the reference.
+fn reference_matrix(x: &Activations) -> Matrix {
+    dfdx_cpu().tensor_from_vec(x.values().into_owned(), x.shape())
 }
 
 fn reference_weight(weight: &Weight) -> Matrix {
     dfdx_cpu().tensor_from_vec(weight.values().into_owned(), (weight.rows(), weight.cols()))
 }
 
-/// Runs a tape of dfdx's operations.
+/// Runs a tape of dfdx's operations backward from the gradient `upstream` of `y`.
 fn run_reference_tape(y: Matrix<GradientTape>, upstream: &[f32]) -> Gradients<f32, Cpu> {
     let upstream: Matrix = dfdx_cpu().tensor_from_vec(upstream.to_vec(), *y.shape());
     (y * upstream).sum::<Rank0, _>().backward()
 }
 
-/// The gradients of several inputs: the tape is made anew for each.
+/// The gradient of one of several inputs: the tape is recorded anew for each.
 fn input_gradient(
-    make: impl Fn() -> Activations<GradientTape>,
+    record: impl Fn() -> Activations<GradientTape>,
     upstream: &[f32],
-    of: &Activations,
+    input: &Activations,
 ) -> Vec<f32> {
-    run_backward(make(), upstream, of)
+    run_backward(record(), upstream, input)
 }
 
-/// Runs a tape backward.
-fn run_backward(y: Activations<GradientTape>, upstream: &[f32], of: &Activations) -> Vec<f32> {
+/// Runs a tape backward from the gradient `upstream` of `y`. Returns the gradient of `x`.
+fn run_backward(y: Activations<GradientTape>, upstream: &[f32], x: &Activations) -> Vec<f32> {
     let (rows, cols) = y.shape();
-    backward(y, activations(upstream.to_vec(), rows, cols), of).into_vec()
+    backward(y, activations(upstream.to_vec(), rows, cols), x).into_vec()
 }
 
+/// Sequences of these lengths, one after another.
 fn pack_layout(lengths: &[usize], frequencies: &[f32]) -> PackLayout {
-    let ends: Vec<usize> = lengths
-        .iter()
-        .scan(0, |at, n| {
-            *at += n;
-            Some(*at)
-        })
-        .collect();
-    let sequences: Vec<Range<usize>> = ends
-        .iter()
-        .zip(lengths)
-        .map(|(end, n)| end - n..*end)
-        .collect();
+    let mut spans = Vec::new();
+    let mut start = 0;
+    for length in lengths {
+        spans.push(SequenceSpan::from_rows(start..start + length));
+        start += length;
+    }
     let longest = lengths.iter().max().copied().unwrap_or(0);
     PackLayout {
-        spans: sequences.into_iter().map(SequenceSpan::from_rows).collect(),
+        spans: spans.into(),
         rotary: Arc::new(RotaryTables::new(frequencies, longest)),
     }
 }
@@ -116,42 +117,46 @@ fn pack_layout(lengths: &[usize], frequencies: &[f32]) -> PackLayout {
 #[test]
 fn linear_and_norm_match_the_reference() {
     on_each_device(|| {
-        let mut stream = Seed::from_u64(1).rng();
+        let mut rng = Seed::from_u64(1).rng();
         for n in [1, 3, 7, 16, 70] {
-            let x = activations(random_values(&mut stream, n * 24), n, 24);
-            let w = Weight::new(random_values(&mut stream, 10 * 24), 10, 24);
-            let norm = Weight::new(random_values(&mut stream, 24), 1, 24);
-            let upstream = random_values(&mut stream, n * 10);
-            let (slot_w, slot_n) = (
+            let x = activations(random_values(&mut rng, n * 24), n, 24);
+            let w = Weight::new(random_values(&mut rng, 10 * 24), 10, 24);
+            let norm = Weight::new(random_values(&mut rng, 24), 1, 24);
+            let upstream = random_values(&mut rng, n * 10);
+            let (w_request, norm_request) = (
                 GradientRequest::for_gradient(),
                 GradientRequest::for_gradient(),
             );
             let fused = linear(
-                rms_norm(x.with_gradient_tape(), &norm, 1e-5, Some(&slot_n)),
+                rms_norm(x.with_gradient_tape(), &norm, 1e-5, Some(&norm_request)),
                 &w,
-                Some(&slot_w),
+                Some(&w_request),
             );
-            let (x_other, w_other, n_other) = (
+            let (x_reference, w_reference, norm_reference) = (
                 reference_matrix(&x),
                 reference_weight(&w),
                 reference_weight(&norm),
             );
-            let plain = reference::linear(
-                reference::rms_norm(x_other.leaky_trace(), &n_other, 1e-5),
-                &w_other,
+            let expected = reference::linear(
+                reference::rms_norm(x_reference.leaky_trace(), &norm_reference, 1e-5),
+                &w_reference,
             );
-            assert_close(&fused.values(), &plain.as_vec(), "values");
+            assert_close(&fused.values(), &expected.as_vec(), "values");
             let dx = run_backward(fused, &upstream, &x);
-            let other = run_reference_tape(plain, &upstream);
-            assert_close(&dx, &other.get(&x_other).as_vec(), "x");
+            let gradients = run_reference_tape(expected, &upstream);
+            assert_close(&dx, &gradients.get(&x_reference).as_vec(), "x");
             assert_close(
-                &slot_w.take_gradient().expect("asked for"),
-                &other.get(&w_other).as_vec(),
+                &w_request
+                    .take_gradient()
+                    .expect("the gradient was requested"),
+                &gradients.get(&w_reference).as_vec(),
                 "weight",
             );
             assert_close(
-                &slot_n.take_gradient().expect("asked for"),
-                &other.get(&n_other).as_vec(),
+                &norm_request
+                    .take_gradient()
+                    .expect("the gradient was requested"),
+                &gradients.get(&norm_reference).as_vec(),
                 "norm",
             );
         }
@@ -161,29 +166,29 @@ fn linear_and_norm_match_the_reference() {
 #[test]
 fn layer_norm_matches_the_reference() {
     on_each_device(|| {
-        let mut stream = Seed::from_u64(21).rng();
+        let mut rng = Seed::from_u64(21).rng();
         for (n, width) in [(1, 24), (7, 33), (70, 24), (9, 1024)] {
-            let x = activations(random_values(&mut stream, n * width), n, width);
-            let weight = Weight::new(random_values(&mut stream, width), 1, width);
-            let bias = Weight::new(random_values(&mut stream, width), 1, width);
-            let upstream = random_values(&mut stream, n * width);
+            let x = activations(random_values(&mut rng, n * width), n, width);
+            let weight = Weight::new(random_values(&mut rng, width), 1, width);
+            let bias = Weight::new(random_values(&mut rng, width), 1, width);
+            let upstream = random_values(&mut rng, n * width);
             let request = GradientRequest::for_gradient();
             let tape = x.with_gradient_tape();
             let fused = layer_norm(tape, &weight, Some(&bias), 1e-5, Some(&request));
-            let (x_other, weight_other) = (reference_matrix(&x), reference_weight(&weight));
-            let plain = reference::layer_norm(
-                x_other.leaky_trace(),
-                &weight_other,
+            let (x_reference, weight_reference) = (reference_matrix(&x), reference_weight(&weight));
+            let expected = reference::layer_norm(
+                x_reference.leaky_trace(),
+                &weight_reference,
                 &reference_weight(&bias),
                 1e-5,
             );
-            assert_close(&fused.values(), &plain.as_vec(), "values");
+            assert_close(&fused.values(), &expected.as_vec(), "values");
             let dx = run_backward(fused, &upstream, &x);
-            let other = run_reference_tape(plain, &upstream);
-            assert_close(&dx, &other.get(&x_other).as_vec(), "x");
+            let gradients = run_reference_tape(expected, &upstream);
+            assert_close(&dx, &gradients.get(&x_reference).as_vec(), "x");
             assert_close(
                 &request.take_gradient().expect("the gradient was requested"),
-                &other.get(&weight_other).as_vec(),
+                &gradients.get(&weight_reference).as_vec(),
                 "weight",
             );
             // without a bias it is as with a bias of zeros
@@ -205,11 +210,11 @@ fn norm_weight_squares_follow_from_the_gradients_of_samples() {
         |x, weight, request| layer_norm(x, weight, None, 1e-5, Some(request)),
     ];
     on_each_device(|| {
-        let mut stream = Seed::from_u64(22).rng();
+        let mut rng = Seed::from_u64(22).rng();
         let (n, width) = (12, 20);
-        let x = activations(random_values(&mut stream, n * width), n, width);
-        let weight = Weight::new(random_values(&mut stream, width), 1, width);
-        let upstream = random_values(&mut stream, n * width);
+        let x = activations(random_values(&mut rng, n * width), n, width);
+        let weight = Weight::new(random_values(&mut rng, width), 1, width);
+        let upstream = random_values(&mut rng, n * width);
         let samples = [(0..5, 1.5), (5..n, 0.5)].map(|(positions, gradient_scale)| SampleSpan {
             positions,
             gradient_scale,
@@ -255,17 +260,17 @@ fn norm_weight_squares_follow_from_the_gradients_of_samples() {
 #[test]
 fn gelu_matches_the_reference() {
     on_each_device(|| {
-        let mut stream = Seed::from_u64(23).rng();
+        let mut rng = Seed::from_u64(23).rng();
         let (n, width) = (33, 20);
-        let values: Vec<f32> = random_values(&mut stream, n * width)
+        let values: Vec<f32> = random_values(&mut rng, n * width)
             .into_iter()
             .map(|x| x * 6.0)
             .collect();
         let x = activations(values, n, width);
         let y = gelu(x.with_gradient_tape());
-        let plain = reference_matrix(&x).accurate_gelu();
-        assert_close(&y.values(), &plain.as_vec(), "values");
-        let upstream = random_values(&mut stream, n * width);
+        let expected = reference_matrix(&x).accurate_gelu();
+        assert_close(&y.values(), &expected.as_vec(), "values");
+        let upstream = random_values(&mut rng, n * width);
         let dx = run_backward(y, &upstream, &x);
 
         let step = 1e-4;
@@ -288,62 +293,63 @@ fn gelu_matches_the_reference() {
 #[test]
 fn adapter_matches_the_reference() {
     on_each_device(|| {
-        let mut stream = Seed::from_u64(4).rng();
-        for (n, drops) in [(5, false), (40, true)] {
-            let x = activations(random_values(&mut stream, n * 24), n, 24);
-            let make = |rows: usize, cols: usize, stream: &mut _| {
-                Weight::new(random_values(stream, rows * cols), rows, cols)
+        let mut rng = Seed::from_u64(4).rng();
+        for (n, has_dropout) in [(5, false), (40, true)] {
+            let x = activations(random_values(&mut rng, n * 24), n, 24);
+            let mut random_weight = |rows: usize, cols: usize| {
+                Weight::new(random_values(&mut rng, rows * cols), rows, cols)
             };
-            let (w, a, b) = (
-                make(10, 24, &mut stream),
-                make(3, 24, &mut stream),
-                make(10, 3, &mut stream),
-            );
-            let mask: Option<Vec<f32>> = drops.then(|| {
+            let w = random_weight(10, 24);
+            let (a, b) = (random_weight(3, 24), random_weight(10, 3));
+            let mask: Option<Vec<f32>> = has_dropout.then(|| {
                 (0..n * 24)
                     .map(|i| if i % 3 == 0 { 0.0 } else { 1.5 })
                     .collect()
             });
-            let upstream = random_values(&mut stream, n * 10);
-            let (slot_a, slot_b) = (
+            let upstream = random_values(&mut rng, n * 10);
+            let (a_request, b_request) = (
                 GradientRequest::for_gradient(),
                 GradientRequest::for_gradient(),
             );
-            let beside = AdapterInput {
+            let adapter = AdapterInput {
                 a: &a,
                 b: &b,
                 scale: 2.0,
                 dropout_mask: mask
                     .clone()
                     .map(|mask| -> DropoutMaskFn { Arc::new(move || mask.clone()) }),
-                gradient_requests: Some((&slot_a, &slot_b)),
+                gradient_requests: Some((&a_request, &b_request)),
             };
-            let fused = linear_with_adapter(x.with_gradient_tape(), &w, beside);
-            let (x_other, a_other, b_other) = (
+            let fused = linear_with_adapter(x.with_gradient_tape(), &w, adapter);
+            let (x_reference, a_reference, b_reference) = (
                 reference_matrix(&x),
                 reference_weight(&a),
                 reference_weight(&b),
             );
             let mask = mask.map(|mask| dfdx_cpu().tensor_from_vec(mask, (n, 24)));
-            let plain = reference::linear_with_adapter(
-                x_other.leaky_trace(),
+            let expected = reference::linear_with_adapter(
+                x_reference.leaky_trace(),
                 &reference_weight(&w),
-                (&a_other, &b_other),
+                (&a_reference, &b_reference),
                 2.0,
                 mask,
             );
-            assert_close(&fused.values(), &plain.as_vec(), "values");
+            assert_close(&fused.values(), &expected.as_vec(), "values");
             let dx = run_backward(fused, &upstream, &x);
-            let other = run_reference_tape(plain, &upstream);
-            assert_close(&dx, &other.get(&x_other).as_vec(), "x");
+            let gradients = run_reference_tape(expected, &upstream);
+            assert_close(&dx, &gradients.get(&x_reference).as_vec(), "x");
             assert_close(
-                &slot_a.take_gradient().expect("asked for"),
-                &other.get(&a_other).as_vec(),
+                &a_request
+                    .take_gradient()
+                    .expect("the gradient was requested"),
+                &gradients.get(&a_reference).as_vec(),
                 "A",
             );
             assert_close(
-                &slot_b.take_gradient().expect("asked for"),
-                &other.get(&b_other).as_vec(),
+                &b_request
+                    .take_gradient()
+                    .expect("the gradient was requested"),
+                &gradients.get(&b_reference).as_vec(),
                 "B",
             );
         }
@@ -353,10 +359,10 @@ fn adapter_matches_the_reference() {
 #[test]
 fn attention_matches_the_reference_for_packed_sequences() {
     on_each_device(|| {
-        let mut stream = Seed::from_u64(2).rng();
+        let mut rng = Seed::from_u64(2).rng();
         // frequencies for four, one, or none of the four pairs of a head's channels
         let (all, first) = (&[1.0, 0.3, 0.1, 0.01][..], &[0.3][..]);
-        for (lengths, queries, keys, frequencies) in [
+        for (lengths, query_heads, key_value_heads, frequencies) in [
             (&[1][..], 2, 2, all),
             (&[9], 4, 4, all),
             (&[13], 6, 2, all),
@@ -366,64 +372,59 @@ fn attention_matches_the_reference_for_packed_sequences() {
             (&[9, 1, 70], 4, 2, first),
             (&[600, 13], 2, 2, first),
         ] {
-            let (dim, n, heads) = (
-                8,
-                lengths.iter().sum::<usize>(),
-                AttentionHeads {
-                    query_heads: queries,
-                    key_value_heads: keys,
-                    head_dim: 8,
-                },
-            );
-            let make = |count: usize, stream: &mut _| {
-                activations(random_values(stream, n * count * dim), n, count * dim)
+            let head_dim = 8;
+            let heads = AttentionHeads {
+                query_heads,
+                key_value_heads,
+                head_dim,
             };
-            let (q, k, v) = (
-                make(queries, &mut stream),
-                make(keys, &mut stream),
-                make(keys, &mut stream),
-            );
-            let upstream = random_values(&mut stream, n * queries * dim);
-            let packed = pack_layout(lengths, frequencies);
-            let make = || {
-                attention(
+            let n: usize = lengths.iter().sum();
+            let mut random_heads = |count: usize| {
+                let width = count * head_dim;
+                activations(random_values(&mut rng, n * width), n, width)
+            };
+            let q = random_heads(query_heads);
+            let k = random_heads(key_value_heads);
+            let v = random_heads(key_value_heads);
+            let upstream = random_values(&mut rng, n * query_heads * head_dim);
+            let layout = pack_layout(lengths, frequencies);
+            let record = || {
+                let (q, k, v) = (
                     q.with_gradient_tape(),
                     k.with_empty_tape(),
                     v.with_empty_tape(),
-                    heads,
-                    &packed,
-                    None,
-                )
+                );
+                attention(q, k, v, heads, &layout, None)
             };
-            let (out, dq, dk, dv) = (
-                make(),
-                input_gradient(make, &upstream, &q),
-                input_gradient(make, &upstream, &k),
-                input_gradient(make, &upstream, &v),
-            );
-            for at in packed.spans.iter().map(|span| &span.rows) {
-                // each sequence for itself on the other face
-                let part = |x: &[f32], width: usize| x[at.start * width..at.end * width].to_vec();
-                let other = |x: &Activations| -> Matrix {
-                    dfdx_cpu().tensor_from_vec(part(&x.values(), x.width()), (at.len(), x.width()))
+            let outputs = record();
+            let dq = input_gradient(record, &upstream, &q);
+            let dk = input_gradient(record, &upstream, &k);
+            let dv = input_gradient(record, &upstream, &v);
+            // the reference computes each sequence alone
+            for rows in layout.spans.iter().map(|span| &span.rows) {
+                let sequence_rows =
+                    |x: &[f32], width: usize| x[rows.start * width..rows.end * width].to_vec();
+                let sequence = |x: &Activations| -> Matrix {
+                    let values = sequence_rows(&x.values(), x.width());
+                    dfdx_cpu().tensor_from_vec(values, (rows.len(), x.width()))
                 };
-                let (q, k, v) = (other(&q), other(&k), other(&v));
-                let plain = reference::attention(
+                let (q, k, v) = (sequence(&q), sequence(&k), sequence(&v));
+                let expected = reference::attention(
                     q.leaky_trace(),
                     k.retaped(),
                     v.retaped(),
                     heads,
-                    &packed.rotary,
+                    &layout.rotary,
                 );
-                assert_close(
-                    &part(&out.values(), queries * dim),
-                    &plain.as_vec(),
-                    "attention",
-                );
-                let gradients = run_reference_tape(plain, &part(&upstream, queries * dim));
-                assert_close(&part(&dq, queries * dim), &gradients.get(&q).as_vec(), "q");
-                assert_close(&part(&dk, keys * dim), &gradients.get(&k).as_vec(), "k");
-                assert_close(&part(&dv, keys * dim), &gradients.get(&v).as_vec(), "v");
+                let (width, key_width) = (query_heads * head_dim, key_value_heads * head_dim);
+                let compare = |actual: &[f32], width, expected: Vec<f32>, what| {
+                    assert_close(&sequence_rows(actual, width), &expected, what);
+                };
+                compare(&outputs.values(), width, expected.as_vec(), "outputs");
+                let gradients = run_reference_tape(expected, &sequence_rows(&upstream, width));
+                compare(&dq, width, gradients.get(&q).as_vec(), "q");
+                compare(&dk, key_width, gradients.get(&k).as_vec(), "k");
+                compare(&dv, key_width, gradients.get(&v).as_vec(), "v");
             }
         }
     });
@@ -432,54 +433,46 @@ fn attention_matches_the_reference_for_packed_sequences() {
 #[test]
 fn swiglu_add_and_bias_match_the_reference() {
     on_each_device(|| {
-        let mut stream = Seed::from_u64(5).rng();
+        let mut rng = Seed::from_u64(5).rng();
         let (n, width) = (33, 20);
         let (gate, up) = (
-            activations(random_values(&mut stream, n * width), n, width),
-            activations(random_values(&mut stream, n * width), n, width),
+            activations(random_values(&mut rng, n * width), n, width),
+            activations(random_values(&mut rng, n * width), n, width),
         );
-        let upstream = random_values(&mut stream, n * width);
-        let bias = Weight::new(random_values(&mut stream, width), 1, width);
-        let make = || {
-            add_bias(
-                add(
-                    swiglu(gate.with_gradient_tape(), up.with_empty_tape()),
-                    gate.with_empty_tape(),
-                ),
-                &bias,
-            )
+        let upstream = random_values(&mut rng, n * width);
+        let bias = Weight::new(random_values(&mut rng, width), 1, width);
+        let record = || {
+            let product = swiglu(gate.with_gradient_tape(), up.with_empty_tape());
+            add_bias(add(product, gate.with_empty_tape()), &bias)
         };
-        let (gate_other, up_other) = (reference_matrix(&gate), reference_matrix(&up));
-        let row = reference_weight(&bias).reshape_like(&(width,));
-        let plain = reference::swiglu(gate_other.leaky_trace(), up_other.retaped())
-            + gate_other.retaped::<GradientTape>();
-        let plain = plain
-            + row
-                .broadcast_like::<_, Axis<0>>(&(n, width))
-                .retaped::<GradientTape>();
-        assert_close(&make().values(), &plain.as_vec(), "values");
-        let other = run_reference_tape(plain, &upstream);
+        let (gate_reference, up_reference) = (reference_matrix(&gate), reference_matrix(&up));
+        let bias_rows = reference_weight(&bias)
+            .reshape_like(&(width,))
+            .broadcast_like::<_, Axis<0>>(&(n, width));
+        let product = reference::swiglu(gate_reference.leaky_trace(), up_reference.retaped());
+        let sum = product + gate_reference.retaped::<GradientTape>();
+        let expected = sum + bias_rows.retaped::<GradientTape>();
+        assert_close(&record().values(), &expected.as_vec(), "values");
+        let gradients = run_reference_tape(expected, &upstream);
+        let gate_gradient = input_gradient(record, &upstream, &gate);
+        let up_gradient = input_gradient(record, &upstream, &up);
         assert_close(
-            &input_gradient(make, &upstream, &gate),
-            &other.get(&gate_other).as_vec(),
+            &gate_gradient,
+            &gradients.get(&gate_reference).as_vec(),
             "gate",
         );
-        assert_close(
-            &input_gradient(make, &upstream, &up),
-            &other.get(&up_other).as_vec(),
-            "up",
-        );
+        assert_close(&up_gradient, &gradients.get(&up_reference).as_vec(), "up");
     });
 }
 
 #[test]
 fn cross_entropy_and_scores_match_the_reference() {
     on_each_device(|| {
-        let mut stream = Seed::from_u64(6).rng();
+        let mut rng = Seed::from_u64(6).rng();
         let (n, width, vocabulary) = (90, 12, 50);
-        let x = activations(random_values(&mut stream, n * width), n, width);
+        let x = activations(random_values(&mut rng, n * width), n, width);
         let head = Weight::new(
-            random_values(&mut stream, vocabulary * width),
+            random_values(&mut rng, vocabulary * width),
             vocabulary,
             width,
         );
@@ -490,31 +483,34 @@ fn cross_entropy_and_scores_match_the_reference() {
                 token_id: (i * 7 % vocabulary) as u32,
             })
             .collect();
-        let slot = GradientRequest::for_gradient();
+        let request = GradientRequest::for_gradient();
         let LossAndGradient { nll, gradient } =
-            cross_entropy(&x, &head, &targets, 0.5, Some(&slot));
-        let gradient = gradient.into_vec();
-        let (x_other, head_other) = (reference_matrix(&x), reference_weight(&head));
-        let logits = reference::linear(x_other.leaky_trace(), &head_other);
-        let (plain_nll, plain) =
+            cross_entropy(&x, &head, &targets, 0.5, Some(&request));
+        let (x_reference, head_reference) = (reference_matrix(&x), reference_weight(&head));
+        let logits = reference::linear(x_reference.leaky_trace(), &head_reference);
+        let (expected_nll, logit_gradient) =
             reference::cross_entropy(&logits.as_vec(), vocabulary, &targets, 0.5);
-        let scores = reference::token_scores(&logits.as_vec(), vocabulary, &targets);
-        let gradients = run_reference_tape(logits, &plain);
+        let expected_scores = reference::token_scores(&logits.as_vec(), vocabulary, &targets);
+        let gradients = run_reference_tape(logits, &logit_gradient);
         assert!(
-            (nll - plain_nll).abs() <= 1e-6 * plain_nll,
-            "{nll} {plain_nll}"
+            (nll - expected_nll).abs() <= 1e-6 * expected_nll,
+            "{nll} {expected_nll}"
         );
-        assert_close(&gradient, &gradients.get(&x_other).as_vec(), "x");
         assert_close(
-            &slot.take_gradient().expect("asked for"),
-            &gradients.get(&head_other).as_vec(),
+            &gradient.into_vec(),
+            &gradients.get(&x_reference).as_vec(),
+            "x",
+        );
+        assert_close(
+            &request.take_gradient().expect("the gradient was requested"),
+            &gradients.get(&head_reference).as_vec(),
             "head",
         );
-        for (ours, other) in token_scores(&x, &head, &targets).iter().zip(&scores) {
-            assert!(
-                (ours.log_probability - other.log_probability).abs() < 1e-5
-                    && ours.is_greedy == other.is_greedy
-            );
+        let scores = token_scores(&x, &head, &targets);
+        for (score, expected) in scores.iter().zip(&expected_scores) {
+            let difference = score.log_probability - expected.log_probability;
+            assert!(difference.abs() < 1e-5, "{score:?}, not {expected:?}");
+            assert_eq!(score.is_greedy, expected.is_greedy);
         }
     });
 }
@@ -538,183 +534,150 @@ impl ElementScore for TestScore {
     }
 }
 
-/// A slot's answers to every question, from one pack of two samples.
+/// The result of every query against what follows from the whole gradient, for a pack of two samples.
 #[test]
 fn every_query_result_follows_from_the_full_gradient() {
     on_each_device(|| {
-        let mut stream = Seed::from_u64(7).rng();
+        let mut rng = Seed::from_u64(7).rng();
         let (n, outputs, inputs) = (40, 70, 24);
-        let x = activations(random_values(&mut stream, n * inputs), n, inputs);
-        let w = Weight::new(
-            random_values(&mut stream, outputs * inputs),
-            outputs,
-            inputs,
-        );
-        let upstream = random_values(&mut stream, n * outputs);
-        let answer = |ask: GradientQuery| {
-            let slot = GradientRequest::new(ask);
-            run_backward(
-                linear(x.with_gradient_tape(), &w, Some(&slot)),
-                &upstream,
-                &x,
-            );
-            slot.take_result().expect("asked for")
+        let x = activations(random_values(&mut rng, n * inputs), n, inputs);
+        let w = Weight::new(random_values(&mut rng, outputs * inputs), outputs, inputs);
+        let upstream = random_values(&mut rng, n * outputs);
+        let result = |query: GradientQuery| {
+            let request = GradientRequest::new(query);
+            let y = linear(x.with_gradient_tape(), &w, Some(&request));
+            run_backward(y, &upstream, &x);
+            request.take_result().expect("the gradient was requested")
         };
-        let GradientResult::Gradient { gradient, .. } = answer(GradientQuery::Gradient) else {
+        let GradientResult::Gradient { gradient, .. } = result(GradientQuery::Gradient) else {
             panic!("a gradient")
         };
         let gradient = gradient.into_vec();
-        let samples: Arc<[SampleSpan]> = [
-            SampleSpan {
-                positions: 0..15,
-                gradient_scale: 1.5,
-            },
-            SampleSpan {
-                positions: 15..n,
-                gradient_scale: 0.5,
-            },
-        ]
-        .into();
-        let GradientResult::Gradient {
-            gradient: again,
-            squares,
-        } = answer(GradientQuery::GradientAndSampleSquares(samples.clone()))
-        else {
-            panic!("a gradient")
-        };
-        let (again, squares) = (again.into_vec(), squares.expect("asked for").into_vec());
-        assert_close(&again, &gradient, "sum of samples");
-        let of = |positions: Range<usize>, share: f32| {
-            let part = activations(
-                x.values()[positions.start * inputs..positions.end * inputs].to_vec(),
-                positions.len(),
-                inputs,
-            );
-            let slot = GradientRequest::for_gradient();
-            let upstream = upstream[positions.start * outputs..positions.end * outputs].to_vec();
-            run_backward(
-                linear(part.with_gradient_tape(), &w, Some(&slot)),
-                &upstream,
-                &part,
-            );
-            slot.take_gradient()
-                .expect("asked for")
-                .into_iter()
-                .map(|g| (g * share) * (g * share))
-                .collect::<Vec<_>>()
-        };
-        let sum: Vec<f32> = of(0..15, 1.5)
-            .iter()
-            .zip(of(15..n, 0.5))
-            .map(|(a, b)| a + b)
-            .collect();
-        assert_close(&squares, &sum, "squares");
 
-        let sides = SumAxes {
+        let sample_spans = [(0..15, 1.5), (15..n, 0.5)];
+        let samples: Arc<[SampleSpan]> = sample_spans
+            .map(|(positions, gradient_scale)| SampleSpan {
+                positions,
+                gradient_scale,
+            })
+            .into();
+        let query = GradientQuery::GradientAndSampleSquares(samples.clone());
+        let GradientResult::Gradient {
+            gradient: sum_of_samples,
+            squares: Some(squares),
+        } = result(query)
+        else {
+            panic!("a gradient and squares")
+        };
+        let squares = squares.into_vec();
+        assert_close(&sum_of_samples.into_vec(), &gradient, "sum of samples");
+        let scaled_squares = |sample: &SampleSpan| {
+            let positions = &sample.positions;
+            let rows = x.values()[positions.start * inputs..positions.end * inputs].to_vec();
+            let x = activations(rows, positions.len(), inputs);
+            let request = GradientRequest::for_gradient();
+            let y = linear(x.with_gradient_tape(), &w, Some(&request));
+            let upstream = &upstream[positions.start * outputs..positions.end * outputs];
+            run_backward(y, upstream, &x);
+            let gradient = request.take_gradient().expect("the gradient was requested");
+            let scale = sample.gradient_scale;
+            gradient.into_iter().map(move |g| (g * scale) * (g * scale))
+        };
+        let expected_squares: Vec<f32> = scaled_squares(&samples[0])
+            .zip(scaled_squares(&samples[1]))
+            .map(|(first, second)| first + second)
+            .collect();
+        assert_close(&squares, &expected_squares, "squares");
+
+        let axes = SumAxes {
             rows: true,
             cols: true,
         };
-        let worth: Arc<dyn ElementScore> = Arc::new(TestScore);
-        let same = |told: GradientResult, expected: AxisSums| {
-            let GradientResult::Sums(told) = told else {
-                panic!("sums")
-            };
-            for (a, b) in [(told.rows, expected.rows), (told.cols, expected.cols)] {
-                let largest = b.iter().fold(0f64, |m, x| m.max(x.abs()));
-                assert!(
-                    a.len() == b.len()
-                        && a.iter()
-                            .zip(&b)
-                            .all(|(a, b)| (a - b).abs() <= 1e-5 * largest)
-                );
-            }
+        let score: Arc<dyn ElementScore> = Arc::new(TestScore);
+        let expected_sums = |squares: Option<&[f32]>, score: &dyn ElementScore| {
+            let to_gradient = |values: &[f32]| Gradient::new(values.to_vec(), outputs, inputs);
+            let squares = squares.map(to_gradient);
+            axis_sums(&w, &to_gradient(&gradient), squares.as_ref(), axes, score)
         };
-        let put = |values: &[f32]| Gradient::new(values.to_vec(), outputs, inputs);
-        let from_whole = |squares: Option<&[f32]>, worth: &dyn ElementScore| {
-            axis_sums(&w, &put(&gradient), squares.map(put).as_ref(), sides, worth)
+        let element_scores = |samples| GradientQuery::ElementScoreSums {
+            samples,
+            axes,
+            score: score.clone(),
         };
-        same(
-            answer(GradientQuery::ElementScoreSums {
-                samples: None,
-                axes: sides,
-                score: worth.clone(),
-            }),
-            from_whole(None, worth.as_ref()),
+        assert_sums_close(
+            result(element_scores(None)),
+            &expected_sums(None, score.as_ref()),
         );
-        same(
-            answer(GradientQuery::ElementScoreSums {
-                samples: Some(samples),
-                axes: sides,
-                score: worth.clone(),
-            }),
-            from_whole(Some(&squares), worth.as_ref()),
+        assert_sums_close(
+            result(element_scores(Some(samples))),
+            &expected_sums(Some(&squares), score.as_ref()),
         );
-        same(
-            answer(GradientQuery::WeightTimesGradientSums(sides)),
-            from_whole(None, &super::gradient_reduction::WeightTimesGradient),
+        assert_sums_close(
+            result(GradientQuery::WeightTimesGradientSums(axes)),
+            &expected_sums(None, &super::gradient_reduction::WeightTimesGradient),
         );
     });
 }
 
-/// Every input's gradient against central differences of a sum of the outputs.
+fn assert_sums_close(result: GradientResult, expected: &AxisSums) {
+    let GradientResult::Sums(sums) = result else {
+        panic!("sums")
+    };
+    for (actual, expected) in [(&sums.rows, &expected.rows), (&sums.cols, &expected.cols)] {
+        assert_eq!(actual.len(), expected.len());
+        let largest = expected.iter().fold(0f64, |max, x| max.max(x.abs()));
+        for (actual, expected) in actual.iter().zip(expected) {
+            assert!((actual - expected).abs() <= 1e-5 * largest);
+        }
+    }
+}
+
+/// The gradient of every input element of a block, against the central difference of the outputs' products
+/// with `upstream`.
 #[test]
 fn operations_agree_with_finite_differences() {
     on_each_device(|| {
-        let mut stream = Seed::from_u64(8).rng();
-        let (n, heads) = (
-            11,
-            AttentionHeads {
-                query_heads: 2,
-                key_value_heads: 1,
-                head_dim: 4,
-            },
-        );
-        let packed = pack_layout(&[7, 4], &[1.0, 0.2]);
-        let x = activations(random_values(&mut stream, n * 8), n, 8);
-        let norm = Weight::new(random_values(&mut stream, 8), 1, 8);
-        let make =
-            |rows: usize, stream: &mut _| Weight::new(random_values(stream, rows * 8), rows, 8);
-        let (wq, wk, wv, gate, up) = (
-            make(8, &mut stream),
-            make(4, &mut stream),
-            make(4, &mut stream),
-            make(8, &mut stream),
-            make(8, &mut stream),
-        );
-        let upstream = random_values(&mut stream, n * 8);
+        let mut rng = Seed::from_u64(8).rng();
+        let (n, width) = (11, 8);
+        let heads = AttentionHeads {
+            query_heads: 2,
+            key_value_heads: 1,
+            head_dim: 4,
+        };
+        let layout = pack_layout(&[7, 4], &[1.0, 0.2]);
+        let x = activations(random_values(&mut rng, n * width), n, width);
+        let norm = Weight::new(random_values(&mut rng, width), 1, width);
+        let mut random_weight =
+            |rows: usize| Weight::new(random_values(&mut rng, rows * width), rows, width);
+        let (wq, wk, wv) = (random_weight(8), random_weight(4), random_weight(4));
+        let (gate, up) = (random_weight(8), random_weight(8));
+        let upstream = random_values(&mut rng, n * width);
         let block = |x: &Activations| {
             let y = rms_norm(x.with_gradient_tape(), &norm, 1e-5, None);
             let q = linear(y.with_empty_tape(), &wq, None);
-            let o = attention(
-                q,
-                linear(y.with_empty_tape(), &wk, None),
-                linear(y.with_empty_tape(), &wv, None),
-                heads,
-                &packed,
-                None,
-            );
+            let k = linear(y.with_empty_tape(), &wk, None);
+            let v = linear(y.with_empty_tape(), &wv, None);
+            let o = attention(q, k, v, heads, &layout, None);
             let (o_again, y) = (o.with_empty_tape(), add(o, y));
             let mlp = swiglu(linear(y, &gate, None), linear(o_again, &up, None));
             let mlp = gelu(layer_norm(mlp, &norm, Some(&norm), 1e-2, None));
             add(mlp, x.with_empty_tape())
         };
         let analytic = run_backward(block(&x), &upstream, &x);
-        let value = |at: usize, step: f32| {
-            let mut moved = x.values().into_owned();
-            moved[at] += step;
-            let y = block(&activations(moved, n, 8));
-            y.values()
-                .iter()
-                .zip(&upstream)
-                .map(|(y, u)| f64::from(*y) * f64::from(*u))
-                .sum::<f64>()
+        let shifted_value = |element: usize, step: f32| -> f64 {
+            let mut values = x.values().into_owned();
+            values[element] += step;
+            let y = block(&activations(values, n, width)).with_empty_tape::<NoneTape>();
+            let products = y.into_vec().into_iter().zip(&upstream);
+            products.map(|(y, u)| f64::from(y) * f64::from(*u)).sum()
         };
-        let largest = analytic.iter().fold(0f32, |m, g| m.max(g.abs()));
-        for (at, analytic) in analytic.into_iter().enumerate() {
-            let numeric = ((value(at, 5e-3) - value(at, -5e-3)) / 1e-2) as f32;
+        let largest = analytic.iter().fold(0f32, |max, g| max.max(g.abs()));
+        for (element, analytic) in analytic.into_iter().enumerate() {
+            let change = shifted_value(element, 5e-3) - shifted_value(element, -5e-3);
+            let numeric = (change / 1e-2) as f32;
             assert!(
                 (numeric - analytic).abs() <= 2e-3 * largest,
-                "{at}: {numeric}, not {analytic}"
+                "{element}: {numeric}, not {analytic}"
             );
         }
     });

@@ -1,4 +1,5 @@
-//! The operations in dfdx's own terms, with dfdx's own gradients, on its CPU device: what both faces are held against.
+//! The operations in dfdx's own terms, with dfdx's own gradients, on its CPU device: the reference with which
+//! both implementations are compared.
 
 use dfdx::prelude::*;
 
@@ -7,10 +8,10 @@ use crate::activations::dfdx_cpu;
 use crate::ops::{AttentionHeads, RotaryTables, TokenScore, TokenTarget};
 
 /// Activations of one sequence, or a weight.
-pub type Matrix<T = NoneTape> = Tensor<(usize, usize), f32, Cpu, T>;
+pub(super) type Matrix<T = NoneTape> = Tensor<(usize, usize), f32, Cpu, T>;
 
-/// See `linear` of the faces. The weight's gradient is recorded on x's tape.
-pub fn linear<T: AnyTape>(x: Matrix<T>, weight: &Matrix) -> Matrix<T> {
+/// See [`crate::ops::linear`]. The weight's gradient is recorded on x's tape.
+pub(super) fn linear<T: AnyTape>(x: Matrix<T>, weight: &Matrix) -> Matrix<T> {
     x.matmul(
         weight
             .retaped::<T>()
@@ -18,25 +19,25 @@ pub fn linear<T: AnyTape>(x: Matrix<T>, weight: &Matrix) -> Matrix<T> {
     )
 }
 
-/// See `adapted` of the faces.
-pub fn linear_with_adapter<T: AnyTape>(
+/// See [`crate::ops::linear_with_adapter`].
+pub(super) fn linear_with_adapter<T: AnyTape>(
     x: Matrix<T>,
     weight: &Matrix,
     (a, b): (&Matrix, &Matrix),
     scale: f32,
     mask: Option<Matrix>,
 ) -> Matrix<T> {
-    let beside = x.retaped::<T>();
-    let plain = linear(x, weight);
+    let adapter_input = x.retaped::<T>();
+    let base = linear(x, weight);
     let dropped = match mask {
-        Some(mask) => beside * mask,
-        None => beside,
+        Some(mask) => adapter_input * mask,
+        None => adapter_input,
     };
-    plain + linear(linear(dropped, a), b) * scale
+    base + linear(linear(dropped, a), b) * scale
 }
 
-/// See `rms_norm` of the faces. The weight is (1, width).
-pub fn rms_norm<T: AnyTape>(x: Matrix<T>, weight: &Matrix, epsilon: f32) -> Matrix<T> {
+/// See [`crate::ops::rms_norm`]. The weight is (1, width).
+pub(super) fn rms_norm<T: AnyTape>(x: Matrix<T>, weight: &Matrix, epsilon: f32) -> Matrix<T> {
     let (n, width) = *x.shape();
     let (again, x) = (x.retaped::<T>(), x);
     let square = x.square();
@@ -49,7 +50,7 @@ pub fn rms_norm<T: AnyTape>(x: Matrix<T>, weight: &Matrix, epsilon: f32) -> Matr
 }
 
 /// See [`crate::ops::layer_norm`]. Weight and bias are (1, width).
-pub fn layer_norm<T: AnyTape>(
+pub(super) fn layer_norm<T: AnyTape>(
     x: Matrix<T>,
     weight: &Matrix,
     bias: &Matrix,
@@ -67,14 +68,14 @@ pub fn layer_norm<T: AnyTape>(
     normalised * rows(weight) + rows(bias)
 }
 
-/// See `swiglu` of the faces.
-pub fn swiglu<T: AnyTape>(gate: Matrix<T>, up: Matrix<T>) -> Matrix<T> {
+/// See [`crate::ops::swiglu`].
+pub(super) fn swiglu<T: AnyTape>(gate: Matrix<T>, up: Matrix<T>) -> Matrix<T> {
     let (again, gate) = (gate.retaped::<T>(), gate);
     gate.sigmoid() * again * up
 }
 
-/// See `attention` of the faces; of one sequence.
-pub fn attention<T: AnyTape>(
+/// See [`crate::ops::attention`]; of one sequence.
+pub(super) fn attention<T: AnyTape>(
     q: Matrix<T>,
     k: Matrix<T>,
     v: Matrix<T>,
@@ -89,62 +90,64 @@ pub fn attention<T: AnyTape>(
     )
 }
 
-/// Queries and keys turned by their positions, the first of which is `start`: (positions, count · dim).
-pub fn apply_rotary<T: AnyTape>(
+/// Queries or keys rotated by their positions, the first of which is `start`: (positions, heads · dim).
+pub(super) fn apply_rotary<T: AnyTape>(
     x: Matrix<T>,
     dim: usize,
     rotary: &RotaryTables,
     start: usize,
 ) -> Matrix<T> {
     let (n, width) = *x.shape();
-    let turned = rotate_heads(split_heads(x, dim), rotary, (width / dim, n, dim), start);
-    turned
+    rotate_heads(split_heads(x, dim), rotary, (width / dim, n, dim), start)
         .permute::<(usize, usize, usize), Axes3<1, 0, 2>>()
         .reshape_like(&(n, width))
 }
 
 /// Attention of rotated queries, the last positions of a sequence, to the keys and values of all of it.
-pub fn attend<T: AnyTape>(
+pub(super) fn attend<T: AnyTape>(
     q: Matrix<T>,
     k: Matrix<T>,
     v: Matrix<T>,
     heads: AttentionHeads,
 ) -> Matrix<T> {
-    let (
-        n,
-        all,
-        AttentionHeads {
-            query_heads: queries,
-            key_value_heads: keys,
-            head_dim: dim,
-        },
-    ) = (q.shape().0, k.shape().0, heads);
-    let group = queries / keys;
-    let q = split_heads(q, dim).reshape_like(&(keys, group * n, dim));
+    let AttentionHeads {
+        query_heads,
+        key_value_heads,
+        head_dim: dim,
+    } = heads;
+    let (n, key_count) = (q.shape().0, k.shape().0);
+    let group = query_heads / key_value_heads;
+    let q = split_heads(q, dim).reshape_like(&(key_value_heads, group * n, dim));
     let k = split_heads(k, dim).permute::<(usize, usize, usize), Axes3<0, 2, 1>>();
-    let scores = q.matmul(k).reshape_like(&(queries, n, all)) * (1.0 / (dim as f32).sqrt());
-    let mask: Matrix = dfdx_cpu().upper_tri_like(&(n, all), f32::MIN, (all - n) as isize + 1);
-    let masked = scores + mask.broadcast_like::<_, Axis<0>>(&(queries, n, all));
+    let scores =
+        q.matmul(k).reshape_like(&(query_heads, n, key_count)) * (1.0 / (dim as f32).sqrt());
+    let mask: Matrix =
+        dfdx_cpu().upper_tri_like(&(n, key_count), f32::MIN, (key_count - n) as isize + 1);
+    let masked = scores + mask.broadcast_like::<_, Axis<0>>(&(query_heads, n, key_count));
     let p = masked
         .softmax::<Axis<2>>()
-        .reshape_like(&(keys, group * n, all));
+        .reshape_like(&(key_value_heads, group * n, key_count));
     let out = p
         .matmul(split_heads(v, dim))
-        .reshape_like(&(queries, n, dim));
+        .reshape_like(&(query_heads, n, dim));
     out.permute::<(usize, usize, usize), Axes3<1, 0, 2>>()
-        .reshape_like(&(n, queries * dim))
+        .reshape_like(&(n, query_heads * dim))
 }
 
-/// (positions, count · dim) → (count, positions, dim)
+/// (positions, heads · dim) → (heads, positions, dim)
 fn split_heads<T: AnyTape>(x: Matrix<T>, dim: usize) -> Tensor<(usize, usize, usize), f32, Cpu, T> {
     let (n, width) = *x.shape();
     x.reshape_like(&(n, width / dim, dim))
         .permute::<(usize, usize, usize), Axes3<1, 0, 2>>()
 }
 
-/// Rates the targets; logits are (positions, vocabulary), row-major.
-pub fn token_scores(logits: &[f32], vocabulary: usize, targets: &[TokenTarget]) -> Vec<TokenScore> {
-    let rate = |target: &TokenTarget| {
+/// Scores the targets; logits are (positions, vocabulary), row-major.
+pub(super) fn token_scores(
+    logits: &[f32],
+    vocabulary: usize,
+    targets: &[TokenTarget],
+) -> Vec<TokenScore> {
+    let score = |target: &TokenTarget| {
         let row = &logits[target.position * vocabulary..(target.position + 1) * vocabulary];
         let (best, _) = row
             .iter()
@@ -158,11 +161,11 @@ pub fn token_scores(logits: &[f32], vocabulary: usize, targets: &[TokenTarget]) 
             is_greedy: best == target.token_id as usize,
         }
     };
-    targets.iter().map(rate).collect()
+    targets.iter().map(score).collect()
 }
 
 /// The summed cross entropy of the targets, and the gradient of `scale` times it with respect to the logits.
-pub fn cross_entropy(
+pub(super) fn cross_entropy(
     logits: &[f32],
     vocabulary: usize,
     targets: &[TokenTarget],
@@ -171,8 +174,8 @@ pub fn cross_entropy(
     let mut gradient = vec![0.0; logits.len()];
     let mut nll = 0.0;
     for target in targets {
-        let at = target.position * vocabulary..(target.position + 1) * vocabulary;
-        let (row, out) = (&logits[at.clone()], &mut gradient[at]);
+        let elements = target.position * vocabulary..(target.position + 1) * vocabulary;
+        let (row, out) = (&logits[elements.clone()], &mut gradient[elements]);
         let total = log_sum_exp(row);
         nll += total - f64::from(row[target.token_id as usize]);
         out.iter_mut()
@@ -203,24 +206,24 @@ fn rotate_heads<T: AnyTape>(
     let device = dfdx_cpu();
     let half = rotary.half_dim;
     let unrotated = dim - 2 * half;
-    let mut turn = vec![0.0; dim * dim];
+    let mut quarter_turn = vec![0.0; dim * dim];
     for i in 0..half {
-        turn[(i + half) * dim + i] = -1.0;
-        turn[i * dim + i + half] = 1.0;
+        quarter_turn[(i + half) * dim + i] = -1.0;
+        quarter_turn[i * dim + i + half] = 1.0;
     }
-    let turn: Matrix = device.tensor_from_vec(turn, (dim, dim));
-    let table = |of: &[f32], beyond: f32| -> Matrix {
-        let rows = of[start * half..(start + n) * half]
+    let quarter_turn: Matrix = device.tensor_from_vec(quarter_turn, (dim, dim));
+    let table = |pairs: &[f32], unrotated_value: f32| -> Matrix {
+        let rows = pairs[start * half..(start + n) * half]
             .chunks_exact(half)
-            .flat_map(|row| [row, row, &vec![beyond; unrotated]].concat())
+            .flat_map(|row| [row, row, &vec![unrotated_value; unrotated]].concat())
             .collect();
         device.tensor_from_vec(rows, (n, dim))
     };
-    let whole = (heads, n, dim);
-    let cos = table(&rotary.cos, 1.0).broadcast_like::<_, Axis<0>>(&whole);
-    let sin = table(&rotary.sin, 0.0).broadcast_like::<_, Axis<0>>(&whole);
+    let by_head = (heads, n, dim);
+    let cos = table(&rotary.cos, 1.0).broadcast_like::<_, Axis<0>>(&by_head);
+    let sin = table(&rotary.sin, 0.0).broadcast_like::<_, Axis<0>>(&by_head);
     let (again, x) = (x.retaped::<T>(), x);
-    let turned = x.matmul(turn.broadcast_like::<_, Axis<0>>(&(heads, dim, dim)));
+    let turned = x.matmul(quarter_turn.broadcast_like::<_, Axis<0>>(&(heads, dim, dim)));
     turned * sin + again * cos
 }
 
