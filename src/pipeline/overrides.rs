@@ -3,8 +3,8 @@
 use toml::Spanned;
 use toml::de::DeTable;
 
+use crate::pipeline::assignment::{OptionAddress, OptionAssignment};
 use crate::pipeline::problem::{Problem, SourceTexts};
-use crate::pipeline::sweep::{OptionAddress, OptionAssignment};
 
 /// One `--set` argument.
 pub(crate) struct SetArgument {

@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 use toml::Spanned;
 use toml::de::DeValue;
 
+use crate::pipeline::assignment::{self, OptionAssignment, toml_to_json};
 use crate::pipeline::file::PipelineDocument;
 use crate::pipeline::order;
 use crate::pipeline::problem::{Problem, SourceTexts};
-use crate::pipeline::sweep::{self, OptionAssignment, toml_to_json};
+use crate::pipeline::sweep;
 use crate::pipeline::unroll::DecodedStages;
 use crate::plan::Variant;
 use crate::stages::step::{Step, UnrolledStage};
@@ -31,15 +32,15 @@ pub(super) fn expand_variants(
     sources: &SourceTexts,
     problems: &mut Vec<Problem>,
 ) -> Vec<Variant> {
-    let counts = sweep::count_stages(&document.stages);
+    let counts = assignment::count_stages(&document.stages);
     let combinations =
         sweep::expand_sweep(document.sweep.as_ref(), set, &counts, sources, problems);
     let mut variants = Vec::with_capacity(combinations.len());
     for combination in combinations {
         let mut raw_stages = document.stages.clone();
         // The command line is applied last, so that it replaces the sweep's value.
-        for assignment in combination.iter().chain(set) {
-            sweep::apply_assignment(&mut raw_stages, assignment, sources, problems);
+        for option in combination.iter().chain(set) {
+            assignment::apply_assignment(&mut raw_stages, option, sources, problems);
         }
         let decoded = DecodedStages::decode(&raw_stages, sources, problems);
         order::check_order(&decoded.unrolled, sources, problems);

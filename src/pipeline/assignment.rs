@@ -1,0 +1,217 @@
+//! Addresses of options, such as `prune.ratio`, and values for them. `[sweep]` and `--set` put values
+//! into the parsed tables before these are decoded. A value keeps the span where it is written, so a
+//! wrong value is reported there.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use serde_json::Value;
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
+
+use crate::pipeline::file::{REPEAT_TAG, RawStage};
+use crate::pipeline::problem::{Problem, SourceTexts, suggest};
+use crate::stages::registry;
+
+/// An option of a stage: `prune.ratio`, `recover.duration.updates`, `evaluate[2].limit`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct OptionAddress {
+    pub tag: String,
+    /// The stage among those of its type, from 1. None: all of them.
+    pub index: Option<usize>,
+    pub path: Vec<String>,
+}
+
+/// A value for an option.
+#[derive(Clone)]
+pub(crate) struct OptionAssignment<'t> {
+    pub address: OptionAddress,
+    /// The address as it is written.
+    pub key: String,
+    /// The span of the address.
+    pub name_span: Range<usize>,
+    pub value: Spanned<DeValue<'t>>,
+}
+
+/// The number of stages of each type, those inside a `repeat` included.
+pub(crate) type CountByType = BTreeMap<String, usize>;
+
+/// Counts the stages of each type.
+pub(crate) fn count_stages(stages: &[RawStage<'_>]) -> CountByType {
+    let mut counts = CountByType::new();
+    for stage in stages {
+        *counts.entry(stage.tag.clone()).or_default() += 1;
+        for (tag, count) in count_stages(&stage.repeated_stages) {
+            *counts.entry(tag).or_default() += count;
+        }
+    }
+    counts
+}
+
+impl OptionAddress {
+    /// Parses `type.key`, `type[2].key`, `type.key.sub`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let no_option = || format!("`{text}` names no option; an option is `type.key`");
+        let (stage, path) = text.split_once('.').ok_or_else(no_option)?;
+        let indexed = stage
+            .strip_suffix(']')
+            .and_then(|stage| stage.split_once('['));
+        let (tag, index) = match indexed {
+            None => (stage, None),
+            Some((tag, index)) => match index.parse() {
+                Ok(index @ 1..) => (tag, Some(index)),
+                _ => {
+                    return Err(format!(
+                        "`{index}` is not the number of a stage; the first is 1"
+                    ));
+                }
+            },
+        };
+        let path: Vec<String> = path.split('.').map(str::to_owned).collect();
+        if path.iter().any(String::is_empty) {
+            return Err(no_option());
+        }
+        Ok(Self {
+            tag: tag.to_owned(),
+            index,
+            path,
+        })
+    }
+
+    /// The stage among those of its type; None for all of them. `type[1]` is all stages if there is
+    /// one of the type, so that `prune[1].ratio` and `prune.ratio` compare as equal.
+    fn stage_index(&self, counts: &CountByType) -> Option<usize> {
+        let is_only_stage = self.index == Some(1) && counts.get(&self.tag) == Some(&1);
+        self.index.filter(|_| !is_only_stage)
+    }
+
+    /// Whether an assignment to `self` replaces every assignment to `other`.
+    pub fn covers(&self, other: &Self, counts: &CountByType) -> bool {
+        let own_index = self.stage_index(counts);
+        self.tag == other.tag
+            && (own_index.is_none() || own_index == other.stage_index(counts))
+            && other.path.starts_with(&self.path)
+    }
+
+    /// Whether assignments to `self` and `other` set an option in common.
+    pub fn overlaps(&self, other: &Self, counts: &CountByType) -> bool {
+        let own_index = self.stage_index(counts);
+        let other_index = other.stage_index(counts);
+        let has_common_stage =
+            own_index.is_none() || other_index.is_none() || own_index == other_index;
+        self.tag == other.tag
+            && has_common_stage
+            && (self.path.starts_with(&other.path) || other.path.starts_with(&self.path))
+    }
+}
+
+/// Puts a value into the stages that the assignment names, those inside a `repeat` included.
+pub(crate) fn apply_assignment<'t>(
+    stages: &mut [RawStage<'t>],
+    assignment: &OptionAssignment<'t>,
+    sources: &SourceTexts,
+    problems: &mut Vec<Problem>,
+) {
+    let mut same_type_count = 0;
+    if apply_to_list(stages, assignment, &mut same_type_count, sources, problems) {
+        return;
+    }
+    let OptionAddress { tag, index, .. } = &assignment.address;
+    let mut known_tags: Vec<&str> = registry::tags().collect();
+    known_tags.extend([REPEAT_TAG, "run"]);
+    let (message, help) = match index {
+        _ if !known_tags.contains(&tag.as_str()) => (
+            format!("there is no stage type `{tag}`"),
+            suggest(tag, &known_tags),
+        ),
+        Some(index) => (
+            format!("the pipeline has {same_type_count} stages of type `{tag}`, not {index}"),
+            String::new(),
+        ),
+        None => (
+            format!("the pipeline has no stage of type `{tag}`"),
+            format!("add one: [[stage]] and type = \"{tag}\""),
+        ),
+    };
+    problems.push(sources.problem(assignment.name_span.clone(), message, help));
+}
+
+/// Puts a value into the named stages of a list. Returns whether there is any; adds the number of
+/// stages of the type to `same_type_count`.
+fn apply_to_list<'t>(
+    stages: &mut [RawStage<'t>],
+    assignment: &OptionAssignment<'t>,
+    same_type_count: &mut usize,
+    sources: &SourceTexts,
+    problems: &mut Vec<Problem>,
+) -> bool {
+    let OptionAddress { tag, index, path } = &assignment.address;
+    let mut is_found = false;
+    for stage in stages {
+        if stage.tag == *tag {
+            *same_type_count += 1;
+            if index.is_none_or(|index| index == *same_type_count) {
+                is_found = true;
+                if let Err(message) = insert_value(&mut stage.options, path, assignment) {
+                    problems.push(sources.problem(assignment.name_span.clone(), message, ""));
+                }
+            }
+        }
+        is_found |= apply_to_list(
+            &mut stage.repeated_stages,
+            assignment,
+            same_type_count,
+            sources,
+            problems,
+        );
+    }
+    is_found
+}
+
+/// Inserts a value at a path of nested tables, which are created if they are missing.
+fn insert_value<'t>(
+    table: &mut DeTable<'t>,
+    path: &[String],
+    assignment: &OptionAssignment<'t>,
+) -> Result<(), String> {
+    let span = assignment.name_span.clone();
+    let key = Spanned::new(span.clone(), DeString::Owned(path[0].clone()));
+    if path.len() == 1 {
+        table.insert(key, assignment.value.clone());
+        return Ok(());
+    }
+    let inner = table
+        .entry(key)
+        .or_insert_with(|| Spanned::new(span, DeValue::Table(DeTable::new())));
+    match inner.get_mut() {
+        DeValue::Table(inner) => insert_value(inner, &path[1..], assignment),
+        _ => Err(format!(
+            "`{}` is not a table, so it has no `{}`",
+            path[0], path[1]
+        )),
+    }
+}
+
+/// A TOML value as JSON, without spans.
+pub(crate) fn toml_to_json(value: &Spanned<DeValue<'_>>) -> Value {
+    match value.get_ref() {
+        DeValue::String(text) => text.as_ref().into(),
+        DeValue::Integer(integer) => {
+            let parsed = i64::from_str_radix(integer.as_str(), integer.radix());
+            parsed.map_or(integer.as_str().into(), Into::into)
+        }
+        DeValue::Float(float) => {
+            let parsed = float.as_str().parse::<f64>();
+            parsed.map_or(float.as_str().into(), Into::into)
+        }
+        DeValue::Boolean(boolean) => (*boolean).into(),
+        DeValue::Datetime(datetime) => datetime.to_string().into(),
+        DeValue::Array(items) => items.iter().map(toml_to_json).collect(),
+        DeValue::Table(table) => {
+            let entries = table.iter();
+            let entries =
+                entries.map(|(key, value)| (key.get_ref().to_string(), toml_to_json(value)));
+            Value::Object(entries.collect())
+        }
+    }
+}
