@@ -34,10 +34,11 @@ pub const INPUT_PATHS: [&str; 5] = [
 /// back. A file that is not there counts as empty.
 const RUN_SOURCES: [&str; 2] = ["src/run/node.rs", "src/run/values.rs"];
 
-/// Modules of `src/stages` that change no outcome: `environment` serves the check and its
-/// estimates, and `registry` lists the stages, so that following its uses would add all stages to
-/// each.
-const STAGE_MODULES_WITHOUT_EFFECT: [&str; 2] = ["environment", "registry"];
+/// Modules of `src/stages` that change no outcome: `environment` and `facts` serve the check and its
+/// estimates, `error` holds messages, `stage` is the trait, and `registry` lists the stages, so that
+/// following its uses would add all stages to each.
+const STAGE_MODULES_WITHOUT_EFFECT: [&str; 5] =
+    ["environment", "error", "facts", "registry", "stage"];
 
 /// The crates of the workspace, and the sources of each that decide outcomes. The other files of
 /// `secateur-base` and `secateur-store` deal with files, locks, memory and the cache.
