@@ -4,11 +4,8 @@
 //! Shapes and their checks, tensor names, dependency groups, parameter counts, saving, adapters and
 //! the forward pass are derived from this value. `families` holds one file per family.
 
-use std::borrow::Cow;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::families;
 use crate::wiring::{Axis, BlockTensor, ChannelSpace, TensorId};
 
 /// A family of models.
@@ -478,20 +475,3 @@ impl PartialEq for Family {
 }
 
 impl Eq for Family {}
-
-/// A family is written as its first `model_type`.
-impl Serialize for Family {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let model_type = self.classes.first().map_or("", |class| class.model_type);
-        serializer.serialize_str(model_type)
-    }
-}
-
-impl<'de> Deserialize<'de> for &'static Family {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let model_type = Cow::<'_, str>::deserialize(deserializer)?;
-        families::find(&model_type)
-            .map(|(family, _)| family)
-            .ok_or_else(|| serde::de::Error::custom(format!("no family `{model_type}`")))
-    }
-}

@@ -4,6 +4,10 @@ mod gpt_neox;
 mod llama;
 mod qwen2;
 
+use std::borrow::Cow;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use crate::family::{Family, ModelClass};
 
 /// Every family.
@@ -31,4 +35,21 @@ pub(crate) fn model_types() -> impl Iterator<Item = &'static str> {
 /// The family of the models that are trained from nothing.
 pub fn default_family() -> &'static Family {
     &llama::LLAMA
+}
+
+/// A family is written as its first `model_type`.
+impl Serialize for Family {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let model_type = self.classes.first().map_or("", |class| class.model_type);
+        serializer.serialize_str(model_type)
+    }
+}
+
+impl<'de> Deserialize<'de> for &'static Family {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let model_type = Cow::<'_, str>::deserialize(deserializer)?;
+        find(&model_type)
+            .map(|(family, _)| family)
+            .ok_or_else(|| serde::de::Error::custom(format!("no family `{model_type}`")))
+    }
 }
