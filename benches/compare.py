@@ -1,11 +1,11 @@
-"""Both sides of every job in turns, in one run: medians of seconds, highest memory of the processes, ratios.
+"""Compares this program with PyTorch on the CPU: median seconds and peak memory of every job, and their ratios.
 
     cargo build --release --example speed --example random_model
     target/release/examples/random_model MODEL --shape 110m
     python benches/compare.py MODEL [--repeat 5] [--layers 2 11] [--jobs forward lora …] [--blocks 1024 288]
 
-Python needs torch, transformers and peft. The other side goes first; the memory that this program may take (`[run] memory`) is
-the share of the other side's highest that the job is meant to reach."""
+Python needs torch, transformers and peft. The two programs run each job alternately, PyTorch first. The memory limit of this
+program (`[run] memory`) is a share of the peak that PyTorch needed: the target of the job."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ parser.add_argument("--blocks", nargs="*", default=[])
 arguments = parser.parse_args()
 
 here = os.path.dirname(os.path.abspath(__file__))
-# the share of the other side's time, and of its memory, that a job is meant to take
+# Targets of each job: the share of PyTorch's time, and of its memory.
 reach = {
     "block": (1.0, None),
     "forward": (1.0, None),
@@ -35,7 +35,7 @@ reach = {
 
 
 def run(command):
-    """Seconds that the job says it took, and the process's highest memory in GiB."""
+    """The seconds that the process prints for its job, and its peak memory in GiB."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     seconds = process.stdout.read().split()
     _, status, usage = os.wait4(process.pid, 0)

@@ -1,15 +1,15 @@
-"""Both sides of every job on a GPU in turns, in float32 and in float16: medians of seconds, ratios, shares spent in products.
+"""Compares this program with PyTorch on a GPU, in float32 and float16: median seconds of every job, ratios, shares of matrix products.
 
     random_model /tmp/7b4 --shape 7b --layers 4 --half
     python benches/gpu.py SPEED /tmp/7b4 [--device cuda:0] [--rounds 5] [--json FILE]
 
 SPEED is the example `speed`, built with the feature `cuda`; `random_model` is an example too. The model has the shapes of
-LLaMA-7B (hidden 4096, MLP 11008, 32 heads) in 4 blocks. Python needs torch with CUDA, transformers and PEFT (`pytorch.py`
-beside this file is the other side). Every run is a process of its own that does the job a few times before it times it
-(`--times`); the sides swap their order every round. The products of each job alone are timed once per side, after its rounds.
+LLaMA-7B (hidden 4096, MLP 11008, 32 heads) with 4 blocks. Python needs torch with CUDA, transformers and PEFT (`pytorch.py`
+beside this file is the PyTorch side). Every run is its own process, which runs the job several times before it is timed
+(`--times`); the order of the two programs alternates. After the rounds of a job, its matrix products are timed once per program.
 
-A row is printed when its job is done, and FILE written anew, so what stops early keeps what it has. `--device cpu` tries this
-file without a GPU. A job that one side fails is reported and left out, and the exit code is 1."""
+A row is printed, and FILE written again, after each job, so an interrupted run keeps its results. `--device cpu` tries this
+script without a GPU. If one program fails a job, the job is reported and left out, and the exit code is 1."""
 
 import argparse
 import json
@@ -36,7 +36,7 @@ here = os.path.dirname(os.path.abspath(__file__))
 with open(os.path.join(arguments.model, "config.json")) as file:
     config = json.load(file)
 sides = {"ours": [arguments.speed], "pytorch": [sys.executable, os.path.join(here, "pytorch.py")]}
-# in a process of its own: this one must hold nothing on the GPU
+# Run in a process of its own, so that this one allocates nothing on the GPU.
 FACTS = """
 import json, sys, peft, torch, transformers
 facts = {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
@@ -47,15 +47,15 @@ if sys.argv[1] != "cpu" and torch.cuda.is_available():
 print(json.dumps(facts))
 """
 NOTE = """
-`forward` is a pass over all rows (here with the log probability of every token, there the logits alone); `element-first` the
-importance of every attention and MLP channel of all layers, one pass forward and back (there every parameter asks for its
-gradient, as in LLM-Pruner); `lora` a whole update, rank 8 on all seven matrices. f32: TF32 is off in PyTorch. f16: weights in
-float16; in `lora` PyTorch keeps the adapters in float32, under autocast, with a GradScaler. In products: the seconds of the job's
-products of activations and weights alone, over those of the job; attention's own products are not among them."""
+`forward`: a pass over all rows (this program computes the log probability of every token, PyTorch only the logits).
+`element-first`: the importance of every attention and MLP channel of all layers, one forward and one backward pass (in PyTorch
+every parameter gets a gradient, as in LLM-Pruner). `lora`: one update, rank 8 on all seven matrices. f32: TF32 is off in
+PyTorch. f16: weights in float16; in `lora` PyTorch keeps the adapters in float32, under autocast, with a GradScaler. In products:
+the time of the job's products of activations and weights alone, divided by that of the job, without those inside attention."""
 
 
 def nvidia_smi(query, uuid):
-    """The answer's lines, or none where it cannot be asked."""
+    """The lines that nvidia-smi prints; an empty list if it cannot be run."""
     try:
         command = ["nvidia-smi", f"--query-{query}", "--format=csv,noheader", "-i", uuid]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
@@ -65,7 +65,7 @@ def nvidia_smi(query, uuid):
 
 
 def warn_of_others(facts):
-    """Between our own runs nobody should be on the GPU."""
+    """Warns if another process uses the GPU between the runs."""
     for process in nvidia_smi("compute-apps=pid,name,used_memory", facts["uuid"]) if "uuid" in facts else []:
         print(f"warning: another process uses the GPU, times may not hold: {process}", file=sys.stderr)
 
@@ -92,7 +92,7 @@ def describe():
 
 
 def run(side, job, precision, *more):
-    """Seconds that the process says its job takes."""
+    """The seconds that the process prints for its job."""
     layers = ["--layers", "0", str(config["num_hidden_layers"]), "--threads", arguments.threads]
     size = ["--rows", str(arguments.rows), "--length", str(arguments.length), "--times", *arguments.times]
     command = [*sides[side], job, arguments.model, "--device", arguments.device, "--precision", precision, *size, *layers, *more]
@@ -103,10 +103,10 @@ def run(side, job, precision, *more):
 
 
 def compare(job, precision):
-    """The seconds of both sides, round by round, and of their products."""
+    """The seconds of both programs in each round, and those of their matrix products."""
     seconds = {side: [] for side in sides}
     for at in range(arguments.rounds):
-        for side in sorted(sides, reverse=at % 2 == 0):  # PyTorch first, then ours first, …
+        for side in sorted(sides, reverse=at % 2 == 0):  # the order alternates, PyTorch first
             seconds[side].append(run(side, job, precision))
     return seconds, {side: run(side, job, precision, "--products") for side in sides}
 

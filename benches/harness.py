@@ -1,21 +1,22 @@
-"""lm-evaluation-harness and this program score the same rows with the same model, in turns: medians of seconds, ratios.
+"""Compares this program with lm-evaluation-harness on the same rows and the same model: median seconds and ratios.
 
     cargo build --release
     python benches/harness.py MODEL DATA --tasks boolq piqa boolq+piqa+hellaswag [--limit 100] [--repeat 3] [--threads 2]
 
-MODEL is a folder of Hugging Face, DATA the folder of the published sets (`boolq/validation.jsonl`, …). A job is a task, or
+MODEL is a Hugging Face folder, DATA the folder of the published sets (`boolq/validation.jsonl`, …). A job is a task, or
 several joined by `+`. Python needs lm_eval, torch and transformers. The harness's tasks are its own YAML files with
-`dataset_path: json` over the same rows; nothing is fetched. Both sides work in float32 on the CPU, each in its own process.
+`dataset_path: json` over the same rows; nothing is downloaded. Both programs compute in float32 on the CPU, alternately, each
+in its own process.
 
-The harness scores one request at a time unless it is told otherwise. The larger batches of `--batches` are tried once, and where
-the fastest of them beats that it gets a row of its own. Its scoring seconds are those inside `lm.loglikelihood` (tokens made,
-batches sorted, the model run); ours are the whole `evaluate` stage, rows read and tables written. Whole seconds are those of the
-process. The harness keeps the tables it makes of the rows from one run to the next, as it does for its users; this program begins
-anew each time. Where the two sides count differently by more than one document, or the choices' log likelihoods do not sum up
-alike, nothing is reported: the row would compare two jobs.
+The harness scores one request at a time unless it is told otherwise. The larger batches of `--batches` are tried once, and the
+fastest of them gets its own row if it is faster than batch 1. Scoring seconds of the harness are those inside
+`lm.loglikelihood` (tokenisation, sorting, the model); those of this program are the whole `evaluate` stage, including reading
+rows and writing tables. Whole seconds are those of the process. The harness keeps its converted rows between runs, as it does
+for its users; this program starts without stored products. If accuracies differ by more than one document, or the sums of log
+likelihoods differ, the script stops: the programs did not run the same job.
 
-The last column is how many processors other programs kept busy meanwhile. PyTorch's threads wait for each other by spinning:
-where they must share processors the harness takes many times as long. A row with more than about 0.1 there says nothing."""
+The last column is the number of processors that other programs kept busy meanwhile. PyTorch's threads wait for each other by
+spinning, so the harness slows down many times if it shares processors. Ignore rows with more than about 0.1 there."""
 
 import argparse
 import json
@@ -42,7 +43,7 @@ arguments = parser.parse_args()
 
 
 def local_task(manager, name, folder):
-    """The harness's task over the rows of DATA: its own file, included, and another source."""
+    """A task file that includes the harness's own and reads the rows of DATA."""
     split = "test" if (arguments.data / name / "test.jsonl").exists() else "validation"
     config = {
         "include": str(manager.task_index[name].yaml_path),
@@ -56,12 +57,12 @@ def local_task(manager, name, folder):
         f"{split}_split": split,
     }
     path = Path(folder) / f"{name}.yaml"
-    path.write_text(json.dumps(config))  # YAML holds JSON
+    path.write_text(json.dumps(config))  # JSON is valid YAML
     return str(path)
 
 
 def harness_once():
-    """The harness in this process: seconds inside `loglikelihood`, and what every task came to."""
+    """Runs the harness in this process; prints the seconds inside `loglikelihood` and the metrics of every task."""
     import torch
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -94,7 +95,7 @@ def harness_once():
 
 
 def busy():
-    """Seconds of now, seconds that all processors have worked, and how many of these were for this script's processes."""
+    """The current time, the busy seconds of all processors, and those of this script's child processes."""
     with open("/proc/stat") as file:
         user, nice, system, _, _, interrupts, soft = (int(ticks) for ticks in file.readline().split()[1:8])
     sides = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -103,7 +104,7 @@ def busy():
 
 
 def process(command, environment=None):
-    """Standard output and seconds of a process that must succeed."""
+    """Runs a process; returns its standard output and its seconds, and ends the script if it fails."""
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -122,7 +123,7 @@ def harness(tasks, batch, folder):
 
 
 def ours(tasks, folder):
-    """This program with a fresh folder of results: nothing is kept from the time before."""
+    """Runs this program with an empty results folder, so that no stored product is reused."""
     import pyarrow.parquet
 
     with tempfile.TemporaryDirectory(dir=folder) as results:
@@ -153,8 +154,8 @@ tasks = {json.dumps(tasks)}
 
 
 def must_agree(theirs, here):
-    """The harness's metrics over as many documents here, at most one document counted differently, and as likely choices:
-    of a few rows, models that have nothing in common may count alike."""
+    """Ends the script unless both programs have the same document counts, metrics within one document, and equal sums of log
+    likelihoods; with few rows the metrics alone could agree by chance."""
     if not theirs["metrics"]:
         raise SystemExit("the harness gave neither acc nor acc_norm: there is nothing to compare")
     for metric, (value, n) in theirs["metrics"].items():
@@ -166,7 +167,7 @@ def must_agree(theirs, here):
 
 
 def compare(job, folder):
-    """The rows of one job; the times of the trials are not counted."""
+    """Runs one job and prints its rows; the runs that find the fastest batch are not counted."""
     tasks = job.split("+")
     fastest = min(arguments.batches, key=lambda batch: harness(tasks, batch, folder)["scoring"], default=1)
     others, here, before = {1: [], fastest: []}, [], busy()

@@ -1,19 +1,19 @@
-"""The other side of the measurements: the same jobs in plain PyTorch, transformers and PEFT, as LLM-Pruner does them.
+"""The PyTorch side of the measurements: the same jobs in PyTorch, transformers and PEFT, as LLM-Pruner computes them.
 
     python benches/pytorch.py JOB MODEL [--layers FROM TO] [--times BEFORE TIMED] [--threads 2]
         [--device cuda:0] [--precision f16] [--rows 8] [--length 512] [--products]
 
-prints the median seconds of one job. Loading is not timed. Importance follows LLM-Pruner's own steps: every parameter asks for
-its gradient; the second-order forms go through the samples one by one first, and add the squares of each one's gradients to a
-buffer beside every parameter; then the whole batch, and scores of every member of every group from the gradients.
+Prints the median seconds of one job. Loading is not timed. Importance follows LLM-Pruner's steps: every parameter gets a
+gradient; second-order forms first process the samples one by one and add the squares of each sample's gradients to a buffer
+beside every parameter; then follow the whole batch, and the scores of every member of every group from the gradients.
 
-In f32 a GPU multiplies in float32 too: TF32 is off. In f16 the whole model is halved, `model.half()`; importance scales no loss,
-as LLM-Pruner does not. LoRA's adapters stay in float32 beside the frozen halves, under `torch.autocast` and with a `GradScaler`,
-as `fp16=True` of transformers' `Trainer` does it; an update whose gradients overflow is skipped and the scale halved, so give it
-a few times before.
+In f32 a GPU multiplies in float32 too: TF32 is off. In f16 the whole model is converted by `model.half()`; importance does not
+scale the loss, as in LLM-Pruner. LoRA's adapters stay in float32 beside the frozen float16 weights, under `torch.autocast` and
+with a `GradScaler`, as with `fp16=True` of transformers' `Trainer`. An update whose gradients overflow is skipped and the scale
+halved, so run the job a few times before it is timed.
 
-`--products` times only the products of the job's activations with the model's matrices: x·Wᵀ; δ·W and δᵀ·x too where PyTorch
-makes them. LoRA's own products of rank 8 and those inside attention are not among them."""
+`--products` times only the products of the job's activations with the model's matrices: x·Wᵀ, and δ·W and δᵀ·x where PyTorch
+computes them. LoRA's own products of rank 8 and those inside attention are not included."""
 
 import argparse
 import json
@@ -35,7 +35,7 @@ arguments = parser.parse_args()
 os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import torch  # noqa: E402  (threads are set before)
+import torch  # noqa: E402  (the threads must be set before the import)
 
 torch.set_num_threads(arguments.threads)
 torch.set_float32_matmul_precision("highest")  # no TF32
@@ -45,7 +45,7 @@ dtype = torch.float16 if half else torch.float32
 
 
 def wait():
-    """A GPU works on after a call has returned."""
+    """Waits for the GPU, whose calls return before the work is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -64,7 +64,7 @@ def timed(job):
 
 
 def block(width):
-    """A LLaMA block of transformers, 8 sequences of 128: forward and backward, weights' gradients included."""
+    """A LLaMA block of transformers on 8 sequences of 128: forward and backward, with the gradients of the weights."""
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
@@ -97,7 +97,7 @@ def load():
 
 
 def rows(name):
-    """Rows of tokens, one after the other: those beside the model, or random ones, the same every time."""
+    """Rows of token ids: those in the file beside the model, or random ones from a fixed seed."""
     if arguments.length:
         with open(os.path.join(arguments.model, "config.json")) as file:
             vocabulary = json.load(file)["vocab_size"]
@@ -113,7 +113,7 @@ def linears(module):
 
 
 def products(parts):
-    """x·Wᵀ of every (linear, tokens, whether δ·W, whether δᵀ·x). Activations of one shape are one tensor."""
+    """Times x·Wᵀ of every (linear, tokens, whether also δ·W, whether also δᵀ·x). Activations of one shape share a tensor."""
     activations = {
         (tokens, width): torch.randn(tokens, width, device=device, dtype=dtype)
         for linear, tokens, _, _ in parts
@@ -147,7 +147,7 @@ def forward():
 
 
 def members(model):
-    """The members of every group: (weight, axis of its channels)."""
+    """The members of every group: (layer, axis of its channels)."""
     for layer in range(*arguments.layers):
         attention, mlp = model.model.layers[layer].self_attn, model.model.layers[layer].mlp
         yield [(attention.q_proj, 0), (attention.k_proj, 0), (attention.v_proj, 0), (attention.o_proj, 1)]
@@ -194,7 +194,7 @@ def lora():
 
     model, ids = load(), rows("rows-8x128.jsonl")
     if arguments.products:
-        first = model.model.layers[0].self_attn  # nobody asks below the first adapters
+        first = model.model.layers[0].self_attn  # no gradient is needed below the first adapters
         lowest = (first.q_proj, first.k_proj, first.v_proj)
         return products([(linear, ids.numel(), linear not in lowest, False) for linear in linears(model)])
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

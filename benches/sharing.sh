@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Times a sweep of 24 variants (sharing.toml) against the sum of the 24 run alone with empty caches, in turns, five times.
-# MODEL: a folder as transformers writes it; DATA: the published sets, with piqa/validation.jsonl; TEXT: calibration text.
+# Compares the time of a sweep of 24 variants (sharing.toml) with the sum of the 24 run alone with empty caches; alternately, five
+# times. MODEL: a folder as transformers writes it; DATA: the published sets, with piqa/validation.jsonl; TEXT: calibration text.
 set -euo pipefail
 [ $# = 3 ] || { echo "usage: benches/sharing.sh MODEL DATA TEXT" >&2; exit 2; }
 cd "$(dirname "$0")/.."

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Builds the program for an NVIDIA GPU on a machine that has neither GPU nor CUDA, as a CI builder is. Arguments are a command
-# of cargo and what follows it, `build` where there are none. Needs Rust, a C++ compiler, Python with pip, and 400 MB. Two
-# settings from the environment:
+# Builds the program for an NVIDIA GPU on a machine without GPU and CUDA, such as a CI machine. The arguments are a cargo
+# command with its options; default: `build`. Needs Rust, a C++ compiler, Python with pip, and 400 MB of disk. It reads two
+# environment variables:
 #
-#   CUDA_PATH  where the toolkit is, or where the parts of it that the build needs are put: bin/nvcc, include, lib64
-#              (target/cuda).
-#   CUDA_ARCH  the compute capability of the GPU: 9.0 for an H100, 8.9 for an RTX 4090 (8.0). The driver finishes the
-#              kernels for the GPU that it finds, so they run on this capability and on every later one.
+#   CUDA_PATH  the folder of the toolkit. If there is none, the parts that the build needs are installed into it: bin/nvcc,
+#              include, lib64. Default: target/cuda.
+#   CUDA_ARCH  the compute capability of the GPU: 9.0 for an H100, 8.9 for an RTX 4090. Default: 8.0. The driver compiles
+#              the kernels for the GPU that it finds, so they run on this capability and every later one.
 set -euo pipefail
 CUDA_PATH=${CUDA_PATH:+$(realpath --canonicalize-missing "$CUDA_PATH")}
 cd "$(dirname "$0")/.."
@@ -17,16 +17,16 @@ if ! [[ $CUDA_ARCH =~ ^[0-9]+\.[0-9]$ ]]; then
     exit 2
 fi
 
-# One release of CUDA throughout: a compiler newer than the driver makes kernels that the driver refuses. 13.0 is the
-# first that comes in parts which pip installs into one folder, and asks for the oldest driver of them (580).
-PARTS=(nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 # nvcc and what it calls
+# All parts are of one CUDA release, because a driver refuses kernels of a newer compiler. 13.0 is the first release whose parts
+# pip installs into one folder, and of these it needs the oldest driver (580).
+PARTS=(nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 # nvcc and the programs that it calls
     nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85)                    # cuda.h, cuda_fp16.h; nv/target
 
 work=$(mktemp -d)
 parts=
 trap 'rm -rf "$work" ${parts:+"$parts"}' EXIT
 
-# A folder with nvcc counts as a whole toolkit, so nvcc comes last.
+# A folder with nvcc counts as a complete toolkit, so nvcc is moved there last.
 install_toolkit() {
     echo "== CUDA's compiler and headers go to $CUDA_PATH"
     local pip=(python3 -m pip)
@@ -43,8 +43,9 @@ install_toolkit() {
     mv "$parts/nvcc" "$CUDA_PATH/bin/nvcc"
 }
 
-# The linker asks for CUDA's libraries by name. The program opens them when it uses a GPU (src/tensor/cuda/libraries.rs), so
-# empty ones do; and a function that is called but not opened there is an error of this build.
+# The linker needs CUDA's libraries by name. The program opens the real ones when it uses a GPU
+# (crates/secateur-tensor/src/cuda/libraries.rs), so empty ones suffice here. A function that is called but missing there fails
+# this link.
 make_stubs() {
     local library
     for library in cuda nvrtc cublas cublasLt; do
@@ -54,7 +55,7 @@ make_stubs() {
 
 [[ -x $CUDA_PATH/bin/nvcc && -f $CUDA_PATH/include/cuda.h ]] || install_toolkit
 
-# dfdx asks the GPU's own tool what to compile for.
+# dfdx's build script runs nvidia-smi to find the compute capability.
 printf '#!/bin/sh\nprintf "compute_cap\\n%s\\n"\n' "$CUDA_ARCH" >"$work/nvidia-smi"
 chmod +x "$work/nvidia-smi"
 

@@ -1,10 +1,10 @@
-"""Expected logits of tiny models of Qwen2 and GPT-NeoX whose weights follow from a formula.
+"""Expected logits of tiny Qwen2 and GPT-NeoX models whose weights are given by a formula.
 
-    python3 scripts/family_golden.py > tests/golden/families.json
+    python3 scripts/family_golden.py > tests/golden/data/families.json
     python3 scripts/family_golden.py FOLDER      compares with a checkpoint's expected.json
 
-An independent implementation in float64, written from the families' rules and not from the Rust code: the test
-`families::logits_equal_the_golden_ones` fills the same checkpoints and compares. Standard library only.
+An implementation in float64 that is independent of the Rust code. The test `families::logits_equal_the_golden_ones` builds the
+same checkpoints and compares the logits. Uses only the standard library.
 """
 
 import json
@@ -26,7 +26,7 @@ IDS = [3, 1, 4, 1, 5, 2, 6]
 
 
 def tensor_shapes(config):
-    """Stored tensors with their shapes, in the order in which the formula numbers them."""
+    """The stored tensors with their shapes, in the order of their index in the formula."""
     d, f, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     if config["model_type"] == "qwen2":
         kv = config["num_key_value_heads"] * (d // config["num_attention_heads"])
@@ -62,7 +62,7 @@ def f32(x):
 
 
 def formula(config):
-    """Element i of tensor t: 0.4 sin(1.7 i + 2.3 t), and 1 + a quarter of it for the weight of a norm."""
+    """Element i of tensor t is w = 0.4 sin(1.7 i + 2.3 t), or 1 + w / 4 for the weight of a norm."""
     tensors = {}
     for t, (name, shape) in enumerate(tensor_shapes(config).items()):
         is_norm = "norm" in name and name.endswith(".weight")
@@ -103,7 +103,7 @@ def layer_norm(x, weight, bias, epsilon):
 
 
 def rotate(head, position, base, rotated):
-    """Rotary in halves: dimension i of the first `rotated` is paired with i + rotated / 2."""
+    """Rotary positions in halves: of the first `rotated` dimensions, i is paired with i + rotated / 2."""
     out, half = list(head), rotated // 2
     for i in range(half):
         angle = position * base ** (-2.0 * i / rotated)
@@ -113,7 +113,7 @@ def rotate(head, position, base, rotated):
 
 
 def attention(queries, keys, values, dim):
-    """queries[t][head], keys[t][head], values[t][head] → for each position the heads' outputs, one after another."""
+    """queries[t][head], keys[t][head], values[t][head] → for each position the concatenated outputs of the heads."""
     group = len(queries[0]) // len(keys[0])
     outputs = []
     for t, heads in enumerate(queries):
@@ -172,7 +172,7 @@ def logits_gpt_neox(config, tensors, ids):
         project = lambda x, m: linear(x, matrix(tensors, p + m + ".weight"), vector(p + m + ".bias"))
         queries, keys, values = [], [], []
         for t, x in enumerate(states):
-            # the rows of the fused matrix: head by head q, k, v
+            # the rows of the fused matrix are q, k, v of each head in turn
             fused = heads_of(project(norm(x, p + "input_layernorm"), "attention.query_key_value"), dim)
             queries.append([rotate(h, t, base, rotated) for h in fused[0::3]])
             keys.append([rotate(h, t, base, rotated) for h in fused[1::3]])

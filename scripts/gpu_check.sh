@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in two steps, so that the machine with the GPU needs neither Rust nor the CUDA toolkit.
+# All checks that need a GPU, in two steps, so that the machine with the GPU needs neither Rust nor the CUDA toolkit.
 #
 #   scripts/gpu_check.sh prepare [--no-toolkit] [FOLDER]   build and pack, on any machine        (FOLDER: target/gpu-check)
 #   scripts/gpu_check.sh run [FOLDER]                      check, on the machine with the GPU
 #
 # `prepare` builds with scripts/build_cuda.sh (CUDA_ARCH=9.0 for an H100, 8.0 if it is not set) and leaves one folder of at
 # most 60 MB: the programs, the tests, the pipeline, the small model, and a copy of this script. `--no-toolkit` builds with
-# dfdx's `ci-check` instead: that tries the packing without nvcc, and the programs cannot use a GPU.
+# dfdx's `ci-check` instead: it tests the packing without nvcc, and the programs cannot use a GPU.
 #
-# `run` needs the NVIDIA driver, cuBLAS and NVRTC (those of an installed PyTorch are found), and takes at most eight minutes:
-#   1. operations  every operation and gradient on the GPU against the CPU
-#   2. pipelines   whole pipelines on the GPU against the CPU
-#   3. bytes       pipelines/ablation.toml twice, each with an empty cache: all tables and weights must be equal
-#   4. speed       benches/gpu.py against PyTorch, where python3 has torch, transformers and peft
-# It writes gpu-report.md into the working directory. Without a GPU the report says SKIPPED. Exit code: 0 passed or skipped,
+# `run` needs the NVIDIA driver, cuBLAS and NVRTC (an installed PyTorch has the last two). It takes at most eight minutes:
+#   1. operations  compares every operation and gradient with the CPU
+#   2. pipelines   compares whole pipelines with the CPU
+#   3. bytes       runs pipelines/ablation.toml twice, each with an empty cache: all tables and weights must be equal
+#   4. speed       compares with PyTorch (benches/gpu.py), if python3 has torch, transformers and peft
+# It writes gpu-report.md into the working directory; without a GPU the report says SKIPPED. Exit code: 0 passed or skipped,
 # 1 a check failed, 2 wrong arguments.
 set -euo pipefail
 
@@ -25,7 +25,7 @@ usage() {
     exit 2
 }
 
-# The test executables that a cargo command builds, one path a line.
+# Prints the paths of the test executables that a cargo command builds, one per line.
 test_executables() {
     "$@" --message-format=json | sed -nE 's/.*"executable":"([^"]+)".*/\1/p'
 }
@@ -66,7 +66,7 @@ prepare() {
     echo "== $folder: $size MB. On the machine with the GPU: $folder/scripts/gpu_check.sh run"
 }
 
-# Runs one check within a time limit, and adds its outcome and the end of its output to the report.
+# Runs one check with a time limit, and appends its outcome and the end of its output to the report.
 #   check NAME SECONDS COMMAND...
 check() {
     local name=$1 seconds=$2 begin=$SECONDS code=0
@@ -84,7 +84,7 @@ check() {
     } | tee -a "$report"
 }
 
-# The folders of an installed PyTorch's CUDA libraries, which hold cuBLAS and NVRTC.
+# Prints the folders of cuBLAS and NVRTC that an installed PyTorch brings, separated by colons.
 pytorch_libraries() {
     python3 - <<'PYTHON' 2>/dev/null || true
 import glob, os, site
@@ -94,7 +94,7 @@ print(":".join(sorted(folders)))
 PYTHON
 }
 
-# The ablation twice, each with an empty cache; every table and every file of weights must have the same bytes.
+# Runs the ablation twice, each with an empty cache; every table and every weight file must have the same bytes.
 same_bytes_twice() {
     local turn
     for turn in first second; do
@@ -130,9 +130,9 @@ run() {
     local libraries
     libraries=$(pytorch_libraries)
     export LD_LIBRARY_PATH=${libraries:+$libraries:}${LD_LIBRARY_PATH:-}
-    # Where the tests find the program and the project's files; without these, where they were built.
+    # Tell the tests where the program and the project's files are; their defaults are the paths of the build machine.
     export SECATEUR_RUNNER=$work/bin/runner SECATEUR_ROOT=$PWD
-    # one test at a time: they share the GPU
+    # One test at a time, because they share the GPU.
     check operations 60 "$work/bin/operations" --nocapture --test-threads 1 ops::
     check pipelines 90 "$work/bin/pipelines" --test-threads 1 devices
     export -f same_bytes_twice speed
