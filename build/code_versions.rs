@@ -406,7 +406,7 @@ mod tests {
 
     #[test]
     fn reports_commands_and_their_dependencies_change_no_version() {
-        for path in ["src/report/mod.rs", "src/report/text.rs"] {
+        for path in ["src/report/mod.rs", "src/report/text/mod.rs"] {
             assert_eq!(changed_by(path, with_a_new_line), [""; 0], "{path}");
         }
         assert_eq!(
