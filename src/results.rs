@@ -168,9 +168,9 @@ impl VariantManifest {
 
     fn write(&self, folder: &Path) -> Result<(), FileError> {
         let path = folder.join("manifest.json");
-        let text = serde_json::to_string_pretty(self).map_err(|e| FileError {
+        let text = serde_json::to_string_pretty(self).map_err(|error| FileError {
             path: path.clone(),
-            source: e.into(),
+            source: error.into(),
         })?;
         files::write_atomic(&path, (text + "\n").as_bytes())
     }
@@ -400,7 +400,8 @@ impl VariantFolder {
         status: VariantStatus,
         error: Option<String>,
     ) -> Result<PathBuf, FileError> {
-        (self.manifest.status, self.manifest.error) = (status, error);
+        self.manifest.status = status;
+        self.manifest.error = error;
         let has_succeeded = status == VariantStatus::Succeeded;
         if !has_succeeded {
             self.manifest.outputs.clear();
@@ -434,10 +435,11 @@ fn keep_foreign_files(old: &Path, new: &Path) {
         return;
     };
     for file in files::list_files(old).unwrap_or_default() {
-        let is_own = manifest.outputs.contains_key(&*file.to_string_lossy())
+        let is_from_a_run = manifest.outputs.contains_key(&*file.to_string_lossy())
             || file.starts_with(ATTEMPT_FOLDER)
-            || [Path::new("manifest.json"), Path::new("log.jsonl")].contains(&&*file);
-        if is_own || new.join(&file).exists() {
+            || file == Path::new("manifest.json")
+            || file == Path::new("log.jsonl");
+        if is_from_a_run || new.join(&file).exists() {
             continue;
         }
         if let Err(error) = files::link_or_copy_files(old, [&*file], new) {

@@ -2,8 +2,8 @@
 //! options, the version of its code, the files it reads, its random streams, the arithmetic of the
 //! machine, and the keys of the stages whose values it takes.
 //!
-//! Stages whose values it does not take have no part in its key: another `limit` of an evaluation of
-//! the dense model leaves the key of the importance as it was.
+//! Stages whose values it does not take have no part in its key: a different `limit` of an
+//! `evaluate` stage does not change the key of a later `importance`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Index;
@@ -24,7 +24,7 @@ use secateur_data::InputFile;
 
 pub use secateur_store::cache::KEY_HEX_DIGITS;
 
-/// Part of every key. Raised when the format of stored products changes, or when code outside
+/// Part of every key. Increase it when the format of stored products changes, or when code outside
 /// the hashed sources changes what a stage computes.
 const KEY_FORMAT_VERSION: u32 = 1;
 
@@ -43,7 +43,8 @@ pub(crate) fn code_version(tag: &str) -> &'static str {
 #[derive(Clone, Debug)]
 pub struct ProductKey {
     pub key: String,
-    /// The files that the stage reads and their hashes. A built-in file has a name instead of a path.
+    /// The files that the stage reads and their hashes. A built-in file has a name instead of a
+    /// path.
     pub input_hashes: BTreeMap<String, String>,
     /// The values that the stage takes, each with the node that makes it.
     pub(crate) input_nodes: Vec<(ValueKind, NodeId)>,
@@ -92,7 +93,7 @@ impl ProductKeys {
         let mut files = HashedFiles::default();
         let mut by_node: PerNode<Option<ProductKey>> = plan.nodes.iter().map(|_| None).collect();
         for variant in &plan.variants {
-            // The node that made each value which is valid before the step at hand.
+            // The values that are valid before the current step, each with the node that made it.
             let mut makers: BTreeMap<ValueKind, NodeId> = BTreeMap::new();
             for (&node, step) in variant.nodes.iter().zip(&variant.steps) {
                 if by_node[node].is_none() {
@@ -102,6 +103,7 @@ impl ProductKeys {
                         .into_iter()
                         .filter_map(|value| Some((value, *makers.get(&value)?)))
                         .collect();
+                    // A maker is an earlier step of the variant, so it has a key by now.
                     let input_keys: Vec<Value> = input_nodes
                         .iter()
                         .map(|&(value, maker)| {
@@ -172,8 +174,8 @@ fn compute_key(
     files: &mut HashedFiles,
 ) -> Result<(String, BTreeMap<String, String>), InputError> {
     let mut input_hashes = BTreeMap::new();
-    // Names without folders: a model that is moved keeps its products.
-    let mut contents = Vec::new();
+    // The key has file names without folders, so moving a model does not change it.
+    let mut names_and_hashes = Vec::new();
     for input in step.stage.input_files(run.data.as_deref()) {
         let (name, hash) = match &input {
             InputFile::OnDisk(path) => {
@@ -185,7 +187,7 @@ fn compute_key(
                 (name.clone(), hash)
             }
         };
-        contents.push(json!([name, hash]));
+        names_and_hashes.push(json!([name, hash]));
         input_hashes.insert(input.name(), hash);
     }
     let stage = &step.stage;
@@ -195,7 +197,7 @@ fn compute_key(
         "arithmetic": arithmetic,
         "step": step.identity(),
         "seed": stage.stage_type().uses_seed.then_some(run.seed),
-        "files": contents,
+        "files": names_and_hashes,
         "from": input_keys,
         "machine": measured_resources(&**stage, run),
     });
@@ -228,8 +230,8 @@ impl HashedFiles {
         Ok(hash)
     }
 
-    /// Whether the content of a hashed file has changed. Its hash is compared only if its size or
-    /// time is another. Built-in files never change.
+    /// Whether the content of a hashed file has changed. It is hashed again only if its size or
+    /// modification time differs. Built-in files never change.
     fn has_changed(&self, path: &Path) -> bool {
         self.by_path.get(path).is_some_and(|(fingerprint, stamp)| {
             file_stamp(path) != Some(*stamp) && !fingerprint.matches_file(path)

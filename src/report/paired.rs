@@ -75,11 +75,14 @@ fn select_documents(
         measurements.values().map(field).collect()
     };
     let names: Vec<&str> = measurements.keys().map(String::as_str).collect();
-    let steps: Vec<u32> = measurements.values().map(|one| one.step).collect();
+    let steps: Vec<u32> = measurements
+        .values()
+        .map(|measurement| measurement.step)
+        .collect();
     let measured = df!(
         "name" => names,
-        "task" => text(|one| &one.task),
-        "metric" => text(|one| &one.metric),
+        "task" => text(|measurement| &measurement.task),
+        "metric" => text(|measurement| &measurement.metric),
         "step" => steps,
     )?;
     let keys = ["task", "metric", "step"];

@@ -1,5 +1,6 @@
-//! Families of models against transformers' own numbers (shared fixtures), and against themselves: gradients against
-//! differences, a mask against a cut, what is saved against what is read, on the CPU and on `cpu-as-gpu`.
+//! Families of models against transformers' own numbers (shared fixtures), and against themselves:
+//! gradients against differences, a mask against a cut, what is saved against what is read, on the
+//! CPU and on `cpu-as-gpu`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -152,8 +153,8 @@ fn logits_equal_transformers() {
 }
 
 test!(logits_equal_the_golden_ones);
-/// Numbers that need no shared material: checkpoints filled by a formula, and logits of an implementation in Python
-/// (`scripts/family_golden.py`).
+/// Numbers that need no shared material: checkpoints filled by a formula, and logits of an
+/// implementation in Python (`scripts/family_golden.py`).
 fn logits_equal_the_golden_ones() {
     let golden = json(Path::new(concat!(
         env!("CARGO_MANIFEST_DIR"),
@@ -171,7 +172,8 @@ fn logits_equal_the_golden_ones() {
             let name = tensor["name"].as_str().unwrap().to_owned();
             let shape: Vec<usize> = numbers(&tensor["shape"]);
             let is_norm = name.contains("norm") && name.ends_with(".weight");
-            // element i of tensor t: 0.4 sin(1.7 i + 2.3 t), and 1 + a quarter of it for the weight of a norm
+            // element i of tensor t: 0.4 sin(1.7 i + 2.3 t), and 1 + a quarter of it for the weight
+            // of a norm
             let value = |i: usize| {
                 let wave = 0.4 * (1.7 * i as f64 + 2.3 * t as f64).sin();
                 if is_norm { 1.0 + 0.25 * wave } else { wave }
@@ -413,8 +415,8 @@ fn worked_prunings_are_reproduced() {
     });
 }
 
-/// What is saved is read back to the same bits, in memory and streamed, and saved again to the same files; the
-/// streamed model of the file does the same.
+/// What is saved is read back to the same bits, in memory and streamed, and saved again to the same
+/// files; the streamed model of the file does the same.
 fn check_save_and_load(label: &str, model: &Model) {
     let first = tempfile::tempdir().unwrap();
     model.save(first.path(), StorageDtype::Float32).unwrap();
@@ -540,8 +542,8 @@ fn loss(model: &Model) -> f64 {
     backward(model, model.blocks.len()).0
 }
 
-/// Along its own direction the loss rises by the gradient's length: central differences, `moved` being the model
-/// with one weight moved by these values.
+/// Along its own direction the loss rises by the gradient's length: central differences, `moved`
+/// being the model with one weight moved by these values.
 fn check_slope(label: &str, gradient: &[f32], moved: impl Fn(&[f32]) -> Model) {
     let square = |sum: f64, g: &f32| sum + f64::from(*g).powi(2);
     let length = gradient.iter().fold(0.0, square).sqrt();
@@ -677,7 +679,8 @@ fn adapters_are_read_back_from_pefts_layout() {
 }
 
 test!(a_fused_adapter_is_what_peft_computes);
-/// q, k and v are one module of three times the rank; its product is the fused rows of the three products.
+/// q, k and v are one module of three times the rank; its product is the fused rows of the three
+/// products.
 fn a_fused_adapter_is_what_peft_computes() {
     let model = random_of(families::find("gpt_neox").unwrap().0, false);
     let targets = [BlockTensor::Q, BlockTensor::K, BlockTensor::V];
@@ -831,7 +834,8 @@ fn an_export_names_a_class_that_can_hold_it() {
 }
 
 test!(costs_are_those_of_the_family);
-/// Costs by hand: one block of width 24, heads of 8, three of them (six query heads for qwen2), 20 channels.
+/// Costs by hand: one block of width 24, heads of 8, three of them (six query heads for qwen2), 20
+/// channels.
 fn costs_are_those_of_the_family() {
     let expected = [
         // embedding and output matrix, norms, matrices, biases
