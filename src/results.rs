@@ -126,18 +126,18 @@ const MAY_DIFFER_NOTICE: &str = "On another CPU model, and on GPUs, the last bit
 
 impl VariantManifest {
     /// The manifest of a variant before its first stage: `source_text` is the pipeline file,
-    /// `resolved` the variant's own `pipeline.toml`.
+    /// `pipeline_toml` the variant's own `pipeline.toml`.
     pub fn new(
         variant_id: &str,
         source_text: &str,
-        resolved: &str,
+        pipeline_toml: &str,
         seed: u64,
         device: Device,
     ) -> Self {
         Self {
             program: machine::PROGRAM_VERSION.to_owned(),
             source: blake3::hash(source_text.as_bytes()).to_hex().to_string(),
-            pipeline: blake3::hash(resolved.as_bytes()).to_hex().to_string(),
+            pipeline: blake3::hash(pipeline_toml.as_bytes()).to_hex().to_string(),
             variant: variant_id.to_owned(),
             seed,
             device: machine::device_description(device),
@@ -265,7 +265,7 @@ impl ResultsFolder {
     pub fn begin_variant(
         &self,
         claim: Claim,
-        resolved: &str,
+        pipeline_toml: &str,
         manifest: VariantManifest,
     ) -> Result<VariantFolder, FileError> {
         let id = manifest.variant.clone();
@@ -282,10 +282,10 @@ impl ResultsFolder {
         // `make_room` refuses folders without a manifest, so the folder must never exist without
         // one: both files are written elsewhere and moved together.
         match &variant.replacement {
-            Some(replacement) => variant.write_first_files(replacement.path(), resolved)?,
+            Some(replacement) => variant.write_first_files(replacement.path(), pipeline_toml)?,
             None => {
                 let draft = PartialFolder::new(self.folder())?;
-                variant.write_first_files(draft.path(), resolved)?;
+                variant.write_first_files(draft.path(), pipeline_toml)?;
                 draft.replace_unsynced(&variant.folder)?;
             }
         }
@@ -293,7 +293,7 @@ impl ResultsFolder {
         // complete.
         variant.manifest.outputs.insert(
             "pipeline.toml".to_owned(),
-            Fingerprint::from_bytes(resolved.as_bytes()),
+            Fingerprint::from_bytes(pipeline_toml.as_bytes()),
         );
         Ok(variant)
     }
@@ -333,8 +333,8 @@ impl VariantFolder {
         self.work_folder().join("log.jsonl")
     }
 
-    fn write_first_files(&self, folder: &Path, resolved: &str) -> Result<(), FileError> {
-        files::write_atomic_unsynced(&folder.join("pipeline.toml"), resolved.as_bytes())?;
+    fn write_first_files(&self, folder: &Path, pipeline_toml: &str) -> Result<(), FileError> {
+        files::write_atomic_unsynced(&folder.join("pipeline.toml"), pipeline_toml.as_bytes())?;
         self.manifest.write(folder)
     }
 

@@ -64,14 +64,14 @@ pub struct RunSettings {
 /// The memory that the program may take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MemoryLimit {
-    /// What the program holds, and four fifths of what is free.
+    /// The memory that the program has at this moment, and four fifths of the free memory.
     #[default]
     Auto,
     Bytes(ByteSize),
 }
 
 impl MemoryLimit {
-    /// The limit in bytes, at this moment.
+    /// The limit in bytes. `Auto` is measured at each call.
     pub fn bytes(self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.as_u64(),

@@ -89,8 +89,8 @@ fn gpu_memory_shortage<'a>(
     })
 }
 
-/// Exports add up on the disk, so the sum over all nodes is compared with the free space. The problem
-/// is reported at the first node that writes.
+/// Exports add up on the disk, so the sum over all nodes is compared with the free space. The
+/// problem is reported at the first node that writes.
 fn disk_space_shortage<'a>(
     estimated: &[(&'a PlanNode, ResourceEstimate)],
     plan: &Plan,

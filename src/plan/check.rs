@@ -43,21 +43,21 @@ pub fn check(
     with_environment: bool,
 ) -> Result<Plan, InvalidPipeline> {
     let path_text = path.display().to_string();
+    let pipeline_text = match read_text(path) {
+        Ok(text) => text,
+        Err(message) => {
+            let problem = SourceTexts::new(&path_text, "").problem(
+                0..0,
+                format!("cannot read `{path_text}`: {message}"),
+                "a pipeline is a TOML file; its path is relative to the working directory",
+            );
+            return Err(InvalidPipeline {
+                name: path_text,
+                problems: vec![problem],
+            });
+        }
+    };
     let mut problems = Vec::new();
-    let pipeline_text = read_text(path).unwrap_or_else(|message| {
-        problems.push(SourceTexts::new(&path_text, "").problem(
-            0..0,
-            format!("cannot read `{path_text}`: {message}"),
-            "a pipeline is a TOML file; its path is relative to the working directory",
-        ));
-        String::new()
-    });
-    if !problems.is_empty() {
-        return Err(InvalidPipeline {
-            name: path_text,
-            problems,
-        });
-    }
 
     // Syntax and shape of the file and of the arguments.
     let mut sources = SourceTexts::new(&path_text, &pipeline_text);

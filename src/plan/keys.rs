@@ -97,20 +97,8 @@ impl ProductKeys {
             let mut makers: BTreeMap<ValueKind, NodeId> = BTreeMap::new();
             for (&node, step) in variant.nodes.iter().zip(&variant.steps) {
                 if by_node[node].is_none() {
-                    let input_nodes: Vec<(ValueKind, NodeId)> = step
-                        .stage
-                        .all_inputs()
-                        .into_iter()
-                        .filter_map(|value| Some((value, *makers.get(&value)?)))
-                        .collect();
-                    // A maker is an earlier step of the variant, so it has a key by now.
-                    let input_keys: Vec<Value> = input_nodes
-                        .iter()
-                        .map(|&(value, maker)| {
-                            let key = by_node[maker].as_ref().map_or("", |product| &product.key);
-                            json!([value.phrase(), key])
-                        })
-                        .collect();
+                    let input_nodes = input_nodes(step, &makers);
+                    let input_keys = input_keys(&input_nodes, &by_node);
                     let (key, input_hashes) =
                         compute_key(step, run, &arithmetic, &input_keys, &mut files)?;
                     by_node[node] = Some(ProductKey {
@@ -162,6 +150,28 @@ impl ProductKeys {
         };
         added.or_else(removed).or_else(changed).cloned()
     }
+}
+
+/// The values that a step takes, each with the node that made it. A value that no earlier step made
+/// is one that the stage can do without.
+fn input_nodes(step: &Step, makers: &BTreeMap<ValueKind, NodeId>) -> Vec<(ValueKind, NodeId)> {
+    let inputs = step.stage.all_inputs().into_iter();
+    inputs
+        .filter_map(|value| Some((value, *makers.get(&value)?)))
+        .collect()
+}
+
+/// The names of the values that a step takes, each with the key of the node that made it. These
+/// nodes are earlier steps of the variant, so their keys are known.
+fn input_keys(
+    input_nodes: &[(ValueKind, NodeId)],
+    by_node: &PerNode<Option<ProductKey>>,
+) -> Vec<Value> {
+    let key_of = |node: NodeId| by_node[node].as_ref().map_or("", |product| &product.key);
+    input_nodes
+        .iter()
+        .map(|&(value, node)| json!([value.phrase(), key_of(node)]))
+        .collect()
 }
 
 /// The key of a step and the hashes of the files that it reads. `input_keys` are the keys of the

@@ -129,8 +129,8 @@ impl Selection {
     }
 }
 
-/// Marks the nodes that must run even if their products are stored: all of them if `force_all`, else
-/// those of the types in `force_from` and their descendants.
+/// Marks the nodes that must run even if their products are stored: all of them if `force_all`,
+/// else those of the types in `force_from` and their descendants.
 pub(super) fn mark_forced(
     nodes: &mut PerNode<PlanNode>,
     force_all: bool,

@@ -59,10 +59,9 @@ impl Survey {
 
     /// The number of stages that are still to run, and an estimate of their run time in seconds.
     ///
-    /// `is_remaining` tells whether the run has yet to visit a node. A stage is estimated at the
-    /// mean run time of the stages of its type in `measured`, or, if there is
-    /// none, of those whose products are stored. The estimate is None if neither exists for a
-    /// stage.
+    /// `is_remaining` is true for a node that the run has yet to visit. A stage is estimated at the
+    /// mean run time of the stages of its type in `measured` or, if there is none, of those whose
+    /// products are stored. The estimate is None if neither exists for a stage.
     pub fn remaining_stages(
         &self,
         plan: &Plan,

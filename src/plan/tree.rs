@@ -67,8 +67,8 @@ pub struct PlanNode {
     pub(crate) forced_by: Option<String>,
 }
 
-/// Builds the tree of the steps and fills in the `nodes` of every variant. Variants whose first steps
-/// are equal share the nodes of these steps. Returns the nodes and the roots.
+/// Builds the tree of the steps and fills in the `nodes` of every variant. Variants whose first
+/// steps are equal share the nodes of these steps. Returns the nodes and the roots.
 pub(super) fn build_tree(variants: &mut PerVariant<Variant>) -> (PerNode<PlanNode>, Vec<NodeId>) {
     let mut nodes: PerNode<PlanNode> = PerNode::default();
     let mut roots = Vec::new();

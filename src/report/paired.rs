@@ -71,7 +71,7 @@ fn select_documents(
     measurements: &Measurements,
     value_column: &str,
 ) -> Result<DataFrame, PolarsError> {
-    let text = |field: fn(&Measurement) -> &str| -> Vec<&str> {
+    let field_values = |field: fn(&Measurement) -> &str| -> Vec<&str> {
         measurements.values().map(field).collect()
     };
     let names: Vec<&str> = measurements.keys().map(String::as_str).collect();
@@ -81,8 +81,8 @@ fn select_documents(
         .collect();
     let measured = df!(
         "name" => names,
-        "task" => text(|measurement| &measurement.task),
-        "metric" => text(|measurement| &measurement.metric),
+        "task" => field_values(|measurement| &measurement.task),
+        "metric" => field_values(|measurement| &measurement.metric),
         "step" => steps,
     )?;
     let keys = ["task", "metric", "step"];

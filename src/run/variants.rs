@@ -89,15 +89,15 @@ impl<'a> RunVariants<'a> {
             self.set_ended(id, VariantStatus::Succeeded, None, self.folder_of(variant));
             return Ok(BeginOutcome::Complete);
         }
-        let resolved = plan.variant_toml(variant)?;
+        let pipeline_toml = plan.variant_toml(variant)?;
         let manifest = VariantManifest::new(
             &variant.id,
             &plan.pipeline_text,
-            &resolved,
+            &pipeline_toml,
             plan.settings.run.seed,
             plan.settings.run.device,
         );
-        match self.results.begin_variant(claim, &resolved, manifest) {
+        match self.results.begin_variant(claim, &pipeline_toml, manifest) {
             Ok(folder) => {
                 self.states[id] = VariantState::Open(Box::new(folder));
                 Ok(BeginOutcome::Opened)
@@ -186,8 +186,8 @@ impl<'a> RunVariants<'a> {
         }
     }
 
-    /// Ends a variant and closes its folder. If the folder cannot be closed the variant has ended in
-    /// this run anyway; its manifest on disk says that it is not complete.
+    /// Ends a variant and closes its folder. If the folder cannot be closed the variant has ended
+    /// in this run anyway; its manifest on disk says that it is not complete.
     pub(crate) fn end(
         &mut self,
         id: VariantId,

@@ -1,5 +1,5 @@
-//! The program as users call it: the files that it writes, its exit codes, and equal bytes for equal
-//! input.
+//! The program as users call it: the files that it writes, its exit codes, and equal bytes for
+//! equal input.
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Float64Type, UInt64Type};

@@ -65,8 +65,8 @@ struct GenerateRow {
 /// The measurement of one metric at one step: step, task, metric, (document, value) pairs, chance.
 type Measured<'a> = (u32, &'a str, &'a str, &'a [(u64, f64)], Option<f64>);
 
-/// The description of a variant whose dense model is measured at steps 1 and 2, the pruned one at 6,
-/// the final one at 8 and 9.
+/// The description of a variant whose dense model is measured at steps 1 and 2, the pruned one at
+/// 6, the final one at 8 and 9.
 fn description(id: &str) -> VariantDescription {
     let steps = StepsByModel {
         dense: vec![1, 2],
@@ -382,7 +382,8 @@ fn summary_shows_the_uncertainty_of_differences() {
     let better = numbered(&[vec![0.0; 45], vec![1.0; 55]].concat());
     let other_documents: Vec<(u64, f64)> =
         half.iter().map(|(doc, value)| (doc + 1, *value)).collect();
-    // A variant with `wrong_count` wrong answers of 100 in task a, and these values in tasks b and t.
+    // A variant with `wrong_count` wrong answers of 100 in task a, and these values in tasks b and
+    // t.
     let variant = |id: &str, wrong_count: usize, b: &[(u64, f64)], t: [f64; 3]| {
         let mut answers = vec![1.0; 100];
         answers[..wrong_count].fill(0.0);

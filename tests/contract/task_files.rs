@@ -234,8 +234,8 @@ fn rows_are_found_in_hub_layouts() {
         write_nested(&folder.path().join(path), &rows);
         assert_eq!(documents(folder.path(), NESTED).unwrap().len(), 2, "{path}");
     }
-    // The first folder of `published` that has the split is used; in a folder, a file directly in it
-    // before one in a subfolder.
+    // The first folder of `published` that has the split is used; in a folder, a file directly in
+    // it before one in a subfolder.
     let folder = tempfile::tempdir().unwrap();
     write(
         &folder.path().join("nested/ARC-Easy/test.jsonl"),
@@ -307,8 +307,8 @@ gold = "a"
 test!(no_question_is_its_own_example);
 fn no_question_is_its_own_example() {
     let folder = tempfile::tempdir().unwrap();
-    // Rows 0 to 3 have the same question; rows 0 and 2 are equal, and rows 1 and 3. A row that equals
-    // the question is never drawn as its example.
+    // Rows 0 to 3 have the same question; rows 0 and 2 are equal, and rows 1 and 3. A row that
+    // equals the question is never drawn as its example.
     let mut rows: Vec<Value> = (0..9)
         .map(|index| serde_json::json!({"q": format!("q{}", index.max(3)), "a": index % 2}))
         .collect();

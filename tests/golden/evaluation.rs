@@ -384,8 +384,8 @@ fn llm_pruner_protocol_encodes_context_and_choice_separately() {
         .unwrap();
     let ids: Vec<u32> = context.iter().chain(&choice).copied().collect();
     let logits = walk::logits(&model, &ids);
-    // Σ over the tokens of the choice of log softmax(z)[token] = z[token] − ln Σ exp(z), where z are
-    // the 512 logits of the position before the token.
+    // Σ over the tokens of the choice of log softmax(z)[token] = z[token] − ln Σ exp(z), where z
+    // are the 512 logits of the position before the token.
     let expected: f64 = (context.len()..ids.len())
         .map(|position| {
             let row = &logits.values()[(position - 1) * 512..position * 512];

@@ -169,14 +169,14 @@ fn logits_equal_the_golden_ones() {
         )
         .unwrap();
         let mut tensors = Vec::new();
-        for (t, tensor) in case["tensors"].as_array().unwrap().iter().enumerate() {
+        for (tensor_number, tensor) in case["tensors"].as_array().unwrap().iter().enumerate() {
             let name = tensor["name"].as_str().unwrap().to_owned();
             let shape: Vec<usize> = numbers(&tensor["shape"]);
             let is_norm = name.contains("norm") && name.ends_with(".weight");
             // Element i of tensor t is 0.4 sin(1.7 i + 2.3 t); for the weight of a norm, 1 plus a
             // quarter of that.
             let value = |i: usize| {
-                let wave = 0.4 * (1.7 * i as f64 + 2.3 * t as f64).sin();
+                let wave = 0.4 * (1.7 * i as f64 + 2.3 * tensor_number as f64).sin();
                 if is_norm { 1.0 + 0.25 * wave } else { wave }
             };
             let bytes: Vec<u8> = (0..shape.iter().product())
@@ -576,7 +576,9 @@ fn weight_gradients_equal_differences() {
                 check_slope(&format!("{name} {id:?} on {device}"), gradient, |moves| {
                     let mut moved = model.clone();
                     moved.weight_mut(*id).update(|values| {
-                        values.iter_mut().zip(moves).for_each(|(w, m)| *w += m);
+                        for (value, change) in values.iter_mut().zip(moves) {
+                            *value += change;
+                        }
                     });
                     moved
                 });
@@ -654,7 +656,9 @@ fn adapter_gradients_equal_differences() {
                         Factor::B => &mut pair.b,
                     };
                     weight.update(|values| {
-                        values.iter_mut().zip(moves).for_each(|(w, m)| *w += m);
+                        for (value, change) in values.iter_mut().zip(moves) {
+                            *value += change;
+                        }
                     });
                     moved.merge_into(&model)
                 });
@@ -703,8 +707,8 @@ fn a_fused_adapter_is_what_peft_computes() {
         let module = "gpt_neox.layers.1.attention.query_key_value";
         let name = format!("base_model.model.{module}.lora_{factor}.weight");
         let tensor = file.tensor(&name).unwrap();
-        let values = tensor.data().chunks_exact(4);
-        let values = values.map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+        let chunks = tensor.data().chunks_exact(4);
+        let values = chunks.map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
         (tensor.shape().to_vec(), values.collect())
     };
     let ((a_shape, a), (b_shape, b)) = (factor("A"), factor("B"));
@@ -742,7 +746,10 @@ fn a_fused_adapter_is_what_peft_computes() {
         for (factor, shape, values) in &stored {
             let module = format!("gpt_neox.layers.{layer}.attention.query_key_value");
             let name = format!("base_model.model.{module}.lora_{factor}.weight");
-            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let bytes: Vec<u8> = values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect();
             views.push((name, shape.clone(), bytes));
         }
     }
@@ -837,8 +844,8 @@ fn an_export_names_a_class_that_can_hold_it() {
 }
 
 test!(costs_are_those_of_the_family);
-/// Costs computed by hand, for two blocks of hidden width 24 with 3 key/value heads of 8 channels (6
-/// query heads in llama and qwen2) and 20 MLP channels, and a vocabulary of 31.
+/// Costs computed by hand, for two blocks of hidden width 24 with 3 key/value heads of 8 channels
+/// (6 query heads in llama and qwen2) and 20 MLP channels, and a vocabulary of 31.
 fn costs_are_those_of_the_family() {
     let expected = [
         // Embedding and output matrix, final norm, then per block: norms, matrices, biases.

@@ -55,7 +55,9 @@ fn model(config: &Value) -> Model {
         size("head_dim"),
         size("vocab"),
     );
-    let keys = config["kv_heads"].as_u64().map_or(heads, |n| n as usize);
+    let kv_heads = config["kv_heads"]
+        .as_u64()
+        .map_or(heads, |count| count as usize);
     let weight = |tensor_id: TensorId, rows: usize, cols: usize| {
         let (t, is_norm) = formula_number(tensor_id);
         let value = |i: f64| {
@@ -71,7 +73,7 @@ fn model(config: &Value) -> Model {
         let shape = |part: BlockTensor| match part {
             BlockTensor::InputNorm | BlockTensor::PostAttentionNorm => (1, hidden),
             BlockTensor::Q => (heads * dim, hidden),
-            BlockTensor::K | BlockTensor::V => (keys * dim, hidden),
+            BlockTensor::K | BlockTensor::V => (kv_heads * dim, hidden),
             BlockTensor::O => (hidden, heads * dim),
             BlockTensor::Gate | BlockTensor::Up => (mlp, hidden),
             BlockTensor::Down => (hidden, mlp),
@@ -152,8 +154,9 @@ fn relative_difference(found: &[f64], expected: &[f64], terms_cancel: bool) -> f
     support::largest(found.iter().zip(expected).map(difference))
 }
 
-/// The removed channels of the group's root, `width` for each unit; `None` where the gap between the
-/// scores of kept and removed units is so small that float32 rounding could change the selection.
+/// The removed channels of the group's root, `width` for each unit; `None` where the gap between
+/// the scores of kept and removed units is so small that float32 rounding could change the
+/// selection.
 fn removed(scores: &[f64], kept: &[usize], width: usize) -> Option<Vec<usize>> {
     let is_kept = |unit: &usize| kept.contains(unit);
     let units = 0..scores.len();

@@ -164,10 +164,10 @@ fn gradients_equal_finite_differences() {
             .sqrt();
         let loss = |step: f64| {
             let mut moved = model.clone();
-            moved.weight_mut(tensor_id).update(|w| {
-                w.iter_mut()
-                    .zip(gradient)
-                    .for_each(|(w, g)| *w += (step * f64::from(*g) / length) as f32);
+            moved.weight_mut(tensor_id).update(|values| {
+                for (value, g) in values.iter_mut().zip(gradient) {
+                    *value += (step * f64::from(*g) / length) as f32;
+                }
             });
             let head_only = BackwardOptions {
                 lowest_layer: moved.blocks.len(),

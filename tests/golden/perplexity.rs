@@ -10,8 +10,8 @@ use secateur_model::Model;
 use super::evaluation::{context, corpora, floats, rows, tasks};
 use crate::support::{self, json, shared};
 
-/// Writes a task file for a text of TinyStories, and returns its path. `options` are the lines of the
-/// task's `[rows]` table after the file's name.
+/// Writes a task file for a text of TinyStories, and returns its path. `options` are the lines of
+/// the task's `[rows]` table after the file's name.
 fn stories(folder: &Path, file: &str, options: &str, metrics: &str) -> String {
     let data = shared("data");
     std::fs::copy(data.join("tinystories").join(file), folder.join(file)).unwrap();

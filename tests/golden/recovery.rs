@@ -117,12 +117,10 @@ fn column(table: &Table, name: &str) -> Vec<f64> {
 
 /// The largest difference between two adapter files.
 fn difference(a: &Path, b: &Path) -> f64 {
-    let (a, b) = (std::fs::read(a).unwrap(), std::fs::read(b).unwrap());
-    let (a, b) = (
-        SafeTensors::deserialize(&a).unwrap(),
-        SafeTensors::deserialize(&b).unwrap(),
-    );
-    assert_eq!(a.len(), b.len());
+    let (a_bytes, b_bytes) = (std::fs::read(a).unwrap(), std::fs::read(b).unwrap());
+    let a_tensors = SafeTensors::deserialize(&a_bytes).unwrap();
+    let b_tensors = SafeTensors::deserialize(&b_bytes).unwrap();
+    assert_eq!(a_tensors.len(), b_tensors.len());
     let values = |bytes: &[u8]| -> Vec<f32> {
         bytes
             .chunks_exact(4)
@@ -130,11 +128,12 @@ fn difference(a: &Path, b: &Path) -> f64 {
             .collect()
     };
     let worst = |name: &str| {
-        let (x, y) = (a.tensor(name).unwrap(), b.tensor(name).unwrap());
-        assert_eq!(x.shape(), y.shape(), "{name}");
-        largest_difference(&values(x.data()), &values(y.data()))
+        let a_tensor = a_tensors.tensor(name).unwrap();
+        let b_tensor = b_tensors.tensor(name).unwrap();
+        assert_eq!(a_tensor.shape(), b_tensor.shape(), "{name}");
+        largest_difference(&values(a_tensor.data()), &values(b_tensor.data()))
     };
-    largest(a.names().into_iter().map(worst))
+    largest(a_tensors.names().into_iter().map(worst))
 }
 
 test!(training_equals_peft, needs = MATERIAL);
@@ -154,17 +153,20 @@ fn training_equals_peft() {
         let steps = run["steps"].as_array().unwrap();
         assert_eq!((losses.len(), steps.len()), (60, 60));
         let (mut loss_errors, mut norm_errors) = (Vec::new(), Vec::new());
-        for (i, step) in steps.iter().enumerate() {
+        for (update, step) in steps.iter().enumerate() {
             let expected = |key: &str| step[key].as_f64().unwrap();
             assert!(
-                (rates[i] - expected("lr")).abs() < 1e-12,
+                (rates[update] - expected("lr")).abs() < 1e-12,
                 "update {}: lr {}",
-                i + 1,
-                rates[i]
+                update + 1,
+                rates[update]
             );
-            assert_eq!(tokens.value(i), step["target_tokens"].as_u64().unwrap());
-            loss_errors.push((losses[i] / expected("loss") - 1.0).abs());
-            norm_errors.push((norms[i] / expected("grad_norm") - 1.0).abs());
+            assert_eq!(
+                tokens.value(update),
+                step["target_tokens"].as_u64().unwrap()
+            );
+            loss_errors.push((losses[update] / expected("loss") - 1.0).abs());
+            norm_errors.push((norms[update] / expected("grad_norm") - 1.0).abs());
         }
         let (worst_loss, worst_norm) = (largest(loss_errors), largest(norm_errors));
         let final_adapter = shared(&format!(

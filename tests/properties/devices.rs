@@ -305,9 +305,9 @@ fn rank_correlation(a: &[Option<f64>], b: &[Option<f64>]) -> f64 {
     1.0 - 6.0 * squared_differences / (n * (n * n - 1.0))
 }
 
-/// The log likelihoods of the first evaluation, which measures the dense model. The pruned models of
-/// the two precisions can differ: where two scores are nearly equal, half precision can order them
-/// differently.
+/// The log likelihoods of the first evaluation, which measures the dense model. The pruned models
+/// of the two precisions can differ: where two scores are nearly equal, half precision can order
+/// them differently.
 fn dense_log_likelihoods(sandbox: &Sandbox, folder: &str) -> Vec<f64> {
     let rows = table(&sandbox.path(&format!("{folder}/evaluate_samples.parquet")));
     let steps = text(&rows["step"]);

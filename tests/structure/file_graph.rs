@@ -8,9 +8,9 @@
 //! - A re-export of a descendant (`pub use child::Item;`) is no edge either, unless the file also
 //!   uses the item. Whoever imports the item through the re-export gets an edge to `child`.
 //! - A module that is split into files is one unit: that a part uses items of the module above it
-//!   (`prune/decide.rs` uses `super::Options` of `prune.rs`) is no edge. The crate's root is no such
-//!   module; parts that use it while it uses them are a cycle.
-//! - Code under `#[cfg(test)]` and files named `tests` are left out: a test may use everything.
+//!   (`prune/decide.rs` uses `super::Options` of `prune.rs`) is no edge. The root of the crate is
+//!   not such a module: if it uses a file that uses it, the two are a cycle.
+//! - Code under `#[cfg(test)]` and files named `tests` are left out: tests may use every file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

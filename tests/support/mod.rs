@@ -90,8 +90,9 @@ pub fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// The perplexity of a stream of ids in windows of 128 tokens, as LLM-Pruner measures it: exp of the
-/// mean negative log probability of the 127 tokens of each window that have a token before them.
+/// The perplexity of a stream of ids in windows of 128 tokens, as LLM-Pruner measures it: exp of
+/// the mean negative log probability of the 127 tokens of each window that have a token before
+/// them.
 pub fn stream_perplexity(model: &Model, ids: &[u32]) -> f64 {
     let windows: Vec<Sequence> = ids
         .chunks_exact(128)
