@@ -111,6 +111,7 @@ impl ProductKeys {
                 makers.extend(step.stage.makes().iter().map(|&value| (value, node)));
             }
         }
+        // Every node belongs to a variant, so every node has a key and `flatten` drops none.
         Ok(Self {
             by_node: by_node.iter().flatten().cloned().collect(),
             files,
