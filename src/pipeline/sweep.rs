@@ -219,10 +219,11 @@ impl<'t> SweepParser<'_, 't> {
         }
         let lengths: BTreeSet<usize> = lists.iter().map(Vec::len).collect();
         if lengths.len() > 1 {
-            let all_lengths: Vec<String> =
-                lists.iter().map(|list| list.len().to_string()).collect();
-            let all_lengths = all_lengths.join(" and ");
-            let message = format!("lists that advance together have {all_lengths} values");
+            let counts: Vec<String> = lists.iter().map(|list| list.len().to_string()).collect();
+            let message = format!(
+                "lists that advance together have {} values",
+                counts.join(" and ")
+            );
             self.refuse(span, message, "give them the same number of values");
             return None;
         }

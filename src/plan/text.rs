@@ -38,8 +38,8 @@ pub fn to_text(plan: &Plan, survey: &Survey) -> String {
     if let Ok(Value::Object(settings)) = serde_json::to_value(&plan.settings.run) {
         for (key, value) in &settings {
             let layer = plan.settings.provenance.get(key);
-            let layer = layer.map_or("", String::as_str);
-            lines.push(format!("  {key:11} {value:24} {layer}"));
+            let layer_name = layer.map_or("", String::as_str);
+            lines.push(format!("  {key:11} {value:24} {layer_name}"));
         }
     }
     lines.join("\n") + "\n"
