@@ -12,8 +12,9 @@
 //! So a changed kernel discards the products of every stage that computes with it, and a changed
 //! report, command line or update of polars discards none.
 //!
-//! Uses are found in the text: a file uses a module or a crate if `name::` stands in it outside of
-//! comments. A name that is found by accident costs one recomputation; a use cannot be missed.
+//! Uses are found in the text: a file uses a module or a crate if it contains `name::` outside of
+//! comments. Every real use is found. A word that is found by accident adds a dependency that does
+//! not exist, which at worst computes a product again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -30,13 +31,13 @@ pub const INPUT_PATHS: [&str; 5] = [
     "src/stages",
 ];
 
-/// The files of `src/run` that decide outcomes: random streams, and how products are stored and read
-/// back. A file that is not there counts as empty.
+/// The files of `src/run` that decide outcomes: random streams, and how products are stored and
+/// read back. A file that is not there counts as empty.
 const RUN_SOURCES: [&str; 2] = ["src/run/node.rs", "src/run/values.rs"];
 
-/// Modules of `src/stages` that change no outcome: `environment` and `facts` serve the check and its
-/// estimates, `error` holds messages, `stage` is the trait, and `registry` lists the stages, so that
-/// following its uses would add all stages to each.
+/// Modules of `src/stages` that change no outcome: `environment` and `facts` serve the check and
+/// its estimates, `error` holds messages, `stage` is the trait, and `registry` lists the stages, so
+/// that following its uses would add all stages to each.
 const STAGE_MODULES_WITHOUT_EFFECT: [&str; 5] =
     ["environment", "error", "facts", "registry", "stage"];
 
@@ -75,7 +76,7 @@ struct SourceFile {
     path_words: BTreeSet<String>,
 }
 
-/// What versions are computed from.
+/// The sources and locked versions that versions are computed from.
 struct SourceTree {
     /// The modules of `src/stages`, stages and shared ones, with the files of each.
     stage_modules: BTreeMap<String, Files>,
@@ -99,12 +100,12 @@ struct LockedCrate {
 impl SourceTree {
     fn read(root: &Path) -> Self {
         let mut stage_modules: BTreeMap<String, Files> = BTreeMap::new();
-        for (path, text) in read_files(root, Path::new("src/stages")) {
+        for (path, file) in read_files(root, Path::new("src/stages")) {
             // `src/stages/prune.rs` and `src/stages/prune/decide.rs` are the module `prune`.
-            let first = path.iter().nth(2).map(Path::new);
-            let module = first.and_then(Path::file_stem).unwrap_or_default();
+            let third_part = path.iter().nth(2).map(Path::new);
+            let module = third_part.and_then(Path::file_stem).unwrap_or_default();
             let module = module.to_string_lossy().into_owned();
-            stage_modules.entry(module).or_default().insert(path, text);
+            stage_modules.entry(module).or_default().insert(path, file);
         }
         let mod_file = stage_modules.remove("mod").unwrap_or_default();
         let reexports = mod_file
@@ -155,12 +156,12 @@ impl SourceTree {
                 files.extend(self.workspace_crates[name].clone());
             }
         }
-        let external = self.external_crates(&files);
-        let lines: Vec<&String> = external
+        let external_crates = self.external_crates(&files);
+        let lines: Vec<&String> = external_crates
             .iter()
             .filter_map(|name| self.dependency_lines.get(name))
             .collect();
-        let locked = self.locked_versions(&external);
+        let locked = self.locked_versions(&external_crates);
         let mut hasher = DefaultHasher::new();
         for (path, file) in &files {
             (path, &file.text).hash(&mut hasher);
@@ -169,7 +170,8 @@ impl SourceTree {
         format!("{:016x}", hasher.finish())
     }
 
-    /// The module of a stage and the modules of `src/stages` that it uses, directly or through others.
+    /// The module of a stage and the modules of `src/stages` that it uses, directly or through
+    /// others.
     fn used_stage_modules(&self, stage: &str) -> BTreeSet<String> {
         let mut used = BTreeSet::new();
         let mut pending = vec![stage.to_owned()];
@@ -179,10 +181,12 @@ impl SourceTree {
             }
             let files = &self.stage_modules[&module];
             for other in self.stage_modules.keys() {
+                // A module is used by its path, or by a name that `src/stages/mod.rs` re-exports.
+                let has_path = files.values().any(|file| file.path_words.contains(other));
                 let mut exported = self.reexports.iter().filter(|(_, from)| from == other);
-                let is_used = files.values().any(|file| file.path_words.contains(other))
-                    || exported
-                        .any(|(name, _)| files.values().any(|file| file.words.contains(name)));
+                let has_exported_name =
+                    exported.any(|(name, _)| files.values().any(|file| file.words.contains(name)));
+                let is_used = has_path || has_exported_name;
                 if is_used && !STAGE_MODULES_WITHOUT_EFFECT.contains(&other.as_str()) {
                     pending.push(other.clone());
                 }
@@ -266,7 +270,7 @@ fn read_files(root: &Path, path: &Path) -> Files {
     files
 }
 
-/// The lines of a source file that are no comments.
+/// The lines of a source file that are not comments.
 fn code_lines(text: &str) -> impl Iterator<Item = &str> {
     text.lines()
         .filter(|line| !line.trim_start().starts_with("//"))
@@ -340,7 +344,8 @@ mod tests {
 
     const COMPILER: &[u8] = b"rustc 1.95.0";
 
-    /// A copy of the files of this source tree that versions depend on, and of some that they do not.
+    /// A copy of the files of this source tree that versions depend on, and of some that they do
+    /// not.
     fn copy_of_the_tree() -> tempfile::TempDir {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let copy = tempfile::tempdir().expect("a temporary folder");
@@ -348,10 +353,10 @@ mod tests {
             .into_iter()
             .chain(["src/report", "src/commands"])
         {
-            for (file, text) in read_files(root, Path::new(path)) {
-                let target = copy.path().join(file);
+            for (file_path, file) in read_files(root, Path::new(path)) {
+                let target = copy.path().join(file_path);
                 fs::create_dir_all(target.parent().expect("a parent")).expect("a folder");
-                fs::write(target, &text.text).expect("a file");
+                fs::write(target, &file.text).expect("a file");
             }
         }
         copy

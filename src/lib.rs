@@ -27,7 +27,7 @@
 //! - [`plan`]: [`check`](plan::check::check) turns a pipeline into a [`Plan`](plan::Plan): the
 //!   variants of its sweep, and the tree of the stages that they share.
 //! - [`results`]: the folder of a variant's results.
-//! - [`pipeline`]: what a pipeline file says, and the place of every value in it.
+//! - [`pipeline`]: the content of a pipeline file, and the span of every value in it.
 //! - [`stages`]: one file per stage type.
 //! - [`progress`], `machine`: progress bars; the description of the processor and the device.
 //!

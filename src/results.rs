@@ -126,18 +126,18 @@ const MAY_DIFFER_NOTICE: &str = "On another CPU model, and on GPUs, the last bit
 
 impl VariantManifest {
     /// The manifest of a variant before its first stage: `source_text` is the pipeline file,
-    /// `resolved` the variant's own `pipeline.toml`.
+    /// `pipeline_toml` the variant's own `pipeline.toml`.
     pub fn new(
         variant_id: &str,
         source_text: &str,
-        resolved: &str,
+        pipeline_toml: &str,
         seed: u64,
         device: Device,
     ) -> Self {
         Self {
             program: machine::PROGRAM_VERSION.to_owned(),
             source: blake3::hash(source_text.as_bytes()).to_hex().to_string(),
-            pipeline: blake3::hash(resolved.as_bytes()).to_hex().to_string(),
+            pipeline: blake3::hash(pipeline_toml.as_bytes()).to_hex().to_string(),
             variant: variant_id.to_owned(),
             seed,
             device: machine::device_description(device),
@@ -168,9 +168,9 @@ impl VariantManifest {
 
     fn write(&self, folder: &Path) -> Result<(), FileError> {
         let path = folder.join("manifest.json");
-        let text = serde_json::to_string_pretty(self).map_err(|e| FileError {
+        let text = serde_json::to_string_pretty(self).map_err(|error| FileError {
             path: path.clone(),
-            source: e.into(),
+            source: error.into(),
         })?;
         files::write_atomic(&path, (text + "\n").as_bytes())
     }
@@ -265,7 +265,7 @@ impl ResultsFolder {
     pub fn begin_variant(
         &self,
         claim: Claim,
-        resolved: &str,
+        pipeline_toml: &str,
         manifest: VariantManifest,
     ) -> Result<VariantFolder, FileError> {
         let id = manifest.variant.clone();
@@ -282,10 +282,10 @@ impl ResultsFolder {
         // `make_room` refuses folders without a manifest, so the folder must never exist without
         // one: both files are written elsewhere and moved together.
         match &variant.replacement {
-            Some(replacement) => variant.write_first_files(replacement.path(), resolved)?,
+            Some(replacement) => variant.write_first_files(replacement.path(), pipeline_toml)?,
             None => {
                 let draft = PartialFolder::new(self.folder())?;
-                variant.write_first_files(draft.path(), resolved)?;
+                variant.write_first_files(draft.path(), pipeline_toml)?;
                 draft.replace_unsynced(&variant.folder)?;
             }
         }
@@ -293,7 +293,7 @@ impl ResultsFolder {
         // complete.
         variant.manifest.outputs.insert(
             "pipeline.toml".to_owned(),
-            Fingerprint::from_bytes(resolved.as_bytes()),
+            Fingerprint::from_bytes(pipeline_toml.as_bytes()),
         );
         Ok(variant)
     }
@@ -333,8 +333,8 @@ impl VariantFolder {
         self.work_folder().join("log.jsonl")
     }
 
-    fn write_first_files(&self, folder: &Path, resolved: &str) -> Result<(), FileError> {
-        files::write_atomic_unsynced(&folder.join("pipeline.toml"), resolved.as_bytes())?;
+    fn write_first_files(&self, folder: &Path, pipeline_toml: &str) -> Result<(), FileError> {
+        files::write_atomic_unsynced(&folder.join("pipeline.toml"), pipeline_toml.as_bytes())?;
         self.manifest.write(folder)
     }
 
@@ -400,7 +400,8 @@ impl VariantFolder {
         status: VariantStatus,
         error: Option<String>,
     ) -> Result<PathBuf, FileError> {
-        (self.manifest.status, self.manifest.error) = (status, error);
+        self.manifest.status = status;
+        self.manifest.error = error;
         let has_succeeded = status == VariantStatus::Succeeded;
         if !has_succeeded {
             self.manifest.outputs.clear();
@@ -434,10 +435,11 @@ fn keep_foreign_files(old: &Path, new: &Path) {
         return;
     };
     for file in files::list_files(old).unwrap_or_default() {
-        let is_own = manifest.outputs.contains_key(&*file.to_string_lossy())
+        let is_from_a_run = manifest.outputs.contains_key(&*file.to_string_lossy())
             || file.starts_with(ATTEMPT_FOLDER)
-            || [Path::new("manifest.json"), Path::new("log.jsonl")].contains(&&*file);
-        if is_own || new.join(&file).exists() {
+            || file == Path::new("manifest.json")
+            || file == Path::new("log.jsonl");
+        if is_from_a_run || new.join(&file).exists() {
             continue;
         }
         if let Err(error) = files::link_or_copy_files(old, [&*file], new) {

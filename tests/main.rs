@@ -1,12 +1,13 @@
 //! The integration tests: one binary, because each one links the whole program.
 //!
-//! - `contract`: what users and outside checks rely on: the command line, exit codes, files,
-//!   columns, messages, resuming, kept products.
+//! - `contract`: the behaviour that users and outside checks rely on: the command line, exit codes,
+//!   files, columns, messages, resuming, kept products.
 //! - `golden`: numbers of other programs: LLM-Pruner, transformers, lm-evaluation-harness, PEFT.
 //! - `properties`: statements that hold for every model, batch, device and amount of memory.
 //! - `structure`: how the source files depend on each other, and what ships with the project.
 //!
-//! `support::harness` says how a test is written and what happens where its material is missing.
+//! The documentation of `support::harness` explains how a test is written, and what happens where
+//! its material is missing.
 
 #![expect(
     clippy::unwrap_used,

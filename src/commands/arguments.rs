@@ -10,7 +10,12 @@ use secateur::plan::selection::Shard;
 ///
 /// `runner PIPELINE` checks a TOML pipeline and runs every variant of it that is not complete.
 #[derive(Parser)]
-#[command(name = "runner", version, args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
+#[command(
+    name = "runner",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = AFTER_HELP
+)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -28,7 +33,8 @@ const AFTER_HELP: &str = "Exit codes:
   130  interrupted by Ctrl-C or SIGTERM; run it again to go on
 
 Environment:
-  RUNNER_SEED, RUNNER_RESULTS, RUNNER_CACHE, RUNNER_CACHE_LIMIT, RUNNER_DATA, RUNNER_THREADS, RUNNER_MEMORY, RUNNER_STREAM,
+  RUNNER_SEED, RUNNER_RESULTS, RUNNER_CACHE, RUNNER_CACHE_LIMIT, RUNNER_DATA, RUNNER_THREADS, \
+  RUNNER_MEMORY, RUNNER_STREAM,
   RUNNER_DEVICE, RUNNER_LOG, RUNNER_LOCKED
                run settings: they replace those of the file, and --set replaces them
   SECATEUR_LOG which events are shown, in tracing's notation: warn, secateur=debug, …";
@@ -37,11 +43,13 @@ Environment:
 pub enum Command {
     /// Check a pipeline, every variant of it, and run nothing.
     Check(CheckArgs),
-    /// Print the tree of variants and stages, which are stored, why the others must run, and where each run setting comes from.
+    /// Print the tree of variants and stages, which are stored, why the others must run, and where
+    /// each run setting comes from.
     Plan(PipelineArgs),
     /// Summarise results: the folder of a pipeline, or a folder of several.
     Report(ReportArgs),
-    /// Join the results of shards into one folder and one table. Exits with 1 if a variant is missing or two differ.
+    /// Join the results of shards into one folder and one table. Exits with 1 if a variant is
+    /// missing or two differ.
     Merge(MergeArgs),
     /// List the stored products, and verify or remove them.
     Cache(CacheArgs),
@@ -75,7 +83,8 @@ pub struct MergeArgs {
     /// `results/<pipeline>` of each shard, or folders of several.
     #[arg(required = true)]
     pub results: Vec<PathBuf>,
-    /// The folder of the joined results, such as `results`. Without it the results are joined in the first folder.
+    /// The folder of the joined results, such as `results`. Without it the results are joined in
+    /// the first folder.
     #[arg(long, value_name = "DIR")]
     pub into: Option<PathBuf>,
 }
@@ -122,16 +131,19 @@ pub struct PipelineArgs {
     /// The folder of results, in place of `results`.
     #[arg(long, value_name = "DIR")]
     pub results: Option<PathBuf>,
-    /// Only the variants of this shard, such as 1/4: the first of four. `runner merge` joins the results.
+    /// Only the variants of this shard, such as 1/4: the first of four. `runner merge` joins the
+    /// results.
     #[arg(long, value_name = "K/N")]
     pub shard: Option<Shard>,
     /// Run every stage, even if its product is stored.
     #[arg(long)]
     pub force: bool,
-    /// Run every stage of this type and all that follow it, even if their products are stored. May be repeated.
+    /// Run every stage of this type and all that follow it, even if their products are stored. May
+    /// be repeated.
     #[arg(long, value_name = "TYPE")]
     pub from: Vec<String>,
-    /// Refuse to run if a file or the program is not the one in `secateur.lock` beside the pipeline.
+    /// Refuse to run if a file or the program is not the one in `secateur.lock` beside the
+    /// pipeline.
     #[arg(long)]
     pub locked: bool,
     /// How the outcome is printed; `json` prints JSON alone on standard output.

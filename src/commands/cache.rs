@@ -16,7 +16,7 @@ use crate::commands::output::{exit_with_error, print, print_json, report_invalid
 
 /// Lists, verifies or removes stored products.
 pub fn cache(arguments: CacheArgs) -> ExitCode {
-    let mut settings = match settings_of_the_environment() {
+    let mut settings = match environment_settings() {
         Ok(settings) => settings,
         Err(invalid) => return report_invalid(&invalid, arguments.format),
     };
@@ -41,13 +41,13 @@ pub fn cache(arguments: CacheArgs) -> ExitCode {
         };
     }
     match ProductCache::open(&folder, settings.cache_limit.as_u64()) {
-        Ok(cache) => print(&change(&cache, action)),
+        Ok(cache) => print(&remove_products(&cache, action)),
         Err(error) => exit_with_error(&error),
     }
 }
 
 /// The run settings without a pipeline: defaults and environment variables.
-fn settings_of_the_environment() -> Result<RunSettings, InvalidPipeline> {
+fn environment_settings() -> Result<RunSettings, InvalidPipeline> {
     let mut problems = Vec::new();
     let mut sources = SourceTexts::new("environment", "");
     let layered = layers::layer_settings(None, &[], &mut sources, &mut problems);
@@ -61,8 +61,8 @@ fn settings_of_the_environment() -> Result<RunSettings, InvalidPipeline> {
     }
 }
 
-/// Removes damaged or surplus products and returns what was done.
-fn change(cache: &ProductCache, action: CacheAction) -> String {
+/// Removes damaged or surplus products and returns a line that says what was removed.
+fn remove_products(cache: &ProductCache, action: CacheAction) -> String {
     match action {
         CacheAction::Clean { limit } => {
             let limit_bytes = limit.map_or(0, |limit| limit.as_u64());
@@ -70,10 +70,11 @@ fn change(cache: &ProductCache, action: CacheAction) -> String {
             let size = HumanBytes(bytes);
             format!("{removed} products were removed, {size}\n")
         }
+        // The caller handles `List`.
         CacheAction::Verify | CacheAction::List => {
-            let damaged = cache.verify();
-            let whole = cache.list_products().len();
-            format!("{damaged} damaged products were removed, {whole} are whole\n")
+            let damaged_count = cache.verify();
+            let whole_count = cache.list_products().len();
+            format!("{damaged_count} damaged products were removed, {whole_count} are whole\n")
         }
     }
 }

@@ -5,9 +5,9 @@ use crate::commands::output::print_to_stderr;
 /// Ends the program with exit code 1 when a call of CUDA fails for another reason than memory.
 ///
 /// dfdx reports a failed call by a panic. After such a failure every further call fails as well,
-/// those that free GPU memory included: unwinding would panic again while it drops tensors and abort
-/// the process. Products that were stored before the failure are complete on disk.
-/// A GPU without free memory still works, so `CUDA_ERROR_OUT_OF_MEMORY` unwinds and fails one stage.
+/// those that free GPU memory included: unwinding would panic again while it drops tensors and
+/// abort the process. Products that were stored before the failure are complete on disk. A GPU
+/// without free memory still works, so `CUDA_ERROR_OUT_OF_MEMORY` unwinds and fails one stage.
 pub fn install_panic_hook() {
     let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

@@ -1,5 +1,5 @@
-//! The command line: its arguments, one file per subcommand, and what they print. No file outside of
-//! this folder prints.
+//! The command line: its arguments, one file per subcommand, and what they print. No file outside
+//! of this folder prints.
 
 pub mod arguments;
 pub mod cache;

@@ -1,6 +1,6 @@
-//! Addresses of options, such as `prune.ratio`, and values for them. `[sweep]` and `--set` put values
-//! into the parsed tables before these are decoded. A value keeps the span where it is written, so a
-//! wrong value is reported there.
+//! Addresses of options, such as `prune.ratio`, and values for them. `[sweep]` and `--set` put
+//! values into the parsed tables before these are decoded. A value keeps the span where it is
+//! written, so a wrong value is reported there.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -19,6 +19,7 @@ pub(crate) struct OptionAddress {
     pub tag: String,
     /// The stage among those of its type, from 1. None: all of them.
     pub index: Option<usize>,
+    /// The key inside the stage's table, split at its dots: `["duration", "updates"]`. Not empty.
     pub path: Vec<String>,
 }
 
@@ -78,25 +79,25 @@ impl OptionAddress {
         })
     }
 
-    /// The stage among those of its type; None for all of them. `type[1]` is all stages if there is
-    /// one of the type, so that `prune[1].ratio` and `prune.ratio` compare as equal.
-    fn stage_index(&self, counts: &CountByType) -> Option<usize> {
+    /// The index, with `type[1]` read as `type` if the pipeline has one stage of the type, so that
+    /// `prune[1].ratio` and `prune.ratio` compare as equal there.
+    fn normalized_index(&self, counts: &CountByType) -> Option<usize> {
         let is_only_stage = self.index == Some(1) && counts.get(&self.tag) == Some(&1);
         self.index.filter(|_| !is_only_stage)
     }
 
     /// Whether an assignment to `self` replaces every assignment to `other`.
     pub fn covers(&self, other: &Self, counts: &CountByType) -> bool {
-        let own_index = self.stage_index(counts);
+        let own_index = self.normalized_index(counts);
         self.tag == other.tag
-            && (own_index.is_none() || own_index == other.stage_index(counts))
+            && (own_index.is_none() || own_index == other.normalized_index(counts))
             && other.path.starts_with(&self.path)
     }
 
     /// Whether assignments to `self` and `other` set an option in common.
     pub fn overlaps(&self, other: &Self, counts: &CountByType) -> bool {
-        let own_index = self.stage_index(counts);
-        let other_index = other.stage_index(counts);
+        let own_index = self.normalized_index(counts);
+        let other_index = other.normalized_index(counts);
         let has_common_stage =
             own_index.is_none() || other_index.is_none() || own_index == other_index;
         self.tag == other.tag
@@ -136,8 +137,9 @@ pub(crate) fn apply_assignment<'t>(
     problems.push(sources.problem(assignment.name_span.clone(), message, help));
 }
 
-/// Puts a value into the named stages of a list. Returns whether there is any; adds the number of
-/// stages of the type to `same_type_count`.
+/// Puts a value into the stages of a list that the assignment names, and returns whether there is
+/// any. `same_type_count` is the number of stages of the type so far: it numbers them across the
+/// lists of all `repeat`s.
 fn apply_to_list<'t>(
     stages: &mut [RawStage<'t>],
     assignment: &OptionAssignment<'t>,
@@ -168,7 +170,8 @@ fn apply_to_list<'t>(
     is_found
 }
 
-/// Inserts a value at a path of nested tables, which are created if they are missing.
+/// Inserts a value at a path of nested tables, which are created if they are missing. `path` is not
+/// empty.
 fn insert_value<'t>(
     table: &mut DeTable<'t>,
     path: &[String],
@@ -208,9 +211,9 @@ pub(crate) fn toml_to_json(value: &Spanned<DeValue<'_>>) -> Value {
         DeValue::Datetime(datetime) => datetime.to_string().into(),
         DeValue::Array(items) => items.iter().map(toml_to_json).collect(),
         DeValue::Table(table) => {
-            let entries = table.iter();
-            let entries =
-                entries.map(|(key, value)| (key.get_ref().to_string(), toml_to_json(value)));
+            let entries = table
+                .iter()
+                .map(|(key, value)| (key.get_ref().to_string(), toml_to_json(value)));
             Value::Object(entries.collect())
         }
     }

@@ -1,8 +1,8 @@
 //! The text of a pipeline → tables of stages with the span of every value, and tables → stages.
 //!
 //! A stage is decoded in two steps: its `type` is taken out of the parsed table, then the rest is
-//! deserialised into the options of that type. serde's tagged enums would do it in one, but they lose
-//! the spans, and a wrong key would be blamed on another stage.
+//! deserialised into the options of that type. serde's tagged enums would do it in one, but they
+//! lose the spans, and a wrong key would be reported at another stage.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,7 +16,8 @@ use crate::pipeline::problem::{Problem, SourceTexts, suggest};
 use crate::stages::registry;
 use crate::stages::{OptionFault, Stage, repeat};
 
-/// The `type` of a list of stages that runs several times. It is unrolled, so it is no [`Stage`].
+/// The `type` of a list of stages that runs several times. The check unrolls it, so it is not a
+/// [`Stage`].
 pub(crate) const REPEAT_TAG: &str = "repeat";
 
 /// A pipeline file, parsed but not decoded.
@@ -120,8 +121,8 @@ fn parse_stages<'t>(
     };
     let mut stages = Vec::new();
     for item in items {
-        // A stage with a wrong outline stays in the list without a type: stages after it may take
-        // any value, since it could have made it.
+        // A stage with a wrong outline stays in the list without a type. The order pass assumes
+        // that it makes every kind of value, so it does not report the stages after it.
         let stage = parse_stage(item, sources, problems, inside_repeat).unwrap_or_else(|problem| {
             problems.push(problem);
             RawStage::default()
@@ -228,13 +229,13 @@ impl RawStage<'_> {
 
     /// A fault at the place of its key, or at the stage's `type` if the key is not written.
     fn fault_problem(&self, sources: &SourceTexts, fault: OptionFault) -> Problem {
-        let mut key_spans = self.key_spans();
-        let span = key_spans.remove(&fault.key);
-        let span = span.unwrap_or(self.type_span.clone());
+        let written_span = self.key_spans().remove(&fault.key);
+        let span = written_span.unwrap_or(self.type_span.clone());
         sources.problem(span, fault.message, fault.help)
     }
 
-    /// The span of every option's value, by key: `duration`, `duration.updates`, `tasks`, `tasks[0]`.
+    /// The span of every option's value, by key: `duration`, `duration.updates`, `tasks`,
+    /// `tasks[0]`.
     pub fn key_spans(&self) -> BTreeMap<String, Range<usize>> {
         let mut spans = BTreeMap::new();
         for (key, value) in &self.options {
@@ -242,8 +243,9 @@ impl RawStage<'_> {
             spans.insert(key.to_string(), value.span());
             match value.get_ref() {
                 DeValue::Table(inner) => {
-                    for (inner_key, value) in inner {
-                        spans.insert(format!("{key}.{}", inner_key.get_ref()), value.span());
+                    for (inner_key, inner_value) in inner {
+                        let path = format!("{key}.{}", inner_key.get_ref());
+                        spans.insert(path, inner_value.span());
                     }
                 }
                 DeValue::Array(items) => {
@@ -261,8 +263,8 @@ impl RawStage<'_> {
 /// A deserialisation error of serde as a problem. `context` is where it occurred: a stage type or
 /// `[run]`.
 ///
-/// serde passes unknown names and the expected ones on only inside its message, such as "unknown
-/// field `ration`, expected `ratio` or `scope`"; the names are taken from there.
+/// serde's error has no fields for the unknown name and the expected ones, only a message such as
+/// "unknown field `ration`, expected `ratio` or `scope`"; the names are parsed out of it.
 pub(crate) fn deserialize_problem(
     sources: &SourceTexts,
     span: Range<usize>,
@@ -270,6 +272,7 @@ pub(crate) fn deserialize_problem(
     context: &str,
 ) -> Problem {
     let message = message.trim();
+    // Between the backquotes: every second piece, from the second on.
     let quoted_names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let first_word = message.split_whitespace().next();
     match (first_word, &quoted_names[..]) {

@@ -41,7 +41,8 @@ impl Provider for SettingsLayer {
     }
 }
 
-/// Layers the settings.
+/// Merges the layers: `file` is the pipeline's `[run]` table, `overrides` the `--set run.…`
+/// arguments, each with its table. A layer with a mistake is left out.
 pub fn layer_settings(
     file: Option<&Spanned<DeTable<'_>>>,
     overrides: &[(String, Spanned<DeTable<'_>>)],
@@ -73,6 +74,7 @@ pub fn layer_settings(
         }
     };
     let mut provenance = BTreeMap::new();
+    // figment names the layer of `Serialized::defaults` after the type that it serialises.
     for key in SETTING_KEYS {
         if let Some(metadata) = figment.find_metadata(key) {
             let layer = if metadata.name.contains("RunSettings") {
@@ -94,7 +96,7 @@ fn parse_layer(
     problems: &mut Vec<Problem>,
 ) -> Option<SettingsLayer> {
     let deserializer = || de::Deserializer::from(table.clone());
-    // figment loses the places of values, so the table is first read without it.
+    // figment drops the spans of values, so the table is first deserialised without it.
     if let Err(error) = RunSettings::deserialize(deserializer()) {
         let span = error.span().unwrap_or(table.span());
         problems.push(deserialize_problem(

@@ -1,5 +1,5 @@
-//! What a pipeline file says: its text with the place of every value, run settings, the sweep, and
-//! the order of its stages. `plan::check` puts the passes together.
+//! The content of a pipeline file: its text with the span of every value, run settings, the sweep,
+//! and the order of its stages. `plan::check` calls these passes in order.
 
 pub(crate) mod assignment;
 pub(crate) mod file;

@@ -1,5 +1,5 @@
-//! The order pass of the check: earlier stages must have made what a stage needs, it must still fit
-//! the model, and options of different stages must fit each other.
+//! The order pass of the check: earlier stages must have made the values that a stage needs, no
+//! stage since then may have made them stale, and options of different stages must fit each other.
 
 use std::collections::HashMap;
 
@@ -14,14 +14,14 @@ use crate::stages::values::ValueKind;
 #[derive(Clone, Copy)]
 enum ValueState {
     Fresh,
-    /// A stage of this type made it stale.
+    /// A stage of this type made it stale: it changed what the value describes.
     StaleAfter(&'static str),
 }
 
 /// The values that the stages so far have made.
 type ValueStates = HashMap<ValueKind, ValueState>;
 
-/// Checks one variant's unrolled list.
+/// Checks the unrolled stages of one variant.
 pub fn check_order(list: &[UnrolledStage], sources: &SourceTexts, problems: &mut Vec<Problem>) {
     let mut states = ValueStates::new();
     let mut earlier = EarlierStages::default();
@@ -43,6 +43,8 @@ pub fn check_order(list: &[UnrolledStage], sources: &SourceTexts, problems: &mut
                 step.stage.state_facts(&mut earlier);
                 apply_step(step, &mut states);
             }
+            // What an invalid stage would have made counts as made, so that its mistake is not
+            // reported again at later stages.
             UnrolledStage::Invalid(tag) => {
                 let outputs = registry::outputs_of_type(tag);
                 earlier.forget(outputs);
@@ -70,13 +72,14 @@ fn missing_value_problem(
     states: &ValueStates,
 ) -> Option<(String, String)> {
     let tag = stage.tag();
-    let (what, maker) = (need.phrase(), registry::usual_maker(need));
+    let value = need.phrase();
+    let maker = registry::usual_maker(need);
     match states.get(&need) {
         Some(ValueState::Fresh) => None,
-        // The missing model is reported already.
+        // Without any model only the missing `ValueKind::Model` is reported.
         None if need == ValueKind::Dense && !states.contains_key(&ValueKind::Model) => None,
         None => Some((
-            format!("`{tag}` needs {what}, which no stage before it makes"),
+            format!("`{tag}` needs {value}, which no stage before it makes"),
             format!("put a stage of type `{maker}` before it"),
         )),
         Some(ValueState::StaleAfter(spender)) => {
@@ -88,7 +91,8 @@ fn missing_value_problem(
             };
             Some((
                 format!(
-                    "`{tag}` needs {what}, and those of before no longer fit: `{spender}` {reason}"
+                    "`{tag}` needs {value}, and those of before no longer fit: \
+                     `{spender}` {reason}"
                 ),
                 format!("repeat the stage `{maker}` between the two"),
             ))

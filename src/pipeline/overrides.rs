@@ -10,8 +10,8 @@ use crate::pipeline::problem::{Problem, SourceTexts};
 pub(crate) struct SetArgument {
     /// The argument as it was given.
     argument: String,
-    /// The argument as a line of TOML. Spaces before it move its spans to the place that
-    /// [`SourceTexts`] gave the argument.
+    /// The argument as a line of TOML, after as many spaces as its offset in [`SourceTexts`]: so
+    /// the parser's spans are offsets in the common space.
     padded_toml: String,
 }
 
@@ -21,14 +21,15 @@ pub(crate) type RunOverrides<'t> = Vec<(String, Spanned<DeTable<'t>>)>;
 /// All `--set` arguments, parsed.
 #[derive(Default)]
 pub(crate) struct RunAndStageOverrides<'t> {
-    /// `run.key=value`
+    /// Those of the form `run.key=value`.
     pub run: RunOverrides<'t>,
-    /// `type.key=value`
+    /// Those of the form `type.key=value`.
     pub stages: Vec<OptionAssignment<'t>>,
 }
 
 impl SetArgument {
-    /// Adds the argument to the sources. The value is read as TOML or, if it is not TOML, as a text.
+    /// Adds the argument to the sources. The value is read as TOML or, if it is not TOML, as a
+    /// string.
     pub fn new(argument: &str, sources: &mut SourceTexts) -> Self {
         let (key, value) = argument.split_once('=').unwrap_or((argument, ""));
         let is_toml = !value.trim().is_empty() && DeTable::parse(&format!("x = {value}")).is_ok();
@@ -68,13 +69,16 @@ impl<'t> RunAndStageOverrides<'t> {
         overrides
     }
 
-    fn add(&mut self, set: &'t SetArgument) -> Result<(), String> {
-        let argument = &set.argument;
-        let table = DeTable::parse(&set.padded_toml)
+    fn add(&mut self, set_argument: &'t SetArgument) -> Result<(), String> {
+        let SetArgument {
+            argument,
+            padded_toml,
+        } = set_argument;
+        let parsed = DeTable::parse(padded_toml)
             .ok()
             .map(Spanned::into_inner)
             .filter(|table| table.len() == 1);
-        let Some((key, value)) = table.and_then(|table| table.into_iter().next()) else {
+        let Some((key, value)) = parsed.and_then(|table| table.into_iter().next()) else {
             return Err(format!("`{argument}` is not `type.key=value`"));
         };
         if !argument.contains('=') {
@@ -93,10 +97,10 @@ impl<'t> RunAndStageOverrides<'t> {
         let (None, [setting]) = (address.index, &address.path[..]) else {
             return Err(format!("`{argument}` is no run setting"));
         };
-        let start = set.padded_toml.len() - set.padded_toml.trim_start().len();
+        let start = padded_toml.len() - padded_toml.trim_start().len();
         let mut table = DeTable::new();
         table.insert(Spanned::new(key.span(), setting.clone().into()), value);
-        let span = start..set.padded_toml.len();
+        let span = start..padded_toml.len();
         self.run
             .push((format!("--set {argument}"), Spanned::new(span, table)));
         Ok(())

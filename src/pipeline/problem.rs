@@ -9,8 +9,8 @@ use serde::Serialize;
 use secateur_base::spelling::closest;
 use secateur_data::task::FileLocation;
 
-/// The texts of a pipeline in one space of byte offsets: the file, then every argument. A span alone
-/// says which text it lies in.
+/// The texts of a pipeline in one space of byte offsets: the file, then every argument. A span in
+/// this space identifies its text as well as its place there.
 #[derive(Clone, Debug)]
 pub struct SourceTexts {
     texts: Vec<SourceText>,
@@ -99,7 +99,8 @@ impl SourceTexts {
 
     /// Adds a text and returns the offset of its first byte.
     pub(crate) fn add_text(&mut self, name: &str, text: &str) -> usize {
-        // One byte between two texts keeps a span at the end of one apart from the next.
+        // One unused byte between two texts: an empty span at the end of one text must not be equal
+        // to one at the start of the next.
         let start = self
             .texts
             .last()

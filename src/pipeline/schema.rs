@@ -25,11 +25,15 @@ pub fn schema() -> Value {
     if let Some(properties) = repeat["properties"].as_object_mut() {
         properties.insert(
             "stage".to_owned(),
-            json!({ "description": "The stages that run several times.", "type": "array", "items": { "oneOf": stages.clone() } }),
+            json!({
+                "description": "The stages that run several times.",
+                "type": "array",
+                "items": { "oneOf": stages.clone() },
+            }),
         );
     }
     let run = generator.subschema_for::<RunSettings>().to_value();
-    let all: Vec<Value> = stages.into_iter().chain([repeat]).collect();
+    let stages_and_repeat: Vec<Value> = stages.into_iter().chain([repeat]).collect();
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A pipeline of secateur",
@@ -38,13 +42,27 @@ pub fn schema() -> Value {
         "required": ["stage"],
         "properties": {
             "run": run,
-            "stage": { "description": "The stages, in the order in which they run.", "type": "array", "minItems": 1, "items": { "oneOf": all } },
+            "stage": {
+                "description": "The stages, in the order in which they run.",
+                "type": "array",
+                "minItems": 1,
+                "items": { "oneOf": stages_and_repeat },
+            },
             "sweep": {
-                "description": "Swept options: `\"type.key\" = [values]`. Every combination of the lists is a variant.",
+                "description": "Swept options: `\"type.key\" = [values]`. Every combination of the \
+                                lists is a variant.",
                 "type": "object",
                 "properties": {
-                    "zip": { "description": "Tables of lists whose values change together.", "type": "array", "items": { "type": "object", "additionalProperties": { "type": "array" } } },
-                    "exclude": { "description": "Combinations that are left out.", "type": "array", "items": { "type": "object" } }
+                    "zip": {
+                        "description": "Tables of lists whose values change together.",
+                        "type": "array",
+                        "items": { "type": "object", "additionalProperties": { "type": "array" } },
+                    },
+                    "exclude": {
+                        "description": "Combinations that are left out.",
+                        "type": "array",
+                        "items": { "type": "object" },
+                    },
                 },
                 "additionalProperties": { "type": "array", "minItems": 1 }
             }

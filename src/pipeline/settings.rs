@@ -1,4 +1,4 @@
-//! Run settings: `[run]`, their checks, and where each is written. `layers` puts them together.
+//! Run settings: `[run]`, their checks, and where each is written. `layers` merges their sources.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -28,47 +28,50 @@ pub struct RunSettings {
     /// The folder of stored products. Default: `.cache` in the results folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
-    /// The disk space for stored products, in bytes or as "20 GiB"; beyond it the least recently used are removed.
-    /// Default 50 GiB.
+    /// The disk space for stored products, in bytes or as "20 GiB"; beyond it the least recently
+    /// used are removed. Default 50 GiB.
     #[schemars(with = "String")]
     pub cache_limit: ByteSize,
     /// The folder of published data sets, laid out as `<task>/<split>.jsonl`. No default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
-    /// The number of threads, 1 to 256. Default: as many as the machine has. Results do not depend on it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub threads: Option<usize>,
-    /// The memory that the program may take, in bytes or as "4 GiB": more memory saves arithmetic, and a model that does
-    /// not fit is read block by block. Default `auto`: four fifths of what is free. Results do not depend on it.
-    #[schemars(with = "String")]
-    pub memory: MemoryLimit,
-    /// Whether blocks stay on disk and are read one at a time. Default: if the model does not fit. Results do not depend
+    /// The number of threads, 1 to 256. Default: as many as the machine has. Results do not depend
     /// on it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// The memory that the program may take, in bytes or as "4 GiB": more memory saves arithmetic,
+    /// and a model that does not fit is read block by block. Default `auto`: four fifths of what is
+    /// free. Results do not depend on it.
+    #[schemars(with = "String")]
+    pub memory: MemoryLimit,
+    /// Whether blocks stay on disk and are read one at a time. Default: if the model does not fit.
+    /// Results do not depend on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub stream: Option<bool>,
-    /// The device of the tensors: `cpu`, `cuda` or `cuda:1` (a GPU by its number, from 0), or `auto`: a GPU if this program
-    /// was built for one and finds it, else the CPU. `cpu-as-gpu` is the CPU with the operations of a GPU: slow, for
-    /// comparisons. Default `auto`. Results of two devices agree within rounding; on one device they are equal to the bit.
+    /// The device of the tensors: `cpu`, `cuda` or `cuda:1` (a GPU by its number, from 0), or
+    /// `auto`: a GPU if this program was built for one and finds it, else the CPU. `cpu-as-gpu` is
+    /// the CPU with the operations of a GPU: slow, for comparisons. Default `auto`. Results of two
+    /// devices agree within rounding; on one device they are equal to the bit.
     #[schemars(with = "String")]
     pub device: Device,
     /// How events are written to standard error. Default `text`.
     pub log: LogFormat,
-    /// Refuse to run if a file that a stage reads, or the program, is not the one in `secateur.lock` beside the pipeline.
-    /// Default false.
+    /// Refuse to run if a file that a stage reads, or the program, is not the one in
+    /// `secateur.lock` beside the pipeline. Default false.
     pub locked: bool,
 }
 
 /// The memory that the program may take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MemoryLimit {
-    /// What the program holds, and four fifths of what is free.
+    /// The memory that the program has at this moment, and four fifths of the free memory.
     #[default]
     Auto,
     Bytes(ByteSize),
 }
 
 impl MemoryLimit {
-    /// The limit in bytes, at this moment.
+    /// The limit in bytes. `Auto` is measured at each call.
     pub fn bytes(self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.as_u64(),

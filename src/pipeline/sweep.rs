@@ -18,7 +18,8 @@ pub(crate) type Combination<'t> = Vec<OptionAssignment<'t>>;
 /// One dimension of the sweep: a list of values, each with the options that change together.
 type SweepAxis<'t> = Vec<Combination<'t>>;
 
-/// An entry of `exclude`: its span, and the assignments that a combination must have to be excluded.
+/// An entry of `exclude`: its span, and the assignments that a combination must have to be
+/// excluded.
 type Exclusion<'t> = (Range<usize>, Combination<'t>);
 
 /// The combinations of the sweep that are not excluded, in the order of the file. Without a sweep
@@ -30,9 +31,9 @@ pub(crate) fn expand_sweep<'t>(
     sources: &SourceTexts,
     problems: &mut Vec<Problem>,
 ) -> Vec<Combination<'t>> {
-    let single = vec![Combination::new()];
+    let only_the_file = vec![Combination::new()];
     let Some(sweep) = sweep else {
-        return single;
+        return only_the_file;
     };
     let problem_count = problems.len();
     let mut parser = SweepParser {
@@ -43,9 +44,9 @@ pub(crate) fn expand_sweep<'t>(
     };
     let (axes, exclusions) = parser.parse(sweep.get_ref());
     parser.check_overlaps(&axes);
-    // After a mistake in the sweep the file's own values are checked.
+    // After a mistake in the sweep the stages are still checked, with the values of the file.
     if problems.len() > problem_count {
-        return single;
+        return only_the_file;
     }
     let variant_count = axes
         .iter()
@@ -56,13 +57,14 @@ pub(crate) fn expand_sweep<'t>(
             format!("the sweep has more than {MAX_VARIANTS} variants"),
             "sweep fewer values, or split the file",
         ));
-        return single;
+        return only_the_file;
     }
     let mut combinations = cartesian_product(&axes);
     for (span, exclusion) in &exclusions {
         let count_before = combinations.len();
-        combinations.retain(|chosen| !is_excluded(chosen, set, exclusion, counts));
-        // `--set` may have replaced the values that the exclusion names.
+        combinations.retain(|combination| !is_excluded(combination, set, exclusion, counts));
+        // An exclusion that matches nothing is a mistake, unless `--set` replaced an option that it
+        // names.
         let is_set = exclusion.iter().any(|excluded| {
             let mut set = set.iter();
             set.any(|assignment| assignment.address.covers(&excluded.address, counts))
@@ -183,8 +185,8 @@ impl<'t> SweepParser<'_, 't> {
             let help = match value.get_ref() {
                 // `prune.ratio = …` without quotes is a table `prune` to TOML.
                 DeValue::Table(inner) if name != "zip" => {
-                    let option = inner.iter().next();
-                    let option = option.map_or("key", |(option, _)| option.get_ref().as_ref());
+                    let first_entry = inner.iter().next();
+                    let option = first_entry.map_or("key", |(key, _)| key.get_ref().as_ref());
                     format!("put the name in quotes: \"{name}.{option}\" = […]")
                 }
                 _ => "write a list: [0.25, 0.5]".to_owned(),
@@ -217,9 +219,11 @@ impl<'t> SweepParser<'_, 't> {
         }
         let lengths: BTreeSet<usize> = lists.iter().map(Vec::len).collect();
         if lengths.len() > 1 {
-            let lengths: Vec<String> = lists.iter().map(|list| list.len().to_string()).collect();
-            let lengths = lengths.join(" and ");
-            let message = format!("lists that advance together have {lengths} values");
+            let counts: Vec<String> = lists.iter().map(|list| list.len().to_string()).collect();
+            let message = format!(
+                "lists that advance together have {} values",
+                counts.join(" and ")
+            );
             self.refuse(span, message, "give them the same number of values");
             return None;
         }

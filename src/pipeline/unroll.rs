@@ -7,7 +7,8 @@ use crate::pipeline::problem::{Problem, SourceTexts};
 use crate::stages::step::{ListedStage, Step, UnrolledStage};
 use crate::stages::{RepeatPosition, Stage};
 
-/// The limit to which a `repeat` is unrolled in the check. A larger number is a fault of its options.
+/// The limit to which the check unrolls a `repeat`. `repeat::Options::faults` reports a larger
+/// number.
 const MAX_ITERATIONS: u32 = 1000;
 
 /// The stages of one variant.
@@ -54,8 +55,8 @@ impl DecodedStages {
     ) {
         let iterations = times.clamp(1, MAX_ITERATIONS);
         let raw_stages = &raw_repeat.repeated_stages;
-        // Decoded once, so that a problem is not reported for every iteration. The file's outline
-        // has no `repeat` inside a `repeat`.
+        // Decoded once, so that a problem is not reported for every iteration. `file::parse`
+        // refuses a `repeat` inside a `repeat`.
         let stages: Vec<Option<Arc<dyn Stage>>> = raw_stages
             .iter()
             .map(|raw| match raw.decode(sources, problems)? {
@@ -87,10 +88,11 @@ impl DecodedStages {
         raw: &RawStage<'_>,
         position: Option<RepeatPosition>,
     ) {
-        let of_same_type = self.unrolled.iter().filter(|earlier| {
+        // The number of earlier steps of the same type.
+        let same_type_steps = self.unrolled.iter().filter(|earlier| {
             matches!(earlier, UnrolledStage::Step(step) if step.stage.tag() == stage.tag())
         });
-        let occurrence = of_same_type.count() as u32;
+        let occurrence = same_type_steps.count() as u32;
         self.unrolled.push(UnrolledStage::Step(Step {
             position: self.unrolled.len() as u32,
             stage: stage.clone(),

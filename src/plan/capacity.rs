@@ -30,13 +30,10 @@ pub fn check_capacity(plan: &Plan, survey: Option<&Survey>) -> Result<(), Invali
     let problems: Vec<_> = shortages
         .into_iter()
         .flatten()
-        .map(
-            |Shortage {
-                 node,
-                 message,
-                 help,
-             }| { plan.sources.problem(node.step.span.clone(), message, help) },
-        )
+        .map(|shortage| {
+            let span = shortage.node.step.span.clone();
+            plan.sources.problem(span, shortage.message, shortage.help)
+        })
         .collect();
     if problems.is_empty() {
         Ok(())
@@ -48,7 +45,7 @@ pub fn check_capacity(plan: &Plan, survey: Option<&Survey>) -> Result<(), Invali
     }
 }
 
-/// A node that needs more than the machine has.
+/// A node that needs more than the machine has. The problem is reported at its stage.
 struct Shortage<'a> {
     node: &'a PlanNode,
     message: String,
@@ -92,7 +89,8 @@ fn gpu_memory_shortage<'a>(
     })
 }
 
-/// Exports add up on the disk, so the sum of all nodes counts; the first that writes is blamed.
+/// Exports add up on the disk, so the sum over all nodes is compared with the free space. The
+/// problem is reported at the first node that writes.
 fn disk_space_shortage<'a>(
     estimated: &[(&'a PlanNode, ResourceEstimate)],
     plan: &Plan,

@@ -1,9 +1,9 @@
 //! The check: a pipeline file → a [`Plan`] that can run, or every mistake in the file.
 //!
 //! The check runs in passes, as a compiler does: syntax and shape (`pipeline::file`), the sweep,
-//! values (the stages' `option_faults`), order (every value that a stage takes was made and is still
-//! valid), environment (files, headers, folders, device). Every stage that can be decoded goes
-//! through all passes, so one check reports all mistakes.
+//! values (the stages' `option_faults`), order (every value that a stage takes was made and is
+//! still valid), environment (files, headers, folders, device). Every stage that can be decoded
+//! goes through all passes, so one check reports all mistakes.
 
 use std::path::{Path, PathBuf};
 
@@ -32,7 +32,8 @@ pub struct Overrides {
     pub locked: bool,
 }
 
-/// Checks a pipeline. Files, folders and the device are left out if `with_environment` is false.
+/// Checks the pipeline file at `path`. Files, folders and the device are not checked if
+/// `with_environment` is false.
 ///
 /// # Errors
 /// Every problem of the file, the arguments and the environment, in the order of their places.
@@ -42,21 +43,21 @@ pub fn check(
     with_environment: bool,
 ) -> Result<Plan, InvalidPipeline> {
     let path_text = path.display().to_string();
+    let pipeline_text = match read_text(path) {
+        Ok(text) => text,
+        Err(message) => {
+            let problem = SourceTexts::new(&path_text, "").problem(
+                0..0,
+                format!("cannot read `{path_text}`: {message}"),
+                "a pipeline is a TOML file; its path is relative to the working directory",
+            );
+            return Err(InvalidPipeline {
+                name: path_text,
+                problems: vec![problem],
+            });
+        }
+    };
     let mut problems = Vec::new();
-    let pipeline_text = read_text(path).unwrap_or_else(|message| {
-        problems.push(SourceTexts::new(&path_text, "").problem(
-            0..0,
-            format!("cannot read `{path_text}`: {message}"),
-            "a pipeline is a TOML file; its path is relative to the working directory",
-        ));
-        String::new()
-    });
-    if !problems.is_empty() {
-        return Err(InvalidPipeline {
-            name: path_text,
-            problems,
-        });
-    }
 
     // Syntax and shape of the file and of the arguments.
     let mut sources = SourceTexts::new(&path_text, &pipeline_text);
@@ -134,27 +135,27 @@ fn read_text(path: &Path) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|error| format!("it is not UTF-8: {error}"))
 }
 
-/// `--results` and `--locked`, which replace what all other layers say.
+/// Applies `--results` and `--locked`, which replace the values of all other layers.
 fn apply_setting_arguments(
     overrides: &Overrides,
     settings: &mut LayeredSettings,
     spans: &mut SettingSpans,
     sources: &mut SourceTexts,
 ) {
-    let mut provenance = |key: &str, argument: &str| {
+    let mut set_provenance = |key: &str, argument: &str| {
         settings
             .provenance
             .insert(key.to_owned(), argument.to_owned());
     };
     if let Some(results) = &overrides.results {
         settings.run.results.clone_from(results);
-        provenance("results", "--results");
+        set_provenance("results", "--results");
         let argument = format!("--results {}", results.display());
         spans.insert("results", sources.add_argument(&argument));
     }
     if overrides.locked {
         settings.run.locked = true;
-        provenance("locked", "--locked");
+        set_provenance("locked", "--locked");
         spans.insert("locked", sources.add_argument("--locked"));
     }
 }

@@ -51,7 +51,8 @@ pub(super) fn check_run_environment(
     }
 }
 
-/// Checks every node in the environment that the stages before it leave, and stores its estimate.
+/// Checks every node in the environment that the stages before it leave, once for all variants that
+/// share it, and stores its estimate of memory and disk space.
 pub(super) fn check_stage_environments(
     variants: &PerVariant<Variant>,
     nodes: &mut PerNode<PlanNode>,
@@ -66,8 +67,8 @@ pub(super) fn check_stage_environments(
         is_on_gpu: device.as_ref().is_ok_and(|device| *device != Device::Cpu),
         ..Environment::default()
     };
-    // The lookup cache holds what was read from files. It moves from one environment to the next, so
-    // that all nodes share it.
+    // The lookup cache holds what was read from files. It moves from one environment to the next,
+    // so that all nodes share it.
     let mut lookup_cache = Environment::default().lookup_cache;
     let mut environment_after: BTreeMap<NodeId, Environment> = BTreeMap::new();
     for variant in variants {

@@ -2,8 +2,8 @@
 //! options, the version of its code, the files it reads, its random streams, the arithmetic of the
 //! machine, and the keys of the stages whose values it takes.
 //!
-//! Stages whose values it does not take have no part in its key: another `limit` of an evaluation of
-//! the dense model leaves the key of the importance as it was.
+//! Stages whose values it does not take have no part in its key: a different `limit` of an
+//! `evaluate` stage does not change the key of a later `importance`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Index;
@@ -24,7 +24,7 @@ use secateur_data::InputFile;
 
 pub use secateur_store::cache::KEY_HEX_DIGITS;
 
-/// Part of every key. Raised when the format of stored products changes, or when code outside
+/// Part of every key. Increase it when the format of stored products changes, or when code outside
 /// the hashed sources changes what a stage computes.
 const KEY_FORMAT_VERSION: u32 = 1;
 
@@ -43,7 +43,8 @@ pub(crate) fn code_version(tag: &str) -> &'static str {
 #[derive(Clone, Debug)]
 pub struct ProductKey {
     pub key: String,
-    /// The files that the stage reads and their hashes. A built-in file has a name instead of a path.
+    /// The files that the stage reads and their hashes. A built-in file has a name instead of a
+    /// path.
     pub input_hashes: BTreeMap<String, String>,
     /// The values that the stage takes, each with the node that makes it.
     pub(crate) input_nodes: Vec<(ValueKind, NodeId)>,
@@ -92,23 +93,12 @@ impl ProductKeys {
         let mut files = HashedFiles::default();
         let mut by_node: PerNode<Option<ProductKey>> = plan.nodes.iter().map(|_| None).collect();
         for variant in &plan.variants {
-            // The node that made each value which is valid before the step at hand.
+            // The values that are valid before the current step, each with the node that made it.
             let mut makers: BTreeMap<ValueKind, NodeId> = BTreeMap::new();
             for (&node, step) in variant.nodes.iter().zip(&variant.steps) {
                 if by_node[node].is_none() {
-                    let input_nodes: Vec<(ValueKind, NodeId)> = step
-                        .stage
-                        .all_inputs()
-                        .into_iter()
-                        .filter_map(|value| Some((value, *makers.get(&value)?)))
-                        .collect();
-                    let input_keys: Vec<Value> = input_nodes
-                        .iter()
-                        .map(|&(value, maker)| {
-                            let key = by_node[maker].as_ref().map_or("", |product| &product.key);
-                            json!([value.phrase(), key])
-                        })
-                        .collect();
+                    let input_nodes = input_nodes(step, &makers);
+                    let input_keys = input_keys(&input_nodes, &by_node);
                     let (key, input_hashes) =
                         compute_key(step, run, &arithmetic, &input_keys, &mut files)?;
                     by_node[node] = Some(ProductKey {
@@ -121,6 +111,7 @@ impl ProductKeys {
                 makers.extend(step.stage.makes().iter().map(|&value| (value, node)));
             }
         }
+        // Every node belongs to a variant, so every node has a key and `flatten` drops none.
         Ok(Self {
             by_node: by_node.iter().flatten().cloned().collect(),
             files,
@@ -162,6 +153,28 @@ impl ProductKeys {
     }
 }
 
+/// The values that a step takes, each with the node that made it. A value that no earlier step made
+/// is one that the stage can do without.
+fn input_nodes(step: &Step, makers: &BTreeMap<ValueKind, NodeId>) -> Vec<(ValueKind, NodeId)> {
+    let inputs = step.stage.all_inputs().into_iter();
+    inputs
+        .filter_map(|value| Some((value, *makers.get(&value)?)))
+        .collect()
+}
+
+/// The names of the values that a step takes, each with the key of the node that made it. These
+/// nodes are earlier steps of the variant, so their keys are known.
+fn input_keys(
+    input_nodes: &[(ValueKind, NodeId)],
+    by_node: &PerNode<Option<ProductKey>>,
+) -> Vec<Value> {
+    let key_of = |node: NodeId| by_node[node].as_ref().map_or("", |product| &product.key);
+    input_nodes
+        .iter()
+        .map(|&(value, node)| json!([value.phrase(), key_of(node)]))
+        .collect()
+}
+
 /// The key of a step and the hashes of the files that it reads. `input_keys` are the keys of the
 /// values that it takes, each with the value's name.
 fn compute_key(
@@ -172,8 +185,8 @@ fn compute_key(
     files: &mut HashedFiles,
 ) -> Result<(String, BTreeMap<String, String>), InputError> {
     let mut input_hashes = BTreeMap::new();
-    // Names without folders: a model that is moved keeps its products.
-    let mut contents = Vec::new();
+    // The key has file names without folders, so moving a model does not change it.
+    let mut names_and_hashes = Vec::new();
     for input in step.stage.input_files(run.data.as_deref()) {
         let (name, hash) = match &input {
             InputFile::OnDisk(path) => {
@@ -185,7 +198,7 @@ fn compute_key(
                 (name.clone(), hash)
             }
         };
-        contents.push(json!([name, hash]));
+        names_and_hashes.push(json!([name, hash]));
         input_hashes.insert(input.name(), hash);
     }
     let stage = &step.stage;
@@ -195,7 +208,7 @@ fn compute_key(
         "arithmetic": arithmetic,
         "step": step.identity(),
         "seed": stage.stage_type().uses_seed.then_some(run.seed),
-        "files": contents,
+        "files": names_and_hashes,
         "from": input_keys,
         "machine": measured_resources(&**stage, run),
     });
@@ -228,8 +241,8 @@ impl HashedFiles {
         Ok(hash)
     }
 
-    /// Whether the content of a hashed file has changed. Its hash is compared only if its size or
-    /// time is another. Built-in files never change.
+    /// Whether the content of a hashed file has changed. It is hashed again only if its size or
+    /// modification time differs. Built-in files never change.
     fn has_changed(&self, path: &Path) -> bool {
         self.by_path.get(path).is_some_and(|(fingerprint, stamp)| {
             file_stamp(path) != Some(*stamp) && !fingerprint.matches_file(path)

@@ -1,5 +1,5 @@
-//! `secateur.lock` beside a pipeline: the hashes of the files that its runs read, and the version of
-//! the program. A run updates it; with `--locked` a run refuses to read other files.
+//! `secateur.lock` beside a pipeline: the hashes of the files that its runs read, and the version
+//! of the program. A run updates it; with `--locked` a run refuses to read other files.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,9 +16,10 @@ use secateur_base::files::write_atomic;
 const FILE_NAME: &str = "secateur.lock";
 
 /// The first lines of the file.
-const FILE_HEADER: &str = "# What the pipelines of this folder read. Written by runner; with --locked it reads nothing else.\n\n";
+const FILE_HEADER: &str = "# What the pipelines of this folder read. Written by runner; \
+                           with --locked it reads nothing else.\n\n";
 
-/// The pipelines of a folder, by file stem.
+/// The content of a lock file: the pipelines of its folder, by file stem.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 struct LockFile {
@@ -30,7 +31,7 @@ struct LockFile {
 struct LockedPipeline {
     /// The program and its version.
     program: String,
-    /// blake3 of every file of models, tokenizers, tasks and data.
+    /// The blake3 hash of every file of models, tokenizers, tasks and data, by path.
     files: BTreeMap<String, String>,
 }
 
@@ -55,7 +56,8 @@ impl LockFile {
         }
     }
 
-    /// The differences between the lock file and the present inputs of a pipeline, one sentence each.
+    /// The differences between the lock file and the present inputs of a pipeline, one sentence
+    /// each.
     fn differences(&self, pipeline: &str, inputs: &BTreeMap<String, String>) -> Vec<String> {
         let Some(locked) = self.pipelines.get(pipeline) else {
             return vec![format!("it has no entry for `{pipeline}`")];
@@ -70,7 +72,7 @@ impl LockFile {
         for (file, hash) in inputs {
             match locked.files.get(file) {
                 None => differences.push(format!("`{file}` is not in it")),
-                Some(before) if before != hash => {
+                Some(locked_hash) if locked_hash != hash => {
                     differences.push(format!("`{file}` has changed"));
                 }
                 Some(_) => {}
@@ -81,8 +83,8 @@ impl LockFile {
         // its files is another model.
         let is_beside_an_input = |file: &str| {
             let folder = Path::new(file).parent();
-            let mut inputs = inputs.keys();
-            inputs.any(|input| Path::new(input).parent() == folder)
+            let mut input_paths = inputs.keys();
+            input_paths.any(|input| Path::new(input).parent() == folder)
         };
         for file in locked.files.keys() {
             let is_missing = !inputs.contains_key(file) && !Path::new(file).exists();
@@ -144,10 +146,13 @@ fn update_file(plan: &Plan, inputs: &BTreeMap<String, String>, path: &Path) -> R
     let _folder_lock = File::open(folder.unwrap_or(Path::new(".")))
         .and_then(|folder| folder.lock().map(|()| folder));
     let mut lock = LockFile::read(path)?;
-    let before = lock.pipelines.get(&plan.name).cloned();
-    let mut files = before.clone().unwrap_or_default().files;
+    let old_entry = lock.pipelines.get(&plan.name).cloned();
+    let mut files = old_entry.clone().unwrap_or_default().files;
     for (file, hash) in &files {
-        if inputs.get(file).is_some_and(|now| now != hash) {
+        if inputs
+            .get(file)
+            .is_some_and(|current_hash| current_hash != hash)
+        {
             tracing::warn!(
                 "`{file}` is not what it was when `{}` was written",
                 path.display()
@@ -156,14 +161,14 @@ fn update_file(plan: &Plan, inputs: &BTreeMap<String, String>, path: &Path) -> R
     }
     files.retain(|file, _| Path::new(file).exists() || inputs.contains_key(file));
     files.extend(inputs.clone());
-    let now = LockedPipeline {
+    let new_entry = LockedPipeline {
         program: PROGRAM_VERSION.to_owned(),
         files,
     };
-    if before.as_ref() == Some(&now) {
+    if old_entry.as_ref() == Some(&new_entry) {
         return Ok(());
     }
-    lock.pipelines.insert(plan.name.clone(), now);
+    lock.pipelines.insert(plan.name.clone(), new_entry);
     let body = toml::to_string(&lock).map_err(|error| error.to_string())?;
     let text = format!("{FILE_HEADER}{body}");
     write_atomic(path, text.as_bytes()).map_err(|error| error.source.to_string())

@@ -1,5 +1,5 @@
-//! The part of a sweep that a run takes: variants by name, a shard of them, and the stages that must
-//! run even if their products are stored.
+//! The part of a sweep that a run takes: variants by name, a shard of them, and the stages that
+//! must run even if their products are stored.
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ use secateur_base::spelling::closest;
 pub struct Selection {
     /// Ids, or prefixes that only one variant has. Empty: all variants.
     pub only: Vec<String>,
-    /// The shard that takes a part of these.
+    /// Of the variants that `only` selects, the shard takes its part. None: all of them.
     pub shard: Option<Shard>,
 }
 
@@ -22,7 +22,7 @@ pub struct Selection {
 /// shard, so a variant stays in its shard when others are added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
-    /// From 1.
+    /// 1 to `count`.
     number: u64,
     count: u64,
 }
@@ -45,8 +45,10 @@ impl FromStr for Shard {
 
 impl Shard {
     fn contains(self, variant: &Variant) -> bool {
+        // The first eight bytes of the hash, as a number.
         let [a, b, c, d, e, f, g, h, ..] = variant.hash;
-        u64::from_le_bytes([a, b, c, d, e, f, g, h]) % self.count == self.number - 1
+        let hash_number = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+        hash_number % self.count == self.number - 1
     }
 }
 
@@ -91,7 +93,7 @@ impl Selection {
         let mut named = BTreeSet::new();
         for name in &self.only {
             let span = sources.add_argument(&format!("--only {name}"));
-            // A whole id counts even if it is the beginning of a longer one.
+            // A name that is a whole id selects that variant, even if longer ids begin with it.
             let mut found = indices_where(&|id| id == name);
             if found.is_empty() {
                 found = indices_where(&|id| id.starts_with(name));
@@ -101,7 +103,8 @@ impl Selection {
                     named.insert(*index);
                 }
                 [] => {
-                    let ids: Vec<&str> = variants.iter().map(|v| v.id.as_str()).collect();
+                    let ids: Vec<&str> =
+                        variants.iter().map(|variant| variant.id.as_str()).collect();
                     let help = match closest(name, ids.iter().copied()) {
                         Some(close) => format!("did you mean `{close}`?"),
                         None => format!("there are: {}", ids.join(", ")),
@@ -126,20 +129,20 @@ impl Selection {
     }
 }
 
-/// Marks the nodes that must run even if their products are stored: all of them, or those of the
-/// types in `from` and their descendants.
+/// Marks the nodes that must run even if their products are stored: all of them if `force_all`,
+/// else those of the types in `force_from` and their descendants.
 pub(super) fn mark_forced(
     nodes: &mut PerNode<PlanNode>,
-    all: bool,
-    from: &[String],
+    force_all: bool,
+    force_from: &[String],
     sources: &mut SourceTexts,
     problems: &mut Vec<Problem>,
 ) {
     let mut tags: Vec<&str> = nodes.iter().map(|node| node.step.stage.tag()).collect();
     tags.sort_unstable();
     tags.dedup();
-    for tag in from {
-        // Without nodes the pipeline has problems of its own.
+    for tag in force_from {
+        // Without nodes the pipeline has other problems, which are reported already.
         if !tags.is_empty() && !tags.contains(&tag.as_str()) {
             let span = sources.add_argument(&format!("--from {tag}"));
             problems.push(sources.problem(
@@ -149,12 +152,12 @@ pub(super) fn mark_forced(
             ));
         }
     }
-    // A node stands before its children, so one pass reaches all descendants.
+    // A node comes before its children, so one pass reaches all descendants.
     for id in nodes.ids() {
         let tag = nodes[id].step.stage.tag();
-        if all {
+        if force_all {
             nodes[id].forced_by = Some("--force".to_owned());
-        } else if nodes[id].forced_by.is_none() && from.iter().any(|from| from == tag) {
+        } else if nodes[id].forced_by.is_none() && force_from.iter().any(|forced| forced == tag) {
             nodes[id].forced_by = Some(format!("--from {tag}"));
         }
         if let Some(option) = nodes[id].forced_by.clone() {

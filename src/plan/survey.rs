@@ -1,5 +1,5 @@
-//! What earlier runs left: which variants are complete, whose products are stored, and why the
-//! other stages must run.
+//! The state that earlier runs left: which variants are complete, which stages have a stored
+//! product, and why the other stages must run.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -59,12 +59,13 @@ impl Survey {
 
     /// The number of stages that are still to run, and an estimate of their run time in seconds.
     ///
-    /// A stage is estimated at the mean of the stages of its type in `measured`, or, if there is
-    /// none, of those whose products are stored. The estimate is None if neither exists for a stage.
+    /// `is_remaining` is true for a node that the run has yet to visit. A stage is estimated at the
+    /// mean run time of the stages of its type in `measured` or, if there is none, of those whose
+    /// products are stored. The estimate is None if neither exists for a stage.
     pub fn remaining_stages(
         &self,
         plan: &Plan,
-        is_left: impl Fn(NodeId) -> bool,
+        is_remaining: impl Fn(NodeId) -> bool,
         measured: &SecondsByType,
     ) -> (usize, Option<f64>) {
         let mut remaining: Vec<&'static str> = Vec::new();
@@ -72,7 +73,7 @@ impl Survey {
         for (id, node) in plan.nodes.iter_with_ids() {
             let tag = node.step.stage.tag();
             match &self.nodes[id] {
-                NodeState::MustRun(_) if is_left(id) => remaining.push(tag),
+                NodeState::MustRun(_) if is_remaining(id) => remaining.push(tag),
                 NodeState::Stored(cost) => stored.entry(tag).or_default().push(cost.wall_seconds),
                 NodeState::MustRun(_) | NodeState::Complete => {}
             }
@@ -81,13 +82,14 @@ impl Survey {
             let seconds = measured.get(tag).or_else(|| stored.get(tag))?;
             Some(seconds.iter().sum::<f64>() / seconds.len() as f64)
         };
-        let total: Option<f64> = remaining.iter().map(mean_seconds).sum();
+        // The sum is None if any of the means is.
+        let total_seconds: Option<f64> = remaining.iter().map(mean_seconds).sum();
         // An empty sum of floats is -0.0; adding 0.0 makes it 0.0.
-        (remaining.len(), total.map(|seconds| seconds + 0.0))
+        (remaining.len(), total_seconds.map(|seconds| seconds + 0.0))
     }
 }
 
-/// What a survey reads.
+/// The inputs of a survey.
 struct Surveyor<'a> {
     plan: &'a Plan,
     keys: &'a ProductKeys,
@@ -160,11 +162,8 @@ impl Surveyor<'_> {
             return "the program has changed".to_owned();
         }
         for (path, hash) in &product.input_hashes {
-            if earlier
-                .inputs
-                .get(path)
-                .is_some_and(|before| before != hash)
-            {
+            let earlier_hash = earlier.inputs.get(path);
+            if earlier_hash.is_some_and(|earlier_hash| earlier_hash != hash) {
                 return format!("`{path}` has changed");
             }
         }
@@ -180,7 +179,7 @@ impl Surveyor<'_> {
                 return format!("`{maker_tag}` makes another {}", value.label());
             }
         }
-        "the processor, the device or the format of stored products is another".to_owned()
+        "the processor, the device or the format of stored products has changed".to_owned()
     }
 }
 

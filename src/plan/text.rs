@@ -37,9 +37,9 @@ pub fn to_text(plan: &Plan, survey: &Survey) -> String {
     lines.push("settings".to_owned());
     if let Ok(Value::Object(settings)) = serde_json::to_value(&plan.settings.run) {
         for (key, value) in &settings {
-            let provenance = plan.settings.provenance.get(key);
-            let provenance = provenance.map_or("", String::as_str);
-            lines.push(format!("  {key:11} {value:24} {provenance}"));
+            let layer = plan.settings.provenance.get(key);
+            let layer_name = layer.map_or("", String::as_str);
+            lines.push(format!("  {key:11} {value:24} {layer_name}"));
         }
     }
     lines.join("\n") + "\n"
@@ -61,8 +61,8 @@ fn run_count_line(plan: &Plan, survey: &Survey) -> String {
     )
 }
 
-/// The largest estimates of memory, which stages need one after another, and the sum of those of
-/// disk space.
+/// The largest estimate of memory, since stages run one after another, and the sum of the estimates
+/// of disk space.
 fn estimate_lines(plan: &Plan) -> Vec<String> {
     let estimates = || plan.nodes.iter().filter_map(|node| node.estimate);
     let largest = |amount: fn(ResourceEstimate) -> u64| estimates().map(amount).max().unwrap_or(0);
@@ -93,14 +93,15 @@ struct TreeText<'a> {
 }
 
 impl TreeText<'_> {
-    /// Adds a node and its descendants. The line of the node begins with `lead`, the lines of its
-    /// descendants with `indent`.
-    fn add_subtree(&mut self, id: NodeId, lead: &str, indent: &str) {
-        self.lines.push(format!("{lead}{}", self.node_line(id)));
+    /// Adds a node and its descendants. The line of the node begins with `first_indent`, the lines
+    /// of its descendants with `indent`.
+    fn add_subtree(&mut self, id: NodeId, first_indent: &str, indent: &str) {
+        self.lines
+            .push(format!("{first_indent}{}", self.node_line(id)));
         let plan = self.plan;
         match &plan.nodes[id].children[..] {
-            // A single child stands in the same column; several are drawn as branches.
-            [only] => self.add_subtree(*only, indent, indent),
+            // A single child is drawn in the column of its parent; several are drawn as branches.
+            [only_child] => self.add_subtree(*only_child, indent, indent),
             children => {
                 for (index, &child) in children.iter().enumerate() {
                     let is_last = index + 1 == children.len();

@@ -32,7 +32,7 @@ pub struct Plan {
     pub(crate) unselected: Vec<Variant>,
     /// The ids of all variants, in the order of the sweep.
     pub(crate) variant_order: Vec<String>,
-    /// Every node stands before its children.
+    /// Every node comes before its children.
     pub(crate) nodes: PerNode<PlanNode>,
     /// The nodes without a parent.
     pub(crate) roots: Vec<NodeId>,
@@ -67,8 +67,8 @@ pub struct PlanNode {
     pub(crate) forced_by: Option<String>,
 }
 
-/// Builds the tree of the steps and enters the nodes into the variants. Variants whose first steps
-/// are equal share the nodes of these steps. Returns the nodes and the roots.
+/// Builds the tree of the steps and fills in the `nodes` of every variant. Variants whose first
+/// steps are equal share the nodes of these steps. Returns the nodes and the roots.
 pub(super) fn build_tree(variants: &mut PerVariant<Variant>) -> (PerNode<PlanNode>, Vec<NodeId>) {
     let mut nodes: PerNode<PlanNode> = PerNode::default();
     let mut roots = Vec::new();
@@ -120,7 +120,7 @@ impl Plan {
         (self.nodes.len(), unshared.sum())
     }
 
-    /// Whether the command line says that a stage of the variant must run.
+    /// Whether `--force` or `--from` makes a stage of the variant run again.
     pub(crate) fn is_forced(&self, variant: &Variant) -> bool {
         let mut nodes = variant.nodes.iter();
         nodes.any(|&node| self.nodes[node].forced_by.is_some())

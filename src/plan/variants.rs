@@ -102,8 +102,8 @@ fn build_variant(
         })
         .collect();
     let identities: Vec<Value> = steps.iter().map(Step::identity).collect();
-    let hashed = json!({ "seed": seed, "stages": identities }).to_string();
-    let hash = blake3::hash(hashed.as_bytes());
+    let hash_input = json!({ "seed": seed, "stages": identities }).to_string();
+    let hash = blake3::hash(hash_input.as_bytes());
     let readable = readable_prefix(combination);
     Variant {
         id: format!("{readable}-{}", &hash.to_hex()[..ID_HASH_DIGITS]),

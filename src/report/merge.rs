@@ -173,7 +173,7 @@ fn find_result(id: &str, folders: &[PathBuf], conflicts: &mut Vec<String>) -> Fo
                 .unwrap_or_else(|| manifest.status.name().to_owned());
             fallback = FoundResult::Incomplete { folder, reason };
         } else if let Some(file) = results::find_damaged_file(&folder, &manifest) {
-            // A variant that failed elsewhere says more than a damaged copy.
+            // The reason of a failed run is kept: it is more useful than that a copy is damaged.
             if matches!(fallback, FoundResult::Unusable { .. }) {
                 let reason = format!("`{}` is damaged", folder.join(file).display());
                 fallback = FoundResult::Unusable { reason };

@@ -71,15 +71,18 @@ fn select_documents(
     measurements: &Measurements,
     value_column: &str,
 ) -> Result<DataFrame, PolarsError> {
-    let text = |field: fn(&Measurement) -> &str| -> Vec<&str> {
+    let field_values = |field: fn(&Measurement) -> &str| -> Vec<&str> {
         measurements.values().map(field).collect()
     };
     let names: Vec<&str> = measurements.keys().map(String::as_str).collect();
-    let steps: Vec<u32> = measurements.values().map(|one| one.step).collect();
+    let steps: Vec<u32> = measurements
+        .values()
+        .map(|measurement| measurement.step)
+        .collect();
     let measured = df!(
         "name" => names,
-        "task" => text(|one| &one.task),
-        "metric" => text(|one| &one.metric),
+        "task" => field_values(|measurement| &measurement.task),
+        "metric" => field_values(|measurement| &measurement.metric),
         "step" => steps,
     )?;
     let keys = ["task", "metric", "step"];

@@ -106,9 +106,9 @@ impl SweepManifest {
 
     pub fn write(&self, folder: &Path) -> Result<(), FileError> {
         let path = folder.join(FILE_NAME);
-        let text = serde_json::to_vec_pretty(self).map_err(|e| FileError {
+        let text = serde_json::to_vec_pretty(self).map_err(|error| FileError {
             path: path.clone(),
-            source: e.into(),
+            source: error.into(),
         })?;
         write_atomic_unsynced(&path, &text)
     }

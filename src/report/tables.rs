@@ -89,7 +89,8 @@ fn build_variants_table(rows: &[VariantRow]) -> Result<DataFrame, ReportError> {
     Ok(DataFrame::new(rows.len(), columns)?)
 }
 
-/// A column with one value per item.
+/// A column with one value per item. `Phantom` is the parameter by which polars tells its
+/// conversions of `Vec<T>` apart; callers leave it to inference.
 fn column_of<'a, Item, T, Phantom: ?Sized>(
     name: &str,
     items: &'a [Item],

@@ -1,4 +1,4 @@
-//! What became of one variant, and where its tables are.
+//! The outcome of one variant, and the folder of its tables.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

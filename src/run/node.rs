@@ -40,7 +40,7 @@ pub struct NodeOutcome {
     pub output: NodeOutput,
     /// Whether an earlier or concurrent run made the product.
     pub is_reused: bool,
-    /// While it is held no other process removes the product.
+    /// While the claim is held no other process removes the product.
     _claim: Claim,
 }
 
@@ -62,7 +62,7 @@ impl NodeRunner<'_> {
         is_forced: bool,
         values: &LazyValues,
     ) -> Result<NodeOutcome, StageError> {
-        let mut inputs = None;
+        let mut loaded_inputs = None;
         loop {
             let claim = self.claim(node)?;
             if !is_forced && let Some((stored, tables, restored)) = self.load_stored(node) {
@@ -78,13 +78,13 @@ impl NodeRunner<'_> {
                     _claim: claim,
                 });
             }
-            let Some(inputs) = &inputs else {
-                // Loading inputs may claim other products. A run holds one claim at a time, so two
-                // runs cannot wait for each other; another run may store this product meanwhile, so
-                // the loop looks again.
+            let Some(inputs) = &loaded_inputs else {
+                // Loading inputs may claim other products, so this claim is released first: a run
+                // holds one claim at a time, and two runs cannot wait for each other. Another run
+                // may store this product meanwhile, so the loop looks for it again.
                 drop(claim);
                 let kinds = self.step(node).stage.all_inputs();
-                inputs = Some(self.load_inputs(&kinds, values)?);
+                loaded_inputs = Some(self.load_inputs(&kinds, values)?);
                 continue;
             };
             let (stored, tables, made) = self.run_and_store(node, is_forced, inputs)?;
@@ -117,7 +117,7 @@ impl NodeRunner<'_> {
             .ok_or(StageError::Interrupted)
     }
 
-    /// The product of a stage, if there is one and it is whole. A damaged one is removed.
+    /// The stored product of a stage, read back; `None` if there is none. A damaged one is removed.
     fn load_stored(&self, node: NodeId) -> Option<ProductContent> {
         let stored = self.cache.get(self.key(node))?;
         let stage = &self.step(node).stage;
@@ -158,7 +158,7 @@ impl NodeRunner<'_> {
             peak_memory: memory::peak_resident_bytes(),
         };
         if let Err(changed) = self.check_unchanged(node, inputs) {
-            // The checkpoint was made from other input than the key says.
+            // The checkpoint was made from other files than those that the key covers.
             context.checkpoint.delete();
             return Err(changed);
         }

@@ -24,7 +24,7 @@ pub struct RunOutcome {
     pub folder: PathBuf,
 }
 
-/// Why a run could not go on: not a stage failed, but the results folder.
+/// Why a run could not go on: the results folder failed. A stage that fails ends only its variants.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error(transparent)]

@@ -26,8 +26,8 @@ pub(crate) struct RunStatus {
     /// The stage that is running.
     pub(crate) now: Option<CurrentStage>,
     pub(crate) seconds_elapsed: f64,
-    /// An estimate for the remaining stages, from the mean time of stages of the same type; null
-    /// while a type has no measured time.
+    /// An estimate for the remaining stages, from the mean time of stages of the same type, in this
+    /// run or stored with their products; null while a type has no time.
     pub(crate) seconds_left: Option<f64>,
 }
 
@@ -82,7 +82,13 @@ pub(crate) struct StatusWriter {
 }
 
 impl StatusWriter {
-    pub(crate) fn new(folder: &Path, pipeline: &str, variants: usize, progress: &Progress) -> Self {
+    /// The status at the start of a run of `variant_count` variants; nothing is written yet.
+    pub(crate) fn new(
+        folder: &Path,
+        pipeline: &str,
+        variant_count: usize,
+        progress: &Progress,
+    ) -> Self {
         let status = RunStatus {
             pipeline: pipeline.to_owned(),
             state: RunState::Running,
@@ -90,7 +96,7 @@ impl StatusWriter {
             started: unix_seconds(),
             updated: unix_seconds(),
             variants: VariantCounts {
-                total: variants,
+                total: variant_count,
                 ..VariantCounts::default()
             },
             stages: StageCounts::default(),

@@ -23,7 +23,7 @@ use crate::stages::StageError;
 use crate::stages::step::Step;
 use secateur_store::cache::ProductCache;
 
-/// The surroundings of a run, which do not change its results.
+/// What a run reports to and what can stop it. None of it changes results.
 #[derive(Clone, Default)]
 pub struct RunContext {
     pub progress: Progress,

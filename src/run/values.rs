@@ -26,13 +26,14 @@ pub struct Lazy {
 }
 
 enum LazyState {
-    /// In the cache, or to be made again. Holds the values before the stage, from which it is
-    /// rebuilt.
+    /// Not in memory. Holds the values before the stage: the value is restored from the cache or
+    /// computed again from them.
     Unloaded(LazyValues),
     Loaded(StageValues),
 }
 
-/// What a stage hands on: its values, or a way to rebuild the missing ones.
+/// The output of a stage for the stages after it: its values, and the inputs from which the missing
+/// ones can be rebuilt.
 pub struct NodeOutput {
     pub values: StageValues,
     /// The values before the stage, from which the models are rebuilt if `values` lacks them.
@@ -50,6 +51,7 @@ impl Lazy {
             LazyState::Unloaded(inputs) => inputs.clone(),
         };
         let value = load(&inputs)?.select(self.kind);
+        // As in `apply_stage`, the dense model is not kept.
         if self.kind == ValueKind::Dense {
             return Ok(value);
         }

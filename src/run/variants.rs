@@ -89,15 +89,15 @@ impl<'a> RunVariants<'a> {
             self.set_ended(id, VariantStatus::Succeeded, None, self.folder_of(variant));
             return Ok(BeginOutcome::Complete);
         }
-        let resolved = plan.variant_toml(variant)?;
+        let pipeline_toml = plan.variant_toml(variant)?;
         let manifest = VariantManifest::new(
             &variant.id,
             &plan.pipeline_text,
-            &resolved,
+            &pipeline_toml,
             plan.settings.run.seed,
             plan.settings.run.device,
         );
-        match self.results.begin_variant(claim, &resolved, manifest) {
+        match self.results.begin_variant(claim, &pipeline_toml, manifest) {
             Ok(folder) => {
                 self.states[id] = VariantState::Open(Box::new(folder));
                 Ok(BeginOutcome::Opened)
@@ -186,8 +186,8 @@ impl<'a> RunVariants<'a> {
         }
     }
 
-    /// Ends a variant and closes its folder. If the folder cannot be closed the ending stands all
-    /// the same: the run goes on, and the manifest on disk says that the variant is not complete.
+    /// Ends a variant and closes its folder. If the folder cannot be closed the variant has ended
+    /// in this run anyway; its manifest on disk says that it is not complete.
     pub(crate) fn end(
         &mut self,
         id: VariantId,
@@ -195,9 +195,9 @@ impl<'a> RunVariants<'a> {
         error: Option<String>,
     ) -> Result<(), FileError> {
         let folder = self.folder_of(&self.plan.variants[id]);
-        let before = std::mem::replace(&mut self.states[id], VariantState::Pending);
+        let old_state = std::mem::replace(&mut self.states[id], VariantState::Pending);
         self.set_ended(id, status, error.clone(), folder);
-        if let VariantState::Open(open_folder) = before {
+        if let VariantState::Open(open_folder) = old_state {
             let tables_folder = open_folder.finish(status, error.clone())?;
             self.set_ended(id, status, error, tables_folder);
         }
@@ -236,7 +236,7 @@ impl<'a> RunVariants<'a> {
             .count()
     }
 
-    /// One variant by its id, several by their number.
+    /// The id of a single variant; `3 variants` for several.
     pub(crate) fn label(&self, variants: &[VariantId]) -> String {
         match variants {
             [one] => self.plan.variants[*one].id.clone(),

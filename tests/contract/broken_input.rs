@@ -5,8 +5,10 @@ use serde_json::{Value, json};
 use crate::support::Sandbox;
 
 /// Loads a model and measures the perplexity of a text.
-const MEASURE: &str = "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"evaluate\"\ncorpora = [\"rows.jsonl\"]\n";
+const MEASURE: &str = "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n\
+                       [[stage]]\ntype = \"evaluate\"\ncorpora = [\"rows.jsonl\"]\n";
 
+/// A working directory with the pipeline [`MEASURE`] as `measure.toml`.
 fn sandbox() -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.write("measure.toml", MEASURE);
@@ -54,6 +56,7 @@ fn stage_error(change: impl FnOnce(&Sandbox)) -> String {
 const WEIGHTS: &str = "models/tiny/model.safetensors";
 const CONFIG: &str = "models/tiny/config.json";
 
+/// Changes a value of the model's `config.json`.
 fn config(key: &'static str, value: Value) -> impl FnOnce(&Sandbox) {
     move |sandbox| {
         let mut config = sandbox.json(CONFIG);
@@ -82,46 +85,53 @@ fn header(change: impl FnOnce(&mut Value)) -> impl FnOnce(&Sandbox) {
 
 test!(broken_checkpoints_are_named);
 fn broken_checkpoints_are_named() {
-    let gone = |path: &'static str| move |s: &Sandbox| std::fs::remove_file(s.path(path)).unwrap();
+    let remove = |path: &'static str| {
+        move |sandbox: &Sandbox| std::fs::remove_file(sandbox.path(path)).unwrap()
+    };
     assert_eq!(
-        check_error(gone(CONFIG)),
+        check_error(remove(CONFIG)),
         "there is no model in `models/tiny`: it has no config.json"
     );
     assert_eq!(
-        check_error(gone(WEIGHTS)),
-        "there is no model in `models/tiny`: it has neither model.safetensors nor model.safetensors.index.json"
+        check_error(remove(WEIGHTS)),
+        "there is no model in `models/tiny`: it has neither model.safetensors nor \
+         model.safetensors.index.json"
     );
-    for cut in [0, 4, 8, 100, 5000, 200_000] {
-        let message = check_error(|s| {
-            let bytes = s.read(WEIGHTS);
-            s.write(WEIGHTS, &bytes[..cut]);
+    for length in [0, 4, 8, 100, 5000, 200_000] {
+        let message = check_error(|sandbox| {
+            let bytes = sandbox.read(WEIGHTS);
+            sandbox.write(WEIGHTS, &bytes[..length]);
         });
         assert!(
             message
                 .starts_with("`models/tiny/model.safetensors` is not a whole safetensors file: "),
-            "{cut}: {message}"
+            "{length}: {message}"
         );
     }
-    let not_whole = |change: fn(&mut Value)| {
+    let assert_not_whole = |change: fn(&mut Value)| {
         let message = check_error(header(change));
         assert!(
             message.contains("is not a whole safetensors file"),
             "{message}"
         );
     };
-    not_whole(|h| h["model.norm.weight"]["data_offsets"] = json!([0, 1u64 << 40]));
-    not_whole(|h| h["model.norm.weight"]["data_offsets"] = json!([8, 4]));
-    not_whole(|h| h["model.norm.weight"]["shape"] = json!([1u64 << 40, 1u64 << 40]));
-    not_whole(|h| h["model.norm.weight"]["dtype"] = json!("F33"));
+    assert_not_whole(|header| header["model.norm.weight"]["data_offsets"] = json!([0, 1u64 << 40]));
+    assert_not_whole(|header| header["model.norm.weight"]["data_offsets"] = json!([8, 4]));
+    assert_not_whole(|header| {
+        header["model.norm.weight"]["shape"] = json!([1u64 << 40, 1u64 << 40])
+    });
+    assert_not_whole(|header| header["model.norm.weight"]["dtype"] = json!("F33"));
     assert_eq!(
-        check_error(header(|h| h["model.norm.weight"]["dtype"] = json!("I32"))),
+        check_error(header(
+            |header| header["model.norm.weight"]["dtype"] = json!("I32")
+        )),
         "the tensor `model.norm.weight` holds I32; supported: F32, F16, BF16"
     );
     assert!(
-        check_error(header(|h| {
-            let tensor = h["model.norm.weight"].take();
-            h.as_object_mut().unwrap().remove("model.norm.weight");
-            h["model.norn.weight"] = tensor;
+        check_error(header(|header| {
+            let tensor = header["model.norm.weight"].take();
+            header.as_object_mut().unwrap().remove("model.norm.weight");
+            header["model.norn.weight"] = tensor;
         }))
         .ends_with("the tensor `model.norm.weight` is missing")
     );
@@ -129,60 +139,62 @@ fn broken_checkpoints_are_named() {
 
 test!(configs_that_do_not_fit_are_named);
 fn configs_that_do_not_fit_are_named() {
-    let fit = |key, value| check_error(config(key, value));
-    let hidden = fit("hidden_size", json!(1));
+    let error_of = |key, value| check_error(config(key, value));
+    let hidden = error_of("hidden_size", json!(1));
     assert!(
         hidden.starts_with("the tensor `model.embed_tokens.weight` has shape [950, 96]")
             && hidden.ends_with("[950, 1]"),
         "{hidden}"
     );
     assert_eq!(
-        fit("hidden_size", json!(u64::MAX)),
-        "`models/tiny/config.json`: `hidden_size` is 18446744073709551615, which is not a whole number from 1 to 16777216"
+        error_of("hidden_size", json!(u64::MAX)),
+        "`models/tiny/config.json`: `hidden_size` is 18446744073709551615, which is not a whole \
+         number from 1 to 16777216"
     );
     assert_eq!(
-        fit("model_type", json!("gpt2")),
-        "`models/tiny/config.json`: `model_type` = gpt2 is not supported; supported: llama, mistral, granite, qwen2, gpt_neox"
+        error_of("model_type", json!("gpt2")),
+        "`models/tiny/config.json`: `model_type` = gpt2 is not supported; supported: llama, \
+         mistral, granite, qwen2, gpt_neox"
     );
     assert_eq!(
-        fit("attention_bias", json!(true)),
+        error_of("attention_bias", json!(true)),
         "the tensor `model.layers.0.self_attn.q_proj.bias` is missing"
     );
     assert_eq!(
-        fit("num_hidden_layers", json!(7)),
+        error_of("num_hidden_layers", json!(7)),
         "the tensor `model.layers.6.input_layernorm.weight` is missing"
     );
     assert_eq!(
-        fit("head_dim", json!(7)),
+        error_of("head_dim", json!(7)),
         "`models/tiny/config.json`: `head_dim` is 7, which is not an even number above 0"
     );
     assert!(
-        fit("rope_scaling", json!({ "rope_type": "yarn" }))
+        error_of("rope_scaling", json!({ "rope_type": "yarn" }))
             .contains("`rope_type` = yarn is not supported")
     );
-    let vocab = fit("vocab_size", json!(100));
+    let vocab = error_of("vocab_size", json!(100));
     assert!(
         vocab.starts_with("the tensor `model.embed_tokens.weight` has shape [")
             && vocab.contains("asks for [100, "),
         "{vocab}"
     );
     assert!(
-        check_error(|s| s.write(CONFIG, "{"))
+        check_error(|sandbox| sandbox.write(CONFIG, "{"))
             .starts_with("`models/tiny/config.json`: it is not valid JSON")
     );
 }
 
 test!(config_widths_that_no_layer_has_are_named);
 fn config_widths_that_no_layer_has_are_named() {
-    for (key, said) in [
+    for (key, value) in [
         ("intermediate_size", 100),
         ("num_attention_heads", 4),
         ("num_key_value_heads", 2),
     ] {
-        let message = check_error(config(key, json!(said)));
+        let message = check_error(config(key, json!(value)));
         assert!(
             message.contains(&format!(
-                "config.json says {key} = {said}, and no layer has it"
+                "config.json says {key} = {value}, and no layer has it"
             )),
             "{message}"
         );
@@ -190,7 +202,8 @@ fn config_widths_that_no_layer_has_are_named() {
     assert!(check_error(config("head_dim", json!(8))).contains("and no layer has it"));
     assert_eq!(
         check_error(config("num_hidden_layers", json!(5))),
-        "the checkpoint holds `model.layers.5.input_layernorm.weight`, and config.json says num_hidden_layers = 5"
+        "the checkpoint holds `model.layers.5.input_layernorm.weight`, and config.json says \
+         num_hidden_layers = 5"
     );
     assert!(
         check_error(config("partial_rotary_factor", json!(0.5)))
@@ -202,46 +215,55 @@ test!(tokenizers_that_do_not_fit_are_named);
 fn tokenizers_that_do_not_fit_are_named() {
     let path = "models/tiny/tokenizer.json";
     assert!(
-        check_error(|s| s.write(path, "{}"))
+        check_error(|sandbox| sandbox.write(path, "{}"))
             .starts_with("`models/tiny/tokenizer.json` is not a tokenizer: ")
     );
-    let larger = check_error(|s| {
-        let mut tokenizer = s.json(path);
-        let id = s.json(CONFIG)["vocab_size"].clone();
-        let token = json!({ "id": id, "content": "<more>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true });
+    let larger = check_error(|sandbox| {
+        let mut tokenizer = sandbox.json(path);
+        let id = sandbox.json(CONFIG)["vocab_size"].clone();
+        let token = json!({
+            "id": id,
+            "content": "<more>",
+            "single_word": false,
+            "lstrip": false,
+            "rstrip": false,
+            "normalized": false,
+            "special": true,
+        });
         tokenizer["added_tokens"]
             .as_array_mut()
             .unwrap()
             .push(token);
-        s.write(path, tokenizer.to_string());
+        sandbox.write(path, tokenizer.to_string());
     });
     assert!(
         larger.starts_with("the tokenizer has ids up to ")
             && larger.contains("the model's vocabulary has "),
         "{larger}"
     );
-    let around = check_error(|s| {
-        let mut tokenizer = s.json(path);
+    let wrong_special_id = check_error(|sandbox| {
+        let mut tokenizer = sandbox.json(path);
         tokenizer["post_processor"]["special_tokens"]["<s>"]["ids"] = json!([9999]);
-        s.write(path, tokenizer.to_string());
+        sandbox.write(path, tokenizer.to_string());
     });
     assert!(
-        around.starts_with("the tokenizer has ids up to 9999, the model's vocabulary has "),
-        "{around}"
+        wrong_special_id
+            .starts_with("the tokenizer has ids up to 9999, the model's vocabulary has "),
+        "{wrong_special_id}"
     );
     assert_eq!(
-        check_error(|s| std::fs::remove_file(s.path(path)).unwrap()),
+        check_error(|sandbox| std::fs::remove_file(sandbox.path(path)).unwrap()),
         "`rows.jsonl` is text, and the model's folder has no tokenizer.json"
     );
 }
 
 test!(nan_weights_fail_the_load);
 fn nan_weights_fail_the_load() {
-    let error = stage_error(|s| {
-        let mut bytes = s.read(WEIGHTS);
+    let error = stage_error(|sandbox| {
+        let mut bytes = sandbox.read(WEIGHTS);
         let end = bytes.len();
         bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
-        s.write(WEIGHTS, bytes);
+        sandbox.write(WEIGHTS, bytes);
     });
     assert!(
         error.contains("`load` failed: cannot load the model: the tensor `")
@@ -252,8 +274,8 @@ fn nan_weights_fail_the_load() {
 
 test!(unparsable_rows_are_named_by_line);
 fn unparsable_rows_are_named_by_line() {
-    let rows = |rows: &'static str| stage_error(move |s| s.write("rows.jsonl", rows));
-    let good = "{\"text\": \"Anna is in the garden.\"}";
+    let rows = |rows: &'static str| stage_error(move |sandbox| sandbox.write("rows.jsonl", rows));
+    let valid_row = "{\"text\": \"Anna is in the garden.\"}";
     assert!(
         rows("{\"text\": \"a b\"}\n\n{\"text\": 3}")
             .ends_with("`rows.jsonl`, line 3: `text` is 3, not a text")
@@ -268,12 +290,16 @@ fn unparsable_rows_are_named_by_line() {
     );
     assert!(rows("\n\n").ends_with("`rows.jsonl` holds no document"));
     assert!(rows("{\"ids\": [1]}").contains("has nothing to predict"));
-    assert!(check_error(|s| s.write("rows.jsonl", "")).contains("`rows.jsonl` is empty"));
     assert!(
-        check_error(|s| std::fs::remove_file(s.path("rows.jsonl")).unwrap())
+        check_error(|sandbox| sandbox.write("rows.jsonl", "")).contains("`rows.jsonl` is empty")
+    );
+    assert!(
+        check_error(|sandbox| std::fs::remove_file(sandbox.path("rows.jsonl")).unwrap())
             .starts_with("cannot read `rows.jsonl`")
     );
-    let bytes = stage_error(|s| s.write("rows.jsonl", [good.as_bytes(), b"\n\xff\xfe"].concat()));
+    let bytes = stage_error(|sandbox| {
+        sandbox.write("rows.jsonl", [valid_row.as_bytes(), b"\n\xff\xfe"].concat())
+    });
     assert!(
         bytes.contains("is not UTF-8 text from byte 35 on"),
         "{bytes}"
@@ -333,7 +359,7 @@ fn empty_folder_names_are_rejected() {
 test!(unwritable_results_folder_is_rejected);
 fn unwritable_results_folder_is_rejected() {
     let sandbox = sandbox();
-    sandbox.write("results", "a file stands where the folder should");
+    sandbox.write("results", "a file in place of the folder");
     let ran = sandbox.run(&["measure.toml"]);
     assert_eq!(ran.code, 2);
     assert!(
@@ -346,7 +372,7 @@ fn unwritable_results_folder_is_rejected() {
     std::fs::create_dir(sandbox.path("results")).unwrap();
     sandbox.write(
         "results/measure",
-        "a file stands where this pipeline's results should",
+        "a file in place of the folder of this pipeline's results",
     );
     let ran = sandbox.run(&["measure.toml", "--results", "results"]);
     assert_eq!(ran.code, 2);
@@ -366,7 +392,9 @@ fn unwritable_table_fails_its_variant() {
     let sandbox = sandbox();
     sandbox.write(
         "scores.toml",
-        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"dependencies\"\n[[stage]]\ntype = \"importance\"\nmethod = \"l1\"\n[sweep]\n\"importance.method\" = [\"l1\", \"l2\"]\n",
+        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n\
+         [[stage]]\ntype = \"dependencies\"\n[[stage]]\ntype = \"importance\"\nmethod = \"l1\"\n\
+         [sweep]\n\"importance.method\" = [\"l1\", \"l2\"]\n",
     );
     let output = run_with_file_size_limit(&sandbox, 20, "scores.toml");
     let err = String::from_utf8_lossy(&output.stderr);
@@ -403,13 +431,15 @@ fn run_with_file_size_limit(sandbox: &Sandbox, kib: usize, pipeline: &str) -> st
 
 #[cfg(unix)]
 test!(full_disk_leaves_no_partial_file);
-/// The limit on the size of a file stands for a full disk.
+/// A limit on the size of files simulates a full disk.
 #[cfg(unix)]
 fn full_disk_leaves_no_partial_file() {
     let sandbox = sandbox();
     sandbox.write(
         "export.toml",
-        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"evaluate\"\ncorpora = [\"rows.jsonl\"]\n[[stage]]\ntype = \"export\"\n",
+        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n\
+         [[stage]]\ntype = \"evaluate\"\ncorpora = [\"rows.jsonl\"]\n\
+         [[stage]]\ntype = \"export\"\n",
     );
     let output = run_with_file_size_limit(&sandbox, 1000, "export.toml");
     let err = String::from_utf8_lossy(&output.stderr);
@@ -496,7 +526,8 @@ fn invalid_config_values_and_training_inputs_are_named() {
     sandbox.write("text.txt", "Anna is in the garden.\n\nTom is in the barn.");
     let train = |options: &str| {
         format!(
-            "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"recover\"\ncorpus = \"text.txt\"\n{options}"
+            "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n\
+             [[stage]]\ntype = \"recover\"\ncorpus = \"text.txt\"\n{options}"
         )
     };
     sandbox.write(
@@ -537,7 +568,7 @@ fn invalid_config_values_and_training_inputs_are_named() {
 
 #[cfg(unix)]
 test!(closed_output_changes_no_exit_code);
-/// A closed or full output is no error of the program: the exit code stays.
+/// An output that cannot be written does not change the exit code. `/dev/full` fails every write.
 #[cfg(unix)]
 fn closed_output_changes_no_exit_code() {
     let sandbox = sandbox();

@@ -1,5 +1,5 @@
 //! The messages of the check for wrong pipelines, and the variants of valid ones. Snapshots hold
-//! what the user sees.
+//! the printed text.
 
 use secateur::plan::Plan;
 use secateur::plan::check::{Overrides, check};
@@ -7,6 +7,7 @@ use secateur::plan::ids::VariantId;
 
 use crate::support::Sandbox;
 
+/// A valid pipeline.
 const WHOLE: &str = r#"
 [[stage]]
 type = "load"
@@ -31,16 +32,19 @@ type = "evaluate"
 tasks = ["tiny_boolq"]
 "#;
 
+/// The plan of a pipeline with these `--set` arguments, or the messages of the check.
 fn plan(pipeline: &str, set: &[&str]) -> Result<Plan, Vec<String>> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pipeline.toml");
     std::fs::write(&path, pipeline).unwrap();
     let overrides = Overrides {
-        set: set.iter().map(|s| (*s).to_owned()).collect(),
+        set: set.iter().map(|argument| (*argument).to_owned()).collect(),
         ..Overrides::default()
     };
-    check(&path, &overrides, false)
-        .map_err(|invalid| invalid.problems.into_iter().map(|p| p.message).collect())
+    check(&path, &overrides, false).map_err(|invalid| {
+        let problems = invalid.problems.into_iter();
+        problems.map(|problem| problem.message).collect()
+    })
 }
 
 fn ids(plan: &Plan) -> Vec<&str> {
@@ -105,7 +109,10 @@ formats = ["hf", "gguf"]
     let records: Vec<serde_json::Value> = serde_json::from_str(&ran.out).unwrap();
     let places: Vec<(u64, u64)> = records
         .iter()
-        .map(|r| (r["line"].as_u64().unwrap(), r["column"].as_u64().unwrap()))
+        .map(|record| {
+            let number = |key: &str| record[key].as_u64().unwrap();
+            (number("line"), number("column"))
+        })
         .collect();
     assert_eq!(
         places,
@@ -134,25 +141,28 @@ fn wrong_stage_order_names_the_missing_input() {
         messages("[[stage]]\ntype = \"evaluate\"\ntasks = [\"tiny_boolq\"]"),
         ["`evaluate` needs a model, which no stage before it makes"]
     );
-    let twice = format!("{WHOLE}\n[[stage]]\ntype = \"prune\"\nratio = 0.5\n");
+    let two_prunings = format!("{WHOLE}\n[[stage]]\ntype = \"prune\"\nratio = 0.5\n");
     assert_eq!(
-        messages(&twice),
+        messages(&two_prunings),
         [
-            "`prune` needs scores of units, and those of before no longer fit: `prune` changed the model",
+            "`prune` needs scores of units, and those of before no longer fit: \
+             `prune` changed the model",
             "`prune` needs the groups, and those of before no longer fit: `prune` changed the model"
         ]
     );
-    let again = WHOLE.replace(
+    let later_importance = WHOLE.replace(
         "[[stage]]\ntype = \"prune\"",
         "[[stage]]\ntype = \"importance\"\nmethod = \"l1\"\n[[stage]]\ntype = \"prune\"",
     );
     assert_eq!(
-        messages(&again),
+        messages(&later_importance),
         [
-            "`prune` needs scores of units, and those of before no longer fit: `importance` came after them"
+            "`prune` needs scores of units, and those of before no longer fit: \
+             `importance` came after them"
         ]
     );
-    let no_plan = "[[stage]]\ntype = \"load\"\nmodel = \"m\"\n[[stage]]\ntype = \"export\"\nformats = [\"plan\"]";
+    let no_plan = "[[stage]]\ntype = \"load\"\nmodel = \"m\"\n\
+                   [[stage]]\ntype = \"export\"\nformats = [\"plan\"]";
     assert_eq!(
         messages(no_plan),
         ["`export` needs a pruning plan, which no stage before it makes"]
@@ -167,7 +177,7 @@ fn wrong_stage_order_names_the_missing_input() {
 
 test!(out_of_range_values_are_rejected);
 fn out_of_range_values_are_rejected() {
-    let refused = |set: &str| plan(WHOLE, &[set]).err().unwrap_or_default();
+    let messages = |set: &str| plan(WHOLE, &[set]).err().unwrap_or_default();
     for (set, message) in [
         ("prune.ratio=0", "a ratio of 0 prunes nothing or everything"),
         ("prune.ratio=1", "a ratio of 1 prunes nothing or everything"),
@@ -224,7 +234,7 @@ fn out_of_range_values_are_rejected() {
         ),
         ("prune.ratio", "`prune.ratio` has no value"),
     ] {
-        assert_eq!(refused(set), [message], "{set}");
+        assert_eq!(messages(set), [message], "{set}");
     }
 }
 
@@ -241,15 +251,16 @@ fn sweeps_support_grids_zips_and_exclusions() {
         sweep("zip = [{ \"aggregate.with\" = [\"sum\", \"max\"], \"prune.ratio\" = [0.1, 0.5] }]")
             .unwrap();
     assert_eq!(zip.variants.len(), 2);
-    let of_grid = ids(&grid);
+    let grid_ids = ids(&grid);
     assert!(
-        ids(&zip).iter().all(|id| of_grid.contains(id)),
+        ids(&zip).iter().all(|id| grid_ids.contains(id)),
         "the id does not depend on how the variant was swept"
     );
-    let without = sweep(
-        "\"aggregate.with\" = [\"sum\", \"max\"]\n\"prune.ratio\" = [0.1, 0.5]\nexclude = [{ \"aggregate.with\" = \"max\", \"prune.ratio\" = 0.5 }]",
+    let with_exclusion = sweep(
+        "\"aggregate.with\" = [\"sum\", \"max\"]\n\"prune.ratio\" = [0.1, 0.5]\n\
+         exclude = [{ \"aggregate.with\" = \"max\", \"prune.ratio\" = 0.5 }]",
     );
-    assert_eq!(without.unwrap().variants.len(), 3);
+    assert_eq!(with_exclusion.unwrap().variants.len(), 3);
     let problems = |text: &str| sweep(text).err().unwrap();
     assert_eq!(
         problems("zip = [{ \"aggregate.with\" = [\"sum\"], \"prune.ratio\" = [0.1, 0.5] }]"),
@@ -284,7 +295,8 @@ fn sweeps_support_grids_zips_and_exclusions() {
 test!(set_replaces_the_sweep_of_the_same_key);
 fn set_replaces_the_sweep_of_the_same_key() {
     let swept = format!(
-        "{WHOLE}[sweep]\n\"prune.ratio\" = [0.1, 0.5]\n\"aggregate.with\" = [\"sum\", \"max\"]\nexclude = [{{ \"prune.ratio\" = 0.5, \"aggregate.with\" = \"max\" }}]"
+        "{WHOLE}[sweep]\n\"prune.ratio\" = [0.1, 0.5]\n\"aggregate.with\" = [\"sum\", \"max\"]\n\
+         exclude = [{{ \"prune.ratio\" = 0.5, \"aggregate.with\" = \"max\" }}]"
     );
     let ids_of = |set: &[&str]| {
         ids(&plan(&swept, set).unwrap())
@@ -318,7 +330,7 @@ fn variant_id_depends_only_on_options_and_seed() {
     for set in ["run.seed=7", "prune.ratio=0.3", "importance.samples=11"] {
         assert_ne!(base, id(&[set]), "{set}");
     }
-    // `--set` replaces what the sweep says of the same option.
+    // `--set` replaces the sweep of the same option.
     let swept = format!("{WHOLE}[sweep]\n\"prune.ratio\" = [0.1, 0.5]");
     assert_eq!(
         plan(&swept, &["prune.ratio=0.3"]).unwrap().variants.len(),
@@ -328,21 +340,25 @@ fn variant_id_depends_only_on_options_and_seed() {
 
 test!(repeat_expands_into_its_stages);
 fn repeat_expands_into_its_stages() {
-    let inner = "[[stage.stage]]\ntype = \"dependencies\"\n[[stage.stage]]\ntype = \"importance\"\nmethod = \"l1\"\n[[stage.stage]]\ntype = \"aggregate\"\n[[stage.stage]]\ntype = \"prune\"\nratio = 0.5\n";
+    let inner = "[[stage.stage]]\ntype = \"dependencies\"\n\
+                 [[stage.stage]]\ntype = \"importance\"\nmethod = \"l1\"\n\
+                 [[stage.stage]]\ntype = \"aggregate\"\n\
+                 [[stage.stage]]\ntype = \"prune\"\nratio = 0.5\n";
     let text = format!(
-        "[[stage]]\ntype = \"load\"\nmodel = \"m\"\n[[stage]]\ntype = \"repeat\"\ntimes = 3\n{inner}"
+        "[[stage]]\ntype = \"load\"\nmodel = \"m\"\n\
+         [[stage]]\ntype = \"repeat\"\ntimes = 3\n{inner}"
     );
-    let plan_of = plan(&text, &[]).unwrap();
-    let variant = &plan_of.variants[VariantId(0)];
+    let three_times = plan(&text, &[]).unwrap();
+    let variant = &three_times.variants[VariantId(0)];
     assert_eq!(variant.steps.len(), 1 + 3 * 4);
-    let times: Vec<u32> = variant
+    let iterations: Vec<u32> = variant
         .steps
         .iter()
-        .filter_map(|step| step.repeat_position.map(|s| s.iteration))
+        .filter_map(|step| step.repeat_position.map(|position| position.iteration))
         .collect();
-    assert_eq!(times, [1, 2, 3]);
+    assert_eq!(iterations, [1, 2, 3]);
     // The variant's own file holds the `repeat` as it was written.
-    let again = plan(&plan_of.variant_toml(variant).unwrap(), &[]).unwrap();
+    let again = plan(&three_times.variant_toml(variant).unwrap(), &[]).unwrap();
     assert_eq!(
         again.variants[VariantId(0)].id.split('-').next_back(),
         variant.id.split('-').next_back()
@@ -376,7 +392,8 @@ fn five_hundred_variants_share_equal_prefixes() {
         .map(|i| format!("{:.3}", f64::from(i) * 0.005))
         .collect();
     let sweep = format!(
-        "{WHOLE}[sweep]\n\"aggregate.with\" = [\"sum\", \"max\", \"mean\", \"last\"]\n\"prune.ratio\" = [{}]",
+        "{WHOLE}[sweep]\n\"aggregate.with\" = [\"sum\", \"max\", \"mean\", \"last\"]\n\
+         \"prune.ratio\" = [{}]",
         ratios.join(", ")
     );
     let plan = plan(&sweep, &[]).unwrap();
@@ -402,27 +419,27 @@ fn settings_report_the_layer_they_came_from() {
             .env("RUNNER_NAME", "a CI system's own");
         serde_json::from_slice::<serde_json::Value>(&command.output().unwrap().stdout).unwrap()
     };
-    let of_environment = plan(&[]);
+    let with_environment = plan(&[]);
     assert_eq!(
         (
-            &of_environment["settings"]["seed"],
-            &of_environment["settings"]["threads"]
+            &with_environment["settings"]["seed"],
+            &with_environment["settings"]["threads"]
         ),
         (&2.into(), &1.into())
     );
-    let provenance = &of_environment["provenance"];
+    let provenance = &with_environment["provenance"];
     assert_eq!(
         (provenance["seed"].as_str(), provenance["threads"].as_str()),
         (Some("RUNNER_SEED"), Some("the pipeline"))
     );
     assert_eq!(provenance["results"], "default");
     assert_eq!(
-        of_environment["settings"]["cache"], "2024",
+        with_environment["settings"]["cache"], "2024",
         "a path is read as text even if it looks like a number"
     );
-    let of_set = plan(&["--set", "run.seed=3"]);
-    assert_eq!(of_set["settings"]["seed"], 3);
-    assert_eq!(of_set["provenance"]["seed"], "--set run.seed=3");
+    let with_set = plan(&["--set", "run.seed=3"]);
+    assert_eq!(with_set["settings"]["seed"], 3);
+    assert_eq!(with_set["provenance"]["seed"], "--set run.seed=3");
     let mut command = sandbox.command(&["check", "layers.toml"]);
     let output = command.env("RUNNER_SEED", "many").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
@@ -435,8 +452,8 @@ fn settings_report_the_layer_they_came_from() {
 test!(plan_prints_a_tree);
 fn plan_prints_a_tree() {
     let sandbox = Sandbox::new();
-    sandbox
-        .write("sweep.toml", format!("{WHOLE}[sweep]\n\"aggregate.with\" = [\"sum\", \"max\"]\n\"prune.ratio\" = [0.25, 0.5]\n"));
+    let sweep = "[sweep]\n\"aggregate.with\" = [\"sum\", \"max\"]\n\"prune.ratio\" = [0.25, 0.5]\n";
+    sandbox.write("sweep.toml", format!("{WHOLE}{sweep}"));
     let ran = sandbox.run(&["plan", "sweep.toml", "--set", "run.threads=2"]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""));
     insta::assert_snapshot!("plan", ran.out);
@@ -450,7 +467,7 @@ fn plan_prints_a_tree() {
 test!(invalid_memory_size_is_rejected_with_its_position);
 fn invalid_memory_size_is_rejected_with_its_position() {
     let sandbox = Sandbox::new();
-    for (value, said) in [
+    for (value, message) in [
         ("\"lots\"", "a size such as"),
         ("-1", "a size such as"),
         ("true", "a size such as"),
@@ -463,7 +480,7 @@ fn invalid_memory_size_is_rejected_with_its_position() {
         );
         let ran = sandbox.run(&["check", "memory.toml"]);
         assert!(
-            ran.code == 2 && ran.err.contains(said) && ran.err.contains("memory.toml:2"),
+            ran.code == 2 && ran.err.contains(message) && ran.err.contains("memory.toml:2"),
             "{value}: {}",
             ran.err
         );

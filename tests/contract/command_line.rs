@@ -1,5 +1,5 @@
-//! The program as its users call it: the files it writes, its exit codes, and the same bytes for
-//! the same input.
+//! The program as users call it: the files that it writes, its exit codes, and equal bytes for
+//! equal input.
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Float64Type, UInt64Type};
@@ -17,13 +17,14 @@ fn run_writes_the_files_and_columns_of_the_contract() {
         ran.out
     );
     let variant = sandbox.variant("chain", "base-");
-    let names =
+    let column_list =
         |table: &str| columns(&sandbox.path(&format!("{variant}/{table}.parquet"))).join(", ");
-    let first = "variant: Utf8, step: UInt32, stage: Utf8, ";
-    for (table, named) in [
+    let first_columns = "variant: Utf8, step: UInt32, stage: Utf8, ";
+    for (table, next_columns) in [
         (
             "evaluate",
-            "task: Utf8, split: Utf8, metric: Utf8, value: Float64, stderr: Float64, n: UInt64, protocol: Utf8, chance: Float64, truncated: UInt64, oversized: UInt64",
+            "task: Utf8, split: Utf8, metric: Utf8, value: Float64, stderr: Float64, n: UInt64, \
+             protocol: Utf8, chance: Float64, truncated: UInt64, oversized: UInt64",
         ),
         (
             "evaluate_documents",
@@ -31,7 +32,8 @@ fn run_writes_the_files_and_columns_of_the_contract() {
         ),
         (
             "evaluate_samples",
-            "task: Utf8, doc: UInt64, choice: UInt32, loglikelihood: Float64, tokens: UInt32, chars: UInt32, greedy: Boolean, gold: Boolean",
+            "task: Utf8, doc: UInt64, choice: UInt32, loglikelihood: Float64, tokens: UInt32, \
+             chars: UInt32, greedy: Boolean, gold: Boolean",
         ),
         (
             "importance",
@@ -47,7 +49,9 @@ fn run_writes_the_files_and_columns_of_the_contract() {
         ),
         (
             "prune_sizes",
-            "params_before: UInt64, params_after: UInt64, macs_before: UInt64, macs_after: UInt64, bytes_before: UInt64, bytes_after: UInt64, group_ratio: Float64, param_ratio: Float64",
+            "params_before: UInt64, params_after: UInt64, macs_before: UInt64, \
+             macs_after: UInt64, bytes_before: UInt64, bytes_after: UInt64, \
+             group_ratio: Float64, param_ratio: Float64",
         ),
         (
             "recover",
@@ -55,9 +59,9 @@ fn run_writes_the_files_and_columns_of_the_contract() {
         ),
     ] {
         assert!(
-            names(table).starts_with(&format!("{first}{named}")),
+            column_list(table).starts_with(&format!("{first_columns}{next_columns}")),
             "{table}: {}",
-            names(table)
+            column_list(table)
         );
     }
     let rows = table(&sandbox.path(&format!("{variant}/evaluate.parquet")));
@@ -85,12 +89,12 @@ fn run_writes_the_files_and_columns_of_the_contract() {
 
     let variants = table(&sandbox.path("results/chain/variants.parquet"));
     let number = |name: &str| variants[name].as_primitive::<Float64Type>().value(0);
-    let acc = number("tiny_boolq.acc") - number("tiny_boolq.acc.dense");
-    assert!((number("tiny_boolq.acc.delta") - acc).abs() < 1e-15);
+    let delta = number("tiny_boolq.acc") - number("tiny_boolq.acc.dense");
+    assert!((number("tiny_boolq.acc.delta") - delta).abs() < 1e-15);
     assert!(number("heldout.perplexity") > 1.0 && number("param_ratio") > 0.05);
-    let params = |name: &str| variants[name].as_primitive::<UInt64Type>().value(0);
-    assert_eq!(params("bytes_after"), 4 * params("params_after"));
-    assert!(params("params_after") < params("params_before"));
+    let count = |name: &str| variants[name].as_primitive::<UInt64Type>().value(0);
+    assert_eq!(count("bytes_after"), 4 * count("params_after"));
+    assert!(count("params_after") < count("params_before"));
 
     let report = sandbox.run(&["report", "results"]);
     assert_eq!(report.code, 0);
@@ -109,14 +113,17 @@ fn reruns_single_variants_and_one_thread_give_the_same_bytes() {
     let sandbox = chain();
     sandbox.write(
         "sweep.toml",
-        format!("{CHAIN}\n[sweep]\n\"aggregate.with\" = [\"sum\", \"max\"]\n\"prune.ratio\" = [0.25, 0.5]\n"),
+        format!(
+            "{CHAIN}\n\
+                 [sweep]\n\"aggregate.with\" = [\"sum\", \"max\"]\n\"prune.ratio\" = [0.25, 0.5]\n"
+        ),
     );
     assert_eq!(sandbox.run(&["sweep.toml"]).code, 0);
     let variant = sandbox.variant("sweep", "max-ratio0.25");
     let first = outcome(&sandbox, &variant);
     assert!(first.len() >= 10, "{first:?}");
     let id = variant.rsplit('/').next().unwrap();
-    let same = |ran: ProgramOutput, folder: &str| {
+    let assert_same = |ran: ProgramOutput, folder: &str| {
         assert_eq!(ran.code, 0, "{}", ran.err);
         let again = outcome(&sandbox, folder);
         assert_eq!(again.len(), first.len());
@@ -137,8 +144,8 @@ fn reruns_single_variants_and_one_thread_give_the_same_bytes() {
             assert!(is_equal, "{folder}: {name} differs");
         }
     };
-    same(sandbox.run(&["sweep.toml", "--force"]), &variant);
-    same(
+    assert_same(sandbox.run(&["sweep.toml", "--force"]), &variant);
+    assert_same(
         sandbox.run(&[
             "sweep.toml",
             "--force",
@@ -149,20 +156,20 @@ fn reruns_single_variants_and_one_thread_give_the_same_bytes() {
         ]),
         &variant,
     );
-    same(
+    assert_same(
         sandbox.run(&["sweep.toml", "--only", id, "--results", "elsewhere"]),
         &variant.replace("results/", "elsewhere/"),
     );
     let resolved = format!("{variant}/pipeline.toml");
-    for kept in [&[][..], &["--force"]] {
-        let ran = sandbox.run(&[&[&resolved[..]], kept].concat());
+    for options in [&[][..], &["--force"]] {
+        let ran = sandbox.run(&[&[&resolved[..]], options].concat());
         let alone = sandbox.variant("pipeline", "base-");
         assert_eq!(
             alone.rsplit('-').next(),
             variant.rsplit('-').next(),
             "the hash of options and seed"
         );
-        same(ran, &alone);
+        assert_same(ran, &alone);
     }
 }
 
@@ -188,7 +195,7 @@ fn failed_variant_does_not_stop_the_others() {
         column
             .as_string::<i32>()
             .iter()
-            .map(|v| v.map(str::to_owned))
+            .map(|value| value.map(str::to_owned))
             .collect()
     };
     assert_eq!(
@@ -227,7 +234,7 @@ fn interrupted_run_exits_130_and_keeps_complete_results() {
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let ended = |folder: &std::path::Path| {
+    let has_succeeded = |folder: &std::path::Path| {
         let manifest = std::fs::read_to_string(folder.join("manifest.json")).unwrap_or_default();
         manifest.contains("\"status\": \"succeeded\"")
     };
@@ -241,7 +248,10 @@ fn interrupted_run_exits_130_and_keeps_complete_results() {
             .into_iter()
             .flatten()
             .flatten();
-        if variants.map(|entry| entry.path()).any(|path| ended(&path)) {
+        if variants
+            .map(|entry| entry.path())
+            .any(|path| has_succeeded(&path))
+        {
             break;
         }
     }
@@ -253,27 +263,29 @@ fn interrupted_run_exits_130_and_keeps_complete_results() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let status =
         |variant: &str| sandbox.json(&format!("{variant}/manifest.json"))["status"].clone();
-    let (done, cut) = (
-        sandbox.variant("long", "updates1-"),
-        sandbox.variant("long", "updates100000-"),
-    );
+    let complete = sandbox.variant("long", "updates1-");
+    let interrupted = sandbox.variant("long", "updates100000-");
     assert_eq!(
-        (status(&done), status(&cut)),
+        (status(&complete), status(&interrupted)),
         ("succeeded".into(), "interrupted".into())
     );
     assert!(
-        table(&sandbox.path(&format!("{cut}/prune.parquet"))).num_rows() > 0,
+        table(&sandbox.path(&format!("{interrupted}/prune.parquet"))).num_rows() > 0,
         "complete tables are kept"
     );
     let variants = table(&sandbox.path("results/long/variants.parquet"));
     assert!(variants["tiny_boolq.acc"].is_valid(0) && variants["tiny_boolq.acc"].is_null(1));
-    let partial = |folder: &str| {
+    let has_partial_file = |folder: &str| {
         let entries = std::fs::read_dir(sandbox.path(folder)).unwrap().flatten();
         entries
             .into_iter()
-            .any(|e| e.file_name().to_string_lossy().starts_with(".partial-"))
+            .any(|entry| entry.file_name().to_string_lossy().starts_with(".partial-"))
     };
-    assert!(!partial(&done) && !partial(&cut) && !partial("results/long"));
+    assert!(
+        !has_partial_file(&complete)
+            && !has_partial_file(&interrupted)
+            && !has_partial_file("results/long")
+    );
 }
 
 test!(complete_result_stays_until_its_replacement_is_complete);
@@ -321,7 +333,7 @@ fn concurrent_runs_of_different_variants_both_succeed() {
         "sweep.toml",
         format!("{CHAIN}\n[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n"),
     );
-    let children: Vec<_> = ["ratio0.25", "ratio0.5"]
+    let exit_codes: Vec<_> = ["ratio0.25", "ratio0.5"]
         .map(|only| {
             sandbox
                 .command(&["sweep.toml", "--only", only])
@@ -333,7 +345,7 @@ fn concurrent_runs_of_different_variants_both_succeed() {
         .into_iter()
         .map(|mut child| child.wait().unwrap().code())
         .collect();
-    assert_eq!(children, [Some(0), Some(0)]);
+    assert_eq!(exit_codes, [Some(0), Some(0)]);
     for only in ["ratio0.25", "ratio0.5"] {
         assert!(outcome(&sandbox, &sandbox.variant("sweep", only)).len() >= 10);
     }
@@ -411,14 +423,14 @@ fn schema_describes_every_option() {
         ]
     );
     for stage in stages {
-        for (option, described) in stage["properties"]
+        for (option, schema) in stage["properties"]
             .as_object()
             .unwrap()
             .iter()
             .filter(|(name, _)| *name != "type")
         {
             assert!(
-                described["description"].is_string(),
+                schema["description"].is_string(),
                 "{} {option} is not described",
                 stage["properties"]["type"]
             );

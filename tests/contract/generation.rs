@@ -23,7 +23,7 @@ fn generation_stops_at_eos_or_at_the_last_position() {
     )
     .unwrap();
     let model = Model::load(folder.path()).unwrap();
-    let written = |options: &Options| {
+    let generate_rows = |options: &Options| {
         generate::run(options, &context(), &model)
             .unwrap()
             .swap_remove(0)
@@ -39,7 +39,7 @@ fn generation_stops_at_eos_or_at_the_last_position() {
         max_new_tokens: 4000,
         ..Options::default()
     };
-    let rows = written(&options);
+    let rows = generate_rows(&options);
     assert_eq!(rows.num_rows(), 40);
     assert!(
         rows["finished"]
@@ -53,7 +53,7 @@ fn generation_stops_at_eos_or_at_the_last_position() {
             .iter()
             .all(|output| output.starts_with(" with the ") && !output.contains('.'))
     );
-    let alone = written(&Options {
+    let alone = generate_rows(&Options {
         prompts: vec![options.prompts[39].clone()],
         ..options.clone()
     });
@@ -63,40 +63,43 @@ fn generation_stops_at_eos_or_at_the_last_position() {
         "the other prompts of a batch change nothing"
     );
 
-    let on = written(&Options {
+    let without_eos = generate_rows(&Options {
         prompts: vec!["a".to_owned()],
         ignore_eos: true,
         ..options.clone()
     });
-    let read = model
+    let prompt_length = model
         .tokenizer
         .as_ref()
         .unwrap()
         .encode("a", true)
         .unwrap()
         .len();
-    assert_eq!(ids(&on, 0) + read, model.config.max_positions);
-    assert!(!on["finished"].as_boolean().value(0));
+    assert_eq!(
+        ids(&without_eos, 0) + prompt_length,
+        model.config.max_positions
+    );
+    assert!(!without_eos["finished"].as_boolean().value(0));
 
-    let warm = Options {
+    let sampled = Options {
         prompts: options.prompts[..3].to_vec(),
         temperature: 9.0,
         max_new_tokens: 8,
         ..options.clone()
     };
-    assert_eq!(written(&warm), written(&warm));
+    assert_eq!(generate_rows(&sampled), generate_rows(&sampled));
     assert_ne!(
-        written(&warm),
-        written(&Options {
+        generate_rows(&sampled),
+        generate_rows(&Options {
             seed: 1,
-            ..warm.clone()
+            ..sampled.clone()
         })
     );
-    let long = Options {
+    let too_long = Options {
         prompts: vec!["word ".repeat(600)],
         ..options
     };
-    let error = generate::run(&long, &context(), &model)
+    let error = generate::run(&too_long, &context(), &model)
         .unwrap_err()
         .to_string();
     assert!(
@@ -106,7 +109,7 @@ fn generation_stops_at_eos_or_at_the_last_position() {
     );
 }
 
-const BESIDE: &str = r#"
+const PIPELINE: &str = r#"
 [[stage]]
 type = "load"
 model = "models/tiny"
@@ -156,17 +159,20 @@ test!(sweep_holds_texts_side_by_side_and_profiles_of_both_models);
 fn sweep_holds_texts_side_by_side_and_profiles_of_both_models() {
     let sandbox = Sandbox::new();
     sandbox.write("prompts.txt", "The smith has\n\nWho is the baker?\n");
-    sandbox.write("beside.toml", BESIDE);
+    sandbox.write("beside.toml", PIPELINE);
     let ran = sandbox.run(&["beside.toml"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
-    let beside = table(&sandbox.path("results/beside/generations.parquet"));
-    assert_eq!(beside.num_rows(), 6);
+    let generations = table(&sandbox.path("results/beside/generations.parquet"));
+    assert_eq!(generations.num_rows(), 6);
     assert_eq!(
-        text(&beside["input"])[..3],
+        text(&generations["input"])[..3],
         ["Question: which tool", "The smith has", "Who is the baker?"]
     );
-    assert_eq!(text(&beside["dense"])[..3], text(&beside["dense"])[3..]);
-    assert_ne!(text(&beside["dense"]), text(&beside["output"]));
+    assert_eq!(
+        text(&generations["dense"])[..3],
+        text(&generations["dense"])[3..]
+    );
+    assert_ne!(text(&generations["dense"]), text(&generations["output"]));
     assert!(
         ran.out.contains("The smith has") && ran.out.contains("dense"),
         "{}",
@@ -177,7 +183,7 @@ fn sweep_holds_texts_side_by_side_and_profiles_of_both_models() {
     let generated = table(&sandbox.path(&format!("{variant}/generate.parquet")));
     assert_eq!(
         text(&generated["output"])[3..],
-        text(&beside["output"])[3..]
+        text(&generations["output"])[3..]
     );
     let first = sandbox.json(&format!("{variant}/profile.json"));
     assert!(

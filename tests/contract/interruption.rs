@@ -1,5 +1,5 @@
 //! Interrupted runs: killed at random moments, stopped by a signal, several at once. The next run
-//! ends with the same bytes as an undisturbed one.
+//! ends with the same bytes as a run that was not interrupted.
 
 #![cfg(unix)]
 
@@ -22,8 +22,8 @@ fn spawn(sandbox: &Sandbox, arguments: &[&str]) -> Child {
         .unwrap()
 }
 
-/// The stage that `status.json` names as running, if the file is of this process.
-fn stage_at_work(sandbox: &Sandbox, pipeline: &str, process: u32) -> Option<String> {
+/// The stage that `status.json` names as running, if this process wrote the file.
+fn running_stage(sandbox: &Sandbox, pipeline: &str, process: u32) -> Option<String> {
     let text = std::fs::read(sandbox.path(&format!("results/{pipeline}/status.json"))).ok()?;
     let status: serde_json::Value = serde_json::from_slice(&text).ok()?;
     if status["process"].as_u64() != Some(u64::from(process)) {
@@ -32,17 +32,17 @@ fn stage_at_work(sandbox: &Sandbox, pipeline: &str, process: u32) -> Option<Stri
     status["now"]["stage"].as_str().map(str::to_owned)
 }
 
-/// Waits until a stage of this type runs, then for `longer`. False if the run ended before.
+/// Waits until a stage of this type runs, then for `delay`. False if the run ended before.
 fn wait_for_stage(
     sandbox: &Sandbox,
     pipeline: &str,
     child: &mut Child,
     stage: &str,
-    longer: Duration,
+    delay: Duration,
 ) -> bool {
     loop {
-        if stage_at_work(sandbox, pipeline, child.id()).as_deref() == Some(stage) {
-            std::thread::sleep(longer);
+        if running_stage(sandbox, pipeline, child.id()).as_deref() == Some(stage) {
+            std::thread::sleep(delay);
             return child.try_wait().unwrap().is_none();
         }
         if child.try_wait().unwrap().is_some() {
@@ -120,7 +120,7 @@ fn killed_runs_resume_to_the_same_bytes() {
     let sandbox = chain();
     let mut random = ChaCha8Rng::seed_from_u64(4);
     let mut kills: BTreeMap<&str, u32> = BTreeMap::new();
-    let same = |sandbox: &Sandbox| {
+    let resume_and_compare = |sandbox: &Sandbox| {
         let ran = sandbox.run(&["chain.toml"]);
         assert_eq!(ran.code, 0, "{}", ran.err);
         assert!(!ran.err.contains("damaged"), "{}", ran.err);
@@ -147,14 +147,13 @@ fn killed_runs_resume_to_the_same_bytes() {
                     &["chain.toml", "--from", stage]
                 };
                 let mut child = spawn(&sandbox, arguments);
-                // Up to 1.2 times the stage's own time, to reach the writing of its results as
-                // well.
-                let longer =
-                    Duration::from_secs_f64(seconds[stage] * random.random_range(0.0..1.2));
-                let met = wait_for_stage(&sandbox, "chain", &mut child, stage, longer);
+                // Up to 1.2 times the run time of the stage, so that some kills happen while its
+                // results are written.
+                let delay = Duration::from_secs_f64(seconds[stage] * random.random_range(0.0..1.2));
+                let is_reached = wait_for_stage(&sandbox, "chain", &mut child, stage, delay);
                 child.kill().unwrap();
-                let killed = child.wait().unwrap().code().is_none();
-                if met && killed {
+                let is_killed = child.wait().unwrap().code().is_none();
+                if is_reached && is_killed {
                     *kills.entry(stage).or_default() += 1;
                     break;
                 }
@@ -165,36 +164,36 @@ fn killed_runs_resume_to_the_same_bytes() {
                 }
             }
             if round % 2 == 1 {
-                same(&sandbox);
+                resume_and_compare(&sandbox);
             }
         }
     }
-    same(&sandbox);
+    resume_and_compare(&sandbox);
     // Kills at any time of a run that starts with nothing kept.
-    let whole = Duration::from_secs_f64(seconds.values().sum::<f64>() + 0.2);
+    let run_time = Duration::from_secs_f64(seconds.values().sum::<f64>() + 0.2);
     for _ in 0..12 {
         std::fs::remove_dir_all(sandbox.path("results")).unwrap();
         for _ in 0..3 {
             let mut child = spawn(&sandbox, &["chain.toml"]);
-            std::thread::sleep(whole.mul_f64(random.random_range(0.0..1.0)));
+            std::thread::sleep(run_time.mul_f64(random.random_range(0.0..1.0)));
             child.kill().unwrap();
             if child.wait().unwrap().code().is_none() {
                 *kills.entry("any").or_default() += 1;
             }
         }
-        same(&sandbox);
+        resume_and_compare(&sandbox);
     }
     note!("killed: {kills:?}");
     assert!(
         STAGES
             .iter()
-            .all(|stage| kills.get(stage).is_some_and(|n| *n >= 5)),
+            .all(|stage| kills.get(stage).is_some_and(|count| *count >= 5)),
         "{kills:?}"
     );
     assert!(kills.values().sum::<u32>() >= 50, "{kills:?}");
 }
 
-/// Two stages that train, so that there is state to resume from.
+/// Two stages that train, so that there is a checkpoint to resume from.
 const LONG: &str = r#"
 [[stage]]
 type = "pretrain"
@@ -269,17 +268,16 @@ fn interrupted_stages_resume_where_they_stopped() {
         "hf/config.json",
         "hf/tokenizer.json",
     ] {
-        let (one, other) = (
-            sandbox.read(&format!("{variant}/{file}")),
-            sandbox.read(&format!("{elsewhere}/{file}")),
-        );
-        assert!(one == other, "{file} differs");
+        let resumed = sandbox.read(&format!("{variant}/{file}"));
+        let expected = sandbox.read(&format!("{elsewhere}/{file}"));
+        assert!(resumed == expected, "{file} differs");
     }
     // An evaluation resumes as well: documents that were scored or read are not scored or read
     // again.
     sandbox.write(
         "datasets/text.toml",
-        "name = \"text\"\nversion = 1\nsplit = \"all\"\nmetrics = [\"perplexity\", \"bits_per_byte\"]\n\
+        "name = \"text\"\nversion = 1\nsplit = \"all\"\n\
+         metrics = [\"perplexity\", \"bits_per_byte\"]\n\
          [rows]\nbeside = \"long.txt\"\n[text]\n",
     );
     sandbox.write(
@@ -292,7 +290,8 @@ fn interrupted_stages_resume_where_they_stopped() {
     ] {
         let pipeline = format!("{name}.toml");
         let evaluate = format!(
-            "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"evaluate\"\ntasks = [{tasks}]\n"
+            "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n\
+             [[stage]]\ntype = \"evaluate\"\ntasks = [{tasks}]\n"
         );
         sandbox.write(&pipeline, evaluate);
         assert_eq!(
@@ -317,15 +316,15 @@ fn interrupted_stages_resume_where_they_stopped() {
             );
         }
     }
-    // A complete stage leaves no state.
+    // A complete stage leaves no checkpoint.
     let leftover = walk(&sandbox.path("results/.cache"))
         .into_iter()
         .find(|path| path.ends_with(".state"));
     assert_eq!(leftover, None);
 }
 
-/// Interrupts the stage `evaluate` after it has completed a part of its work, and so has state to
-/// resume from. How long that takes depends on the load of the machine, so later attempts wait
+/// Interrupts the stage `evaluate` after it has completed a part of its work, so that it has a
+/// checkpoint. How long that takes depends on the load of the machine, so later attempts wait
 /// for a larger share of the time that the stage took undisturbed.
 fn interrupt_evaluation(sandbox: &Sandbox, name: &str, stage_time: Duration) {
     let pipeline = format!("{name}.toml");
@@ -342,7 +341,7 @@ fn interrupt_evaluation(sandbox: &Sandbox, name: &str, stage_time: Duration) {
     panic!("`{name}` was never interrupted with a part of its work done");
 }
 
-/// The reason in the plan for a stage that was interrupted and left its state.
+/// The reason in the plan for a stage that was interrupted and left a checkpoint.
 const INTERRUPTED: &str = "it was interrupted and resumes from its checkpoint";
 
 /// Why the plan says that the first stage of this type must run.
@@ -413,8 +412,8 @@ fn concurrent_runs_in_one_folder_share_the_work() {
     );
     for ratio in ["ratio0.25", "ratio0.5"] {
         let variant = sandbox.variant("sweep", ratio);
-        let others = outcome(&sandbox, &variant.replace("results/", "alone/"));
-        assert!(outcome(&sandbox, &variant) == others, "{ratio}");
+        let expected = outcome(&sandbox, &variant.replace("results/", "alone/"));
+        assert!(outcome(&sandbox, &variant) == expected, "{ratio}");
     }
     assert_tidy(&sandbox);
 }
@@ -441,7 +440,7 @@ fn run_takes_over_from_a_killed_run() {
     first.kill().unwrap();
     first.wait().unwrap();
     let began = Instant::now();
-    while stage_at_work(&sandbox, "slow", second.id()).as_deref() != Some("recover") {
+    while running_stage(&sandbox, "slow", second.id()).as_deref() != Some("recover") {
         assert!(began.elapsed() < Duration::from_secs(60) && second.try_wait().unwrap().is_none());
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -1,5 +1,5 @@
-//! Kept products: no stage runs twice, damaged products are rebuilt, and the plan says what will
-//! run.
+//! Kept products: no stage runs twice, damaged products are rebuilt, and the plan says which stages
+//! must run and why.
 
 use crate::support::{CHAIN, Sandbox, chain, outcome};
 
@@ -116,7 +116,7 @@ fn no_stage_runs_twice() {
         renamed
             .iter()
             .zip(&first)
-            .all(|(one, other)| one == other || one.0 == "pipeline.toml")
+            .all(|(renamed, first)| renamed == first || renamed.0 == "pipeline.toml")
     );
 }
 
@@ -127,14 +127,14 @@ fn new_sweep_value_runs_only_new_stages() {
     sandbox.write("sweep.toml", sweep("0.25"));
     run_ok(&sandbox, &["sweep.toml"]);
     sandbox.write("sweep.toml", sweep("0.25, 0.5"));
-    let new = [
+    let new_stages = [
         "5 prune: new",
         "6 evaluate: new",
         "7 recover: new",
         "8 evaluate: new",
         "9 export: new",
     ];
-    assert_eq!(must_run(&sandbox, &["sweep.toml"]), new);
+    assert_eq!(must_run(&sandbox, &["sweep.toml"]), new_stages);
     run_ok(&sandbox, &["sweep.toml"]);
     assert_eq!(stage_counts(&sandbox, "sweep"), (5, 5));
     // An option of the dense evaluation affects no other stage.
@@ -258,7 +258,7 @@ fn damaged_products_are_rebuilt() {
     std::fs::write(entry, "").unwrap();
     assert!(run_ok(&sandbox, &["cache"]).contains("(damaged)"));
     assert!(run_ok(&sandbox, &["cache", "verify"]).contains("1 damaged products were removed"));
-    // A damaged result that also holds a file of the user's.
+    // A damaged result whose folder also has a file of the user.
     sandbox.write(&format!("{variant}/hf/model.gguf"), "mine");
     sandbox.write(&format!("{variant}/evaluate.parquet"), "no table");
     let output = run_ok(&sandbox, &["chain.toml"]);
@@ -326,7 +326,7 @@ fn cache_stays_below_its_limit() {
         &["chain.toml", "--force", "--set", "run.cache_limit=\"1 GB\""],
     );
     assert!(run_ok(&sandbox, &["cache", "clean"]).contains("10 products were removed"));
-    // A folder that is no cache is not touched.
+    // A folder that is not a cache is not changed.
     std::fs::create_dir_all(sandbox.path("mine/.locks")).unwrap();
     sandbox.write("mine/train.state", "mine");
     let refused = sandbox.run(&["cache", "clean", "--cache", "mine"]);
@@ -379,19 +379,19 @@ fn locked_run_requires_unchanged_inputs() {
         &["check", "chain.toml"],
         &["plan", "chain.toml"],
     ] {
-        let drifted = sandbox.run(&[command, &["--locked"]].concat());
-        assert_eq!(drifted.code, 2, "{}", drifted.err);
+        let ran = sandbox.run(&[command, &["--locked"]].concat());
+        assert_eq!(ran.code, 2, "{}", ran.err);
         assert!(
-            drifted.err.contains("`heldout.jsonl` has changed"),
+            ran.err.contains("`heldout.jsonl` has changed"),
             "{}",
-            drifted.err
+            ran.err
         );
         assert!(
-            drifted.err.contains("it was written by secateur 9."),
+            ran.err.contains("it was written by secateur 9."),
             "{}",
-            drifted.err
+            ran.err
         );
-        assert!(!drifted.err.contains("tokenizer.json"), "{}", drifted.err);
+        assert!(!ran.err.contains("tokenizer.json"), "{}", ran.err);
     }
     let output = run_ok(&sandbox, &["chain.toml"]);
     assert!(
@@ -399,7 +399,7 @@ fn locked_run_requires_unchanged_inputs() {
         "{output}"
     );
     run_ok(&sandbox, &["chain.toml", "--locked"]);
-    // A model that lacks one of its files is another model.
+    // A model without one of its files counts as changed.
     std::fs::rename(
         sandbox.path("models/tiny/tokenizer_config.json"),
         sandbox.path("aside"),
@@ -436,67 +436,71 @@ test!(merge_joins_shards_into_one_table);
 fn merge_joins_shards_into_one_table() {
     let sandbox = chain();
     let sweep = format!(
-        "{CHAIN}\n[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n\"aggregate.with\" = [\"sum\", \"max\", \"last\"]\n"
+        "{CHAIN}\n[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n\
+         \"aggregate.with\" = [\"sum\", \"max\", \"last\"]\n"
     );
     sandbox.write("sweep.toml", &sweep);
-    let short = [
+    let short_run = [
         "--set",
         "recover.duration.updates=1",
         "--set",
         "evaluate.limit=2",
     ];
-    let run = |more: &[&str]| sandbox.run(&[&["sweep.toml"], &short[..], more].concat());
-    assert_eq!(run(&["--results", "whole"]).code, 0);
+    let run = |extra: &[&str]| sandbox.run(&[&["sweep.toml"], &short_run[..], extra].concat());
+    assert_eq!(run(&["--results", "unsharded"]).code, 0);
     let shards = ["1/2", "2/2"];
     let results_of = |shard: &str| format!("shard-{}", &shard[..1]);
-    let mut all = 0;
+    let mut variant_count = 0;
     for shard in shards {
         let ran = run(&["--shard", shard, "--results", &results_of(shard)]);
         assert_eq!(ran.code, 0, "{}", ran.err);
         let folder = std::fs::read_dir(sandbox.path(&format!("{}/sweep", results_of(shard))))
             .unwrap()
             .flatten();
-        all += folder
+        variant_count += folder
             .filter(|entry| entry.path().join("manifest.json").exists())
             .count();
     }
-    assert_eq!(all, 6, "each variant belongs to exactly one shard");
+    assert_eq!(
+        variant_count, 6,
+        "each variant belongs to exactly one shard"
+    );
     // A missing variant is named, and the others are merged.
-    let holes = sandbox.run(&["merge", "shard-2/sweep", "--into", "joined"]);
-    assert_eq!(holes.code, 1);
+    let incomplete = sandbox.run(&["merge", "shard-2/sweep", "--into", "joined"]);
+    assert_eq!(incomplete.code, 1);
     assert!(
-        holes.err.contains("missing: ") && holes.err.contains("no folder has it"),
+        incomplete.err.contains("missing: ") && incomplete.err.contains("no folder has it"),
         "{}",
-        holes.err
+        incomplete.err
     );
     let merge = ["merge", "shard-1", "shard-2", "--into", "joined"];
     run_ok(&sandbox, &merge);
-    let whole = sandbox.read("whole/sweep/variants.parquet");
-    assert!(sandbox.read("joined/sweep/variants.parquet") == whole);
+    let unsharded = sandbox.read("unsharded/sweep/variants.parquet");
+    assert!(sandbox.read("joined/sweep/variants.parquet") == unsharded);
     run_ok(&sandbox, &merge);
     run_ok(&sandbox, &["merge", "joined"]);
     assert!(
-        sandbox.read("joined/sweep/variants.parquet") == whole,
+        sandbox.read("joined/sweep/variants.parquet") == unsharded,
         "merging again changes nothing"
     );
     // The merged results are complete: nothing must run.
     assert_eq!(
         must_run(
             &sandbox,
-            &[&["sweep.toml"], &short[..], &["--results", "joined"]].concat()
+            &[&["sweep.toml"], &short_run[..], &["--results", "joined"]].concat()
         ),
         [""; 0]
     );
     // A variant that is in both folders with different contents.
-    let id = std::fs::read_dir(sandbox.path("shard-1/sweep"))
+    let entries = std::fs::read_dir(sandbox.path("shard-1/sweep"))
         .unwrap()
         .flatten();
-    let id = id
+    let id = entries
         .map(|entry| entry.file_name().into_string().unwrap())
         .find(|name| name.contains("ratio"))
         .unwrap();
     let manifest = format!("shard-1/sweep/{id}/manifest.json");
-    let other = String::from_utf8(sandbox.read(&manifest)).unwrap();
+    let manifest_text = String::from_utf8(sandbox.read(&manifest)).unwrap();
     let table = sandbox.read(&format!("shard-1/sweep/{id}/evaluate.parquet"));
     let hash = |bytes: &[u8]| blake3::hash(bytes).to_hex().to_string();
     let altered = [&table[..], b" "].concat();
@@ -504,7 +508,7 @@ fn merge_joins_shards_into_one_table() {
     for file in [&manifest, &format!("shard-1/sweep/{id}/evaluate.parquet")] {
         std::fs::remove_file(sandbox.path(file)).unwrap();
     }
-    sandbox.write(&manifest, &other);
+    sandbox.write(&manifest, &manifest_text);
     sandbox.write(&format!("shard-1/sweep/{id}/evaluate.parquet"), &altered);
     let damaged = sandbox.run(&["merge", "shard-1", "--into", "alone"]);
     assert!(
@@ -512,11 +516,14 @@ fn merge_joins_shards_into_one_table() {
         "{}",
         damaged.err
     );
-    let lengths = other.replace(
+    let with_new_length = manifest_text.replace(
         &format!("\"bytes\": {}", table.len()),
         &format!("\"bytes\": {}", altered.len()),
     );
-    sandbox.write(&manifest, lengths.replace(&hash(&table), &hash(&altered)));
+    sandbox.write(
+        &manifest,
+        with_new_length.replace(&hash(&table), &hash(&altered)),
+    );
     let conflict = sandbox.run(&["merge", "joined", "shard-1"]);
     assert_eq!(conflict.code, 1);
     assert!(
@@ -525,7 +532,7 @@ fn merge_joins_shards_into_one_table() {
         conflict.err
     );
     assert!(
-        sandbox.read("joined/sweep/variants.parquet") == whole,
+        sandbox.read("joined/sweep/variants.parquet") == unsharded,
         "nothing was written"
     );
     assert_eq!(sandbox.run(&["merge", "nowhere"]).code, 2);
@@ -551,7 +558,7 @@ fn merge_joins_shards_into_one_table() {
             .as_array()
             .unwrap()
             .iter()
-            .map(|v| v["id"].as_str().unwrap().to_owned())
+            .map(|variant| variant["id"].as_str().unwrap().to_owned())
             .collect::<Vec<_>>()
     };
     let (few, many) = (ids("[0.25, 0.5]"), ids("[0.25, 0.3, 0.5, 0.75]"));
@@ -566,12 +573,12 @@ fn only_failed_stages_are_retried() {
     let sandbox = chain();
     let sweep = format!("{CHAIN}\n[sweep]\n\"recover.learning_rate\" = [1e38, 1e-3, 2e-3]\n");
     sandbox.write("fails.toml", &sweep);
-    let fast = sandbox.run(&["fails.toml", "--fail-fast"]);
-    assert_eq!(fast.code, 1);
+    let stopped = sandbox.run(&["fails.toml", "--fail-fast"]);
+    assert_eq!(stopped.code, 1);
     assert!(
-        fast.out.contains("not run: learning-rate1e38"),
+        stopped.out.contains("not run: learning-rate1e38"),
         "{}",
-        fast.out
+        stopped.out
     );
     assert_eq!(
         stage_counts(&sandbox, "fails"),

@@ -1,4 +1,5 @@
-//! What users and outside checks rely on (design.md, "Contract").
+//! The behaviour that users and outside checks rely on: the command line, exit codes, files,
+//! columns, messages, resuming, kept products.
 
 mod broken_input;
 mod check;

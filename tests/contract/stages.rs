@@ -11,9 +11,9 @@ use crate::support::{Sandbox, context, largest, table, tiny};
 
 /// Collects the gradient of a tied embedding, summed over both of its uses.
 #[derive(Default)]
-struct Tied(Vec<f32>);
+struct TiedGradient(Vec<f32>);
 
-impl GradientVisitor for Tied {
+impl GradientVisitor for TiedGradient {
     fn query(&self, parameter: ParameterId, _: &Pack) -> Option<GradientQuery> {
         let is_tied = matches!(
             parameter,
@@ -55,7 +55,12 @@ fn second_order_score_squares_the_summed_gradient_of_a_tied_embedding() {
         &model,
     )
     .unwrap();
-    let options = json!({ "method": "taylor", "taylor": "element-second", "corpus": corpus, "sample": "file" });
+    let options = json!({
+        "method": "taylor",
+        "taylor": "element-second",
+        "corpus": corpus,
+        "sample": "file",
+    });
     let scores = importance::run(
         &serde_json::from_value(options).unwrap(),
         &context(),
@@ -64,19 +69,20 @@ fn second_order_score_squares_the_summed_gradient_of_a_tied_embedding() {
     )
     .unwrap()
     .0;
+    // The score of hidden channel c: Σ over rows and token ids of ½ W[id, c]² G[id, c]².
     let width = model.config.hidden;
     let mut expected = vec![0f64; width];
     for ids in rows {
         let counts = vec![true; ids.len()];
-        let mut tied = Tied::default();
+        let mut tied = TiedGradient::default();
         walk::backward(
             &model,
             &[Sequence::new(ids, &counts)],
             &BackwardOptions::default(),
             &mut tied,
         );
-        for (i, (w, g)) in model.embedding.values().iter().zip(&tied.0).enumerate() {
-            expected[i % width] += f64::from(*w).powi(2) * f64::from(*g).powi(2) / 2.0;
+        for (index, (w, g)) in model.embedding.values().iter().zip(&tied.0).enumerate() {
+            expected[index % width] += f64::from(*w).powi(2) * f64::from(*g).powi(2) / 2.0;
         }
     }
     let embedding_member = graph.groups[0]
@@ -99,7 +105,7 @@ test!(underflowing_product_keeps_the_order_of_units);
 fn underflowing_product_keeps_the_order_of_units() {
     let mut model = tiny();
     let graph = dependencies::run(&serde_json::from_value(json!({})).unwrap(), &model).unwrap();
-    let scored = |model: &Model| {
+    let unit_scores = |model: &Model| {
         let options = serde_json::from_value(json!({ "method": "l2" })).unwrap();
         let scores = importance::run(&options, &context(), model, &graph)
             .unwrap()
@@ -115,16 +121,17 @@ fn underflowing_product_keeps_the_order_of_units() {
         order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
         order
     };
-    let before = scored(&model);
-    for place in model.tensor_ids() {
+    let before = unit_scores(&model);
+    for tensor_id in model.tensor_ids() {
         // Scaling by powers of two keeps the order exactly, and the products of squares fall below
         // 1e-308.
-        model.weight_mut(place).update(|w| {
-            w.iter_mut()
-                .for_each(|w| *w *= 2f32.powi(-60) * 2f32.powi(-60))
+        model.weight_mut(tensor_id).update(|values| {
+            for value in values {
+                *value *= 2f32.powi(-60) * 2f32.powi(-60);
+            }
         });
     }
-    let after = scored(&model);
+    let after = unit_scores(&model);
     for (group, (before, after)) in graph.groups.iter().zip(before.iter().zip(&after)) {
         assert_eq!(
             order(before),
@@ -144,11 +151,16 @@ fn two_prunings_in_a_repeat_have_separate_baselines() {
     let sandbox = Sandbox::new();
     let inner = |grouping: &str, ratio: f64| {
         format!(
-            "[[stage.stage]]\ntype = \"dependencies\"\ngrouping = \"{grouping}\"\n[[stage.stage]]\ntype = \"importance\"\nmethod = \"l1\"\n[[stage.stage]]\ntype = \"aggregate\"\n[[stage.stage]]\ntype = \"prune\"\nratio = {ratio}\n"
+            "[[stage.stage]]\ntype = \"dependencies\"\ngrouping = \"{grouping}\"\n\
+             [[stage.stage]]\ntype = \"importance\"\nmethod = \"l1\"\n\
+             [[stage.stage]]\ntype = \"aggregate\"\n\
+             [[stage.stage]]\ntype = \"prune\"\nratio = {ratio}\n"
         )
     };
     let text = format!(
-        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n[[stage]]\ntype = \"repeat\"\ntimes = 2\n{}{}[[stage]]\ntype = \"export\"\nformats = [\"plan\"]\n",
+        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n\
+         [[stage]]\ntype = \"repeat\"\ntimes = 2\n{}{}\
+         [[stage]]\ntype = \"export\"\nformats = [\"plan\"]\n",
         inner("layer", 0.5),
         inner("block", 0.5)
     );
@@ -162,8 +174,9 @@ fn two_prunings_in_a_repeat_have_separate_baselines() {
             group["units"].as_u64().unwrap() as usize,
             group["kept"].as_array().unwrap().len(),
         );
-        let gone_with_its_layer = group["kind"] != "layer" && kept > units / 2;
-        assert!(kept == units / 2 || gone_with_its_layer, "{group}");
+        // The groups of a removed layer are not pruned any further.
+        let is_of_removed_layer = group["kind"] != "layer" && kept > units / 2;
+        assert!(kept == units / 2 || is_of_removed_layer, "{group}");
     }
     let layers = plan["groups"]
         .as_array()
@@ -175,14 +188,18 @@ fn two_prunings_in_a_repeat_have_separate_baselines() {
 }
 
 test!(sweep_table_takes_each_number_from_its_evaluation);
-/// Which evaluation each number of the sweep's table comes from, in pipelines with several of them.
+/// Checks from which evaluation each number of the sweep's table comes, in pipelines with several
+/// evaluations.
 fn sweep_table_takes_each_number_from_its_evaluation() {
     let sandbox = Sandbox::new();
     sandbox.write("a.jsonl", "{\"ids\": [0, 5, 9, 300, 44]}");
     sandbox.write("b.jsonl", "{\"ids\": [0, 44, 300, 9]}");
     let measure =
         |corpus: &str| format!("[[stage]]\ntype = \"evaluate\"\ncorpora = [\"{corpus}\"]\n");
-    let prune = "[[stage]]\ntype = \"dependencies\"\n[[stage]]\ntype = \"importance\"\nmethod = \"l1\"\n[[stage]]\ntype = \"aggregate\"\n[[stage]]\ntype = \"prune\"\nratio = 0.5\n";
+    let prune = "[[stage]]\ntype = \"dependencies\"\n\
+                 [[stage]]\ntype = \"importance\"\nmethod = \"l1\"\n\
+                 [[stage]]\ntype = \"aggregate\"\n\
+                 [[stage]]\ntype = \"prune\"\nratio = 0.5\n";
     let load = "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n";
     let variants = |name: &str, text: String| {
         sandbox.write(&format!("{name}.toml"), text);

@@ -17,8 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::support::{Sandbox, chain, columns, json, table, text};
 
+/// A row of `evaluate.parquet`.
 #[derive(Clone, Serialize, Deserialize)]
-struct Value {
+struct EvaluateRow {
     task: String,
     split: String,
     metric: String,
@@ -33,7 +34,7 @@ struct Value {
 
 /// A row of `evaluate.parquet` as earlier versions wrote it.
 #[derive(Serialize, Deserialize)]
-struct OldValue {
+struct OldEvaluateRow {
     task: String,
     split: String,
     metric: String,
@@ -42,16 +43,18 @@ struct OldValue {
     n: u64,
 }
 
+/// A row of `evaluate_documents.parquet`.
 #[derive(Serialize, Deserialize)]
-struct Document {
+struct DocumentRow {
     task: String,
     metric: String,
     doc: u64,
     value: f64,
 }
 
+/// A row of `generate.parquet`.
 #[derive(Serialize, Deserialize)]
-struct Generation {
+struct GenerateRow {
     prompt: u32,
     input: String,
     output: String,
@@ -62,9 +65,9 @@ struct Generation {
 /// The measurement of one metric at one step: step, task, metric, (document, value) pairs, chance.
 type Measured<'a> = (u32, &'a str, &'a str, &'a [(u64, f64)], Option<f64>);
 
-/// A variant whose dense model is measured at steps 1 and 2, the pruned one at 6, the final one at
-/// 8 and 9.
-fn shape(id: &str) -> VariantDescription {
+/// The description of a variant whose dense model is measured at steps 1 and 2, the pruned one at
+/// 6, the final one at 8 and 9.
+fn description(id: &str) -> VariantDescription {
     let steps = StepsByModel {
         dense: vec![1, 2],
         pruned: vec![6],
@@ -79,7 +82,12 @@ fn shape(id: &str) -> VariantDescription {
 }
 
 fn summary_of(folder: &Path, id: &str) -> VariantSummary {
-    VariantSummary::new(shape(id), VariantStatus::Succeeded, None, folder.join(id))
+    VariantSummary::new(
+        description(id),
+        VariantStatus::Succeeded,
+        None,
+        folder.join(id),
+    )
 }
 
 /// Writes a table of a variant, step by step.
@@ -105,14 +113,15 @@ fn write_table<R: Serialize + DeserializeOwned>(
     .unwrap();
 }
 
-fn value((_, task, metric, documents, chance): &Measured) -> Value {
+/// The row of a measurement: its value is the mean over the documents.
+fn evaluate_row((_, task, metric, documents, chance): &Measured) -> EvaluateRow {
     let n = documents.len() as f64;
     let value = documents.iter().map(|(_, value)| value).sum::<f64>() / n;
-    // The standard error of a mean of zeros and ones.
+    // The standard error of a mean p of n zeros and ones: √(p (1 − p) / (n − 1)).
     let stderr = chance.map(|_| (value * (1.0 - value) / (n - 1.0)).sqrt());
     let [task, metric, split] = [*task, *metric, "test"].map(str::to_owned);
     let (protocol, n) = ("harness".to_owned(), documents.len() as u64);
-    Value {
+    EvaluateRow {
         task,
         split,
         metric,
@@ -126,8 +135,8 @@ fn value((_, task, metric, documents, chance): &Measured) -> Value {
     }
 }
 
-fn document((_, task, metric, ..): &Measured, doc: u64, value: f64) -> Document {
-    Document {
+fn document_row((_, task, metric, ..): &Measured, doc: u64, value: f64) -> DocumentRow {
+    DocumentRow {
         task: (*task).to_owned(),
         metric: (*metric).to_owned(),
         doc,
@@ -136,20 +145,21 @@ fn document((_, task, metric, ..): &Measured, doc: u64, value: f64) -> Document 
 }
 
 /// Writes both tables of `evaluate`.
-fn evaluate(folder: &Path, id: &str, measured: &[Measured]) {
+fn write_measurements(folder: &Path, id: &str, measured: &[Measured]) {
     write_table(
         folder,
         id,
         "evaluate",
         measured
             .iter()
-            .map(|one| (one.0, vec![value(one)]))
+            .map(|measurement| (measurement.0, vec![evaluate_row(measurement)]))
             .collect(),
     );
-    let documents_of = |one: &Measured| {
-        one.3
+    let document_rows = |measurement: &Measured| {
+        measurement
+            .3
             .iter()
-            .map(|&(doc, value)| document(one, doc, value))
+            .map(|&(doc, value)| document_row(measurement, doc, value))
             .collect::<Vec<_>>()
     };
     write_table(
@@ -158,14 +168,14 @@ fn evaluate(folder: &Path, id: &str, measured: &[Measured]) {
         "evaluate_documents",
         measured
             .iter()
-            .map(|one| (one.0, documents_of(one)))
+            .map(|measurement| (measurement.0, document_rows(measurement)))
             .collect(),
     );
 }
 
-fn generation(prompt: u32, input: &str, output: &str) -> Generation {
+fn generation(prompt: u32, input: &str, output: &str) -> GenerateRow {
     let [input, output] = [input, output].map(str::to_owned);
-    Generation {
+    GenerateRow {
         prompt,
         input,
         output,
@@ -179,6 +189,7 @@ fn number(table: &RecordBatch, name: &str, row: usize) -> Option<f64> {
     column.is_valid(row).then(|| column.value(row))
 }
 
+/// The values of the documents 0, 1, 2, …
 fn numbered(values: &[f64]) -> Vec<(u64, f64)> {
     (0..).zip(values.iter().copied()).collect()
 }
@@ -188,16 +199,18 @@ fn differences_have_paired_standard_errors() {
     let folder = tempfile::tempdir().unwrap();
     let [dense, last] =
         [[1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]].map(|values| numbered(&values));
+    // Values that must not be reported.
     let decoy = numbered(&[0.0, 0.0, 1.0, 0.0]);
     let [perplexity, later] =
         [[10.0, 12.0, 14.0], [11.0, 15.0, 16.0]].map(|values| numbered(&values));
-    let backwards: Vec<(u64, f64)> = later.iter().rev().copied().collect();
-    let one = numbered(&[1.0]);
-    let others: Vec<(u64, f64)> = dense.iter().map(|(doc, value)| (doc + 1, *value)).collect();
+    let reversed: Vec<(u64, f64)> = later.iter().rev().copied().collect();
+    let single = numbered(&[1.0]);
+    let other_documents: Vec<(u64, f64)> =
+        dense.iter().map(|(doc, value)| (doc + 1, *value)).collect();
     let measured: &[Measured] = &[
         (1, "a", "acc", &dense, Some(0.5)),
         (1, "text", "perplexity", &perplexity, None),
-        (1, "single", "acc", &one, None),
+        (1, "single", "acc", &single, None),
         (1, "moved", "acc", &dense, Some(0.25)),
         (1, "more", "acc", &dense[..3], Some(0.25)),
         (1, "gone", "acc", &dense, Some(0.25)),
@@ -206,18 +219,19 @@ fn differences_have_paired_standard_errors() {
         (2, "a", "acc", &decoy, Some(0.5)),
         (6, "a", "acc", &decoy, Some(0.5)),
         (8, "a", "acc", &decoy, Some(0.5)),
-        (8, "text", "perplexity", &backwards, None),
-        (8, "single", "acc", &one, None),
-        (8, "moved", "acc", &others, Some(0.25)),
+        (8, "text", "perplexity", &reversed, None),
+        (8, "single", "acc", &single, None),
+        (8, "moved", "acc", &other_documents, Some(0.25)),
         (8, "more", "acc", &dense, Some(0.25)),
         (8, "new", "acc", &dense, Some(0.25)),
         (9, "a", "acc", &last, Some(0.5)),
     ];
-    evaluate(folder.path(), "v", measured);
+    write_measurements(folder.path(), "v", measured);
     write_report_tables(folder.path(), &[summary_of(folder.path(), "v")]).unwrap();
     let rows = table(&folder.path().join("variants.parquet"));
     let value_of = |name: &str| number(&rows, name, 0);
-    // d = 0, -1, 0, 0: mean -1/4, sample variance (3/16 + 9/16) / 3 = 1/4, √(1/4 / 4) = 1/4
+    // The differences are 0, −1, 0, 0: mean −1/4, sample variance (3/16 + 9/16) / 3 = 1/4, and
+    // √(1/4 / 4) = 1/4.
     assert_eq!(
         [
             value_of("a.acc"),
@@ -234,7 +248,7 @@ fn differences_have_paired_standard_errors() {
         [value_of("a.acc.dense_stderr"), value_of("a.acc.stderr")],
         [Some(0.25), Some((0.25f64 / 3.0).sqrt())]
     );
-    // d = 1, 3, 2: mean 2, sample variance 1, √(1 / 3)
+    // The differences are 1, 3, 2: mean 2, sample variance 1, standard error √(1 / 3).
     assert_eq!(
         (
             value_of("text.perplexity.delta"),
@@ -286,7 +300,7 @@ fn results_of_earlier_versions_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let row = |value: f64| {
         let [task, split, metric] = ["a", "test", "acc"].map(str::to_owned);
-        OldValue {
+        OldEvaluateRow {
             task,
             split,
             metric,
@@ -325,8 +339,8 @@ v        0.5    * 50.0 % (-25.0)
         expected.lines().collect::<Vec<_>>()
     );
     // An older table: without the columns that were added since.
-    let kept = (0..rows.num_columns()).filter(|&i| {
-        let name = rows.schema().field(i).name().clone();
+    let kept = (0..rows.num_columns()).filter(|&column| {
+        let name = rows.schema().field(column).name().clone();
         ![".delta_stderr", ".dense_stderr", ".chance"]
             .iter()
             .any(|new| name.ends_with(new))
@@ -366,11 +380,14 @@ fn summary_shows_the_uncertainty_of_differences() {
     let text = numbered(&[10.0, 12.0, 14.0]);
     let half = numbered(&[[0.0; 50], [1.0; 50]].concat());
     let better = numbered(&[vec![0.0; 45], vec![1.0; 55]].concat());
-    let others: Vec<(u64, f64)> = half.iter().map(|(doc, value)| (doc + 1, *value)).collect();
-    let variant = |id: &str, wrong: usize, b: &[(u64, f64)], more: [f64; 3]| {
+    let other_documents: Vec<(u64, f64)> =
+        half.iter().map(|(doc, value)| (doc + 1, *value)).collect();
+    // A variant with `wrong_count` wrong answers of 100 in task a, and these values in tasks b and
+    // t.
+    let variant = |id: &str, wrong_count: usize, b: &[(u64, f64)], t: [f64; 3]| {
         let mut answers = vec![1.0; 100];
-        answers[..wrong].fill(0.0);
-        let (last, later) = (numbered(&answers), numbered(&more));
+        answers[..wrong_count].fill(0.0);
+        let (last, later) = (numbered(&answers), numbered(&t));
         let mut measured: Vec<Measured> = vec![
             (1, "a", "acc", &dense, Some(0.5)),
             (1, "b", "acc", &half, Some(0.5)),
@@ -381,13 +398,14 @@ fn summary_shows_the_uncertainty_of_differences() {
         if !b.is_empty() {
             measured.push((8, "b", "acc", b, Some(0.5)));
         }
-        evaluate(folder.path(), id, &measured);
+        write_measurements(folder.path(), id, &measured);
         summary_of(folder.path(), id)
     };
-    // 42 of 100 wrong: 0.58 is within two times 0.0496 of 0.5; 39 wrong: 0.61 is not
+    // With 42 of 100 wrong, 0.58 exceeds the chance of 0.5 by less than two standard errors of
+    // 0.0496; with 39 wrong, 0.61 exceeds it by more.
     let variants = [
         variant("few", 21, &better, [11.0, 15.0, 16.0]),
-        variant("many", 39, &others, [110.0, 12.0, 14.0]),
+        variant("many", 39, &other_documents, [110.0, 12.0, 14.0]),
         variant("guess", 42, &[], [10.0, 12.0, 14.0]),
     ];
     let summary = write_report_tables(folder.path(), &variants).unwrap();
@@ -442,13 +460,13 @@ fn generated_texts_stand_side_by_side() {
     write_table(folder.path(), "v", "generate", steps());
     write_table(folder.path(), "w", "generate", steps());
     let none = VariantSummary::new(
-        shape("none"),
+        description("none"),
         VariantStatus::Failed,
         Some("it broke".to_owned()),
         folder.path().join("none"),
     );
     let mut failed = VariantSummary::new(
-        shape("w"),
+        description("w"),
         VariantStatus::Failed,
         Some("it broke".to_owned()),
         folder.path().join("w"),
@@ -481,7 +499,7 @@ fn generated_texts_stand_side_by_side() {
     assert_eq!(column("pruned"), ["pruned", "", "", "pruned", ""]);
     assert_eq!(column("output"), ["last\u{1b}[2J", "four", &long, "", ""]);
     assert!(rows["dense"].is_null(1) && rows["output"].is_null(3));
-    let cut = &long[..99];
+    let first_characters = &long[..99];
     let shown = format!(
         "
 prompt 0: Once
@@ -494,7 +512,7 @@ prompt 1: Three
 
 prompt 1: Two
   dense  three
-  v      {cut}…
+  v      {first_characters}…
   w      –
 "
     );
@@ -559,14 +577,14 @@ test!(merged_shards_give_the_same_tables);
 fn merged_shards_give_the_same_tables() {
     let folder = tempfile::tempdir().unwrap();
     let sweep = SweepManifest {
-        variants: ["v", "w"].map(shape).to_vec(),
+        variants: ["v", "w"].map(description).to_vec(),
     };
-    let place = |name: &str, ids: &[&str]| -> PathBuf {
-        let place = folder.path().join(name).join("sweep");
+    let write_results = |name: &str, ids: &[&str]| -> PathBuf {
+        let pipeline_folder = folder.path().join(name).join("sweep");
         for id in ids {
             let [dense, last] = [[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]].map(|values| numbered(&values));
-            evaluate(
-                &place,
+            write_measurements(
+                &pipeline_folder,
                 id,
                 &[
                     (1, "a", "acc", &dense, Some(0.5)),
@@ -574,7 +592,7 @@ fn merged_shards_give_the_same_tables() {
                 ],
             );
             write_table(
-                &place,
+                &pipeline_folder,
                 id,
                 "generate",
                 vec![
@@ -582,14 +600,16 @@ fn merged_shards_give_the_same_tables() {
                     (8, vec![generation(0, "Once", id)]),
                 ],
             );
-            std::fs::write(place.join(id).join("manifest.json"), manifest(id)).unwrap();
+            let manifest_path = pipeline_folder.join(id).join("manifest.json");
+            std::fs::write(manifest_path, manifest(id)).unwrap();
         }
-        sweep.write(&place).unwrap();
-        place
+        sweep.write(&pipeline_folder).unwrap();
+        pipeline_folder
     };
-    let whole = place("whole", &["v", "w"]);
-    write_report_tables(&whole, &["v", "w"].map(|id| summary_of(&whole, id))).unwrap();
-    let shards = [place("one", &["v"]), place("two", &["w"])];
+    let unsharded = write_results("unsharded", &["v", "w"]);
+    let summaries = ["v", "w"].map(|id| summary_of(&unsharded, id));
+    write_report_tables(&unsharded, &summaries).unwrap();
+    let shards = [write_results("one", &["v"]), write_results("two", &["w"])];
     let merged = merge(&shards, Some(&folder.path().join("joined"))).unwrap();
     assert!(
         merged[0].missing_variants.is_empty() && merged[0].summary.contains("prompt 0: Once"),
@@ -598,9 +618,12 @@ fn merged_shards_give_the_same_tables() {
     );
     for name in ["variants.parquet", "generations.parquet"] {
         let read = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
-        assert!(read(&whole) == read(&merged[0].folder), "{name} differs");
+        assert!(
+            read(&unsharded) == read(&merged[0].folder),
+            "{name} differs"
+        );
     }
-    let rows = table(&whole.join("generations.parquet"));
+    let rows = table(&unsharded.join("generations.parquet"));
     assert_eq!(
         (text(&rows["dense"]), text(&rows["output"])),
         (
@@ -613,9 +636,21 @@ fn merged_shards_give_the_same_tables() {
 /// The manifest of a complete variant.
 fn manifest(id: &str) -> String {
     let manifest = serde_json::json!({
-        "program": "secateur", "source": "", "pipeline": "", "variant": id, "seed": 42, "device": "cpu", "processor": "",
-        "threads": 1, "dtype": "float32", "may_differ": "", "inputs": {}, "status": "succeeded", "error": null, "stages": [],
-        "outputs": {}
+        "program": "secateur",
+        "source": "",
+        "pipeline": "",
+        "variant": id,
+        "seed": 42,
+        "device": "cpu",
+        "processor": "",
+        "threads": 1,
+        "dtype": "float32",
+        "may_differ": "",
+        "inputs": {},
+        "status": "succeeded",
+        "error": null,
+        "stages": [],
+        "outputs": {},
     });
     serde_json::from_value::<VariantManifest>(manifest.clone()).unwrap();
     manifest.to_string()
@@ -625,20 +660,20 @@ test!(evaluation_steps_are_assigned_to_dense_pruned_and_final_model);
 fn evaluation_steps_are_assigned_to_dense_pruned_and_final_model() {
     let sandbox = chain();
     let plan = check(&sandbox.path("chain.toml"), &Overrides::default(), false).unwrap();
-    let shape = VariantDescription::from(&plan.variants[VariantId(0)]);
-    let position = |nth: usize| plan.variants[VariantId(0)].steps[nth].position;
+    let description = VariantDescription::from(&plan.variants[VariantId(0)]);
+    let position = |index: usize| plan.variants[VariantId(0)].steps[index].position;
     let expected = StepsByModel {
         dense: vec![position(1)],
         pruned: vec![position(6)],
         last: vec![position(8)],
     };
     assert_eq!(
-        (&shape.evaluate, &shape.generate),
+        (&description.evaluate, &description.generate),
         (&expected, &StepsByModel::default())
     );
     // The file keeps the key names of its first version.
     let sweep = SweepManifest {
-        variants: vec![shape.clone()],
+        variants: vec![description.clone()],
     };
     sweep.write(&sandbox.path("")).unwrap();
     let written = json(&sandbox.path("sweep.json"));
@@ -656,10 +691,14 @@ fn only_equal_evaluations_are_paired() {
     let sandbox = Sandbox::new();
     let evaluate = |window: usize| {
         format!(
-            "[[stage]]\ntype = \"evaluate\"\ncorpora = [\"datasets/tiny_world_heldout.jsonl\"]\nwindow = {window}\n"
+            "[[stage]]\ntype = \"evaluate\"\n\
+             corpora = [\"datasets/tiny_world_heldout.jsonl\"]\nwindow = {window}\n"
         )
     };
-    let prune = "[[stage]]\ntype = \"dependencies\"\n[[stage]]\ntype = \"importance\"\nmethod = \"l2\"\n[[stage]]\ntype = \"aggregate\"\n[[stage]]\ntype = \"prune\"\nratio = 0.25\n";
+    let prune = "[[stage]]\ntype = \"dependencies\"\n\
+                 [[stage]]\ntype = \"importance\"\nmethod = \"l2\"\n\
+                 [[stage]]\ntype = \"aggregate\"\n\
+                 [[stage]]\ntype = \"prune\"\nratio = 0.25\n";
     let load = "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n";
     for (name, after, is_paired) in [("both", vec![16, 64], true), ("another", vec![32], false)] {
         let after: String = after.into_iter().map(evaluate).collect();
@@ -670,8 +709,8 @@ fn only_equal_evaluations_are_paired() {
         let ran = sandbox.run(&[&format!("{name}.toml")]);
         assert_eq!(ran.code, 0, "{}", ran.err);
         let row = table(&sandbox.path(&format!("results/{name}/variants.parquet")));
-        let number = |ending: &str| {
-            row[&format!("tiny_world_heldout.perplexity{ending}")[..]]
+        let column = |suffix: &str| {
+            row[&format!("tiny_world_heldout.perplexity{suffix}")[..]]
                 .as_primitive::<Float64Type>()
                 .clone()
         };
@@ -682,10 +721,10 @@ fn only_equal_evaluations_are_paired() {
         let values = evaluated["value"].as_primitive::<Float64Type>();
         // The dense measurements, at windows 16 and 64, come first.
         assert_eq!(
-            number(".dense").value(0),
+            column(".dense").value(0),
             values.value(usize::from(is_paired))
         );
-        assert_eq!(number("").value(0), values.value(values.len() - 1));
-        assert_eq!(number(".delta_stderr").is_valid(0), is_paired);
+        assert_eq!(column("").value(0), values.value(values.len() - 1));
+        assert_eq!(column(".delta_stderr").is_valid(0), is_paired);
     }
 }

@@ -12,19 +12,22 @@ use crate::support::Sandbox;
 fn message_for(folder: &Path, content: &str) -> String {
     write(&folder.join("task.toml"), content);
     let found = Task::find(folder.join("task.toml").to_str().unwrap(), Some(folder));
-    let tried = found.and_then(|task| {
+    let result = found.and_then(|task| {
         if task.is_text() {
             task.text_documents(None).map(drop)
         } else {
             task.questions(None, None).map(drop)
         }
     });
-    match tried {
+    match result {
         Ok(()) => "nothing is wrong".to_owned(),
-        Err(e) => e.to_string().replace(&format!("{}/", folder.display()), ""),
+        Err(error) => error
+            .to_string()
+            .replace(&format!("{}/", folder.display()), ""),
     }
 }
 
+/// A text task, whose rows are beside the task file.
 const WORDS: &str = r#"
 name = "words"
 version = 1
@@ -156,7 +159,8 @@ fn check_reports_a_task_file_mistake_once_for_all_variants() {
     sandbox.write("unknown.toml", FEW.replace("split", "splt"));
     sandbox.write(
         "pipeline.toml",
-        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n\n[[stage]]\ntype = \"evaluate\"\ntasks = [\"unfit.toml\", \"unknown.toml\", \
+        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n\n\
+         [[stage]]\ntype = \"evaluate\"\ntasks = [\"unfit.toml\", \"unknown.toml\", \
          \"tiny_bolq\"]\n\n[sweep]\n\"evaluate.limit\" = [1, 2, 3]\n",
     );
     let ran = sandbox.run(&["check", "pipeline.toml"]);
@@ -166,11 +170,11 @@ fn check_reports_a_task_file_mistake_once_for_all_variants() {
     let records: Vec<Value> = serde_json::from_str(&ran.out).unwrap();
     let places: Vec<(&str, u64, u64)> = records
         .iter()
-        .map(|r| {
+        .map(|record| {
             (
-                r["file"].as_str().unwrap(),
-                r["line"].as_u64().unwrap(),
-                r["column"].as_u64().unwrap(),
+                record["file"].as_str().unwrap(),
+                record["line"].as_u64().unwrap(),
+                record["column"].as_u64().unwrap(),
             )
         })
         .collect();
@@ -185,7 +189,8 @@ fn check_reports_a_task_file_mistake_once_for_all_variants() {
     // A run gives the same message as plain text.
     sandbox.write(
         "pipeline.toml",
-        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n\n[[stage]]\ntype = \"evaluate\"\ntasks = [\"unfit.toml\"]\n",
+        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n\n\
+         [[stage]]\ntype = \"evaluate\"\ntasks = [\"unfit.toml\"]\n",
     );
     assert!(
         sandbox

@@ -14,6 +14,7 @@ use parquet::arrow::ArrowWriter;
 use secateur_data::task::{ChoiceQuestion, FewShot, Task};
 use serde_json::Value;
 
+/// A task whose rows have the layout of ARC: `choices` is a struct of two lists.
 const NESTED: &str = r#"
 name = "nested"
 version = 1
@@ -33,7 +34,7 @@ pub fn write(path: &Path, content: &str) {
     std::fs::write(path, content).unwrap();
 }
 
-/// A task file in its own folder, which is also its `run.data`.
+/// A task whose file is in `folder`, which is also its `run.data`.
 fn task(folder: &Path, content: &str) -> Task {
     let path = folder.join("task.toml");
     write(&path, content);
@@ -45,7 +46,7 @@ fn documents(folder: &Path, content: &str) -> Result<Vec<ChoiceQuestion>, String
     let found = Task::find(folder.join("task.toml").to_str().unwrap(), Some(folder));
     found
         .and_then(|task| task.questions(None, None))
-        .map_err(|e| e.to_string())
+        .map_err(|error| error.to_string())
 }
 
 pub fn parquet(path: &Path, columns: Vec<(&str, ArrayRef)>) {
@@ -83,8 +84,8 @@ fn lists(rows: &[Value], field: &str) -> ArrayRef {
     ))
 }
 
-/// ARC's rows in the layout of the Hub: `choices` is a struct of two lists.
-fn nested(path: &Path, rows: &[Value]) {
+/// Writes rows of ARC in the layout of the Hub: `choices` is a struct of two lists.
+fn write_nested(path: &Path, rows: &[Value]) {
     let field = |name| {
         Arc::new(Field::new(
             name,
@@ -104,12 +105,17 @@ fn nested(path: &Path, rows: &[Value]) {
     parquet(path, columns);
 }
 
-fn question(n: usize) -> Value {
-    let choices: Vec<String> = (0..2 + n % 3)
-        .map(|i| format!("choice {i} of {n}"))
+/// The row of question `number`, which has two to four choices.
+fn question(number: usize) -> Value {
+    let choices: Vec<String> = (0..2 + number % 3)
+        .map(|choice| format!("choice {choice} of {number}"))
         .collect();
     let labels: Vec<&str> = ["A", "B", "C", "D"][..choices.len()].to_vec();
-    serde_json::json!({"question": format!("number {n}"), "choices": {"text": choices, "label": labels}, "answerKey": "B"})
+    serde_json::json!({
+        "question": format!("number {number}"),
+        "choices": { "text": choices, "label": labels },
+        "answerKey": "B",
+    })
 }
 
 fn jsonl(rows: &[Value]) -> String {
@@ -132,15 +138,15 @@ fn parquet_and_json_lines_give_the_same_documents() {
     );
     assert_eq!(from_lines[7].requests[2].continuation, " choice 2 of 7");
     std::fs::remove_file(folder.path().join("nested/test.jsonl")).unwrap();
-    nested(&folder.path().join("nested/test.parquet"), &rows);
+    write_nested(&folder.path().join("nested/test.parquet"), &rows);
     assert_eq!(documents(folder.path(), NESTED).unwrap(), from_lines);
     // The limit counts rows over all shards.
     std::fs::remove_file(folder.path().join("nested/test.parquet")).unwrap();
-    for (i, part) in rows.chunks(1000).enumerate() {
-        nested(
+    for (shard, part) in rows.chunks(1000).enumerate() {
+        write_nested(
             &folder
                 .path()
-                .join(format!("nested/data/test-0000{i}-of-00003.parquet")),
+                .join(format!("nested/data/test-0000{shard}-of-00003.parquet")),
             part,
         );
     }
@@ -225,11 +231,11 @@ fn rows_are_found_in_hub_layouts() {
         "nested/ARC-Easy/test/0000.parquet",
     ] {
         let folder = tempfile::tempdir().unwrap();
-        nested(&folder.path().join(path), &rows);
+        write_nested(&folder.path().join(path), &rows);
         assert_eq!(documents(folder.path(), NESTED).unwrap().len(), 2, "{path}");
     }
-    // The first folder of `published` counts, and in a folder a file directly in it before one in a
-    // subfolder.
+    // The first folder of `published` that has the split is used; in a folder, a file directly in
+    // it before one in a subfolder.
     let folder = tempfile::tempdir().unwrap();
     write(
         &folder.path().join("nested/ARC-Easy/test.jsonl"),
@@ -239,12 +245,12 @@ fn rows_are_found_in_hub_layouts() {
         &folder.path().join("nested/ARC-Challenge/test.jsonl"),
         &jsonl(&rows),
     );
-    let shown =
+    let with_short_paths =
         |folder: &Path, message: String| message.replace(&folder.display().to_string(), "data");
     assert_eq!(
-        shown(folder.path(), documents(folder.path(), NESTED).unwrap_err()),
-        "the split `test` is in several folders of `data/nested`: `data/nested/ARC-Challenge`, `data/nested/ARC-Easy`; name one of \
-         them in `published`"
+        with_short_paths(folder.path(), documents(folder.path(), NESTED).unwrap_err()),
+        "the split `test` is in several folders of `data/nested`: `data/nested/ARC-Challenge`, \
+         `data/nested/ARC-Easy`; name one of them in `published`"
     );
     write(
         &folder.path().join("elsewhere/nested/test.jsonl"),
@@ -256,20 +262,22 @@ fn rows_are_found_in_hub_layouts() {
     // Missing splits, missing shards and damaged files.
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(
-        shown(folder.path(), documents(folder.path(), NESTED).unwrap_err()),
-        "cannot read `data/nested/test.jsonl`: the file does not exist, and the split `test` is not in `data/nested`, `data/elsewhere/nested`"
+        with_short_paths(folder.path(), documents(folder.path(), NESTED).unwrap_err()),
+        "cannot read `data/nested/test.jsonl`: the file does not exist, and the split `test` is \
+         not in `data/nested`, `data/elsewhere/nested`"
     );
-    nested(
+    write_nested(
         &folder.path().join("nested/test-00001-of-00003.parquet"),
         &rows,
     );
-    nested(
+    write_nested(
         &folder.path().join("nested/test-00002-of-00003.parquet"),
         &rows,
     );
     assert_eq!(
-        shown(folder.path(), documents(folder.path(), NESTED).unwrap_err()),
-        "cannot read `data/nested/test-00000-of-00003.parquet`: the file does not exist, but other parts of the split do"
+        with_short_paths(folder.path(), documents(folder.path(), NESTED).unwrap_err()),
+        "cannot read `data/nested/test-00000-of-00003.parquet`: the file does not exist, but \
+         other parts of the split do"
     );
     write(
         &folder.path().join("nested/test.parquet"),
@@ -282,6 +290,7 @@ fn rows_are_found_in_hub_layouts() {
     );
 }
 
+/// A task with two choices, whose rows are beside the task file.
 pub const FEW: &str = r#"
 name = "few"
 version = 1
@@ -298,20 +307,20 @@ gold = "a"
 test!(no_question_is_its_own_example);
 fn no_question_is_its_own_example() {
     let folder = tempfile::tempdir().unwrap();
-    // Four equal rows: several of them are drawn as examples, and none for itself.
-    let rows: Vec<Value> = (0..9)
-        .map(|i| serde_json::json!({"q": format!("q{}", i.max(3)), "a": i % 2}))
+    // Rows 0 to 3 have the same question; rows 0 and 2 are equal, and rows 1 and 3. A row that
+    // equals the question is never drawn as its example.
+    let mut rows: Vec<Value> = (0..9)
+        .map(|index| serde_json::json!({"q": format!("q{}", index.max(3)), "a": index % 2}))
         .collect();
-    let mut same = rows.clone();
-    same[1] = same[3].clone();
-    write(&folder.path().join("rows.jsonl"), &jsonl(&same));
+    rows[1] = rows[3].clone();
+    write(&folder.path().join("rows.jsonl"), &jsonl(&rows));
     let few = task(folder.path(), FEW);
     for seed in 0..40 {
         for (document, row) in few
             .questions(None, Some(FewShot { count: 3, seed }))
             .unwrap()
             .iter()
-            .zip(&same)
+            .zip(&rows)
         {
             let example = |row: &Value| {
                 format!(
@@ -345,7 +354,8 @@ fn no_question_is_its_own_example() {
         &folder.path().join("others.jsonl"),
         "{\"q\": \"other\", \"a\": 1}\n",
     );
-    let with = format!("{FEW}\n[examples]\nbeside = \"others.jsonl\"\ndelimiter = \" | \"\n");
+    let with_other_file =
+        format!("{FEW}\n[examples]\nbeside = \"others.jsonl\"\ndelimiter = \" | \"\n");
     let context = |task: &Task| {
         task.questions(Some(1), Some(FewShot { count: 1, seed: 5 }))
             .unwrap()[0]
@@ -353,7 +363,10 @@ fn no_question_is_its_own_example() {
             .context
             .clone()
     };
-    assert_eq!(context(&task(folder.path(), &with)), "other yes | q3");
+    assert_eq!(
+        context(&task(folder.path(), &with_other_file)),
+        "other yes | q3"
+    );
 }
 
 test!(ptb_rows_are_joined);
@@ -383,7 +396,9 @@ fn ptb_rows_are_joined() {
 test!(documents_begin_where_a_row_matches);
 fn documents_begin_where_a_row_matches() {
     let folder = tempfile::tempdir().unwrap();
-    let file = "name = \"t\"\nversion = 1\nsplit = \"s\"\nmetrics = [\"byte_perplexity\"]\nrows = { beside = \"t.txt\", separator = \"\\n\" }\n\n[text]\nbegins = '^#'\njoin = \"\\n\"\n";
+    let file = "name = \"t\"\nversion = 1\nsplit = \"s\"\nmetrics = [\"byte_perplexity\"]\n\
+                rows = { beside = \"t.txt\", separator = \"\\n\" }\n\n\
+                [text]\nbegins = '^#'\njoin = \"\\n\"\n";
     for (text, documents) in [
         ("\n \n# a\nb\n# c\n", vec!["# a\nb", "# c"]),
         ("intro\n# a", vec!["intro", "# a"]),

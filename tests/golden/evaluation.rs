@@ -73,32 +73,32 @@ fn compare(samples: &RecordBatch, golden: &[Value]) -> f64 {
     for document in golden {
         let expected: Vec<f64> = numbers(&document["loglikelihood"]);
         for (choice, expected) in expected.iter().enumerate() {
-            let here = format!(
+            let label = format!(
                 "{} {} choice {choice}",
                 document["task"], document["doc_id"]
             );
             assert_eq!(
                 (docs.value(row), choices.value(row)),
                 (document["doc_id"].as_u64().unwrap(), choice as u32),
-                "{here}"
+                "{label}"
             );
             assert_eq!(
                 u64::from(tokens.value(row)),
                 document["n_continuation_tokens"][choice].as_u64().unwrap(),
-                "{here}"
+                "{label}"
             );
             assert_eq!(
                 greedy.value(row),
                 document["is_greedy"][choice].as_bool().unwrap(),
-                "{here}"
+                "{label}"
             );
             assert_eq!(
                 gold.value(row),
                 document["gold"].as_u64() == Some(choice as u64),
-                "{here}"
+                "{label}"
             );
             let difference = (values[row] / expected - 1.0).abs();
-            assert!(difference < 1e-5, "{here}: {} {expected}", values[row]);
+            assert!(difference < 1e-5, "{label}: {} {expected}", values[row]);
             worst = f64::max(worst, difference);
             row += 1;
         }
@@ -114,12 +114,12 @@ fn compare_metrics(rows: &RecordBatch, golden: &[Value]) {
         rows.num_rows(),
         1 + usize::from(!golden[0]["acc_norm"].is_null())
     );
-    for (i, value) in floats(rows, "value").into_iter().enumerate() {
+    for (row, value) in floats(rows, "value").into_iter().enumerate() {
         let hits: f64 = golden
             .iter()
-            .map(|document| document[metrics.value(i)].as_f64().unwrap())
+            .map(|document| document[metrics.value(row)].as_f64().unwrap())
             .sum();
-        assert_eq!(value, hits / golden.len() as f64, "{}", metrics.value(i));
+        assert_eq!(value, hits / golden.len() as f64, "{}", metrics.value(row));
     }
 }
 
@@ -134,20 +134,23 @@ fn compare_with_the_harness(task: &str, golden: &str, options: Options) -> Vec<T
     compare_metrics(rows(&tables, "evaluate"), &scored);
     let summary = &json(&golden.join("summary.json"))["tasks"][task];
     let found = rows(&tables, "evaluate");
-    for (i, metric) in found["metric"]
+    for (row, metric) in found["metric"]
         .as_string::<i32>()
         .iter()
         .flatten()
         .enumerate()
     {
-        let (value, expected) = (floats(found, "value")[i], summary[metric].as_f64().unwrap());
+        let (value, expected) = (
+            floats(found, "value")[row],
+            summary[metric].as_f64().unwrap(),
+        );
         // The JSON reader may round the last bit differently.
         assert!(
             (value - expected).abs() < 1e-15,
             "{task} {metric}: {value} {expected}"
         );
         let (found, expected) = (
-            floats(found, "stderr")[i],
+            floats(found, "stderr")[row],
             summary[format!("{metric}_stderr")].as_f64().unwrap(),
         );
         assert!(
@@ -254,13 +257,17 @@ fn oversized_choices_are_truncated_and_the_others_equal_the_harness() {
         let tables = evaluate::run(&options, &context(Some(data)), &model).unwrap();
         let samples = rows(&tables, "evaluate_samples");
         let is_too_long = |doc: u64| [314, 1554].contains(&doc);
-        let fits = samples["doc"]
+        // 1 for the rows of documents that are too long, 0 for the others.
+        let too_long = samples["doc"]
             .as_primitive::<UInt64Type>()
             .unary::<_, UInt64Type>(|doc| u64::from(is_too_long(doc)));
-        let mask: BooleanArray = fits.iter().map(|is| Some(is == Some(0))).collect();
+        let fits: BooleanArray = too_long
+            .iter()
+            .map(|too_long| Some(too_long == Some(0)))
+            .collect();
         let scored = lines(&golden.join("piqa.jsonl"));
         let worst = compare(
-            &arrow::compute::filter_record_batch(samples, &mask).unwrap(),
+            &arrow::compute::filter_record_batch(samples, &fits).unwrap(),
             &scored,
         );
         note!(
@@ -310,7 +317,7 @@ test!(
     few_shot_scores_equal_the_harness,
     needs = [Shared("models/stories260K"), Shared("data")]
 );
-/// Two examples from the split of the questions, seed 1234, as the harness scored them.
+/// Two examples before each question, drawn from the split of the questions with seed 1234.
 fn few_shot_scores_equal_the_harness() {
     let (folder, data) = (shared("models/stories260K"), shared("data"));
     let golden = lines(&support::golden_data("few_shot_scores.jsonl"));
@@ -375,23 +382,26 @@ fn llm_pruner_protocol_encodes_context_and_choice_separately() {
     let choice = tokenizer
         .encode(&format!(" {}", row["sol2"].as_str().unwrap()), false)
         .unwrap();
-    let whole: Vec<u32> = context.iter().chain(&choice).copied().collect();
-    let logits = walk::logits(&model, &whole);
-    let expected: f64 = (context.len()..whole.len())
+    let ids: Vec<u32> = context.iter().chain(&choice).copied().collect();
+    let logits = walk::logits(&model, &ids);
+    // Σ over the tokens of the choice of log softmax(z)[token] = z[token] − ln Σ exp(z), where z
+    // are the 512 logits of the position before the token.
+    let expected: f64 = (context.len()..ids.len())
         .map(|position| {
             let row = &logits.values()[(position - 1) * 512..position * 512];
-            let sum: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
-            f64::from(row[whole[position] as usize]) - sum.ln()
+            let sum: f64 = row.iter().map(|&logit| f64::from(logit).exp()).sum();
+            f64::from(row[ids[position] as usize]) - sum.ln()
         })
         .sum();
-    let position = 3 * 2 + 1;
+    // Document 3 of a task with two choices, its second choice.
+    let sample_row = 3 * 2 + 1;
     assert_eq!(
         samples["tokens"]
             .as_primitive::<UInt32Type>()
-            .value(position),
+            .value(sample_row),
         choice.len() as u32
     );
-    assert!((floats(samples, "loglikelihood")[position] / expected - 1.0).abs() < 1e-6);
+    assert!((floats(samples, "loglikelihood")[sample_row] / expected - 1.0).abs() < 1e-6);
 }
 
 test!(average_counts_each_task_once_and_names_are_unique);
@@ -418,7 +428,7 @@ fn average_counts_each_task_once_and_names_are_unique() {
     let faults: Vec<(String, String)> = twice
         .option_faults()
         .into_iter()
-        .map(|f| (f.key, f.message))
+        .map(|fault| (fault.key, fault.message))
         .collect();
     assert_eq!(
         faults[0],
@@ -480,7 +490,7 @@ fn check_names_missing_tasks_data_and_tokenizer() {
     let faults: Vec<(String, String)> = options
         .environment_faults(&mut environment)
         .into_iter()
-        .map(|f| (f.key, f.message))
+        .map(|fault| (fault.key, fault.message))
         .collect();
     let expected = [
         (
@@ -489,7 +499,8 @@ fn check_names_missing_tasks_data_and_tokenizer() {
         ),
         (
             "tasks[1]",
-            "`boolq` is a published set: its rows are looked for in `boolq/validation.jsonl` under run.data, which is not given",
+            "`boolq` is a published set: its rows are looked for in `boolq/validation.jsonl` under \
+             run.data, which is not given",
         ),
         (
             "tasks",

@@ -1,5 +1,6 @@
-//! Families of models against transformers' own numbers (shared fixtures), and against themselves: gradients against
-//! differences, a mask against a cut, what is saved against what is read, on the CPU and on `cpu-as-gpu`.
+//! Families of models against transformers' own numbers (shared fixtures), and against themselves:
+//! gradients against finite differences, pruned models against masked ones, saved models against
+//! loaded ones, on the CPU and on `cpu-as-gpu`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -21,10 +22,11 @@ use serde_json::{Value, json};
 
 use crate::support::{Sandbox, copy_folder, json, numbers, shared, table, text};
 
-/// The largest difference of a logit from transformers' one.
+/// The largest allowed difference of a logit from that of transformers.
 const LOGIT_TOLERANCE: f32 = 1e-4;
 
-/// Runs a test on the CPU and on the operations of a GPU.
+/// Runs a test on the CPU and with the operations of a GPU on the CPU. A build with CUDA has no
+/// `cpu-as-gpu`.
 fn on_both_devices(test: impl Fn(Device)) {
     let devices: &[Device] = match cfg!(feature = "cuda") {
         true => &[Device::Cpu],
@@ -152,8 +154,8 @@ fn logits_equal_transformers() {
 }
 
 test!(logits_equal_the_golden_ones);
-/// Numbers that need no shared material: checkpoints filled by a formula, and logits of an implementation in Python
-/// (`scripts/family_golden.py`).
+/// Numbers that need no shared material: checkpoints filled by a formula, and logits of an
+/// implementation in Python (`scripts/family_golden.py`).
 fn logits_equal_the_golden_ones() {
     let golden = json(Path::new(concat!(
         env!("CARGO_MANIFEST_DIR"),
@@ -167,13 +169,14 @@ fn logits_equal_the_golden_ones() {
         )
         .unwrap();
         let mut tensors = Vec::new();
-        for (t, tensor) in case["tensors"].as_array().unwrap().iter().enumerate() {
+        for (tensor_number, tensor) in case["tensors"].as_array().unwrap().iter().enumerate() {
             let name = tensor["name"].as_str().unwrap().to_owned();
             let shape: Vec<usize> = numbers(&tensor["shape"]);
             let is_norm = name.contains("norm") && name.ends_with(".weight");
-            // element i of tensor t: 0.4 sin(1.7 i + 2.3 t), and 1 + a quarter of it for the weight of a norm
+            // Element i of tensor t is 0.4 sin(1.7 i + 2.3 t); for the weight of a norm, 1 plus a
+            // quarter of that.
             let value = |i: usize| {
-                let wave = 0.4 * (1.7 * i as f64 + 2.3 * t as f64).sin();
+                let wave = 0.4 * (1.7 * i as f64 + 2.3 * tensor_number as f64).sin();
                 if is_norm { 1.0 + 0.25 * wave } else { wave }
             };
             let bytes: Vec<u8> = (0..shape.iter().product())
@@ -207,7 +210,7 @@ test!(
     both_styles_of_a_config_are_the_same_model,
     needs = [Shared("families")]
 );
-/// The older style of config.json says the same.
+/// The older keys of config.json describe the same model.
 fn both_styles_of_a_config_are_the_same_model() {
     for folder in shared_folders() {
         let legacy = folder.join("config.legacy.json");
@@ -232,7 +235,7 @@ type Segments = BTreeSet<(usize, usize, usize)>;
 /// A group in the terms of groups.json: stored tensor and axis → segments.
 type StoredMembers = BTreeMap<(String, usize), Segments>;
 
-/// The members of a group as they are stored, the biases that are cut with them included.
+/// The members of a group as they are stored, the biases that are pruned with them included.
 fn stored_members(model: &Model, group: &Group) -> StoredMembers {
     let family = model.family;
     let mut members = StoredMembers::new();
@@ -351,14 +354,14 @@ fn example_groups(model: &Model, removed: &Value) -> Vec<(Group, Vec<usize>)> {
     all
 }
 
-/// The model with these units alone.
-fn cut(model: &Model, kept: &[(Group, Vec<usize>)]) -> Model {
+/// The model pruned to the kept units of each group.
+fn prune(model: &Model, kept: &[(Group, Vec<usize>)]) -> Model {
     kept.iter().fold(model.clone(), |model, (group, kept)| {
         plan::keep_units(&model, group, kept)
     })
 }
 
-/// The model of the same widths in which the other units write nothing.
+/// The model of the same widths in which the units that are not kept have zero output weights.
 fn masked(model: &Model, kept: &[(Group, Vec<usize>)]) -> Model {
     let mut masked = model.clone();
     for (group, kept) in kept {
@@ -388,17 +391,15 @@ fn worked_prunings_are_reproduced() {
             if !folder.join("pruned.json").exists() {
                 continue;
             }
-            let (model, prompts) = (
-                Model::load(folder).unwrap(),
-                json(&folder.join("expected.json"))["prompts"].clone(),
-            );
+            let model = Model::load(folder).unwrap();
+            let prompts = json(&folder.join("expected.json"))["prompts"].clone();
             for example in json(&folder.join("pruned.json"))["examples"]
                 .as_array()
                 .unwrap()
             {
                 let label = format!("{} {} on {device}", folder.display(), example["name"]);
                 let kept = example_groups(&model, &example["removed"]);
-                let pruned = cut(&model, &kept);
+                let pruned = prune(&model, &kept);
                 check_prompts(&label, &pruned, &prompts, &example["prompts"]);
                 let expected = example["parameter_count"].as_u64().unwrap();
                 assert_eq!(pruned.parameter_count(), expected, "{label}");
@@ -413,23 +414,23 @@ fn worked_prunings_are_reproduced() {
     });
 }
 
-/// What is saved is read back to the same bits, in memory and streamed, and saved again to the same files; the
-/// streamed model of the file does the same.
+/// A saved model is loaded with the same bits, in memory and streamed, and both are saved again to
+/// the same files.
 fn check_save_and_load(label: &str, model: &Model) {
     let first = tempfile::tempdir().unwrap();
     model.save(first.path(), StorageDtype::Float32).unwrap();
     let expected = logits(model);
     let read = Model::load(first.path()).unwrap();
     let streamed = Model::open_streaming(first.path()).unwrap();
-    for (how, model) in [("read", &read), ("streamed", &streamed)] {
-        assert!(logits(model) == expected, "{label}: {how} logits differ");
+    for (source, model) in [("read", &read), ("streamed", &streamed)] {
+        assert!(logits(model) == expected, "{label}: {source} logits differ");
         let again = tempfile::tempdir().unwrap();
         model.save(again.path(), StorageDtype::Float32).unwrap();
         for file in ["model.safetensors", "config.json"] {
             let bytes = |folder: &Path| std::fs::read(folder.join(file)).unwrap();
             assert!(
                 bytes(first.path()) == bytes(again.path()),
-                "{label}: {how}, {file} differs"
+                "{label}: {source}, {file} differs"
             );
         }
     }
@@ -442,13 +443,13 @@ fn random_models() -> Vec<(&'static str, Model)> {
         .map(|name| {
             (
                 name,
-                random_of(families::find(name).unwrap().0, name != "llama"),
+                random_model_of(families::find(name).unwrap().0, name != "llama"),
             )
         })
         .collect()
 }
 
-fn random_of(family: &'static Family, tied_embeddings: bool) -> Model {
+fn random_model_of(family: &'static Family, tied_embeddings: bool) -> Model {
     let shared_heads = if family.keys.key_value_heads.is_some() {
         2
     } else {
@@ -472,6 +473,7 @@ fn random_of(family: &'static Family, tied_embeddings: bool) -> Model {
     })
 }
 
+/// Three sequences of 9 to 11 tokens.
 fn some_rows(model: &Model) -> Vec<Sequence> {
     let vocab = model.config.vocab as u32;
     let row = |row: u32| {
@@ -509,7 +511,9 @@ impl WeightGradients<'_> {
 
 fn add_into(sum: &mut Vec<f32>, values: &[f32]) {
     sum.resize(values.len(), 0.0);
-    sum.iter_mut().zip(values).for_each(|(s, v)| *s += v);
+    for (sum, value) in sum.iter_mut().zip(values) {
+        *sum += value;
+    }
 }
 
 impl GradientVisitor for WeightGradients<'_> {
@@ -540,12 +544,14 @@ fn loss(model: &Model) -> f64 {
     backward(model, model.blocks.len()).0
 }
 
-/// Along its own direction the loss rises by the gradient's length: central differences, `moved` being the model
-/// with one weight moved by these values.
+/// Along the direction of its gradient g the loss L rises at the rate |g|. Checks it by central
+/// differences: (L(w + h g / |g|) − L(w − h g / |g|)) / 2 h = |g|. `moved` returns the model with
+/// values added to one weight.
 fn check_slope(label: &str, gradient: &[f32], moved: impl Fn(&[f32]) -> Model) {
-    let square = |sum: f64, g: &f32| sum + f64::from(*g).powi(2);
-    let length = gradient.iter().fold(0.0, square).sqrt();
-    let step = 0.01 / length; // the loss moves by about 0.02 in all
+    let add_square = |sum: f64, g: &f32| sum + f64::from(*g).powi(2);
+    let length = gradient.iter().fold(0.0, add_square).sqrt();
+    // The two losses differ by about 0.02.
+    let step = 0.01 / length;
     let loss_at = |step: f64| {
         let moves: Vec<f32> = gradient
             .iter()
@@ -570,7 +576,9 @@ fn weight_gradients_equal_differences() {
                 check_slope(&format!("{name} {id:?} on {device}"), gradient, |moves| {
                     let mut moved = model.clone();
                     moved.weight_mut(*id).update(|values| {
-                        values.iter_mut().zip(moves).for_each(|(w, m)| *w += m);
+                        for (value, change) in values.iter_mut().zip(moves) {
+                            *value += change;
+                        }
                     });
                     moved
                 });
@@ -648,7 +656,9 @@ fn adapter_gradients_equal_differences() {
                         Factor::B => &mut pair.b,
                     };
                     weight.update(|values| {
-                        values.iter_mut().zip(moves).for_each(|(w, m)| *w += m);
+                        for (value, change) in values.iter_mut().zip(moves) {
+                            *value += change;
+                        }
                     });
                     moved.merge_into(&model)
                 });
@@ -677,9 +687,10 @@ fn adapters_are_read_back_from_pefts_layout() {
 }
 
 test!(a_fused_adapter_is_what_peft_computes);
-/// q, k and v are one module of three times the rank; its product is the fused rows of the three products.
+/// PEFT has one adapter for the fused matrix of q, k and v. Its rank is three times that of each
+/// part, and B · A has the rows of the three products in the order of the fused matrix.
 fn a_fused_adapter_is_what_peft_computes() {
-    let model = random_of(families::find("gpt_neox").unwrap().0, false);
+    let model = random_model_of(families::find("gpt_neox").unwrap().0, false);
     let targets = [BlockTensor::Q, BlockTensor::K, BlockTensor::V];
     let adapter = some_adapter(&model, &targets);
     let config = adapter.peft_config();
@@ -696,8 +707,8 @@ fn a_fused_adapter_is_what_peft_computes() {
         let module = "gpt_neox.layers.1.attention.query_key_value";
         let name = format!("base_model.model.{module}.lora_{factor}.weight");
         let tensor = file.tensor(&name).unwrap();
-        let values = tensor.data().chunks_exact(4);
-        let values = values.map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+        let chunks = tensor.data().chunks_exact(4);
+        let values = chunks.map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
         (tensor.shape().to_vec(), values.collect())
     };
     let ((a_shape, a), (b_shape, b)) = (factor("A"), factor("B"));
@@ -726,17 +737,19 @@ fn a_fused_adapter_is_what_peft_computes() {
         }
     }
 
-    // an adapter that mixes the parts is refused
-    let mut dense = b;
-    dense[3] = 1.0; // a row of q in a column of k
-    let stored = [('A', vec![6, 24], a), ('B', vec![72, 6], dense)];
+    // An adapter that mixes the parts is refused: here a row of q has a value in a column of k.
+    let mut mixed = b;
+    mixed[3] = 1.0;
+    let stored = [('A', vec![6, 24], a), ('B', vec![72, 6], mixed)];
     let mut views = Vec::new();
     for layer in 0..2 {
         for (factor, shape, values) in &stored {
-            let name = format!(
-                "base_model.model.gpt_neox.layers.{layer}.attention.query_key_value.lora_{factor}.weight"
-            );
-            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let module = format!("gpt_neox.layers.{layer}.attention.query_key_value");
+            let name = format!("base_model.model.{module}.lora_{factor}.weight");
+            let bytes: Vec<u8> = values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect();
             views.push((name, shape.clone(), bytes));
         }
     }
@@ -755,8 +768,8 @@ fn a_fused_adapter_is_what_peft_computes() {
     );
 }
 
-test!(a_mask_and_a_cut_are_the_same);
-fn a_mask_and_a_cut_are_the_same() {
+test!(pruned_and_masked_models_agree);
+fn pruned_and_masked_models_agree() {
     on_both_devices(|device| {
         for (name, model) in random_models() {
             let mut kept = Vec::new();
@@ -766,16 +779,16 @@ fn a_mask_and_a_cut_are_the_same() {
                 let mlp = groups::block_group(&model, ChannelSpace::Mlp, layer);
                 kept.push((mlp, (0..20).filter(|unit| unit % 3 != layer).collect()));
             }
-            let (cut, masked) = (cut(&model, &kept), masked(&model, &kept));
-            let worst = largest_difference(&logits(&cut), &logits(&masked));
+            let (pruned, masked) = (prune(&model, &kept), masked(&model, &kept));
+            let worst = largest_difference(&logits(&pruned), &logits(&masked));
             assert!(worst < 1e-5, "{name} on {device}: {worst:.1e}");
-            // the plan rebuilds the pruned model
+            // The plan rebuilds the pruned model.
             let mut plan = PruningPlan::default();
             for (group, kept) in &kept {
                 plan.record_kept_units(group, kept);
             }
             let rebuilt = plan.apply(&model).unwrap();
-            assert!(logits(&rebuilt) == logits(&cut), "{name} on {device}");
+            assert!(logits(&rebuilt) == logits(&pruned), "{name} on {device}");
         }
     });
 }
@@ -790,7 +803,7 @@ fn what_is_saved_is_read_back() {
                 && layers.members.len() == model.family.matrices().count()
         );
         check_save_and_load(name, &plan::keep_units(&model, &layers, &[1]));
-        // biases that pruning adds to the output matrices
+        // Biases that pruning adds to the output matrices.
         let mut biased = model.clone();
         for tensor in [BlockTensor::O, BlockTensor::Down] {
             let bias = Weight::new((0..24).map(|i| i as f32 / 24.0).collect(), 1, 24);
@@ -804,7 +817,7 @@ fn what_is_saved_is_read_back() {
 }
 
 test!(an_export_names_a_class_that_can_hold_it);
-/// The class that an export names can hold what the model has.
+/// transformers' class in an exported `config.json` has every bias of the model.
 fn an_export_names_a_class_that_can_hold_it() {
     let class = |model: &Model| -> (String, Value) {
         let folder = tempfile::tempdir().unwrap();
@@ -815,7 +828,7 @@ fn an_export_names_a_class_that_can_hold_it() {
             config,
         )
     };
-    let mut qwen2 = random_of(families::find("qwen2").unwrap().0, true);
+    let mut qwen2 = random_model_of(families::find("qwen2").unwrap().0, true);
     assert_eq!(class(&qwen2).0, "Qwen2ForCausalLM");
     qwen2.blocks[0].set_bias(BlockTensor::O, Weight::new(vec![0.5; 24], 1, 24));
     let (name, config) = class(&qwen2);
@@ -823,7 +836,7 @@ fn an_export_names_a_class_that_can_hold_it() {
         (&name[..], &config["attention_bias"]),
         ("LlamaForCausalLM", &json!(true))
     );
-    let neox = random_of(families::find("gpt_neox").unwrap().0, false);
+    let neox = random_model_of(families::find("gpt_neox").unwrap().0, false);
     let (name, config) = class(&neox);
     assert_eq!(name, "GPTNeoXForCausalLM");
     assert_eq!(config["rotary_pct"], json!(0.25));
@@ -831,10 +844,11 @@ fn an_export_names_a_class_that_can_hold_it() {
 }
 
 test!(costs_are_those_of_the_family);
-/// Costs by hand: one block of width 24, heads of 8, three of them (six query heads for qwen2), 20 channels.
+/// Costs computed by hand, for two blocks of hidden width 24 with 3 key/value heads of 8 channels
+/// (6 query heads in llama and qwen2) and 20 MLP channels, and a vocabulary of 31.
 fn costs_are_those_of_the_family() {
     let expected = [
-        // embedding and output matrix, norms, matrices, biases
+        // Embedding and output matrix, final norm, then per block: norms, matrices, biases.
         (
             "llama",
             2 * 31 * 24 + 24 + 2 * (2 * 24 + (48 + 24 + 24 + 48) * 24 + 3 * 20 * 24),
@@ -848,8 +862,8 @@ fn costs_are_those_of_the_family() {
             31 * 24 + 2 * 24 + 2 * (4 * 24 + 4 * 24 * 24 + 2 * 20 * 24 + 4 * 24 + 20 + 24),
         ),
     ];
-    for ((name, model), (of, parameters)) in random_models().into_iter().zip(expected) {
-        assert_eq!(name, of);
+    for ((name, model), (expected_name, parameters)) in random_models().into_iter().zip(expected) {
+        assert_eq!(name, expected_name);
         assert_eq!(model.parameter_count(), parameters, "{name}");
         assert_eq!(
             ModelShape::from_model(&model).parameter_count(),
@@ -857,7 +871,8 @@ fn costs_are_those_of_the_family() {
             "{name}"
         );
     }
-    // t = 1: rotation of 2 of 8 dimensions, scores, matrices, GELU, norms, output matrix
+    // For one token: rotation of 2 of 8 dimensions, attention scores, matrices, GELU, norms; then
+    // the final norm and the output matrix.
     let (_, neox) = random_models().pop().unwrap();
     let block = 4 * 3 * 2 + 3 * (2 * 8 + 1) + (4 * 24 * 24 + 2 * 20 * 24) + 20 + 2 * 2 * 24;
     assert_eq!(
@@ -919,7 +934,7 @@ type = "export"
 formats = ["hf", "plan"]
 "#;
 
-/// Grouping, method of importance, pruning.
+/// The options in place of GROUPING, METHOD and PRUNE.
 const PIPELINES: [[&str; 3]; 4] = [
     [
         "",
@@ -983,7 +998,7 @@ fn every_stage_works_on_every_family() {
                     .map(|column| text(&rows[column]))
                     .to_vec();
                 match &kept {
-                    Some(kept) => assert!(*kept == columns, "{name} {method}: other units"),
+                    Some(kept) => assert!(*kept == columns, "{name} {method}: units differ"),
                     None => kept = Some(columns),
                 }
             }
@@ -1002,7 +1017,8 @@ fn a_target_that_the_family_lacks_is_refused() {
     sandbox.write("rows.jsonl", "{\"ids\": [1, 2, 3, 4]}");
     let pipeline = |targets: &str| {
         format!(
-            "[[stage]]\ntype = \"load\"\nmodel = \"model\"\n\n[[stage]]\ntype = \"recover\"\ncorpus = \"rows.jsonl\"\n\
+            "[[stage]]\ntype = \"load\"\nmodel = \"model\"\n\n\
+             [[stage]]\ntype = \"recover\"\ncorpus = \"rows.jsonl\"\n\
              targets = {targets}\nduration = {{ updates = 1 }}\nrank = 2\n"
         )
     };

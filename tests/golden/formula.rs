@@ -16,9 +16,9 @@ use serde_json::{Value, json};
 
 use crate::support::{self, context, numbers};
 
-/// The number `t` of a tensor in the formula, and whether it is a norm, whose values lie around 1.
-fn id(place: TensorId) -> (f64, bool) {
-    match place {
+/// The number `t` of a tensor in the formula, and whether it is a norm, whose values are around 1.
+fn formula_number(tensor_id: TensorId) -> (f64, bool) {
+    match tensor_id {
         TensorId::Embedding => (1001.0, false),
         TensorId::FinalNorm => (1002.0, true),
         TensorId::LmHead => (1003.0, false),
@@ -39,10 +39,12 @@ fn id(place: TensorId) -> (f64, bool) {
     }
 }
 
-fn filled(len: usize, f: impl Fn(f64) -> f64) -> Vec<f32> {
-    (0..len).map(|i| f(i as f64) as f32).collect()
+/// The values of `formula` for the elements 0, 1, …, `len` − 1.
+fn filled(len: usize, formula: impl Fn(f64) -> f64) -> Vec<f32> {
+    (0..len).map(|index| formula(index as f64) as f32).collect()
 }
 
+/// Element i of tensor t is 0.05 sin(0.1 i + t); of a norm, 1 + 0.1 sin(0.1 i + t).
 fn model(config: &Value) -> Model {
     let size = |key: &str| config[key].as_u64().unwrap() as usize;
     let (hidden, mlp, layers, heads, dim, vocab) = (
@@ -53,9 +55,11 @@ fn model(config: &Value) -> Model {
         size("head_dim"),
         size("vocab"),
     );
-    let keys = config["kv_heads"].as_u64().map_or(heads, |n| n as usize);
-    let weight = |place: TensorId, rows: usize, cols: usize| {
-        let (t, is_norm) = id(place);
+    let kv_heads = config["kv_heads"]
+        .as_u64()
+        .map_or(heads, |count| count as usize);
+    let weight = |tensor_id: TensorId, rows: usize, cols: usize| {
+        let (t, is_norm) = formula_number(tensor_id);
         let value = |i: f64| {
             if is_norm {
                 1.0 + 0.1 * (0.1 * i + t).sin()
@@ -69,7 +73,7 @@ fn model(config: &Value) -> Model {
         let shape = |part: BlockTensor| match part {
             BlockTensor::InputNorm | BlockTensor::PostAttentionNorm => (1, hidden),
             BlockTensor::Q => (heads * dim, hidden),
-            BlockTensor::K | BlockTensor::V => (keys * dim, hidden),
+            BlockTensor::K | BlockTensor::V => (kv_heads * dim, hidden),
             BlockTensor::O => (hidden, heads * dim),
             BlockTensor::Gate | BlockTensor::Up => (mlp, hidden),
             BlockTensor::Down => (hidden, mlp),
@@ -109,20 +113,22 @@ fn model(config: &Value) -> Model {
     }
 }
 
+/// Element i of the gradient of tensor t is 0.01 cos(0.07 i + 2 t), and of its squares
+/// 0.5 (1 + sin(0.05 i + 3 t)).
 fn gradients(model: &Model) -> BTreeMap<TensorId, GradientSums> {
-    let sums = |place: TensorId| {
-        let (t, len) = (id(place).0, model.weight(place).len());
+    let sums = |tensor_id: TensorId| {
+        let (t, len) = (formula_number(tensor_id).0, model.weight(tensor_id).len());
         let gradient = filled(len, |i| 0.01 * (0.07 * i + 2.0 * t).cos());
         let squares = filled(len, |i| 0.5 * (1.0 + (0.05 * i + 3.0 * t).sin()));
         let shaped = |values| {
             Gradient::new(
                 values,
-                model.weight(place).rows(),
-                model.weight(place).cols(),
+                model.weight(tensor_id).rows(),
+                model.weight(tensor_id).cols(),
             )
         };
         (
-            place,
+            tensor_id,
             GradientSums {
                 gradient: shaped(gradient),
                 squares: Some(shaped(squares)),
@@ -132,34 +138,43 @@ fn gradients(model: &Model) -> BTreeMap<TensorId, GradientSums> {
     model.tensor_ids().into_iter().map(sums).collect()
 }
 
-/// The largest difference, relative to each score, or to the largest score where terms cancel.
-fn relative_difference(found: &[f64], expected: &[f64], cancels: bool) -> f64 {
+/// The largest difference, relative to each score, or to the largest score where terms of different
+/// sign cancel in the scores.
+fn relative_difference(found: &[f64], expected: &[f64], terms_cancel: bool) -> f64 {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().copied().fold(0.0, f64::max);
-    let difference = |(a, b): (&f64, &f64)| (a - b).abs() / if cancels { largest } else { b.abs() };
+    let difference = |(found, expected): (&f64, &f64)| {
+        let scale = if terms_cancel {
+            largest
+        } else {
+            expected.abs()
+        };
+        (found - expected).abs() / scale
+    };
     support::largest(found.iter().zip(expected).map(difference))
 }
 
-/// The removed channels of the group's root; `None` where the gap is so small that float32 rounding
-/// could change the selection.
+/// The removed channels of the group's root, `width` for each unit; `None` where the gap between
+/// the scores of kept and removed units is so small that float32 rounding could change the
+/// selection.
 fn removed(scores: &[f64], kept: &[usize], width: usize) -> Option<Vec<usize>> {
     let is_kept = |unit: &usize| kept.contains(unit);
     let units = 0..scores.len();
-    let gone = units
+    let highest_removed = units
         .clone()
-        .filter(|u| !is_kept(u))
-        .map(|u| scores[u])
+        .filter(|unit| !is_kept(unit))
+        .map(|unit| scores[unit])
         .fold(f64::NEG_INFINITY, f64::max);
-    let stays = units
+    let lowest_kept = units
         .clone()
         .filter(is_kept)
-        .map(|u| scores[u])
+        .map(|unit| scores[unit])
         .fold(f64::INFINITY, f64::min);
     let channels = units
-        .filter(|u| !is_kept(u))
-        .flat_map(|u| u * width..(u + 1) * width)
+        .filter(|unit| !is_kept(unit))
+        .flat_map(|unit| unit * width..(unit + 1) * width)
         .collect();
-    ((stays - gone) / stays > 3e-5).then_some(channels)
+    ((lowest_kept - highest_removed) / lowest_kept > 3e-5).then_some(channels)
 }
 
 test!(scores_and_selections_equal_llm_pruner);
@@ -177,7 +192,7 @@ fn scores_and_selections_equal_llm_pruner() {
         let graph = dependencies::run(&serde_json::from_value(grouping).unwrap(), &model).unwrap();
         let gradients = gradients(&model);
         for result in case["results"].as_array().unwrap() {
-            let here = format!(
+            let label = format!(
                 "{} {} {} {}",
                 case["name"], result["pruner"], result["taylor"], result["reduction"]
             );
@@ -223,7 +238,7 @@ fn scores_and_selections_equal_llm_pruner() {
                 .replace("prod", "product");
             let options = serde_json::from_value(json!({ "with": with })).unwrap();
             let units = aggregate::run(&options, &model, &graph, &scores).unwrap().0;
-            let cancels = taylor == Some(Taylor::Vector);
+            let terms_cancel = taylor == Some(Taylor::Vector);
             let options: prune::Options = serde_json::from_value(
                 json!({ "ratio": if channelwise { 0.25 } else { 0.5 }, "compat": "reference" }),
             )
@@ -232,7 +247,7 @@ fn scores_and_selections_equal_llm_pruner() {
                 .unwrap()
                 .1
                 .plan;
-            for (g, group) in graph.groups.iter().enumerate() {
+            for (index, group) in graph.groups.iter().enumerate() {
                 let (scores, members, root, width) = match group.kind {
                     GroupKind::Hidden => ("channel_importance", "members", "pruned_ratio_0.25", 1),
                     GroupKind::Mlp => ("mlp_channel_importance", "mlp_members", "gate_proj", 1),
@@ -244,15 +259,15 @@ fn scores_and_selections_equal_llm_pruner() {
                     ),
                 };
                 let GroupScores { groups, .. } = &units;
-                let difference =
-                    relative_difference(&groups[g], &numbers::<f64>(&result[scores]), cancels);
-                assert!(difference < 6e-6, "{here} {scores}: {difference:.1e}");
+                let expected: Vec<f64> = numbers(&result[scores]);
+                let difference = relative_difference(&groups[index], &expected, terms_cancel);
+                assert!(difference < 6e-6, "{label} {scores}: {difference:.1e}");
                 (compared, largest) = (compared + 1, largest.max(difference));
                 let names: Vec<String> = numbers(&result[members]);
                 let ours: Vec<&str> = group
                     .members
                     .iter()
-                    .map(|m| m.name.trim_end_matches(".weight"))
+                    .map(|member| member.name.trim_end_matches(".weight"))
                     .collect();
                 if group.kind == GroupKind::Hidden {
                     // The reference visits the members in another order: the first member and the
@@ -265,20 +280,20 @@ fn scores_and_selections_equal_llm_pruner() {
                     };
                     let theirs = names
                         .iter()
-                        .map(|n| n.rsplit_once('.').unwrap().0)
+                        .map(|name| name.rsplit_once('.').unwrap().0)
                         .collect::<Vec<_>>();
                     assert_eq!(
                         (set(ours.clone()), ours[0]),
                         (set(theirs.clone()), theirs[0]),
-                        "{here}"
+                        "{label}"
                     );
                 } else {
-                    let theirs = names.iter().map(|n| n.split_once('.').unwrap().0);
+                    let theirs = names.iter().map(|name| name.split_once('.').unwrap().0);
                     assert!(
                         ours.iter()
                             .zip(theirs)
                             .all(|(ours, theirs)| ours.ends_with(theirs)),
-                        "{here}: {ours:?} {names:?}"
+                        "{label}: {ours:?} {names:?}"
                     );
                 }
                 let stored = if group.kind == GroupKind::Hidden {
@@ -287,15 +302,16 @@ fn scores_and_selections_equal_llm_pruner() {
                     &result["pruned_root_indices_ratio_0.5"][root]
                 };
                 let kept = &plan.find_entry(group.kind, group.layer).unwrap().kept;
-                if let Some(gone) = removed(&groups[g], kept, width) {
-                    assert_eq!(gone, numbers::<usize>(stored), "{here} {root}");
+                if let Some(removed) = removed(&groups[index], kept, width) {
+                    assert_eq!(removed, numbers::<usize>(stored), "{label} {root}");
                     selections += 1;
                 }
             }
         }
     }
     note!(
-        "{compared} groups of scores, largest difference {largest:.1e}; {selections} selections equal"
+        "{compared} groups of scores, largest difference {largest:.1e}; \
+         {selections} selections equal"
     );
     assert_eq!(compared, 2 * 2 * 26 + 6);
     assert!(selections > 90);

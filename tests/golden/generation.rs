@@ -67,15 +67,17 @@ fn cached_greedy_decoding_equals_transformers() {
     let golden = json(&golden);
     let prompts = golden["prompts"].as_array().unwrap();
     let mut decoder = Decoder::new(&model, prompts.len(), 512);
-    let mut on: Vec<(usize, Vec<u32>)> = prompts
+    // The tokens that each sequence is extended by: its prompt, then one token at a time.
+    let mut extensions: Vec<(usize, Vec<u32>)> = prompts
         .iter()
-        .map(|p| numbers(&p["token_ids"]))
+        .map(|prompt| numbers(&prompt["token_ids"]))
         .enumerate()
         .collect();
     let mut written = vec![Vec::new(); prompts.len()];
     for _ in 0..40 {
-        let next = decoder.extend_sequences(&on);
-        for ((_, ids), (logits, written)) in on.iter_mut().zip(next.iter().zip(&mut written)) {
+        let next_logits = decoder.extend_sequences(&extensions);
+        let outputs = next_logits.iter().zip(&mut written);
+        for ((_, ids), (logits, written)) in extensions.iter_mut().zip(outputs) {
             let best = (0..logits.len())
                 .max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
                 .unwrap() as u32;

@@ -1,5 +1,6 @@
-//! Numbers of other programs. `data/` holds those that always run; the larger sets are shared
-//! material, and their tests declare it.
+//! Comparisons with the numbers of other programs. The numbers in `data/` are part of the
+//! repository, so their tests always run; the larger sets are shared material, which a test
+//! declares in `needs`.
 
 use crate::support::harness::Need::{self, Shared};
 
@@ -15,8 +16,9 @@ mod recovery;
 mod sizes;
 mod task_documents;
 
-/// Two models with what LLM-Pruner (commit 128a07d) made of them: gradients, scores of channels
-/// and members, pruned units, perplexities; and the scores of the paper's equations in float64.
+/// Two models with the results of LLM-Pruner (commit 128a07d) on them: gradients, scores of
+/// channels and members, pruned units, perplexities; and the scores of the paper's equations in
+/// float64.
 const LLM_PRUNER: [Need; 10] = [
     Shared("models/stories260K"),
     Shared("golden/prune_stories260K.json"),

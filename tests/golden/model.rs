@@ -12,33 +12,34 @@ use crate::support::{golden_data, json, largest, largest_difference, numbers, sh
 
 /// Collects the gradient of every weight.
 #[derive(Default)]
-struct All {
+struct AllGradients {
     gradients: BTreeMap<TensorId, Vec<f32>>,
 }
 
-impl All {
-    /// Adds the head's gradient to the embedding's, for a model whose head is tied.
+impl AllGradients {
+    /// Adds the gradient of the output matrix to that of the embedding: in a model whose output
+    /// matrix is tied they are one weight.
     fn tie(&mut self) {
         let gradient = self.gradients.remove(&TensorId::LmHead).unwrap();
         self.add_up(TensorId::Embedding, gradient);
     }
 
-    fn add(&mut self, place: TensorId, answer: GradientResult) {
-        let GradientResult::Gradient { gradient, .. } = answer else {
-            panic!("a gradient was asked for")
+    fn add(&mut self, tensor_id: TensorId, result: GradientResult) {
+        let GradientResult::Gradient { gradient, .. } = result else {
+            panic!("a gradient was requested")
         };
-        self.add_up(place, gradient.into_vec());
+        self.add_up(tensor_id, gradient.into_vec());
     }
 
-    fn add_up(&mut self, place: TensorId, gradient: Vec<f32>) {
-        match self.gradients.get_mut(&place) {
-            Some(sum) => sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g),
-            None => drop(self.gradients.insert(place, gradient)),
+    fn add_up(&mut self, tensor_id: TensorId, gradient: Vec<f32>) {
+        match self.gradients.get_mut(&tensor_id) {
+            Some(sum) => sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g),
+            None => drop(self.gradients.insert(tensor_id, gradient)),
         }
     }
 }
 
-impl GradientVisitor for All {
+impl GradientVisitor for AllGradients {
     fn query(&self, _: ParameterId, _: &Pack) -> Option<GradientQuery> {
         Some(GradientQuery::Gradient)
     }
@@ -90,7 +91,7 @@ fn gradients_equal_llm_pruner() {
         );
         let model = Model::load(&folder).unwrap();
         let golden = json(&golden);
-        let mut all = All::default();
+        let mut all = AllGradients::default();
         let loss = walk::backward(
             &model,
             &rows(numbers(&golden["calibration"]["A"])),
@@ -109,20 +110,20 @@ fn gradients_equal_llm_pruner() {
         let bytes = std::fs::read(stored).unwrap();
         let stored = SafeTensors::deserialize(&bytes).unwrap();
         let mut compared = 0;
-        for (place, gradient) in &all.gradients {
-            let expected = stored
-                .tensor(&format!("grad.{}", model.family.tensor_name(*place)))
+        for (tensor_id, gradient) in &all.gradients {
+            let stored_gradient = stored
+                .tensor(&format!("grad.{}", model.family.tensor_name(*tensor_id)))
                 .unwrap();
-            let expected: Vec<f32> = expected
+            let expected: Vec<f32> = stored_gradient
                 .data()
                 .chunks_exact(4)
-                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
                 .collect();
             let largest_entry = largest(expected.iter().map(|entry| entry.abs()));
             let worst = largest_difference(gradient, &expected);
             assert!(
                 worst <= 2e-5 * largest_entry,
-                "{place:?}: {} of the largest entry",
+                "{tensor_id:?}: {} of the largest entry",
                 worst / largest_entry
             );
             compared += 1;
@@ -141,21 +142,21 @@ fn some_rows(model: &Model) -> Vec<Sequence> {
 }
 
 test!(gradients_equal_finite_differences);
-/// Central differences: along its own gradient the loss must rise at the rate of the gradient's
-/// length. Checks every kind of weight.
+/// Along the direction of its gradient g the loss L must rise at the rate |g|. Checks by central
+/// differences for every kind of weight: (L(w + h g / |g|) − L(w − h g / |g|)) / 2 h = |g|.
 fn gradients_equal_finite_differences() {
     let model = tiny();
     let sequences = some_rows(&model);
-    let mut all = All::default();
+    let mut all = AllGradients::default();
     walk::backward(&model, &sequences, &BackwardOptions::default(), &mut all);
     all.tie();
     let last = model.blocks.len() - 1;
-    let places = [0, last].into_iter().flat_map(|layer| {
+    let tensor_ids = [0, last].into_iter().flat_map(|layer| {
         let tensors = model.family.block_tensor_ids();
         tensors.map(move |tensor| TensorId::Block(layer, tensor))
     });
-    for place in places.chain([TensorId::Embedding, TensorId::FinalNorm]) {
-        let gradient = &all.gradients[&place];
+    for tensor_id in tensor_ids.chain([TensorId::Embedding, TensorId::FinalNorm]) {
+        let gradient = &all.gradients[&tensor_id];
         let length = gradient
             .iter()
             .map(|g| f64::from(*g).powi(2))
@@ -163,22 +164,23 @@ fn gradients_equal_finite_differences() {
             .sqrt();
         let loss = |step: f64| {
             let mut moved = model.clone();
-            moved.weight_mut(place).update(|w| {
-                w.iter_mut()
-                    .zip(gradient)
-                    .for_each(|(w, g)| *w += (step * f64::from(*g) / length) as f32);
+            moved.weight_mut(tensor_id).update(|values| {
+                for (value, g) in values.iter_mut().zip(gradient) {
+                    *value += (step * f64::from(*g) / length) as f32;
+                }
             });
             let head_only = BackwardOptions {
                 lowest_layer: moved.blocks.len(),
                 ..BackwardOptions::default()
             };
-            walk::backward(&moved, &sequences, &head_only, &mut All::default()).mean
+            walk::backward(&moved, &sequences, &head_only, &mut AllGradients::default()).mean
         };
-        let step = 0.01 / length; // the loss moves by about 0.02 in all
+        // The two losses differ by about 0.02.
+        let step = 0.01 / length;
         let slope = (loss(step) - loss(-step)) / (2.0 * step);
         assert!(
             (slope / length - 1.0).abs() < 0.01,
-            "{place:?}: {slope} against {length}"
+            "{tensor_id:?}: {slope} against {length}"
         );
     }
 }
@@ -205,7 +207,7 @@ fn tiny_model_equals_transformers() {
         assert!(worst < 1e-4, "{}: {worst}", text["text"]);
         all_rows.push(ids);
     }
-    let mut all = All::default();
+    let mut all = AllGradients::default();
     let loss = walk::backward(
         &model,
         &rows(all_rows),
@@ -218,18 +220,18 @@ fn tiny_model_equals_transformers() {
         loss.mean
     );
     all.tie();
-    for (place, gradient) in &all.gradients {
+    for (tensor_id, gradient) in &all.gradients {
         let norm = gradient
             .iter()
             .map(|g| f64::from(*g).powi(2))
             .sum::<f64>()
             .sqrt();
-        let expected = golden["gradient_norms"][model.family.tensor_name(*place)]
+        let expected = golden["gradient_norms"][model.family.tensor_name(*tensor_id)]
             .as_f64()
             .unwrap();
         assert!(
             (norm / expected - 1.0).abs() < 1e-4,
-            "{place:?}: {norm} {expected}"
+            "{tensor_id:?}: {norm} {expected}"
         );
     }
     assert_eq!(
@@ -243,15 +245,15 @@ test!(gradients_do_not_depend_on_kept_tapes);
 fn gradients_do_not_depend_on_kept_tapes() {
     let model = tiny();
     let sequences = some_rows(&model);
-    let with = |memory: Option<u64>| {
-        let mut all = All::default();
+    let run_backward = |memory_limit: Option<u64>| {
+        let mut all = AllGradients::default();
         let options = BackwardOptions {
-            memory_limit: memory,
+            memory_limit,
             ..BackwardOptions::default()
         };
         let loss = walk::backward(&model, &sequences, &options, &mut all);
         (loss, all.gradients)
     };
-    let kept = with(None);
-    assert!(kept == with(Some(0)) && kept == with(Some(u64::MAX)));
+    let unlimited = run_backward(None);
+    assert!(unlimited == run_backward(Some(0)) && unlimited == run_backward(Some(u64::MAX)));
 }

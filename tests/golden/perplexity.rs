@@ -10,19 +10,21 @@ use secateur_model::Model;
 use super::evaluation::{context, corpora, floats, rows, tasks};
 use crate::support::{self, json, shared};
 
-/// A text of TinyStories as a task: stories between separators; the last one is incomplete and left
-/// out.
-fn stories(folder: &Path, file: &str, of: &str, metrics: &str) -> String {
+/// Writes a task file for a text of TinyStories, and returns its path. `options` are the lines of
+/// the task's `[rows]` table after the file's name.
+fn stories(folder: &Path, file: &str, options: &str, metrics: &str) -> String {
     let data = shared("data");
     std::fs::copy(data.join("tinystories").join(file), folder.join(file)).unwrap();
     let path = folder.join(format!("{metrics}.toml"));
     let text = format!(
-        "name = \"{metrics}\"\nversion = 1\nsplit = \"head\"\nmetrics = [{metrics:?}]\n[rows]\nbeside = {file:?}\n{of}"
+        "name = \"{metrics}\"\nversion = 1\nsplit = \"head\"\nmetrics = [{metrics:?}]\n\
+         [rows]\nbeside = {file:?}\n{options}"
     );
     std::fs::write(&path, text).unwrap();
     path.display().to_string()
 }
 
+/// Stories between separators; the last one is incomplete and left out.
 const STORIES: &str = r#"separator = "<|endoftext|>"
 terminated = true
 [text]
@@ -81,7 +83,7 @@ fn windowed_perplexities_equal_transformers() {
                 .as_array()
                 .unwrap()
                 .iter()
-                .find(|w| w["seq_len"] == window)
+                .find(|entry| entry["seq_len"] == window)
                 .unwrap();
             assert_eq!(support::text(&found["metric"])[row], "perplexity");
             assert_eq!(support::text(&found["protocol"])[row], "llm-pruner");
@@ -95,12 +97,12 @@ fn windowed_perplexities_equal_transformers() {
             note!("{name}, windows of {window}: relative difference {difference:.1e}");
             assert!(difference < 1e-6, "{name}: {value}");
             // The mean of the windows' values is the perplexity.
-            let of = support::text(&documents["task"]);
+            let document_tasks = support::text(&documents["task"]);
             let task = support::text(&found["task"])[row].clone();
             let window_values: Vec<f64> = floats(documents, "value")
                 .into_iter()
-                .zip(of)
-                .filter(|(_, of)| *of == task)
+                .zip(document_tasks)
+                .filter(|(_, document_task)| *document_task == task)
                 .map(|(value, _)| value)
                 .collect();
             assert_eq!(
@@ -134,8 +136,8 @@ fn rolling_perplexities_equal_the_harness() {
     let model = Model::load(&folder).unwrap();
     let temporary = tempfile::tempdir().unwrap();
     let metrics = "word_perplexity\", \"byte_perplexity\", \"bits_per_byte";
-    let task = |file: &str, of: &str| {
-        let path = stories(temporary.path(), file, of, "rolling");
+    let task = |file: &str, options: &str| {
+        let path = stories(temporary.path(), file, options, "rolling");
         let text = std::fs::read_to_string(&path).unwrap().replace(
             "metrics = [\"rolling\"]",
             &format!("metrics = [\"{metrics}\"]"),
@@ -144,7 +146,7 @@ fn rolling_perplexities_equal_the_harness() {
         std::fs::write(&path, text).unwrap();
         path
     };
-    let asked = [
+    let cases = [
         ("wikitext2", "wikitext".to_owned(), None),
         (
             "tinystories_train_head_200",
@@ -157,9 +159,9 @@ fn rolling_perplexities_equal_the_harness() {
             None,
         ),
     ];
-    for (name, task, limit) in asked {
-        for (of, add_bos_token) in [("bos_scored", true), ("no_bos", false)] {
-            let golden = &golden[name][of];
+    for (name, task, limit) in cases {
+        for (variant, add_bos_token) in [("bos_scored", true), ("no_bos", false)] {
+            let golden = &golden[name][variant];
             let options = Options {
                 add_bos_token,
                 ..tasks(&[&task], limit)
@@ -185,7 +187,7 @@ fn rolling_perplexities_equal_the_harness() {
                 );
                 let difference =
                     (floats(found, "value")[row] / golden[&metric].as_f64().unwrap() - 1.0).abs();
-                note!("{name}, {of}, {metric}: relative difference {difference:.1e}");
+                note!("{name}, {variant}, {metric}: relative difference {difference:.1e}");
                 assert!(difference < 1e-6);
             }
             assert_eq!(

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use crate::support::{self, Sandbox, shared, table, text};
 
-/// A model, its calibration rows and its evaluation text in a working directory.
+/// A working directory with a model, its calibration rows and its evaluation text; and the golden
+/// file of the model.
 fn sandbox(name: &str) -> (Sandbox, Value) {
     let model = shared(&format!("models/{name}"));
     let golden = support::json(&shared(&format!("golden/prune_{name}.json")));
@@ -54,8 +55,8 @@ fn method(name: &str) -> (&str, &'static str) {
     }
 }
 
-/// The options of an entry of LLM-Pruner's prunings; `None` for `random`, which are its own random
-/// numbers.
+/// The options of an entry of LLM-Pruner's prunings; `None` for `random`, whose scores are random
+/// numbers of the reference.
 fn reference_options(entry: &Value) -> Option<SweptOptions> {
     let parts: Vec<&str> = entry["scores"].as_str()?.split('/').collect();
     let (name, with) = match parts[..] {
@@ -68,8 +69,9 @@ fn reference_options(entry: &Value) -> Option<SweptOptions> {
     } else {
         "reference"
     };
+    // `second` exists only under `compat = "reference"`.
     if compat == "corrected" && with == "second" {
-        return None; // only under `compat = "reference"`
+        return None;
     }
     let scope = if entry["global"] == true {
         "global"
@@ -229,7 +231,8 @@ window = 128
     )
 }
 
-const SCORED: &str = r#"
+/// The stages from `importance` to `prune`.
+const SCORE_AND_PRUNE: &str = r#"
 [[stage]]
 type = "importance"
 method = "taylor"
@@ -260,18 +263,18 @@ fn compare(
         ),
         _ => String::new(),
     };
-    let axis = |k: usize| {
+    let axis = |key: usize| {
         let values: Vec<String> = entries
             .iter()
-            .map(|(_, options)| options[k].to_string())
+            .map(|(_, options)| options[key].to_string())
             .collect();
-        format!("\"{}\" = [{}]", KEYS[k], values.join(", "))
+        format!("\"{}\" = [{}]", KEYS[key], values.join(", "))
     };
     let sweep: Vec<String> = (0..KEYS.len()).map(axis).collect();
     let dependencies = format!("grouping = \"{grouping}\"\n{layers}");
     let body = format!(
         "{}\n[sweep]\nzip = [{{ {} }}]\n",
-        pipeline(&dependencies, SCORED),
+        pipeline(&dependencies, SCORE_AND_PRUNE),
         sweep.join(", ")
     );
     sandbox.write(&format!("{stem}.toml"), body);
@@ -380,9 +383,11 @@ fn first_layers_end_to_end() {
         // layer more.
         let ratios: Vec<f64> = entries
             .iter()
-            .map(|e| 1.0 - e["keep_first"].as_f64().unwrap() / layers - 1e-9)
+            .map(|entry| 1.0 - entry["keep_first"].as_f64().unwrap() / layers - 1e-9)
             .collect();
-        let rest = "[[stage]]\ntype = \"importance\"\nmethod = \"first\"\n[[stage]]\ntype = \"aggregate\"\n[[stage]]\ntype = \"prune\"\nratio = 0.5\n";
+        let rest = "[[stage]]\ntype = \"importance\"\nmethod = \"first\"\n\
+                    [[stage]]\ntype = \"aggregate\"\n\
+                    [[stage]]\ntype = \"prune\"\nratio = 0.5\n";
         let body = pipeline("grouping = \"layer\"", rest);
         sandbox.write(
             "layers.toml",
@@ -423,8 +428,8 @@ fn cases_where_llm_pruner_fails_give_a_result_and_a_warning() {
     );
     // Less than one head: the reference raises. Here the heads stay and the MLP is pruned
     // (`skip_empty`).
-    let body =
-        pipeline(&layers, SCORED).replace("ratio = 0.5", "ratio = 0.1\ncompat = \"reference\"");
+    let body = pipeline(&layers, SCORE_AND_PRUNE)
+        .replace("ratio = 0.5", "ratio = 0.1\ncompat = \"reference\"");
     sandbox.write("little.toml", body);
     let ran = sandbox.run(&["little.toml"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
@@ -451,8 +456,9 @@ fn cases_where_llm_pruner_fails_give_a_result_and_a_warning() {
         settings["attention_layers"], settings["mlp_layers"]
     );
     let twice = format!(
-        "[[stage]]\ntype = \"repeat\"\ntimes = 2\n[[stage.stage]]\ntype = \"dependencies\"\n{layers}\n{}",
-        SCORED.replace("[[stage]]", "[[stage.stage]]")
+        "[[stage]]\ntype = \"repeat\"\ntimes = 2\n\
+         [[stage.stage]]\ntype = \"dependencies\"\n{layers}\n{}",
+        SCORE_AND_PRUNE.replace("[[stage]]", "[[stage.stage]]")
     );
     let body = pipeline(&layers, &twice);
     sandbox.write("twice.toml", body);
@@ -465,7 +471,7 @@ fn cases_where_llm_pruner_fails_give_a_result_and_a_warning() {
         ran.err
     );
     // Channel-wise with a second-order form: the reference has no squared gradients and raises.
-    let second = SCORED.replace(
+    let second = SCORE_AND_PRUNE.replace(
         "method = \"taylor\"",
         "method = \"taylor\"\ntaylor = \"element-second\"\ncompat = \"reference\"",
     );

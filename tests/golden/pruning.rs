@@ -22,9 +22,13 @@ use crate::support::{self, context, numbers, shared, stream_perplexity};
 struct Golden {
     name: &'static str,
     model: Model,
+    /// The numbers of LLM-Pruner's program.
     json: Value,
+    /// The numbers of the paper's equations in float64.
     paper: Value,
+    /// The gradients that the reference computed for the calibration sample A.
     gradients: BTreeMap<TensorId, GradientSums>,
+    /// The calibration samples as corpora, `A.jsonl` and `B.jsonl`.
     folder: tempfile::TempDir,
 }
 
@@ -91,16 +95,19 @@ fn load(name: &'static str) -> Golden {
             .unwrap()
             .data()
             .chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
             .collect()
     };
-    let sums = |place: &TensorId| {
-        let name = model.family.tensor_name(*place);
-        let (rows, cols) = (model.weight(*place).rows(), model.weight(*place).cols());
+    let sums = |tensor_id: &TensorId| {
+        let name = model.family.tensor_name(*tensor_id);
+        let (rows, cols) = (
+            model.weight(*tensor_id).rows(),
+            model.weight(*tensor_id).cols(),
+        );
         let gradients_of_kind =
             |kind: &str| Gradient::new(tensor(format!("{kind}.{name}")), rows, cols);
         (
-            *place,
+            *tensor_id,
             GradientSums {
                 gradient: gradients_of_kind("grad"),
                 squares: Some(gradients_of_kind("acc")),
@@ -134,12 +141,16 @@ fn golden_models() -> impl Iterator<Item = Golden> {
 impl Golden {
     fn graph(&self, model: &Model, grouping: &str) -> DependencyGraph {
         let settings = &self.json["settings"];
-        let options = json!({ "grouping": grouping, "attention_layers": settings["attention_layers"], "mlp_layers": settings["mlp_layers"] });
+        let options = json!({
+            "grouping": grouping,
+            "attention_layers": settings["attention_layers"],
+            "mlp_layers": settings["mlp_layers"],
+        });
         dependencies::run(&serde_json::from_value(options).unwrap(), model).unwrap()
     }
 
     /// Scores from the stored gradients of the reference.
-    fn stored(
+    fn scores_from_stored_gradients(
         &self,
         graph: &DependencyGraph,
         form: TaylorCriterion,
@@ -157,7 +168,7 @@ impl Golden {
     }
 
     /// Scores from gradients that this program computes.
-    fn own(
+    fn computed_scores(
         &self,
         model: &Model,
         graph: &DependencyGraph,
@@ -228,8 +239,7 @@ fn relative_difference(found: &[Vec<f64>], expected: &[Vec<f64>], of_largest: bo
             let largest = expected.iter().copied().fold(0.0, f64::max);
             let difference =
                 |(a, b): (&f64, &f64)| (a - b).abs() / if of_largest { largest } else { b.abs() };
-            // Equal values count as no difference: the relative difference of 0 and 0 would be 0 /
-            // 0.
+            // Equal values are left out: the relative difference of two zeros would be 0 / 0.
             let unequal = found.iter().zip(expected).filter(|(a, b)| a != b);
             support::largest(unequal.map(difference))
         });
@@ -240,7 +250,8 @@ fn relative_difference(found: &[Vec<f64>], expected: &[Vec<f64>], of_largest: bo
 /// factors has one of up to n·ε.
 fn factor_count(key: Key<'_>, graph: &DependencyGraph) -> f64 {
     if key.with == "prod" {
-        graph.groups.iter().map(|g| g.members.len()).max().unwrap() as f64
+        let member_counts = graph.groups.iter().map(|group| group.members.len());
+        member_counts.max().unwrap() as f64
     } else {
         1.0
     }
@@ -284,7 +295,7 @@ fn scores_from_stored_gradients_equal_llm_pruner() {
         for (name, stored, grouping, compat) in &tables {
             let (key, graph) = (key(name), golden.graph(&golden.model, grouping));
             let scores = match key.taylor() {
-                Some(taylor) => golden.stored(
+                Some(taylor) => golden.scores_from_stored_gradients(
                     &graph,
                     TaylorCriterion {
                         form: taylor,
@@ -292,7 +303,9 @@ fn scores_from_stored_gradients_equal_llm_pruner() {
                     },
                     *compat,
                 ),
-                None => golden.own(&golden.model, &graph, key.method, None, *compat, "A"),
+                None => {
+                    golden.computed_scores(&golden.model, &graph, key.method, None, *compat, "A")
+                }
             };
             let found = units(&golden.model, &graph, &scores, key.with(), "channel");
             let vector = key.form == Some("vectorize");
@@ -318,12 +331,14 @@ test!(
 );
 fn scores_from_own_gradients_equal_llm_pruner() {
     for golden in golden_models() {
-        let (mut largest, mut made) = (0f64, BTreeMap::new());
+        let mut largest = 0f64;
+        // Scores by method, form, grouping and compat: the aggregations share them.
+        let mut computed = BTreeMap::new();
         for (name, stored, grouping, compat) in tables(&golden) {
             let (key, graph) = (key(name), golden.graph(&golden.model, grouping));
             let id = (key.method, key.form, grouping, compat == Compat::Reference);
-            let scores = made.entry(id).or_insert_with(|| {
-                golden.own(&golden.model, &graph, key.method, key.taylor(), compat, "A")
+            let scores = computed.entry(id).or_insert_with(|| {
+                golden.computed_scores(&golden.model, &graph, key.method, key.taylor(), compat, "A")
             });
             let found = units(&golden.model, &graph, scores, key.with(), "channel");
             let vector = key.form == Some("vectorize");
@@ -367,7 +382,7 @@ fn member_scores_equal_llm_pruner() {
                 with: "sum",
             };
             let scores = match key.taylor() {
-                Some(taylor) => golden.stored(
+                Some(taylor) => golden.scores_from_stored_gradients(
                     &graph,
                     TaylorCriterion {
                         form: taylor,
@@ -375,7 +390,14 @@ fn member_scores_equal_llm_pruner() {
                     },
                     Compat::Reference,
                 ),
-                None => golden.own(&golden.model, &graph, mode, None, Compat::Reference, "A"),
+                None => golden.computed_scores(
+                    &golden.model,
+                    &graph,
+                    mode,
+                    None,
+                    Compat::Reference,
+                    "A",
+                ),
             };
             for (group, members) in graph.groups.iter().zip(&scores.groups) {
                 for scored in members {
@@ -397,7 +419,7 @@ fn member_scores_equal_llm_pruner() {
                     let expected: Vec<f64> = tensor
                         .data()
                         .chunks_exact(8)
-                        .map(|b| f64::from_le_bytes(b.try_into().unwrap()))
+                        .map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap()))
                         .collect();
                     let found: Vec<f64> = scored.channels.iter().map(|score| score.abs()).collect();
                     let difference =
@@ -446,27 +468,30 @@ fn scores_equal_the_paper_equations() {
                     form: taylor,
                     fisher: Fisher::Mean,
                 };
-                let mut scores = golden.stored(&graph, form, Compat::Corrected);
+                let mut scores =
+                    golden.scores_from_stored_gradients(&graph, form, Compat::Corrected);
                 if fisher == Fisher::Sum {
-                    let of_sum = |s: &GradientSums| {
-                        let (rows, cols) = s.gradient.shape();
-                        let squares = s
+                    // The stored squares are a mean over the samples; the sum is that times their
+                    // number.
+                    let with_summed_squares = |mean: &GradientSums| {
+                        let (rows, cols) = mean.gradient.shape();
+                        let squares = mean
                             .squares
                             .as_ref()
                             .unwrap()
                             .values()
                             .iter()
-                            .map(|&q| q * samples as f32)
+                            .map(|&square| square * samples as f32)
                             .collect();
                         GradientSums {
-                            gradient: s.gradient.clone(),
+                            gradient: mean.gradient.clone(),
                             squares: Some(Gradient::new(squares, rows, cols)),
                         }
                     };
                     let sums = golden
                         .gradients
                         .iter()
-                        .map(|(place, s)| (*place, of_sum(s)))
+                        .map(|(tensor_id, mean)| (*tensor_id, with_summed_squares(mean)))
                         .collect();
                     scores.groups = taylor::scores_from_gradients(
                         TaylorCriterion {
@@ -486,15 +511,15 @@ fn scores_equal_the_paper_equations() {
                     ("group_last", "last"),
                 ] {
                     let found = units(&golden.model, &graph, &scores, with, level);
-                    let stored = |g: &secateur_model::groups::Group| {
-                        let kind = if g.kind == GroupKind::Attention {
+                    let stored_scores = |model_group: &secateur_model::groups::Group| {
+                        let kind = if model_group.kind == GroupKind::Attention {
                             "attn"
                         } else {
                             "mlp"
                         };
-                        numbers(&layers[g.layer.to_string()][kind][group])
+                        numbers(&layers[model_group.layer.to_string()][kind][group])
                     };
-                    let stored: Vec<Vec<f64>> = graph.groups.iter().map(stored).collect();
+                    let stored: Vec<Vec<f64>> = graph.groups.iter().map(stored_scores).collect();
                     let difference = relative_difference(&found.groups, &stored, scores.is_signed);
                     assert!(
                         difference <= 4e-6,
@@ -522,7 +547,7 @@ fn scores_equal_the_paper_equations() {
                 }
             };
             let scores = match key.taylor() {
-                Some(taylor) => golden.stored(
+                Some(taylor) => golden.scores_from_stored_gradients(
                     &graph,
                     TaylorCriterion {
                         form: taylor,
@@ -530,7 +555,7 @@ fn scores_equal_the_paper_equations() {
                     },
                     compat,
                 ),
-                None => golden.own(&golden.model, &graph, form, None, compat, "A"),
+                None => golden.computed_scores(&golden.model, &graph, form, None, compat, "A"),
             };
             let found = units(&golden.model, &graph, &scores, "last", "channel");
             let difference =
@@ -550,7 +575,7 @@ fn scores_equal_the_paper_equations() {
     }
 }
 
-/// Prunes as one entry of the golden file says, and returns the model and the plan.
+/// Prunes with the options of one entry of the golden file, and returns the model and the plan.
 fn pruned(golden: &Golden, entry: &Value) -> (Model, PruningPlan) {
     let variant = entry["variant"].as_str().unwrap();
     let compat = if variant == "div" {
@@ -573,7 +598,7 @@ fn pruned(golden: &Golden, entry: &Value) -> (Model, PruningPlan) {
     )
     .unwrap();
     let times = entry["iterative_steps"].as_u64().unwrap() as u32;
-    let (mut model, mut before) = (golden.model.clone(), None::<PruningResult>);
+    let (mut model, mut earlier) = (golden.model.clone(), None::<PruningResult>);
     for time in 1..=times {
         let graph = golden.graph(&model, grouping);
         let field = if grouping == "channel" {
@@ -588,7 +613,14 @@ fn pruned(golden: &Golden, entry: &Value) -> (Model, PruningPlan) {
             },
             _ => {
                 let sample = if time == 1 { "A" } else { "B" };
-                let scores = golden.own(&model, &graph, key.method, key.taylor(), compat, sample);
+                let scores = golden.computed_scores(
+                    &model,
+                    &graph,
+                    key.method,
+                    key.taylor(),
+                    compat,
+                    sample,
+                );
                 units(&model, &graph, &scores, key.with(), "channel")
             }
         };
@@ -596,18 +628,25 @@ fn pruned(golden: &Golden, entry: &Value) -> (Model, PruningPlan) {
             iteration: time,
             iterations: times,
         });
-        let (pruned, pruning, _) =
-            prune::run(&options, schedule, &model, &graph, &scores, before.as_ref()).unwrap();
-        (model, before) = (pruned, Some(pruning));
+        let (pruned, pruning, _) = prune::run(
+            &options,
+            schedule,
+            &model,
+            &graph,
+            &scores,
+            earlier.as_ref(),
+        )
+        .unwrap();
+        (model, earlier) = (pruned, Some(pruning));
     }
-    (model, before.unwrap().plan)
+    (model, earlier.unwrap().plan)
 }
 
 /// The removed units of a plan, by layer and kind.
 fn removed(plan: &PruningPlan) -> BTreeMap<(String, &'static str), Vec<usize>> {
-    let gone = |e: &secateur_model::plan::KeptUnits| {
-        (0..e.units)
-            .filter(|u| !e.kept.contains(u))
+    let removed_units = |entry: &secateur_model::plan::KeptUnits| {
+        (0..entry.units)
+            .filter(|unit| !entry.kept.contains(unit))
             .collect::<Vec<_>>()
     };
     let kind = |kind| match kind {
@@ -617,8 +656,11 @@ fn removed(plan: &PruningPlan) -> BTreeMap<(String, &'static str), Vec<usize>> {
     };
     plan.groups
         .iter()
-        .map(|e| ((e.layer.to_string(), kind(e.kind)), gone(e)))
-        .filter(|(_, gone)| !gone.is_empty())
+        .map(|entry| {
+            let key = (entry.layer.to_string(), kind(entry.kind));
+            (key, removed_units(entry))
+        })
+        .filter(|(_, removed)| !removed.is_empty())
         .collect()
 }
 
@@ -633,7 +675,7 @@ fn expected_removed(entry: &Value) -> BTreeMap<(String, &'static str), Vec<usize
             all.insert((layer.clone(), kind), numbers_or_empty(&kinds[kind]));
         }
     }
-    all.retain(|_, gone: &mut Vec<usize>| !gone.is_empty());
+    all.retain(|_, removed: &mut Vec<usize>| !removed.is_empty());
     all
 }
 
@@ -645,8 +687,8 @@ fn margin(entry: &Value) -> f64 {
             .as_object()
             .into_iter()
             .flatten()
-            .filter_map(|(_, m)| m.as_f64())
-            .filter(|m| *m >= 0.0)
+            .filter_map(|(_, margin)| margin.as_f64())
+            .filter(|margin| *margin >= 0.0)
             .fold(1.0, f64::min)
     };
     let steps = entry["steps"]
@@ -669,9 +711,10 @@ fn pruned_units_shapes_sizes_and_perplexities_equal_llm_pruner() {
             0,
             Vec::new(),
         );
-        let mut known: BTreeMap<String, f64> = BTreeMap::new();
+        // Perplexities by removed units: several entries remove the same.
+        let mut perplexities: BTreeMap<String, f64> = BTreeMap::new();
         for entry in golden.json["prunings"].as_array().unwrap() {
-            let here = format!(
+            let label = format!(
                 "{} {} {} global {} ratio {} steps {} {}",
                 golden.name,
                 entry["granularity"],
@@ -687,15 +730,16 @@ fn pruned_units_shapes_sizes_and_perplexities_equal_llm_pruner() {
                 && entry["iterative_steps"] == 2
                 && entry["variant"] == "reference";
             if entry["comparable"] == false || stale || margin(entry) < 3e-5 {
-                left_out.push(here);
+                left_out.push(label);
                 continue;
             }
             let (model, plan) = pruned(&golden, entry);
-            assert_eq!(removed(&plan), expected_removed(entry), "{here}");
+            assert_eq!(removed(&plan), expected_removed(entry), "{label}");
             for (layer, shapes) in entry["shapes"].as_object().unwrap() {
+                // The embedding, the norm and the head are compared by the parameter count below.
                 let Ok(layer) = layer.parse::<usize>() else {
                     continue;
-                }; // embedding, norm and head: counted below
+                };
                 let block = &model.blocks[layer];
                 for (name, part) in [
                     ("q_proj", BlockTensor::Q),
@@ -709,38 +753,41 @@ fn pruned_units_shapes_sizes_and_perplexities_equal_llm_pruner() {
                     assert_eq!(
                         json!([block[part].rows(), block[part].cols()]),
                         shapes[name],
-                        "{here} {layer} {name}"
+                        "{label} {layer} {name}"
                     );
                 }
             }
             // The reference unties a tied head under channel-wise pruning and counts it twice.
             let untied = entry["granularity"] == "channel" && model.lm_head.is_none();
-            let twice = if untied {
+            let second_head = if untied {
                 (model.config.vocab * model.config.hidden) as u64
             } else {
                 0
             };
             assert_eq!(
-                model.parameter_count() + twice,
+                model.parameter_count() + second_head,
                 entry["params"].as_u64().unwrap(),
-                "{here}"
+                "{label}"
             );
             assert_eq!(
                 plan.apply(&golden.model).unwrap().parameter_count(),
                 model.parameter_count()
             );
-            let found = *known
+            let found = *perplexities
                 .entry(format!("{:?}", removed(&plan)))
                 .or_insert_with(|| golden.perplexity(&model));
             let difference = (found / entry["ppl"].as_f64().unwrap() - 1.0).abs();
-            assert!(difference < 1e-5, "{here}: {found} {}", entry["ppl"]);
+            assert!(difference < 1e-5, "{label}: {found} {}", entry["ppl"]);
             (largest, compared) = (largest.max(difference), compared + 1);
         }
         note!(
-            "{}: {compared} prunings equal, largest relative difference of a perplexity {largest:.1e}",
+            "{}: {compared} prunings equal, largest relative difference of a perplexity \
+             {largest:.1e}",
             golden.name
         );
-        left_out.iter().for_each(|here| note!("  left out: {here}"));
+        for label in &left_out {
+            note!("  left out: {label}");
+        }
         assert!(compared >= 184, "only {compared} prunings were compared");
         assert!(left_out.len() <= 14);
     }

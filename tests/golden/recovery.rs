@@ -45,24 +45,25 @@ fn golden() -> Golden {
     )
     .unwrap();
     let json = support::json(&golden);
-    let row = |ids: &Value, prompt: usize| {
+    // The tokens of the prompt have no label.
+    let row = |ids: &Value, prompt_length: usize| {
         let ids: Vec<i64> = numbers(ids);
         let labels: Vec<i64> = ids
             .iter()
             .enumerate()
-            .map(|(i, &id)| if i < prompt { -100 } else { id })
+            .map(|(position, &id)| if position < prompt_length { -100 } else { id })
             .collect();
         format!("{{\"ids\": {ids:?}, \"labels\": {labels:?}}}\n")
     };
     let batches = json["batches"].as_array().unwrap().iter();
     let rows = batches.flat_map(|batch| {
-        let prompts: Vec<usize> = numbers(&batch["prompt_len"]);
+        let prompt_lengths: Vec<usize> = numbers(&batch["prompt_len"]);
         batch["ids"]
             .as_array()
             .unwrap()
             .iter()
-            .zip(prompts)
-            .map(|(ids, prompt)| row(ids, prompt))
+            .zip(prompt_lengths)
+            .map(|(ids, prompt_length)| row(ids, prompt_length))
             .collect::<Vec<_>>()
     });
     std::fs::write(folder.path().join("rows.jsonl"), rows.collect::<String>()).unwrap();
@@ -77,9 +78,16 @@ fn golden() -> Golden {
 impl Golden {
     fn options(&self, rate: &Value) -> Value {
         json!({
-            "corpus": self.folder.path().join("rows.jsonl"), "sample": "file", "rank": 8, "alpha": 16.0, "dropout": 0.0,
-            "learning_rate": rate, "warmup": 10, "batch": self.json["batches"][0]["ids"].as_array().unwrap().len(),
-            "duration": { "updates": 60 }, "init": shared("golden/lora/adapter_init.safetensors"),
+            "corpus": self.folder.path().join("rows.jsonl"),
+            "sample": "file",
+            "rank": 8,
+            "alpha": 16.0,
+            "dropout": 0.0,
+            "learning_rate": rate,
+            "warmup": 10,
+            "batch": self.json["batches"][0]["ids"].as_array().unwrap().len(),
+            "duration": { "updates": 60 },
+            "init": shared("golden/lora/adapter_init.safetensors"),
         })
     }
 
@@ -109,24 +117,23 @@ fn column(table: &Table, name: &str) -> Vec<f64> {
 
 /// The largest difference between two adapter files.
 fn difference(a: &Path, b: &Path) -> f64 {
-    let (a, b) = (std::fs::read(a).unwrap(), std::fs::read(b).unwrap());
-    let (a, b) = (
-        SafeTensors::deserialize(&a).unwrap(),
-        SafeTensors::deserialize(&b).unwrap(),
-    );
-    assert_eq!(a.len(), b.len());
+    let (a_bytes, b_bytes) = (std::fs::read(a).unwrap(), std::fs::read(b).unwrap());
+    let a_tensors = SafeTensors::deserialize(&a_bytes).unwrap();
+    let b_tensors = SafeTensors::deserialize(&b_bytes).unwrap();
+    assert_eq!(a_tensors.len(), b_tensors.len());
     let values = |bytes: &[u8]| -> Vec<f32> {
         bytes
             .chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
             .collect()
     };
     let worst = |name: &str| {
-        let (x, y) = (a.tensor(name).unwrap(), b.tensor(name).unwrap());
-        assert_eq!(x.shape(), y.shape(), "{name}");
-        largest_difference(&values(x.data()), &values(y.data()))
+        let a_tensor = a_tensors.tensor(name).unwrap();
+        let b_tensor = b_tensors.tensor(name).unwrap();
+        assert_eq!(a_tensor.shape(), b_tensor.shape(), "{name}");
+        largest_difference(&values(a_tensor.data()), &values(b_tensor.data()))
     };
-    largest(a.names().into_iter().map(worst))
+    largest(a_tensors.names().into_iter().map(worst))
 }
 
 test!(training_equals_peft, needs = MATERIAL);
@@ -146,17 +153,20 @@ fn training_equals_peft() {
         let steps = run["steps"].as_array().unwrap();
         assert_eq!((losses.len(), steps.len()), (60, 60));
         let (mut loss_errors, mut norm_errors) = (Vec::new(), Vec::new());
-        for (i, step) in steps.iter().enumerate() {
+        for (update, step) in steps.iter().enumerate() {
             let expected = |key: &str| step[key].as_f64().unwrap();
             assert!(
-                (rates[i] - expected("lr")).abs() < 1e-12,
+                (rates[update] - expected("lr")).abs() < 1e-12,
                 "update {}: lr {}",
-                i + 1,
-                rates[i]
+                update + 1,
+                rates[update]
             );
-            assert_eq!(tokens.value(i), step["target_tokens"].as_u64().unwrap());
-            loss_errors.push((losses[i] / expected("loss") - 1.0).abs());
-            norm_errors.push((norms[i] / expected("grad_norm") - 1.0).abs());
+            assert_eq!(
+                tokens.value(update),
+                step["target_tokens"].as_u64().unwrap()
+            );
+            loss_errors.push((losses[update] / expected("loss") - 1.0).abs());
+            norm_errors.push((norms[update] / expected("grad_norm") - 1.0).abs());
         }
         let (worst_loss, worst_norm) = (largest(loss_errors), largest(norm_errors));
         let final_adapter = shared(&format!(
@@ -172,7 +182,8 @@ fn training_equals_peft() {
         let perplexity =
             (stream_perplexity(&merged, &ids) / run["ppl_merged"].as_f64().unwrap() - 1.0).abs();
         note!(
-            "peak rate {}: loss {worst_loss:.1e}, gradient norm {worst_norm:.1e}, adapter {adapter:.1e}, perplexity {perplexity:.1e}",
+            "peak rate {}: loss {worst_loss:.1e}, gradient norm {worst_norm:.1e}, \
+             adapter {adapter:.1e}, perplexity {perplexity:.1e}",
             run["peak_lr"]
         );
         assert!(worst_loss < 2e-6 && worst_norm < 5e-6 && adapter < 2e-6 && perplexity < 1e-5);
@@ -182,10 +193,10 @@ fn training_equals_peft() {
 test!(gradient_accumulation_changes_no_loss, needs = MATERIAL);
 fn gradient_accumulation_changes_no_loss() {
     let golden = golden();
-    let losses = |micro: usize| {
+    let losses = |micro_batch: usize| {
         let folder = tempfile::tempdir().unwrap();
         let mut options = golden.options(&json!(1e-3));
-        options["micro_batch"] = json!(micro);
+        options["micro_batch"] = json!(micro_batch);
         options["duration"] = json!({ "updates": 12 });
         column(&golden.run(options, folder.path()).unwrap().2[0], "loss")
     };
@@ -234,7 +245,8 @@ test!(adapter_that_does_not_fit_is_rejected, needs = MATERIAL);
 fn adapter_that_does_not_fit_is_rejected() {
     let golden = golden();
     let folder = tempfile::tempdir().unwrap();
-    let refused = |key: &str, value: Value| {
+    // The error of a run with this option.
+    let error_with = |key: &str, value: Value| {
         let mut options = golden.options(&json!(1e-4));
         options[key] = value;
         golden
@@ -244,10 +256,10 @@ fn adapter_that_does_not_fit_is_rejected() {
             .to_string()
     };
     assert!(
-        refused("rank", json!(4))
+        error_with("rank", json!(4))
             .contains("has shape [8, 64] of F32, the model and the rank ask for [4, 64] of F32")
     );
-    assert!(refused("targets", json!(["q"])).contains("which no target of this stage uses"));
+    assert!(error_with("targets", json!(["q"])).contains("which no target of this stage uses"));
     let config = shared("models/stories260K/config.json");
-    assert!(refused("init", json!(config)).contains("is not a whole safetensors file"));
+    assert!(error_with("init", json!(config)).contains("is not a whole safetensors file"));
 }

@@ -35,7 +35,7 @@ fn llama_7b() -> ModelShape {
 }
 
 /// The shape after pruning heads and MLP channels of the layers [start, end) by a ratio.
-fn blocks(mut shape: ModelShape, ratio: f64, [start, end]: [usize; 2]) -> ModelShape {
+fn prune_blocks(mut shape: ModelShape, ratio: f64, [start, end]: [usize; 2]) -> ModelShape {
     for block in &mut shape.blocks[start..end] {
         let shared = block.query_heads / block.key_value_heads;
         block.key_value_heads = remaining_units(block.key_value_heads, shape.head_dim, ratio);
@@ -46,7 +46,7 @@ fn blocks(mut shape: ModelShape, ratio: f64, [start, end]: [usize; 2]) -> ModelS
 }
 
 /// The shape after pruning channels of the residual stream by a ratio.
-fn channels(shape: ModelShape, ratio: f64) -> ModelShape {
+fn prune_channels(shape: ModelShape, ratio: f64) -> ModelShape {
     ModelShape {
         hidden: remaining_units(shape.hidden, 1, ratio),
         ..shape
@@ -65,9 +65,9 @@ fn llama_7b_sizes_equal_the_publication() {
         (dense.parameter_count(), macs(&dense)),
         (6_738_415_616, "424.021".to_owned())
     );
-    let twenty = blocks(dense.clone(), 0.25, [4, 30]);
+    let pruned_by_20_percent = prune_blocks(dense.clone(), 0.25, [4, 30]);
     assert_eq!(
-        twenty.blocks[4],
+        pruned_by_20_percent.blocks[4],
         BlockShape {
             query_heads: 24,
             key_value_heads: 24,
@@ -75,12 +75,15 @@ fn llama_7b_sizes_equal_the_publication() {
         }
     );
     assert_eq!(
-        (twenty.parameter_count(), macs(&twenty)),
+        (
+            pruned_by_20_percent.parameter_count(),
+            macs(&pruned_by_20_percent)
+        ),
         (5_422_977_024, "339.603".to_owned())
     );
-    let fifty = blocks(dense.clone(), 0.60, [3, 31]);
+    let pruned_by_50_percent = prune_blocks(dense.clone(), 0.60, [3, 31]);
     assert_eq!(
-        fifty.blocks[3],
+        pruned_by_50_percent.blocks[3],
         BlockShape {
             query_heads: 13,
             key_value_heads: 13,
@@ -88,14 +91,17 @@ fn llama_7b_sizes_equal_the_publication() {
         }
     );
     assert_eq!(
-        (fifty.parameter_count(), macs(&fifty)),
+        (
+            pruned_by_50_percent.parameter_count(),
+            macs(&pruned_by_50_percent)
+        ),
         (3_350_188_032, "206.585".to_owned())
     );
     for (ratio, hidden, parameters, billions) in [
         (0.2, 3276, 5_389_416_396, "339.361"),
         (0.5, 2048, 3_369_207_808, "212.578"),
     ] {
-        let channel = channels(dense.clone(), ratio);
+        let channel = prune_channels(dense.clone(), ratio);
         assert_eq!(
             (channel.hidden, channel.parameter_count(), macs(&channel)),
             (hidden, parameters, billions.to_owned())
@@ -118,13 +124,13 @@ fn llama_7b_sizes_at_every_ratio() {
     ];
     for (ratio, parameters) in counts {
         assert_eq!(
-            blocks(llama_7b(), ratio, [4, 30]).parameter_count(),
+            prune_blocks(llama_7b(), ratio, [4, 30]).parameter_count(),
             parameters,
             "{ratio}"
         );
     }
     assert_eq!(
-        blocks(llama_7b(), 0.6, [4, 31]).parameter_count(),
+        prune_blocks(llama_7b(), 0.6, [4, 31]).parameter_count(),
         3_471_196_160
     );
 }
@@ -153,7 +159,7 @@ fn other_model_sizes_equal_the_publications() {
         128_256,
     );
     assert_eq!(llama3_8b.parameter_count(), 8_030_261_248);
-    let pruned = blocks(llama3_8b, 0.25, [4, 30]);
+    let pruned = prune_blocks(llama3_8b, 0.25, [4, 30]);
     assert_eq!(
         pruned.blocks[4],
         BlockShape {
@@ -174,7 +180,7 @@ fn other_model_sizes_equal_the_publications() {
         32000,
     );
     assert_eq!(tinyllama.parameter_count(), 1_100_048_384);
-    let pruned = blocks(tinyllama, 0.25, [4, 18]);
+    let pruned = prune_blocks(tinyllama, 0.25, [4, 18]);
     assert_eq!(
         pruned.blocks[4],
         BlockShape {

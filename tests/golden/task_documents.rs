@@ -1,4 +1,4 @@
-//! Documents that tasks make of real data sets, against lm-evaluation-harness and the texts
+//! The documents of tasks on published data sets, against lm-evaluation-harness and the texts
 //! themselves.
 
 use std::path::Path;
@@ -75,18 +75,18 @@ test!(
 fn wikitext_is_joined_like_the_references() {
     let (data, golden) = (shared("data"), shared("golden/perplexity.json"));
     let golden = json(&golden);
-    let whole = Task::find("wikitext2", Some(&data))
+    let documents = Task::find("wikitext2", Some(&data))
         .unwrap()
         .text_documents(None)
         .unwrap();
     let expected = &golden["windowed"]["wikitext2_test"];
-    assert_eq!(whole.len(), 1);
+    assert_eq!(documents.len(), 1);
     assert_eq!(
-        whole[0].text.chars().count() as u64,
+        documents[0].text.chars().count() as u64,
         expected["characters"].as_u64().unwrap()
     );
     assert_eq!(
-        (whole[0].byte_count, whole[0].text.len() as u64),
+        (documents[0].byte_count, documents[0].text.len() as u64),
         (1_296_370, 1_296_370)
     );
     let pages = Task::find("wikitext", Some(&data))

@@ -39,7 +39,7 @@ fn sequences(seed: u32, vocabulary: u32) -> Vec<Sequence> {
         ids.extend((0..more).map(|_| stream.random_range(0..vocabulary)));
         all.push(ids);
     }
-    let asked = |ids: Vec<u32>| {
+    let with_targets = |ids: Vec<u32>| {
         let first = ids.len().saturating_sub(3);
         let targets = (first..ids.len())
             .flat_map(|position| {
@@ -51,7 +51,7 @@ fn sequences(seed: u32, vocabulary: u32) -> Vec<Sequence> {
             .collect();
         Sequence { ids, targets }
     };
-    all.into_iter().map(asked).collect()
+    all.into_iter().map(with_targets).collect()
 }
 
 test!(scores_do_not_depend_on_the_rest_of_the_batch);
@@ -71,25 +71,30 @@ proptest! {
 
     fn kv_cache_changes_no_logit(seed in any::<u32>()) {
         let model = tiny();
-        let all: Vec<Vec<u32>> = sequences(seed, model.config.vocab as u32).into_iter().take(6).map(|s| s.ids).collect();
+        let sequences = sequences(seed, model.config.vocab as u32).into_iter().take(6);
+        let all: Vec<Vec<u32>> = sequences.map(|sequence| sequence.ids).collect();
         let longest = all.iter().map(Vec::len).max().unwrap_or(0);
         let mut decoder = Decoder::new(&model, all.len(), longest);
         let mut stream = Seed::from_u64(u64::from(seed)).rng();
+        // The number of tokens of each sequence that the decoder has read.
         let mut read = vec![0; all.len()];
         while read.iter().zip(&all).any(|(&read, ids)| read < ids.len()) {
-            let mut on = Vec::new();
-            for (i, ids) in all.iter().enumerate() {
-                if read[i] == ids.len() {
+            let mut extensions = Vec::new();
+            for (index, ids) in all.iter().enumerate() {
+                if read[index] == ids.len() {
                     continue;
                 }
-                let step = stream.random_range(1..=(ids.len() - read[i]).min(50));
-                on.push((i, ids[read[i]..read[i] + step].to_vec()));
-                read[i] += step;
+                let step = stream.random_range(1..=(ids.len() - read[index]).min(50));
+                extensions.push((index, ids[read[index]..read[index] + step].to_vec()));
+                read[index] += step;
             }
-            for ((i, _), next) in on.iter().zip(decoder.extend_sequences(&on)) {
-                let whole = walk::logits(&model, &all[*i][..read[*i]]);
-                let whole = whole.values();
-                prop_assert!(whole[whole.len() - next.len()..] == next[..], "{} tokens", read[*i]);
+            let next_logits = decoder.extend_sequences(&extensions);
+            for ((index, _), next) in extensions.iter().zip(next_logits) {
+                let read = read[*index];
+                let without_cache = walk::logits(&model, &all[*index][..read]);
+                let without_cache = without_cache.values();
+                let last = &without_cache[without_cache.len() - next.len()..];
+                prop_assert!(last == &next[..], "{} tokens", read);
             }
         }
     }

@@ -33,13 +33,13 @@ fn rewritten(
     let cast = |data: &[u8]| -> Vec<u8> {
         let values = data
             .chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+            .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
         match dtype {
             Dtype::F16 => values
-                .flat_map(|v| half::f16::from_f32(v).to_le_bytes())
+                .flat_map(|value| half::f16::from_f32(value).to_le_bytes())
                 .collect(),
             Dtype::BF16 => values
-                .flat_map(|v| half::bf16::from_f32(v).to_le_bytes())
+                .flat_map(|value| half::bf16::from_f32(value).to_le_bytes())
                 .collect(),
             _ => data.to_vec(),
         }
@@ -50,9 +50,9 @@ fn rewritten(
         .map(|(name, view)| (name, view.shape().to_vec(), cast(view.data())))
         .collect();
     let mut index = serde_json::Map::new();
-    for (i, file) in files.iter().enumerate() {
-        let own = tensors.iter().skip(i).step_by(files.len());
-        let views = own.map(|(name, shape, data)| {
+    for (file_index, file) in files.iter().enumerate() {
+        let file_tensors = tensors.iter().skip(file_index).step_by(files.len());
+        let views = file_tensors.map(|(name, shape, data)| {
             index.insert(name.clone(), (*file).into());
             (
                 name.clone(),
@@ -78,7 +78,8 @@ test!(sharded_and_half_precision_checkpoints_load_the_same_model);
 fn sharded_and_half_precision_checkpoints_load_the_same_model() {
     let model = tiny();
     let logits = |model: &Model| walk::logits(model, &[0, 5, 9, 300, 44]).into_vec();
-    let newer = |config: &mut Value| {
+    // The keys of config.json that newer versions of transformers write.
+    let newer_keys = |config: &mut Value| {
         let config = config.as_object_mut().unwrap();
         let theta = config.remove("rope_theta").unwrap();
         config.remove("rope_scaling");
@@ -89,37 +90,37 @@ fn sharded_and_half_precision_checkpoints_load_the_same_model() {
             serde_json::json!({ "rope_type": "default", "rope_theta": theta }),
         );
     };
-    let three = [
+    let shards = [
         "model-00001-of-00003.safetensors",
         "model-00002-of-00003.safetensors",
         "model-00003-of-00003.safetensors",
     ];
-    let (_folder, sharded) = rewritten(&three, Dtype::F32, newer);
+    let (_folder, sharded) = rewritten(&shards, Dtype::F32, newer_keys);
     assert_eq!(logits(&sharded), logits(&model));
     for dtype in [Dtype::F16, Dtype::BF16] {
         let (_folder, halved) = rewritten(&["model.safetensors"], dtype, |_| {});
-        let round = |v: f32| {
+        let round = |value: f32| {
             if dtype == Dtype::F16 {
-                half::f16::from_f32(v).to_f32()
+                half::f16::from_f32(value).to_f32()
             } else {
-                half::bf16::from_f32(v).to_f32()
+                half::bf16::from_f32(value).to_f32()
             }
         };
-        for place in model.tensor_ids() {
+        for tensor_id in model.tensor_ids() {
             let expected: Vec<f32> = model
-                .weight(place)
+                .weight(tensor_id)
                 .values()
                 .iter()
-                .map(|&v| round(v))
+                .map(|&value| round(value))
                 .collect();
-            assert_eq!(halved.weight(place).values(), expected, "{place:?}");
+            assert_eq!(halved.weight(tensor_id).values(), expected, "{tensor_id:?}");
         }
     }
-    let (folder, _) = rewritten(&three, Dtype::F32, |_| {});
-    std::fs::remove_file(folder.path().join(three[1])).unwrap();
+    let (folder, _) = rewritten(&shards, Dtype::F32, |_| {});
+    std::fs::remove_file(folder.path().join(shards[1])).unwrap();
     let error = Model::load(folder.path()).err().unwrap().to_string();
     assert!(
-        error.contains("cannot read") && error.contains(three[1]),
+        error.contains("cannot read") && error.contains(shards[1]),
         "{error}"
     );
 }
@@ -181,7 +182,7 @@ fn exported_model_loads_with_the_same_logits() {
         rebuilt
             .tensor_ids()
             .into_iter()
-            .all(|place| rebuilt.weight(place) == pruned.weight(place))
+            .all(|tensor_id| rebuilt.weight(tensor_id) == pruned.weight(tensor_id))
     );
     // Exporting the loaded model writes the same files.
     let again = tempfile::tempdir().unwrap();

@@ -17,10 +17,10 @@ use crate::support::{
 };
 
 /// Runs the chain on a device. Returns the folder of its only variant.
-fn run(sandbox: &Sandbox, device: &str, results: &str, more: &[&str]) -> String {
+fn run(sandbox: &Sandbox, device: &str, results: &str, extra_arguments: &[&str]) -> String {
     let set = format!("run.device={device}");
     let mut arguments = vec!["chain.toml", "--results", results, "--set", &set];
-    arguments.extend(more);
+    arguments.extend(extra_arguments);
     let ran = sandbox.run(&arguments);
     assert_eq!(ran.code, 0, "{}", ran.err);
     sandbox.variant_in(results, "chain", "base-")
@@ -40,13 +40,15 @@ fn numbers(rows: &RecordBatch, column: &str) -> Vec<Option<f64>> {
     rows[column].as_primitive::<Float64Type>().iter().collect()
 }
 
-/// The largest difference between two columns, relative to the largest value of the second.
-fn relative_difference(a: &Path, b: &Path, column: &str) -> f64 {
-    let (a, b) = (numbers(&table(a), column), numbers(&table(b), column));
-    assert_eq!(a.len(), b.len());
-    let scale = largest(b.iter().flatten().map(|x| x.abs())).max(1e-12);
-    largest(a.iter().zip(&b).map(|pair| match pair {
-        (Some(a), Some(b)) => (a - b).abs() / scale,
+/// The largest difference between a column of two tables, relative to the largest value of the
+/// reference.
+fn relative_difference(found: &Path, reference: &Path, column: &str) -> f64 {
+    let found = numbers(&table(found), column);
+    let reference = numbers(&table(reference), column);
+    assert_eq!(found.len(), reference.len());
+    let scale = largest(reference.iter().flatten().map(|value| value.abs())).max(1e-12);
+    largest(found.iter().zip(&reference).map(|pair| match pair {
+        (Some(found), Some(reference)) => (found - reference).abs() / scale,
         (None, None) => 0.0,
         _ => panic!("{column}: one of the two tables has no value"),
     }))
@@ -195,7 +197,7 @@ fn gpu_cache_capacity_changes_no_bit() {
         &model,
     )
     .unwrap();
-    let found = || {
+    let compute_scores = || {
         let scores = ["vector", "element-first", "element-mixed"].map(|taylor| {
             let options =
                 json!({ "method": "taylor", "taylor": taylor, "corpus": corpus, "sample": "file" });
@@ -210,18 +212,21 @@ fn gpu_cache_capacity_changes_no_bit() {
         });
         (walk::token_scores(&model, &rows), scores)
     };
-    let roomy = found();
+    let unlimited = compute_scores();
     secateur_tensor::gpu_weight_cache::set_capacity(0);
-    assert!(found() == roomy, "with a capacity of 0");
+    assert!(compute_scores() == unlimited, "with a capacity of 0");
     // Room for a part of the weights.
     secateur_tensor::gpu_weight_cache::set_capacity(100_000);
-    assert!(found() == roomy, "with room for a part of the weights");
+    assert!(
+        compute_scores() == unlimited,
+        "with room for a part of the weights"
+    );
     // The weights of one model are evicted where two models do not fit.
-    let bytes = model
+    let model_bytes = model
         .weights_used_by_walk()
         .map(|weight| 4 * weight.len() as u64)
         .sum::<u64>();
-    secateur_tensor::gpu_weight_cache::set_capacity(bytes + bytes / 2);
+    secateur_tensor::gpu_weight_cache::set_capacity(model_bytes + model_bytes / 2);
     walk::token_scores(&model, &rows);
     assert!(model.blocks.iter().all(|block| block.is_on_gpu()));
     let other = support::tiny();
@@ -230,21 +235,21 @@ fn gpu_cache_capacity_changes_no_bit() {
         other.blocks.iter().all(|block| block.is_on_gpu())
             && !model.blocks.iter().any(|block| block.is_on_gpu())
     );
-    assert!(secateur_tensor::gpu_weight_cache::resident_bytes() <= bytes);
+    assert!(secateur_tensor::gpu_weight_cache::resident_bytes() <= model_bytes);
     secateur_tensor::select_device(Device::Cpu).unwrap();
-    for (on_gpu, on_cpu) in roomy.1.iter().zip(found().1) {
-        for (a, b) in on_gpu
+    for (on_gpu, on_cpu) in unlimited.1.iter().zip(compute_scores().1) {
+        for (gpu_member, cpu_member) in on_gpu
             .groups
             .iter()
             .flatten()
             .zip(on_cpu.groups.iter().flatten())
         {
-            let scale = largest(b.channels.iter().map(|x| x.abs()));
-            let apart = largest_difference(&a.channels, &b.channels) / scale;
+            let scale = largest(cpu_member.channels.iter().map(|score| score.abs()));
+            let difference = largest_difference(&gpu_member.channels, &cpu_member.channels) / scale;
             assert!(
-                a.member_index == b.member_index && apart < 1e-4,
-                "member {}: {apart:.1e}",
-                a.member_index
+                gpu_member.member_index == cpu_member.member_index && difference < 1e-4,
+                "member {}: {difference:.1e}",
+                gpu_member.member_index
             );
         }
     }
@@ -271,37 +276,38 @@ fn gpu_runs_are_reproducible_bit_by_bit() {
         once.keys().collect::<Vec<_>>(),
         again.keys().collect::<Vec<_>>()
     );
-    let other: Vec<&String> = once
+    let differing: Vec<&String> = once
         .iter()
         .filter(|(name, bytes)| again[*name] != **bytes)
         .map(|(name, _)| name)
         .collect();
-    assert!(other.is_empty(), "tables differ: {other:?}");
+    assert!(differing.is_empty(), "tables differ: {differing:?}");
 }
 
-/// Spearman's rank correlation.
+/// Spearman's rank correlation: ρ = 1 − 6 Σ d² / (n (n² − 1)), where d is the difference of the two
+/// ranks of a value. Without a correction for ties.
 fn rank_correlation(a: &[Option<f64>], b: &[Option<f64>]) -> f64 {
-    let ranks = |of: &[Option<f64>]| {
-        let mut order: Vec<usize> = (0..of.len()).collect();
-        order.sort_by(|&i, &j| of[i].partial_cmp(&of[j]).unwrap());
-        let mut ranks = vec![0.0; of.len()];
-        order
-            .into_iter()
-            .enumerate()
-            .for_each(|(rank, i)| ranks[i] = rank as f64);
+    let ranks = |values: &[Option<f64>]| {
+        let mut order: Vec<usize> = (0..values.len()).collect();
+        order.sort_by(|&i, &j| values[i].partial_cmp(&values[j]).unwrap());
+        let mut ranks = vec![0.0; values.len()];
+        for (rank, index) in order.into_iter().enumerate() {
+            ranks[index] = rank as f64;
+        }
         ranks
     };
-    let (a, b, n) = (ranks(a), ranks(b), a.len() as f64);
-    1.0 - 6.0
-        * a.iter()
-            .zip(&b)
-            .map(|(a, b)| (a - b) * (a - b))
-            .sum::<f64>()
-        / (n * (n * n - 1.0))
+    let n = a.len() as f64;
+    let squared_differences: f64 = ranks(a)
+        .iter()
+        .zip(&ranks(b))
+        .map(|(rank_a, rank_b)| (rank_a - rank_b) * (rank_a - rank_b))
+        .sum();
+    1.0 - 6.0 * squared_differences / (n * (n * n - 1.0))
 }
 
-/// The log likelihoods of the first evaluation, that of the dense model. Later ones may be of
-/// other units: where two scores nearly tie, half precision can prune the other one.
+/// The log likelihoods of the first evaluation, which measures the dense model. The pruned models
+/// of the two precisions can differ: where two scores are nearly equal, half precision can order
+/// them differently.
 fn dense_log_likelihoods(sandbox: &Sandbox, folder: &str) -> Vec<f64> {
     let rows = table(&sandbox.path(&format!("{folder}/evaluate_samples.parquet")));
     let steps = text(&rows["step"]);
@@ -388,7 +394,8 @@ test!(plan_estimates_gpu_memory, needs = [ComparisonDevice]);
 fn plan_estimates_gpu_memory() {
     let device = comparison_device().unwrap();
     let sandbox = support::chain();
-    let of = |device: &str, precision: &str| {
+    // The largest estimate of a stage: with all blocks on the GPU, and with one at a time.
+    let estimates = |device: &str, precision: &str| {
         let device = format!("run.device={device}");
         let precision = format!("load.precision={precision}");
         let ran = sandbox.run(&[
@@ -403,28 +410,28 @@ fn plan_estimates_gpu_memory() {
         ]);
         let plan: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
         let nodes = plan["nodes"].as_array().unwrap().clone();
-        let of = |key: &str| {
+        let largest = |key: &str| {
             nodes
                 .iter()
                 .map(|node| node[key].as_u64().unwrap())
                 .max()
                 .unwrap()
         };
-        (of("gpu_bytes"), of("gpu_bytes_at_least"))
+        (largest("gpu_bytes"), largest("gpu_bytes_at_least"))
     };
-    assert_eq!(of("cpu", "float32"), (0, 0));
+    assert_eq!(estimates("cpu", "float32"), (0, 0));
     let (single, half) = (
-        of(&device.to_string(), "float32"),
-        of(&device.to_string(), "float16"),
+        estimates(&device.to_string(), "float32"),
+        estimates(&device.to_string(), "float16"),
     );
     let model = support::tiny();
-    let matrices: usize = model
+    let matrix_elements: usize = model
         .blocks
         .iter()
         .flat_map(|block| block.matrices().map(|(_, weight)| weight.len()))
         .sum();
     // The estimate counts vectors like matrices, hence the tolerance.
-    let saved = (single.0 - half.0) as f64 / (2 * matrices) as f64;
+    let saved = (single.0 - half.0) as f64 / (2 * matrix_elements) as f64;
     assert!((0.95..1.05).contains(&saved), "{single:?} {half:?}");
     assert!(single.1 < single.0 && half.1 < half.0);
 }
@@ -432,7 +439,7 @@ fn plan_estimates_gpu_memory() {
 test!(missing_device_is_named);
 fn missing_device_is_named() {
     let sandbox = support::chain();
-    for (device, says) in [
+    for (device, message) in [
         (
             "cuda:7",
             if cfg!(feature = "cuda") {
@@ -450,6 +457,6 @@ fn missing_device_is_named() {
             &format!("run.device={device}"),
         ]);
         assert_eq!(ran.code, 2, "{device}");
-        assert!(ran.err.contains(says), "{device}: {}", ran.err);
+        assert!(ran.err.contains(message), "{device}: {}", ran.err);
     }
 }

@@ -1,5 +1,5 @@
-//! How much memory there is changes no result: a model whose blocks stay on disk gives the same
-//! bytes, and so does half precision for values that it holds exactly.
+//! The available memory changes no result: a model whose blocks stay on disk gives the same bytes,
+//! and so does half precision for values that it represents exactly.
 
 use std::path::Path;
 
@@ -13,8 +13,9 @@ test!(streamed_model_gives_the_same_bytes);
 fn streamed_model_gives_the_same_bytes() {
     let sandbox = chain();
     let path = |folder: &str| format!("{folder}/chain");
-    let ran = |folder: &str, how: &[&str]| {
-        let ran = sandbox.run(&[&["chain.toml", "--results", folder], how].concat());
+    // The outcome of a run with these options, and its log.
+    let run = |folder: &str, options: &[&str]| {
+        let ran = sandbox.run(&[&["chain.toml", "--results", folder], options].concat());
         assert_eq!(ran.code, 0, "{}", ran.err);
         let name = std::fs::read_dir(sandbox.path(&path(folder)))
             .unwrap()
@@ -28,21 +29,24 @@ fn streamed_model_gives_the_same_bytes() {
         (outcome(&sandbox, &variant), ran.err)
     };
     sandbox.write("chain.toml", CHAIN);
-    let (resident, log) = ran("resident", &["--set", "run.stream=false"]);
+    let (resident, log) = run("resident", &["--set", "run.stream=false"]);
     assert!(log.contains("streamed=false"), "{log}");
     assert!(resident.len() >= 10);
-    for (folder, how) in [
+    for (folder, setting) in [
         ("streamed", "run.stream=true"),
         ("small", "run.memory=1000"),
         ("tapes", "run.memory=64 MiB"),
     ] {
-        let (again, log) = ran(folder, &["--set", how]);
+        let (again, log) = run(folder, &["--set", setting]);
         assert!(
             log.contains("streamed=true") == (folder != "tapes"),
             "{log}"
         );
         for ((name, before), (other, after)) in resident.iter().zip(&again) {
-            assert!(name == other && before == after, "{how}: {name} differs");
+            assert!(
+                name == other && before == after,
+                "{setting}: {name} differs"
+            );
         }
         assert_eq!(resident.len(), again.len());
     }
@@ -82,10 +86,10 @@ fn half_precision_checkpoints_survive_saving_again() {
             let pairs = a.iter().zip(b);
             largest(pairs.map(|(a, b)| (a - b).abs() / a.abs().max(1e-3)))
         };
-        let off = worst(&tiny.embedding.values(), &narrowed.embedding.values());
+        let error = worst(&tiny.embedding.values(), &narrowed.embedding.values());
         assert!(
-            off > 0.0 && off < if name == "half" { 5e-4 } else { 4e-3 },
-            "{name}: {off}"
+            error > 0.0 && error < if name == "half" { 5e-4 } else { 4e-3 },
+            "{name}: {error}"
         );
         let config = std::fs::read_to_string(first.join("config.json")).unwrap();
         assert!(
@@ -167,7 +171,8 @@ fn dtype_without_a_weight_format_is_rejected() {
     let sandbox = Sandbox::new();
     sandbox.write(
         "plan.toml",
-        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n\n[[stage]]\ntype = \"export\"\nformats = [\"plan\"]\ndtype = \"float16\"\n",
+        "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n\n\
+         [[stage]]\ntype = \"export\"\nformats = [\"plan\"]\ndtype = \"float16\"\n",
     );
     let ran = sandbox.run(&["check", "plan.toml"]);
     assert!(

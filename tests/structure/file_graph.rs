@@ -8,14 +8,17 @@
 //! - A re-export of a descendant (`pub use child::Item;`) is no edge either, unless the file also
 //!   uses the item. Whoever imports the item through the re-export gets an edge to `child`.
 //! - A module that is split into files is one unit: that a part uses items of the module above it
-//!   (`prune/decide.rs` uses `super::Options` of `prune.rs`) is no edge. The crate's root is no such
-//!   module; parts that use it while it uses them are a circle.
-//! - Code under `#[cfg(test)]` and files named `tests` are left out: a test may use everything.
+//!   (`prune/decide.rs` uses `super::Options` of `prune.rs`) is no edge. The root of the crate is
+//!   not such a module: if it uses a file that uses it, the two are a cycle.
+//! - Code under `#[cfg(test)]` and files named `tests` are left out: tests may use every file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::source_paths::{UsedPath, tokenize, used_paths, without_tests};
+
+/// The length at which a chain of re-exports is no longer followed.
+const MAX_REEXPORTS: usize = 8;
 
 /// The path of a module inside its crate: `["stages", "prune"]`; empty for the root.
 type ModulePath = Vec<String>;
@@ -69,13 +72,13 @@ pub fn read(folder: &Path, crate_name: &str) -> Edges {
 }
 
 /// The groups of files that reach each other, each as the edges inside it.
-pub fn circles(edges: &Edges) -> Vec<Vec<String>> {
+pub fn cycles(edges: &Edges) -> Vec<Vec<String>> {
     let reached: BTreeMap<&PathBuf, BTreeSet<&PathBuf>> = edges
         .keys()
         .map(|file| (file, reachable(edges, file)))
         .collect();
     let mut seen = BTreeSet::new();
-    let mut circles = Vec::new();
+    let mut cycles = Vec::new();
     for file in edges.keys().filter(|file| reached[file].contains(file)) {
         if seen.contains(file) {
             continue;
@@ -100,9 +103,9 @@ pub fn circles(edges: &Edges) -> Vec<Vec<String>> {
             }
         }
         seen.extend(members);
-        circles.push(lines);
+        cycles.push(lines);
     }
-    circles
+    cycles
 }
 
 fn reachable<'e>(edges: &'e Edges, start: &PathBuf) -> BTreeSet<&'e PathBuf> {
@@ -201,8 +204,8 @@ impl SourceTree {
         self.by_module.contains_key(&path).then_some(path)
     }
 
-    /// The file that defines an item, and the rest of the path inside that file. `depth` bounds
-    /// chains of re-exports.
+    /// The file that defines an item, and the rest of the path inside that file. `depth` is the
+    /// number of re-exports that were followed.
     fn resolve(&self, path: &[String], depth: usize) -> Option<(usize, Vec<String>)> {
         let mut module = ModulePath::new();
         let mut index = *self.by_module.get(&module)?;
@@ -213,11 +216,14 @@ impl SourceTree {
                 continue;
             }
             let rest = path[position..].to_vec();
-            if depth < 8
+            if depth < MAX_REEXPORTS
                 && let Some(target) = self.reexported(&self.files[index], segment)
             {
-                let through: Vec<String> = target.into_iter().chain(rest[1..].to_vec()).collect();
-                return self.resolve(&through, depth + 1).or(Some((index, rest)));
+                let target_path: Vec<String> =
+                    target.into_iter().chain(rest[1..].to_vec()).collect();
+                return self
+                    .resolve(&target_path, depth + 1)
+                    .or(Some((index, rest)));
             }
             return Some((index, rest));
         }
@@ -277,8 +283,8 @@ impl SourceFile {
     }
 }
 
-test!(circles_are_found_through_reexports_and_expression_paths);
-fn circles_are_found_through_reexports_and_expression_paths() {
+test!(cycles_are_found_through_reexports_and_expression_paths);
+fn cycles_are_found_through_reexports_and_expression_paths() {
     let folder = tempfile::tempdir().unwrap();
     let write = |file: &str, text: &str| {
         let path = folder.path().join(file);
@@ -286,7 +292,7 @@ fn circles_are_found_through_reexports_and_expression_paths() {
         std::fs::write(path, text).unwrap();
     };
     write("lib.rs", "pub mod a;\nmod b;\nmod c;\nmod d;\n");
-    // a -> a/inner through an expression, and a/inner -> b through the re-export in `b`
+    // a -> a/inner through an expression, and a/inner -> b/item through the re-export in `b`.
     write(
         "a/mod.rs",
         "mod inner;\npub fn f() { inner::g(\"crate::d\") } // crate::d::x()\n",
@@ -300,12 +306,12 @@ fn circles_are_found_through_reexports_and_expression_paths() {
         "b/item.rs",
         "use crate::c;\npub struct Item;\nfn f() { c::h('\\'', '\"') }\n",
     );
-    // c -> a closes the circle
+    // c -> a closes the cycle.
     write(
         "c.rs",
         "use super::a::f;\npub fn h(_: char, _: char) { f() }\n",
     );
-    // d uses everything, and only its tests are used
+    // d uses a and b, and only its own tests use d.
     write(
         "d.rs",
         "use crate::{a, b::Item};\n#[cfg(test)]\nmod tests { use crate::d; }\n",
@@ -320,7 +326,7 @@ fn circles_are_found_through_reexports_and_expression_paths() {
     assert_eq!(targets("b/item.rs"), [path("c.rs")]);
     assert_eq!(targets("c.rs"), [path("a/mod.rs")]);
     assert_eq!(targets("d.rs"), [path("a/mod.rs"), path("b/item.rs")]);
-    let circles = circles(&edges);
-    assert_eq!(circles.len(), 1);
-    assert_eq!(circles[0].len(), 4, "{circles:?}");
+    let cycles = cycles(&edges);
+    assert_eq!(cycles.len(), 1);
+    assert_eq!(cycles[0].len(), 4, "{cycles:?}");
 }

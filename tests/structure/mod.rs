@@ -1,6 +1,6 @@
 //! How the source files depend on each other, and that what ships with the project is valid.
 //!
-//! Between crates Cargo holds the direction. Inside a crate these tests hold it.
+//! Cargo forbids cycles between crates; these tests forbid them inside a crate.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -20,8 +20,8 @@ const LAYERS: [&str; 9] = [
     "commands", "run", "report", "plan", "results", "pipeline", "stages", "progress", "machine",
 ];
 
-/// More lines of code than this, without comments and blank lines, and a file does several things.
-const LONGEST_FILE: usize = 400;
+/// The largest number of lines of code in a file, without comments and blank lines.
+const MAX_CODE_LINES: usize = 400;
 
 /// The files with this extension in a folder and the folders inside it.
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
@@ -62,7 +62,8 @@ fn top_module(file: &Path) -> String {
         .to_owned()
 }
 
-fn shown(file: &Path) -> String {
+/// The path of a file relative to the root of the source tree.
+fn relative_path(file: &Path) -> String {
     file.strip_prefix(ROOT)
         .unwrap_or(file)
         .display()
@@ -75,7 +76,8 @@ fn imports_point_down_the_layers() {
     let layer = |file: &Path| {
         let module = top_module(file);
         let layer = LAYERS.iter().position(|name| *name == module);
-        layer.unwrap_or_else(|| panic!("`{module}` has no place in LAYERS: {}", shown(file)))
+        layer
+            .unwrap_or_else(|| panic!("`{module}` has no place in LAYERS: {}", relative_path(file)))
     };
     let is_root = |file: &Path| ["main", "lib"].contains(&top_module(file).as_str());
     let (mut count, mut wrong) = (0, Vec::new());
@@ -83,7 +85,11 @@ fn imports_point_down_the_layers() {
         for (target, names) in targets.iter().filter(|(target, _)| !is_root(target)) {
             count += 1;
             if layer(file) > layer(target) {
-                wrong.push(format!("{} -> {}: {names:?}", shown(file), shown(target)));
+                wrong.push(format!(
+                    "{} -> {}: {names:?}",
+                    relative_path(file),
+                    relative_path(target)
+                ));
             }
         }
     }
@@ -95,21 +101,21 @@ fn imports_point_down_the_layers() {
     );
 }
 
-test!(no_files_form_a_circle);
-fn no_files_form_a_circle() {
-    let mut circles = Vec::new();
+test!(no_files_form_an_import_cycle);
+fn no_files_form_an_import_cycle() {
+    let mut cycles = Vec::new();
     for (folder, name) in source_folders() {
         let edges = file_graph::read(&folder, &name);
         assert!(!edges.is_empty(), "{} has no source file", folder.display());
-        for circle in file_graph::circles(&edges) {
+        for cycle in file_graph::cycles(&edges) {
             let prefix = format!("{ROOT}/");
-            circles.push(circle.join("\n").replace(&prefix, ""));
+            cycles.push(cycle.join("\n").replace(&prefix, ""));
         }
     }
     assert!(
-        circles.is_empty(),
+        cycles.is_empty(),
         "files that import each other:\n{}",
-        circles.join("\n\n")
+        cycles.join("\n\n")
     );
 }
 
@@ -146,7 +152,8 @@ test!(no_stage_imports_another_stage);
 fn no_stage_imports_another_stage() {
     let src = Path::new(ROOT).join("src");
     let types: BTreeSet<String> = stage_types().into_iter().collect();
-    // the stage whose file this is: `prune` for src/stages/prune.rs and src/stages/prune/decide.rs
+    // The stage that a file belongs to: `prune` for src/stages/prune.rs and
+    // src/stages/prune/decide.rs.
     let stage_of = |file: &Path| {
         let inside = file.strip_prefix(src.join("stages")).ok()?;
         let first = Path::new(inside.components().next()?.as_os_str());
@@ -161,7 +168,11 @@ fn no_stage_imports_another_stage() {
         files_of_stages += 1;
         for (target, names) in targets {
             if stage_of(&target).is_some_and(|other| other != stage) {
-                wrong.push(format!("{} -> {}: {names:?}", shown(&file), shown(&target)));
+                wrong.push(format!(
+                    "{} -> {}: {names:?}",
+                    relative_path(&file),
+                    relative_path(&target)
+                ));
             }
         }
     }
@@ -184,9 +195,9 @@ fn no_source_file_is_too_long() {
             let is_code = |line: &&str| !line.trim().is_empty() && !line.trim().starts_with("//");
             let lines = text.lines().filter(is_code).count();
             assert!(
-                lines <= LONGEST_FILE,
+                lines <= MAX_CODE_LINES,
                 "{} has {lines} lines of code: move a part of it to its own file",
-                shown(&file)
+                relative_path(&file)
             );
         }
     }
@@ -199,7 +210,12 @@ fn no_test_bypasses_the_harness() {
     for file in files(&Path::new(ROOT).join("tests"), "rs") {
         let text = std::fs::read_to_string(&file).unwrap();
         let found = text.lines().find(|line| line.trim() == attribute);
-        assert_eq!(found, None, "{} must use `test!(name);`", shown(&file));
+        assert_eq!(
+            found,
+            None,
+            "{} must use `test!(name);`",
+            relative_path(&file)
+        );
     }
 }
 
@@ -214,7 +230,7 @@ fn every_shipped_pipeline_passes_the_check() {
                 .iter()
                 .map(|problem| problem.message.clone())
                 .collect();
-            panic!("{}: {messages:?}", shown(&path));
+            panic!("{}: {messages:?}", relative_path(&path));
         }
         let text = std::fs::read_to_string(&path).unwrap();
         let header: String = text
@@ -224,7 +240,7 @@ fn every_shipped_pipeline_passes_the_check() {
         assert!(
             header.contains("runner") || header.contains("cargo run"),
             "the comment at the top of {} does not say how to run it",
-            shown(&path)
+            relative_path(&path)
         );
     }
 }

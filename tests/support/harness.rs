@@ -131,7 +131,8 @@ fn separate_filters(arguments: impl Iterator<Item = String>) -> (Vec<String>, Ve
         "-Z",
     ];
     let (mut options, mut filters) = (Vec::new(), Vec::new());
-    let mut is_value = true; // the first argument is the program
+    // The first argument is the program: it is taken over like the value of an option.
+    let mut is_value = true;
     for argument in arguments {
         if is_value || argument.starts_with('-') {
             is_value = WITH_VALUE.contains(&argument.as_str());
@@ -153,14 +154,14 @@ fn several_filters_are_taken_out_of_the_arguments() {
         let (options, filters) = separate_filters(arguments);
         (options.join(" "), filters.join(" "))
     };
-    let expect = |options: &str, filters: &str| (options.to_owned(), filters.to_owned());
+    let expected = |options: &str, filters: &str| (options.to_owned(), filters.to_owned());
     assert_eq!(
         separated("main a:: --test-threads 1 b:: --exact"),
-        expect("main --test-threads 1 --exact", "a:: b::")
+        expected("main --test-threads 1 --exact", "a:: b::")
     );
     assert_eq!(
         separated("main --skip x a::"),
-        expect("main --skip x a::", "")
+        expected("main --skip x a::", "")
     );
 }
 

@@ -90,7 +90,9 @@ pub fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// The perplexity of a stream of ids in windows of 128, as LLM-Pruner measures it.
+/// The perplexity of a stream of ids in windows of 128 tokens, as LLM-Pruner measures it: exp of
+/// the mean negative log probability of the 127 tokens of each window that have a token before
+/// them.
 pub fn stream_perplexity(model: &Model, ids: &[u32]) -> f64 {
     let windows: Vec<Sequence> = ids
         .chunks_exact(128)
@@ -100,7 +102,7 @@ pub fn stream_perplexity(model: &Model, ids: &[u32]) -> f64 {
     (-scores
         .iter()
         .flatten()
-        .map(|s| s.log_probability)
+        .map(|score| score.log_probability)
         .sum::<f64>()
         / (windows.len() * 127) as f64)
         .exp()
@@ -139,7 +141,7 @@ impl Sandbox {
     }
 
     pub fn read(&self, path: &str) -> Vec<u8> {
-        std::fs::read(self.path(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+        std::fs::read(self.path(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
     pub fn json(&self, path: &str) -> serde_json::Value {
@@ -190,7 +192,8 @@ impl Sandbox {
 
 /// A Parquet file as one batch of rows.
 pub fn table(path: &Path) -> arrow::array::RecordBatch {
-    let file = std::fs::File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let file =
+        std::fs::File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let reader =
         parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
     let schema = reader.schema().clone();
@@ -277,11 +280,12 @@ type = "export"
 formats = ["hf", "plan"]
 "#;
 
+/// A working directory with [`CHAIN`] as `chain.toml` and the corpus that it evaluates.
 pub fn chain() -> Sandbox {
     let sandbox = Sandbox::new();
     let heldout = String::from_utf8(sandbox.read("datasets/tiny_world_heldout.jsonl")).unwrap();
-    let few: Vec<&str> = heldout.lines().take(8).collect();
-    sandbox.write("heldout.jsonl", few.join("\n"));
+    let first_lines: Vec<&str> = heldout.lines().take(8).collect();
+    sandbox.write("heldout.jsonl", first_lines.join("\n"));
     sandbox.write("chain.toml", CHAIN);
     sandbox
 }

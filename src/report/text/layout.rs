@@ -65,6 +65,7 @@ impl HeaderRows {
 /// The columns side by side, separated by two spaces, below their titles and a rule.
 pub(crate) fn format_table(columns: &[TextColumn]) -> String {
     let widths: Vec<usize> = columns.iter().map(TextColumn::width).collect();
+    // A line of the table; `cell` gives the text of a column, which has this width.
     let line = |cell: &dyn Fn(&TextColumn, usize) -> String| {
         let cells: Vec<String> = columns
             .iter()

@@ -90,7 +90,7 @@ impl MetricColumns {
         }
     }
 
-    /// ` (delta ±standard error)` for each variant, padded so that digits stand below digits.
+    /// ` (delta ±standard error)` for each variant, padded so that the digits are aligned.
     fn format_differences(&self) -> Vec<String> {
         let (scale, digits) = if self.lower_is_better() {
             (1.0, 3)
