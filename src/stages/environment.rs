@@ -179,7 +179,8 @@ impl Environment {
         Vec::new()
     }
 
-    /// Adds this many copies of the model's weights to the estimate; of a streamed model its blocks in memory instead.
+    /// Adds this many copies of the model's weights to the estimate; of a streamed model its blocks
+    /// in memory instead.
     pub fn add_weights(&mut self, copies: u64) {
         let Some(model) = &self.model else { return };
         let whole_bytes = cost::weight_bytes(model);
@@ -192,13 +193,15 @@ impl Environment {
         };
     }
 
-    /// Adds a backward walk over `sequences` sequences of `length` tokens, which keeps the input of every block.
+    /// Adds a backward walk over `sequences` sequences of `length` tokens, which keeps the input of
+    /// every block.
     pub fn add_backward_walk(&mut self, sequences: usize, length: usize) {
         let kept_inputs = self.model.as_ref().map_or(0, |model| model.layers + 1);
         self.add_walk(sequences, length, kept_inputs);
     }
 
-    /// Adds a forward pass over `sequences` sequences of `length` tokens, which keeps one hidden state per token.
+    /// Adds a forward pass over `sequences` sequences of `length` tokens, which keeps one hidden
+    /// state per token.
     pub fn add_forward_pass(&mut self, sequences: usize, length: usize) {
         self.add_walk(sequences, length, 1);
     }

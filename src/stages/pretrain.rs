@@ -310,8 +310,8 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
     Ok((model, vec![Table::from_rows("pretrain", &update_rows)?]))
 }
 
-/// The rows of the corpus: each document's tokens, cut into pieces of at most `length`. Every prediction
-/// counts.
+/// The rows of the corpus: each document's tokens, cut into pieces of at most `length`. Every
+/// prediction counts.
 fn token_rows(
     tokenizer: &Tokenizer,
     documents: &[String],

@@ -309,8 +309,8 @@ pub enum Error {
     AdapterStillZero { update: usize, rate: f64 },
 }
 
-/// Trains adapters, saves them in PEFT's layout as `adapter/` (`adapter-2/` for the second `recover` of a
-/// variant), and returns the model with the adapters merged into its weights.
+/// Trains adapters, saves them in PEFT's layout as `adapter/` (`adapter-2/` for the second
+/// `recover` of a variant), and returns the model with the adapters merged into its weights.
 pub fn run(
     options: &Options,
     context: &Context,

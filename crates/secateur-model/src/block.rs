@@ -269,8 +269,8 @@ pub(crate) fn normalize<T: AnyTape>(
     }
 }
 
-/// Two uses of one tensor. The tape goes with the second; the first begins an empty one, and the next
-/// operation that takes both tensors merges the tapes.
+/// Two uses of one tensor. The tape goes with the second; the first begins an empty one, and the
+/// next operation that takes both tensors merges the tapes.
 fn fork<T: AnyTape>(x: Activations<T>) -> (Activations<T>, Activations<T>) {
     (x.with_empty_tape::<T>(), x)
 }

@@ -1,9 +1,10 @@
-//! A Hugging Face folder in: `config.json`, one or several safetensors files (with their index), f32,
-//! f16 or bf16.
+//! A Hugging Face folder in: `config.json`, one or several safetensors files (with their index),
+//! f32, f16 or bf16.
 //!
 //! Everything is checked before a weight is read: headers, offsets, shapes against each other and
-//! against the config. Weights are widened to f32 as they are read: at once, or whenever an operation
-//! needs one that stays on disk. Parts of a fused tensor are read as tensors of their own.
+//! against the config. Weights are widened to f32 as they are read: at once, or whenever an
+//! operation needs one that stays on disk. Parts of a fused tensor are read as tensors of their
+//! own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -508,7 +509,8 @@ impl Checkpoint {
 }
 
 impl Shard {
-    /// Reads the header and checks it: tensors neither overlap nor leave holes, and end with the file.
+    /// Reads the header and checks it: tensors neither overlap nor leave holes, and end with the
+    /// file.
     fn open(path: PathBuf) -> Result<Self, CheckpointError> {
         let read = |source| CheckpointError::Read {
             path: path.clone(),

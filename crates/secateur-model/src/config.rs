@@ -29,7 +29,8 @@ pub struct Config {
     pub norm_epsilon: f32,
     /// Whether the output matrix is the embedding.
     pub tied_embeddings: bool,
-    /// The tensors of a block that have biases in the checkpoint; the biases in use are the blocks' own.
+    /// The tensors of a block that have biases in the checkpoint; the biases in use are the blocks'
+    /// own.
     pub declared_biases: BTreeSet<BlockTensor>,
     pub rope: RopeConfig,
     /// How the attention and the MLP are added to the residual stream.

@@ -1,5 +1,6 @@
-//! The cost model: parameters, multiply-accumulates and memory, from the family and the widths alone. The
-//! check's estimates, the walk's decision to keep tapes, `prune` and `profile` use these functions.
+//! The cost model: parameters, multiply-accumulates and memory, from the family and the widths
+//! alone. The check's estimates, the walk's decision to keep tapes, `prune` and `profile` use these
+//! functions.
 
 use crate::family::{BlockShape, Family, MlpKind, Residual};
 use crate::wiring::BlockTensor;
@@ -78,8 +79,8 @@ impl ModelShape {
 
     /// Multiply-accumulates of one forward pass over `tokens` tokens, counted as LLM-Pruner counts
     /// them, with t tokens: rotary positions 2·2·t·heads·rotated dimensions, attention scores and
-    /// their weighted sums heads·(2·t²·head_dim + t²), matrices t·elements, the activation t·channels,
-    /// norms 2·t·hidden each. The embedding and biases cost none.
+    /// their weighted sums heads·(2·t²·head_dim + t²), matrices t·elements, the activation
+    /// t·channels, norms 2·t·hidden each. The embedding and biases cost none.
     pub fn macs(&self, tokens: u64) -> u64 {
         let t = tokens;
         let norms_per_block = self
@@ -100,9 +101,9 @@ impl ModelShape {
     }
 }
 
-/// Values that a tape of a block keeps for each position: the inputs of the norms, queries, keys and
-/// values, the attention's output and normalisers, and the inputs of the activation. The CPU computes
-/// the outputs of norms and activation again from these; a GPU keeps them.
+/// Values that a tape of a block keeps for each position: the inputs of the norms, queries, keys
+/// and values, the attention's output and normalisers, and the inputs of the activation. The CPU
+/// computes the outputs of norms and activation again from these; a GPU keeps them.
 pub(crate) fn tape_values_per_position(
     family: &Family,
     config: &Config,
@@ -129,12 +130,12 @@ pub(crate) fn tape_values_per_position(
 
 const F32_BYTES: f64 = size_of::<f32>() as f64;
 
-/// Score matrices (query heads, query chunk, positions) that a GPU's attention holds at once on its way
-/// back.
+/// Score matrices (query heads, query chunk, positions) that a GPU's attention holds at once on its
+/// way back.
 const GPU_SCORE_MATRICES: f64 = 6.0;
 
-/// Values of the tiles of logits that the loss of `positions` positions holds at once: the logits and
-/// their gradients on the CPU, and the intermediate results of dfdx's operations on a GPU.
+/// Values of the tiles of logits that the loss of `positions` positions holds at once: the logits
+/// and their gradients on the CPU, and the intermediate results of dfdx's operations on a GPU.
 pub(crate) fn logit_tile_values(positions: f64, vocab: f64, on_gpu: bool) -> f64 {
     let logits = positions * vocab;
     match on_gpu {
@@ -154,8 +155,8 @@ pub fn weight_bytes(model: &ModelHeader) -> u64 {
     size_of::<f32>() as u64 * model.parameters
 }
 
-/// Bytes of the weights of a streamed model that are in memory at once: two blocks, one of which is read
-/// ahead, and the output matrix.
+/// Bytes of the weights of a streamed model that are in memory at once: two blocks, one of which is
+/// read ahead, and the output matrix.
 pub fn streamed_weight_bytes(model: &ModelHeader) -> u64 {
     let output_matrix = (model.vocab * model.hidden) as u64;
     let two_blocks = 2 * model.parameters / model.layers.max(1) as u64;
@@ -180,8 +181,9 @@ pub struct WalkBytes {
     pub min_gpu: u64,
 }
 
-/// An estimate, before any weight is read, of the memory of a walk over `sequences` sequences of `length`
-/// tokens that keeps `kept_states` hidden states of every token. More than one: it goes backward.
+/// An estimate, before any weight is read, of the memory of a walk over `sequences` sequences of
+/// `length` tokens that keeps `kept_states` hidden states of every token. More than one: it goes
+/// backward.
 pub fn walk_bytes(
     model: &ModelHeader,
     sequences: usize,
@@ -199,8 +201,8 @@ pub fn walk_bytes(
     let parameters = model.parameters as f64;
     let kept_values = sequences * length as f64 * hidden * kept_states;
 
-    // On the CPU: two blocks, one of which is read ahead; activations and gradients of one pack in a block,
-    // about 24 values per channel; a tile of logits.
+    // On the CPU: two blocks, one of which is read ahead; activations and gradients of one pack in
+    // a block, about 24 values per channel; a tile of logits.
     let cpu_working = 2.0 * parameters / layers
         + pack_tokens * hidden * 24.0
         + logit_tile_values(pack_tokens, vocab, false);

@@ -46,8 +46,8 @@ pub struct Family {
 #[derive(Clone, Copy, Debug)]
 pub struct TensorSpec<Id> {
     pub tensor: Id,
-    /// The module's name in the checkpoint, inside the block for a block's tensor. A part of a fused
-    /// module has the fused module's name and a suffix.
+    /// The module's name in the checkpoint, inside the block for a block's tensor. A part of a
+    /// fused module has the fused module's name and a suffix.
     pub module: &'static str,
     pub reads: (ChannelSpace, Axis),
     /// None for a scale inside a space, such as a norm: it goes with its space and feeds no other.
@@ -140,7 +140,8 @@ impl FusedModule {
         }
     }
 
-    /// For each row of the fused tensor its part and its row there, where the parts have these rows.
+    /// For each row of the fused tensor its part and its row there, where the parts have these
+    /// rows.
     pub(crate) fn row_order(&self, part_rows: &[usize], head_dim: usize) -> Vec<(usize, usize)> {
         let mut order = vec![(0, 0); part_rows.iter().sum()];
         for (part, &rows) in part_rows.iter().enumerate() {

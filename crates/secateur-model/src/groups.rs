@@ -1,11 +1,11 @@
 //! Dependency groups: structures that must be removed together (LLM-Pruner, section 3.1).
 //!
 //! The family's tensors become a graph: a space is a node; a weight is a node where it reads and a
-//! node where it writes. Two rules say what depends on what (equations 1 and 2): a node depends on its
-//! neighbour when that neighbour is its only producer, or its only consumer. From a trigger the rules
-//! are followed to a fixpoint; the group is all that depends, directly or not, on the trigger. Triggers
-//! are spaces: the heads of an attention, the channels of an MLP, the channels of the residual stream.
-//! A bias is not a member: it is cut with the outputs of its matrix or norm.
+//! node where it writes. Two rules say what depends on what (equations 1 and 2): a node depends on
+//! its neighbour when that neighbour is its only producer, or its only consumer. From a trigger the
+//! rules are followed to a fixpoint; the group is all that depends, directly or not, on the
+//! trigger. Triggers are spaces: the heads of an attention, the channels of an MLP, the channels of
+//! the residual stream. A bias is not a member: it is cut with the outputs of its matrix or norm.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -221,7 +221,8 @@ pub fn block_group(model: &Model, space: ChannelSpace, layer: usize) -> Group {
         _ => (GroupKind::Mlp, shape.mlp_channels),
     };
     let mut members = coupled_members(model, GraphNode::Space(space, layer));
-    // The reference's order: for the attention the family says it; the MLP's is that of the forward pass.
+    // The reference's order: for the attention the family says it; the MLP's is that of the forward
+    // pass.
     let shares_keys = shape.key_value_heads < shape.query_heads;
     let order: Vec<BlockTensor> = match space {
         ChannelSpace::Heads => model.family.attention_order[usize::from(shares_keys)].to_vec(),
@@ -240,8 +241,8 @@ pub fn block_group(model: &Model, space: ChannelSpace, layer: usize) -> Group {
     }
 }
 
-/// The group of the residual stream. The reference's order: final norm, output matrix, the blocks from
-/// the last down, each from its last tensor to its first, embedding.
+/// The group of the residual stream. The reference's order: final norm, output matrix, the blocks
+/// from the last down, each from its last tensor to its first, embedding.
 pub fn residual_group(model: &Model) -> Group {
     let mut members = coupled_members(model, GraphNode::Space(ChannelSpace::Hidden, 0));
     let forward_order: Vec<TensorId> = model.tensor_ids();
@@ -380,7 +381,8 @@ mod tests {
             GraphNode::OutputSide(at(BlockTensor::Up)),
         ];
         assert_eq!(mlp, expected.into());
-        // the residual stream: embedding, head, final norm; two norms, five readers and two writers in each block
+        // the residual stream: embedding, head, final norm; two norms, five readers and two writers
+        // in each block
         assert_eq!(
             flow.coupled_nodes(GraphNode::Space(ChannelSpace::Hidden, 0))
                 .len(),

@@ -1,9 +1,10 @@
 //! Language models for structural pruning.
 //!
-//! A [`Model`] is an embedding, blocks and an output matrix, with a [`Family`] that says which tensors
-//! a block has and what it computes. Everything else is derived from the two: reading and writing
-//! checkpoints ([`Checkpoint`], [`Model::save`]), dependency groups and pruning (`groups`, `plan`),
-//! the walk forward and backward through the blocks (`walk`), LoRA adapters (`lora`), costs (`cost`).
+//! A [`Model`] is an embedding, blocks and an output matrix, with a [`Family`] that says which
+//! tensors a block has and what it computes. Everything else is derived from the two: reading and
+//! writing checkpoints ([`Checkpoint`], [`Model::save`]), dependency groups and pruning (`groups`,
+//! `plan`), the walk forward and backward through the blocks (`walk`), LoRA adapters (`lora`),
+//! costs (`cost`).
 //!
 //! ```
 //! use secateur_model::family::BlockShape;
@@ -99,7 +100,8 @@ pub struct ModelHeader {
 }
 
 impl ModelHeader {
-    /// Reads a folder's config, safetensors headers and tokenizer, and checks them against each other.
+    /// Reads a folder's config, safetensors headers and tokenizer, and checks them against each
+    /// other.
     pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
         let checkpoint = Checkpoint::open(folder)?;
         let tokenizer = Tokenizer::load(folder)?;
@@ -220,7 +222,8 @@ impl Model {
         }
     }
 
-    /// The place of every weight, a tied output matrix not counted, in the order of the forward pass.
+    /// The place of every weight, a tied output matrix not counted, in the order of the forward
+    /// pass.
     pub fn tensor_ids(&self) -> Vec<TensorId> {
         tensor_ids(self.family, self.blocks.len(), self.lm_head.is_none()).collect()
     }
@@ -244,7 +247,8 @@ impl Model {
             .sum()
     }
 
-    /// The weights that a walk multiplies or adds: all but an embedding that is not the output matrix.
+    /// The weights that a walk multiplies or adds: all but an embedding that is not the output
+    /// matrix.
     pub fn weights_used_by_walk(&self) -> impl Iterator<Item = &Weight> {
         let is_used = |id: &TensorId| *id != TensorId::Embedding || self.lm_head.is_none();
         self.tensor_ids()
@@ -289,8 +293,8 @@ impl Model {
     }
 }
 
-/// The place of every weight of a model of a family with so many blocks, in the order of the forward
-/// pass.
+/// The place of every weight of a model of a family with so many blocks, in the order of the
+/// forward pass.
 fn tensor_ids(
     family: &'static Family,
     layers: usize,

@@ -1,11 +1,11 @@
-//! Low-rank adapters (Hu et al. 2021; LLM-Pruner, equation 6):
-//! y = x·Wᵀ + (alpha / rank) · dropout(x)·Aᵀ·Bᵀ, in PEFT's names and layout, so that an adapter moves
-//! between the two programs.
+//! Low-rank adapters (Hu et al. 2021; LLM-Pruner, equation 6): y = x·Wᵀ + (alpha / rank) ·
+//! dropout(x)·Aᵀ·Bᵀ, in PEFT's names and layout, so that an adapter moves between the two programs.
 //!
-//! An adapter stands beside a logical matrix. PEFT adapts stored modules: where a module stores several
-//! matrices fused, their n adapters of rank r are written as one of rank n·r. Its A is their A stacked;
-//! row i of its B is the row of the part's B that belongs to row i of the fused matrix, in the r columns
-//! of that part, and zero elsewhere. B·A then has the rows of each part's product in the fused order.
+//! An adapter stands beside a logical matrix. PEFT adapts stored modules: where a module stores
+//! several matrices fused, their n adapters of rank r are written as one of rank n·r. Its A is
+//! their A stacked; row i of its B is the row of the part's B that belongs to row i of the fused
+//! matrix, in the r columns of that part, and zero elsewhere. B·A then has the rows of each part's
+//! product in the fused order.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -234,8 +234,8 @@ impl AdapterFile<'_> {
 }
 
 impl Adapter {
-    /// A drawn uniformly within ±1/√inputs (Kaiming with a = √5, PEFT's default), B zero: the model is
-    /// unchanged.
+    /// A drawn uniformly within ±1/√inputs (Kaiming with a = √5, PEFT's default), B zero: the model
+    /// is unchanged.
     pub fn new(
         model: &Model,
         targets: &[BlockTensor],
@@ -282,7 +282,8 @@ impl Adapter {
         }
     }
 
-    /// Reads safetensors in PEFT's layout; every factor must be there and fit, and nothing else may be.
+    /// Reads safetensors in PEFT's layout; every factor must be there and fit, and nothing else may
+    /// be.
     pub fn load(
         path: &Path,
         model: &Model,
@@ -377,7 +378,8 @@ impl Adapter {
             .iter()
             .flat_map(|pair| pair.a.values().into_owned())
             .collect();
-        // All parts of a fused module have equally many rows where some have no adapter to read them off.
+        // All parts of a fused module have equally many rows where some have no adapter to read
+        // them off.
         let rows_of_part = |part: &BlockTensor| {
             let target = fused.targets.iter().position(|target| target == part);
             pairs[target.unwrap_or(0)].b.rows()
@@ -398,8 +400,8 @@ impl Adapter {
         })
     }
 
-    /// PEFT's `adapter_config.json`. The adapter of a fused module has a rank and an alpha of its own,
-    /// with the same alpha / rank.
+    /// PEFT's `adapter_config.json`. The adapter of a fused module has a rank and an alpha of its
+    /// own, with the same alpha / rank.
     pub fn peft_config(&self) -> serde_json::Value {
         let (_, fused) = split_targets(self.family, self.targets());
         let mut modules: Vec<&str> = self

@@ -1,5 +1,5 @@
-//! Adapters in training: the hooks that add them to a block's matrices, drop a share of their inputs, and
-//! request the gradients of their factors.
+//! Adapters in training: the hooks that add them to a block's matrices, drop a share of their
+//! inputs, and request the gradients of their factors.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -25,14 +25,16 @@ pub struct TrainedAdapters<'a> {
     pub dropout: Dropout,
 }
 
-/// Dropout of the adapters' inputs. Each sequence has a random stream of its own, so the mask depends neither
-/// on the packs nor on the micro-batches, and a recomputed block drops the same inputs.
+/// Dropout of the adapters' inputs. Each sequence has a random stream of its own, so the mask
+/// depends neither on the packs nor on the micro-batches, and a recomputed block drops the same
+/// inputs.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout {
     /// The share of inputs that is dropped, 0 to below 1.
     pub probability: f64,
     pub seed: Seed,
-    /// The number of the walk's first sequence: sequence i of the walk uses stream `first_sequence + i`.
+    /// The number of the walk's first sequence: sequence i of the walk uses stream `first_sequence
+    /// + i`.
     pub first_sequence: usize,
 }
 
@@ -56,9 +58,9 @@ pub struct LoraHooks<'a> {
 }
 
 impl<'a> LoraHooks<'a> {
-    /// `sequences` are the numbers of the pack's sequences in the walk, `lengths` their positions. The
-    /// gradients of the two factors are computed if `query` answers for both; the only query that the adapter's
-    /// kernel supports is [`GradientQuery::Gradient`].
+    /// `sequences` are the numbers of the pack's sequences in the walk, `lengths` their positions.
+    /// The gradients of the two factors are computed if `query` answers for both; the only query
+    /// that the adapter's kernel supports is [`GradientQuery::Gradient`].
     pub fn new(
         adapters: TrainedAdapters<'a>,
         layer: usize,
@@ -156,9 +158,9 @@ impl Dropout {
 }
 
 impl PackDropout {
-    /// The factors of the inputs, (positions, inputs): 0 with the given probability p, else 1 / (1 − p), so
-    /// that the expected value of an input stays the same. A sequence's values follow from its seed and the
-    /// tensor's name alone.
+    /// The factors of the inputs, (positions, inputs): 0 with the given probability p, else 1 / (1
+    /// − p), so that the expected value of an input stays the same. A sequence's values follow from
+    /// its seed and the tensor's name alone.
     fn mask(&self, tensor_name: &str, inputs: usize) -> Vec<f32> {
         let drop_below = (self.probability * f64::from(u32::MAX)) as u32;
         let kept_factor = 1.0 / (1.0 - self.probability) as f32;

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::wiring::{BlockTensor, TensorId};
 
-/// A parameter whose gradient a backward walk can compute. The order is that of the model, A before B.
+/// A parameter whose gradient a backward walk can compute. The order is that of the model, A before
+/// B.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ParameterId {
     /// A weight of the model.

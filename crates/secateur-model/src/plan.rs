@@ -1,5 +1,5 @@
-//! The pruning plan: the units of the dense model that stay. With the dense checkpoint it rebuilds the
-//! pruned model.
+//! The pruning plan: the units of the dense model that stay. With the dense checkpoint it rebuilds
+//! the pruned model.
 
 use serde::{Deserialize, Serialize};
 
@@ -135,8 +135,8 @@ impl PruningPlan {
     }
 }
 
-/// The model with only these units of one group, in the order given. Biases are cut with the outputs of
-/// their matrices and norms.
+/// The model with only these units of one group, in the order given. Biases are cut with the
+/// outputs of their matrices and norms.
 pub fn keep_units(model: &Model, group: &Group, kept: &[usize]) -> Model {
     let mut pruned = model.clone();
     for member in &group.members {

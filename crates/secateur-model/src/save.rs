@@ -1,5 +1,5 @@
-//! A Hugging Face folder out: one safetensors file, `config.json`, and the tokenizer's files as they
-//! were read.
+//! A Hugging Face folder out: one safetensors file, `config.json`, and the tokenizer's files as
+//! they were read.
 
 use std::collections::BTreeSet;
 use std::path::Path;

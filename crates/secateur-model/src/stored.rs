@@ -1,5 +1,5 @@
-//! Weights out: safetensors made from the weights one tensor at a time, so that a model whose blocks
-//! are on disk is never in memory as a whole.
+//! Weights out: safetensors made from the weights one tensor at a time, so that a model whose
+//! blocks are on disk is never in memory as a whole.
 
 use std::borrow::Cow;
 use std::cell::RefCell;

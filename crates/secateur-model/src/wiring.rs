@@ -27,7 +27,8 @@ pub enum BlockTensor {
 }
 
 impl BlockTensor {
-    /// Whether it is a matrix, which has rows and columns and which LoRA can adapt; norms are vectors.
+    /// Whether it is a matrix, which has rows and columns and which LoRA can adapt; norms are
+    /// vectors.
     pub fn is_matrix(self) -> bool {
         !matches!(self, Self::InputNorm | Self::PostAttentionNorm)
     }

@@ -1,7 +1,9 @@
-//! The Taylor criteria (LLM-Pruner, equations 3 to 5). w is a weight, g the gradient of the batch's mean loss,
-//! g_j the gradient of sample j's own mean loss, F the diagonal of the Fisher information, made of the g_j.
+//! The Taylor criteria (LLM-Pruner, equations 3 to 5). w is a weight, g the gradient of the batch's
+//! mean loss, g_j the gradient of sample j's own mean loss, F the diagonal of the Fisher
+//! information, made of the g_j.
 //!
-//! Scores are reduced block by block during the backward walk: nothing of the size of the model is kept.
+//! Scores are reduced block by block during the backward walk: nothing of the size of the model is
+//! kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -97,7 +99,8 @@ pub fn taylor_scores(
     Ok(collector.into_scores())
 }
 
-/// The tensors that a group's members are made of. A whole-tensor member stands for that tensor of every layer.
+/// The tensors that a group's members are made of. A whole-tensor member stands for that tensor of
+/// every layer.
 fn group_tensors(group: &Group) -> Vec<TensorId> {
     let layers = group.unit_count;
     let mut tensors = Vec::new();
@@ -121,8 +124,8 @@ fn lowest_layer_for(tensor: TensorId, model: &Model) -> usize {
     }
 }
 
-/// The loss is the mean over all targets, so sample j's part of its gradient, times (all targets / targets of
-/// j), is g_j.
+/// The loss is the mean over all targets, so sample j's part of its gradient, times (all targets /
+/// targets of j), is g_j.
 fn sample_gradient_scales(sequences: &[Sequence]) -> Vec<f32> {
     let targets = |sequence: &Sequence| sequence.targets.len();
     let all_targets: usize = sequences.iter().map(targets).sum();
@@ -157,8 +160,8 @@ pub fn scores_from_gradients(
     reduction.into_scores()
 }
 
-/// Queries the gradients of the scored tensors, adds up the results over the packs, and reduces a block's to
-/// scores as soon as all of its packs have passed.
+/// Queries the gradients of the scored tensors, adds up the results over the packs, and reduces a
+/// block's to scores as soon as all of its packs have passed.
 struct GradientCollector<'a> {
     reduction: ScoreReduction<'a>,
     model: &'a Model,
@@ -166,7 +169,8 @@ struct GradientCollector<'a> {
     /// Of each sample (see [`sample_gradient_scales`]).
     gradient_scales: Vec<f32>,
     scored_tensors: BTreeSet<TensorId>,
-    /// The sums over the packs so far, of the current block's tensors and of those outside the blocks.
+    /// The sums over the packs so far, of the current block's tensors and of those outside the
+    /// blocks.
     results: BTreeMap<TensorId, GradientResult>,
     /// The head's part of a tied embedding's gradient, by pack, until the embedding's part arrives.
     head_gradients: BTreeMap<usize, Gradient>,
@@ -178,8 +182,8 @@ impl GradientVisitor for GradientCollector<'_> {
         if !self.scored_tensors.contains(&tensor) {
             return None;
         }
-        // A tied embedding's gradient has two parts, the head's and the embedding's. Any score but Σ w·g needs
-        // their sum, so each part is received as it is.
+        // A tied embedding's gradient has two parts, the head's and the embedding's. Any score but
+        // Σ w·g needs their sum, so each part is received as it is.
         let is_part = self.reduction.is_tied && tensor == TensorId::Embedding;
         if is_part && self.reduction.criterion.form != Taylor::Vector {
             return Some(GradientQuery::Gradient);
@@ -216,9 +220,9 @@ impl GradientVisitor for GradientCollector<'_> {
 }
 
 impl GradientCollector<'_> {
-    /// What is computed of a tensor's gradient over one pack: sums, where they can be computed at once, which
-    /// is for linear scores, or if all samples are in this pack. Otherwise the gradient, to be added up over
-    /// the packs.
+    /// What is computed of a tensor's gradient over one pack: sums, where they can be computed at
+    /// once, which is for linear scores, or if all samples are in this pack. Otherwise the
+    /// gradient, to be added up over the packs.
     fn tensor_query(&self, tensor: TensorId, pack: &Pack) -> GradientQuery {
         let criterion = self.reduction.criterion;
         let axes = self.reduction.sum_axes(tensor);
@@ -241,16 +245,16 @@ impl GradientCollector<'_> {
         }
     }
 
-    /// Whether each sample must be a pack of its own: the squares of a tied embedding are those of each
-    /// sample's whole gradient, whose two parts arrive one after the other.
+    /// Whether each sample must be a pack of its own: the squares of a tied embedding are those of
+    /// each sample's whole gradient, whose two parts arrive one after the other.
     fn needs_separate_packs(&self) -> bool {
         self.reduction.is_tied
             && self.reduction.criterion.is_second_order()
             && self.scored_tensors.contains(&TensorId::Embedding)
     }
 
-    /// The gradient of a tied embedding over one sample, which is its pack: the embedding's part plus the
-    /// head's, and the square of their scaled sum.
+    /// The gradient of a tied embedding over one sample, which is its pack: the embedding's part
+    /// plus the head's, and the square of their scaled sum.
     fn whole_embedding_gradient(
         &mut self,
         embedding_part: Gradient,

@@ -12,8 +12,8 @@ use secateur_model::tokenizer::Tokenizer;
 use secateur_model::{Block, Model, families};
 use secateur_tensor::Weight;
 
-/// Normal weights with a standard deviation of 1/√inputs; those of the matrices that write to the residual
-/// stream are divided by √(2·blocks) (GPT-2). Norms are ones. The head is the embedding.
+/// Normal weights with a standard deviation of 1/√inputs; those of the matrices that write to the
+/// residual stream are divided by √(2·blocks) (GPT-2). Norms are ones. The head is the embedding.
 pub fn initial_model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Model {
     let ((kv_heads, head_dim), hidden) = (options.kv_heads_and_head_dim(), options.hidden);
     let vocab = tokenizer.vocabulary_size();
@@ -22,7 +22,8 @@ pub fn initial_model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Mod
         let values = (0..rows * cols).map(|_| deviation * standard_normal(&mut stream));
         Weight::new(values.collect(), rows, cols)
     };
-    // GPT-2's constant 0.02 equals 1/√inputs at a width of 2500; with it, small models hardly learn.
+    // GPT-2's constant 0.02 equals 1/√inputs at a width of 2500; with it, small models hardly
+    // learn.
     let deviation = |inputs: usize| 1.0 / (inputs as f32).sqrt();
     let residual_factor = 1.0 / (2.0 * options.blocks as f32).sqrt();
     let (query_width, key_width) = (options.heads * head_dim, kv_heads * head_dim);
@@ -77,7 +78,8 @@ pub fn initial_model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Mod
     }
 }
 
-/// A standard normal number: √(−2·ln u) · cos(2π·v) with u in (0, 1] and v in [0, 1) (Box and Muller 1958).
+/// A standard normal number: √(−2·ln u) · cos(2π·v) with u in (0, 1] and v in [0, 1) (Box and
+/// Muller 1958).
 fn standard_normal(stream: &mut impl Rng) -> f32 {
     let u = 1.0 - stream.random::<f64>(); // never 0
     let v = stream.random::<f64>();

@@ -8,8 +8,8 @@ use secateur_model::walk::{GradientVisitor, Pack};
 use secateur_model::wiring::TensorId;
 use secateur_tensor::ops::{GradientQuery, GradientResult};
 
-/// The gradients of the trained parameters, added up over the packs and micro-batches of one update. As a
-/// visitor of a backward walk it queries and receives them.
+/// The gradients of the trained parameters, added up over the packs and micro-batches of one
+/// update. As a visitor of a backward walk it queries and receives them.
 pub struct UpdateGradients {
     /// An empty vector until the parameter's first gradient arrives.
     sums: BTreeMap<ParameterId, Vec<f32>>,
@@ -26,7 +26,8 @@ impl UpdateGradients {
         }
     }
 
-    /// The gradients that follow are those of the mean loss over this share of the update's targets.
+    /// The gradients that follow are those of the mean loss over this share of the update's
+    /// targets.
     pub(super) fn set_share(&mut self, share: f32) {
         self.share = share;
     }
@@ -42,7 +43,8 @@ impl UpdateGradients {
         self.sums
     }
 
-    /// The parameter that a gradient counts for: a tied head has no entry of its own and is the embedding.
+    /// The parameter that a gradient counts for: a tied head has no entry of its own and is the
+    /// embedding.
     fn summed_parameter(&self, parameter: ParameterId) -> ParameterId {
         match parameter {
             ParameterId::Weight(TensorId::LmHead) if !self.sums.contains_key(&parameter) => {

@@ -1,6 +1,7 @@
-//! One trainer for every stage that trains. The stage says what is trained (a [`Trainable`]: the parameters,
-//! and the loss and gradients of a micro-batch); the trainer does the rest: batches, accumulation, clipping,
-//! AdamW, the learning rate, progress, state on disk, and the checks for NaN.
+//! One trainer for every stage that trains. The stage says what is trained (a [`Trainable`]: the
+//! parameters, and the loss and gradients of a micro-batch); the trainer does the rest: batches,
+//! accumulation, clipping, AdamW, the learning rate, progress, state on disk, and the checks for
+//! NaN.
 
 mod gradients;
 mod optimizer;
@@ -31,8 +32,8 @@ pub trait Trainable {
 
     fn weight_mut(&mut self, parameter: ParameterId) -> &mut Weight;
 
-    /// The mean loss over the targets of a micro-batch. Its gradients are added to `gradients`, which is the
-    /// visitor of a backward walk.
+    /// The mean loss over the targets of a micro-batch. Its gradients are added to `gradients`,
+    /// which is the visitor of a backward walk.
     fn loss_and_gradients(&self, batch: &MicroBatch<'_>, gradients: &mut UpdateGradients) -> f64;
 
     /// Called after each update, counted from 1, that was made with this learning rate.
@@ -67,9 +68,9 @@ pub struct TrainingOptions {
     pub label: &'static str,
     /// Sequences of an update.
     pub batch: usize,
-    /// Sequences of a micro-batch: the gradients and the loss are means over micro-batches, each with the
-    /// weight of its targets. None: the update is one micro-batch and its loss is taken as it is; as a weighted
-    /// mean, loss · n / n, it would be rounded differently.
+    /// Sequences of a micro-batch: the gradients and the loss are means over micro-batches, each
+    /// with the weight of its targets. None: the update is one micro-batch and its loss is taken as
+    /// it is; as a weighted mean, loss · n / n, it would be rounded differently.
     pub micro_batch: Option<usize>,
     pub learning_rate: LearningRateSchedule,
     /// Gradients are scaled down to this global norm.
@@ -100,7 +101,8 @@ pub struct Trainer<T> {
     update_rows: Vec<UpdateRow>,
 }
 
-/// The state that an interrupted run leaves on disk. `weights` are those of the parameters, in their order.
+/// The state that an interrupted run leaves on disk. `weights` are those of the parameters, in
+/// their order.
 #[derive(Deserialize)]
 struct TrainingState {
     weights: Vec<Weight>,
@@ -133,11 +135,12 @@ impl<T: Trainable> Trainer<T> {
         }
     }
 
-    /// Makes all updates, or those that an interrupted run left to do. Returns what was trained, and a row for
-    /// each update.
+    /// Makes all updates, or those that an interrupted run left to do. Returns what was trained,
+    /// and a row for each update.
     ///
     /// # Errors
-    /// If the run is interrupted (the state is then on disk), training diverges, or a check of the stage fails.
+    /// If the run is interrupted (the state is then on disk), training diverges, or a check of the
+    /// stage fails.
     pub fn run(
         mut self,
         rows: &mut RowSampler,

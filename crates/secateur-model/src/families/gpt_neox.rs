@@ -1,5 +1,6 @@
-//! GPT-NeoX (Black et al. 2022; Pythia): LayerNorms, one matrix for queries, keys and values, rotary
-//! positions on a share of the head, attention and MLP beside each other, an ungated GELU MLP.
+//! GPT-NeoX (Black et al. 2022; Pythia): LayerNorms, one matrix for queries, keys and values,
+//! rotary positions on a share of the head, attention and MLP beside each other, an ungated GELU
+//! MLP.
 
 use crate::family::{
     BiasCondition, BiasRule, ConfigKeys, Family, FusedModule, FusedRows, MlpKind, ModelClass,

@@ -1,4 +1,5 @@
-//! Qwen2 (Yang et al. 2024) without a sliding window: LLaMA with biases on queries, keys and values.
+//! Qwen2 (Yang et al. 2024) without a sliding window: LLaMA with biases on queries, keys and
+//! values.
 
 use super::llama;
 use crate::family::{

@@ -1,12 +1,14 @@
-//! The backward walk: the loss of a batch, and what a visitor wants to know about its gradients, with the
-//! gradients of at most one block in memory.
+//! The backward walk: the loss of a batch, and what a visitor wants to know about its gradients,
+//! with the gradients of at most one block in memory.
 //!
-//! 1. Forward, block by block. Each block from `lowest_layer` up saves its input, or, where memory allows, its
-//!    gradient tape (activation checkpointing: Chen et al. 2016).
-//! 2. The head: final norm, logits and cross entropy of each pack, and back to the last block's output.
-//! 3. Backward, from the last block down to `lowest_layer`: recompute the block with a tape if only its input
-//!    was saved, run the tape from the gradient of the block's output to that of its input, and give the
-//!    visitor the results of its queries. They are dropped before the next block (Lv et al. 2023, "LOMO").
+//! 1. Forward, block by block. Each block from `lowest_layer` up saves its input, or, where memory
+//!    allows, its gradient tape (activation checkpointing: Chen et al. 2016).
+//! 2. The head: final norm, logits and cross entropy of each pack, and back to the last block's
+//!    output.
+//! 3. Backward, from the last block down to `lowest_layer`: recompute the block with a tape if only
+//!    its input was saved, run the tape from the gradient of the block's output to that of its
+//!    input, and give the visitor the results of its queries. They are dropped before the next
+//!    block (Lv et al. 2023, "LOMO").
 //! 4. The embedding, if `lowest_layer` is 0.
 
 use std::ops::ControlFlow;
@@ -24,14 +26,17 @@ use crate::{Block, Model};
 use secateur_tensor::ops::{self, GradientQuery, GradientRequest, GradientResult};
 use secateur_tensor::{Activations, AnyTape, GradientTape, Weight};
 
-/// Receives what it wants to know about the gradients of the mean loss over all targets. Results arrive pack
-/// by pack, in the order of the packs, so sums over packs have the same bits on any number of threads.
+/// Receives what it wants to know about the gradients of the mean loss over all targets. Results
+/// arrive pack by pack, in the order of the packs, so sums over packs have the same bits on any
+/// number of threads.
 pub trait GradientVisitor {
-    /// What is computed from the gradient of `parameter` over `pack`. None: its gradient is not computed. The
-    /// answer must not change during a walk. A tied head is queried as the head, then as the embedding.
+    /// What is computed from the gradient of `parameter` over `pack`. None: its gradient is not
+    /// computed. The answer must not change during a walk. A tied head is queried as the head, then
+    /// as the embedding.
     fn query(&self, parameter: ParameterId, pack: &Pack) -> Option<GradientQuery>;
 
-    /// The result of the query. Order: final norm and head, the blocks from the last to the first, embedding.
+    /// The result of the query. Order: final norm and head, the blocks from the last to the first,
+    /// embedding.
     fn receive(&mut self, parameter: ParameterId, pack: &Pack, result: GradientResult);
 
     /// All packs' results of this block have been received.
@@ -41,18 +46,18 @@ pub trait GradientVisitor {
 /// How a backward walk runs.
 #[derive(Clone, Copy, Default)]
 pub struct BackwardOptions<'a> {
-    /// The lowest block whose gradients are wanted. The walk stops there; the number of blocks: it computes
-    /// the head's gradients only.
+    /// The lowest block whose gradients are wanted. The walk stops there; the number of blocks: it
+    /// computes the head's gradients only.
     pub lowest_layer: usize,
     /// Whether each sequence is a pack of its own, so that results arrive sequence by sequence.
     pub separate_packs: bool,
-    /// Bytes that the process may use. As many gradient tapes are kept as fit; other blocks are recomputed.
-    /// None: all tapes are kept.
+    /// Bytes that the process may use. As many gradient tapes are kept as fit; other blocks are
+    /// recomputed. None: all tapes are kept.
     pub memory_limit: Option<u64>,
     /// Ends the walk before the next block once it is true.
     pub interrupt: Option<&'a AtomicBool>,
-    /// Adapters to apply beside the model's matrices. Such a matrix is frozen: the factors' gradients can be
-    /// queried, the matrix's own cannot.
+    /// Adapters to apply beside the model's matrices. Such a matrix is frozen: the factors'
+    /// gradients can be queried, the matrix's own cannot.
     pub adapters: Option<TrainedAdapters<'a>>,
 }
 
@@ -65,8 +70,9 @@ pub struct Loss {
     pub target_count: usize,
 }
 
-/// Walks all sequences forward, then backward, and gives the visitor the results of its queries about the
-/// gradients of the mean loss. After an interrupt the loss and the results are incomplete.
+/// Walks all sequences forward, then backward, and gives the visitor the results of its queries
+/// about the gradients of the mean loss. After an interrupt the loss and the results are
+/// incomplete.
 pub fn backward(
     model: &Model,
     sequences: &[Sequence],
@@ -117,8 +123,8 @@ enum SavedForBackward<'a> {
 }
 
 impl<'a> BackwardWalk<'a> {
-    /// Step 1. Returns each pack's output of the last block, and what was saved of each pack and block, from
-    /// `lowest_layer` up.
+    /// Step 1. Returns each pack's output of the last block, and what was saved of each pack and
+    /// block, from `lowest_layer` up.
     fn run_forward(
         &self,
         visitor: &impl GradientVisitor,
@@ -154,7 +160,8 @@ impl<'a> BackwardWalk<'a> {
         (states, saved)
     }
 
-    /// Step 2. Returns Σ −log p over all targets, and the gradient of each pack's output of the last block.
+    /// Step 2. Returns Σ −log p over all targets, and the gradient of each pack's output of the
+    /// last block.
     fn run_head(
         &self,
         outputs: Vec<Activations>,
@@ -175,7 +182,8 @@ impl<'a> BackwardWalk<'a> {
         (nll, output_gradients)
     }
 
-    /// Final norm, head and loss of one pack, and back. `output` and its gradient are (positions, hidden).
+    /// Final norm, head and loss of one pack, and back. `output` and its gradient are (positions,
+    /// hidden).
     fn head_backward(
         &self,
         head: &Weight,
@@ -193,7 +201,8 @@ impl<'a> BackwardWalk<'a> {
         let normed = self
             .model
             .normalize_output(output.with_gradient_tape(), norm_request.as_ref());
-        // The loss computes its own gradient with respect to `normed`; the norm's tape continues from there.
+        // The loss computes its own gradient with respect to `normed`; the norm's tape continues
+        // from there.
         let loss = ops::cross_entropy(
             &normed.with_empty_tape(),
             head,
@@ -213,8 +222,8 @@ impl<'a> BackwardWalk<'a> {
         (loss.nll, output_gradient)
     }
 
-    /// Step 3. Takes the gradient of each pack's output of the last block, and returns the gradient of its
-    /// input of block `lowest_layer`.
+    /// Step 3. Takes the gradient of each pack's output of the last block, and returns the gradient
+    /// of its input of block `lowest_layer`.
     fn run_blocks_backward(
         &self,
         mut gradients: Vec<Activations>,
@@ -290,7 +299,8 @@ impl<'a> BackwardWalk<'a> {
         block.forward(input, &block_settings(self.model, pack, None), hooks)
     }
 
-    /// The hooks of one block and one pack. A recomputed block gets equal hooks, so its output is the same.
+    /// The hooks of one block and one pack. A recomputed block gets equal hooks, so its output is
+    /// the same.
     fn hooks(
         &self,
         layer: usize,

@@ -7,22 +7,22 @@ use crate::Model;
 use secateur_tensor::PACK_TOKENS;
 use secateur_tensor::ops::{PackLayout, RotaryTables, SampleSpan, SequenceSpan, TokenTarget};
 
-/// A prefix is shared if it is at least 1/8 of the sequence: attention has to gather the shared rows and the
-/// sequence's own rows, which does not pay for a short prefix.
+/// A prefix is shared if it is at least 1/8 of the sequence: attention has to gather the shared
+/// rows and the sequence's own rows, which does not pay for a short prefix.
 const MIN_SHARED_PREFIX_DIVISOR: usize = 8;
 
 /// A sequence of tokens, and which of its predictions count.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sequence {
     pub ids: Vec<u32>,
-    /// The predictions that count, in the order of their positions. A backward walk requires that no two have
-    /// one position.
+    /// The predictions that count, in the order of their positions. A backward walk requires that
+    /// no two have one position.
     pub targets: Vec<TokenTarget>,
 }
 
 impl Sequence {
-    /// `counts[i]`: whether the prediction of `ids[i]` from the tokens before it counts. The first token is
-    /// never predicted.
+    /// `counts[i]`: whether the prediction of `ids[i]` from the tokens before it counts. The first
+    /// token is never predicted.
     pub fn new(ids: Vec<u32>, counts: &[bool]) -> Self {
         let targets = (1..ids.len())
             .filter(|&i| counts[i])
@@ -53,7 +53,8 @@ pub struct Pack {
 }
 
 impl Pack {
-    /// A pack without sequences. `first_sequence` is the number in the walk that its first one will have.
+    /// A pack without sequences. `first_sequence` is the number in the walk that its first one will
+    /// have.
     pub fn empty(index: usize, first_sequence: usize, rotary: &Arc<RotaryTables>) -> Self {
         Self {
             index,
@@ -69,8 +70,8 @@ impl Pack {
         }
     }
 
-    /// The positions of each of its sequences, with its gradient scale; `gradient_scales[i]` is that of
-    /// sequence i of the walk.
+    /// The positions of each of its sequences, with its gradient scale; `gradient_scales[i]` is
+    /// that of sequence i of the walk.
     pub fn sample_spans(&self, gradient_scales: &[f32]) -> Arc<[SampleSpan]> {
         let own_scales = &gradient_scales[self.sequence_range.clone()];
         self.layout
@@ -104,8 +105,9 @@ pub fn build_packs(model: &Model, sequences: &[Sequence], one_sequence_each: boo
     builder.finish()
 }
 
-/// Packs for a forward walk in which sequences with a common prefix share its rows. Also returns the order in
-/// which the packs hold the sequences: sorted by tokens, so that those with a common prefix are neighbours.
+/// Packs for a forward walk in which sequences with a common prefix share its rows. Also returns
+/// the order in which the packs hold the sequences: sorted by tokens, so that those with a common
+/// prefix are neighbours.
 pub fn build_prefix_shared_packs(model: &Model, sequences: &[Sequence]) -> (Vec<Pack>, Vec<usize>) {
     let mut order: Vec<usize> = (0..sequences.len()).collect();
     order.sort_by(|&a, &b| sequences[a].ids.cmp(&sequences[b].ids));
@@ -130,7 +132,8 @@ struct PackBuilder {
     rotary: Arc<RotaryTables>,
     /// The most rows of a pack, unless one sequence has more.
     max_rows: usize,
-    /// The rows of the last sequence in the last pack, from its first token on: shared ranges, then its own.
+    /// The rows of the last sequence in the last pack, from its first token on: shared ranges, then
+    /// its own.
     last_sequence_rows: Vec<Range<usize>>,
     /// The spans of the last pack.
     spans: Vec<SequenceSpan>,
@@ -177,8 +180,9 @@ impl PackBuilder {
             }));
         pack.targets_per_sequence.push(sequence.targets.len());
         pack.sequence_range.end += 1;
-        // A sequence that is a prefix of another has no rows of its own and needs no span. A sequence that
-        // shares nothing always has one, even if it is empty: it is a sample of the pack.
+        // A sequence that is a prefix of another has no rows of its own and needs no span. A
+        // sequence that shares nothing always has one, even if it is empty: it is a sample of the
+        // pack.
         if !rows.is_empty() || shared == 0 {
             self.spans.push(SequenceSpan {
                 rows,

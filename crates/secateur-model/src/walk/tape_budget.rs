@@ -1,5 +1,5 @@
-//! How many gradient tapes a backward walk keeps. A kept tape saves the recomputation of its block; it costs
-//! the memory of all activations inside the block.
+//! How many gradient tapes a backward walk keeps. A kept tape saves the recomputation of its block;
+//! it costs the memory of all activations inside the block.
 
 use super::pack::Pack;
 use crate::{Block, Model, cost};
@@ -10,9 +10,9 @@ const F32_BYTES: u64 = size_of::<f32>() as u64;
 
 /// The lowest block whose tape is kept, at least `lowest_layer`; the number of blocks: none is.
 ///
-/// The walk back uses the blocks from the last to the first, so the tapes of the last blocks are kept. A tape
-/// holds the weights of its block, so none is kept of a model that does not stay in memory: one that is read
-/// from disk, or, on a GPU, one for which there is no space.
+/// The walk back uses the blocks from the last to the first, so the tapes of the last blocks are
+/// kept. A tape holds the weights of its block, so none is kept of a model that does not stay in
+/// memory: one that is read from disk, or, on a GPU, one for which there is no space.
 pub fn lowest_taped_layer(
     model: &Model,
     packs: &[Pack],
@@ -46,7 +46,8 @@ pub fn lowest_taped_layer(
     while lowest_taped > lowest_layer {
         let layer = lowest_taped - 1;
         let tape_bytes = positions * tape_bytes_per_position(model, layer);
-        // With one pack the last block's tape is used at once, so it costs no more than a recomputation.
+        // With one pack the last block's tape is used at once, so it costs no more than a
+        // recomputation.
         let is_used_at_once = packs.len() == 1 && layer + 1 == layers;
         if tape_bytes > tape_bytes_left && !is_used_at_once {
             break;
@@ -64,7 +65,8 @@ fn tape_bytes_per_position(model: &Model, layer: usize) -> u64 {
     F32_BYTES * values as u64
 }
 
-/// The inputs of all blocks from `lowest_layer` up, and three more hidden states: (positions, hidden) each.
+/// The inputs of all blocks from `lowest_layer` up, and three more hidden states: (positions,
+/// hidden) each.
 fn input_bytes(model: &Model, packs: &[Pack], lowest_layer: usize) -> u64 {
     let layers = model.blocks.len();
     let positions: u64 = packs.iter().map(|pack| pack.ids.len() as u64).sum();
@@ -74,9 +76,9 @@ fn input_bytes(model: &Model, packs: &[Pack], lowest_layer: usize) -> u64 {
 
 /// The bytes that one step of the walk back takes while all kept tapes are there.
 ///
-/// The walk back begins with the head, which needs a tile of logits. Then each block's step needs the
-/// gradients of the block's activations and of its weights, and frees a tape. Blocks are recomputed only when
-/// all kept tapes are gone, so a recomputed tape need not fit beside them.
+/// The walk back begins with the head, which needs a tile of logits. Then each block's step needs
+/// the gradients of the block's activations and of its weights, and frees a tape. Blocks are
+/// recomputed only when all kept tapes are gone, so a recomputed tape need not fit beside them.
 fn working_bytes(model: &Model, packs: &[Pack], lowest_layer: usize) -> u64 {
     let on_gpu = gpu::is_selected();
     let pack_lengths = packs.iter().map(|pack| pack.ids.len() as u64);
@@ -89,8 +91,8 @@ fn working_bytes(model: &Model, packs: &[Pack], lowest_layer: usize) -> u64 {
         .max()
         .unwrap_or(0);
     let largest_block = model.blocks.iter().map(block_bytes).max().unwrap_or(0);
-    // Over several packs, and always on a GPU, gradients exist as a whole: G, S, and the sums of both. With
-    // one pack on the CPU they are reduced a band at a time.
+    // Over several packs, and always on a GPU, gradients exist as a whole: G, S, and the sums of
+    // both. With one pack on the CPU they are reduced a band at a time.
     let gradient_bytes = if packs.len() > 1 || on_gpu {
         4 * largest_block
     } else {
@@ -111,8 +113,8 @@ fn block_bytes(block: &Block) -> u64 {
     lengths.map(|len| len as u64).sum::<u64>() * F32_BYTES
 }
 
-/// Elements of the score matrices that a GPU's attention holds at once on its way back, for the largest pack:
-/// six of (query heads, query chunk, positions) for each sequence.
+/// Elements of the score matrices that a GPU's attention holds at once on its way back, for the
+/// largest pack: six of (query heads, query chunk, positions) for each sequence.
 fn gpu_attention_elements(model: &Model, packs: &[Pack]) -> u64 {
     let heads = model
         .blocks

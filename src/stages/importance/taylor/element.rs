@@ -1,5 +1,6 @@
-//! What an element of a weight adds to the score of its channel (LLM-Pruner, equations 3 and 5): w is its
-//! value, g its gradient, f its Fisher information. The formulas are written twice, for the CPU and for a GPU.
+//! What an element of a weight adds to the score of its channel (LLM-Pruner, equations 3 and 5): w
+//! is its value, g its gradient, f its Fisher information. The formulas are written twice, for the
+//! CPU and for a GPU.
 
 use std::sync::Arc;
 
@@ -23,7 +24,8 @@ impl TaylorCriterion {
         )
     }
 
-    /// What each element adds to the score of its channel, if the squares are summed over `samples` samples.
+    /// What each element adds to the score of its channel, if the squares are summed over `samples`
+    /// samples.
     pub(super) fn element_score(self, samples: usize) -> Arc<dyn ElementScore> {
         let fisher_scale = match self.fisher {
             Fisher::Mean => 1.0 / samples as f64,

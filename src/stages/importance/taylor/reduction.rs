@@ -58,7 +58,8 @@ impl<'a> ScoreReduction<'a> {
         members
             .filter(move |(_, _, member)| {
                 match (member.unit_layout, member.tensor_id, tensor) {
-                    // Whole tensors are the units: the member stands for this tensor of every layer.
+                    // Whole tensors are the units: the member stands for this tensor of every
+                    // layer.
                     (
                         UnitLayout::WholeTensor,
                         TensorId::Block(_, of_member),
@@ -96,8 +97,8 @@ impl<'a> ScoreReduction<'a> {
         axis_sums(weight, gradient, squares, axes, score.as_ref())
     }
 
-    /// Scores every member of this tensor. The walk goes from the last layer to the first, so the score of a
-    /// whole tensor is inserted before those of the layers above it.
+    /// Scores every member of this tensor. The walk goes from the last layer to the first, so the
+    /// score of a whole tensor is inserted before those of the layers above it.
     pub fn add_sums(&mut self, tensor: TensorId, sums: &AxisSums) {
         let members: Vec<_> = self.members_of_tensor(tensor).collect();
         for (group, member, layout) in members {
