@@ -18,7 +18,7 @@ use secateur_tensor::ops::{
 };
 use secateur_tensor::{Activations, AnyTape, Weight};
 
-/// Adapters that a walk applies beside the model's matrices.
+/// Adapters that a walk adds to the model's matrices.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainedAdapters<'a> {
     pub adapter: &'a Adapter,
@@ -42,7 +42,7 @@ pub struct Dropout {
 #[derive(Clone, Debug)]
 struct PackDropout {
     probability: f64,
-    /// The seed and the number of positions of each sequence, in the order of the pack's rows.
+    /// The seed of each sequence and its number of positions, in the order of the pack's rows.
     sequences: Vec<(Seed, usize)>,
 }
 
@@ -80,9 +80,9 @@ impl<'a> LoraHooks<'a> {
             Some(GradientRequest::new(query))
         };
         let requests = tensors.filter_map(|tensor| {
-            let of_a = request(tensor, Factor::A)?;
-            let of_b = request(tensor, Factor::B)?;
-            Some((tensor, (of_a, of_b)))
+            let a_request = request(tensor, Factor::A)?;
+            let b_request = request(tensor, Factor::B)?;
+            Some((tensor, (a_request, b_request)))
         });
         Self {
             adapter,
@@ -92,7 +92,7 @@ impl<'a> LoraHooks<'a> {
         }
     }
 
-    /// Whether an adapter stands beside this matrix.
+    /// Whether this matrix has an adapter.
     pub fn has_adapter(&self, tensor: BlockTensor) -> bool {
         self.adapter.factors.contains_key(&(self.layer, tensor))
     }
@@ -102,9 +102,9 @@ impl<'a> LoraHooks<'a> {
         let layer = self.layer;
         self.requests.into_iter().flat_map(move |(tensor, (a, b))| {
             let parameter = |factor| ParameterId::LoraFactor(layer, tensor, factor);
-            let of_a = a.take_result().map(|result| (parameter(Factor::A), result));
-            let of_b = b.take_result().map(|result| (parameter(Factor::B), result));
-            of_a.into_iter().chain(of_b)
+            let a_result = a.take_result().map(|result| (parameter(Factor::A), result));
+            let b_result = b.take_result().map(|result| (parameter(Factor::B), result));
+            a_result.into_iter().chain(b_result)
         })
     }
 
@@ -118,7 +118,8 @@ impl<'a> LoraHooks<'a> {
 }
 
 impl BlockHooks for LoraHooks<'_> {
-    /// y = x · Wᵀ + (alpha / rank) · dropout(x) · Aᵀ · Bᵀ, or y = x · Wᵀ where no adapter stands.
+    /// y = x · Wᵀ + (alpha / rank) · dropout(x) · Aᵀ · Bᵀ; y = x · Wᵀ for a matrix without an
+    /// adapter.
     fn linear<T: AnyTape>(
         &self,
         tensor: BlockTensor,
@@ -149,7 +150,11 @@ impl Dropout {
         if self.probability == 0.0 {
             return None;
         }
-        let seeds = sequences.map(|i| self.seed.derive(&(self.first_sequence + i).to_string()));
+        let sequence_seed = |index: usize| {
+            let stream = self.first_sequence + index;
+            self.seed.derive(&stream.to_string())
+        };
+        let seeds = sequences.map(sequence_seed);
         Some(PackDropout {
             probability: self.probability,
             sequences: seeds.zip(lengths).collect(),
@@ -162,6 +167,7 @@ impl PackDropout {
     /// − p), so that the expected value of an input stays the same. A sequence's values follow from
     /// its seed and the tensor's name alone.
     fn mask(&self, tensor_name: &str, inputs: usize) -> Vec<f32> {
+        // A uniform 32-bit number below this one drops its input.
         let drop_below = (self.probability * f64::from(u32::MAX)) as u32;
         let kept_factor = 1.0 / (1.0 - self.probability) as f32;
         let sequence_mask = |(seed, positions): &(Seed, usize)| -> Vec<f32> {

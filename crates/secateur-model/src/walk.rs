@@ -1,9 +1,9 @@
 //! The walk through a model, one block at a time.
 //!
-//! A model is an embedding, a list of blocks and a head. The forward walk carries the hidden states
-//! of all packs through the blocks. The backward walk ([`backward()`]) then goes from the head down
-//! to the embedding and hands the gradients of each block to a visitor before it goes on to the
-//! next.
+//! A model is an embedding, a list of blocks and a head. The forward walk computes one block for
+//! all packs, then the next block. The backward walk ([`backward()`]) then goes from the head down
+//! to the embedding and passes the gradients of each block to a visitor before it computes those of
+//! the block below.
 
 use std::ops::ControlFlow;
 use std::sync::Mutex;
@@ -94,7 +94,7 @@ pub fn token_scores(model: &Model, sequences: &[Sequence]) -> Vec<Vec<TokenScore
     let head = model.weight(TensorId::LmHead).to_memory();
     let _gpu_leases = (head.lease_on_gpu(), model.final_norm.lease_on_gpu());
     let mut scores = vec![Vec::new(); sequences.len()];
-    // The packs hold the sequences in the order of `order`.
+    // `order`: the indices of the sequences, in the order in which the packs hold them.
     let mut sequence_numbers = order.into_iter();
     for (pack, output) in outputs {
         let pack_scores = ops::token_scores(&final_norm(model, output), &head, &pack.targets);

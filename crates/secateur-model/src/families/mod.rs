@@ -28,7 +28,7 @@ pub(crate) fn model_types() -> impl Iterator<Item = &'static str> {
         .map(|class| class.model_type)
 }
 
-/// The family of the models that are trained from nothing.
+/// The family of the models that are trained from scratch.
 pub fn default_family() -> &'static Family {
     &llama::LLAMA
 }

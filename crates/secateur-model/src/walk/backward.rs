@@ -1,5 +1,5 @@
-//! The backward walk: the loss of a batch, and what a visitor wants to know about its gradients,
-//! with the gradients of at most one block in memory.
+//! The backward walk: the loss of a batch, and what a visitor queries about its gradients, with the
+//! gradients of at most one block in memory.
 //!
 //! 1. Forward, block by block. Each block from `lowest_layer` up saves its input, or, where memory
 //!    allows, its gradient tape (activation checkpointing: Chen et al. 2016).
@@ -26,7 +26,7 @@ use crate::{Block, Model};
 use secateur_tensor::ops::{self, GradientQuery, GradientRequest, GradientResult};
 use secateur_tensor::{Activations, AnyTape, GradientTape, Weight};
 
-/// Receives what it wants to know about the gradients of the mean loss over all targets. Results
+/// Queries and receives results about the gradients of the mean loss over all targets. Results
 /// arrive pack by pack, in the order of the packs, so sums over packs have the same bits on any
 /// number of threads.
 pub trait GradientVisitor {
@@ -39,24 +39,24 @@ pub trait GradientVisitor {
     /// embedding.
     fn receive(&mut self, parameter: ParameterId, pack: &Pack, result: GradientResult);
 
-    /// All packs' results of this block have been received.
+    /// Called when the results of this block have been received from all packs.
     fn finish_block(&mut self, _layer: usize, _block: &Block) {}
 }
 
 /// How a backward walk runs.
 #[derive(Clone, Copy, Default)]
 pub struct BackwardOptions<'a> {
-    /// The lowest block whose gradients are wanted. The walk stops there; the number of blocks: it
-    /// computes the head's gradients only.
+    /// The lowest block whose gradients are computed. The walk stops there; the number of blocks:
+    /// it computes the head's gradients only.
     pub lowest_layer: usize,
-    /// Whether each sequence is a pack of its own, so that results arrive sequence by sequence.
+    /// Whether each pack holds one sequence, so that results arrive sequence by sequence.
     pub separate_packs: bool,
     /// Bytes that the process may use. As many gradient tapes are kept as fit; other blocks are
     /// recomputed. None: all tapes are kept.
     pub memory_limit: Option<u64>,
     /// Ends the walk before the next block once it is true.
     pub interrupt: Option<&'a AtomicBool>,
-    /// Adapters to apply beside the model's matrices. Such a matrix is frozen: the factors'
+    /// Adapters that are added to the model's matrices. Such a matrix is frozen: the factors'
     /// gradients can be queried, the matrix's own cannot.
     pub adapters: Option<TrainedAdapters<'a>>,
 }
@@ -136,12 +136,12 @@ impl<'a> BackwardWalk<'a> {
             self.packs.iter().map(|_| Vec::new()).collect();
         let mut states = embed_packs(self.model, self.packs);
         for_each_block(self.model, 0..self.model.blocks.len(), |layer, block| {
-            for ((pack, state), saved) in self.packs.iter().zip(&mut states).zip(&mut saved) {
+            for ((pack, state), pack_saved) in self.packs.iter().zip(&mut states).zip(&mut saved) {
                 if layer >= lowest_taped {
                     let hooks = self.hooks(layer, pack, |id| visitor.query(id, pack));
                     let output = self.block_output(block, pack, state.with_gradient_tape(), &hooks);
                     let input = std::mem::replace(state, output.with_empty_tape());
-                    saved.push(SavedForBackward::Tape {
+                    pack_saved.push(SavedForBackward::Tape {
                         input,
                         output,
                         hooks,
@@ -151,7 +151,7 @@ impl<'a> BackwardWalk<'a> {
                     let output = self.block_output(block, pack, state.clone(), &hooks);
                     let input = std::mem::replace(state, output);
                     if layer >= lowest_layer {
-                        saved.push(SavedForBackward::Input(input));
+                        pack_saved.push(SavedForBackward::Input(input));
                     }
                 }
             }
@@ -235,10 +235,12 @@ impl<'a> BackwardWalk<'a> {
             self.continue_or_break()?;
             let output_gradients = std::mem::take(&mut gradients);
             for (i, (pack, gradient)) in self.packs.iter().zip(output_gradients).enumerate() {
-                let Some(saved) = saved[i].pop() else {
+                let Some(block_saved) = saved[i].pop() else {
                     unreachable!("every block from `lowest_layer` up saves its input or its tape")
                 };
-                gradients.push(self.block_backward(layer, block, pack, saved, gradient, visitor));
+                let input_gradient =
+                    self.block_backward(layer, block, pack, block_saved, gradient, visitor);
+                gradients.push(input_gradient);
             }
             visitor.finish_block(layer, block);
             ControlFlow::Continue(())
@@ -350,11 +352,11 @@ struct BackwardHooks<'a> {
 impl BackwardHooks<'_> {
     /// The results of all queries about one block, after its tape has run backward.
     fn into_results(self, layer: usize) -> impl Iterator<Item = (ParameterId, GradientResult)> {
-        let of_weights = self.weights.into_results().map(move |(tensor, result)| {
+        let weight_results = self.weights.into_results().map(move |(tensor, result)| {
             (ParameterId::Weight(TensorId::Block(layer, tensor)), result)
         });
-        let of_factors = self.lora.into_iter().flat_map(LoraHooks::into_results);
-        of_weights.chain(of_factors)
+        let factor_results = self.lora.into_iter().flat_map(LoraHooks::into_results);
+        weight_results.chain(factor_results)
     }
 }
 

@@ -14,7 +14,7 @@ use secateur_tensor::ops::{self, KvCache, RotaryTables, SequenceSpan};
 use secateur_tensor::{Activations, PACK_TOKENS, Weight};
 
 /// Sequences that are extended step by step. On the CPU the logits have the same bits as if the
-/// sequence were read at once, and alone.
+/// sequence were computed alone in one forward walk.
 pub struct Decoder<'m> {
     model: &'m Model,
     rotary: Arc<RotaryTables>,

@@ -7,7 +7,7 @@ use crate::Model;
 use secateur_tensor::PACK_TOKENS;
 use secateur_tensor::ops::{PackLayout, RotaryTables, SampleSpan, SequenceSpan, TokenTarget};
 
-/// A prefix is shared if it is at least 1/8 of the sequence: attention has to gather the shared
+/// A prefix is shared if it is at least 1/8 of the sequence: attention must gather the shared
 /// rows and the sequence's own rows, which does not pay for a short prefix.
 const MIN_SHARED_PREFIX_DIVISOR: usize = 8;
 
@@ -73,11 +73,11 @@ impl Pack {
     /// The positions of each of its sequences, with its gradient scale; `gradient_scales[i]` is
     /// that of sequence i of the walk.
     pub fn sample_spans(&self, gradient_scales: &[f32]) -> Arc<[SampleSpan]> {
-        let own_scales = &gradient_scales[self.sequence_range.clone()];
+        let pack_scales = &gradient_scales[self.sequence_range.clone()];
         self.layout
             .spans
             .iter()
-            .zip(own_scales)
+            .zip(pack_scales)
             .map(|(span, &gradient_scale)| SampleSpan {
                 positions: span.rows.clone(),
                 gradient_scale,
@@ -85,7 +85,7 @@ impl Pack {
             .collect()
     }
 
-    /// Splits values that belong to the targets into those of each sequence.
+    /// Splits one value for each target of the pack into the values of each sequence.
     pub fn split_by_sequence<X>(&self, target_values: Vec<X>) -> impl Iterator<Item = Vec<X>> {
         let mut values = target_values.into_iter();
         self.targets_per_sequence
@@ -97,6 +97,7 @@ impl Pack {
 /// Packs of as many sequences as fit; where they are cut depends on the sequences' lengths alone.
 /// `one_sequence_each`: every pack holds one sequence.
 pub fn build_packs(model: &Model, sequences: &[Sequence], one_sequence_each: bool) -> Vec<Pack> {
+    // A pack takes its first sequence whatever its length, and no other one that exceeds this.
     let max_rows = if one_sequence_each { 1 } else { PACK_TOKENS };
     let mut builder = PackBuilder::new(model, sequences, max_rows);
     for sequence in sequences {
@@ -130,7 +131,7 @@ pub fn build_prefix_shared_packs(model: &Model, sequences: &[Sequence]) -> (Vec<
 struct PackBuilder {
     packs: Vec<Pack>,
     rotary: Arc<RotaryTables>,
-    /// The most rows of a pack, unless one sequence has more.
+    /// The most rows of a pack. A sequence with more rows is a pack by itself.
     max_rows: usize,
     /// The rows of the last sequence in the last pack, from its first token on: shared ranges, then
     /// its own.
@@ -154,6 +155,7 @@ impl PackBuilder {
     /// Adds a sequence whose first `common_tokens` tokens are those of the sequence before it.
     fn add(&mut self, sequence: &Sequence, common_tokens: usize) {
         let length = sequence.ids.len();
+        // The number of tokens whose rows the sequence shares; 0 at the beginning of a pack.
         let mut shared = match common_tokens * MIN_SHARED_PREFIX_DIVISOR >= length {
             true => common_tokens,
             false => 0,
