@@ -55,7 +55,8 @@ pub enum Error {
     #[error("models from a hub (`hf://`) are not supported yet")]
     HubNotSupported,
     #[error(
-        "the GPU cannot compute in float16: its kernel does not compile, which needs NVRTC and libnvrtc-builtins: {0}"
+        "the GPU cannot compute in float16: its kernel does not compile, which needs NVRTC and \
+         libnvrtc-builtins: {0}"
     )]
     Float16NotAvailable(String),
 }
@@ -104,7 +105,8 @@ impl Stage for Options {
                 return vec![OptionFault::new(
                     "model",
                     message,
-                    "a model is a folder with config.json and safetensors files, relative to the working directory",
+                    "a model is a folder with config.json and safetensors files, relative to the \
+                     working directory",
                 )];
             }
         }

@@ -45,7 +45,8 @@ impl Criterion for TaylorCriterion {
 
     fn reference_difference(&self, _: &Model) -> Option<&'static str> {
         self.is_second_order().then_some(
-            "the reference keeps no squared gradients for channels and raises; they are scored as blocks are",
+            "the reference keeps no squared gradients for channels and raises; they are scored as \
+             blocks are",
         )
     }
 
@@ -124,14 +125,14 @@ fn lowest_layer_for(tensor: TensorId, model: &Model) -> usize {
     }
 }
 
-/// The loss is the mean over all targets, so sample j's part of its gradient, times (all targets /
-/// targets of j), is g_j.
+/// For each sample j: number of all targets / number of j's targets. The loss is the mean over all
+/// targets, so sample j's part of its gradient times this factor is g_j.
 fn sample_gradient_scales(sequences: &[Sequence]) -> Vec<f32> {
-    let targets = |sequence: &Sequence| sequence.targets.len();
-    let all_targets: usize = sequences.iter().map(targets).sum();
+    let target_count = |sequence: &Sequence| sequence.targets.len();
+    let total_count: usize = sequences.iter().map(target_count).sum();
     sequences
         .iter()
-        .map(|sequence| all_targets as f32 / targets(sequence) as f32)
+        .map(|sequence| total_count as f32 / target_count(sequence) as f32)
         .collect()
 }
 
@@ -160,13 +161,13 @@ pub fn scores_from_gradients(
     reduction.into_scores()
 }
 
-/// Queries the gradients of the scored tensors, adds up the results over the packs, and reduces a
-/// block's to scores as soon as all of its packs have passed.
+/// Queries the gradients of the scored tensors, adds up the results over the packs, and reduces the
+/// results of a block to scores as soon as those of all packs have been received.
 struct GradientCollector<'a> {
     reduction: ScoreReduction<'a>,
     model: &'a Model,
     bar: Bar,
-    /// Of each sample (see [`sample_gradient_scales`]).
+    /// The factor of each sample's gradient (see [`sample_gradient_scales`]).
     gradient_scales: Vec<f32>,
     scored_tensors: BTreeSet<TensorId>,
     /// The sums over the packs so far, of the current block's tensors and of those outside the
@@ -220,9 +221,9 @@ impl GradientVisitor for GradientCollector<'_> {
 }
 
 impl GradientCollector<'_> {
-    /// What is computed of a tensor's gradient over one pack: sums, where they can be computed at
-    /// once, which is for linear scores, or if all samples are in this pack. Otherwise the
-    /// gradient, to be added up over the packs.
+    /// The query about a tensor's gradient over one pack. Sums over rows and columns, if the score
+    /// is linear in g (sums of different packs can be added), or if all samples are in this pack.
+    /// Otherwise the gradient, which is added up over the packs before it is scored.
     fn tensor_query(&self, tensor: TensorId, pack: &Pack) -> GradientQuery {
         let criterion = self.reduction.criterion;
         let axes = self.reduction.sum_axes(tensor);

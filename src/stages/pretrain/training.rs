@@ -60,7 +60,7 @@ impl ModelTraining {
 impl Trainable for ModelTraining {
     fn parameters(&self) -> Vec<TrainedParameter> {
         let is_block_matrix =
-            |tensor: TensorId| matches!(tensor, TensorId::Block(_, part) if part.is_matrix());
+            |id: TensorId| matches!(id, TensorId::Block(_, tensor) if tensor.is_matrix());
         let tensors = self.model.tensor_ids().into_iter();
         tensors
             .map(|tensor| TrainedParameter {

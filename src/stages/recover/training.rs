@@ -13,7 +13,7 @@ use secateur_model::walk::{self, BackwardOptions};
 use secateur_model::{Dropout, Factor, Model, ParameterId, TrainedAdapters};
 use secateur_tensor::Weight;
 
-/// Adapters beside the matrices of a model.
+/// The adapters of a model's matrices, in training.
 pub struct AdapterTraining<'a> {
     model: &'a Model,
     adapter: Adapter,

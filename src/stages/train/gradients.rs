@@ -13,12 +13,13 @@ use secateur_tensor::ops::{GradientQuery, GradientResult};
 pub struct UpdateGradients {
     /// An empty vector until the parameter's first gradient arrives.
     sums: BTreeMap<ParameterId, Vec<f32>>,
-    /// The factor of each gradient that is added: the micro-batch's share of the update's targets.
+    /// Each gradient is multiplied by this before it is added: the micro-batch's share of the
+    /// update's targets.
     share: f32,
 }
 
 impl UpdateGradients {
-    /// No gradient yet of these parameters.
+    /// For these parameters, before the first gradient.
     pub(super) fn new(parameters: impl Iterator<Item = ParameterId>) -> Self {
         Self {
             sums: parameters.map(|id| (id, Vec::new())).collect(),
@@ -43,8 +44,8 @@ impl UpdateGradients {
         self.sums
     }
 
-    /// The parameter that a gradient counts for: a tied head has no entry of its own and is the
-    /// embedding.
+    /// The parameter to whose sum a gradient is added. A tied head has no entry: its gradient is
+    /// added to that of the embedding.
     fn summed_parameter(&self, parameter: ParameterId) -> ParameterId {
         match parameter {
             ParameterId::Weight(TensorId::LmHead) if !self.sums.contains_key(&parameter) => {

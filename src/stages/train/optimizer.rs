@@ -95,7 +95,8 @@ pub fn global_norm<'a>(gradients: impl IntoIterator<Item = &'a [f32]>) -> f64 {
     sum_of_squares.sqrt()
 }
 
-/// The factor of the gradients that limits their norm to `max_norm` (PyTorch's `clip_grad_norm_`).
+/// The factor by which gradients are multiplied so that their norm is at most `max_norm`, as in
+/// PyTorch's `clip_grad_norm_`: min(1, max_norm / (norm + 1e-6)).
 pub fn clip_factor(norm: f64, max_norm: f64) -> f32 {
     (max_norm / (norm + 1e-6)).min(1.0) as f32
 }
