@@ -128,8 +128,7 @@ impl Stage for Options {
     }
 }
 
-/// One row of `aggregate.parquet`: layers and units of the model as it is at this place of the
-/// pipeline.
+/// One row of `aggregate.parquet`. Layers and units are those of the stage's input model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AggregateRow {
     pub layer: u32,

@@ -21,7 +21,7 @@ pub struct Context {
     pub seed: Seed,
     /// `run.data`: the folder of published data sets, laid out as `<task>/<split>.jsonl`.
     pub data_folder: Option<PathBuf>,
-    /// A folder of this stage alone; every file in it is copied beside the variant's tables.
+    /// A folder that only this stage writes to. Its files are copied into the variant's results.
     pub output_folder: PathBuf,
     pub memory_budget: MemoryBudget,
     /// Number of earlier stages of this type in the variant.

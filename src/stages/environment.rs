@@ -1,5 +1,5 @@
-//! What the environment pass of the check reads outside the pipeline file (files, headers, tasks),
-//! the estimate of resources, and how a stage reports a mistake in an option.
+//! What the environment pass of the check reads besides the pipeline file (files, headers, tasks),
+//! the estimate of resources, and the faults by which a stage reports a mistake in an option.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -78,9 +78,9 @@ pub fn positive_faults<'a>(numbers: impl IntoIterator<Item = (&'a str, f64)>) ->
     faults
 }
 
-/// What the environment pass of the check knows when it reaches a stage: the folder of data, and
-/// the header of the model that earlier stages will have made. The pass goes through a variant's
-/// stages in order; each stage updates it.
+/// The state of the environment pass of the check when it reaches a stage: the folder of data, and
+/// the header of the model that earlier stages will have made. The pass visits a variant's stages
+/// in order; each stage updates the state.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
     /// `run.data`: the folder of published data sets.

@@ -25,7 +25,7 @@ pub struct ImportanceFacts {
     pub compat: Compat,
     /// Whether only the member that writes back to the residual stream has scores.
     pub scores_output_member_only: bool,
-    /// Whether the mean of every matrix input is recorded beside the scores.
+    /// Whether the mean of every matrix input is recorded with the scores.
     pub has_input_means: bool,
 }
 

@@ -79,20 +79,19 @@ impl Options {
 
     /// All prompts, in their order.
     fn read_prompts(&self) -> Result<Vec<String>, CorpusError> {
-        let mut all = self.prompts.clone();
+        let mut prompts = self.prompts.clone();
         match self.prompt_source() {
-            Some(source) if source.is_jsonl() => all.extend(corpus::read_text_documents(&source)?),
+            Some(source) if source.is_jsonl() => {
+                prompts.extend(corpus::read_text_documents(&source)?);
+            }
             Some(source) => {
                 let text = corpus::read_text(&source.path)?;
-                all.extend(
-                    text.lines()
-                        .filter(|line| !line.trim().is_empty())
-                        .map(str::to_owned),
-                );
+                let lines = text.lines().filter(|line| !line.trim().is_empty());
+                prompts.extend(lines.map(str::to_owned));
             }
             None => {}
         }
-        Ok(all)
+        Ok(prompts)
     }
 }
 

@@ -266,8 +266,7 @@ impl Stage for Options {
     }
 }
 
-/// One row of `importance.parquet`: layers and channels of the model as it is at this place of the
-/// pipeline.
+/// One row of `importance.parquet`. Layers and channels are those of the stage's input model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ImportanceRow {
     pub layer: u32,

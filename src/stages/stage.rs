@@ -105,8 +105,8 @@ pub fn describe_options(options: &Map<String, Value>, keys: &[&str]) -> String {
 
 /// A stage with its options: one `[[stage]]` of a pipeline.
 ///
-/// A stage sees its options, its [`Context`] and its input values. It does not know other stages,
-/// the tree of variants, or the folder of results.
+/// A stage has access to its options, its [`Context`] and its input values, and to nothing else:
+/// not to other stages, the tree of variants, or the folder of results.
 pub trait Stage: OptionTable {
     fn stage_type(&self) -> &'static StageType;
 

@@ -1,7 +1,7 @@
 //! The forward pass of one block: an interpreter of the family's choices (norm, residual, MLP).
 //!
-//! Widths are read off the weights, so every layer may have its own. Weights and biases are held by
-//! logical tensor, as many as the family has.
+//! Widths are those of the weights, so they may differ between layers. Weights and biases are held
+//! by logical tensor, as many as the family has.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};

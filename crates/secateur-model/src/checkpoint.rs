@@ -2,7 +2,7 @@
 //! index) in f32, f16 or bf16.
 //!
 //! Before a weight is read, all else is checked: headers, offsets, shapes against each other and
-//! against the config. Weights are widened to f32 as they are read: at once, or whenever an
+//! against the config. Weights are widened to f32 when they are read: at once, or whenever an
 //! operation needs one that stays on disk. Parts of a fused tensor are read as tensors of their
 //! own.
 
@@ -57,7 +57,7 @@ pub enum CheckpointError {
     Tokenizer(#[from] crate::tokenizer::TokenizerError),
 }
 
-/// The file that says what a model is.
+/// The configuration of a model.
 pub(crate) const CONFIG_FILE: &str = "config.json";
 /// The weights of a checkpoint with one weight file.
 pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
@@ -176,7 +176,7 @@ impl Checkpoint {
         Ok(Weight::from_file(tensor.file, tensor.rows, tensor.cols))
     }
 
-    /// Reads the bias beside a block's tensor, widened to f32.
+    /// Reads the bias of a block's tensor, widened to f32: (1, outputs).
     pub fn read_bias(&self, layer: usize, tensor: BlockTensor) -> Result<Weight, CheckpointError> {
         let stored_name = self.family.stored_bias_name(layer, tensor);
         let name = self.family.bias_name(layer, tensor);
@@ -498,9 +498,9 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Refuses tensors of blocks that the model does not have, and warns of others. Tensors that
-    /// hold no parameters of their own are expected: rotary tables, a second copy of a tied output
-    /// matrix.
+    /// Of the stored tensors that are not needed, refuses those with a block's name and warns of
+    /// the others. Tensors without parameters are ignored: rotary tables, a second copy of a tied
+    /// output matrix.
     fn check_other_tensors(&self, names: &[String]) -> Result<(), CheckpointError> {
         let needed: BTreeSet<&str> = names.iter().map(String::as_str).collect();
         let output_matrix = self.family.tensor_name(TensorId::LmHead);

@@ -11,7 +11,7 @@ use crate::family::{
 };
 use crate::wiring::BlockTensor;
 
-/// What a model's `config.json` says that its weights do not.
+/// The content of a model's `config.json`, as far as it is not derived from the weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Width of the residual stream.
@@ -83,7 +83,7 @@ pub enum RopeScaling {
     },
 }
 
-/// `config.json` says something that this program cannot work with.
+/// `config.json` is damaged, or describes a model that is not supported.
 #[derive(Clone, Debug, thiserror::Error, PartialEq)]
 pub enum ConfigError {
     #[error("it is not valid JSON: {0}")]

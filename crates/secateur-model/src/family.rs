@@ -1,5 +1,5 @@
-//! What a family of models is: a value that says which tensors a model has, what each reads and
-//! writes, how a checkpoint names and stores them, and which computation a block does.
+//! A family of models as a value: which tensors a model has, which spaces each reads and writes,
+//! how a checkpoint names and stores them, and which computation a block does.
 //!
 //! Shapes and their checks, tensor names, dependency groups, parameter counts, saving, adapters and
 //! the forward pass are derived from this value. `families` holds one file per family.
@@ -171,7 +171,7 @@ pub struct BiasRule {
 #[derive(Clone, Copy, Debug)]
 pub enum BiasCondition {
     Always,
-    /// As this key of `config.json` says.
+    /// If this key of `config.json` is true.
     Key {
         key: &'static str,
         default: bool,
@@ -290,8 +290,8 @@ pub struct ModelClass {
     pub requires_divisible_width: bool,
     /// The biases that it can hold.
     pub biases: &'static [BiasRule],
-    /// Keys of its own, each with the value at which it computes what the family computes. A
-    /// checkpoint with another value is refused.
+    /// Keys of this class alone, each with the value at which the class computes the same as the
+    /// family. A checkpoint with another value is refused.
     pub constants: &'static [(&'static str, Constant)],
 }
 
@@ -366,13 +366,13 @@ impl Family {
         }
     }
 
-    /// The name of a logical tensor: its name in a checkpoint, and for a part of a fused tensor a
-    /// name of its own.
+    /// The name of a logical tensor, unique in the model. It is the tensor's name in a checkpoint,
+    /// except for a part of a fused tensor, whose name no checkpoint has.
     pub fn tensor_name(&self, id: TensorId) -> String {
         format!("{}.weight", self.module_name(id))
     }
 
-    /// The name of the bias beside a block's tensor.
+    /// The name of the bias of a block's tensor: `tensor_name` for biases.
     pub(crate) fn bias_name(&self, layer: usize, tensor: BlockTensor) -> String {
         format!("{}.bias", self.module_name(TensorId::Block(layer, tensor)))
     }
@@ -409,7 +409,7 @@ impl Family {
         format!("{}{layer}.{module}.{kind}", self.block_prefix)
     }
 
-    /// Whether a norm's vector has a bias beside it.
+    /// Whether norms have biases.
     pub(crate) fn norms_have_biases(&self) -> bool {
         self.norm == NormKind::Layer
     }

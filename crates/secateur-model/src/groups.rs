@@ -224,8 +224,8 @@ pub fn block_group(model: &Model, space: ChannelSpace, layer: usize) -> Group {
         _ => (GroupKind::Mlp, shape.mlp_channels),
     };
     let mut members = coupled_members(model, GraphNode::Space(space, layer));
-    // The reference's order: for the attention the family says it; the MLP's is that of the forward
-    // pass.
+    // The reference's order: that of the family for the attention, that of the forward pass for the
+    // MLP.
     let shares_keys = shape.key_value_heads < shape.query_heads;
     let order: Vec<BlockTensor> = match space {
         ChannelSpace::Heads => model.family.attention_order[usize::from(shares_keys)].to_vec(),
@@ -254,6 +254,7 @@ pub fn residual_group(model: &Model) -> Group {
         match member.tensor_id {
             TensorId::FinalNorm => (0, 0),
             TensorId::LmHead => (0, 1),
+            // descending by position
             TensorId::Block(..) => (1, usize::MAX - position.unwrap_or(0)),
             TensorId::Embedding => (2, 0),
         }

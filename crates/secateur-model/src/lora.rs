@@ -391,8 +391,8 @@ impl Adapter {
             .iter()
             .flat_map(|pair| pair.a.values().into_owned())
             .collect();
-        // All parts of a fused module have equally many rows where some have no adapter to read
-        // them off.
+        // The rows of a part are those of its B. A part without an adapter has no B; it has as many
+        // rows as the other parts.
         let rows_of_part = |part: &BlockTensor| {
             let target = fused.targets.iter().position(|target| target == part);
             pairs[target.unwrap_or(0)].b.rows()
@@ -413,8 +413,8 @@ impl Adapter {
         })
     }
 
-    /// PEFT's `adapter_config.json`. The adapter of a fused module has a rank and an alpha of its
-    /// own, with the same alpha / rank.
+    /// PEFT's `adapter_config.json`. For the adapter of a fused module with n targets the patterns
+    /// set the rank n·rank and the alpha n·alpha, so that alpha / rank is the same.
     pub fn peft_config(&self) -> serde_json::Value {
         let (_, fused) = split_targets(self.family, self.targets());
         let mut modules: Vec<&str> = self

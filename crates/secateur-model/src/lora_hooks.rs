@@ -46,7 +46,7 @@ struct PackDropout {
     sequences: Vec<(Seed, usize)>,
 }
 
-/// The requests for the gradients of A and B beside one matrix.
+/// The requests for the gradients of A and B of one matrix's adapter.
 type FactorRequests = (GradientRequest, GradientRequest);
 
 /// Applies the adapters of one block to one pack.

@@ -10,7 +10,7 @@ use crate::wiring::{BlockTensor, TensorId};
 pub enum ParameterId {
     /// A weight of the model.
     Weight(TensorId),
-    /// A factor of the adapter beside the matrix of one layer.
+    /// A factor of the adapter of a matrix: layer, matrix, factor.
     LoraFactor(usize, BlockTensor, Factor),
 }
 

@@ -151,7 +151,7 @@ pub fn accuracy_rows(task: &Task, options: &Options, samples: &[&SampleRow]) -> 
         );
     }
     let paper_metric = task.paper_metric.or(task.metrics.first().copied());
-    let mut found = MetricRows::default();
+    let (mut rows, mut document_rows) = MetricRows::default();
     for &metric in &task.metrics {
         if options.protocol == Protocol::LlmPruner && paper_metric != Some(metric) {
             continue;
@@ -173,14 +173,14 @@ pub fn accuracy_rows(task: &Task, options: &Options, samples: &[&SampleRow]) -> 
             );
         }
         for (choices, &value) in documents.iter().zip(&correct) {
-            found.1.push(DocumentRow {
+            document_rows.push(DocumentRow {
                 task: task.name.clone(),
                 metric: metric.name().to_owned(),
                 doc: choices[0].doc,
                 value,
             });
         }
-        found.0.push(EvaluateRow {
+        rows.push(EvaluateRow {
             task: task.name.clone(),
             split: task.split.clone(),
             metric: metric.name().to_owned(),
@@ -193,7 +193,7 @@ pub fn accuracy_rows(task: &Task, options: &Options, samples: &[&SampleRow]) -> 
             oversized,
         });
     }
-    found
+    (rows, document_rows)
 }
 
 /// Whether the choice with the highest score is the right one; of equal scores the first counts.

@@ -67,8 +67,8 @@ pub fn corpus_perplexity(
             .map(|row| (row.ids, row.loss_mask))
             .collect(),
     };
-    let found = window_perplexity(text, options, context, model, measured)?;
-    found.ok_or_else(|| CorpusError::NothingToPredict(path.to_owned()).into())
+    let metric_rows = window_perplexity(text, options, context, model, measured)?;
+    metric_rows.ok_or_else(|| CorpusError::NothingToPredict(path.to_owned()).into())
 }
 
 /// The perplexity of a task's documents in windows; each document is cut separately.
@@ -91,8 +91,8 @@ pub fn task_window_perplexity(
         split: &task.split,
         sequences,
     };
-    let found = window_perplexity(text, options, context, model, measured)?;
-    found.ok_or_else(|| Error::NothingToPredict(task.name.clone()).into())
+    let metric_rows = window_perplexity(text, options, context, model, measured)?;
+    metric_rows.ok_or_else(|| Error::NothingToPredict(task.name.clone()).into())
 }
 
 /// exp(Σ nll / predictions) over all windows. None if there is nothing to predict.

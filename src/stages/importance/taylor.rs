@@ -1,5 +1,5 @@
 //! The Taylor criteria (LLM-Pruner, equations 3 to 5). w is a weight, g the gradient of the batch's
-//! mean loss, g_j the gradient of sample j's own mean loss, F the diagonal of the Fisher
+//! mean loss, g_j the gradient of the mean loss of sample j, F the diagonal of the Fisher
 //! information, made of the g_j.
 //!
 //! Scores are reduced block by block during the backward walk: nothing of the size of the model is
@@ -100,7 +100,7 @@ pub fn taylor_scores(
     Ok(collector.into_scores())
 }
 
-/// The tensors that a group's members are made of. A whole-tensor member stands for that tensor of
+/// The tensors that a group's members are made of. A whole-tensor member represents that tensor of
 /// every layer.
 fn group_tensors(group: &Group) -> Vec<TensorId> {
     let layers = group.unit_count;
@@ -183,8 +183,8 @@ impl GradientVisitor for GradientCollector<'_> {
         if !self.scored_tensors.contains(&tensor) {
             return None;
         }
-        // A tied embedding's gradient has two parts, the head's and the embedding's. Any score but
-        // Σ w·g needs their sum, so each part is received as it is.
+        // A tied embedding's gradient has two parts, the head's and the embedding's. Every score
+        // except Σ w·g needs their sum, so the whole gradient of each part is queried.
         let is_part = self.reduction.is_tied && tensor == TensorId::Embedding;
         if is_part && self.reduction.criterion.form != Taylor::Vector {
             return Some(GradientQuery::Gradient);
@@ -202,7 +202,7 @@ impl GradientVisitor for GradientCollector<'_> {
             return self.add_result(tensor, result);
         }
         let GradientResult::Gradient { gradient, .. } = result else {
-            unreachable!("the parts of a tied embedding's gradient are received as they are")
+            unreachable!("the query about a tied embedding is for its gradient")
         };
         if received == TensorId::LmHead {
             self.head_gradients.insert(pack.index, gradient);
@@ -246,7 +246,7 @@ impl GradientCollector<'_> {
         }
     }
 
-    /// Whether each sample must be a pack of its own: the squares of a tied embedding are those of
+    /// Whether each pack must hold one sample: the squares of a tied embedding are those of
     /// each sample's whole gradient, whose two parts arrive one after the other.
     fn needs_separate_packs(&self) -> bool {
         self.reduction.is_tied

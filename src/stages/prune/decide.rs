@@ -20,8 +20,8 @@ pub struct UnitSelection {
     pub is_near_tie: Vec<Vec<bool>>,
 }
 
-/// Ranks every group alone: removes its lowest-scored units until `share` of its initial width is
-/// gone.
+/// Ranks every group by itself: removes its lowest-scored units until `share` of its initial units
+/// is removed.
 ///
 /// `initial_counts`: units of each group that `share` refers to.
 pub fn select_per_group(
@@ -79,7 +79,7 @@ pub fn scheduled_share(ratio: f64, repeat_position: Option<RepeatPosition>) -> f
 }
 
 /// How many of the `units` present units of `width` channels each are removed, so that `share` of
-/// the `initial` units is gone: `units · width − int(initial · width · (1 − share))` channels,
+/// the `initial` units is removed: `units · width − int(initial · width · (1 − share))` channels,
 /// rounded down to whole units.
 pub fn units_to_remove(units: usize, initial: usize, width: usize, share: f64) -> usize {
     let kept_channels = ((initial * width) as f64 * (1.0 - share)) as usize;
@@ -130,7 +130,8 @@ fn lowest_scored(scores: &[f64], count: usize) -> Vec<usize> {
     order
 }
 
-/// Ranks the units of all groups together until `share` of all initial units is gone.
+/// Ranks the units of all groups together: removes the lowest-scored ones until `share` of all
+/// initial units is removed.
 pub fn select_across_groups(
     options: &Options,
     share: f64,

@@ -17,8 +17,10 @@ use secateur_tensor::Weight;
 pub struct AdapterTraining<'a> {
     model: &'a Model,
     adapter: Adapter,
+    /// The share of the adapters' inputs that is dropped.
     dropout: f64,
     dropout_seed: Seed,
+    /// Bytes that the process may use.
     memory_limit: u64,
 }
 
@@ -61,8 +63,8 @@ impl<'a> AdapterTraining<'a> {
 
     /// Whether every B is zero, so that the adapters change nothing.
     fn is_adapter_zero(&self) -> bool {
-        let mut factors = self.adapter.factors.values();
-        factors.all(|factors| factors.b.values().iter().all(|&b| b == 0.0))
+        let mut all_factors = self.adapter.factors.values();
+        all_factors.all(|factors| factors.b.values().iter().all(|&b| b == 0.0))
     }
 }
 
@@ -99,7 +101,7 @@ impl Trainable for AdapterTraining<'_> {
         match (self.adapter.factors.get_mut(&(layer, tensor)), factor) {
             (Some(factors), Factor::A) => &mut factors.a,
             (Some(factors), Factor::B) => &mut factors.b,
-            (None, _) => unreachable!("{parameter:?} is no parameter of these adapters"),
+            (None, _) => unreachable!("{parameter:?} is not a parameter of these adapters"),
         }
     }
 

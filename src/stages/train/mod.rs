@@ -112,7 +112,7 @@ struct TrainingState {
     update_rows: Vec<UpdateRow>,
 }
 
-/// [`TrainingState`] as it is written.
+/// [`TrainingState`] with borrowed fields, for writing. Both have the same encoding.
 #[derive(Serialize)]
 struct TrainingStateRef<'a> {
     weights: Vec<&'a Weight>,

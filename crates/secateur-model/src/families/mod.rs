@@ -1,4 +1,4 @@
-//! The families of models that this crate knows: one file each, and one line here.
+//! The supported families of models: one file each, and one line in `FAMILIES`.
 
 mod gpt_neox;
 mod llama;

@@ -94,7 +94,7 @@ impl Pack {
     }
 }
 
-/// Packs of as many sequences as fit; where they are cut depends on the sequences' lengths alone.
+/// Packs of as many sequences as fit. Which sequences share a pack depends only on their lengths.
 /// `one_sequence_each`: every pack holds one sequence.
 pub fn build_packs(model: &Model, sequences: &[Sequence], one_sequence_each: bool) -> Vec<Pack> {
     // A pack takes its first sequence whatever its length, and no other one that exceeds this.

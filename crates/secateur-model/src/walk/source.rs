@@ -1,7 +1,7 @@
-//! Where the blocks of a walk come from: memory, or the disk, where the next block is read and
-//! widened to f32 in a thread of its own while the current one computes. On a GPU a block that was
-//! uploaded stays there if there is space; otherwise it is uploaded for its turn and dropped after
-//! it.
+//! Provides the blocks of a walk, from memory or from disk. From disk, a thread reads the next
+//! block and widens it to f32 while the current one computes. On a GPU a block that was uploaded
+//! stays there if there is space; otherwise it is uploaded before it computes and dropped
+//! afterwards.
 
 use std::ops::ControlFlow;
 use std::thread::ScopedJoinHandle;

@@ -78,7 +78,7 @@ fn input_bytes(model: &Model, packs: &[Pack], lowest_layer: usize) -> u64 {
 ///
 /// The backward walk begins with the head, which needs a tile of logits. Then each block's step
 /// needs the gradients of the block's activations and of its weights, and frees a tape. Blocks are
-/// recomputed only when all kept tapes are gone, so a recomputed tape need not fit beside them.
+/// recomputed only after all kept tapes are freed, so a recomputed tape need not fit beside them.
 fn working_bytes(model: &Model, packs: &[Pack], lowest_layer: usize) -> u64 {
     let on_gpu = gpu::is_selected();
     let pack_lengths = packs.iter().map(|pack| pack.ids.len() as u64);
