@@ -63,8 +63,8 @@ impl<'a> AdapterTraining<'a> {
 
     /// Whether every B is zero, so that the adapters change nothing.
     fn is_adapter_zero(&self) -> bool {
-        let mut all_factors = self.adapter.factors.values();
-        all_factors.all(|factors| factors.b.values().iter().all(|&b| b == 0.0))
+        let mut factors = self.adapter.factors.values();
+        factors.all(|factors| factors.b.values().iter().all(|&b| b == 0.0))
     }
 }
 
