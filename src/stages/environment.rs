@@ -301,12 +301,12 @@ fn corpus_option_fault(source: &CorpusSource) -> Option<OptionFault> {
         )),
         (Some(_), _) if source.is_jsonl() => Some(OptionFault::new(
             "separator",
-            "a row of JSONL is a document: there is nothing to separate",
+            "each row of a JSONL file is one document, so no separator applies",
             "remove the line",
         )),
         (_, Some(_)) if !source.is_jsonl() => Some(OptionFault::new(
             "field",
-            "a text has no fields",
+            "only JSONL rows have fields, and this is a text file",
             "remove the line, or give a file that ends in .jsonl",
         )),
         _ => None,

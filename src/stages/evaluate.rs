@@ -200,7 +200,7 @@ impl Stage for Options {
         if self.max_length == Some(0) {
             faults.push(OptionFault::new(
                 "max_length",
-                "a request of 0 tokens holds no choice",
+                "a request of 0 tokens has no room for a choice",
                 "write at least 1, or remove the line",
             ));
         }
@@ -239,7 +239,7 @@ impl Stage for Options {
         if self.shots > 0 && !has_questions {
             faults.push(OptionFault::new(
                 "shots",
-                "examples stand before questions, and there is no multiple-choice task",
+                "few-shot examples need multiple-choice questions, and no task has any",
                 "",
             ));
         }

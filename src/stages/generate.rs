@@ -128,7 +128,7 @@ impl Stage for Options {
         if self.top_k == Some(0) {
             faults.push(OptionFault::new(
                 "top_k",
-                "there is nothing to draw from 0 tokens",
+                "with 0 candidates no token can be drawn",
                 "write at least 1, or remove the line",
             ));
         }

@@ -229,7 +229,7 @@ impl Stage for Options {
         if !(0.0..1.0).contains(&self.weight_decay) {
             faults.push(OptionFault::new(
                 "weight_decay",
-                format!("{} is not a share", self.weight_decay),
+                format!("{} is not a share from 0 to below 1", self.weight_decay),
                 "write a number from 0 to below 1",
             ));
         }

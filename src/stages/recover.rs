@@ -178,7 +178,7 @@ impl Stage for Options {
         if !(0.0..1.0).contains(&self.dropout) {
             faults.push(OptionFault::new(
                 "dropout",
-                format!("a dropout of {} is not a share", self.dropout),
+                format!("{} is not a share from 0 to below 1", self.dropout),
                 "write a number from 0 to below 1",
             ));
         }

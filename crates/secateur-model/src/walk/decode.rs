@@ -60,15 +60,14 @@ impl<'m> Decoder<'m> {
             .collect()
     }
 
-    /// Packs of as many sequences as fit.
+    /// Packs of as many extensions as fit; one that is too long for a pack is a pack by itself.
+    /// Their `sequence_range` is not used: the spans name the sequences of the KV cache.
     fn build_packs(&self, extensions: &[(usize, Vec<u32>)]) -> Vec<Pack> {
         let mut packs: Vec<Pack> = Vec::new();
         let mut pack_spans: Vec<Vec<SequenceSpan>> = Vec::new();
         for (sequence, ids) in extensions {
-            if packs
-                .last()
-                .is_none_or(|pack| pack.ids.len() + ids.len() > PACK_TOKENS)
-            {
+            let fits = |pack: &Pack| pack.ids.len() + ids.len() <= PACK_TOKENS;
+            if !packs.last().is_some_and(fits) {
                 packs.push(Pack::empty(packs.len(), packs.len(), &self.rotary));
                 pack_spans.push(Vec::new());
             }

@@ -45,7 +45,7 @@ pub struct Pack {
     /// The numbers of its sequences in the walk.
     pub sequence_range: Range<usize>,
     pub ids: Vec<u32>,
-    /// Positions count from the beginning of the pack.
+    /// Their positions are rows of the pack.
     pub targets: Vec<TokenTarget>,
     pub layout: PackLayout,
     /// The number of targets of each sequence.
@@ -133,8 +133,8 @@ struct PackBuilder {
     rotary: Arc<RotaryTables>,
     /// The most rows of a pack. A sequence with more rows is a pack by itself.
     max_rows: usize,
-    /// The rows of the last sequence in the last pack, from its first token on: shared ranges, then
-    /// its own.
+    /// The rows of the last pack that hold the last sequence, from its first token on: ranges that
+    /// it shares, then the range that only it has.
     last_sequence_rows: Vec<Range<usize>>,
     /// The spans of the last pack.
     spans: Vec<SequenceSpan>,
@@ -175,16 +175,15 @@ impl PackBuilder {
         self.last_sequence_rows.push(rows.clone());
         // The pack's row of each position of the sequence.
         let position_rows: Vec<usize> = self.last_sequence_rows.iter().cloned().flatten().collect();
-        pack.targets
-            .extend(sequence.targets.iter().map(|target| TokenTarget {
-                position: position_rows[target.position],
-                token_id: target.token_id,
-            }));
+        let row_targets = sequence.targets.iter().map(|target| TokenTarget {
+            position: position_rows[target.position],
+            token_id: target.token_id,
+        });
+        pack.targets.extend(row_targets);
         pack.targets_per_sequence.push(sequence.targets.len());
         pack.sequence_range.end += 1;
-        // A sequence that is a prefix of another has no rows of its own and needs no span. A
-        // sequence that shares nothing always has one, even if it is empty: it is a sample of the
-        // pack.
+        // A sequence whose rows are all shared needs no span. A sequence that shares no rows always
+        // has one, even if it is empty: each sequence of a backward walk is a sample of its pack.
         if !rows.is_empty() || shared == 0 {
             self.spans.push(SequenceSpan {
                 rows,
