@@ -4,11 +4,9 @@ use std::sync::Arc;
 
 use crate::pipeline::file::{DecodedStage, RawStage};
 use crate::pipeline::problem::{Problem, SourceTexts};
+use crate::stages::repeat::MAX_TIMES;
 use crate::stages::step::{ListedStage, Step, UnrolledStage};
 use crate::stages::{RepeatPosition, Stage};
-
-/// The limit to which a `repeat` is unrolled in the check. A larger number is a fault of its options.
-const MAX_ITERATIONS: u32 = 1000;
 
 /// The stages of one variant.
 #[derive(Default)]
@@ -52,7 +50,7 @@ impl DecodedStages {
         sources: &SourceTexts,
         problems: &mut Vec<Problem>,
     ) {
-        let iterations = times.clamp(1, MAX_ITERATIONS);
+        let iterations = times.clamp(1, MAX_TIMES);
         let raw_stages = &raw_repeat.repeated_stages;
         // Decoded once, so that a problem is not reported for every iteration. The file's outline
         // has no `repeat` inside a `repeat`.
