@@ -4,10 +4,8 @@
 use super::products::Compat;
 use super::values::ValueKind;
 
-/// Facts that earlier stages have recorded ([`Stage::state_facts`]). The check of the order calls
-/// the stages one after the other.
-///
-/// [`Stage::state_facts`]: super::Stage::state_facts
+/// Facts that earlier stages have recorded (`Stage::state_facts`). The check of the order calls the
+/// stages one after the other.
 #[derive(Clone, Debug)]
 pub struct EarlierStages {
     /// Whether the groups are attention heads and MLP channels of single layers. True until a stage
