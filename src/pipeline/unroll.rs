@@ -4,12 +4,9 @@ use std::sync::Arc;
 
 use crate::pipeline::file::{DecodedStage, RawStage};
 use crate::pipeline::problem::{Problem, SourceTexts};
+use crate::stages::repeat::MAX_TIMES;
 use crate::stages::step::{ListedStage, Step, UnrolledStage};
 use crate::stages::{RepeatPosition, Stage};
-
-/// The limit to which the check unrolls a `repeat`. `repeat::Options::faults` reports a larger
-/// number.
-const MAX_ITERATIONS: u32 = 1000;
 
 /// The stages of one variant.
 #[derive(Default)]
@@ -53,7 +50,7 @@ impl DecodedStages {
         sources: &SourceTexts,
         problems: &mut Vec<Problem>,
     ) {
-        let iterations = times.clamp(1, MAX_ITERATIONS);
+        let iterations = times.clamp(1, MAX_TIMES);
         let raw_stages = &raw_repeat.repeated_stages;
         // Decoded once, so that a problem is not reported for every iteration. `file::parse`
         // refuses a `repeat` inside a `repeat`.

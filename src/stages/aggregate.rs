@@ -128,8 +128,7 @@ impl Stage for Options {
     }
 }
 
-/// One row of `aggregate.parquet`: layers and units of the model as it is at this place of the
-/// pipeline.
+/// One row of `aggregate.parquet`. Layers and units are those of the stage's input model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AggregateRow {
     pub layer: u32,
@@ -186,7 +185,8 @@ pub fn run(
     ))
 }
 
-/// The scores of one group's units. `unit_width`: channels of a unit in the member with the fewest.
+/// The scores of one group's units. `unit_width`: channels of a unit in the member with the fewest
+/// channels.
 fn unit_scores(
     group: &Group,
     members: &[MemberScores],
@@ -195,8 +195,8 @@ fn unit_scores(
     scores: &ChannelScores,
     unit_width: usize,
 ) -> Result<Vec<f64>, Error> {
-    // For each member, one entry per channel of a unit (units · unit_width entries) or one per
-    // unit.
+    // For each member: units · unit_width entries at `Level::Channel`, one per unit at
+    // `Level::Unit`.
     let folded: Vec<Vec<f64>> = members
         .iter()
         .map(|member| {
@@ -239,9 +239,9 @@ fn unit_scores(
 /// Adds a member's channels into the entries of units that are `unit_width` channels wide.
 ///
 /// A member may have more channels per unit than that: in grouped-query attention a unit is a
-/// key/value head (`unit_width` channels of `k_proj`) with several query heads, whose channels fall
-/// onto the same entries. At [`Level::Unit`] a unit has one entry. Signed scores become magnitudes
-/// here, after the last addition inside the level: per channel, or per unit.
+/// key/value head (`unit_width` channels of `k_proj`) with several query heads, whose channels are
+/// added into the same entries. At [`Level::Unit`] a unit has one entry. Signed scores are replaced
+/// by their magnitudes: each channel's before it is added, or each unit's sum.
 fn fold_into_unit_channels(
     channels: &[f64],
     units: usize,
@@ -252,28 +252,29 @@ fn fold_into_unit_channels(
     let channels_per_unit = channels.len() / units;
     let entry_count = units * unit_width;
     let magnitude = |score: f64| if scores.is_signed { score.abs() } else { score };
-    let entry_of = |channel: usize| match scores.compat {
+    let entry_index = |channel: usize| match scores.compat {
         // the unit of the channel, and the channel's offset inside its head
         Compat::Corrected => {
             let unit = channel / channels_per_unit;
-            unit * unit_width + channel % channels_per_unit % unit_width
+            let offset = channel % channels_per_unit % unit_width;
+            unit * unit_width + offset
         }
-        // the reference reshapes to [repeats, entries]: query head h falls onto key/value head h
-        // mod count
+        // The reference reshapes to [repeats, entries]: query head h is added to key/value head h
+        // mod (number of key/value heads).
         Compat::Reference => channel % entry_count,
     };
     match level {
         Level::Channel => {
             let mut folded = vec![0.0; entry_count];
             for (channel, &score) in channels.iter().enumerate() {
-                folded[entry_of(channel)] += magnitude(score);
+                folded[entry_index(channel)] += magnitude(score);
             }
             folded
         }
         Level::Unit => {
             let mut folded = vec![0.0; units];
             for (channel, &score) in channels.iter().enumerate() {
-                folded[entry_of(channel) / unit_width] += score;
+                folded[entry_index(channel) / unit_width] += score;
             }
             folded.into_iter().map(magnitude).collect()
         }
@@ -281,8 +282,8 @@ fn fold_into_unit_channels(
 }
 
 /// Π over members. If a product overflows or underflows although no factor is zero, each member is
-/// divided by its mean first: one factor for the whole group, so the order inside the group stays
-/// the same.
+/// divided by its mean first. All products of the group are then divided by the same number, so the
+/// order of the units inside the group stays the same.
 fn multiply_members(group: &Group, members: &[Vec<f64>]) -> Vec<f64> {
     let products = reduce_members(members, 1.0, |a, b| a * b);
     let is_out_of_range = |(entry, product): (usize, &f64)| {
@@ -306,18 +307,16 @@ fn multiply_members(group: &Group, members: &[Vec<f64>]) -> Vec<f64> {
 
 /// Reduces over members, entry by entry: `reduced[i] = f(… f(f(start, m₀[i]), m₁[i]) …)`.
 fn reduce_members(members: &[Vec<f64>], start: f64, f: impl Fn(f64, f64) -> f64) -> Vec<f64> {
-    let entries = members.first().map_or(0, Vec::len);
-    (0..entries)
-        .map(|entry| {
-            members
-                .iter()
-                .fold(start, |reduced, member| f(reduced, member[entry]))
-        })
-        .collect()
+    let entry_count = members.first().map_or(0, Vec::len);
+    let reduce_entry = |entry: usize| {
+        let scores = members.iter().map(|member| member[entry]);
+        scores.fold(start, &f)
+    };
+    (0..entry_count).map(reduce_entry).collect()
 }
 
-/// The entries of one member. Scores of the whole group (random numbers, the order of units) stand
-/// at member 0 alone and are taken for every choice.
+/// The entries of one member. Scores of the whole group (`random`, `first`) are recorded only for
+/// member 0 and are used whichever member is selected.
 fn select_member(
     members: &[MemberScores],
     folded: &[Vec<f64>],

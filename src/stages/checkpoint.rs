@@ -14,8 +14,8 @@ use secateur_base::files;
 /// The shortest time between two writes.
 const MIN_WRITE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The time between two writes is at least this multiple of what the last write took, so at most
-/// two percent of the time are spent on writing.
+/// The time between two writes is at least this multiple of the duration of the last write, so that
+/// at most two percent of the time is spent on writing.
 const INTERVAL_PER_WRITE_TIME: u32 = 50;
 
 /// Where the state of one stage is written. Clones share it. The default has no file and writes
@@ -27,7 +27,7 @@ pub struct StageCheckpoint {
 }
 
 impl StageCheckpoint {
-    /// A state in this file, which an interrupted run may have written already.
+    /// The checkpoint in this file, which may exist already from an interrupted run.
     pub fn new(file: PathBuf) -> Self {
         Self {
             file: Some(file),
@@ -72,23 +72,21 @@ impl StageCheckpoint {
         let Some(file) = &self.file else { return };
         let start = Instant::now();
         let written = files::write_atomic_with(file, |file| {
-            let hashing = HashingWriter {
+            let writer = HashingWriter {
                 inner: std::io::BufWriter::new(file),
                 hasher: blake3::Hasher::new(),
             };
-            let mut hashing = postcard::to_io(state, hashing).map_err(std::io::Error::other)?;
-            hashing
-                .inner
-                .write_all(hashing.hasher.finalize().as_bytes())?;
-            hashing.inner.flush()
+            let HashingWriter { mut inner, hasher } =
+                postcard::to_io(state, writer).map_err(std::io::Error::other)?;
+            inner.write_all(hasher.finalize().as_bytes())?;
+            inner.flush()
         });
         if let Err(error) = written {
             tracing::warn!("the state of the stage cannot be written: {error}");
         }
-        if let Ok(mut next) = self.next_write.lock() {
-            *next = Some(
-                Instant::now() + MIN_WRITE_INTERVAL.max(start.elapsed() * INTERVAL_PER_WRITE_TIME),
-            );
+        let interval = MIN_WRITE_INTERVAL.max(start.elapsed() * INTERVAL_PER_WRITE_TIME);
+        if let Ok(mut next_write) = self.next_write.lock() {
+            *next_write = Some(Instant::now() + interval);
         }
     }
 }

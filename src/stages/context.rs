@@ -1,4 +1,4 @@
-//! What every stage gets besides its options and inputs: the seed, folders, the memory budget,
+//! What every stage receives besides its options and inputs: the seed, folders, the memory budget,
 //! progress, and the request to stop.
 
 use std::path::{Path, PathBuf};
@@ -13,22 +13,22 @@ use secateur_base::memory;
 use secateur_base::random::Seed;
 use secateur_model::{Checkpoint, CheckpointError, Model};
 
-/// What one stage of one variant gets from the run.
+/// What one stage of one variant receives from the run.
 #[derive(Clone)]
 pub struct Context {
-    /// This stage's own seed, derived from the run's by stage type and occurrence: the same alone
-    /// and in a sweep.
+    /// The seed of this stage, derived from the run's by stage type and occurrence, so that it is
+    /// the same in a single run and in a sweep.
     pub seed: Seed,
     /// `run.data`: the folder of published data sets, laid out as `<task>/<split>.jsonl`.
     pub data_folder: Option<PathBuf>,
-    /// A folder of this stage alone; every file in it is copied beside the variant's tables.
+    /// A folder that only this stage writes to. Its files are copied into the variant's results.
     pub output_folder: PathBuf,
     pub memory_budget: MemoryBudget,
-    /// How many stages of this type stand before it in the variant.
+    /// Number of earlier stages of this type in the variant.
     pub occurrence: u32,
-    /// The iteration of the `repeat` that the stage stands in, if its outcome depends on it.
+    /// The iteration of the `repeat` that contains the stage, if its outcome depends on it.
     pub repeat_position: Option<RepeatPosition>,
-    /// The state that an interrupted run of this very stage has left.
+    /// The state that an interrupted run of this stage has left.
     pub checkpoint: StageCheckpoint,
     /// Where the stage reports its progress.
     pub progress: Progress,
@@ -66,6 +66,7 @@ impl MemoryBudget {
     /// Opens the checkpoint of a folder: in memory, or with its blocks on disk where the budget
     /// requires it.
     pub fn open_model(self, folder: &Path) -> Result<Model, CheckpointError> {
+        // Weights are f32 in memory, whatever the type in which they are stored.
         let weight_bytes = Checkpoint::open(folder)?.parameter_count() * size_of::<f32>() as u64;
         if self.should_stream(weight_bytes) {
             Model::open_streaming(folder)
@@ -75,7 +76,7 @@ impl MemoryBudget {
     }
 }
 
-/// The run was asked to stop, so the stage returned before it was done.
+/// The run received a request to stop, so the stage returned before it was done.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
 pub struct Interrupted;
@@ -95,7 +96,7 @@ impl Context {
     /// Called between the steps of a long stage.
     ///
     /// # Errors
-    /// [`Interrupted`] once the run was asked to stop.
+    /// [`Interrupted`] after a request to stop.
     pub fn check_interrupt(&self) -> Result<(), Interrupted> {
         if self.stop_requested.load(Ordering::Relaxed) {
             Err(Interrupted)
@@ -109,7 +110,7 @@ impl Context {
     /// `checkpoint.read()` returns it in the next run.
     ///
     /// # Errors
-    /// [`Interrupted`] once the run was asked to stop.
+    /// [`Interrupted`] after a request to stop.
     pub fn checkpoint_or_stop<S: Serialize>(
         &self,
         state: impl FnOnce() -> S,

@@ -52,7 +52,7 @@ pub enum Grouping {
 }
 
 impl Options {
-    /// The layer ranges that are given, with the option of each.
+    /// The layer ranges that are set, each with the name of its option.
     fn layer_ranges(&self) -> impl Iterator<Item = (&'static str, [usize; 2])> {
         let options = [
             ("attention_layers", self.attention_layers),
@@ -113,7 +113,8 @@ impl Stage for Options {
                 faults.push(OptionFault::new(
                     key,
                     format!(
-                        "the layer range [{start}, {end}] reaches beyond the model's {layers} layers"
+                        "the layer range [{start}, {end}] reaches beyond the model's {layers} \
+                         layers"
                     ),
                     format!(
                         "the last range that fits is [{}, {layers}]",
@@ -175,14 +176,14 @@ fn block_groups(options: &Options, model: &Model) -> Vec<Group> {
     let to_range = |range: Option<[usize; 2]>| range.map_or(0..layers, |[start, end]| start..end);
     let attention_layers = to_range(options.attention_layers);
     let mlp_layers = to_range(options.mlp_layers);
-    let mut found = Vec::new();
+    let mut block_groups = Vec::new();
     for layer in 0..layers {
         if attention_layers.contains(&layer) {
-            found.push(groups::block_group(model, ChannelSpace::Heads, layer));
+            block_groups.push(groups::block_group(model, ChannelSpace::Heads, layer));
         }
         if mlp_layers.contains(&layer) {
-            found.push(groups::block_group(model, ChannelSpace::Mlp, layer));
+            block_groups.push(groups::block_group(model, ChannelSpace::Mlp, layer));
         }
     }
-    found
+    block_groups
 }

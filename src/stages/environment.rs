@@ -1,5 +1,5 @@
-//! What the environment pass of the check reads outside the pipeline file (files, headers, tasks),
-//! the estimate of resources, and how a stage reports a mistake in an option.
+//! What the environment pass of the check reads besides the pipeline file (files, headers, tasks),
+//! the estimate of resources, and the faults by which a stage reports a mistake in an option.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -48,15 +48,18 @@ impl OptionFault {
     }
 }
 
+/// The largest size that an option accepts.
+const MAX_SIZE: usize = 1 << 20;
+
 /// A fault for each number that is not a size: 1 to 1048576.
 pub fn size_faults<'a>(sizes: impl IntoIterator<Item = (&'a str, usize)>) -> Vec<OptionFault> {
     let mut faults = Vec::new();
     for (key, value) in sizes {
-        if !(1..=1 << 20).contains(&value) {
+        if !(1..=MAX_SIZE).contains(&value) {
             faults.push(OptionFault::new(
                 key,
                 format!("{value} is not a size"),
-                "write a number from 1 to 1048576",
+                format!("write a number from 1 to {MAX_SIZE}"),
             ));
         }
     }
@@ -75,14 +78,14 @@ pub fn positive_faults<'a>(numbers: impl IntoIterator<Item = (&'a str, f64)>) ->
     faults
 }
 
-/// What the environment pass of the check knows when it reaches a stage: where data is, and the
-/// model that the stages before will have made, as far as headers tell. The pass goes through a
-/// variant's stages in order; each stage updates it.
+/// The state of the environment pass of the check when it reaches a stage: the folder of data, and
+/// the header of the model that earlier stages will have made. The pass visits a variant's stages
+/// in order; each stage updates the state.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
     /// `run.data`: the folder of published data sets.
     pub data_folder: Option<PathBuf>,
-    /// The header of the model that the stages so far will hand on, with the widths from before any
+    /// The header of the model that earlier stages will have made, with the widths before any
     /// pruning. None: not known.
     pub model: Option<ModelHeader>,
     /// How much memory the run may take. None: not known.
@@ -91,14 +94,14 @@ pub struct Environment {
     pub is_on_gpu: bool,
     /// The element type of the model's weights on a GPU.
     pub precision: Precision,
-    /// What the current stage will need; the stage itself adds to it.
+    /// What the current stage will need. The stage adds to it.
     pub estimate: ResourceEstimate,
     /// Results of earlier look-ups.
     pub lookup_cache: LookupCache,
 }
 
-/// An upper estimate of what a stage needs, in bytes, from headers alone: for the model as it was
-/// before pruning.
+/// An upper estimate of what a stage needs, in bytes, from headers alone: for the model before any
+/// pruning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ResourceEstimate {
     /// Memory of the process: weights, kept block inputs, and the activations of the running
@@ -108,11 +111,11 @@ pub struct ResourceEstimate {
     pub gpu_memory: u64,
     /// Memory of the GPU if the weights are uploaded block by block.
     pub min_gpu_memory: u64,
-    /// What the stage leaves in the results, tables not counted.
+    /// Size of the files that the stage writes into the results, without its tables.
     pub disk_space: u64,
 }
 
-/// Results of look-ups, so that a sweep of five hundred variants opens each file once.
+/// Results of look-ups, so that a sweep with many variants opens each file once.
 #[derive(Clone, Debug, Default)]
 pub struct LookupCache {
     readable: BTreeMap<PathBuf, Result<(), String>>,
@@ -130,7 +133,7 @@ impl Environment {
             .clone()
     }
 
-    /// A task, after a test that its templates fit its first row. The result is cached.
+    /// A task. Its templates are tested on its first row. The result is cached.
     pub fn check_task(
         &mut self,
         key: &str,
@@ -149,7 +152,7 @@ impl Environment {
         })
     }
 
-    /// What is wrong with a corpus, as far as its file, its options and the model's tokenizer tell.
+    /// Faults of a corpus that show in its file, its options and the presence of a tokenizer.
     pub fn check_corpus(&mut self, key: &str, source: &CorpusSource) -> Vec<OptionFault> {
         if let Err(message) = self.check_readable(&source.path) {
             return vec![OptionFault::new(
@@ -179,7 +182,8 @@ impl Environment {
         Vec::new()
     }
 
-    /// Adds this many copies of the model's weights to the estimate; of a streamed model its blocks in memory instead.
+    /// Adds this many copies of the model's weights to the estimate. For a streamed model it adds
+    /// the blocks that are in memory at once instead.
     pub fn add_weights(&mut self, copies: u64) {
         let Some(model) = &self.model else { return };
         let whole_bytes = cost::weight_bytes(model);
@@ -192,13 +196,15 @@ impl Environment {
         };
     }
 
-    /// Adds a backward walk over `sequences` sequences of `length` tokens, which keeps the input of every block.
+    /// Adds a backward walk over `sequences` sequences of `length` tokens, which keeps the input of
+    /// every block.
     pub fn add_backward_walk(&mut self, sequences: usize, length: usize) {
         let kept_inputs = self.model.as_ref().map_or(0, |model| model.layers + 1);
         self.add_walk(sequences, length, kept_inputs);
     }
 
-    /// Adds a forward pass over `sequences` sequences of `length` tokens, which keeps one hidden state per token.
+    /// Adds a forward pass over `sequences` sequences of `length` tokens, which keeps one hidden
+    /// state per token.
     pub fn add_forward_pass(&mut self, sequences: usize, length: usize) {
         self.add_walk(sequences, length, 1);
     }
@@ -295,12 +301,12 @@ fn corpus_option_fault(source: &CorpusSource) -> Option<OptionFault> {
         )),
         (Some(_), _) if source.is_jsonl() => Some(OptionFault::new(
             "separator",
-            "a row of JSONL is a document: there is nothing to separate",
+            "each row of a JSONL file is one document, so no separator applies",
             "remove the line",
         )),
         (_, Some(_)) if !source.is_jsonl() => Some(OptionFault::new(
             "field",
-            "a text has no fields",
+            "only JSONL rows have fields, and this is a text file",
             "remove the line, or give a file that ends in .jsonl",
         )),
         _ => None,

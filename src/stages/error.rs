@@ -18,7 +18,7 @@ pub enum StageError {
     Failed(Box<dyn Error + Send + Sync>),
     /// The run was stopped (Ctrl-C, SIGTERM).
     Interrupted,
-    /// What the stage made cannot be written.
+    /// The values or tables of the stage cannot be written.
     Store(TableError),
     /// This input file changed after its content was hashed into the product's key.
     InputChanged(String),
@@ -78,18 +78,27 @@ impl std::fmt::Display for StageError {
             Self::Interrupted => write!(f, "{Interrupted}"),
             Self::Store(error) => write!(f, "its results cannot be stored: {error}"),
             Self::InputChanged(path) => {
-                write!(f, "`{path}` changed while the run was using it; run it again")
+                write!(
+                    f,
+                    "`{path}` changed while the run was using it; run it again"
+                )
             }
             Self::UnreadableWeight(error) => write!(f, "{error}"),
             Self::GpuOutOfMemory => f.write_str(
-                "the GPU is out of memory: use fewer or shorter samples, precision = \"float16\", or a GPU that no other program uses",
+                "the GPU is out of memory: use fewer or shorter samples, \
+                 precision = \"float16\", or a GPU that no other program uses",
             ),
             Self::Panicked(message) => write!(
                 f,
-                "a library panicked, because of a defect of this program or a file that it cannot handle: {message}"
+                "a library panicked, because of a defect of this program or a file that it cannot \
+                 handle: {message}"
             ),
             Self::MissingInput(what) => {
-                write!(f, "the stage has no input of this kind: {what}; the check should have refused the pipeline")
+                write!(
+                    f,
+                    "the stage has no input of this kind: {what}; the check should have refused \
+                     the pipeline"
+                )
             }
         }
     }
@@ -98,7 +107,7 @@ impl std::fmt::Display for StageError {
 /// A stored product could not be turned into values.
 #[derive(Debug)]
 pub enum RestoreError {
-    /// This file of the product is not what was written.
+    /// This file of the product is missing, or differs from what was written.
     Damaged(String),
     /// The values cannot be built, although the product is whole.
     Failed(StageError),

@@ -77,8 +77,11 @@ fn is_harness_seed(seed: &u32) -> bool {
     *seed == HARNESS_SEED
 }
 
-/// The default of lm-evaluation-harness.
+/// The default seed of few-shot draws in lm-evaluation-harness.
 const HARNESS_SEED: u32 = 1234;
+
+/// Default tokens of a perplexity window, as in LLM-Pruner.
+const DEFAULT_WINDOW: usize = 128;
 
 impl Default for Options {
     fn default() -> Self {
@@ -138,8 +141,8 @@ impl Options {
         self.window.unwrap_or(DEFAULT_WINDOW)
     }
 
-    /// The `protocol` of the table: `harness`, `llm-pruner`, `harness, 2 shots`, `harness, no BOS`.
-    /// `is_multiple_choice`: whether questions were measured, not texts.
+    /// The text in the table's column `protocol`: `harness`, `llm-pruner`, `harness, 2 shots`,
+    /// `harness, no BOS`. `is_multiple_choice`: whether questions were measured; else texts.
     fn protocol_label(&self, protocol: Protocol, is_multiple_choice: bool) -> String {
         let shots = if is_multiple_choice && self.shots > 0 {
             format!(", {} shots", self.shots)
@@ -197,12 +200,12 @@ impl Stage for Options {
         if self.max_length == Some(0) {
             faults.push(OptionFault::new(
                 "max_length",
-                "a request of 0 tokens holds no choice",
+                "a request of 0 tokens has no room for a choice",
                 "write at least 1, or remove the line",
             ));
         }
         faults.extend(duplicate_name_faults(&self.tasks, &self.corpus_names()));
-        if self.window.is_some_and(|w| w < 2) {
+        if self.window.is_some_and(|window| window < 2) {
             faults.push(OptionFault::new(
                 "window",
                 "a window below 2 tokens predicts nothing",
@@ -215,10 +218,9 @@ impl Stage for Options {
     fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
         environment.add_weights(1);
         let window = self.window_or_default();
-        let windows_per_chunk = (perplexity::TOKENS_PER_CHUNK / window.max(1)).max(1);
-        environment.add_forward_pass(windows_per_chunk, window);
+        environment.add_forward_pass(perplexity::windows_per_chunk(window), window);
         let mut faults = Vec::new();
-        // Task files are known by the name inside them, which shows only after they are read.
+        // The name of a task file is written inside it, so it is known only after it is read.
         let mut task_names = self.tasks.clone();
         let mut has_questions = false;
         for (index, name) in self.tasks.iter().enumerate() {
@@ -228,7 +230,7 @@ impl Stage for Options {
                     task_names[index] = task.name;
                 }
                 Err(fault) => {
-                    // it may have questions
+                    // The task may have questions: no fault about `shots` is reported.
                     has_questions = true;
                     faults.push(fault);
                 }
@@ -237,7 +239,7 @@ impl Stage for Options {
         if self.shots > 0 && !has_questions {
             faults.push(OptionFault::new(
                 "shots",
-                "examples stand before questions, and there is no multiple-choice task",
+                "few-shot examples need multiple-choice questions, and no task has any",
                 "",
             ));
         }
@@ -265,8 +267,8 @@ impl Stage for Options {
     }
 }
 
-/// A row of the table is identified by its name, so no name may occur twice, and `average` is
-/// taken.
+/// Faults of names: the tables identify a task or corpus by its name, so names must be unique, and
+/// `average` is reserved for the mean over tasks.
 fn duplicate_name_faults(tasks: &[String], corpora: &[String]) -> Vec<OptionFault> {
     let names: Vec<&String> = tasks.iter().chain(corpora).collect();
     let mut faults = Vec::new();
@@ -297,7 +299,8 @@ pub enum Error {
     #[error("tasks are text, and the model's folder has no tokenizer.json")]
     NoTokenizer,
     #[error(
-        "{task}, document {doc}: a {what} has no token: it is empty, and the tokenizer names neither a BOS nor an EOS token"
+        "{task}, document {doc}: a {what} has no token: it is empty, and the tokenizer names \
+         neither a BOS nor an EOS token"
     )]
     NoToken {
         task: String,
@@ -310,17 +313,18 @@ pub enum Error {
     NotFinite { what: String, value: f64 },
 }
 
-/// What was measured so far: the state of an interrupted evaluation.
+/// The results so far, and the state that an interrupted evaluation leaves on disk.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct PartialEvaluation {
-    /// How many of the tasks, then of the corpora, are done.
+    /// How many entries of the list of tasks, followed by corpora, are done.
     completed_count: usize,
     rows: Vec<EvaluateRow>,
     documents: Vec<DocumentRow>,
     /// Of the tasks that are done, and of the current one.
     samples: Vec<SampleRow>,
-    /// −Σ log p of the windows of the current text that are done, in its pass with this number.
+    /// −Σ log p of each window of the current text that is done in its current pass.
     window_nlls: Vec<f64>,
+    /// The current pass over the current text: `WINDOW_PASS` or `DOCUMENT_PASS`.
     text_pass: u32,
 }
 
@@ -370,7 +374,8 @@ fn measure_task(
     if !task.is_text() {
         choices::score_choices(task, options, context, model, measured)?;
         let samples = measured.samples.iter();
-        let task_samples: Vec<&SampleRow> = samples.filter(|s| s.task == task.name).collect();
+        let task_samples: Vec<&SampleRow> =
+            samples.filter(|sample| sample.task == task.name).collect();
         let rows = choices::accuracy_rows(task, options, &task_samples);
         measured.add_rows(rows);
         return Ok(());
@@ -380,21 +385,26 @@ fn measure_task(
         (rows, documents) =
             perplexity::task_window_perplexity(task, options, context, model, measured)?;
     }
-    if task.metrics.iter().any(|&m| m != Metric::Perplexity) {
-        let (whole_rows, whole_documents) =
+    if task
+        .metrics
+        .iter()
+        .any(|&metric| metric != Metric::Perplexity)
+    {
+        let (more_rows, more_documents) =
             perplexity::document_perplexities(task, options, context, model, measured)?;
-        rows.extend(whole_rows);
-        documents.extend(whole_documents);
+        rows.extend(more_rows);
+        documents.extend(more_documents);
     }
     measured.add_rows((rows, documents));
     Ok(())
 }
 
-/// Rows of `evaluate.parquet`, and the share of each document in them.
+/// Rows of `evaluate.parquet`, and rows of `evaluate_documents.parquet` with the share of each
+/// document in them.
 type MetricRows = (Vec<EvaluateRow>, Vec<DocumentRow>);
 
 impl PartialEvaluation {
-    /// Adds all rows of a task or corpus. It is done then, so no windows are left.
+    /// Adds all rows of a task or corpus, which is then done, and resets the state of its windows.
     fn add_rows(&mut self, (rows, documents): MetricRows) {
         self.rows.extend(rows);
         self.documents.extend(documents);
@@ -402,6 +412,3 @@ impl PartialEvaluation {
         self.text_pass = 0;
     }
 }
-
-/// Default tokens of a perplexity window: LLM-Pruner's.
-const DEFAULT_WINDOW: usize = 128;

@@ -111,7 +111,8 @@ impl Stage for Options {
                 "name at least one of `hf`, `plan`",
             ));
         }
-        if self.dtype != StorageDtype::default() && !self.writers().any(|w| w.writes_weights()) {
+        let writes_weights = self.writers().any(|writer| writer.writes_weights());
+        if self.dtype != StorageDtype::default() && !writes_weights {
             faults.push(OptionFault::new(
                 "dtype",
                 "only `hf` holds weights, and it is not written",
@@ -143,7 +144,7 @@ impl Stage for Options {
             self,
             context,
             inputs.require(MODEL)?,
-            inputs.get(PLAN).map(|p| &p.plan),
+            inputs.get(PLAN).map(|pruning| &pruning.plan),
         )?;
         Ok(StageOutput::default())
     }

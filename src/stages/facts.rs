@@ -1,28 +1,29 @@
-//! What a stage may know about the stages before it, so that options of different stages are
-//! checked against each other without one stage knowing the type of another.
+//! Facts about earlier stages, so that the options of different stages can be checked against each
+//! other although no stage depends on the type of another.
 
 use super::products::Compat;
 use super::values::ValueKind;
 
-/// Facts that the stages before this one have stated. The check of the order fills it, stage by
-/// stage.
+/// Facts that earlier stages have recorded (`Stage::state_facts`). The check of the order calls the
+/// stages one after the other.
 #[derive(Clone, Debug)]
 pub struct EarlierStages {
-    /// Whether the groups are attention heads and MLP channels of single layers. True before a
-    /// stage says otherwise.
+    /// Whether the groups are attention heads and MLP channels of single layers. True until a stage
+    /// records otherwise.
     pub has_block_groups: bool,
-    /// What the last importance stated; None if there was none, or if it could not be decoded.
+    /// The facts of the last `importance` stage; None if there was none, or if it could not be
+    /// decoded.
     pub importance: Option<ImportanceFacts>,
 }
 
-/// What an importance states about its scores.
+/// Facts of an `importance` stage about its scores.
 #[derive(Clone, Copy, Debug)]
 pub struct ImportanceFacts {
     pub method: &'static str,
     pub compat: Compat,
     /// Whether only the member that writes back to the residual stream has scores.
     pub scores_output_member_only: bool,
-    /// Whether the mean of every matrix input is recorded beside the scores.
+    /// Whether the mean of every matrix input is recorded with the scores.
     pub has_input_means: bool,
 }
 

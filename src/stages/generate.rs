@@ -79,20 +79,19 @@ impl Options {
 
     /// All prompts, in their order.
     fn read_prompts(&self) -> Result<Vec<String>, CorpusError> {
-        let mut all = self.prompts.clone();
+        let mut prompts = self.prompts.clone();
         match self.prompt_source() {
-            Some(source) if source.is_jsonl() => all.extend(corpus::read_text_documents(&source)?),
+            Some(source) if source.is_jsonl() => {
+                prompts.extend(corpus::read_text_documents(&source)?);
+            }
             Some(source) => {
                 let text = corpus::read_text(&source.path)?;
-                all.extend(
-                    text.lines()
-                        .filter(|line| !line.trim().is_empty())
-                        .map(str::to_owned),
-                );
+                let lines = text.lines().filter(|line| !line.trim().is_empty());
+                prompts.extend(lines.map(str::to_owned));
             }
             None => {}
         }
-        Ok(all)
+        Ok(prompts)
     }
 }
 
@@ -129,7 +128,7 @@ impl Stage for Options {
         if self.top_k == Some(0) {
             faults.push(OptionFault::new(
                 "top_k",
-                "there is nothing to draw from 0 tokens",
+                "with 0 candidates no token can be drawn",
                 "write at least 1, or remove the line",
             ));
         }
@@ -217,7 +216,8 @@ pub enum Error {
     #[error("prompts are text, and the model's folder has no tokenizer.json")]
     NoTokenizer,
     #[error(
-        "prompt {prompt} has {tokens} tokens, which leaves no room in the model's {positions} positions"
+        "prompt {prompt} has {tokens} tokens, which leaves no room in the model's {positions} \
+         positions"
     )]
     PromptTooLong {
         prompt: u32,
@@ -233,9 +233,9 @@ pub enum Error {
 /// The largest number of prompts that are continued in one batch.
 const MAX_BATCH_SIZE: usize = 32;
 
-/// How many prompts are continued together: as many as fit into a quarter of the memory with their
-/// keys and values. On a GPU the last bits of a result depend on this number, so it counts the
-/// GPU's whole memory, not what is free.
+/// How many prompts are continued together: as many as their keys and values fit into a quarter of
+/// the memory, at most [`MAX_BATCH_SIZE`]. On a GPU the last bits of a result depend on this
+/// number, so it is computed from the GPU's total memory, not from its free memory.
 fn batch_size(texts: &[Continuation], context: &Context, model: &Model) -> usize {
     let longest = texts
         .iter()
@@ -381,8 +381,8 @@ fn generate_batch(
         .max()
         .unwrap_or(0);
     let mut decoder = Decoder::new(model, texts.len(), longest);
-    // What the model reads next: for each active text its index and its new tokens, at first the
-    // whole prompt.
+    // The next inputs of the model: for each active text its index and its new tokens, at first
+    // those of the prompt.
     let mut next_inputs: Vec<(usize, Vec<u32>)> = texts
         .iter()
         .map(|text| text.prompt_ids.clone())
@@ -439,8 +439,8 @@ fn choose_token(logits: &[f32], options: &Options, rng: &mut impl Rng) -> u32 {
     ids[chosen] as u32
 }
 
-/// The index at which the prefix sum fulfils the condition for the first time. Rounding may make it
-/// None for a condition that the total should fulfil.
+/// The first index whose prefix sum, its own weight included, fulfils the condition. Because of
+/// rounding it can be None for a condition that the exact total fulfils.
 fn first_reaching(weights: &[f64], condition: impl Fn(f64) -> bool) -> Option<usize> {
     let mut sum = 0.0;
     weights.iter().position(|weight| {

@@ -17,7 +17,7 @@ use super::values::{GRAPH, MODEL, SCORES, StageValues, ValueKind};
 use super::{Context, InputFile, size_faults};
 use secateur_data::corpus::{self, CorpusError, CorpusSource, Sample};
 use secateur_model::Model;
-use secateur_model::groups::{DependencyGraph, GroupKind};
+use secateur_model::groups::{DependencyGraph, Group, GroupKind};
 use secateur_model::walk::Sequence;
 use secateur_store::cache::{ProductDraft, StoredProduct};
 use secateur_store::tables::Table;
@@ -266,8 +266,7 @@ impl Stage for Options {
     }
 }
 
-/// One row of `importance.parquet`: layers and channels of the model as it is at this place of the
-/// pipeline.
+/// One row of `importance.parquet`. Layers and channels are those of the stage's input model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ImportanceRow {
     pub layer: u32,
@@ -285,7 +284,8 @@ pub enum Error {
     #[error("the calibration loss is {0}: the model or the data is broken")]
     NonFiniteLoss(f64),
     #[error(
-        "`{method}` reads the inputs of matrices and scores blocks only; write grouping = \"block\", or another method"
+        "`{method}` reads the inputs of matrices and scores blocks only; write \
+         grouping = \"block\", or another method"
     )]
     NeedsBlockGrouping { method: &'static str },
 }
@@ -298,8 +298,9 @@ pub fn run(
     graph: &DependencyGraph,
 ) -> Result<(ChannelScores, Vec<Table>), StageError> {
     let criterion = options.criterion();
-    let is_block_group = |kind| matches!(kind, GroupKind::Attention | GroupKind::Mlp);
-    if criterion.needs_block_groups() && !graph.groups.iter().all(|g| is_block_group(g.kind)) {
+    let is_block_group =
+        |group: &Group| matches!(group.kind, GroupKind::Attention | GroupKind::Mlp);
+    if criterion.needs_block_groups() && !graph.groups.iter().all(is_block_group) {
         let method = criterion.name();
         return Err(Error::NeedsBlockGrouping { method }.into());
     }
@@ -322,7 +323,8 @@ pub fn run(
         compat: options.compat,
         input_means: scored.input_means,
     };
-    let has_residual_group = graph.groups.iter().any(|g| g.kind == GroupKind::Hidden);
+    let is_residual_group = |group: &Group| group.kind == GroupKind::Hidden;
+    let has_residual_group = graph.groups.iter().any(is_residual_group);
     if options.compat == Compat::Reference
         && has_residual_group
         && let Some(difference) = criterion.reference_difference(model)
@@ -334,7 +336,7 @@ pub fn run(
     Ok((scores, vec![table]))
 }
 
-/// The calibration sequences that have something to predict.
+/// The calibration sequences that have at least one target.
 fn calibration_sequences(
     options: &Options,
     context: &Context,

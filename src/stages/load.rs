@@ -28,6 +28,9 @@ pub static TYPE: StageType = StageType {
     ..StageType::new::<Options>("load")
 };
 
+/// Begins the name of a model on a hub; reserved.
+const HUB_PREFIX: &str = "hf://";
+
 /// Reads a checkpoint: `config.json`, one or several safetensors files, and `tokenizer.json` if
 /// there is one.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -55,7 +58,8 @@ pub enum Error {
     #[error("models from a hub (`hf://`) are not supported yet")]
     HubNotSupported,
     #[error(
-        "the GPU cannot compute in float16: its kernel does not compile, which needs NVRTC and libnvrtc-builtins: {0}"
+        "the GPU cannot compute in float16: its kernel does not compile, which needs NVRTC and \
+         libnvrtc-builtins: {0}"
     )]
     Float16NotAvailable(String),
 }
@@ -87,7 +91,7 @@ impl Stage for Options {
 
     fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
         environment.model = None;
-        if self.model.starts_with("hf://") {
+        if self.model.starts_with(HUB_PREFIX) {
             return vec![OptionFault::new(
                 "model",
                 "models from a hub are not supported yet",
@@ -104,7 +108,8 @@ impl Stage for Options {
                 return vec![OptionFault::new(
                     "model",
                     message,
-                    "a model is a folder with config.json and safetensors files, relative to the working directory",
+                    "a model is a folder with config.json and safetensors files, relative to the \
+                     working directory",
                 )];
             }
         }
@@ -136,7 +141,7 @@ impl Stage for Options {
 
 /// Loads the model, in memory or with its blocks on disk.
 pub fn run(options: &Options, memory_budget: MemoryBudget) -> Result<Model, Error> {
-    if options.model.starts_with("hf://") {
+    if options.model.starts_with(HUB_PREFIX) {
         return Err(Error::HubNotSupported);
     }
     if options.precision == Precision::Float16 {

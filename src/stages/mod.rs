@@ -1,9 +1,9 @@
-//! The stages, one file per `type` of a pipeline, and what all of them share.
+//! The stages, one file per `type` of a pipeline, and the code that they share.
 //!
-//! `type = "prune"` is `prune.rs`: its options with their checks, its function, how its product is
-//! stored and read back, and its line for logs. The options implement [`Stage`]; `registry.rs`
-//! lists all types. A stage is a function of its options, its [`Context`] and its input values: it
-//! knows no other stage, no variants and no folder of results.
+//! `type = "prune"` is `prune.rs`: its options with their checks, the function that runs it, how
+//! its product is stored and read back, and its summary for logs. The options implement [`Stage`];
+//! `registry.rs` lists all types. A stage is a function of its options, its [`Context`] and its
+//! input values: it does not depend on other stages, on variants or on the folder of results.
 
 pub mod aggregate;
 pub mod dependencies;
@@ -30,7 +30,6 @@ mod checkpoint;
 mod context;
 mod environment;
 mod error;
-
 mod stored;
 
 pub use checkpoint::StageCheckpoint;

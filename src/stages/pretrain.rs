@@ -1,4 +1,5 @@
-//! `pretrain`: text → a small LLaMA and its tokenizer, both trained from scratch.
+//! `pretrain`: text → a small model of the default family and its tokenizer, both trained from
+//! scratch.
 
 use std::path::Path;
 
@@ -13,10 +14,11 @@ use super::{Context, InputFile, MemoryBudget};
 use crate::stages::train::Divergence;
 use secateur_data::corpus::{self, CorpusError, CorpusSource, TokenRow};
 use secateur_data::row_sampler::RowSampler;
+use secateur_model::config::DEFAULT_ROPE_THETA;
 use secateur_model::stored::StorageDtype;
 use secateur_model::tokenizer::{Tokenizer, TokenizerError};
 use secateur_model::{Model, ModelHeader, families};
-use secateur_store::cache::{ProductDraft, StoredProduct};
+use secateur_store::cache::{MODEL_FOLDER, ProductDraft, StoredProduct};
 use secateur_store::tables::Table;
 
 mod initial;
@@ -37,8 +39,11 @@ pub static TYPE: StageType = StageType {
     ..StageType::new::<Options>("pretrain")
 };
 
-/// Folder of the product that holds the model.
-const MODEL_FOLDER: &str = "model";
+/// The smallest vocabulary: one token for each byte, the special tokens, and one merge.
+const MIN_VOCABULARY: usize = 256 + 2 + 1;
+
+/// The model has at least this many positions, also if its training rows are shorter.
+const MIN_POSITIONS: usize = 512;
 
 /// Trains a LLaMA from scratch on text.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -108,7 +113,7 @@ fn heads() -> usize {
     8
 }
 fn rope_theta() -> f64 {
-    10_000.0
+    DEFAULT_ROPE_THETA
 }
 fn mlp() -> usize {
     344
@@ -142,9 +147,9 @@ impl Options {
         }
     }
 
-    /// Longest sequence that the model is made for.
+    /// Longest sequence that the model is made for, in tokens.
     fn max_positions(&self) -> usize {
-        self.length.max(512)
+        self.length.max(MIN_POSITIONS)
     }
 
     /// Key/value heads and the width of a head, with their defaults.
@@ -197,14 +202,14 @@ impl Stage for Options {
                 "write an even number",
             ));
         }
-        if self.vocabulary < 259 {
+        if self.vocabulary < MIN_VOCABULARY {
             faults.push(OptionFault::new(
                 "vocabulary",
                 format!(
                     "{} entries cannot hold 256 bytes and the special tokens",
                     self.vocabulary
                 ),
-                "write at least 259",
+                format!("write at least {MIN_VOCABULARY}"),
             ));
         }
         if self.length < 2 {
@@ -224,7 +229,7 @@ impl Stage for Options {
         if !(0.0..1.0).contains(&self.weight_decay) {
             faults.push(OptionFault::new(
                 "weight_decay",
-                format!("{} is not a share", self.weight_decay),
+                format!("{} is not a share from 0 to below 1", self.weight_decay),
                 "write a number from 0 to below 1",
             ));
         }
@@ -233,6 +238,7 @@ impl Stage for Options {
 
     fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
         let (kv_heads, head_dim) = self.kv_heads_and_head_dim();
+        // Parameters of a block: Q and O, K and V, the three matrices of the MLP, two norms.
         let block = self
             .hidden
             .saturating_mul(2 * head_dim * (self.heads + kv_heads) + 3 * self.mlp + 2);
@@ -310,8 +316,8 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
     Ok((model, vec![Table::from_rows("pretrain", &update_rows)?]))
 }
 
-/// The rows of the corpus: each document's tokens, cut into pieces of at most `length`. Every prediction
-/// counts.
+/// The training rows: each document's tokens, cut into pieces of at most `length`. Every prediction
+/// counts in the loss.
 fn token_rows(
     tokenizer: &Tokenizer,
     documents: &[String],

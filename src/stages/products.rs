@@ -1,4 +1,4 @@
-//! The values that stages hand to each other, besides the model crate's own types. Plain data.
+//! The types of the values that stages pass to later stages, besides those of the model crate.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ pub enum Compat {
     Reference,
 }
 
-/// What `importance` makes: for each group of the graph, in its order, the scores of its members.
+/// The value of `importance`: for each group of the graph, in its order, the scores of its members.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChannelScores {
     pub groups: Vec<Vec<MemberScores>>,
@@ -34,7 +34,7 @@ pub struct ChannelScores {
     /// Whether these are magnitudes of weights, which the reference always reduces by mean.
     pub is_magnitude: bool,
     pub compat: Compat,
-    /// What `wifv` records besides; empty for the other methods.
+    /// The means that `wifv` records; empty for the other methods.
     pub input_means: InputMeans,
 }
 
@@ -50,29 +50,31 @@ pub struct MemberScores {
     pub channels: Vec<f64>,
 }
 
-/// What `aggregate` makes: for each group of the graph, in its order, one score per unit.
+/// The value of `aggregate`: for each group of the graph, in its order, one score per unit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupScores {
     pub groups: Vec<Vec<f64>>,
-    /// Those of the importance.
+    /// Copied from the [`ChannelScores`].
     pub input_means: InputMeans,
 }
 
-/// What `prune` decides. Together with the model and the groups it rebuilds the pruned model.
+/// The value of `prune`. Together with the model and the groups it rebuilds the pruned model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PruningResult {
-    /// Units of each group of the graph that stay, as indices into the model before this pruning.
+    /// The units of each group of the graph that are kept: indices in the model before this
+    /// pruning.
     pub kept_units: Vec<Vec<usize>>,
-    /// The same as indices into the dense model, earlier prunings included.
+    /// The units that this and all earlier prunings have kept: indices in the dense model.
     pub plan: PruningPlan,
-    /// Units of each group before the first iteration of a repeat.
+    /// Number of units of each group before the first iteration of a repeat.
     pub initial_units: InitialUnits,
     /// What is added to the outputs of matrices: layer of the model before this pruning, matrix,
     /// one number per output.
     pub added_biases: Vec<(usize, BlockTensor, Vec<f32>)>,
 }
 
-/// Units of groups when a repeat began, by kind and layer of the dense model.
+/// Number of units of a group before the first iteration of a repeat, by the group's kind and its
+/// layer in the dense model.
 pub type InitialUnits = BTreeMap<(GroupKind, usize), usize>;
 
 /// One row of `pretrain.parquet` and `recover.parquet`: one update of the optimiser.

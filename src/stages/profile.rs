@@ -1,4 +1,4 @@
-//! `profile`: the model and the dense model it was made from → what both cost: parameters, MACs,
+//! `profile`: the model and the dense model it was made from → the costs of both: parameters, MACs,
 //! bytes, tokens per second, peak memory.
 //!
 //! Times differ between runs, so they are not written into a table but into `profile.json`. Both
@@ -18,7 +18,7 @@ use super::values::{DENSE, MODEL, StageValues, ValueKind};
 use secateur_base::files::write_atomic;
 use secateur_base::memory;
 use secateur_model::Model;
-use secateur_model::cost::ModelShape;
+use secateur_model::cost::{MACS_TOKENS, ModelShape};
 use secateur_model::walk::Decoder;
 
 pub static TYPE: StageType = StageType {
@@ -88,7 +88,8 @@ impl Stage for Options {
         vec![OptionFault::new(
             key,
             format!(
-                "`prefill` and `decode` are {tokens} tokens, and the model has {positions} positions"
+                "`prefill` and `decode` are {tokens} tokens, and the model has {positions} \
+                 positions"
             ),
             format!("write numbers that are {positions} together at most"),
         )]
@@ -144,7 +145,7 @@ pub fn run(
     dense: Option<&Model>,
 ) -> Result<(), StageError> {
     let models: Vec<&Model> = std::iter::once(model).chain(dense).collect();
-    // The first round warms up and measures memory; its times do not count.
+    // The first pass of each model warms up caches and measures memory; its times are not used.
     let mut peak_bytes = Vec::new();
     for model in &models {
         context.check_interrupt()?;
@@ -165,13 +166,15 @@ pub fn run(
     let comparable = dense_profile.filter(|dense| dense.streamed == model_profile.streamed);
     if dense_profile.is_some() && comparable.is_none() {
         tracing::warn!(
-            "one model is in memory and the other on disk, so no ratio is given; set `[run] memory` or `stream`"
+            "one model is in memory and the other on disk, so no ratio is given; set \
+             `[run] memory` or `stream`"
         );
     }
     let ratio = comparable.map(|dense| model_profile.ratio_to(&dense));
     if let Some(ratio) = &ratio {
         tracing::info!(
-            "relative to the dense model: {:.3} parameters; {:.2} prefill, {:.2} decode tokens per second",
+            "relative to the dense model: {:.3} parameters; {:.2} prefill, {:.2} decode tokens per \
+             second",
             ratio.parameters,
             ratio.prefill_tokens_per_second,
             ratio.decode_tokens_per_second
@@ -225,7 +228,8 @@ fn time_pass(options: &Options, model: &Model) -> PassTimes {
     }
 }
 
-/// The profile of a model from its passes. `peak_bytes`: the peak of allocations during a pass.
+/// The profile of a model from the times of its passes. `peak_bytes`: the peak of the memory that
+/// was allocated during a pass.
 fn build_profile(
     options: &Options,
     model: &Model,
@@ -244,7 +248,7 @@ fn build_profile(
     let resident_weights = if streamed { 0.0 } else { bytes };
     Profile {
         parameters: shape.parameter_count() as f64,
-        macs: shape.macs(64) as f64,
+        macs: shape.macs(MACS_TOKENS) as f64,
         bytes,
         prefill_tokens_per_second: batch_tokens(options.prefill)
             / median(|pass| pass.prefill_seconds),

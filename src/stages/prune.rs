@@ -1,4 +1,5 @@
-//! `prune`: scores of units → which units stay, and the smaller model (LLM-Pruner, section 3.3).
+//! `prune`: scores of units → which units are kept, and the smaller model (LLM-Pruner, section
+//! 3.3).
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use super::stored;
 use super::values::{GRAPH, GROUP_SCORES, MODEL, PLAN, StageValues, ValueKind};
 use super::{Context, MemoryBudget, RepeatPosition};
 use secateur_model::Model;
-use secateur_model::cost::ModelShape;
+use secateur_model::cost::{MACS_TOKENS, ModelShape};
 use secateur_model::groups::{DependencyGraph, Group, GroupKind};
 use secateur_model::plan::{self, PruningPlan};
 use secateur_model::wiring::{BlockTensor, TensorId};
@@ -119,7 +120,8 @@ impl Stage for Options {
         }
         vec![OptionFault::new(
             "compensation",
-            "a bias is computed from the means of activations, which this importance does not record",
+            "a bias is computed from the means of activations, which this importance does not \
+             record",
             "write method = \"wifv\" in the importance, or remove the line",
         )]
     }
@@ -209,13 +211,11 @@ pub enum Error {
     #[error(transparent)]
     Metrics(#[from] TableError),
     #[error(
-        "a bias is computed from the means of activations, which this importance does not record; write method = \"wifv\""
+        "a bias is computed from the means of activations, which this importance does not record; \
+         write method = \"wifv\""
     )]
     NoMeans,
 }
-
-/// The MACs of a model are those of a forward pass over this many tokens.
-const MACS_TOKENS: u64 = 64;
 
 /// Removes the least important units of every group.
 ///
@@ -285,23 +285,23 @@ pub fn run(
     Ok((pruned, pruning, tables))
 }
 
-/// Units of each group at the beginning of the `repeat`, or now if the stage stands in none or in
-/// its first iteration. Updates `initial_units`, in which groups are known by their kind and their
-/// layer of the dense model: indices of layers change when layers are pruned.
+/// Units of each group at the beginning of the `repeat`: those of `graph` if the stage is in no
+/// `repeat` or in its first iteration. Updates `initial_units`, whose keys are the group's kind and
+/// its layer in the dense model, because indices of layers change when layers are pruned.
 fn initial_unit_counts(
     repeat_position: Option<RepeatPosition>,
     graph: &DependencyGraph,
     plan: &PruningPlan,
     initial_units: &mut InitialUnits,
 ) -> Vec<usize> {
-    let starts_here = repeat_position.is_none_or(|repeat| repeat.iteration == 1);
+    let is_first_pruning = repeat_position.is_none_or(|repeat| repeat.iteration == 1);
     let mut counts = Vec::with_capacity(graph.groups.len());
     for group in &graph.groups {
         let dense_layer = plan.dense_group_layer(group.kind, group.layer);
         let units = initial_units
             .entry((group.kind, dense_layer))
             .or_insert(group.unit_count);
-        if starts_here {
+        if is_first_pruning {
             *units = group.unit_count;
         }
         counts.push(*units);
@@ -309,7 +309,7 @@ fn initial_unit_counts(
     counts
 }
 
-/// Warns where the reference would do something else, and where nothing is removed.
+/// Warns if the reference implementation would remove other units, and if nothing is removed.
 fn warn_about_selection(
     options: &Options,
     share: f64,
@@ -333,7 +333,8 @@ fn warn_about_selection(
         && prunes_heads
     {
         tracing::warn!(
-            "the reference's second step separates grouped queries from their keys; here they are removed together"
+            "the reference's second step separates grouped queries from their keys; here they are \
+             removed together"
         );
     }
     if selection.removed.iter().all(Vec::is_empty) {
@@ -344,16 +345,17 @@ fn warn_about_selection(
     }
 }
 
-/// Units of a group that stay if this share of them is removed, `unit_width` channels to a unit:
-/// the reference's rule of counting.
+/// Units of a group that are kept if the share `ratio` is removed, as the reference counts them. A
+/// unit has `unit_width` channels.
 pub fn remaining_units(units: usize, unit_width: usize, ratio: f64) -> usize {
     units - decide::units_to_remove(units, units, unit_width, ratio)
 }
 
-/// The model with only the units of each group that stay, and with the biases that compensate for
-/// the others.
+/// The model with only the kept units of each group, and with the biases that compensate for the
+/// removed ones.
 pub fn apply_pruning(model: &Model, graph: &DependencyGraph, pruning: &PruningResult) -> Model {
     let mut pruned = model.clone();
+    // Biases are added first: removing units also cuts the biases of the matrices that lose them.
     for (layer, tensor, added) in &pruning.added_biases {
         let block = &mut pruned.blocks[*layer];
         let bias = match block.bias(*tensor) {
@@ -373,8 +375,8 @@ pub fn apply_pruning(model: &Model, graph: &DependencyGraph, pruning: &PruningRe
     pruned
 }
 
-/// For each matrix W [outputs, inputs] that loses inputs: Σ over the lost inputs c of W[·, c] ·
-/// E[x_c].
+/// For each matrix W (outputs, inputs) that loses inputs: its layer, its name in the block, and the
+/// bias (outputs) = Σ over the lost inputs c of W[·, c] · E[x_c].
 fn compensation_biases(
     model: &Model,
     graph: &DependencyGraph,
@@ -401,6 +403,7 @@ fn compensation_biases(
         let lost_inputs: Vec<usize> = (0..weight.cols())
             .filter(|channel| kept.binary_search(&(channel / unit_width)).is_err())
             .collect();
+        // one row of W: the mean contribution of the lost inputs to that output
         let lost_mean = |row: &[f32]| {
             let products = lost_inputs.iter().map(|&c| f64::from(row[c]) * means[c]);
             products.sum::<f64>() as f32
@@ -412,7 +415,7 @@ fn compensation_biases(
     Ok(biases)
 }
 
-/// One row for each unit of the dense model's group. `plan`: what was kept before this pruning.
+/// One row for each unit of the dense model's group. `plan`: the units kept by earlier prunings.
 fn table_rows(
     plan: &PruningPlan,
     group: &Group,
@@ -430,7 +433,7 @@ fn table_rows(
         score,
         near_tie,
     };
-    // At first every unit of the dense model, as if it had been removed before.
+    // Rows of units that an earlier pruning removed; the others are replaced below.
     let dense_units = entry.map_or(group.unit_count, |entry| entry.units);
     let mut rows: Vec<PruneRow> = (0..dense_units)
         .map(|unit| row(unit as u32, false, None, false))

@@ -178,7 +178,7 @@ impl Stage for Options {
         if !(0.0..1.0).contains(&self.dropout) {
             faults.push(OptionFault::new(
                 "dropout",
-                format!("a dropout of {} is not a share", self.dropout),
+                format!("{} is not a share from 0 to below 1", self.dropout),
                 "write a number from 0 to below 1",
             ));
         }
@@ -263,8 +263,8 @@ impl Stage for Options {
 }
 
 impl Options {
-    /// The matrices that get an adapter. All seven targets, the default, are all matrices of the
-    /// family, as many as it has.
+    /// The matrices that get an adapter. All seven targets, the default, mean all matrices of the
+    /// family, even if it has fewer. Fewer targets must all be matrices of the family.
     fn matrices(&self, family: &Family) -> Result<Vec<BlockTensor>, MissingTarget> {
         let names_all = all_targets()
             .iter()
@@ -272,7 +272,7 @@ impl Options {
         if names_all {
             return Ok(family.matrices().collect());
         }
-        let find = |&target: &Target| {
+        let find_matrix = |&target: &Target| {
             let tensor = BlockTensor::from(target);
             let missing = || MissingTarget {
                 target: tensor.role(),
@@ -284,7 +284,7 @@ impl Options {
             };
             family.spec(tensor).map(|_| tensor).ok_or_else(missing)
         };
-        self.targets.iter().map(find).collect()
+        self.targets.iter().map(find_matrix).collect()
     }
 }
 
@@ -304,13 +304,14 @@ pub enum Error {
     #[error("cannot write the adapter: {0}")]
     WriteAdapter(String),
     #[error(
-        "the adapter is still zero after update {update} with a learning rate of {rate}: it would change nothing"
+        "the adapter is still zero after update {update} with a learning rate of {rate}: it would \
+         change nothing"
     )]
     AdapterStillZero { update: usize, rate: f64 },
 }
 
-/// Trains adapters, saves them in PEFT's layout as `adapter/` (`adapter-2/` for the second `recover` of a
-/// variant), and returns the model with the adapters merged into its weights.
+/// Trains adapters, saves them in PEFT's layout as `adapter/` (`adapter-2/` for the second
+/// `recover` of a variant), and returns the model with the adapters merged into its weights.
 pub fn run(
     options: &Options,
     context: &Context,
@@ -335,9 +336,10 @@ pub fn run(
     if options.sample == Sample::File {
         corpus::check_row_lengths(&options.corpus_source(), &rows, model.config.max_positions)?;
     }
-    let random =
+    // random windows of this length, drawn with this seed; None: whole rows in file order
+    let random_windows =
         (options.sample == Sample::Random).then(|| (options.length, context.seed.derive("rows")));
-    let mut sampler = RowSampler::new(rows, random)
+    let mut sampler = RowSampler::new(rows, random_windows)
         .ok_or_else(|| CorpusError::NothingToPredict((&options.corpus).into()))?;
     let updates = match options.duration {
         Duration::Updates(updates) => updates,

@@ -1,14 +1,18 @@
 //! `repeat`: runs its own list of stages several times: iterative pruning (reference, sections 4.1
 //! and 4.2).
 //!
-//! The pipeline unrolls it, so what runs are the stages of the list. The ratio of a `prune` inside
-//! is the ratio after the last iteration; it rises linearly and counts from the widths at the
-//! beginning of the repeat.
+//! The pipeline unrolls it, so only the stages of the list run. For a `prune` in the list, `ratio`
+//! is the share that is removed after the last iteration. The share rises linearly, and refers to
+//! the widths before the first iteration.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::environment::OptionFault;
+
+/// The largest number of iterations. The check unrolls a list that often at most, even if `times`
+/// is larger, which is a fault.
+pub const MAX_TIMES: u32 = 1000;
 
 /// Runs its own `[[stage.stage]]` list several times.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -20,13 +24,13 @@ pub struct Options {
 
 impl Options {
     pub fn faults(&self) -> Vec<OptionFault> {
-        if (1..=1000).contains(&self.times) {
+        if (1..=MAX_TIMES).contains(&self.times) {
             return Vec::new();
         }
         vec![OptionFault::new(
             "times",
             format!("the list cannot run {} times", self.times),
-            "write a number from 1 to 1000",
+            format!("write a number from 1 to {MAX_TIMES}"),
         )]
     }
 }

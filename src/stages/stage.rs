@@ -1,6 +1,6 @@
-//! What a stage is. The options of each `type` implement [`Stage`] in that type's file, and a
-//! static [`StageType`] beside them says what holds for all stages of the type; `registry.rs` lists
-//! the types.
+//! The interface of a stage. The options of each `type` implement [`Stage`] in that type's file; a
+//! static [`StageType`] in the same file says what holds for all stages of the type. `registry.rs`
+//! lists the types.
 
 use std::fmt::Debug;
 use std::path::Path;
@@ -37,13 +37,13 @@ pub struct StageType {
     pub spends: &'static [ValueKind],
     /// Whether the outcome depends on `run.seed`.
     pub uses_seed: bool,
-    /// Whether the outcome depends on the iteration of the `repeat` that the stage stands in.
+    /// Whether the outcome depends on the iteration of the `repeat` that contains the stage.
     pub uses_repeat_position: bool,
     /// Whether the outcome depends on the number of threads and the memory settings, as a
     /// measurement of time does.
     pub depends_on_machine: bool,
-    /// Whether the model that it hands on may read its weights from the input files long after the
-    /// stage ran.
+    /// Whether the model that the stage makes may read its weights from the input files after the
+    /// stage has finished.
     pub model_stays_in_inputs: bool,
     /// Describes the options in a few words, for logs, the plan and the listing of the cache; empty
     /// or begins with a space.
@@ -55,8 +55,8 @@ pub struct StageType {
 }
 
 impl StageType {
-    /// The type that reads options of type `O`; everything else has the value that most stages
-    /// have.
+    /// The type that reads options of type `O`. Every other field has the value of most stages:
+    /// none, false, no summary.
     pub const fn new<O>(tag: &'static str) -> Self
     where
         O: Stage + DeserializeOwned + JsonSchema + 'static,
@@ -105,8 +105,8 @@ pub fn describe_options(options: &Map<String, Value>, keys: &[&str]) -> String {
 
 /// A stage with its options: one `[[stage]]` of a pipeline.
 ///
-/// A stage sees its options, its [`Context`] and its input values. It does not know other stages,
-/// the tree of variants, or the folder of results.
+/// A stage has access to its options, its [`Context`] and its input values, and to nothing else:
+/// not to other stages, the tree of variants, or the folder of results.
 pub trait Stage: OptionTable {
     fn stage_type(&self) -> &'static StageType;
 
@@ -120,7 +120,7 @@ pub trait Stage: OptionTable {
         Vec::new()
     }
 
-    /// Mistakes in the values of the options, which show without looking at anything else. Default:
+    /// Mistakes in the values of the options that can be found from the options alone. Default:
     /// none.
     fn option_faults(&self) -> Vec<OptionFault> {
         Vec::new()
@@ -131,18 +131,19 @@ pub trait Stage: OptionTable {
         Vec::new()
     }
 
-    /// States what later stages may have to know. Default: nothing.
+    /// Records facts that checks of later stages use. Default: nothing.
     fn state_facts(&self, _facts: &mut EarlierStages) {}
 
-    /// Mistakes that show when files and headers are read. Also adds the stage's estimate of memory
-    /// and disk to the environment, and replaces the header of the model if the stage makes another
-    /// one.
+    /// Mistakes that are found when files and headers are read. Also adds the stage's estimate of
+    /// memory and disk to the environment, and replaces the header of the model if the stage makes
+    /// another one.
     fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault>;
 
-    /// Runs the stage. `inputs` holds all that it needs, and what it uses if that was made.
+    /// Runs the stage. `inputs` holds every value that it needs, and those that it uses as far as
+    /// earlier stages made them.
     fn run(&self, context: &Context, inputs: &StageValues) -> Result<StageOutput, StageError>;
 
-    /// Writes into the product what [`Stage::restore`] and [`Stage::restore_model`] need to hand on
+    /// Writes into the product what [`Stage::restore`] and [`Stage::restore_model`] need to return
     /// the same values again. A model that is rebuilt faster than it is read is not written.
     /// Default: nothing.
     fn store(&self, _values: &StageValues, _draft: &ProductDraft) -> Result<(), StageError> {
@@ -160,8 +161,9 @@ pub trait Stage: OptionTable {
         &[]
     }
 
-    /// Rebuilds the models that the stage handed on, when a later stage needs one: from the stored
-    /// product, the input files, or the inputs above. Default: the stage makes no model.
+    /// Rebuilds the models that the stage made, when a later stage needs one: from the stored
+    /// product, the input files, or [`Stage::restore_model_inputs`]. Default: the stage makes no
+    /// model.
     fn restore_model(
         &self,
         _stored: &StoredProduct,
@@ -172,12 +174,12 @@ pub trait Stage: OptionTable {
     }
 }
 
-/// What a stage made.
+/// The result of a stage.
 #[derive(Default)]
 pub struct StageOutput {
-    /// For later stages.
+    /// Values for later stages.
     pub values: StageValues,
-    /// What it measured: each becomes a Parquet file.
+    /// Measurements; each table becomes a Parquet file.
     pub tables: Vec<Table>,
 }
 
@@ -199,7 +201,7 @@ impl From<StageValues> for StageOutput {
     }
 }
 
-/// Options as a table; every serialisable type has it.
+/// Options as a table. Implemented for every serialisable type.
 pub trait OptionTable: Debug + Send + Sync {
     /// The options, every default filled in; an option that is not set and has no default is left
     /// out. Variants and products are identified by this table, so neither its keys nor their order

@@ -15,10 +15,10 @@ pub struct Step {
     /// Position in the unrolled list, from 0.
     pub position: u32,
     pub stage: Arc<dyn Stage>,
-    /// Inside a `repeat`, for a stage whose outcome depends on it: which of the iterations this is.
+    /// The iteration of the `repeat` that contains the stage; None outside of one, and for stages
+    /// whose outcome does not depend on it.
     pub repeat_position: Option<RepeatPosition>,
-    /// How many stages of this type stand before it. The stage's random streams are derived from
-    /// it.
+    /// Number of earlier stages of this type. The stage's random streams are derived from it.
     pub occurrence: u32,
     /// Where its `type` is written.
     pub span: Range<usize>,
@@ -27,8 +27,9 @@ pub struct Step {
 }
 
 impl Step {
-    /// What two steps must have in common to be the same: the type, every option, the iteration of
-    /// a repeat, the random streams. The ids of variants are hashes of it.
+    /// All that defines the outcome of the step besides its inputs: the type, the occurrence (which
+    /// defines the random streams), the iteration of a repeat, and every option. The ids of
+    /// variants are hashes of it.
     pub fn identity(&self) -> Value {
         let mut identity = Map::new();
         identity.insert("type".to_owned(), self.stage.tag().into());
@@ -45,8 +46,8 @@ impl Step {
 /// A stage of the unrolled list, or its type if its options could not be decoded.
 pub enum UnrolledStage {
     Step(Step),
-    /// The type, "" if that is not known either. Later stages are checked as if this one made its
-    /// values.
+    /// The type; "" if it is not known. Later stages are checked as if this one made the values of
+    /// its type.
     Invalid(String),
 }
 

@@ -1,5 +1,5 @@
-//! The values that stages hand to each other, by kind. Each kind has one type, which its
-//! [`ValueKey`] carries.
+//! The values that stages pass to later stages, by kind. Each kind has one Rust type, which is the
+//! type parameter of its [`ValueKey`].
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use secateur_model::Model;
 use secateur_model::groups::DependencyGraph;
 use secateur_model::lora::Adapter;
 
-/// A kind of value that one stage hands to a later one.
+/// A kind of value that one stage passes to a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ValueKind {
     /// The model as the stages so far have left it.
@@ -42,7 +42,7 @@ impl ValueKind {
         ValueKind::Adapter,
     ];
 
-    /// A noun without an article: "gives it another *model*".
+    /// A noun without an article, for messages such as "gives it another *model*".
     pub fn label(self) -> &'static str {
         match self {
             ValueKind::Model => "model",
@@ -55,7 +55,7 @@ impl ValueKind {
         }
     }
 
-    /// A noun with its article: "needs *a model*".
+    /// A noun with its article, for messages such as "needs *a model*".
     pub fn phrase(self) -> &'static str {
         match self {
             ValueKind::Model => "a model",
@@ -95,7 +95,7 @@ pub const ADAPTER: ValueKey<Adapter> = ValueKey::new(ValueKind::Adapter);
 
 /// A set of values with at most one of each kind. Clones share the values.
 ///
-/// Only the methods with a [`ValueKey`] write, so an entry always has the type of its key.
+/// A new value is inserted only with its [`ValueKey`], so an entry always has the type of its key.
 #[derive(Clone, Default)]
 pub struct StageValues {
     by_kind: BTreeMap<ValueKind, Arc<dyn Any + Send + Sync>>,
@@ -108,7 +108,7 @@ impl StageValues {
         self
     }
 
-    /// A model that was loaded or trained from scratch: it is its own dense model.
+    /// A model that was loaded or trained from scratch: it is also the dense model.
     pub fn from_dense_model(model: Model) -> Self {
         let mut values = Self::default().with(MODEL, model);
         values.use_model_as_dense();
@@ -141,14 +141,14 @@ impl StageValues {
         }
     }
 
-    /// The value of one kind alone.
+    /// A set with only the value of this kind.
     pub fn select(&self, kind: ValueKind) -> Self {
         let mut selected = Self::default();
         selected.copy_from(kind, self);
         selected
     }
 
-    /// Makes the model its own dense model.
+    /// Sets the dense model to the model, which share their memory.
     pub fn use_model_as_dense(&mut self) {
         if let Some(model) = self.by_kind.get(&ValueKind::Model) {
             self.by_kind.insert(ValueKind::Dense, model.clone());

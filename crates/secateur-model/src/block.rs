@@ -1,7 +1,7 @@
 //! The forward pass of one block: an interpreter of the family's choices (norm, residual, MLP).
 //!
-//! Widths are read off the weights, so every layer may have its own. Weights and biases are held by
-//! logical tensor, as many as the family has.
+//! Widths are those of the weights, so they may differ between layers. Weights and biases are held
+//! by logical tensor, as many as the family has.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -18,7 +18,7 @@ use secateur_tensor::{Activations, AnyTape, Precision, Weight};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Block {
     weights: BTreeMap<BlockTensor, Weight>,
-    /// Beside the matrices and norms that have one.
+    /// (1, outputs) each, for the matrices and norms that have one.
     biases: BTreeMap<BlockTensor, Weight>,
 }
 
@@ -46,7 +46,7 @@ pub struct BlockSettings<'a> {
     pub family: &'static Family,
     pub config: &'a Config,
     pub layout: &'a PackLayout,
-    /// Keys and values of the tokens before, for this block.
+    /// Keys and values of the earlier tokens, in this block. None: all tokens are in the pack.
     pub kv_cache: Option<&'a Mutex<KvCache>>,
 }
 
@@ -71,7 +71,7 @@ impl Block {
         self.weights().filter(|(tensor, _)| tensor.is_matrix())
     }
 
-    /// The vector that is added to the outputs of a matrix or a norm.
+    /// The vector that is added to the outputs of a matrix or a norm: (1, outputs).
     pub fn bias(&self, tensor: BlockTensor) -> Option<&Weight> {
         self.biases.get(&tensor)
     }
@@ -81,7 +81,7 @@ impl Block {
         self.biases.iter().map(|(&tensor, bias)| (tensor, bias))
     }
 
-    /// Gives a matrix or a norm a bias, one number for each of its outputs.
+    /// Gives a matrix or a norm a bias: (1, outputs).
     pub fn set_bias(&mut self, tensor: BlockTensor, bias: Weight) {
         self.biases.insert(tensor, bias);
     }
@@ -152,25 +152,27 @@ impl Block {
         hooks: &impl BlockHooks,
     ) -> Activations<T> {
         match settings.config.residual {
-            // x ← x + attention(norm(x)), then x + mlp(norm(x))
+            // h = x + attention(norm₁(x)); output = h + mlp(norm₂(h))
             Residual::Sequential => {
                 let (residual, x) = fork(x);
-                let normed = self.normalize(BlockTensor::InputNorm, x, settings, hooks);
-                let x = ops::add(self.attention(normed, settings, hooks), residual);
-                let (residual, x) = fork(x);
-                let normed = self.normalize(BlockTensor::PostAttentionNorm, x, settings, hooks);
-                ops::add(self.mlp(normed, settings, hooks), residual)
+                let normed_input = self.normalize(BlockTensor::InputNorm, x, settings, hooks);
+                let hidden = ops::add(self.attention(normed_input, settings, hooks), residual);
+                let (residual, hidden) = fork(hidden);
+                let normed_hidden =
+                    self.normalize(BlockTensor::PostAttentionNorm, hidden, settings, hooks);
+                ops::add(self.mlp(normed_hidden, settings, hooks), residual)
             }
-            // x + attention(norm₁(x)) + mlp(norm₂(x))
+            // output = attention(norm₁(x)) + mlp(norm₂(x)) + x, added in this order
             Residual::Parallel => {
                 let (residual, x) = fork(x);
-                let (mlp_input, x) = fork(x);
-                let normed = self.normalize(BlockTensor::InputNorm, x, settings, hooks);
-                let attended = self.attention(normed, settings, hooks);
-                let normed =
+                let (mlp_input, attention_input) = fork(x);
+                let normed_for_attention =
+                    self.normalize(BlockTensor::InputNorm, attention_input, settings, hooks);
+                let attention_output = self.attention(normed_for_attention, settings, hooks);
+                let normed_for_mlp =
                     self.normalize(BlockTensor::PostAttentionNorm, mlp_input, settings, hooks);
-                let transformed = self.mlp(normed, settings, hooks);
-                ops::add(ops::add(attended, transformed), residual)
+                let mlp_output = self.mlp(normed_for_mlp, settings, hooks);
+                ops::add(ops::add(attention_output, mlp_output), residual)
             }
         }
     }
@@ -193,7 +195,8 @@ impl Block {
         )
     }
 
-    /// A matrix as the hooks apply it, then its bias.
+    /// y = x · Wᵀ as the hooks compute it, plus the bias of the matrix if it has one. x is
+    /// (positions, inputs), y is (positions, outputs).
     fn apply_linear<T: AnyTape>(
         &self,
         tensor: BlockTensor,
@@ -207,7 +210,9 @@ impl Block {
         }
     }
 
-    /// o(softmax(q·kᵀ / √head_dim + causal mask) · v), head by head.
+    /// O(softmax(q·kᵀ / √head_dim + causal mask) · v): q and k with their rotary positions, the
+    /// softmax head by head, O over the concatenated heads. x and the result are (positions,
+    /// hidden).
     fn attention<T: AnyTape>(
         &self,
         x: Activations<T>,
@@ -216,9 +221,10 @@ impl Block {
     ) -> Activations<T> {
         let (query_input, x) = fork(x);
         let (key_input, value_input) = fork(x);
-        let q = self.apply_linear(BlockTensor::Q, query_input, hooks); // (positions, query heads · head_dim)
-        let k = self.apply_linear(BlockTensor::K, key_input, hooks); // (positions, key/value heads · head_dim)
-        let v = self.apply_linear(BlockTensor::V, value_input, hooks); // as k
+        // q: (positions, query heads · head_dim); k and v: (positions, key/value heads · head_dim)
+        let q = self.apply_linear(BlockTensor::Q, query_input, hooks);
+        let k = self.apply_linear(BlockTensor::K, key_input, hooks);
+        let v = self.apply_linear(BlockTensor::V, value_input, hooks);
         let mut cache = settings
             .kv_cache
             .map(|cache| cache.lock().unwrap_or_else(PoisonError::into_inner));
@@ -234,7 +240,8 @@ impl Block {
         self.apply_linear(BlockTensor::O, attended, hooks)
     }
 
-    /// The MLP; x and the result are (positions, hidden), in between are (positions, MLP channels).
+    /// The MLP. x and the result are (positions, hidden), the activations in between are
+    /// (positions, MLP channels).
     fn mlp<T: AnyTape>(
         &self,
         x: Activations<T>,
@@ -254,7 +261,8 @@ impl Block {
     }
 }
 
-/// The family's norm of each row of x.
+/// The family's norm of each row of x. x and the result are (positions, hidden), `weight` and
+/// `bias` are (1, hidden).
 pub(crate) fn normalize<T: AnyTape>(
     x: Activations<T>,
     family: &Family,
@@ -269,8 +277,8 @@ pub(crate) fn normalize<T: AnyTape>(
     }
 }
 
-/// Two uses of one tensor. The tape goes with the second; the first begins an empty one, and the next
-/// operation that takes both tensors merges the tapes.
+/// Two uses of one tensor. The second keeps the tape of x, the first starts with an empty tape; the
+/// next operation that takes both tensors merges the tapes.
 fn fork<T: AnyTape>(x: Activations<T>) -> (Activations<T>, Activations<T>) {
     (x.with_empty_tape::<T>(), x)
 }

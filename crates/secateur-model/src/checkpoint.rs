@@ -1,9 +1,10 @@
-//! A Hugging Face folder in: `config.json`, one or several safetensors files (with their index), f32,
-//! f16 or bf16.
+//! Reads a Hugging Face folder: `config.json` and one or several safetensors files (with their
+//! index) in f32, f16 or bf16.
 //!
-//! Everything is checked before a weight is read: headers, offsets, shapes against each other and
-//! against the config. Weights are widened to f32 as they are read: at once, or whenever an operation
-//! needs one that stays on disk. Parts of a fused tensor are read as tensors of their own.
+//! Before a weight is read, all else is checked: headers, offsets, shapes against each other and
+//! against the config. Weights are widened to f32 when they are read: at once, or whenever an
+//! operation needs one that stays on disk. Parts of a fused tensor are read as tensors of their
+//! own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -56,19 +57,27 @@ pub enum CheckpointError {
     Tokenizer(#[from] crate::tokenizer::TokenizerError),
 }
 
-/// An opened checkpoint: headers read and checked, weights still on disk.
+/// The configuration of a model.
+pub(crate) const CONFIG_FILE: &str = "config.json";
+/// The weights of a checkpoint with one weight file.
+pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
+/// The index of a checkpoint with several weight files: which file holds which tensor.
+const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// An opened checkpoint: headers are read and checked, weights are still on disk.
 pub struct Checkpoint {
     pub family: &'static Family,
     pub config: Config,
     shards: Vec<Shard>,
-    /// Tensor → index of the file that holds it.
+    /// Stored tensor's name → index in `shards`.
     shard_by_tensor: BTreeMap<String, usize>,
 }
 
+/// One safetensors file of a checkpoint.
 struct Shard {
     path: PathBuf,
     file: Arc<File>,
-    /// Where the tensors' bytes begin.
+    /// Offset in the file at which the tensors' bytes begin.
     data_offset: usize,
     metadata: Metadata,
 }
@@ -106,7 +115,7 @@ impl Checkpoint {
         if !folder.is_dir() {
             return Err(no_model("it is not a folder"));
         }
-        let config_path = folder.join("config.json");
+        let config_path = folder.join(CONFIG_FILE);
         if !config_path.exists() {
             return Err(no_model("it has no config.json"));
         }
@@ -160,14 +169,14 @@ impl Checkpoint {
         Ok(Weight::new(tensor.read()?, tensor.rows, tensor.cols))
     }
 
-    /// A weight that stays on disk. It is read once, to see whether it is whole.
+    /// A weight that stays on disk. It is read once, to check that it can be read and is finite.
     pub fn open_weight(&self, id: TensorId) -> Result<Weight, CheckpointError> {
         let tensor = self.locate_weight(id)?;
         tensor.read()?;
         Ok(Weight::from_file(tensor.file, tensor.rows, tensor.cols))
     }
 
-    /// Reads the bias beside a block's tensor, widened to f32.
+    /// Reads the bias of a block's tensor, widened to f32: (1, outputs).
     pub fn read_bias(&self, layer: usize, tensor: BlockTensor) -> Result<Weight, CheckpointError> {
         let stored_name = self.family.stored_bias_name(layer, tensor);
         let name = self.family.bias_name(layer, tensor);
@@ -196,15 +205,16 @@ impl Checkpoint {
         self.locate(&self.family.stored_name(id), name, segments, false)
     }
 
-    /// Where a tensor's rows lie in a fused one, and the number of its parts.
+    /// The rows of a logical tensor in the fused tensor that stores it, and the number of parts of
+    /// the fused tensor. None: the tensor is stored alone.
     fn fused_segments(&self, tensor: BlockTensor) -> Option<(RowSegments, usize)> {
         let (module, part_index) = self.family.fused_module(tensor)?;
         let segments = module.segments(part_index, self.config.head_dim);
         Some((segments, module.parts.len()))
     }
 
-    /// A stored tensor, or some rows of it. A vector is one row; with `as_column` it is one column,
-    /// so that its elements can be selected as rows.
+    /// A stored tensor, or the rows of one part of it. A vector is one row; with `as_column` it is
+    /// one column, so that `segments` can select its elements as rows.
     fn locate(
         &self,
         stored_name: &str,
@@ -243,7 +253,7 @@ impl Checkpoint {
         })
     }
 
-    /// The place of every weight that the model has.
+    /// The id of every weight that the model has.
     fn tensor_ids(&self) -> impl Iterator<Item = TensorId> + use<> {
         crate::tensor_ids(self.family, self.config.layers, self.config.tied_embeddings)
     }
@@ -281,8 +291,8 @@ impl Checkpoint {
         self.tensor_info(name).map(|(_, info)| &info.shape[..])
     }
 
-    /// Every tensor is there in a supported type, shapes fit each other and the config, and nothing
-    /// else is stored for the blocks.
+    /// An error unless every tensor is present in a supported type, shapes fit each other and the
+    /// config, and no other tensors are stored for the blocks.
     fn check(&self) -> Result<(), CheckpointError> {
         let names = self.stored_names();
         for name in &names {
@@ -302,7 +312,8 @@ impl Checkpoint {
         self.check_other_tensors(&names)
     }
 
-    /// An error unless a stored tensor's shape fits.
+    /// Returns [`CheckpointError::Shape`] unless `fits`. `expected` completes "the tensor has shape
+    /// …;".
     fn expect(&self, name: String, fits: bool, expected: String) -> Result<(), CheckpointError> {
         if fits {
             return Ok(());
@@ -314,7 +325,8 @@ impl Checkpoint {
         })
     }
 
-    /// An error unless a stored tensor has this shape, which `reason` asks for.
+    /// Returns [`CheckpointError::Shape`] unless a stored tensor has this shape, which `reason`
+    /// (config.json, or a tensor of the block) requires.
     fn expect_shape(
         &self,
         name: String,
@@ -329,34 +341,39 @@ impl Checkpoint {
     fn check_outer_shapes(&self) -> Result<(), CheckpointError> {
         let (hidden, vocab) = (self.config.hidden, self.config.vocab);
         let keys = &self.family.keys;
-        let by_width = format!("config.json ({})", keys.hidden);
-        let by_both = format!("config.json ({}, {})", keys.vocab, keys.hidden);
-        let name = |id| self.family.tensor_name(id);
-        self.expect_shape(name(TensorId::Embedding), &[vocab, hidden], &by_both)?;
-        self.expect_shape(name(TensorId::FinalNorm), &[hidden], &by_width)?;
+        let hidden_key = format!("config.json ({})", keys.hidden);
+        let vocab_and_hidden_keys = format!("config.json ({}, {})", keys.vocab, keys.hidden);
+        let embedding = self.family.tensor_name(TensorId::Embedding);
+        self.expect_shape(embedding, &[vocab, hidden], &vocab_and_hidden_keys)?;
+        let final_norm = self.family.tensor_name(TensorId::FinalNorm);
+        self.expect_shape(final_norm, &[hidden], &hidden_key)?;
         if self.family.norms_have_biases() {
             let bias = self.family.final_norm_bias_name();
-            self.expect_shape(bias, &[hidden], &by_width)?;
+            self.expect_shape(bias, &[hidden], &hidden_key)?;
         }
         if !self.config.tied_embeddings {
-            self.expect_shape(name(TensorId::LmHead), &[vocab, hidden], &by_both)?;
+            let lm_head = self.family.tensor_name(TensorId::LmHead);
+            self.expect_shape(lm_head, &[vocab, hidden], &vocab_and_hidden_keys)?;
         }
         Ok(())
     }
 
-    /// The tensors of a block against each other and the config. Heads and MLP widths are the
-    /// weights' own and may differ between layers.
+    /// Checks the tensors of a block against each other and the config. The numbers of heads and of
+    /// MLP channels are read from the weights' shapes and may differ between layers.
     fn check_block_shapes(&self, layer: usize) -> Result<BlockShape, CheckpointError> {
         let (hidden, head_dim, family) = (self.config.hidden, self.config.head_dim, self.family);
         let stored_name = |tensor| family.stored_name(TensorId::Block(layer, tensor));
-        // Everything that reads the residual stream has its width.
+        // Every tensor that reads the residual stream has its width.
         for spec in family.block_tensors {
             let name = stored_name(spec.tensor);
             if !spec.tensor.is_matrix() {
                 let reason = format!("config.json ({})", family.keys.hidden);
                 self.expect_shape(name, &[hidden], &reason)?;
             } else if spec.reads.0 == ChannelSpace::Hidden {
-                let fits = matches!(self.stored_shape(&name)?, [rows, cols] if *cols == hidden && *rows > 0);
+                let fits = match *self.stored_shape(&name)? {
+                    [rows, cols] => cols == hidden && rows > 0,
+                    _ => false,
+                };
                 let key = family.keys.hidden;
                 let expected = format!("it must read the {hidden} channels of config.json's {key}");
                 self.expect(name, fits, expected)?;
@@ -367,55 +384,56 @@ impl Checkpoint {
             let unit = module.row_unit(head_dim);
             let fits = self.stored_shape(&name)?[0].is_multiple_of(unit);
             let expected = format!(
-                "its rows must be a multiple of {unit}: {} parts, heads of {head_dim} channels (config.json)",
+                "its rows must be a multiple of {unit}: {} parts, heads of {head_dim} channels \
+                 (config.json)",
                 module.parts.len()
             );
             self.expect(name, fits, expected)?;
         }
         let mlp_writer = family.mlp_writer();
-        let [queries, keys, mlp_channels] = [
-            self.logical_rows(layer, BlockTensor::Q)?,
-            self.logical_rows(layer, BlockTensor::K)?,
-            self.logical_rows(layer, mlp_writer)?,
-        ];
+        // These three widths determine the shapes of the block's other matrices.
+        let query_width = self.logical_rows(layer, BlockTensor::Q)?;
+        let key_width = self.logical_rows(layer, BlockTensor::K)?;
+        let mlp_channels = self.logical_rows(layer, mlp_writer)?;
         self.expect(
             stored_name(BlockTensor::Q),
-            queries.is_multiple_of(head_dim),
+            query_width.is_multiple_of(head_dim),
             format!("its rows must be heads of {head_dim} channels (config.json)"),
         )?;
         self.expect(
             stored_name(BlockTensor::K),
-            keys.is_multiple_of(head_dim) && queries.is_multiple_of(keys),
+            key_width.is_multiple_of(head_dim) && query_width.is_multiple_of(key_width),
             format!(
-                "its rows must be heads of {head_dim} channels (config.json) that share the {} query heads evenly",
-                queries / head_dim
+                "its rows must be heads of {head_dim} channels (config.json) that share the {} \
+                 query heads evenly",
+                query_width / head_dim
             ),
         )?;
         let shape = BlockShape {
-            query_heads: queries / head_dim,
-            key_value_heads: keys / head_dim,
+            query_heads: query_width / head_dim,
+            key_value_heads: key_width / head_dim,
             mlp_channels,
         };
-        // The other matrices follow from these three.
         for spec in family.block_tensors {
             let is_alone = family.fused_module(spec.tensor).is_none();
             if !spec.tensor.is_matrix() || !is_alone {
                 continue;
             }
             let (rows, cols) = family.tensor_shape(spec.tensor, hidden, head_dim, shape);
-            let decisive = match (spec.tensor, spec.reads.0, spec.writes) {
+            // the matrix from whose rows the shape follows, for the message
+            let reference = match (spec.tensor, spec.reads.0, spec.writes) {
                 (BlockTensor::V, ..) => BlockTensor::K,
                 (_, ChannelSpace::Mlp, _) | (_, _, Some((ChannelSpace::Mlp, _))) => mlp_writer,
                 _ => BlockTensor::Q,
             };
-            let reason = format!("{} beside it", family.peft_module(decisive));
+            let reason = format!("{} beside it", family.peft_module(reference));
             self.expect_shape(stored_name(spec.tensor), &[rows, cols], &reason)?;
         }
         for &tensor in &self.config.declared_biases {
-            let matrix = self.stored_shape(&stored_name(tensor))?;
-            // a bias has one number for each row of its matrix, or each element of its norm
+            let weight_shape = self.stored_shape(&stored_name(tensor))?;
+            // A bias has one number for each row of its matrix, or for each element of its norm.
             let outputs = match family.bias_axis(tensor) {
-                Axis::Rows => matrix[0],
+                Axis::Rows => weight_shape[0],
                 Axis::Cols => hidden,
             };
             let reason = match tensor.is_matrix() {
@@ -427,7 +445,7 @@ impl Checkpoint {
         Ok(shape)
     }
 
-    /// Rows of a logical matrix.
+    /// Rows of a logical matrix. The parts of a fused tensor have equally many.
     fn logical_rows(&self, layer: usize, tensor: BlockTensor) -> Result<usize, CheckpointError> {
         let name = self.family.stored_name(TensorId::Block(layer, tensor));
         let stored_rows = self.stored_shape(&name)?[0];
@@ -438,28 +456,30 @@ impl Checkpoint {
         Ok(stored_rows / parts)
     }
 
-    /// Layers may have widths of their own, but where no layer has the width that config.json says,
-    /// the two belong to different models.
+    /// An error if no layer has a width that config.json declares. Layers may differ from the
+    /// config, but if all of them do, config and weights belong to different models.
     fn check_declared_widths(&self, blocks: &[BlockShape]) -> Result<(), CheckpointError> {
-        let (keys, declared) = (&self.family.keys, self.config.declared_widths);
+        let (keys, declared_widths) = (&self.family.keys, self.config.declared_widths);
         type Width = fn(&BlockShape) -> usize;
+        // For each width: its key, the tensor that an error names, its declared value, and how it
+        // is read from a block's shape.
         let widths: [(Option<&str>, BlockTensor, Option<usize>, Width); 3] = [
             (
                 Some(keys.query_heads),
                 BlockTensor::Q,
-                declared.query_heads,
+                declared_widths.query_heads,
                 |block| block.query_heads,
             ),
             (
                 keys.key_value_heads,
                 BlockTensor::K,
-                declared.key_value_heads,
+                declared_widths.key_value_heads,
                 |block| block.key_value_heads,
             ),
             (
                 Some(keys.mlp_channels),
                 self.family.mlp_writer(),
-                declared.mlp_channels,
+                declared_widths.mlp_channels,
                 |block| block.mlp_channels,
             ),
         ];
@@ -478,9 +498,9 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Refuses tensors of blocks that the model does not have, and warns of others. Tensors that
-    /// hold no parameters of their own are expected: rotary tables, a second copy of a tied output
-    /// matrix.
+    /// Of the stored tensors that are not needed, refuses those with a block's name and warns of
+    /// the others. Tensors without parameters are ignored: rotary tables, a second copy of a tied
+    /// output matrix.
     fn check_other_tensors(&self, names: &[String]) -> Result<(), CheckpointError> {
         let needed: BTreeSet<&str> = names.iter().map(String::as_str).collect();
         let output_matrix = self.family.tensor_name(TensorId::LmHead);
@@ -507,8 +527,12 @@ impl Checkpoint {
     }
 }
 
+/// The largest header that the safetensors library accepts.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
 impl Shard {
-    /// Reads the header and checks it: tensors neither overlap nor leave holes, and end with the file.
+    /// Reads the header and checks it: the tensors neither overlap nor leave gaps (`Metadata`
+    /// checks this as it is deserialised), and the last one ends at the end of the file.
     fn open(path: PathBuf) -> Result<Self, CheckpointError> {
         let read = |source| CheckpointError::Read {
             path: path.clone(),
@@ -519,52 +543,54 @@ impl Shard {
             message,
         };
         let file = File::open(&path).map_err(read)?;
-        let length = file.metadata().map_err(read)?.len();
-        let mut size = [0; size_of::<u64>()];
-        let first = size.len() as u64;
-        if length < first {
+        // The file: the header's length as a little-endian u64, the header as JSON, the tensors.
+        let file_len = file.metadata().map_err(read)?.len();
+        let mut header_len_bytes = [0; size_of::<u64>()];
+        let header_start = header_len_bytes.len() as u64;
+        if file_len < header_start {
             return Err(broken("it is too short for a header".to_owned()));
         }
-        file.read_exact_at(&mut size, 0).map_err(read)?;
-        let header = u64::from_le_bytes(size);
-        // safetensors' own limit
-        if header > (length - first).min(100_000_000) {
+        file.read_exact_at(&mut header_len_bytes, 0).map_err(read)?;
+        let header_len = u64::from_le_bytes(header_len_bytes);
+        if header_len > (file_len - header_start).min(MAX_HEADER_BYTES) {
             return Err(broken(format!(
-                "its header should take {header} bytes, and the file has {length}"
+                "its header should take {header_len} bytes, and the file has {file_len}"
             )));
         }
-        let mut text = vec![0; header as usize];
-        file.read_exact_at(&mut text, first).map_err(read)?;
-        let metadata: Metadata = serde_json::from_slice(&text)
+        let mut header = vec![0; header_len as usize];
+        file.read_exact_at(&mut header, header_start)
+            .map_err(read)?;
+        let metadata: Metadata = serde_json::from_slice(&header)
             .map_err(|e| broken(format!("its header is broken: {e}")))?;
-        let expected = first + header + metadata.data_len() as u64;
-        if expected != length {
+        let data_offset = header_start + header_len;
+        let expected_len = data_offset + metadata.data_len() as u64;
+        if expected_len != file_len {
             return Err(broken(format!(
-                "its header speaks of {expected} bytes, and the file has {length}"
+                "its header describes {expected_len} bytes, and the file has {file_len}"
             )));
         }
         Ok(Self {
             path,
             file: Arc::new(file),
-            data_offset: (first + header) as usize,
+            data_offset: data_offset as usize,
             metadata,
         })
     }
 }
 
-/// The files that make up a checkpoint, those of them that are there.
+/// The files of a checkpoint that exist.
 pub fn checkpoint_files(folder: &Path) -> Vec<PathBuf> {
-    let described = ["config.json", "model.safetensors.index.json"].map(|name| folder.join(name));
-    described
+    let json_files = [CONFIG_FILE, INDEX_FILE].map(|name| folder.join(name));
+    json_files
         .into_iter()
         .filter(|path| path.exists())
         .chain(weight_files(folder).unwrap_or_default())
         .collect()
 }
 
-/// The index's files, or `model.safetensors`, or the one safetensors file there is.
+/// The files that the index names, sorted by name; without an index `model.safetensors`.
 fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
-    let index = folder.join("model.safetensors.index.json");
+    let index = folder.join(INDEX_FILE);
     if index.exists() {
         let broken = |message: String| CheckpointError::Index {
             path: index.clone(),
@@ -576,26 +602,26 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
         })?;
         let json: serde_json::Value = serde_json::from_str(&text)
             .map_err(|e| broken(format!("it is not valid JSON: {e}")))?;
-        let map = json
+        let weight_map = json
             .get("weight_map")
-            .and_then(|m| m.as_object())
+            .and_then(|map| map.as_object())
             .ok_or_else(|| broken("it has no table `weight_map`".to_owned()))?;
         let mut names: Vec<&str> = Vec::new();
-        for (tensor, file) in map {
-            let file = file
+        for (tensor, file) in weight_map {
+            let file_name = file
                 .as_str()
-                .filter(|f| !f.contains(['/', '\\']))
+                .filter(|name| !name.contains(['/', '\\']))
                 .ok_or_else(|| {
                     broken(format!("the file of `{tensor}` is {file}, not a file name"))
                 })?;
-            if !names.contains(&file) {
-                names.push(file);
+            if !names.contains(&file_name) {
+                names.push(file_name);
             }
         }
         names.sort_unstable();
         return Ok(names.into_iter().map(|name| folder.join(name)).collect());
     }
-    let single = folder.join("model.safetensors");
+    let single = folder.join(WEIGHTS_FILE);
     if single.exists() {
         return Ok(vec![single]);
     }

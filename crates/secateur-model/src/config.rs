@@ -1,4 +1,5 @@
-//! `config.json`: what it says, in both of transformers' styles, and what follows from it.
+//! Reads `config.json`, in the current and the older style of transformers, and derives the rotary
+//! frequencies from it.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +11,7 @@ use crate::family::{
 };
 use crate::wiring::BlockTensor;
 
-/// What a model's `config.json` says that its weights do not.
+/// The content of a model's `config.json`, as far as it is not derived from the weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Width of the residual stream.
@@ -19,7 +20,8 @@ pub struct Config {
     pub layers: usize,
     /// Width of an attention head.
     pub head_dim: usize,
-    /// Widths inside the blocks as `config.json` says them; the widths in use are the weights' own.
+    /// Widths inside the blocks as `config.json` declares them. The widths in use are those of the
+    /// weights.
     pub declared_widths: BlockWidths,
     /// Entries of the vocabulary.
     pub vocab: usize,
@@ -29,16 +31,17 @@ pub struct Config {
     pub norm_epsilon: f32,
     /// Whether the output matrix is the embedding.
     pub tied_embeddings: bool,
-    /// The tensors of a block that have biases in the checkpoint; the biases in use are the blocks' own.
+    /// The tensors of a block that have biases in the checkpoint. The biases in use are those of
+    /// the blocks.
     pub declared_biases: BTreeSet<BlockTensor>,
     pub rope: RopeConfig,
     /// How the attention and the MLP are added to the residual stream.
     pub residual: Residual,
-    /// Every key as it was read; an export hands the keys on that it does not set itself.
+    /// Every key as it was read. An export keeps the keys that it does not set itself.
     pub raw: Map<String, Value>,
 }
 
-/// Widths inside the blocks, the largest where layers differ.
+/// Widths inside the blocks; where layers differ, the largest. None: not declared.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct BlockWidths {
     /// Query heads.
@@ -59,15 +62,19 @@ pub struct RopeConfig {
     pub rotated_share: f64,
 }
 
-/// How the frequencies are stretched for long contexts.
+/// The base of the rotary frequencies where the config has none.
+pub const DEFAULT_ROPE_THETA: f64 = 10_000.0;
+
+/// How the frequencies are changed for long contexts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     None,
-    /// All frequencies divided by the factor.
+    /// All frequencies are divided by the factor.
     Linear {
         factor: f64,
     },
-    /// Llama 3.1: low frequencies divided by the factor, high ones kept, a ramp between.
+    /// Llama 3.1: low frequencies are divided by the factor, high ones are kept, those between are
+    /// interpolated.
     Llama3 {
         factor: f64,
         low_freq_factor: f64,
@@ -76,7 +83,7 @@ pub enum RopeScaling {
     },
 }
 
-/// `config.json` says something that this program cannot work with.
+/// `config.json` is damaged, or describes a model that is not supported.
 #[derive(Clone, Debug, thiserror::Error, PartialEq)]
 pub enum ConfigError {
     #[error("it is not valid JSON: {0}")]
@@ -97,7 +104,8 @@ pub enum ConfigError {
     },
 }
 
-/// Larger than any model's sizes; products of two sizes below it do not overflow.
+/// The largest size that is accepted. It is larger than the sizes of any model, and the product of
+/// two sizes does not overflow. The message of `size_key` has the same number.
 const MAX_SIZE: u64 = 1 << 24;
 
 impl Config {
@@ -193,7 +201,8 @@ fn unsupported(key: &'static str, found: &str, supported: &str) -> ConfigError {
     }
 }
 
-/// The attention sees all positions, so a window that would hide some is refused.
+/// The attention here uses all earlier positions, so a window that is shorter than the model's
+/// positions is refused.
 fn refuse_sliding_window(
     raw: &Map<String, Value>,
     family: &Family,
@@ -239,18 +248,18 @@ fn refuse_other_constants(
     Ok(())
 }
 
-/// The tensors of a block that have biases.
+/// The tensors of a block that have biases, as the family and the config say.
 fn declared_biases(
     raw: &Map<String, Value>,
     family: &Family,
 ) -> Result<BTreeSet<BlockTensor>, ConfigError> {
     let mut biased = BTreeSet::new();
     for rule in family.biases {
-        let holds = match rule.when {
+        let is_declared = match rule.when {
             BiasCondition::Always => true,
             BiasCondition::Key { key, default } => bool_key(raw, key)?.unwrap_or(default),
         };
-        if holds {
+        if is_declared {
             biased.extend(rule.tensors);
         }
     }
@@ -265,7 +274,8 @@ fn declared_biases(
 }
 
 impl RopeConfig {
-    /// `rope_parameters` is the newer style; the older has the base beside `rope_scaling`.
+    /// In the current style everything is in `rope_parameters`; in the older one the base is a key
+    /// of the config and the scaling is in `rope_scaling`.
     fn parse(raw: &Map<String, Value>, positions: Positions) -> Result<Self, ConfigError> {
         let Positions::RotaryHalves { base_keys, share } = positions;
         let empty = Map::new();
@@ -274,7 +284,7 @@ impl RopeConfig {
             .unwrap_or(&empty);
         let theta = match positive_number_key(parameters, "rope_theta")? {
             Some(theta) => theta,
-            None => first_number_key(raw, base_keys)?.unwrap_or(10_000.0),
+            None => first_number_key(raw, base_keys)?.unwrap_or(DEFAULT_ROPE_THETA),
         };
         const SHARE_KEY: &str = "partial_rotary_factor";
         let rotated_share = match share {
@@ -315,7 +325,8 @@ impl RopeConfig {
         (head_dim as f64 * self.rotated_share) as usize
     }
 
-    /// One frequency per pair of rotated dimensions, rounded as transformers rounds them.
+    /// One frequency for each pair i of the d rotated dimensions, θ^(−2i/d), then scaled: in f32
+    /// and in this order, as transformers computes them.
     pub(crate) fn frequencies(&self, head_dim: usize) -> Vec<f32> {
         let rotated = self.rotated_dimensions(head_dim);
         let frequency = |pair: usize| {
@@ -353,7 +364,7 @@ impl RopeScaling {
         }
     }
 
-    /// The stretched frequency.
+    /// The scaled frequency.
     fn apply(&self, frequency: f32) -> f32 {
         match *self {
             Self::None => frequency,
@@ -364,16 +375,18 @@ impl RopeScaling {
                 high_freq_factor: high,
                 original_max_positions: original,
             } => {
+                // `low` and `high` are numbers of wavelengths that fit into the original positions.
                 let wavelength = 2.0 * std::f64::consts::PI / f64::from(frequency);
                 if wavelength < original / high {
                     frequency
                 } else if wavelength > original / low {
                     frequency / factor as f32
                 } else {
-                    // a linear ramp from the divided frequency to the frequency itself
+                    // s from 0 at `low` to 1 at `high`: (1 − s) · frequency / factor + s ·
+                    // frequency
                     let smooth = (original / wavelength - low) / (high - low);
-                    let frequency = f64::from(frequency);
-                    ((1.0 - smooth) * frequency / factor + smooth * frequency) as f32
+                    let wide = f64::from(frequency);
+                    ((1.0 - smooth) * wide / factor + smooth * wide) as f32
                 }
             }
         }
@@ -384,7 +397,7 @@ fn required_size_key(raw: &Map<String, Value>, key: &'static str) -> Result<usiz
     size_key(raw, key)?.ok_or(ConfigError::MissingKey(key))
 }
 
-/// The number at the first of these keys that is there.
+/// The number at the first of these keys that is present.
 fn first_number_key(
     raw: &Map<String, Value>,
     keys: &[&'static str],

@@ -1,5 +1,5 @@
-//! What a family of models is: a value that says which tensors a model has, what each reads and
-//! writes, how a checkpoint names and stores them, and which computation a block does.
+//! A family of models as a value: which tensors a model has, which spaces each reads and writes,
+//! how a checkpoint names and stores them, and which computation a block does.
 //!
 //! Shapes and their checks, tensor names, dependency groups, parameter counts, saving, adapters and
 //! the forward pass are derived from this value. `families` holds one file per family.
@@ -20,7 +20,7 @@ pub struct Family {
     pub keys: ConfigKeys,
     /// The embedding, the final norm and the output matrix.
     pub outer_tensors: &'static [TensorSpec<TensorId>],
-    /// What stands before a block's index in a tensor's name.
+    /// The part of a tensor's name before the index of its block.
     pub block_prefix: &'static str,
     /// The weights of one block, in the order of the forward pass.
     pub block_tensors: &'static [TensorSpec<BlockTensor>],
@@ -32,8 +32,8 @@ pub struct Family {
     pub positions: Positions,
     pub residual: ResidualRule,
     pub mlp: MlpKind,
-    /// Members of an attention group in the reference's order, the root first: with as many
-    /// key/value heads as query heads, and with fewer.
+    /// Members of an attention group in the order of LLM-Pruner, the root first. Index 0: a block
+    /// with as many key/value heads as query heads; index 1: with fewer.
     pub attention_order: [&'static [BlockTensor]; 2],
     /// Ends of the names of stored tensors that hold no parameters: rotary tables, masks.
     pub ignored_suffixes: &'static [&'static str],
@@ -43,11 +43,12 @@ pub struct Family {
 #[derive(Clone, Copy, Debug)]
 pub struct TensorSpec<Id> {
     pub tensor: Id,
-    /// The module's name in the checkpoint, inside the block for a block's tensor. A part of a fused
-    /// module has the fused module's name and a suffix.
+    /// The module's name in the checkpoint, inside the block for a block's tensor. A part of a
+    /// fused module has the fused module's name and a suffix.
     pub module: &'static str,
     pub reads: (ChannelSpace, Axis),
-    /// None for a scale inside a space, such as a norm: it goes with its space and feeds no other.
+    /// None for a scale inside a space, such as a norm: it is pruned with its space and writes no
+    /// other one.
     pub writes: Option<(ChannelSpace, Axis)>,
 }
 
@@ -102,7 +103,7 @@ pub enum FusedRows {
     HeadsInterleaved,
 }
 
-/// Where the rows of one part lie in a fused tensor: unit u has the rows
+/// The rows of one part in a fused tensor: unit u of the part has the rows
 /// `offset + u · stride .. offset + u · stride + length`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowSegments {
@@ -119,7 +120,7 @@ impl RowSegments {
 }
 
 impl FusedModule {
-    /// Where a part's rows lie. `head_dim`: the width of a head.
+    /// The rows of a part in the fused tensor. `head_dim`: the width of a head.
     pub fn segments(&self, part_index: usize, head_dim: usize) -> RowSegments {
         match self.rows {
             FusedRows::HeadsInterleaved => RowSegments {
@@ -137,7 +138,8 @@ impl FusedModule {
         }
     }
 
-    /// For each row of the fused tensor its part and its row there, where the parts have these rows.
+    /// For each row of the fused tensor the index of its part and its row in that part.
+    /// `part_rows`: the number of rows of each part.
     pub(crate) fn row_order(&self, part_rows: &[usize], head_dim: usize) -> Vec<(usize, usize)> {
         let mut order = vec![(0, 0); part_rows.iter().sum()];
         for (part, &rows) in part_rows.iter().enumerate() {
@@ -166,7 +168,7 @@ pub struct BiasRule {
 #[derive(Clone, Copy, Debug)]
 pub enum BiasCondition {
     Always,
-    /// As this key of `config.json` says.
+    /// If this key of `config.json` is true.
     Key {
         key: &'static str,
         default: bool,
@@ -198,7 +200,7 @@ pub enum Positions {
 #[derive(Clone, Copy, Debug)]
 pub enum RotaryShare {
     Whole,
-    /// As the first of these keys that is there says; an export writes the first.
+    /// The value of the first of these keys that is present; an export writes the first.
     Keys {
         keys: &'static [&'static str],
         default: f64,
@@ -214,7 +216,7 @@ pub enum Residual {
     Parallel,
 }
 
-/// What decides on the residual.
+/// How a family decides between the residuals.
 #[derive(Clone, Copy, Debug)]
 pub enum ResidualRule {
     Always(Residual),
@@ -234,7 +236,7 @@ pub enum MlpKind {
     ExactGelu,
 }
 
-/// Keys of `config.json`, with transformers' defaults.
+/// Keys of `config.json`, some with the default of transformers.
 #[derive(Clone, Copy, Debug)]
 pub struct ConfigKeys {
     pub hidden: &'static str,
@@ -285,8 +287,8 @@ pub struct ModelClass {
     pub requires_divisible_width: bool,
     /// The biases that it can hold.
     pub biases: &'static [BiasRule],
-    /// Keys of its own, each with the value at which it computes what the family computes. A
-    /// checkpoint with another value is refused.
+    /// Keys of this class alone, each with the value at which the class computes the same as the
+    /// family. A checkpoint with another value is refused.
     pub constants: &'static [(&'static str, Constant)],
 }
 
@@ -333,7 +335,7 @@ impl Family {
         self.block_tensor_ids().filter(|tensor| tensor.is_matrix())
     }
 
-    /// The line of a block's tensor, if the family has it.
+    /// The spec of a block's tensor, if the family has it.
     pub fn spec(&self, tensor: BlockTensor) -> Option<&'static TensorSpec<BlockTensor>> {
         self.block_tensors.iter().find(|spec| spec.tensor == tensor)
     }
@@ -352,22 +354,22 @@ impl Family {
                 let module = self.spec(tensor).map_or("", |spec| spec.module);
                 format!("{}{layer}.{module}", self.block_prefix)
             }
-            outside => self
+            outer => self
                 .outer_tensors
                 .iter()
-                .find(|spec| spec.tensor == outside)
+                .find(|spec| spec.tensor == outer)
                 .map_or("", |spec| spec.module)
                 .to_owned(),
         }
     }
 
-    /// The name of a logical tensor: its name in a checkpoint, and for a part of a fused tensor a
-    /// name of its own.
+    /// The name of a logical tensor, unique in the model. It is the tensor's name in a checkpoint,
+    /// except for a part of a fused tensor, whose name no checkpoint has.
     pub fn tensor_name(&self, id: TensorId) -> String {
         format!("{}.weight", self.module_name(id))
     }
 
-    /// The name of the bias beside a block's tensor.
+    /// The name of the bias of a block's tensor: `tensor_name` for biases.
     pub(crate) fn bias_name(&self, layer: usize, tensor: BlockTensor) -> String {
         format!("{}.bias", self.module_name(TensorId::Block(layer, tensor)))
     }
@@ -389,21 +391,22 @@ impl Family {
     pub fn stored_name(&self, id: TensorId) -> String {
         match id {
             TensorId::Block(layer, tensor) => self.stored_in_block(layer, tensor, "weight"),
-            outside => self.tensor_name(outside),
+            outer => self.tensor_name(outer),
         }
     }
 
-    /// The same of the bias beside a block's tensor.
+    /// The name under which a checkpoint stores the bias of a block's tensor, alone or with others.
     pub fn stored_bias_name(&self, layer: usize, tensor: BlockTensor) -> String {
         self.stored_in_block(layer, tensor, "bias")
     }
 
+    /// `kind`: `weight` or `bias`.
     fn stored_in_block(&self, layer: usize, tensor: BlockTensor, kind: &str) -> String {
         let module = self.stored_module(tensor);
         format!("{}{layer}.{module}.{kind}", self.block_prefix)
     }
 
-    /// Whether a norm's vector has a bias beside it.
+    /// Whether norms have biases.
     pub(crate) fn norms_have_biases(&self) -> bool {
         self.norm == NormKind::Layer
     }
@@ -415,7 +418,8 @@ impl Family {
             .map_or(Axis::Cols, |(_, axis)| axis)
     }
 
-    /// (rows, columns) of a block's tensor in a model of these widths; a vector is one row.
+    /// (rows, columns) of a block's tensor in a model of these widths; a vector is one row. (0, 0)
+    /// if the family does not have the tensor.
     pub(crate) fn tensor_shape(
         &self,
         tensor: BlockTensor,
@@ -423,8 +427,7 @@ impl Family {
         head_dim: usize,
         shape: BlockShape,
     ) -> (usize, usize) {
-        // Keys and values have as many heads as the key/value side; queries and the output matrix
-        // have the query heads.
+        // K and V have the key/value heads, Q and O the query heads.
         let heads = match tensor {
             BlockTensor::K | BlockTensor::V => shape.key_value_heads,
             _ => shape.query_heads,
@@ -433,7 +436,7 @@ impl Family {
             ChannelSpace::Hidden => hidden,
             ChannelSpace::Heads => heads * head_dim,
             ChannelSpace::Mlp => shape.mlp_channels,
-            ChannelSpace::Vocabulary => 0,
+            ChannelSpace::Vocabulary => 0, // no tensor of a block reads or writes it
         };
         let Some(spec) = self.spec(tensor) else {
             return (0, 0);
@@ -444,7 +447,7 @@ impl Family {
         )
     }
 
-    /// The first matrix that writes the MLP's channels; the others have as many rows.
+    /// The first matrix that writes the MLP's channels; others that write them have as many rows.
     pub(crate) fn mlp_writer(&self) -> BlockTensor {
         let writes_mlp = |spec: &&TensorSpec<BlockTensor>| {
             spec.writes

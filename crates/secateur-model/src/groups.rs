@@ -1,11 +1,11 @@
 //! Dependency groups: structures that must be removed together (LLM-Pruner, section 3.1).
 //!
-//! The family's tensors become a graph: a space is a node; a weight is a node where it reads and a
-//! node where it writes. Two rules say what depends on what (equations 1 and 2): a node depends on its
-//! neighbour when that neighbour is its only producer, or its only consumer. From a trigger the rules
-//! are followed to a fixpoint; the group is all that depends, directly or not, on the trigger. Triggers
-//! are spaces: the heads of an attention, the channels of an MLP, the channels of the residual stream.
-//! A bias is not a member: it is cut with the outputs of its matrix or norm.
+//! The dataflow of a model is a graph of producers and consumers. Its nodes are the spaces and, for
+//! each weight, the side that reads a space and the side that writes one. Two rules define
+//! dependency (equations 1 and 2): a node depends on its neighbour if that neighbour is its only
+//! producer, or its only consumer. A group is a trigger with all nodes that depend on it, directly
+//! or not. Triggers are spaces: the heads of an attention, the channels of an MLP, the channels of
+//! the residual stream. A bias is not a member: it is cut with the outputs of its matrix or norm.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,7 +41,7 @@ pub enum UnitLayout {
 /// One weight of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// For a group of layers: the weight in layer 0, standing for all.
+    /// For a group of layers: the weight in layer 0, which represents that of every layer.
     pub tensor_id: TensorId,
     pub unit_layout: UnitLayout,
     /// The tensor's name; for a group of layers its name inside a block.
@@ -51,14 +51,14 @@ pub struct Member {
     pub is_output: bool,
 }
 
-/// Weights that lose a unit together. Plain data.
+/// Weights from which a unit is removed together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
     /// 0 for groups that span the model.
     pub layer: usize,
     pub kind: GroupKind,
     pub unit_count: usize,
-    /// In the reference's order: the root first.
+    /// In the order of the reference implementation, the root first.
     pub members: Vec<Member>,
 }
 
@@ -104,7 +104,7 @@ impl Group {
     }
 }
 
-/// A node of the graph in which the rules are followed.
+/// A node of the dataflow graph to which the two rules are applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum GraphNode {
     /// A space, with the index of its block, 0 for spaces outside the blocks.
@@ -115,32 +115,35 @@ pub enum GraphNode {
     OutputSide(TensorId),
 }
 
-/// Edges from producers to consumers.
+/// A directed graph of producers and consumers.
 #[derive(Clone, Debug)]
 pub struct DataflowGraph<N> {
+    /// (producer, consumer)
     edges: Vec<(N, N)>,
 }
 
 impl<N: Copy + Ord> DataflowGraph<N> {
-    /// Edges go from a producer to its consumer.
+    /// `edges`: (producer, consumer) pairs.
     pub fn new(edges: Vec<(N, N)>) -> Self {
         Self { edges }
     }
 
-    /// All that depends on the trigger, itself included, in order.
+    /// The nodes that depend on the trigger, directly or not, and the trigger itself.
     pub fn coupled_nodes(&self, trigger: N) -> BTreeSet<N> {
         let mut group = BTreeSet::from([trigger]);
-        let mut triggers = vec![trigger];
-        while let Some(node) = triggers.pop() {
-            let only_producer = self
+        let mut unvisited = vec![trigger];
+        while let Some(node) = unvisited.pop() {
+            let consumers_without_other_producer = self
                 .consumers(node)
-                .filter(|&n| self.producers(n).count() == 1);
-            let only_consumer = self
+                .filter(|&consumer| self.producers(consumer).count() == 1);
+            let producers_without_other_consumer = self
                 .producers(node)
-                .filter(|&n| self.consumers(n).count() == 1);
-            for dependent in only_producer.chain(only_consumer).collect::<Vec<_>>() {
+                .filter(|&producer| self.consumers(producer).count() == 1);
+            for dependent in
+                consumers_without_other_producer.chain(producers_without_other_consumer)
+            {
                 if group.insert(dependent) {
-                    triggers.push(dependent);
+                    unvisited.push(dependent);
                 }
             }
         }
@@ -150,19 +153,19 @@ impl<N: Copy + Ord> DataflowGraph<N> {
     fn consumers(&self, node: N) -> impl Iterator<Item = N> + '_ {
         self.edges
             .iter()
-            .filter(move |(from, _)| *from == node)
-            .map(|(_, to)| *to)
+            .filter(move |(producer, _)| *producer == node)
+            .map(|(_, consumer)| *consumer)
     }
 
     fn producers(&self, node: N) -> impl Iterator<Item = N> + '_ {
         self.edges
             .iter()
-            .filter(move |(_, to)| *to == node)
-            .map(|(from, _)| *from)
+            .filter(move |(_, consumer)| *consumer == node)
+            .map(|(producer, _)| *producer)
     }
 }
 
-/// The flow of a model of this family with so many blocks.
+/// The dataflow graph of a model of this family with `layers` blocks.
 pub fn build_dataflow(family: &Family, layers: usize) -> DataflowGraph<GraphNode> {
     let mut edges = Vec::new();
     for side in tensor_sides(family, layers) {
@@ -213,7 +216,7 @@ fn tensor_sides(family: &Family, layers: usize) -> Vec<TensorSide> {
     sides
 }
 
-/// The group whose trigger is a space of one layer.
+/// The group whose trigger is a space of one layer: `Heads` or `Mlp`.
 pub fn block_group(model: &Model, space: ChannelSpace, layer: usize) -> Group {
     let shape = model.blocks[layer].shape(model.config.head_dim);
     let (kind, unit_count) = match space {
@@ -221,7 +224,8 @@ pub fn block_group(model: &Model, space: ChannelSpace, layer: usize) -> Group {
         _ => (GroupKind::Mlp, shape.mlp_channels),
     };
     let mut members = coupled_members(model, GraphNode::Space(space, layer));
-    // The reference's order: for the attention the family says it; the MLP's is that of the forward pass.
+    // The reference's order: that of the family for the attention, that of the forward pass for the
+    // MLP.
     let shares_keys = shape.key_value_heads < shape.query_heads;
     let order: Vec<BlockTensor> = match space {
         ChannelSpace::Heads => model.family.attention_order[usize::from(shares_keys)].to_vec(),
@@ -240,8 +244,8 @@ pub fn block_group(model: &Model, space: ChannelSpace, layer: usize) -> Group {
     }
 }
 
-/// The group of the residual stream. The reference's order: final norm, output matrix, the blocks from
-/// the last down, each from its last tensor to its first, embedding.
+/// The group of the residual stream. The reference's order: final norm, output matrix, the blocks
+/// from the last down, each from its last tensor to its first, embedding.
 pub fn residual_group(model: &Model) -> Group {
     let mut members = coupled_members(model, GraphNode::Space(ChannelSpace::Hidden, 0));
     let forward_order: Vec<TensorId> = model.tensor_ids();
@@ -250,6 +254,7 @@ pub fn residual_group(model: &Model) -> Group {
         match member.tensor_id {
             TensorId::FinalNorm => (0, 0),
             TensorId::LmHead => (0, 1),
+            // descending by position
             TensorId::Block(..) => (1, usize::MAX - position.unwrap_or(0)),
             TensorId::Embedding => (2, 0),
         }
@@ -284,7 +289,7 @@ pub fn whole_layer_group(model: &Model) -> Group {
     }
 }
 
-/// The weights that the rules reach from a space, as members, in the order of the graph's nodes.
+/// The weights that depend on a space, as members, in the order of the graph's nodes.
 fn coupled_members(model: &Model, trigger: GraphNode) -> Vec<Member> {
     let (family, layers) = (model.family, model.blocks.len());
     let sides: BTreeMap<GraphNode, TensorSide> = tensor_sides(family, layers)
@@ -296,7 +301,7 @@ fn coupled_members(model: &Model, trigger: GraphNode) -> Vec<Member> {
             return None;
         };
         let side = sides.get(&node)?;
-        // a weight that reads a space inside a block hands its result back to the rest of the model
+        // A weight that reads a space inside a block writes to the residual stream.
         let is_output = side.space.is_inside_block() && matches!(node, GraphNode::InputSide(_));
         Some(Member {
             tensor_id,
@@ -362,25 +367,26 @@ mod tests {
     fn a_block_has_an_attention_group_and_an_mlp_group() {
         let (llama, _) = crate::families::find("llama").unwrap();
         let flow = build_dataflow(llama, 2);
-        let at = |part| TensorId::Block(1, part);
+        let tensor_id = |tensor| TensorId::Block(1, tensor);
         let attention = flow.coupled_nodes(GraphNode::Space(ChannelSpace::Heads, 1));
         let expected = [
             GraphNode::Space(ChannelSpace::Heads, 1),
-            GraphNode::InputSide(at(BlockTensor::O)),
-            GraphNode::OutputSide(at(BlockTensor::Q)),
-            GraphNode::OutputSide(at(BlockTensor::K)),
-            GraphNode::OutputSide(at(BlockTensor::V)),
+            GraphNode::InputSide(tensor_id(BlockTensor::O)),
+            GraphNode::OutputSide(tensor_id(BlockTensor::Q)),
+            GraphNode::OutputSide(tensor_id(BlockTensor::K)),
+            GraphNode::OutputSide(tensor_id(BlockTensor::V)),
         ];
         assert_eq!(attention, expected.into());
         let mlp = flow.coupled_nodes(GraphNode::Space(ChannelSpace::Mlp, 1));
         let expected = [
             GraphNode::Space(ChannelSpace::Mlp, 1),
-            GraphNode::InputSide(at(BlockTensor::Down)),
-            GraphNode::OutputSide(at(BlockTensor::Gate)),
-            GraphNode::OutputSide(at(BlockTensor::Up)),
+            GraphNode::InputSide(tensor_id(BlockTensor::Down)),
+            GraphNode::OutputSide(tensor_id(BlockTensor::Gate)),
+            GraphNode::OutputSide(tensor_id(BlockTensor::Up)),
         ];
         assert_eq!(mlp, expected.into());
-        // the residual stream: embedding, head, final norm; two norms, five readers and two writers in each block
+        // the residual stream: embedding, head, final norm; two norms, five readers and two writers
+        // in each block
         assert_eq!(
             flow.coupled_nodes(GraphNode::Space(ChannelSpace::Hidden, 0))
                 .len(),

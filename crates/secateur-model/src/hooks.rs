@@ -1,13 +1,13 @@
-//! The border between a block and its caller: how the block applies its matrices, and which of its tensors
-//! get a gradient. The block calls the two methods of [`BlockHooks`] and knows nothing else about training,
-//! calibration or scoring.
+//! The interface between a block and its caller: how the block applies its matrices, and which of
+//! its tensors get a gradient. The block calls the two methods of [`BlockHooks`] and depends on
+//! nothing else of training, calibration or scoring.
 
 use crate::wiring::BlockTensor;
 use secateur_tensor::ops::{self, GradientQuery, GradientRequest, GradientResult};
 use secateur_tensor::{Activations, AnyTape, Weight};
 
-/// How a block applies its weights: as they are, with their gradients computed, with adapters added, or
-/// with their inputs recorded.
+/// How a block applies its weights: unchanged, with their gradients computed, with adapters
+/// added, or with their inputs recorded.
 pub trait BlockHooks {
     /// Applies one matrix: y = x · Wᵀ. x is (positions, inputs), W is (outputs, inputs), y is
     /// (positions, outputs). The bias, if any, is added by the block.
@@ -26,7 +26,7 @@ pub trait BlockHooks {
     }
 }
 
-/// Applies the weights as they are and computes no gradient of them.
+/// Applies the weights unchanged and computes no gradient of them.
 pub struct NoHooks;
 
 impl BlockHooks for NoHooks {}

@@ -1,9 +1,10 @@
 //! Language models for structural pruning.
 //!
-//! A [`Model`] is an embedding, blocks and an output matrix, with a [`Family`] that says which tensors
-//! a block has and what it computes. Everything else is derived from the two: reading and writing
-//! checkpoints ([`Checkpoint`], [`Model::save`]), dependency groups and pruning (`groups`, `plan`),
-//! the walk forward and backward through the blocks (`walk`), LoRA adapters (`lora`), costs (`cost`).
+//! A [`Model`] is an embedding, blocks and an output matrix, with a [`Family`] that says which
+//! tensors a block has and what it computes. Everything else is derived from the two: reading and
+//! writing checkpoints ([`Checkpoint`], [`Model::save`]), dependency groups and pruning (`groups`,
+//! `plan`), the walk forward and backward through the blocks (`walk`), LoRA adapters (`lora`),
+//! costs (`cost`).
 //!
 //! ```
 //! use secateur_model::family::BlockShape;
@@ -76,7 +77,8 @@ pub struct Model {
     pub tokenizer: Option<Arc<Tokenizer>>,
 }
 
-/// What a model folder says before its weights are read.
+/// What `config.json` and the headers of the safetensors files say of a model, before a weight is
+/// read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelHeader {
     pub family: &'static Family,
@@ -92,14 +94,15 @@ pub struct ModelHeader {
     pub max_positions: usize,
     /// Parameters, a tied output matrix counted once.
     pub parameters: u64,
-    /// Values that a KV cache keeps for a token, all layers together, at most.
+    /// An upper bound of the values that a KV cache keeps for a token, over all layers.
     pub kv_values_per_token: u64,
     /// Whether the folder has a `tokenizer.json`.
     pub has_tokenizer: bool,
 }
 
 impl ModelHeader {
-    /// Reads a folder's config, safetensors headers and tokenizer, and checks them against each other.
+    /// Reads a folder's config, safetensors headers and tokenizer, and checks them against each
+    /// other.
     pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
         let checkpoint = Checkpoint::open(folder)?;
         let tokenizer = Tokenizer::load(folder)?;
@@ -138,7 +141,7 @@ impl Model {
     /// Opens a Hugging Face folder whose matrices stay on disk and are read whenever they are used.
     ///
     /// # Errors
-    /// As [`Model::load`]; every weight is read once, to see whether it is whole.
+    /// As [`Model::load`]: every weight is read once, to check that it can be read and is finite.
     pub fn open_streaming(folder: &Path) -> Result<Self, CheckpointError> {
         Self::load_with(folder, |checkpoint, id| match id {
             TensorId::FinalNorm => checkpoint.read_weight(id),
@@ -200,7 +203,7 @@ impl Model {
         self
     }
 
-    /// The weight at a place; a tied output matrix is the embedding.
+    /// The weight with this id; a tied output matrix is the embedding.
     pub fn weight(&self, id: TensorId) -> &Weight {
         match id {
             TensorId::Embedding => &self.embedding,
@@ -210,7 +213,7 @@ impl Model {
         }
     }
 
-    /// The weight at a place, to be changed.
+    /// The weight with this id, to be changed; a tied output matrix is the embedding.
     pub fn weight_mut(&mut self, id: TensorId) -> &mut Weight {
         match id {
             TensorId::Embedding => &mut self.embedding,
@@ -220,17 +223,18 @@ impl Model {
         }
     }
 
-    /// The place of every weight, a tied output matrix not counted, in the order of the forward pass.
+    /// The id of every weight, without that of a tied output matrix, in the order of the forward
+    /// pass.
     pub fn tensor_ids(&self) -> Vec<TensorId> {
         tensor_ids(self.family, self.blocks.len(), self.lm_head.is_none()).collect()
     }
 
-    /// Every bias.
+    /// Every bias: those of the blocks, then that of the final norm.
     pub fn biases(&self) -> impl Iterator<Item = &Weight> {
-        let of_block = |block| Block::biases(block).map(|(_, bias)| bias);
+        let block_biases = |block| Block::biases(block).map(|(_, bias)| bias);
         self.blocks
             .iter()
-            .flat_map(of_block)
+            .flat_map(block_biases)
             .chain(&self.final_norm_bias)
     }
 
@@ -244,7 +248,8 @@ impl Model {
             .sum()
     }
 
-    /// The weights that a walk multiplies or adds: all but an embedding that is not the output matrix.
+    /// The weights that a walk multiplies or adds: all but an embedding that is not the output
+    /// matrix.
     pub fn weights_used_by_walk(&self) -> impl Iterator<Item = &Weight> {
         let is_used = |id: &TensorId| *id != TensorId::Embedding || self.lm_head.is_none();
         self.tensor_ids()
@@ -289,14 +294,14 @@ impl Model {
     }
 }
 
-/// The place of every weight of a model of a family with so many blocks, in the order of the forward
-/// pass.
+/// The id of every weight of a model of a family with `layers` blocks, in the order of the
+/// forward pass.
 fn tensor_ids(
     family: &'static Family,
     layers: usize,
     tied_embeddings: bool,
 ) -> impl Iterator<Item = TensorId> {
-    let of_block = |layer| {
+    let block_ids = |layer| {
         family
             .block_tensor_ids()
             .map(move |tensor: BlockTensor| TensorId::Block(layer, tensor))
@@ -304,7 +309,7 @@ fn tensor_ids(
     let head = (!tied_embeddings).then_some(TensorId::LmHead);
     [TensorId::Embedding]
         .into_iter()
-        .chain((0..layers).flat_map(of_block))
+        .chain((0..layers).flat_map(block_ids))
         .chain([TensorId::FinalNorm])
         .chain(head)
 }

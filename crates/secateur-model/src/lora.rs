@@ -1,11 +1,11 @@
-//! Low-rank adapters (Hu et al. 2021; LLM-Pruner, equation 6):
-//! y = x·Wᵀ + (alpha / rank) · dropout(x)·Aᵀ·Bᵀ, in PEFT's names and layout, so that an adapter moves
-//! between the two programs.
+//! Low-rank adapters (Hu et al. 2021; LLM-Pruner, equation 6): y = x·Wᵀ + (alpha / rank) ·
+//! dropout(x)·Aᵀ·Bᵀ, in PEFT's names and layout, so that an adapter moves between the two programs.
 //!
-//! An adapter stands beside a logical matrix. PEFT adapts stored modules: where a module stores several
-//! matrices fused, their n adapters of rank r are written as one of rank n·r. Its A is their A stacked;
-//! row i of its B is the row of the part's B that belongs to row i of the fused matrix, in the r columns
-//! of that part, and zero elsewhere. B·A then has the rows of each part's product in the fused order.
+//! An adapter belongs to a logical matrix. PEFT adapts stored modules: where a module stores
+//! several matrices fused, their n adapters of rank r are written as one of rank n·r. Its A is
+//! their A stacked; row i of its B is the row of the part's B that belongs to row i of the fused
+//! matrix, in the r columns of that part, and zero elsewhere. B·A then has the rows of each part's
+//! product in the fused order.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,7 +22,7 @@ use crate::wiring::{BlockTensor, TensorId};
 use secateur_base::random::Seed;
 use secateur_tensor::{LowRank, Weight};
 
-/// The two factors beside one matrix.
+/// The two factors of the adapter of one matrix.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoraFactors {
     /// (rank, inputs)
@@ -31,14 +31,17 @@ pub struct LoraFactors {
     pub b: Weight,
 }
 
-/// Adapters beside the matrices of a model.
+/// The adapters of a model's matrices.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Adapter {
     pub(crate) family: &'static Family,
-    /// Width of a head of the model, which fused rows are ordered by.
+    /// Width of a head of the model; the order of the rows of fused tensors depends on it.
     head_dim: usize,
+    /// Rows of every A and columns of every B.
     pub rank: usize,
+    /// The adapters' output is scaled by alpha / rank.
     pub alpha: f64,
+    /// By layer and matrix.
     pub factors: BTreeMap<(usize, BlockTensor), LoraFactors>,
 }
 
@@ -55,7 +58,8 @@ pub enum AdapterError {
     #[error("`{path}` has no tensor `{name}`")]
     MissingTensor { path: String, name: String },
     #[error(
-        "`{path}`: `{name}` has shape {found:?} of {dtype}, the model and the rank ask for {expected:?} of F32"
+        "`{path}`: `{name}` has shape {found:?} of {dtype}, the model and the rank ask for \
+         {expected:?} of F32"
     )]
     Shape {
         path: String,
@@ -67,8 +71,8 @@ pub enum AdapterError {
     #[error("`{path}` holds the tensor `{name}`, which no target of this stage uses")]
     UnusedTensor { path: String, name: String },
     #[error(
-        "`{path}`: `{name}` mixes {parts}: row {row} has a value in column {col}, which belongs to another \
-         of them; only an adapter whose ranks are split between them can be read"
+        "`{path}`: `{name}` mixes {parts}: row {row} has a value in column {col}, which belongs to \
+         another of them; only an adapter whose ranks are split between them can be read"
     )]
     NotBlockStructured {
         path: String,
@@ -79,15 +83,16 @@ pub enum AdapterError {
     },
 }
 
-/// Adapters of the parts of one fused module that have one, in the order of the parts.
+/// A fused module with those of its parts that have an adapter.
 struct FusedTargets {
     module: &'static FusedModule,
-    /// The parts that have an adapter.
+    /// The parts that have an adapter, in the order of the parts; at least one.
     targets: Vec<BlockTensor>,
 }
 
 impl FusedTargets {
-    /// For each row of the fused tensor the target that it belongs to, if any, and its row there.
+    /// For each row of the fused tensor the index of the target that it belongs to, if any, and its
+    /// row in its part.
     fn row_order(&self, part_rows: &[usize], head_dim: usize) -> Vec<(Option<usize>, usize)> {
         let target_of_part = |part: usize| {
             let tensor = self.module.parts[part];
@@ -101,7 +106,7 @@ impl FusedTargets {
     }
 }
 
-/// The targets of a family, fused modules apart.
+/// Splits targets into matrices that are stored alone, and parts of fused modules.
 fn split_targets(
     family: &Family,
     targets: impl Iterator<Item = BlockTensor> + Clone,
@@ -110,7 +115,7 @@ fn split_targets(
         .clone()
         .filter(|&target| family.fused_module(target).is_none())
         .collect();
-    let in_module = |module: &'static FusedModule| FusedTargets {
+    let targets_in_module = |module: &'static FusedModule| FusedTargets {
         module,
         targets: module
             .parts
@@ -122,7 +127,7 @@ fn split_targets(
     let fused = family
         .fused
         .iter()
-        .map(in_module)
+        .map(targets_in_module)
         .filter(|fused| !fused.targets.is_empty())
         .collect();
     (alone, fused)
@@ -132,11 +137,12 @@ fn split_targets(
 struct AdapterFile<'a> {
     path: String,
     tensors: SafeTensors<'a>,
+    /// Names of the tensors that were read.
     used: Vec<String>,
 }
 
 impl AdapterFile<'_> {
-    /// A factor of this shape.
+    /// Reads a factor of this shape.
     fn read(&mut self, name: String, rows: usize, cols: usize) -> Result<Weight, AdapterError> {
         let tensor = self
             .tensors
@@ -163,7 +169,11 @@ impl AdapterFile<'_> {
         Ok(Weight::new(values, rows, cols))
     }
 
-    /// The factors of a fused module, one pair for each target.
+    /// Reads the factors of a fused module and splits them: one pair for each of its n targets.
+    ///
+    /// The stored A is (n·rank, inputs): the targets' A, one after the other. The stored B is
+    /// (fused rows, n·rank); of a row of target i only the columns i·rank .. (i + 1)·rank may be
+    /// non-zero.
     fn read_fused(
         &mut self,
         model: &Model,
@@ -183,7 +193,8 @@ impl AdapterFile<'_> {
         let stacked_a = self.read(name('A'), count * rank, inputs)?;
         let fused_b = self.read(name('B'), part_rows.iter().sum(), count * rank)?;
         let (a_values, b_values) = (stacked_a.values(), fused_b.values());
-        let mut b_of_target: Vec<Vec<f32>> = fused
+        // (target rows, rank) for each target
+        let mut target_b: Vec<Vec<f32>> = fused
             .targets
             .iter()
             .map(|&target| vec![0.0; block[target].rows() * rank])
@@ -193,7 +204,7 @@ impl AdapterFile<'_> {
         for (row, (values, (owner, part_row))) in rows.zip(order).enumerate() {
             for (col, &value) in values.iter().enumerate() {
                 if owner == Some(col / rank) {
-                    b_of_target[col / rank][part_row * rank + col % rank] = value;
+                    target_b[col / rank][part_row * rank + col % rank] = value;
                 } else if value != 0.0 {
                     let roles: Vec<&str> = fused.targets.iter().map(|part| part.role()).collect();
                     return Err(AdapterError::NotBlockStructured {
@@ -206,7 +217,7 @@ impl AdapterFile<'_> {
                 }
             }
         }
-        let factors = fused.targets.iter().zip(b_of_target).enumerate();
+        let factors = fused.targets.iter().zip(target_b).enumerate();
         Ok(factors
             .map(|(index, (&target, b))| {
                 let len = rank * inputs;
@@ -234,8 +245,8 @@ impl AdapterFile<'_> {
 }
 
 impl Adapter {
-    /// A drawn uniformly within ±1/√inputs (Kaiming with a = √5, PEFT's default), B zero: the model is
-    /// unchanged.
+    /// A is drawn uniformly within ±1/√inputs (Kaiming with a = √5, PEFT's default) and B is zero,
+    /// so the adapters change nothing before they are trained.
     pub fn new(
         model: &Model,
         targets: &[BlockTensor],
@@ -282,7 +293,8 @@ impl Adapter {
         }
     }
 
-    /// Reads safetensors in PEFT's layout; every factor must be there and fit, and nothing else may be.
+    /// Reads safetensors in PEFT's layout. The file must hold every factor in its shape, and no
+    /// other tensors.
     pub fn load(
         path: &Path,
         model: &Model,
@@ -290,17 +302,17 @@ impl Adapter {
         rank: usize,
         alpha: f64,
     ) -> Result<Self, AdapterError> {
-        let shown = path.display().to_string();
+        let path_text = path.display().to_string();
         let bytes = std::fs::read(path).map_err(|source| AdapterError::Read {
-            path: shown.clone(),
+            path: path_text.clone(),
             source,
         })?;
         let tensors = SafeTensors::deserialize(&bytes).map_err(|e| AdapterError::Safetensors {
-            path: shown.clone(),
+            path: path_text.clone(),
             message: e.to_string(),
         })?;
         let mut file = AdapterFile {
-            path: shown,
+            path: path_text,
             tensors,
             used: Vec::new(),
         };
@@ -336,6 +348,7 @@ impl Adapter {
     pub fn save(&self, path: &Path) -> Result<(), SafetensorsWriteError> {
         let (_, fused) = split_targets(self.family, self.targets());
         let layers = self.factors.keys().map(|(layer, _)| layer + 1).max();
+        // A fused adapter has the name of its module, which every target of the module yields.
         let mut combined: Vec<(usize, BlockTensor, LoraFactors)> = Vec::new();
         for layer in 0..layers.unwrap_or(0) {
             for module in &fused {
@@ -364,7 +377,8 @@ impl Adapter {
         stored::write_safetensors(path, StorageDtype::Float32, tensors)
     }
 
-    /// One pair of factors for the targets of a fused module.
+    /// One pair of factors for the n targets of a fused module in a layer, as `read_fused` reads
+    /// it: A is (n·rank, inputs), B is (fused rows, n·rank). None if a target has no adapter there.
     fn fuse(&self, layer: usize, fused: &FusedTargets) -> Option<LoraFactors> {
         let pairs: Vec<&LoraFactors> = fused
             .targets
@@ -377,7 +391,8 @@ impl Adapter {
             .iter()
             .flat_map(|pair| pair.a.values().into_owned())
             .collect();
-        // All parts of a fused module have equally many rows where some have no adapter to read them off.
+        // The rows of a part are those of its B. A part without an adapter has no B; it has as many
+        // rows as the other parts.
         let rows_of_part = |part: &BlockTensor| {
             let target = fused.targets.iter().position(|target| target == part);
             pairs[target.unwrap_or(0)].b.rows()
@@ -398,8 +413,8 @@ impl Adapter {
         })
     }
 
-    /// PEFT's `adapter_config.json`. The adapter of a fused module has a rank and an alpha of its own,
-    /// with the same alpha / rank.
+    /// PEFT's `adapter_config.json`. For the adapter of a fused module with n targets the patterns
+    /// set the rank n·rank and the alpha n·alpha, so that alpha / rank is the same.
     pub fn peft_config(&self) -> serde_json::Value {
         let (_, fused) = split_targets(self.family, self.targets());
         let mut modules: Vec<&str> = self
@@ -409,8 +424,15 @@ impl Adapter {
         modules.sort_unstable();
         modules.dedup();
         let mut config = serde_json::json!({
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": self.rank, "lora_alpha": self.alpha, "lora_dropout": 0.0,
-            "bias": "none", "fan_in_fan_out": false, "inference_mode": true, "target_modules": modules,
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": false,
+            "inference_mode": true,
+            "target_modules": modules,
         });
         let (mut ranks, mut alphas) = (serde_json::Map::new(), serde_json::Map::new());
         for module in fused.iter().filter(|module| module.targets.len() > 1) {
@@ -428,7 +450,7 @@ impl Adapter {
         config
     }
 
-    /// alpha / rank
+    /// The factor of B·A: alpha / rank.
     pub fn scale(&self) -> f32 {
         (self.alpha / self.rank as f64) as f32
     }
@@ -448,7 +470,7 @@ impl Adapter {
     }
 }
 
-/// PEFT's name of a factor.
+/// PEFT's name of a factor of a matrix's adapter. `factor`: `A` or `B`.
 fn peft_tensor_name(family: &Family, layer: usize, tensor: BlockTensor, factor: char) -> String {
     let matrix = family.stored_name(TensorId::Block(layer, tensor));
     format!(

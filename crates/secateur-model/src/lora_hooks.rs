@@ -1,5 +1,5 @@
-//! Adapters in training: the hooks that add them to a block's matrices, drop a share of their inputs, and
-//! request the gradients of their factors.
+//! Adapters in training: the hooks that add them to a block's matrices, drop a share of their
+//! inputs, and request the gradients of their factors.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -18,21 +18,23 @@ use secateur_tensor::ops::{
 };
 use secateur_tensor::{Activations, AnyTape, Weight};
 
-/// Adapters that a walk applies beside the model's matrices.
+/// Adapters that a walk adds to the model's matrices.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainedAdapters<'a> {
     pub adapter: &'a Adapter,
     pub dropout: Dropout,
 }
 
-/// Dropout of the adapters' inputs. Each sequence has a random stream of its own, so the mask depends neither
-/// on the packs nor on the micro-batches, and a recomputed block drops the same inputs.
+/// Dropout of the adapters' inputs. Each sequence has a random stream of its own, so the mask
+/// depends neither on the packs nor on the micro-batches, and a recomputed block drops the same
+/// inputs.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout {
     /// The share of inputs that is dropped, 0 to below 1.
     pub probability: f64,
     pub seed: Seed,
-    /// The number of the walk's first sequence: sequence i of the walk uses stream `first_sequence + i`.
+    /// The number of the walk's first sequence: sequence i of the walk uses stream `first_sequence
+    /// + i`.
     pub first_sequence: usize,
 }
 
@@ -40,11 +42,11 @@ pub struct Dropout {
 #[derive(Clone, Debug)]
 struct PackDropout {
     probability: f64,
-    /// The seed and the number of positions of each sequence, in the order of the pack's rows.
+    /// The seed of each sequence and its number of positions, in the order of the pack's rows.
     sequences: Vec<(Seed, usize)>,
 }
 
-/// The requests for the gradients of A and B beside one matrix.
+/// The requests for the gradients of A and B of one matrix's adapter.
 type FactorRequests = (GradientRequest, GradientRequest);
 
 /// Applies the adapters of one block to one pack.
@@ -56,9 +58,9 @@ pub struct LoraHooks<'a> {
 }
 
 impl<'a> LoraHooks<'a> {
-    /// `sequences` are the numbers of the pack's sequences in the walk, `lengths` their positions. The
-    /// gradients of the two factors are computed if `query` answers for both; the only query that the adapter's
-    /// kernel supports is [`GradientQuery::Gradient`].
+    /// `sequences` are the numbers of the pack's sequences in the walk, `lengths` their positions.
+    /// The gradients of the two factors are computed if `query` answers for both; the only query
+    /// that the adapter's kernel supports is [`GradientQuery::Gradient`].
     pub fn new(
         adapters: TrainedAdapters<'a>,
         layer: usize,
@@ -78,9 +80,9 @@ impl<'a> LoraHooks<'a> {
             Some(GradientRequest::new(query))
         };
         let requests = tensors.filter_map(|tensor| {
-            let of_a = request(tensor, Factor::A)?;
-            let of_b = request(tensor, Factor::B)?;
-            Some((tensor, (of_a, of_b)))
+            let a_request = request(tensor, Factor::A)?;
+            let b_request = request(tensor, Factor::B)?;
+            Some((tensor, (a_request, b_request)))
         });
         Self {
             adapter,
@@ -90,7 +92,7 @@ impl<'a> LoraHooks<'a> {
         }
     }
 
-    /// Whether an adapter stands beside this matrix.
+    /// Whether this matrix has an adapter.
     pub fn has_adapter(&self, tensor: BlockTensor) -> bool {
         self.adapter.factors.contains_key(&(self.layer, tensor))
     }
@@ -100,9 +102,9 @@ impl<'a> LoraHooks<'a> {
         let layer = self.layer;
         self.requests.into_iter().flat_map(move |(tensor, (a, b))| {
             let parameter = |factor| ParameterId::LoraFactor(layer, tensor, factor);
-            let of_a = a.take_result().map(|result| (parameter(Factor::A), result));
-            let of_b = b.take_result().map(|result| (parameter(Factor::B), result));
-            of_a.into_iter().chain(of_b)
+            let a_result = a.take_result().map(|result| (parameter(Factor::A), result));
+            let b_result = b.take_result().map(|result| (parameter(Factor::B), result));
+            a_result.into_iter().chain(b_result)
         })
     }
 
@@ -116,7 +118,8 @@ impl<'a> LoraHooks<'a> {
 }
 
 impl BlockHooks for LoraHooks<'_> {
-    /// y = x · Wᵀ + (alpha / rank) · dropout(x) · Aᵀ · Bᵀ, or y = x · Wᵀ where no adapter stands.
+    /// y = x · Wᵀ + (alpha / rank) · dropout(x) · Aᵀ · Bᵀ; y = x · Wᵀ for a matrix without an
+    /// adapter.
     fn linear<T: AnyTape>(
         &self,
         tensor: BlockTensor,
@@ -147,7 +150,11 @@ impl Dropout {
         if self.probability == 0.0 {
             return None;
         }
-        let seeds = sequences.map(|i| self.seed.derive(&(self.first_sequence + i).to_string()));
+        let sequence_seed = |index: usize| {
+            let stream = self.first_sequence + index;
+            self.seed.derive(&stream.to_string())
+        };
+        let seeds = sequences.map(sequence_seed);
         Some(PackDropout {
             probability: self.probability,
             sequences: seeds.zip(lengths).collect(),
@@ -156,10 +163,11 @@ impl Dropout {
 }
 
 impl PackDropout {
-    /// The factors of the inputs, (positions, inputs): 0 with the given probability p, else 1 / (1 − p), so
-    /// that the expected value of an input stays the same. A sequence's values follow from its seed and the
-    /// tensor's name alone.
+    /// The factors of the inputs, (positions, inputs): 0 with the given probability p, else 1 / (1
+    /// − p), so that the expected value of an input stays the same. A sequence's values follow from
+    /// its seed and the tensor's name alone.
     fn mask(&self, tensor_name: &str, inputs: usize) -> Vec<f32> {
+        // A uniform 32-bit number below this one drops its input.
         let drop_below = (self.probability * f64::from(u32::MAX)) as u32;
         let kept_factor = 1.0 / (1.0 - self.probability) as f32;
         let sequence_mask = |(seed, positions): &(Seed, usize)| -> Vec<f32> {

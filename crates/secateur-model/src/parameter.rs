@@ -4,12 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::wiring::{BlockTensor, TensorId};
 
-/// A parameter whose gradient a backward walk can compute. The order is that of the model, A before B.
+/// A parameter whose gradient a backward walk can compute. The order is that of the model, A before
+/// B.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ParameterId {
     /// A weight of the model.
     Weight(TensorId),
-    /// A factor of the adapter beside the matrix of one layer.
+    /// A factor of the adapter of a matrix: layer, matrix, factor.
     LoraFactor(usize, BlockTensor, Factor),
 }
 

@@ -1,5 +1,5 @@
-//! The pruning plan: the units of the dense model that stay. With the dense checkpoint it rebuilds the
-//! pruned model.
+//! The pruning plan: the units of the dense model that are kept. With the dense checkpoint it
+//! rebuilds the pruned model.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,14 +7,14 @@ use crate::Model;
 use crate::groups::{self, Group, GroupKind, UnitLayout};
 use crate::wiring::{Axis, ChannelSpace, TensorId};
 
-/// The units that stay of a dense model.
+/// The units of a dense model that are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PruningPlan {
     pub groups: Vec<KeptUnits>,
 }
 
-/// The units that stay of one group.
+/// The units of one group that are kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeptUnits {
@@ -23,7 +23,7 @@ pub struct KeptUnits {
     pub kind: GroupKind,
     /// Units of the group in the dense model.
     pub units: usize,
-    /// The units that stay, ascending, counted in the dense model.
+    /// The units that are kept: indices in the dense model, ascending.
     pub kept: Vec<usize>,
 }
 
@@ -40,42 +40,46 @@ pub enum PruningPlanError {
         found: usize,
     },
     #[error(
-        "the plan's {kind} group of layer {layer} keeps units that are not ascending, outside the group, or none"
+        "the plan's {kind} group of layer {layer} keeps units that are not ascending, outside the \
+         group, or none"
     )]
     InvalidKeptUnits { kind: &'static str, layer: usize },
 }
 
 impl PruningPlan {
-    /// The dense model's layer that is now layer `now`.
-    pub fn dense_layer(&self, now: usize) -> usize {
+    /// The dense model's index of a layer of the pruned model.
+    pub fn dense_layer(&self, pruned_layer: usize) -> usize {
         self.groups
             .iter()
-            .find(|g| g.kind == GroupKind::Layer)
-            .map_or(now, |g| g.kept[now])
+            .find(|entry| entry.kind == GroupKind::Layer)
+            .map_or(pruned_layer, |entry| entry.kept[pruned_layer])
     }
 
-    /// The entry of a group of the model as it is now.
-    pub fn find_entry(&self, kind: GroupKind, layer_now: usize) -> Option<&KeptUnits> {
-        let layer = self.dense_group_layer(kind, layer_now);
+    /// The entry of a group of the pruned model.
+    pub fn find_entry(&self, kind: GroupKind, pruned_layer: usize) -> Option<&KeptUnits> {
+        let dense_layer = self.dense_group_layer(kind, pruned_layer);
         self.groups
             .iter()
-            .find(|g| g.kind == kind && g.layer == layer)
+            .find(|entry| entry.kind == kind && entry.layer == dense_layer)
     }
 
-    /// Records that of a group, as it is now, only these units stay.
-    pub fn record_kept_units(&mut self, group: &Group, kept_now: &[usize]) {
-        let layer = self.dense_group_layer(group.kind, group.layer);
-        match self
+    /// Records that only these units of a group of the pruned model are kept: indices in the pruned
+    /// model, ascending.
+    pub fn record_kept_units(&mut self, group: &Group, kept: &[usize]) {
+        let dense_layer = self.dense_group_layer(group.kind, group.layer);
+        let recorded = self
             .groups
             .iter_mut()
-            .find(|g| g.kind == group.kind && g.layer == layer)
-        {
-            Some(entry) => entry.kept = kept_now.iter().map(|&u| entry.kept[u]).collect(),
+            .find(|entry| entry.kind == group.kind && entry.layer == dense_layer);
+        match recorded {
+            // from indices in the pruned model to indices in the dense model
+            Some(entry) => entry.kept = kept.iter().map(|&unit| entry.kept[unit]).collect(),
+            // The group is still as in the dense model.
             None => self.groups.push(KeptUnits {
-                layer,
+                layer: dense_layer,
                 kind: group.kind,
                 units: group.unit_count,
-                kept: kept_now.to_vec(),
+                kept: kept.to_vec(),
             }),
         }
     }
@@ -87,9 +91,11 @@ impl PruningPlan {
     pub fn apply(&self, dense: &Model) -> Result<Model, PruningPlanError> {
         let mut model = dense.clone();
         // Layers are removed last, so that every other group still has its dense layer index.
-        let (layers, within): (Vec<_>, Vec<_>) =
-            self.groups.iter().partition(|g| g.kind == GroupKind::Layer);
-        for entry in within.into_iter().chain(layers) {
+        let (layer_entries, other_entries): (Vec<_>, Vec<_>) = self
+            .groups
+            .iter()
+            .partition(|entry| entry.kind == GroupKind::Layer);
+        for entry in other_entries.into_iter().chain(layer_entries) {
             if matches!(entry.kind, GroupKind::Attention | GroupKind::Mlp)
                 && entry.layer >= model.blocks.len()
             {
@@ -117,7 +123,7 @@ impl PruningPlan {
             }
             if entry.kept.is_empty()
                 || !entry.kept.is_sorted_by(|a, b| a < b)
-                || entry.kept.iter().any(|&u| u >= entry.units)
+                || entry.kept.iter().any(|&unit| unit >= entry.units)
             {
                 return Err(PruningPlanError::InvalidKeptUnits { kind, layer });
             }
@@ -126,17 +132,18 @@ impl PruningPlan {
         Ok(model)
     }
 
-    /// The dense layer index, as the plan records it, of a group of the model as it is now.
-    pub fn dense_group_layer(&self, kind: GroupKind, now: usize) -> usize {
+    /// The layer under which the plan records a group of the pruned model: the dense model's index
+    /// of its layer, or 0 for a group that spans the model.
+    pub fn dense_group_layer(&self, kind: GroupKind, pruned_layer: usize) -> usize {
         match kind {
-            GroupKind::Attention | GroupKind::Mlp => self.dense_layer(now),
+            GroupKind::Attention | GroupKind::Mlp => self.dense_layer(pruned_layer),
             GroupKind::Hidden | GroupKind::Layer => 0,
         }
     }
 }
 
-/// The model with only these units of one group, in the order given. Biases are cut with the outputs of
-/// their matrices and norms.
+/// The model with only these units of one group, in the order given. Biases are cut with the
+/// outputs of their matrices and norms.
 pub fn keep_units(model: &Model, group: &Group, kept: &[usize]) -> Model {
     let mut pruned = model.clone();
     for member in &group.members {

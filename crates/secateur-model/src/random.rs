@@ -2,7 +2,7 @@
 
 use rand::{Rng, RngExt};
 
-use crate::config::{BlockWidths, Config, RopeConfig, RopeScaling};
+use crate::config::{BlockWidths, Config, DEFAULT_ROPE_THETA, RopeConfig, RopeScaling};
 use crate::family::{
     BiasCondition, BlockShape, Family, Positions, Residual, ResidualRule, RotaryShare,
 };
@@ -25,8 +25,10 @@ pub struct RandomModel {
     pub seed: u64,
 }
 
-/// A model of this shape. Matrices are uniform with a deviation of about 1/√inputs, norms are near
-/// one, biases near zero; keys of `config.json` have the family's defaults.
+/// A model of this shape. The elements of a block's matrices are uniform within ±√(3 / inputs),
+/// which is a standard deviation of 1/√inputs; those of the embedding and the output matrix are
+/// within ±1, of norms within 1 ± 0.1, of biases within ±0.1. Keys of `config.json` have the
+/// family's defaults.
 pub fn random_model(shape: &RandomModel) -> Model {
     let (family, hidden) = (shape.family, shape.hidden);
     let mut stream = Seed::from_u64(shape.seed).derive("random model").rng();
@@ -47,7 +49,7 @@ pub fn random_model(shape: &RandomModel) -> Model {
         tied_embeddings: shape.tied_embeddings,
         declared_biases: Default::default(),
         rope: RopeConfig {
-            theta: 10_000.0,
+            theta: DEFAULT_ROPE_THETA,
             scaling: RopeScaling::None,
             rotated_share: match share {
                 RotaryShare::Whole => 1.0,
@@ -61,9 +63,9 @@ pub fn random_model(shape: &RandomModel) -> Model {
         },
         raw: serde_json::Map::new(),
     };
-    let mut matrix = || uniform(shape.vocab, hidden, 0.0, 1.0, &mut stream);
-    let embedding = matrix();
-    let lm_head = (!shape.tied_embeddings).then(matrix);
+    let mut vocab_matrix = || uniform(shape.vocab, hidden, 0.0, 1.0, &mut stream);
+    let embedding = vocab_matrix();
+    let lm_head = (!shape.tied_embeddings).then(vocab_matrix);
     Model {
         family,
         config,
@@ -78,41 +80,41 @@ pub fn random_model(shape: &RandomModel) -> Model {
     }
 }
 
-fn random_block(shape: &RandomModel, block: BlockShape, stream: &mut impl Rng) -> Block {
+fn random_block(shape: &RandomModel, block_shape: BlockShape, stream: &mut impl Rng) -> Block {
     let family = shape.family;
     let mut weights = Vec::new();
     for tensor in family.block_tensor_ids() {
-        let (rows, cols) = family.tensor_shape(tensor, shape.hidden, shape.head_dim, block);
+        let (rows, cols) = family.tensor_shape(tensor, shape.hidden, shape.head_dim, block_shape);
         let weight = match tensor.is_matrix() {
             true => uniform(rows, cols, 0.0, (3.0 / cols as f32).sqrt(), stream),
             false => uniform(rows, cols, 1.0, 0.1, stream),
         };
         weights.push((tensor, weight));
     }
-    let mut random = Block::new(weights);
-    let by_rule = family.biases.iter().filter(|rule| match rule.when {
+    let mut block = Block::new(weights);
+    let default_rules = family.biases.iter().filter(|rule| match rule.when {
         BiasCondition::Always => true,
         BiasCondition::Key { default, .. } => default,
     });
-    let norms = family
+    let biased_norms = family
         .block_tensor_ids()
         .filter(|tensor| !tensor.is_matrix() && family.norms_have_biases());
-    let biased: Vec<_> = by_rule
+    let biased: Vec<_> = default_rules
         .flat_map(|rule| rule.tensors)
         .copied()
-        .chain(norms)
+        .chain(biased_norms)
         .collect();
     for tensor in biased {
         let outputs = match tensor.is_matrix() {
-            true => random[tensor].rows(),
-            false => random[tensor].cols(),
+            true => block[tensor].rows(),
+            false => block[tensor].cols(),
         };
-        random.set_bias(tensor, uniform(1, outputs, 0.0, 0.1, stream));
+        block.set_bias(tensor, uniform(1, outputs, 0.0, 0.1, stream));
     }
-    random
+    block
 }
 
-/// Values within `centre` ± `bound`.
+/// A weight with uniform elements in [centre − bound, centre + bound).
 fn uniform(rows: usize, cols: usize, centre: f32, bound: f32, stream: &mut impl Rng) -> Weight {
     let values = (0..rows * cols)
         .map(|_| centre + stream.random_range(-bound..bound))

@@ -1,11 +1,12 @@
-//! A Hugging Face folder out: one safetensors file, `config.json`, and the tokenizer's files as they
-//! were read.
+//! Writes a Hugging Face folder: one safetensors file, `config.json`, and the tokenizer's files
+//! unchanged.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::checkpoint::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::config::RopeScaling;
 use crate::family::{
     BiasCondition, BlockShape, FusedModule, ModelClass, Positions, Residual, ResidualRule,
@@ -17,8 +18,7 @@ use crate::{Block, Model};
 use secateur_base::files::FileError;
 
 impl Model {
-    /// Writes the model as transformers does; what [`Model::load`] reads back from float32 has the
-    /// same bits.
+    /// Writes the model as transformers does. In float32 [`Model::load`] reads back the same bits.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -29,13 +29,13 @@ impl Model {
         };
         std::fs::create_dir_all(folder).map_err(|e| failed(folder, e))?;
         let layout = ExportLayout::new(self);
-        let weights = folder.join("model.safetensors");
+        let weights = folder.join(WEIGHTS_FILE);
         stored::write_safetensors(&weights, precision, layout.tensors(self))
             .map_err(|e| failed(&weights, std::io::Error::other(e)))?;
-        let path = folder.join("config.json");
+        let config_path = folder.join(CONFIG_FILE);
         let config = serde_json::to_string_pretty(&layout.config_json(self, precision))
-            .map_err(|e| failed(&path, e.into()))?;
-        std::fs::write(&path, config + "\n").map_err(|e| failed(&path, e))?;
+            .map_err(|e| failed(&config_path, e.into()))?;
+        std::fs::write(&config_path, config + "\n").map_err(|e| failed(&config_path, e))?;
         for (name, bytes) in self.tokenizer.iter().flat_map(|t| t.files()) {
             let path = folder.join(name);
             std::fs::write(&path, bytes).map_err(|e| failed(&path, e))?;
@@ -50,7 +50,7 @@ struct ExportLayout {
     /// The tensors of a block that get a bias, zeros where a block has none: where one matrix has a
     /// bias, transformers gives one to all matrices of its rule.
     biased: BTreeSet<BlockTensor>,
-    /// The largest widths of any block.
+    /// For each width the largest of all blocks.
     widest: BlockShape,
 }
 
@@ -69,26 +69,25 @@ impl ExportLayout {
             .flat_map(Block::biases)
             .map(|(tensor, _)| tensor)
             .collect();
-        let divides = model
+        let is_width_divisible = model
             .config
             .hidden
             .is_multiple_of(widest.query_heads.max(1));
+        // The biases of norms are part of the family; those of matrices depend on the class.
+        let can_hold_bias = |class: &ModelClass, tensor: BlockTensor| {
+            let mut rules = class.biases.iter();
+            !tensor.is_matrix() || rules.any(|rule| rule.tensors.contains(&tensor))
+        };
         let can_hold = |class: &&ModelClass| {
-            let holds = |tensor: &BlockTensor| {
-                !tensor.is_matrix()
-                    || class
-                        .biases
-                        .iter()
-                        .any(|rule| rule.tensors.contains(tensor))
-            };
-            (divides || !class.requires_divisible_width) && present.iter().all(holds)
+            let can_hold_width = is_width_divisible || !class.requires_divisible_width;
+            can_hold_width && present.iter().all(|&tensor| can_hold_bias(class, tensor))
         };
         let class = model
             .family
             .export_classes()
             .find(can_hold)
             .unwrap_or(&model.family.classes[0]);
-        let mut biased: BTreeSet<BlockTensor> = present.clone();
+        let mut biased = present.clone();
         for rule in class.biases {
             let is_present = rule.tensors.iter().any(|tensor| present.contains(tensor));
             if is_present || matches!(rule.when, BiasCondition::Always) {
@@ -120,8 +119,8 @@ impl ExportLayout {
         weights.chain(block_biases).chain(final_norm_bias)
     }
 
-    /// The config that was read, with the sizes of the model as it is. Where layers differ,
-    /// `per_layer_config` says how, as transformers' heterogeneous configurations write it.
+    /// The config that was read, with the sizes of the model that is written. Where layers differ,
+    /// `per_layer_config` has their widths, as in transformers' heterogeneous configurations.
     fn config_json(&self, model: &Model, precision: StorageDtype) -> Map<String, Value> {
         let (config, family, keys) = (&model.config, model.family, &model.family.keys);
         let mut out = config.raw.clone();
@@ -172,14 +171,15 @@ impl ExportLayout {
         out
     }
 
-    /// Keys of the config that was read which do not describe what is written.
+    /// Keys that are removed from the config that was read: they do not describe the model that is
+    /// written, or have another name in it.
     fn stale_keys(&self, model: &Model) -> Vec<&'static str> {
         let Positions::RotaryHalves { base_keys, share } = model.family.positions;
-        let shares: &[&'static str] = match share {
+        let other_share_keys: &[&'static str] = match share {
             RotaryShare::Whole => &[],
             RotaryShare::Keys { keys, .. } => &keys[1..],
         };
-        let of_classes = model
+        let class_keys = model
             .family
             .classes
             .iter()
@@ -193,13 +193,14 @@ impl ExportLayout {
             "layer_types",
         ]
         .into_iter()
-        .chain(of_classes)
+        .chain(class_keys)
         .chain(base_keys[1..].iter().copied())
-        .chain(shares.iter().copied())
+        .chain(other_share_keys.iter().copied())
         .collect()
     }
 
-    /// The keys that say which matrices have biases, of the family and of the class written.
+    /// The keys that say which matrices have biases, each with its matrices: those of the family
+    /// and of the class that is written.
     fn bias_keys(&self, model: &Model) -> Vec<(&'static str, &'static [BlockTensor])> {
         let mut keys: Vec<(&'static str, &'static [BlockTensor])> = Vec::new();
         for rule in model.family.biases.iter().chain(self.class.biases) {
@@ -241,8 +242,8 @@ fn block_shapes(model: &Model) -> Vec<BlockShape> {
         .collect()
 }
 
-/// A weight as it is stored; for a fused module all parts at the place of the first, and nothing at
-/// the places of the others.
+/// A weight as it is stored. For the first part of a fused module: the fused tensor; for its other
+/// parts: None.
 fn weight_to_write(model: &Model, id: TensorId) -> Option<TensorToWrite<'_>> {
     let (weight, name) = (model.weight(id), model.family.stored_name(id));
     match id {
@@ -273,7 +274,8 @@ fn weight_to_write(model: &Model, id: TensorId) -> Option<TensorToWrite<'_>> {
     }
 }
 
-/// The bias beside a block's tensor as it is stored, zeros where the block has none.
+/// The bias of a block's tensor as it is stored, zeros if the block has none. For the first part of
+/// a fused module: the fused bias; for its other parts: None.
 fn bias_to_write(model: &Model, layer: usize, tensor: BlockTensor) -> Option<TensorToWrite<'_>> {
     let block = &model.blocks[layer];
     let name = model.family.stored_bias_name(layer, tensor);
@@ -295,7 +297,7 @@ fn bias_to_write(model: &Model, layer: usize, tensor: BlockTensor) -> Option<Ten
     }
 }
 
-/// The rows of the parts in the order of the fused tensor.
+/// The rows of the parts in the order of the fused tensor, `row_len` values each.
 fn fused_values<'a>(
     model: &Model,
     block: &Block,

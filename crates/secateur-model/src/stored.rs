@@ -1,5 +1,5 @@
-//! Weights out: safetensors made from the weights one tensor at a time, so that a model whose blocks
-//! are on disk is never in memory as a whole.
+//! Writes weights as safetensors, one tensor at a time, so that a model whose
+//! blocks are on disk is never in memory as a whole.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -51,7 +51,8 @@ pub enum SafetensorsWriteError {
     #[error(transparent)]
     File(#[from] SafeTensorError),
     #[error(
-        "`{0}` holds a number beyond the 65504 of float16; write dtype = \"bfloat16\" or \"float32\""
+        "`{0}` holds a number beyond the 65504 of float16; write dtype = \"bfloat16\" or \
+         \"float32\""
     )]
     Float16Overflow(String),
 }
@@ -69,9 +70,9 @@ pub enum ValuesToWrite<'a> {
     Zeros,
     /// Rows of several weights in one tensor.
     Fused {
-        /// None: zeros.
+        /// None: the rows of this part are zeros.
         parts: Vec<Option<&'a Weight>>,
-        /// For each row of the tensor its part and its row there.
+        /// For each row of the tensor the index of its part and its row in that part.
         row_order: Vec<(usize, usize)>,
         /// Values of a row.
         row_len: usize,
@@ -95,7 +96,7 @@ impl<'a> TensorToWrite<'a> {
         }
     }
 
-    /// A vector of so many zeros.
+    /// A vector of `len` zeros.
     pub fn zeros(name: String, len: usize) -> Self {
         Self {
             name,
@@ -131,11 +132,13 @@ impl ValuesToWrite<'_> {
     }
 }
 
-/// A tensor as the safetensors library takes it: little-endian bytes, made when they are written.
+/// A tensor as the safetensors library takes it: little-endian bytes, which are computed when the
+/// library writes them.
 struct TensorView<'a> {
     tensor: TensorToWrite<'a>,
     precision: StorageDtype,
-    /// The first tensor with a value beyond the range of its type.
+    /// The name of the first tensor with a value beyond the range of its type. `View::data` cannot
+    /// return an error, so it is recorded here.
     first_overflow: &'a RefCell<Option<String>>,
 }
 
@@ -181,17 +184,24 @@ impl View for TensorView<'_> {
     }
 }
 
-fn encode_values<const N: usize>(values: &[f32], bytes: impl Fn(f32) -> [u8; N] + Sync) -> Vec<u8> {
-    const CHUNK_VALUES: usize = 1 << 16;
-    let mut out = vec![0; values.len() * N];
-    out.par_chunks_mut(CHUNK_VALUES * N)
-        .zip(values.par_chunks(CHUNK_VALUES))
-        .for_each(|(out, values)| {
-            out.chunks_exact_mut(N)
-                .zip(values)
-                .for_each(|(out, &value)| out.copy_from_slice(&bytes(value)));
-        });
-    out
+/// The bytes of every value, N each.
+fn encode_values<const N: usize>(
+    values: &[f32],
+    to_bytes: impl Fn(f32) -> [u8; N] + Sync,
+) -> Vec<u8> {
+    /// Values that one task encodes.
+    const TASK_VALUES: usize = 1 << 16;
+    let encode_chunk = |(chunk_bytes, chunk_values): (&mut [u8], &[f32])| {
+        for (bytes, &value) in chunk_bytes.chunks_exact_mut(N).zip(chunk_values) {
+            bytes.copy_from_slice(&to_bytes(value));
+        }
+    };
+    let mut encoded = vec![0; values.len() * N];
+    encoded
+        .par_chunks_mut(TASK_VALUES * N)
+        .zip(values.par_chunks(TASK_VALUES))
+        .for_each(encode_chunk);
+    encoded
 }
 
 /// Writes a file of tensors. Its metadata says `format: pt`, which transformers and PEFT require.
@@ -200,26 +210,24 @@ pub fn write_safetensors<'a>(
     precision: StorageDtype,
     tensors: impl IntoIterator<Item = TensorToWrite<'a>>,
 ) -> Result<(), SafetensorsWriteError> {
-    let too_large = RefCell::new(None);
-    let views: Vec<(String, TensorView<'_>)> = tensors
-        .into_iter()
-        .map(|stored| {
-            (
-                stored.name.clone(),
-                TensorView {
-                    tensor: stored,
-                    precision,
-                    first_overflow: &too_large,
-                },
-            )
-        })
-        .collect();
+    let first_overflow = RefCell::new(None);
+    let mut views: Vec<(String, TensorView<'_>)> = Vec::new();
+    for tensor in tensors {
+        let name = tensor.name.clone();
+        let view = TensorView {
+            tensor,
+            precision,
+            first_overflow: &first_overflow,
+        };
+        views.push((name, view));
+    }
     safetensors::serialize_to_file(
         views,
         Some([("format".to_owned(), "pt".to_owned())].into()),
         path,
     )?;
-    too_large.into_inner().map_or(Ok(()), |name| {
-        Err(SafetensorsWriteError::Float16Overflow(name))
-    })
+    match first_overflow.into_inner() {
+        Some(name) => Err(SafetensorsWriteError::Float16Overflow(name)),
+        None => Ok(()),
+    }
 }

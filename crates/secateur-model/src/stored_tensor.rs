@@ -1,4 +1,5 @@
-//! One tensor of a safetensors file, or some of its rows, read when a weight is used and widened to f32.
+//! One tensor of a safetensors file, or some of its rows, read when a weight is used and widened to
+//! f32.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -17,17 +18,17 @@ pub(crate) struct CheckpointTensor {
     pub path: PathBuf,
     pub name: String,
     pub dtype: Dtype,
-    /// Where its bytes begin.
+    /// Offset in the file at which its bytes begin.
     pub offset: u64,
     pub rows: usize,
     pub cols: usize,
 }
 
 impl CheckpointTensor {
-    /// Fills `to` with the values from element `first` on.
-    fn read_into(&self, to: &mut [f32], first: usize) -> Result<(), WeightReadError> {
-        let width = self.dtype.bitsize() / 8;
-        let position = self.offset + (first * width) as u64;
+    /// Fills `values` with the elements of the tensor from the index `first` on.
+    fn read_into(&self, values: &mut [f32], first: usize) -> Result<(), WeightReadError> {
+        let element_bytes = self.dtype.bitsize() / 8;
+        let position = self.offset + (first * element_bytes) as u64;
         let read = |bytes: &mut [u8]| {
             self.file
                 .read_exact_at(bytes, position)
@@ -37,24 +38,27 @@ impl CheckpointTensor {
                     message: e.to_string(),
                 })
         };
+        // The file is little-endian: on such a machine f32 is read in place.
         if self.dtype == Dtype::F32 && cfg!(target_endian = "little") {
-            return read(bytemuck::cast_slice_mut(to));
+            return read(bytemuck::cast_slice_mut(values));
         }
-        let mut bytes = vec![0; to.len() * width];
+        let mut bytes = vec![0; values.len() * element_bytes];
         read(&mut bytes)?;
+        // Constant chunk sizes, so that the compiler can vectorise the loops.
         match self.dtype {
             Dtype::F16 => bytes
                 .chunks_exact(2)
-                .zip(to)
-                .for_each(|(b, v)| *v = half::f16::from_le_bytes([b[0], b[1]]).to_f32()),
+                .zip(values)
+                .for_each(|(b, value)| *value = half::f16::from_le_bytes([b[0], b[1]]).to_f32()),
             Dtype::BF16 => bytes
                 .chunks_exact(2)
-                .zip(to)
-                .for_each(|(b, v)| *v = half::bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+                .zip(values)
+                .for_each(|(b, value)| *value = half::bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+            // `Checkpoint::open` accepts no other type than F32.
             _ => bytes
                 .chunks_exact(4)
-                .zip(to)
-                .for_each(|(b, v)| *v = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+                .zip(values)
+                .for_each(|(b, value)| *value = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
         }
         Ok(())
     }
@@ -68,14 +72,14 @@ impl WeightFile for CheckpointTensor {
         values
             .par_chunks_mut(CHUNK_VALUES)
             .enumerate()
-            .try_for_each(|(i, to)| self.read_into(to, i * CHUNK_VALUES))?;
+            .try_for_each(|(i, chunk)| self.read_into(chunk, i * CHUNK_VALUES))?;
         Ok(values)
     }
 
     fn read_rows(&self, rows: &[usize]) -> Result<Vec<f32>, WeightReadError> {
         let mut values = vec![0.0; rows.len() * self.cols];
         let mut filled = 0;
-        // consecutive rows are read at once
+        // Consecutive rows are contiguous in the file and are read at once.
         for run in rows.chunk_by(|a, b| a + 1 == *b) {
             let len = run.len() * self.cols;
             self.read_into(&mut values[filled..filled + len], run[0] * self.cols)?;

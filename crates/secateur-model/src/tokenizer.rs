@@ -137,8 +137,12 @@ impl Tokenizer {
             .map_err(|error| failed(&error))?;
         let tokenizer_json = learned.to_string(true).map_err(|error| failed(&error))?;
         let config = json!({
-            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "add_bos_token": true,
-            "clean_up_tokenization_spaces": false, "model_max_length": 512,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": BOS,
+            "eos_token": EOS,
+            "add_bos_token": true,
+            "clean_up_tokenization_spaces": false,
+            "model_max_length": 512,
         });
         let config_json =
             serde_json::to_string_pretty(&config).map_err(|error| failed(&error))? + "\n";

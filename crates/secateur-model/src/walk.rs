@@ -1,8 +1,9 @@
 //! The walk through a model, one block at a time.
 //!
-//! A model is an embedding, a list of blocks and a head. The forward walk carries the hidden states of all
-//! packs through the blocks. The backward walk ([`backward()`]) then goes from the head down to the embedding
-//! and hands the gradients of each block to a visitor before it goes on to the next.
+//! A model is an embedding, a list of blocks and a head. The forward walk computes one block for
+//! all packs, then the next block. The backward walk ([`backward()`]) then goes from the head down
+//! to the embedding and passes the gradients of each block to a visitor before it computes those of
+//! the block below.
 
 use std::ops::ControlFlow;
 use std::sync::Mutex;
@@ -27,8 +28,8 @@ use super::wiring::TensorId;
 use secateur_tensor::Activations;
 use secateur_tensor::ops::{self, KvCache, TokenScore};
 
-/// Carries the sequences through all blocks. Returns the last block's output of each pack, before the final
-/// norm: (positions, hidden). `hooks` makes the hooks of one block and one pack.
+/// Carries the sequences through all blocks. Returns the last block's output of each pack, before
+/// the final norm: (positions, hidden). `hooks` makes the hooks of one block and one pack.
 pub fn forward<H: BlockHooks>(
     model: &Model,
     sequences: &[Sequence],
@@ -84,16 +85,16 @@ fn final_norm(model: &Model, last_hidden: Activations) -> Activations {
     model.normalize_output(last_hidden, None)
 }
 
-/// The log probability of each target, by sequence: one forward walk in which sequences share a common prefix,
-/// and logits only at the positions of targets. On the CPU the bits of a sequence's scores do not depend on
-/// the other sequences.
+/// The log probability of each target, by sequence: one forward walk in which sequences share a
+/// common prefix, and logits only at the positions of targets. On the CPU the bits of a sequence's
+/// scores do not depend on the other sequences.
 pub fn token_scores(model: &Model, sequences: &[Sequence]) -> Vec<Vec<TokenScore>> {
     let (packs, order) = build_prefix_shared_packs(model, sequences);
     let outputs = run_blocks(model, packs, |_, _| NoHooks);
     let head = model.weight(TensorId::LmHead).to_memory();
     let _gpu_leases = (head.lease_on_gpu(), model.final_norm.lease_on_gpu());
     let mut scores = vec![Vec::new(); sequences.len()];
-    // The packs hold the sequences in the order of `order`.
+    // `order`: the indices of the sequences, in the order in which the packs hold them.
     let mut sequence_numbers = order.into_iter();
     for (pack, output) in outputs {
         let pack_scores = ops::token_scores(&final_norm(model, output), &head, &pack.targets);

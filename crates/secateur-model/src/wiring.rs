@@ -27,7 +27,8 @@ pub enum BlockTensor {
 }
 
 impl BlockTensor {
-    /// Whether it is a matrix, which has rows and columns and which LoRA can adapt; norms are vectors.
+    /// Whether it is a matrix, which has rows and columns and which LoRA can adapt; norms are
+    /// vectors.
     pub fn is_matrix(self) -> bool {
         !matches!(self, Self::InputNorm | Self::PostAttentionNorm)
     }
@@ -48,7 +49,7 @@ impl BlockTensor {
     }
 }
 
-/// The place of a weight in a model.
+/// Identifies a weight of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum TensorId {
     Embedding,
@@ -61,19 +62,19 @@ pub enum TensorId {
 /// What the channels of an activation are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ChannelSpace {
-    /// Token ids.
+    /// The entries of the vocabulary: token ids and logits.
     Vocabulary,
     /// The residual stream, one for the whole model.
     Hidden,
-    /// The attention of one layer. Its unit is a key/value head with the query heads that use it:
-    /// whatever a member's width is, each unit owns an equal, contiguous share of it.
+    /// The attention of one layer. Its unit is a key/value head with the query heads that use it.
+    /// Members have different widths; in each, a unit owns an equal, contiguous share of the axis.
     Heads,
     /// The MLP of one layer. Its unit is a channel.
     Mlp,
 }
 
 impl ChannelSpace {
-    /// Whether every block has a space of its own of this kind.
+    /// Whether each block has its own space of this kind.
     pub fn is_inside_block(self) -> bool {
         matches!(self, Self::Heads | Self::Mlp)
     }

@@ -38,7 +38,7 @@ mod manifest;
 mod stored_product;
 
 pub use draft::ProductDraft;
-pub use layout::{CHECKPOINT_SUFFIX, KEY_HEX_DIGITS, is_cache};
+pub use layout::{CHECKPOINT_SUFFIX, KEY_HEX_DIGITS, MODEL_FOLDER, is_cache};
 pub use listing::{ListedProduct, list_products};
 pub use manifest::{ProductCost, ProductManifest, read_complete_manifest};
 pub use stored_product::StoredProduct;
@@ -49,7 +49,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use crate::tables::{Table, TableError};
-use layout::{MANIFEST_FILE_NAME, MODEL_FOLDER, TAG_FILE_CONTENT, TAG_FILE_NAME};
+use layout::{MANIFEST_FILE_NAME, TAG_FILE_CONTENT, TAG_FILE_NAME};
 use secateur_base::files::{FileError, remove_folder, write_atomic_unsynced};
 use secateur_base::locks::{Claim, SharedFolder};
 

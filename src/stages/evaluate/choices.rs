@@ -13,7 +13,7 @@ use secateur_model::Model;
 use secateur_model::walk::{self, Sequence};
 use secateur_tensor::ops::TokenTarget;
 
-/// Documents that are scored together, between two checks for an interrupt.
+/// Documents that are scored together. The stage checks for an interrupt between two such chunks.
 const DOCUMENTS_PER_CHUNK: usize = 32;
 
 /// Scores every choice of every document that has no rows yet.
@@ -26,15 +26,12 @@ pub fn score_choices(
 ) -> Result<(), StageError> {
     let mut documents = task.questions(options.limit, options.few_shot())?;
     let bar = context.progress.bar(&task.name, documents.len() as u64);
-    let scored = measured.samples.iter().rev();
-    let last_scored = scored
-        .filter(|sample| sample.task == task.name)
-        .map(|sample| sample.doc)
-        .next();
+    let mut latest_first = measured.samples.iter().rev();
+    let last_scored = latest_first.find(|sample| sample.task == task.name);
     if let Some(last_scored) = last_scored {
         let done = documents
             .iter()
-            .position(|document| document.index == last_scored)
+            .position(|document| document.index == last_scored.doc)
             .map_or(0, |position| position + 1);
         documents.drain(..done);
         bar.skip(done as u64);
@@ -71,8 +68,8 @@ fn score_documents(
     let encoded: Vec<EncodedRequest> = requests
         .par_iter()
         .map(|(document, _, request)| {
-            let place = (task, document.index);
-            EncodedRequest::encode(request, place, options, tokenizer, max_length)
+            let source = (task, document.index);
+            EncodedRequest::encode(request, source, options, tokenizer, max_length)
         })
         .collect::<Result<_, _>>()?;
     let scores = log_likelihoods(model, &encoded);
@@ -123,8 +120,8 @@ fn log_likelihoods(model: &Model, requests: &[EncodedRequest]) -> Vec<(f64, bool
     let sequences: Vec<Sequence> = requests.iter().map(to_sequence).collect();
     let mut likelihoods = Vec::with_capacity(requests.len());
     for token_scores in walk::token_scores(model, &sequences) {
-        let log_likelihood = token_scores.iter().map(|s| s.log_probability).sum();
-        let is_greedy = token_scores.iter().all(|s| s.is_greedy);
+        let log_likelihood = token_scores.iter().map(|score| score.log_probability).sum();
+        let is_greedy = token_scores.iter().all(|score| score.is_greedy);
         likelihoods.push((log_likelihood, is_greedy));
     }
     likelihoods
@@ -149,11 +146,12 @@ pub fn accuracy_rows(task: &Task, options: &Options, samples: &[&SampleRow]) -> 
         tracing::warn!(
             task = task.name,
             documents = oversized,
-            "choices are longer than a request may be: only their last tokens that fit are scored; raise `max_length` to score them whole"
+            "choices are longer than a request may be: only their last tokens that fit are scored; \
+             raise `max_length` to score them whole"
         );
     }
     let paper_metric = task.paper_metric.or(task.metrics.first().copied());
-    let mut found = MetricRows::default();
+    let (mut rows, mut document_rows) = MetricRows::default();
     for &metric in &task.metrics {
         if options.protocol == Protocol::LlmPruner && paper_metric != Some(metric) {
             continue;
@@ -170,18 +168,19 @@ pub fn accuracy_rows(task: &Task, options: &Options, samples: &[&SampleRow]) -> 
                 metric = metric.name(),
                 value,
                 chance,
-                "the model is not above chance by two standard errors: differences between models mean nothing here"
+                "the model is not above chance by two standard errors: differences between models \
+                 mean nothing here"
             );
         }
         for (choices, &value) in documents.iter().zip(&correct) {
-            found.1.push(DocumentRow {
+            document_rows.push(DocumentRow {
                 task: task.name.clone(),
                 metric: metric.name().to_owned(),
                 doc: choices[0].doc,
                 value,
             });
         }
-        found.0.push(EvaluateRow {
+        rows.push(EvaluateRow {
             task: task.name.clone(),
             split: task.split.clone(),
             metric: metric.name().to_owned(),
@@ -194,7 +193,7 @@ pub fn accuracy_rows(task: &Task, options: &Options, samples: &[&SampleRow]) -> 
             oversized,
         });
     }
-    found
+    (rows, document_rows)
 }
 
 /// Whether the choice with the highest score is the right one; of equal scores the first counts.
@@ -225,11 +224,12 @@ pub fn average_row(rows: &[EvaluateRow]) -> Option<EvaluateRow> {
         return None;
     }
     let task_count = tasks.len() as f64;
-    // None if a task lacks the number
+    // The mean of a number over the tasks; None if a task does not have it.
     let mean = |number: &dyn Fn(&EvaluateRow) -> Option<f64>| {
         let sum: Option<f64> = tasks.iter().map(|row| number(row)).sum();
         sum.map(|sum| sum / task_count)
     };
+    // Σ (stderr² / k) / k
     let variance = mean(&|row| row.stderr.map(|stderr| stderr * stderr / task_count));
     Some(EvaluateRow {
         task: AVERAGE_TASK_NAME.to_owned(),

@@ -1,11 +1,12 @@
 //! Perplexity, in two protocols.
 //!
-//! *Windows* (LLM-Pruner's, which is GPTQ's): a text is encoded once and cut into windows without
-//! overlap, without the remainder; each window predicts all its tokens but the first; exp of the
-//! mean over all predictions.
+//! *Windows* (LLM-Pruner, after GPTQ): a text is encoded once and cut into windows that do not
+//! overlap; a remainder that is shorter than a window is left out. Each window predicts all its
+//! tokens but the first. The perplexity is exp of the mean nll over all predictions.
 //!
 //! *Whole documents* (lm-evaluation-harness, `loglikelihood_rolling`): every token of a document is
-//! predicted once, from as many tokens before it as fit, and the sum is divided by words or bytes.
+//! predicted once, from as many earlier tokens as fit, and the sum of the nll is divided by the
+//! number of words or bytes.
 
 use std::path::Path;
 
@@ -20,8 +21,14 @@ use secateur_model::tokenizer::Tokenizer;
 use secateur_model::walk::{self, Sequence};
 use secateur_tensor::ops::TokenTarget;
 
-/// Tokens that are scored together, between two checks for an interrupt.
-pub const TOKENS_PER_CHUNK: usize = 4096;
+/// Tokens of the windows that are scored together. The stage checks for an interrupt between two
+/// such chunks.
+const TOKENS_PER_CHUNK: usize = 4096;
+
+/// Windows that are scored together, if the longest has `longest` tokens; at least 1.
+pub fn windows_per_chunk(longest: usize) -> usize {
+    (TOKENS_PER_CHUNK / longest.max(1)).max(1)
+}
 
 /// The name of a corpus in the table: the stem of its file.
 pub fn corpus_name(path: &Path) -> String {
@@ -29,9 +36,11 @@ pub fn corpus_name(path: &Path) -> String {
         .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
 }
 
-/// What is measured by windows: its name and split in the table.
+/// A text that is measured in windows.
 struct WindowedText<'a> {
+    /// Its name in the table.
     task: &'a str,
+    /// Its split in the table.
     split: &'a str,
     /// Token ids, and for each whether it counts as a target.
     sequences: Vec<(Vec<u32>, Vec<bool>)>,
@@ -58,8 +67,8 @@ pub fn corpus_perplexity(
             .map(|row| (row.ids, row.loss_mask))
             .collect(),
     };
-    let found = window_perplexity(text, options, context, model, measured)?;
-    found.ok_or_else(|| CorpusError::NothingToPredict(path.to_owned()).into())
+    let metric_rows = window_perplexity(text, options, context, model, measured)?;
+    metric_rows.ok_or_else(|| CorpusError::NothingToPredict(path.to_owned()).into())
 }
 
 /// The perplexity of a task's documents in windows; each document is cut separately.
@@ -82,8 +91,8 @@ pub fn task_window_perplexity(
         split: &task.split,
         sequences,
     };
-    let found = window_perplexity(text, options, context, model, measured)?;
-    found.ok_or_else(|| Error::NothingToPredict(task.name.clone()).into())
+    let metric_rows = window_perplexity(text, options, context, model, measured)?;
+    metric_rows.ok_or_else(|| Error::NothingToPredict(task.name.clone()).into())
 }
 
 /// exp(Σ nll / predictions) over all windows. None if there is nothing to predict.
@@ -102,7 +111,9 @@ fn window_perplexity(
             .min(model.config.max_positions)
             .min(ids.len())
             .max(1);
-        for (ids, is_target) in ids.chunks_exact(length).zip(is_target.chunks_exact(length)) {
+        let window_ids = ids.chunks_exact(length);
+        let window_targets = is_target.chunks_exact(length);
+        for (ids, is_target) in window_ids.zip(window_targets) {
             let window = Sequence::new(ids.to_vec(), is_target);
             if !window.targets.is_empty() {
                 windows.push(window);
@@ -128,8 +139,8 @@ fn window_perplexity(
     Ok(Some(rows))
 }
 
-/// Word perplexity exp(Σ nll / words), byte perplexity exp(Σ nll / bytes) and bits per byte Σ nll /
-/// bytes / ln 2 of a task's documents, as far as the task has these metrics.
+/// Those of these metrics that the task has, over its documents: word perplexity exp(Σ nll /
+/// words), byte perplexity exp(Σ nll / bytes), bits per byte Σ nll / bytes / ln 2.
 pub fn document_perplexities(
     task: &Task,
     options: &Options,
@@ -170,35 +181,37 @@ pub fn document_perplexities(
         protocol: options.protocol_label(Protocol::Harness, false),
         predicted_tokens: targets.sum(),
     };
-    let words: Vec<f64> = documents.iter().map(|d| d.word_count as f64).collect();
-    let bytes: Vec<f64> = documents.iter().map(|d| d.byte_count as f64).collect();
-    let mut all = MetricRows::default();
+    let word_counts = documents.iter().map(|document| document.word_count as f64);
+    let byte_counts = documents.iter().map(|document| document.byte_count as f64);
+    let (words, bytes): (Vec<f64>, Vec<f64>) = (word_counts.collect(), byte_counts.collect());
+    let mut all_rows = MetricRows::default();
     for &metric in &task.metrics {
         let (rows, document_rows) = match metric {
             Metric::WordPerplexity => {
-                let (log, shares) = statistics::ratio_and_shares(&document_nll, &words);
-                builder.exponential_rows(metric, log, &shares)?
+                let (nats_per_word, shares) = statistics::ratio_and_shares(&document_nll, &words);
+                builder.exponential_rows(metric, nats_per_word, &shares)?
             }
             Metric::BytePerplexity => {
-                let (log, shares) = statistics::ratio_and_shares(&document_nll, &bytes);
-                builder.exponential_rows(metric, log, &shares)?
+                let (nats_per_byte, shares) = statistics::ratio_and_shares(&document_nll, &bytes);
+                builder.exponential_rows(metric, nats_per_byte, &shares)?
             }
             Metric::BitsPerByte => {
-                let (nats, shares) = statistics::ratio_and_shares(&document_nll, &bytes);
+                let (nats_per_byte, shares) = statistics::ratio_and_shares(&document_nll, &bytes);
                 let to_bits = |nats: f64| nats / std::f64::consts::LN_2;
-                builder.metric_rows(metric, to_bits(nats), shares.into_iter().map(to_bits))?
+                let shares = shares.into_iter().map(to_bits);
+                builder.metric_rows(metric, to_bits(nats_per_byte), shares)?
             }
             Metric::Perplexity | Metric::Acc | Metric::AccNorm => continue,
         };
-        all.0.extend(rows);
-        all.1.extend(document_rows);
+        all_rows.0.extend(rows);
+        all_rows.1.extend(document_rows);
     }
-    Ok(all)
+    Ok(all_rows)
 }
 
-/// A document in windows of at most `limit` input tokens in which each token is predicted once. The
-/// first window begins with BOS (or EOS), every later one with the token before its first target;
-/// the last is filled up with earlier tokens, which are not predicted.
+/// Cuts a document into windows of at most `limit` input tokens, so that each token is predicted
+/// once. The first window begins with BOS (or EOS), every later one with the token before its first
+/// target; the last one is extended to `limit` by earlier tokens, which are not predicted again.
 fn rolling_windows(
     document: &TextDocument,
     task: &Task,
@@ -237,10 +250,10 @@ fn rolling_windows(
     Ok(windows)
 }
 
-/// Number of the pass over a text in windows, in the state of an interrupted evaluation.
+/// `PartialEvaluation::text_pass` while a text is measured in windows.
 const WINDOW_PASS: u32 = 0;
 
-/// Number of the pass over a text in whole documents.
+/// `PartialEvaluation::text_pass` while a text is measured in whole documents.
 const DOCUMENT_PASS: u32 = 1;
 
 /// −Σ log p of each window's targets. Windows that were measured before an interruption are not
@@ -266,12 +279,13 @@ fn window_nlls(
             "reading goes on where it was interrupted"
         );
     }
-    let longest = windows.iter().map(|w| w.ids.len()).max().unwrap_or(1);
-    let windows_per_chunk = (TOKENS_PER_CHUNK / longest).max(1);
+    let lengths = windows.iter().map(|window| window.ids.len());
+    let windows_per_chunk = windows_per_chunk(lengths.max().unwrap_or(1));
     for chunk in windows[done..].chunks(windows_per_chunk) {
         context.checkpoint_or_stop(|| &*measured)?;
         for token_scores in walk::token_scores(model, chunk) {
-            let log_likelihood: f64 = token_scores.iter().map(|s| s.log_probability).sum();
+            let log_probabilities = token_scores.iter().map(|score| score.log_probability);
+            let log_likelihood: f64 = log_probabilities.sum();
             measured.window_nlls.push(-log_likelihood);
             bar.step();
         }
@@ -288,7 +302,7 @@ struct MetricRowBuilder<'a> {
 }
 
 impl MetricRowBuilder<'_> {
-    /// The rows of a metric that is exp of a mean. With the linearised shares s_i of the mean m,
+    /// The rows of a metric that is exp(m) of a mean m. If s_i are the linearised shares of m,
     /// those of exp(m) are exp(m) · (1 + s_i − m).
     fn exponential_rows(
         &self,

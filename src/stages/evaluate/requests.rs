@@ -68,9 +68,9 @@ impl EncodedRequest {
     }
 }
 
-/// The tokens of context and continuation, encoded as one text: the continuation's are those after
-/// as many as the context alone has. White space at the end of the context belongs to the
-/// continuation, as in the harness.
+/// The tokens of the context, and those of the continuation: context and continuation are encoded
+/// as one text, from which as many tokens are removed at the start as the context alone has. White
+/// space at the end of the context belongs to the continuation, as in the harness.
 fn encode_jointly(
     request: &LikelihoodRequest,
     add_special_tokens: bool,

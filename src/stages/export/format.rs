@@ -1,4 +1,4 @@
-//! What a format of an export is. Each format is a file of this folder.
+//! The trait of an export format. Each format is a file of this folder.
 
 use crate::stages::values::ValueKind;
 use crate::stages::{Context, StageError};
@@ -23,8 +23,7 @@ pub trait ExportFormat {
         false
     }
 
-    /// Bytes that it takes on disk for a model with this many parameters; small files do not count.
-    /// Default: 0.
+    /// Bytes of its weights on disk for a model with this many parameters. Default: 0.
     fn disk_space(&self, _parameters: u64, _dtype: StorageDtype) -> u64 {
         0
     }
@@ -33,7 +32,7 @@ pub trait ExportFormat {
     fn write(&self, input: &ExportInput<'_>) -> Result<(), StageError>;
 }
 
-/// What a format may write.
+/// What a format can write.
 pub struct ExportInput<'a> {
     pub context: &'a Context,
     pub model: &'a Model,

@@ -1,5 +1,5 @@
-//! `plan`: the pruning plan as JSON: for every group its layer, kind, dense units, and the units
-//! that stay.
+//! `plan`: the pruning plan as JSON: for every group its layer, its kind, its number of units in
+//! the dense model, and the units that are kept.
 
 use super::format::{ExportFormat, ExportInput};
 use crate::stages::StageError;

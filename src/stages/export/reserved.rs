@@ -1,4 +1,4 @@
-//! Names of formats that are not written yet.
+//! Formats whose names are reserved: the check refuses them.
 
 use super::format::{ExportFormat, ExportInput};
 use crate::stages::StageError;

@@ -3,7 +3,7 @@
 //!
 //! Wanda (Sun et al., ICLR 2024): |w|·‖x‖₂ of the input channel, summed over a row or column. WIFV
 //! (FLAP, An et al., AAAI 2024): the variance of the input channel over the calibration tokens,
-//! times the squared norm of the weight's column. It is defined for the matrix that reads the
+//! times the squared norm of the weight's column. WIFV is defined for the matrix that reads the
 //! units: `o_proj`, `down_proj`.
 
 use std::collections::BTreeMap;
@@ -22,10 +22,10 @@ use secateur_model::wiring::{BlockTensor, TensorId};
 use secateur_tensor::ops;
 use secateur_tensor::{Activations, AnyTape, Weight};
 
-/// Sequences that are carried forward together, between two checks for an interrupt.
+/// Sequences of one forward walk. Between two walks the stage checks for an interrupt.
 const CALIBRATION_BATCH: usize = 64;
 
-/// |w|·‖x‖₂.
+/// The score |w|·‖x‖₂ of an element.
 pub struct Wanda;
 
 impl Criterion for Wanda {
@@ -56,7 +56,7 @@ impl Criterion for Wanda {
     }
 }
 
-/// w² · variance(x).
+/// The score w² · variance(x) of an element.
 pub struct Wifv;
 
 impl Criterion for Wifv {
@@ -98,17 +98,19 @@ impl Criterion for Wifv {
     }
 }
 
-/// Σx and Σx² of each input channel of a matrix, over tokens.
+/// Sums over tokens for each input channel of a matrix, (inputs) each.
 #[derive(Clone, Debug, Default)]
 struct InputMoments {
+    /// Σx
     sums: Vec<f64>,
+    /// Σx²
     squares: Vec<f64>,
 }
 
 /// The moments of every matrix's inputs, by layer and matrix.
 type MomentsByMatrix = BTreeMap<(usize, BlockTensor), InputMoments>;
 
-/// Adds the inputs of every matrix of one block to the moments, and computes the block as usual.
+/// Adds the inputs of every matrix of one block to the moments. The block's output is unchanged.
 struct InputMomentRecorder<'a> {
     layer: usize,
     moments: &'a Mutex<MomentsByMatrix>,
@@ -117,13 +119,13 @@ struct InputMomentRecorder<'a> {
 impl BlockHooks for InputMomentRecorder<'_> {
     fn linear<T: AnyTape>(
         &self,
-        part: BlockTensor,
+        tensor: BlockTensor,
         weight: &Weight,
         x: Activations<T>,
     ) -> Activations<T> {
         if let Ok(mut moments) = self.moments.lock() {
             let (sums, squares) = ops::column_moments(&x);
-            match moments.entry((self.layer, part)) {
+            match moments.entry((self.layer, tensor)) {
                 Entry::Vacant(entry) => drop(entry.insert(InputMoments { sums, squares })),
                 Entry::Occupied(mut entry) => {
                     let total = entry.get_mut();
@@ -158,7 +160,7 @@ struct InputStatistics {
 }
 
 impl InputStatistics {
-    /// Carries the calibration sequences forward and adds up the inputs pack by pack.
+    /// Walks the calibration sequences forward and adds up the inputs pack by pack.
     fn collect(input: &CriterionInput<'_>) -> Result<Self, StageError> {
         let moments = Mutex::new(MomentsByMatrix::new());
         let sequence_count = input.sequences.len() as u64;
@@ -172,15 +174,15 @@ impl InputStatistics {
             drop(output);
             batch.iter().for_each(|_| bar.step());
         }
-        let tokens: usize = input.sequences.iter().map(|s| s.ids.len()).sum();
+        let lengths = input.sequences.iter().map(|sequence| sequence.ids.len());
         Ok(Self {
             moments: moments.into_inner().unwrap_or_default(),
-            token_count: tokens as f64,
+            token_count: lengths.sum::<usize>() as f64,
         })
     }
 
-    /// Scores the members of block groups for which `is_scored(is_output)`: Σ `element(weight, its
-    /// input channel)` over each row or column.
+    /// Scores the members for which `is_scored(member.is_output)`: Σ `element(w, input channel of
+    /// w)` over each row or column.
     fn score_members(
         &self,
         input: &CriterionInput<'_>,

@@ -1,5 +1,5 @@
-//! What a criterion of importance is. Each is a file of this folder; `Options::criterion` in
-//! `importance.rs` maps methods to them.
+//! The trait of an importance criterion. Each criterion is a file of this folder;
+//! `Options::criterion` in `importance.rs` maps methods to them.
 
 use crate::stages::error::StageError;
 use crate::stages::products::{InputMeans, MemberScores};
@@ -37,7 +37,8 @@ pub trait Criterion {
         false
     }
 
-    /// Whether scores have a sign and are added up with it.
+    /// Whether scores are signed: they are added up with their sign, and count by the magnitude of
+    /// the sum.
     fn is_signed(&self) -> bool {
         false
     }
@@ -47,8 +48,8 @@ pub trait Criterion {
         false
     }
 
-    /// Adds what the criterion needs besides the weights to the estimate of the stage: it reads
-    /// `samples` sequences of `length` tokens. Default: nothing.
+    /// Adds the memory that the criterion needs besides the weights to the stage's estimate, for
+    /// `samples` sequences of `length` tokens. Default: none.
     fn add_estimate(&self, _environment: &mut Environment, _samples: usize, _length: usize) {}
 
     /// How the result differs from the reference implementation for groups of residual channels, if
@@ -78,7 +79,7 @@ impl CriterionInput<'_> {
     }
 }
 
-/// What a criterion makes.
+/// The result of a criterion.
 pub struct CriterionScores {
     /// For each group, the scores of its members.
     pub groups: Vec<Vec<MemberScores>>,

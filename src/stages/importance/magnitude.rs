@@ -60,7 +60,8 @@ impl Magnitude {
 
     fn member_scores(&self, model: &Model, group: &Group, member: &Member) -> Vec<f64> {
         match (member.unit_layout, member.tensor_id) {
-            // Units are layers: the member stands for this matrix of every layer, each one channel.
+            // The units are layers: the member represents this matrix of every layer, and each
+            // layer's matrix is one channel.
             (UnitLayout::WholeTensor, TensorId::Block(_, tensor)) => (0..group.unit_count)
                 .flat_map(|layer| {
                     self.tensor_scores(model, TensorId::Block(layer, tensor), member.unit_layout)

@@ -1,5 +1,5 @@
-//! `random` and `first`: scores that look at neither weights nor data. They belong to a group, not
-//! to a member, and stand at the group's first member, its root.
+//! `random` and `first`: scores that depend on neither weights nor data. They are scores of a whole
+//! group, and are recorded as those of its first member, the root.
 
 use rand::RngExt;
 
@@ -36,7 +36,8 @@ impl Criterion for UnitOrder {
     }
 }
 
-/// Scores for the channels of each group's root: `score(units of the group, unit of the channel)`.
+/// Scores the channels of each group's root: `score(number of units of the group, unit of the
+/// channel)`.
 fn root_member_scores(
     input: &CriterionInput<'_>,
     mut score: impl FnMut(usize, usize) -> f64,

@@ -1,7 +1,9 @@
-//! The Taylor criteria (LLM-Pruner, equations 3 to 5). w is a weight, g the gradient of the batch's mean loss,
-//! g_j the gradient of sample j's own mean loss, F the diagonal of the Fisher information, made of the g_j.
+//! The Taylor criteria (LLM-Pruner, equations 3 to 5). w is a weight, g the gradient of the batch's
+//! mean loss, g_j the gradient of the mean loss of sample j, F the diagonal of the Fisher
+//! information, made of the g_j.
 //!
-//! Scores are reduced block by block during the backward walk: nothing of the size of the model is kept.
+//! Scores are reduced block by block during the backward walk: nothing of the size of the model is
+//! kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,7 +45,8 @@ impl Criterion for TaylorCriterion {
 
     fn reference_difference(&self, _: &Model) -> Option<&'static str> {
         self.is_second_order().then_some(
-            "the reference keeps no squared gradients for channels and raises; they are scored as blocks are",
+            "the reference keeps no squared gradients for channels and raises; they are scored as \
+             blocks are",
         )
     }
 
@@ -97,7 +100,8 @@ pub fn taylor_scores(
     Ok(collector.into_scores())
 }
 
-/// The tensors that a group's members are made of. A whole-tensor member stands for that tensor of every layer.
+/// The tensors that a group's members are made of. A whole-tensor member represents that tensor of
+/// every layer.
 fn group_tensors(group: &Group) -> Vec<TensorId> {
     let layers = group.unit_count;
     let mut tensors = Vec::new();
@@ -121,14 +125,14 @@ fn lowest_layer_for(tensor: TensorId, model: &Model) -> usize {
     }
 }
 
-/// The loss is the mean over all targets, so sample j's part of its gradient, times (all targets / targets of
-/// j), is g_j.
+/// For each sample j: number of all targets / number of j's targets. The loss is the mean over all
+/// targets, so sample j's part of its gradient times this factor is g_j.
 fn sample_gradient_scales(sequences: &[Sequence]) -> Vec<f32> {
-    let targets = |sequence: &Sequence| sequence.targets.len();
-    let all_targets: usize = sequences.iter().map(targets).sum();
+    let target_count = |sequence: &Sequence| sequence.targets.len();
+    let total_count: usize = sequences.iter().map(target_count).sum();
     sequences
         .iter()
-        .map(|sequence| all_targets as f32 / targets(sequence) as f32)
+        .map(|sequence| total_count as f32 / target_count(sequence) as f32)
         .collect()
 }
 
@@ -157,16 +161,17 @@ pub fn scores_from_gradients(
     reduction.into_scores()
 }
 
-/// Queries the gradients of the scored tensors, adds up the results over the packs, and reduces a block's to
-/// scores as soon as all of its packs have passed.
+/// Queries the gradients of the scored tensors, adds up the results over the packs, and reduces the
+/// results of a block to scores as soon as those of all packs have been received.
 struct GradientCollector<'a> {
     reduction: ScoreReduction<'a>,
     model: &'a Model,
     bar: Bar,
-    /// Of each sample (see [`sample_gradient_scales`]).
+    /// The factor of each sample's gradient (see [`sample_gradient_scales`]).
     gradient_scales: Vec<f32>,
     scored_tensors: BTreeSet<TensorId>,
-    /// The sums over the packs so far, of the current block's tensors and of those outside the blocks.
+    /// The sums over the packs so far, of the current block's tensors and of those outside the
+    /// blocks.
     results: BTreeMap<TensorId, GradientResult>,
     /// The head's part of a tied embedding's gradient, by pack, until the embedding's part arrives.
     head_gradients: BTreeMap<usize, Gradient>,
@@ -178,8 +183,8 @@ impl GradientVisitor for GradientCollector<'_> {
         if !self.scored_tensors.contains(&tensor) {
             return None;
         }
-        // A tied embedding's gradient has two parts, the head's and the embedding's. Any score but Σ w·g needs
-        // their sum, so each part is received as it is.
+        // A tied embedding's gradient has two parts, the head's and the embedding's. Every score
+        // except Σ w·g needs their sum, so the whole gradient of each part is queried.
         let is_part = self.reduction.is_tied && tensor == TensorId::Embedding;
         if is_part && self.reduction.criterion.form != Taylor::Vector {
             return Some(GradientQuery::Gradient);
@@ -197,7 +202,7 @@ impl GradientVisitor for GradientCollector<'_> {
             return self.add_result(tensor, result);
         }
         let GradientResult::Gradient { gradient, .. } = result else {
-            unreachable!("the parts of a tied embedding's gradient are received as they are")
+            unreachable!("the query about a tied embedding is for its gradient")
         };
         if received == TensorId::LmHead {
             self.head_gradients.insert(pack.index, gradient);
@@ -216,9 +221,9 @@ impl GradientVisitor for GradientCollector<'_> {
 }
 
 impl GradientCollector<'_> {
-    /// What is computed of a tensor's gradient over one pack: sums, where they can be computed at once, which
-    /// is for linear scores, or if all samples are in this pack. Otherwise the gradient, to be added up over
-    /// the packs.
+    /// The query about a tensor's gradient over one pack. Sums over rows and columns, if the score
+    /// is linear in g (sums of different packs can be added), or if all samples are in this pack.
+    /// Otherwise the gradient, which is added up over the packs before it is scored.
     fn tensor_query(&self, tensor: TensorId, pack: &Pack) -> GradientQuery {
         let criterion = self.reduction.criterion;
         let axes = self.reduction.sum_axes(tensor);
@@ -241,16 +246,16 @@ impl GradientCollector<'_> {
         }
     }
 
-    /// Whether each sample must be a pack of its own: the squares of a tied embedding are those of each
-    /// sample's whole gradient, whose two parts arrive one after the other.
+    /// Whether each pack must hold one sample: the squares of a tied embedding are those of
+    /// each sample's whole gradient, whose two parts arrive one after the other.
     fn needs_separate_packs(&self) -> bool {
         self.reduction.is_tied
             && self.reduction.criterion.is_second_order()
             && self.scored_tensors.contains(&TensorId::Embedding)
     }
 
-    /// The gradient of a tied embedding over one sample, which is its pack: the embedding's part plus the
-    /// head's, and the square of their scaled sum.
+    /// The gradient of a tied embedding over one sample, which is its pack: the embedding's part
+    /// plus the head's, and the square of their scaled sum.
     fn whole_embedding_gradient(
         &mut self,
         embedding_part: Gradient,

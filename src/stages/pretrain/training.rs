@@ -22,6 +22,7 @@ pub struct ModelTraining {
     model: Model,
     /// Decoupled weight decay of the matrices in the blocks.
     weight_decay: f64,
+    /// Bytes that the process may use.
     memory_limit: u64,
 }
 
@@ -60,7 +61,7 @@ impl ModelTraining {
 impl Trainable for ModelTraining {
     fn parameters(&self) -> Vec<TrainedParameter> {
         let is_block_matrix =
-            |tensor: TensorId| matches!(tensor, TensorId::Block(_, part) if part.is_matrix());
+            |id: TensorId| matches!(id, TensorId::Block(_, tensor) if tensor.is_matrix());
         let tensors = self.model.tensor_ids().into_iter();
         tensors
             .map(|tensor| TrainedParameter {
@@ -94,6 +95,6 @@ impl Trainable for ModelTraining {
 fn model_tensor(parameter: ParameterId) -> TensorId {
     match parameter.weight() {
         Some(tensor) => tensor,
-        None => unreachable!("{parameter:?} is no parameter of the model"),
+        None => unreachable!("{parameter:?} is not a parameter of the model"),
     }
 }

@@ -1,5 +1,5 @@
-//! Which units are removed (LLM-Pruner, section 3.3). Counts follow the reference, with its `int()`
-//! and in double precision.
+//! Selects the units that are removed (LLM-Pruner, section 3.3). Counts are computed as in the
+//! reference: truncated by `int()`, in double precision.
 
 use super::{Compat, Options};
 use crate::stages::RepeatPosition;
@@ -11,7 +11,7 @@ use secateur_model::groups::{DependencyGraph, Group, GroupKind};
 /// in float32 may order them either way.
 const NEAR_TIE_TOLERANCE: f64 = 3e-5;
 
-/// The decision, group by group in the order of the graph.
+/// The units to remove, group by group in the order of the graph.
 pub struct UnitSelection {
     /// Units that are removed, ascending.
     pub removed: Vec<Vec<usize>>,
@@ -20,8 +20,8 @@ pub struct UnitSelection {
     pub is_near_tie: Vec<Vec<bool>>,
 }
 
-/// Ranks every group alone: removes its lowest-scored units until `share` of its initial width is
-/// gone.
+/// Ranks every group by itself: removes its lowest-scored units until `share` of its initial units
+/// is removed.
 ///
 /// `initial_counts`: units of each group that `share` refers to.
 pub fn select_per_group(
@@ -43,13 +43,13 @@ pub fn select_per_group(
             GroupKind::Attention => group.min_channels_per_unit(model),
             GroupKind::Mlp | GroupKind::Hidden | GroupKind::Layer => 1,
         };
-        let wanted = units_to_remove(group.unit_count, initial, width, share);
-        let wanted_channels = units_to_remove(group.unit_count * width, initial * width, 1, share);
-        if wanted == 0 && wanted_channels > 0 {
+        let unit_count = units_to_remove(group.unit_count, initial, width, share);
+        let channel_count = units_to_remove(group.unit_count * width, initial * width, 1, share);
+        if unit_count == 0 && channel_count > 0 {
             unpruned_layers.push(group.layer);
         }
-        let rounded = round_removal_count(options, group, wanted);
-        let count = limit_removal_count(options, group, rounded);
+        let rounded_count = round_removal_count(options, group, unit_count);
+        let count = limit_removal_count(options, group, rounded_count);
         let group_scores = &scores.groups[index];
         let lowest = lowest_scored(group_scores, count);
         is_near_tie.extend(near_ties(&[group_scores], std::slice::from_ref(&lowest)));
@@ -57,7 +57,11 @@ pub fn select_per_group(
     }
     if !unpruned_layers.is_empty() {
         // The reference raises an error here.
-        tracing::warn!(share, layers = ?unpruned_layers, "the share is less than one head: these layers keep all heads");
+        tracing::warn!(
+            share,
+            layers = ?unpruned_layers,
+            "the share is less than one head: these layers keep all heads"
+        );
     }
     UnitSelection {
         removed,
@@ -65,7 +69,7 @@ pub fn select_per_group(
     }
 }
 
-/// The share that is gone after this iteration of a repeat. It rises linearly to `ratio`.
+/// The share that is removed after this iteration of a repeat: `ratio · iteration / iterations`.
 pub fn scheduled_share(ratio: f64, repeat_position: Option<RepeatPosition>) -> f64 {
     let share = match repeat_position {
         Some(repeat) => f64::from(repeat.iteration) / f64::from(repeat.iterations) * ratio,
@@ -74,14 +78,15 @@ pub fn scheduled_share(ratio: f64, repeat_position: Option<RepeatPosition>) -> f
     share.min(1.0)
 }
 
-/// How many of `units` units of `width` channels are removed: `current − int(initial · (1 −
-/// share))` channels, in whole units.
+/// How many of the `units` present units of `width` channels each are removed, so that `share` of
+/// the `initial` units is removed: `units · width − int(initial · width · (1 − share))` channels,
+/// rounded down to whole units.
 pub fn units_to_remove(units: usize, initial: usize, width: usize, share: f64) -> usize {
     let kept_channels = ((initial * width) as f64 * (1.0 - share)) as usize;
     (units * width).saturating_sub(kept_channels) / width
 }
 
-/// Removes fewer units, so that the width that stays is a multiple of `round_to`.
+/// Lowers a count of units to remove, so that the number of kept units is a multiple of `round_to`.
 fn round_removal_count(options: &Options, group: &Group, count: usize) -> usize {
     if options.round_to == 1 || matches!(group.kind, GroupKind::Attention | GroupKind::Layer) {
         return count;
@@ -94,13 +99,15 @@ fn round_removal_count(options: &Options, group: &Group, count: usize) -> usize 
             layer,
             group = kind,
             units,
-            "no multiple of `round_to` lies between the width to keep and the width of the group; the group is not pruned"
+            "no multiple of `round_to` lies between the width to keep and the width of the group; \
+             the group is not pruned"
         );
     }
     group.unit_count.saturating_sub(rounded)
 }
 
-/// Never removes all units: the reference then removes none, the corrected rule keeps one.
+/// Limits a count of units to remove, so that the group keeps at least one unit: the reference then
+/// removes none, the corrected rule all but one.
 fn limit_removal_count(options: &Options, group: &Group, count: usize) -> usize {
     if count < group.unit_count {
         return count;
@@ -113,7 +120,8 @@ fn limit_removal_count(options: &Options, group: &Group, count: usize) -> usize 
     }
 }
 
-/// The `count` lowest scores, ascending by index; of equal scores the lower index comes first.
+/// The indices of the `count` lowest scores, ascending. Of equal scores the lower index is taken
+/// first.
 fn lowest_scored(scores: &[f64], count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(a.cmp(&b)));
@@ -122,7 +130,8 @@ fn lowest_scored(scores: &[f64], count: usize) -> Vec<usize> {
     order
 }
 
-/// Ranks the units of all groups together until `share` of all initial units is gone.
+/// Ranks the units of all groups together: removes the lowest-scored ones until `share` of all
+/// initial units is removed.
 pub fn select_across_groups(
     options: &Options,
     share: f64,
@@ -132,25 +141,25 @@ pub fn select_across_groups(
 ) -> UnitSelection {
     let current: usize = graph.groups.iter().map(|group| group.unit_count).sum();
     let count = units_to_remove(current, initial_counts.iter().sum(), 1, share);
-    let (ranked_scores, ranked) = match options.compat {
+    let (ranked_scores, selection) = match options.compat {
         Compat::Reference => {
             let selected = select_below_threshold(graph, scores, count);
             (scores.groups.clone(), selected)
         }
         Compat::Corrected => {
-            let comparable: Vec<Vec<f64>> = scores
+            let normalized: Vec<Vec<f64>> = scores
                 .groups
                 .iter()
                 .map(|group_scores| normalize_to_unit_mean(group_scores))
                 .collect();
-            let selected = select_lowest_ranked(graph, &comparable, count);
-            (comparable, selected)
+            let selected = select_lowest_ranked(graph, &normalized, count);
+            (normalized, selected)
         }
     };
-    let is_near_tie = near_ties(&ranked_scores, &ranked);
-    // Rounding keeps the best of the units that were selected.
-    let mut removed = Vec::with_capacity(ranked.len());
-    for (index, selected) in ranked.into_iter().enumerate() {
+    let is_near_tie = near_ties(&ranked_scores, &selection);
+    // If rounding lowers the count of a group, the selected units with the highest scores are kept.
+    let mut removed = Vec::with_capacity(selection.len());
+    for (index, selected) in selection.into_iter().enumerate() {
         let rounded = round_removal_count(options, &graph.groups[index], selected.len());
         removed.push(if rounded == selected.len() {
             selected
@@ -164,7 +173,8 @@ pub fn select_across_groups(
     }
 }
 
-/// Scores divided by their mean, which makes groups comparable.
+/// Scores divided by their mean, so that those of different groups are comparable. Unchanged if the
+/// mean is not positive.
 fn normalize_to_unit_mean(scores: &[f64]) -> Vec<f64> {
     let mean = scores.iter().sum::<f64>() / scores.len() as f64;
     if mean > 0.0 {
@@ -206,15 +216,15 @@ fn select_below_threshold(
     selected
 }
 
-/// The corrected rule: removes exactly the `count` lowest units of comparable scores, but never the
-/// last unit of a group.
+/// The corrected rule: removes exactly the `count` units with the lowest normalised scores, but
+/// never the last unit of a group.
 fn select_lowest_ranked(
     graph: &DependencyGraph,
-    comparable: &[Vec<f64>],
+    normalized: &[Vec<f64>],
     count: usize,
 ) -> Vec<Vec<usize>> {
     let mut order: Vec<(f64, usize, usize)> = Vec::new();
-    for (group, scores) in comparable.iter().enumerate() {
+    for (group, scores) in normalized.iter().enumerate() {
         let units = scores.iter().enumerate();
         order.extend(units.map(|(unit, &score)| (score, group, unit)));
     }
@@ -233,9 +243,9 @@ fn select_lowest_ranked(
     removed
 }
 
-/// Which units are so close to the border between kept and removed that rounding may decide. The
-/// groups are ranked together: a removed unit is compared with the lowest score that is kept, a
-/// kept unit with the highest score that is removed.
+/// For each unit, whether its score is so close to the border between kept and removed that
+/// rounding may decide. `scores`: those of groups that were ranked together. A removed unit is
+/// compared with the lowest score that is kept, a kept unit with the highest score that is removed.
 fn near_ties(scores: &[impl AsRef<[f64]>], removed: &[Vec<usize>]) -> Vec<Vec<bool>> {
     let is_removed = |group: usize, unit: usize| removed[group].binary_search(&unit).is_ok();
     let mut highest_removed = f64::NEG_INFINITY;

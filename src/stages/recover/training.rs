@@ -13,12 +13,14 @@ use secateur_model::walk::{self, BackwardOptions};
 use secateur_model::{Dropout, Factor, Model, ParameterId, TrainedAdapters};
 use secateur_tensor::Weight;
 
-/// Adapters beside the matrices of a model.
+/// The adapters of a model's matrices, in training.
 pub struct AdapterTraining<'a> {
     model: &'a Model,
     adapter: Adapter,
+    /// The share of the adapters' inputs that is dropped.
     dropout: f64,
     dropout_seed: Seed,
+    /// Bytes that the process may use.
     memory_limit: u64,
 }
 
@@ -99,7 +101,7 @@ impl Trainable for AdapterTraining<'_> {
         match (self.adapter.factors.get_mut(&(layer, tensor)), factor) {
             (Some(factors), Factor::A) => &mut factors.a,
             (Some(factors), Factor::B) => &mut factors.b,
-            (None, _) => unreachable!("{parameter:?} is no parameter of these adapters"),
+            (None, _) => unreachable!("{parameter:?} is not a parameter of these adapters"),
         }
     }
 

@@ -8,17 +8,18 @@ use secateur_model::walk::{GradientVisitor, Pack};
 use secateur_model::wiring::TensorId;
 use secateur_tensor::ops::{GradientQuery, GradientResult};
 
-/// The gradients of the trained parameters, added up over the packs and micro-batches of one update. As a
-/// visitor of a backward walk it queries and receives them.
+/// The gradients of the trained parameters, added up over the packs and micro-batches of one
+/// update. As a visitor of a backward walk it queries and receives them.
 pub struct UpdateGradients {
     /// An empty vector until the parameter's first gradient arrives.
     sums: BTreeMap<ParameterId, Vec<f32>>,
-    /// The factor of each gradient that is added: the micro-batch's share of the update's targets.
+    /// Each gradient is multiplied by this before it is added: the micro-batch's share of the
+    /// update's targets.
     share: f32,
 }
 
 impl UpdateGradients {
-    /// No gradient yet of these parameters.
+    /// For these parameters, before the first gradient.
     pub(super) fn new(parameters: impl Iterator<Item = ParameterId>) -> Self {
         Self {
             sums: parameters.map(|id| (id, Vec::new())).collect(),
@@ -26,7 +27,8 @@ impl UpdateGradients {
         }
     }
 
-    /// The gradients that follow are those of the mean loss over this share of the update's targets.
+    /// The gradients that follow are those of the mean loss over this share of the update's
+    /// targets.
     pub(super) fn set_share(&mut self, share: f32) {
         self.share = share;
     }
@@ -42,7 +44,8 @@ impl UpdateGradients {
         self.sums
     }
 
-    /// The parameter that a gradient counts for: a tied head has no entry of its own and is the embedding.
+    /// The parameter to whose sum a gradient is added. A tied head has no entry: its gradient is
+    /// added to that of the embedding.
     fn summed_parameter(&self, parameter: ParameterId) -> ParameterId {
         match parameter {
             ParameterId::Weight(TensorId::LmHead) if !self.sums.contains_key(&parameter) => {

@@ -1,6 +1,7 @@
-//! One trainer for every stage that trains. The stage says what is trained (a [`Trainable`]: the parameters,
-//! and the loss and gradients of a micro-batch); the trainer does the rest: batches, accumulation, clipping,
-//! AdamW, the learning rate, progress, state on disk, and the checks for NaN.
+//! One trainer for every stage that trains. The stage provides a [`Trainable`]: the parameters, and
+//! the loss and gradients of a micro-batch. The trainer makes batches, accumulates and clips
+//! gradients, updates by AdamW with a learning rate schedule, reports progress, writes its state to
+//! disk, and checks for NaN.
 
 mod gradients;
 mod optimizer;
@@ -31,8 +32,8 @@ pub trait Trainable {
 
     fn weight_mut(&mut self, parameter: ParameterId) -> &mut Weight;
 
-    /// The mean loss over the targets of a micro-batch. Its gradients are added to `gradients`, which is the
-    /// visitor of a backward walk.
+    /// The mean loss over the targets of a micro-batch. Its gradients are added to `gradients`,
+    /// which is the visitor of a backward walk.
     fn loss_and_gradients(&self, batch: &MicroBatch<'_>, gradients: &mut UpdateGradients) -> f64;
 
     /// Called after each update, counted from 1, that was made with this learning rate.
@@ -67,9 +68,9 @@ pub struct TrainingOptions {
     pub label: &'static str,
     /// Sequences of an update.
     pub batch: usize,
-    /// Sequences of a micro-batch: the gradients and the loss are means over micro-batches, each with the
-    /// weight of its targets. None: the update is one micro-batch and its loss is taken as it is; as a weighted
-    /// mean, loss · n / n, it would be rounded differently.
+    /// Sequences of a micro-batch: the gradients and the loss are means over micro-batches, each
+    /// with the weight of its targets. None: the update is one micro-batch and its loss is taken as
+    /// it is; as a weighted mean, loss · n / n, it would be rounded differently.
     pub micro_batch: Option<usize>,
     pub learning_rate: LearningRateSchedule,
     /// Gradients are scaled down to this global norm.
@@ -82,11 +83,13 @@ pub struct TrainingOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum Divergence {
     #[error(
-        "the loss of update {update} is {loss}: training has diverged; lower `learning_rate`, or lengthen `warmup`"
+        "the loss of update {update} is {loss}: training has diverged; lower `learning_rate`, or \
+         lengthen `warmup`"
     )]
     NonFiniteLoss { update: usize, loss: f64 },
     #[error(
-        "a weight is no number after the last update: training has diverged; lower `learning_rate`, or lengthen `warmup`"
+        "a weight is no number after the last update: training has diverged; lower \
+         `learning_rate`, or lengthen `warmup`"
     )]
     NonFiniteWeight,
 }
@@ -100,7 +103,8 @@ pub struct Trainer<T> {
     update_rows: Vec<UpdateRow>,
 }
 
-/// The state that an interrupted run leaves on disk. `weights` are those of the parameters, in their order.
+/// The state that an interrupted run leaves on disk. `weights` are those of the parameters, in
+/// their order.
 #[derive(Deserialize)]
 struct TrainingState {
     weights: Vec<Weight>,
@@ -108,7 +112,7 @@ struct TrainingState {
     update_rows: Vec<UpdateRow>,
 }
 
-/// [`TrainingState`] as it is written.
+/// [`TrainingState`] with borrowed fields, for writing. Both have the same encoding.
 #[derive(Serialize)]
 struct TrainingStateRef<'a> {
     weights: Vec<&'a Weight>,
@@ -133,11 +137,12 @@ impl<T: Trainable> Trainer<T> {
         }
     }
 
-    /// Makes all updates, or those that an interrupted run left to do. Returns what was trained, and a row for
-    /// each update.
+    /// Makes all updates, or those that an interrupted run left to do. Returns what was trained,
+    /// and a row for each update.
     ///
     /// # Errors
-    /// If the run is interrupted (the state is then on disk), training diverges, or a check of the stage fails.
+    /// If the run is interrupted (the state is then on disk), training diverges, or a check of the
+    /// stage fails.
     pub fn run(
         mut self,
         rows: &mut RowSampler,
@@ -192,7 +197,8 @@ impl<T: Trainable> Trainer<T> {
 
     /// The mean loss of a batch and its gradients, one micro-batch at a time.
     fn batch_gradients(&self, batch: &[Sequence], update: usize) -> (f64, UpdateGradients) {
-        let mut gradients = UpdateGradients::new(self.parameters.iter().map(|p| p.id));
+        let ids = self.parameters.iter().map(|parameter| parameter.id);
+        let mut gradients = UpdateGradients::new(ids);
         let Some(micro_batch) = self.options.micro_batch else {
             let whole = MicroBatch {
                 sequences: batch,
@@ -202,21 +208,22 @@ impl<T: Trainable> Trainer<T> {
             let loss = self.trainable.loss_and_gradients(&whole, &mut gradients);
             return (loss, gradients);
         };
-        let all_targets = target_count(batch);
+        // loss = Σ over micro-batches i of loss_i · targets_i / targets, and the same for gradients
+        let batch_targets = target_count(batch);
         let mut loss = 0.0;
-        for (i, sequences) in batch.chunks(micro_batch).enumerate() {
+        for (index, sequences) in batch.chunks(micro_batch).enumerate() {
             let targets = target_count(sequences);
             if targets == 0 {
                 continue;
             }
             let part = MicroBatch {
                 sequences,
-                first_sequence: i * micro_batch,
+                first_sequence: index * micro_batch,
                 update,
             };
-            gradients.set_share(targets as f32 / all_targets as f32);
+            gradients.set_share(targets as f32 / batch_targets as f32);
             let part_loss = self.trainable.loss_and_gradients(&part, &mut gradients);
-            loss += part_loss * targets as f64 / all_targets as f64;
+            loss += part_loss * targets as f64 / batch_targets as f64;
         }
         (loss, gradients)
     }
@@ -244,9 +251,9 @@ impl<T: Trainable> Trainer<T> {
     }
 
     fn state(&self) -> TrainingStateRef<'_> {
-        let weights = self.parameters.iter().map(|p| self.trainable.weight(p.id));
+        let weight = |parameter: &TrainedParameter| self.trainable.weight(parameter.id);
         TrainingStateRef {
-            weights: weights.collect(),
+            weights: self.parameters.iter().map(weight).collect(),
             moments: &self.moments,
             update_rows: &self.update_rows,
         }

@@ -1,5 +1,5 @@
-//! AdamW over runtime shapes (Kingma and Ba 2015; Loshchilov and Hutter 2019), and gradient clipping.
-//! Weights and gradients are plain slices, so one parameter is one loop.
+//! AdamW over runtime shapes (Kingma and Ba 2015; Loshchilov and Hutter 2019), and gradient
+//! clipping. Weights and gradients are plain slices, so one parameter is one loop.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,8 +10,8 @@ const EPSILON: f32 = 1e-8;
 
 /// The decay rate of the second moment, PyTorch's default.
 pub const BETA2_DEFAULT: f32 = 0.999;
-/// The usual decay rate in pretraining (Brown et al. 2020): the large gradients of the first updates lose
-/// their weight sooner.
+/// The usual decay rate in pretraining (Brown et al. 2020): the large gradients of the first
+/// updates lose their weight sooner.
 pub const BETA2_PRETRAIN: f32 = 0.95;
 
 /// The running moments of one parameter: m of its gradient, v of the gradient's square.
@@ -95,7 +95,8 @@ pub fn global_norm<'a>(gradients: impl IntoIterator<Item = &'a [f32]>) -> f64 {
     sum_of_squares.sqrt()
 }
 
-/// The factor of the gradients that limits their norm to `max_norm` (PyTorch's `clip_grad_norm_`).
+/// The factor by which gradients are multiplied so that their norm is at most `max_norm`, as in
+/// PyTorch's `clip_grad_norm_`: min(1, max_norm / (norm + 1e-6)).
 pub fn clip_factor(norm: f64, max_norm: f64) -> f32 {
     (max_norm / (norm + 1e-6)).min(1.0) as f32
 }
@@ -104,8 +105,8 @@ pub fn clip_factor(norm: f64, max_norm: f64) -> f32 {
 mod tests {
     use super::*;
 
-    /// With a constant gradient both moments are unbiased after their corrections, so each of two steps is the
-    /// learning rate.
+    /// With a constant gradient both moments are unbiased after their corrections, so each of two
+    /// steps is the learning rate.
     #[test]
     fn a_constant_gradient_moves_by_the_learning_rate() {
         let (mut weights, mut moments) = (vec![1.0f32, -1.0], AdamMoments::zeros(2));

@@ -6,7 +6,7 @@ pub struct LearningRateSchedule {
     pub peak: f64,
     /// Updates of linear warm-up.
     pub warmup: usize,
-    /// All updates.
+    /// Number of updates, warm-up included.
     pub updates: usize,
     pub decay: Decay,
 }
@@ -17,7 +17,8 @@ pub enum Decay {
     /// Linearly to 0. The first update of a warm-up has rate 0 (transformers'
     /// `get_linear_schedule_with_warmup`).
     Linear,
-    /// Along half a cosine to this share of the peak. The first update of a warm-up has rate peak / warmup.
+    /// Along half a cosine to this share of the peak. The first update of a warm-up has rate peak /
+    /// warmup.
     Cosine { final_share: f64 },
 }
 
@@ -37,7 +38,7 @@ impl LearningRateSchedule {
     }
 }
 
-/// update / warmup, then (updates − update) / (updates − warmup).
+/// The rate as a share of its peak: update / warmup, then (updates − update) / (updates − warmup).
 fn linear_share(update: usize, warmup: usize, updates: usize) -> f64 {
     if update < warmup {
         update as f64 / warmup as f64
@@ -46,8 +47,8 @@ fn linear_share(update: usize, warmup: usize, updates: usize) -> f64 {
     }
 }
 
-/// (update + 1) / warmup, then f + (1 − f) · (1 + cos(π·p)) / 2, where p is the share of the decay that has
-/// passed and f the final share.
+/// The rate as a share of its peak: (update + 1) / warmup, then f + (1 − f) · (1 + cos(π·p)) / 2,
+/// where p is the share of the decay that has passed and f the final share.
 fn cosine_share(update: usize, warmup: usize, updates: usize, final_share: f64) -> f64 {
     if update < warmup {
         return (update + 1) as f64 / warmup as f64;

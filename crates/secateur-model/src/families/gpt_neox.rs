@@ -1,5 +1,6 @@
-//! GPT-NeoX (Black et al. 2022; Pythia): LayerNorms, one matrix for queries, keys and values, rotary
-//! positions on a share of the head, attention and MLP beside each other, an ungated GELU MLP.
+//! GPT-NeoX (Black et al. 2022) and Pythia: LayerNorms, one stored matrix for queries, keys and
+//! values, rotary positions on a share of the head, attention and MLP computed from the same
+//! residual state, an ungated GELU MLP.
 
 use crate::family::{
     BiasCondition, BiasRule, ConfigKeys, Family, FusedModule, FusedRows, MlpKind, ModelClass,
@@ -59,7 +60,8 @@ pub(super) static GPT_NEOX: Family = Family {
         default: true,
     },
     mlp: MlpKind::ExactGelu,
-    // as LLM-Pruner's groups of BLOOM, which has the same matrices: the fused one is the root
+    // The order of LLM-Pruner's groups for BLOOM, which has the same matrices: the fused one is the
+    // root.
     attention_order: [&[Q, K, V, O], &[Q, K, V, O]],
     ignored_suffixes: &[
         "rotary_emb.inv_freq",

@@ -1,5 +1,5 @@
-//! LLaMA (Touvron et al. 2023), Mistral without a sliding window, and Granite with its multipliers
-//! at rest: RMS norms, rotary positions, grouped-query attention, an MLP gated by SiLU.
+//! LLaMA (Touvron et al. 2023), Mistral without a sliding window, and Granite with multipliers that
+//! change nothing: RMS norms, rotary positions, grouped-query attention, an MLP gated by SiLU.
 
 use crate::family::{
     BiasCondition, BiasRule, ConfigKeys, Constant, Family, MlpKind, ModelClass, NormKind,
@@ -11,8 +11,8 @@ use crate::wiring::ChannelSpace::{Heads, Hidden, Mlp, Vocabulary};
 use crate::wiring::{BlockTensor, TensorId};
 
 pub(super) static LLAMA: Family = Family {
-    // LlamaConfig wants the width to be a multiple of the heads. Mistral does not, but has no
-    // biases; Granite has.
+    // In the order in which an export tries them. LlamaConfig requires `hidden_size` to be a
+    // multiple of the query heads. Mistral does not, but has no biases. Granite has both.
     classes: &[
         LLAMA_CLASS,
         ModelClass {
@@ -106,5 +106,6 @@ pub(super) const POSITIONS: Positions = Positions::RotaryHalves {
     share: RotaryShare::Whole,
 };
 
-/// LLM-Pruner's root is q_proj, and k_proj where key/value heads are shared.
+/// The root of LLM-Pruner's attention group is q_proj, or k_proj where query heads share key/value
+/// heads.
 pub(super) const ATTENTION_ORDER: [&[BlockTensor]; 2] = [&[Q, O, V, K], &[K, O, V, Q]];

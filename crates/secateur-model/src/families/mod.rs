@@ -1,4 +1,4 @@
-//! The families of models that this crate knows: one file each, and one line here.
+//! The supported families of models: one file each, and one line in `FAMILIES`.
 
 mod gpt_neox;
 mod llama;
@@ -32,7 +32,7 @@ pub(crate) fn model_types() -> impl Iterator<Item = &'static str> {
         .map(|class| class.model_type)
 }
 
-/// The family of the models that are trained from nothing.
+/// The family of the models that are trained from scratch.
 pub fn default_family() -> &'static Family {
     &llama::LLAMA
 }

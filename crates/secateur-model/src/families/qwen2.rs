@@ -1,4 +1,5 @@
-//! Qwen2 (Yang et al. 2024) without a sliding window: LLaMA with biases on queries, keys and values.
+//! Qwen2 (Yang et al. 2024) without a sliding window: LLaMA with biases on queries, keys and
+//! values.
 
 use super::llama;
 use crate::family::{
@@ -15,7 +16,8 @@ pub(super) static QWEN2: Family = Family {
         biases: BIASES,
         constants: &[],
     }],
-    // Biases on the output matrices, which pruning may add, fit into a LLaMA.
+    // Pruning can add biases to the output matrices of attention and MLP. Qwen2ForCausalLM has no
+    // such biases, LlamaForCausalLM and GraniteForCausalLM have.
     fallback_classes: &[llama::LLAMA_CLASS, llama::GRANITE_CLASS],
     keys: ConfigKeys {
         max_positions: ("max_position_embeddings", 32_768),

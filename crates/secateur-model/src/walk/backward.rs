@@ -1,12 +1,14 @@
-//! The backward walk: the loss of a batch, and what a visitor wants to know about its gradients, with the
+//! The backward walk: the loss of a batch, and what a visitor queries about its gradients, with the
 //! gradients of at most one block in memory.
 //!
-//! 1. Forward, block by block. Each block from `lowest_layer` up saves its input, or, where memory allows, its
-//!    gradient tape (activation checkpointing: Chen et al. 2016).
-//! 2. The head: final norm, logits and cross entropy of each pack, and back to the last block's output.
-//! 3. Backward, from the last block down to `lowest_layer`: recompute the block with a tape if only its input
-//!    was saved, run the tape from the gradient of the block's output to that of its input, and give the
-//!    visitor the results of its queries. They are dropped before the next block (Lv et al. 2023, "LOMO").
+//! 1. Forward, block by block. Each block from `lowest_layer` up saves its input, or, where memory
+//!    allows, its gradient tape (activation checkpointing: Chen et al. 2016).
+//! 2. The head: final norm, logits and cross entropy of each pack, and back to the last block's
+//!    output.
+//! 3. Backward, from the last block down to `lowest_layer`: recompute the block with a tape if only
+//!    its input was saved, run the tape from the gradient of the block's output to that of its
+//!    input, and give the visitor the results of its queries. They are dropped before the next
+//!    block (Lv et al. 2023, "LOMO").
 //! 4. The embedding, if `lowest_layer` is 0.
 
 use std::ops::ControlFlow;
@@ -24,35 +26,38 @@ use crate::{Block, Model};
 use secateur_tensor::ops::{self, GradientQuery, GradientRequest, GradientResult};
 use secateur_tensor::{Activations, AnyTape, GradientTape, Weight};
 
-/// Receives what it wants to know about the gradients of the mean loss over all targets. Results arrive pack
-/// by pack, in the order of the packs, so sums over packs have the same bits on any number of threads.
+/// Queries and receives results about the gradients of the mean loss over all targets. Results
+/// arrive pack by pack, in the order of the packs, so sums over packs have the same bits on any
+/// number of threads.
 pub trait GradientVisitor {
-    /// What is computed from the gradient of `parameter` over `pack`. None: its gradient is not computed. The
-    /// answer must not change during a walk. A tied head is queried as the head, then as the embedding.
+    /// What is computed from the gradient of `parameter` over `pack`. None: its gradient is not
+    /// computed. The answer must not change during a walk. A tied head is queried as the head, then
+    /// as the embedding.
     fn query(&self, parameter: ParameterId, pack: &Pack) -> Option<GradientQuery>;
 
-    /// The result of the query. Order: final norm and head, the blocks from the last to the first, embedding.
+    /// The result of the query. Order: final norm and head, the blocks from the last to the first,
+    /// embedding.
     fn receive(&mut self, parameter: ParameterId, pack: &Pack, result: GradientResult);
 
-    /// All packs' results of this block have been received.
+    /// Called when the results of this block have been received from all packs.
     fn finish_block(&mut self, _layer: usize, _block: &Block) {}
 }
 
 /// How a backward walk runs.
 #[derive(Clone, Copy, Default)]
 pub struct BackwardOptions<'a> {
-    /// The lowest block whose gradients are wanted. The walk stops there; the number of blocks: it computes
-    /// the head's gradients only.
+    /// The lowest block whose gradients are computed. The walk stops there; the number of blocks:
+    /// it computes the head's gradients only.
     pub lowest_layer: usize,
-    /// Whether each sequence is a pack of its own, so that results arrive sequence by sequence.
+    /// Whether each pack holds one sequence, so that results arrive sequence by sequence.
     pub separate_packs: bool,
-    /// Bytes that the process may use. As many gradient tapes are kept as fit; other blocks are recomputed.
-    /// None: all tapes are kept.
+    /// Bytes that the process may use. As many gradient tapes are kept as fit; other blocks are
+    /// recomputed. None: all tapes are kept.
     pub memory_limit: Option<u64>,
     /// Ends the walk before the next block once it is true.
     pub interrupt: Option<&'a AtomicBool>,
-    /// Adapters to apply beside the model's matrices. Such a matrix is frozen: the factors' gradients can be
-    /// queried, the matrix's own cannot.
+    /// Adapters that are added to the model's matrices. Such a matrix is frozen: the factors'
+    /// gradients can be queried, the matrix's own cannot.
     pub adapters: Option<TrainedAdapters<'a>>,
 }
 
@@ -65,8 +70,9 @@ pub struct Loss {
     pub target_count: usize,
 }
 
-/// Walks all sequences forward, then backward, and gives the visitor the results of its queries about the
-/// gradients of the mean loss. After an interrupt the loss and the results are incomplete.
+/// Walks all sequences forward, then backward, and gives the visitor the results of its queries
+/// about the gradients of the mean loss. After an interrupt the loss and the results are
+/// incomplete.
 pub fn backward(
     model: &Model,
     sequences: &[Sequence],
@@ -117,8 +123,8 @@ enum SavedForBackward<'a> {
 }
 
 impl<'a> BackwardWalk<'a> {
-    /// Step 1. Returns each pack's output of the last block, and what was saved of each pack and block, from
-    /// `lowest_layer` up.
+    /// Step 1. Returns each pack's output of the last block, and what was saved of each pack and
+    /// block, from `lowest_layer` up.
     fn run_forward(
         &self,
         visitor: &impl GradientVisitor,
@@ -130,12 +136,12 @@ impl<'a> BackwardWalk<'a> {
             self.packs.iter().map(|_| Vec::new()).collect();
         let mut states = embed_packs(self.model, self.packs);
         for_each_block(self.model, 0..self.model.blocks.len(), |layer, block| {
-            for ((pack, state), saved) in self.packs.iter().zip(&mut states).zip(&mut saved) {
+            for ((pack, state), pack_saved) in self.packs.iter().zip(&mut states).zip(&mut saved) {
                 if layer >= lowest_taped {
                     let hooks = self.hooks(layer, pack, |id| visitor.query(id, pack));
                     let output = self.block_output(block, pack, state.with_gradient_tape(), &hooks);
                     let input = std::mem::replace(state, output.with_empty_tape());
-                    saved.push(SavedForBackward::Tape {
+                    pack_saved.push(SavedForBackward::Tape {
                         input,
                         output,
                         hooks,
@@ -145,7 +151,7 @@ impl<'a> BackwardWalk<'a> {
                     let output = self.block_output(block, pack, state.clone(), &hooks);
                     let input = std::mem::replace(state, output);
                     if layer >= lowest_layer {
-                        saved.push(SavedForBackward::Input(input));
+                        pack_saved.push(SavedForBackward::Input(input));
                     }
                 }
             }
@@ -154,7 +160,8 @@ impl<'a> BackwardWalk<'a> {
         (states, saved)
     }
 
-    /// Step 2. Returns Σ −log p over all targets, and the gradient of each pack's output of the last block.
+    /// Step 2. Returns Σ −log p over all targets, and the gradient of each pack's output of the
+    /// last block.
     fn run_head(
         &self,
         outputs: Vec<Activations>,
@@ -175,7 +182,8 @@ impl<'a> BackwardWalk<'a> {
         (nll, output_gradients)
     }
 
-    /// Final norm, head and loss of one pack, and back. `output` and its gradient are (positions, hidden).
+    /// Final norm, head and loss of one pack, and back. `output` and its gradient are (positions,
+    /// hidden).
     fn head_backward(
         &self,
         head: &Weight,
@@ -193,7 +201,8 @@ impl<'a> BackwardWalk<'a> {
         let normed = self
             .model
             .normalize_output(output.with_gradient_tape(), norm_request.as_ref());
-        // The loss computes its own gradient with respect to `normed`; the norm's tape continues from there.
+        // The loss computes its own gradient with respect to `normed`; the norm's tape continues
+        // from there.
         let loss = ops::cross_entropy(
             &normed.with_empty_tape(),
             head,
@@ -213,8 +222,8 @@ impl<'a> BackwardWalk<'a> {
         (loss.nll, output_gradient)
     }
 
-    /// Step 3. Takes the gradient of each pack's output of the last block, and returns the gradient of its
-    /// input of block `lowest_layer`.
+    /// Step 3. Takes the gradient of each pack's output of the last block, and returns the gradient
+    /// of its input of block `lowest_layer`.
     fn run_blocks_backward(
         &self,
         mut gradients: Vec<Activations>,
@@ -226,10 +235,12 @@ impl<'a> BackwardWalk<'a> {
             self.continue_or_break()?;
             let output_gradients = std::mem::take(&mut gradients);
             for (i, (pack, gradient)) in self.packs.iter().zip(output_gradients).enumerate() {
-                let Some(saved) = saved[i].pop() else {
+                let Some(block_saved) = saved[i].pop() else {
                     unreachable!("every block from `lowest_layer` up saves its input or its tape")
                 };
-                gradients.push(self.block_backward(layer, block, pack, saved, gradient, visitor));
+                let input_gradient =
+                    self.block_backward(layer, block, pack, block_saved, gradient, visitor);
+                gradients.push(input_gradient);
             }
             visitor.finish_block(layer, block);
             ControlFlow::Continue(())
@@ -290,7 +301,8 @@ impl<'a> BackwardWalk<'a> {
         block.forward(input, &block_settings(self.model, pack, None), hooks)
     }
 
-    /// The hooks of one block and one pack. A recomputed block gets equal hooks, so its output is the same.
+    /// The hooks of one block and one pack. A recomputed block gets equal hooks, so its output is
+    /// the same.
     fn hooks(
         &self,
         layer: usize,
@@ -340,11 +352,11 @@ struct BackwardHooks<'a> {
 impl BackwardHooks<'_> {
     /// The results of all queries about one block, after its tape has run backward.
     fn into_results(self, layer: usize) -> impl Iterator<Item = (ParameterId, GradientResult)> {
-        let of_weights = self.weights.into_results().map(move |(tensor, result)| {
+        let weight_results = self.weights.into_results().map(move |(tensor, result)| {
             (ParameterId::Weight(TensorId::Block(layer, tensor)), result)
         });
-        let of_factors = self.lora.into_iter().flat_map(LoraHooks::into_results);
-        of_weights.chain(of_factors)
+        let factor_results = self.lora.into_iter().flat_map(LoraHooks::into_results);
+        weight_results.chain(factor_results)
     }
 }
 

@@ -1,5 +1,5 @@
-//! Decoding: sequences are extended token by token. The keys and values of earlier positions are kept (a KV
-//! cache), so a new token costs one position.
+//! Decoding: sequences are extended token by token. The keys and values of earlier positions are
+//! kept (a KV cache), so a new token costs one position.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
@@ -13,8 +13,8 @@ use crate::wiring::{BlockTensor, TensorId};
 use secateur_tensor::ops::{self, KvCache, RotaryTables, SequenceSpan};
 use secateur_tensor::{Activations, PACK_TOKENS, Weight};
 
-/// Sequences that are extended step by step. On the CPU the logits have the same bits as if the sequence were
-/// read at once, and alone.
+/// Sequences that are extended step by step. On the CPU the logits have the same bits as if the
+/// sequence were computed alone in one forward walk.
 pub struct Decoder<'m> {
     model: &'m Model,
     rotary: Arc<RotaryTables>,
@@ -36,8 +36,8 @@ impl<'m> Decoder<'m> {
         }
     }
 
-    /// Appends tokens, at least one, to some sequences, each given by its number. Returns the logits of each
-    /// one's next token, (vocabulary), in the order of `extensions`.
+    /// Appends tokens, at least one, to some sequences, each given by its number. Returns the
+    /// logits of each one's next token, (vocabulary), in the order of `extensions`.
     ///
     /// # Panics
     /// If a sequence becomes longer than the `positions` of [`Decoder::new`].
@@ -60,15 +60,14 @@ impl<'m> Decoder<'m> {
             .collect()
     }
 
-    /// Packs of as many sequences as fit.
+    /// Packs of as many extensions as fit; one that is too long for a pack is a pack by itself.
+    /// Their `sequence_range` is not used: the spans name the sequences of the KV cache.
     fn build_packs(&self, extensions: &[(usize, Vec<u32>)]) -> Vec<Pack> {
         let mut packs: Vec<Pack> = Vec::new();
         let mut pack_spans: Vec<Vec<SequenceSpan>> = Vec::new();
         for (sequence, ids) in extensions {
-            if packs
-                .last()
-                .is_none_or(|pack| pack.ids.len() + ids.len() > PACK_TOKENS)
-            {
+            let fits = |pack: &Pack| pack.ids.len() + ids.len() <= PACK_TOKENS;
+            if !packs.last().is_some_and(fits) {
                 packs.push(Pack::empty(packs.len(), packs.len(), &self.rotary));
                 pack_spans.push(Vec::new());
             }

@@ -7,22 +7,22 @@ use crate::Model;
 use secateur_tensor::PACK_TOKENS;
 use secateur_tensor::ops::{PackLayout, RotaryTables, SampleSpan, SequenceSpan, TokenTarget};
 
-/// A prefix is shared if it is at least 1/8 of the sequence: attention has to gather the shared rows and the
-/// sequence's own rows, which does not pay for a short prefix.
+/// A prefix is shared if it is at least 1/8 of the sequence: attention must gather the shared
+/// rows and the sequence's own rows, which does not pay for a short prefix.
 const MIN_SHARED_PREFIX_DIVISOR: usize = 8;
 
 /// A sequence of tokens, and which of its predictions count.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sequence {
     pub ids: Vec<u32>,
-    /// The predictions that count, in the order of their positions. A backward walk requires that no two have
-    /// one position.
+    /// The predictions that count, in the order of their positions. A backward walk requires that
+    /// no two have one position.
     pub targets: Vec<TokenTarget>,
 }
 
 impl Sequence {
-    /// `counts[i]`: whether the prediction of `ids[i]` from the tokens before it counts. The first token is
-    /// never predicted.
+    /// `counts[i]`: whether the prediction of `ids[i]` from the tokens before it counts. The first
+    /// token is never predicted.
     pub fn new(ids: Vec<u32>, counts: &[bool]) -> Self {
         let targets = (1..ids.len())
             .filter(|&i| counts[i])
@@ -45,7 +45,7 @@ pub struct Pack {
     /// The numbers of its sequences in the walk.
     pub sequence_range: Range<usize>,
     pub ids: Vec<u32>,
-    /// Positions count from the beginning of the pack.
+    /// Their positions are rows of the pack.
     pub targets: Vec<TokenTarget>,
     pub layout: PackLayout,
     /// The number of targets of each sequence.
@@ -53,7 +53,8 @@ pub struct Pack {
 }
 
 impl Pack {
-    /// A pack without sequences. `first_sequence` is the number in the walk that its first one will have.
+    /// A pack without sequences. `first_sequence` is the number in the walk that its first one will
+    /// have.
     pub fn empty(index: usize, first_sequence: usize, rotary: &Arc<RotaryTables>) -> Self {
         Self {
             index,
@@ -69,14 +70,14 @@ impl Pack {
         }
     }
 
-    /// The positions of each of its sequences, with its gradient scale; `gradient_scales[i]` is that of
-    /// sequence i of the walk.
+    /// The positions of each of its sequences, with its gradient scale; `gradient_scales[i]` is
+    /// that of sequence i of the walk.
     pub fn sample_spans(&self, gradient_scales: &[f32]) -> Arc<[SampleSpan]> {
-        let own_scales = &gradient_scales[self.sequence_range.clone()];
+        let pack_scales = &gradient_scales[self.sequence_range.clone()];
         self.layout
             .spans
             .iter()
-            .zip(own_scales)
+            .zip(pack_scales)
             .map(|(span, &gradient_scale)| SampleSpan {
                 positions: span.rows.clone(),
                 gradient_scale,
@@ -84,7 +85,7 @@ impl Pack {
             .collect()
     }
 
-    /// Splits values that belong to the targets into those of each sequence.
+    /// Splits one value for each target of the pack into the values of each sequence.
     pub fn split_by_sequence<X>(&self, target_values: Vec<X>) -> impl Iterator<Item = Vec<X>> {
         let mut values = target_values.into_iter();
         self.targets_per_sequence
@@ -93,9 +94,10 @@ impl Pack {
     }
 }
 
-/// Packs of as many sequences as fit; where they are cut depends on the sequences' lengths alone.
+/// Packs of as many sequences as fit. Which sequences share a pack depends only on their lengths.
 /// `one_sequence_each`: every pack holds one sequence.
 pub fn build_packs(model: &Model, sequences: &[Sequence], one_sequence_each: bool) -> Vec<Pack> {
+    // A pack takes its first sequence whatever its length, and no other one that exceeds this.
     let max_rows = if one_sequence_each { 1 } else { PACK_TOKENS };
     let mut builder = PackBuilder::new(model, sequences, max_rows);
     for sequence in sequences {
@@ -104,8 +106,9 @@ pub fn build_packs(model: &Model, sequences: &[Sequence], one_sequence_each: boo
     builder.finish()
 }
 
-/// Packs for a forward walk in which sequences with a common prefix share its rows. Also returns the order in
-/// which the packs hold the sequences: sorted by tokens, so that those with a common prefix are neighbours.
+/// Packs for a forward walk in which sequences with a common prefix share its rows. Also returns
+/// the order in which the packs hold the sequences: sorted by tokens, so that those with a common
+/// prefix are neighbours.
 pub fn build_prefix_shared_packs(model: &Model, sequences: &[Sequence]) -> (Vec<Pack>, Vec<usize>) {
     let mut order: Vec<usize> = (0..sequences.len()).collect();
     order.sort_by(|&a, &b| sequences[a].ids.cmp(&sequences[b].ids));
@@ -128,9 +131,10 @@ pub fn build_prefix_shared_packs(model: &Model, sequences: &[Sequence]) -> (Vec<
 struct PackBuilder {
     packs: Vec<Pack>,
     rotary: Arc<RotaryTables>,
-    /// The most rows of a pack, unless one sequence has more.
+    /// The most rows of a pack. A sequence with more rows is a pack by itself.
     max_rows: usize,
-    /// The rows of the last sequence in the last pack, from its first token on: shared ranges, then its own.
+    /// The rows of the last pack that hold the last sequence, from its first token on: ranges that
+    /// it shares, then the range that only it has.
     last_sequence_rows: Vec<Range<usize>>,
     /// The spans of the last pack.
     spans: Vec<SequenceSpan>,
@@ -151,6 +155,7 @@ impl PackBuilder {
     /// Adds a sequence whose first `common_tokens` tokens are those of the sequence before it.
     fn add(&mut self, sequence: &Sequence, common_tokens: usize) {
         let length = sequence.ids.len();
+        // The number of tokens whose rows the sequence shares; 0 at the beginning of a pack.
         let mut shared = match common_tokens * MIN_SHARED_PREFIX_DIVISOR >= length {
             true => common_tokens,
             false => 0,
@@ -170,15 +175,15 @@ impl PackBuilder {
         self.last_sequence_rows.push(rows.clone());
         // The pack's row of each position of the sequence.
         let position_rows: Vec<usize> = self.last_sequence_rows.iter().cloned().flatten().collect();
-        pack.targets
-            .extend(sequence.targets.iter().map(|target| TokenTarget {
-                position: position_rows[target.position],
-                token_id: target.token_id,
-            }));
+        let row_targets = sequence.targets.iter().map(|target| TokenTarget {
+            position: position_rows[target.position],
+            token_id: target.token_id,
+        });
+        pack.targets.extend(row_targets);
         pack.targets_per_sequence.push(sequence.targets.len());
         pack.sequence_range.end += 1;
-        // A sequence that is a prefix of another has no rows of its own and needs no span. A sequence that
-        // shares nothing always has one, even if it is empty: it is a sample of the pack.
+        // A sequence whose rows are all shared needs no span. A sequence that shares no rows always
+        // has one, even if it is empty: each sequence of a backward walk is a sample of its pack.
         if !rows.is_empty() || shared == 0 {
             self.spans.push(SequenceSpan {
                 rows,

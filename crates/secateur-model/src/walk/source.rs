@@ -1,6 +1,7 @@
-//! Where the blocks of a walk come from: memory, or the disk, where the next block is read and widened to f32
-//! in a thread of its own while the current one computes. On a GPU a block that was uploaded stays there if
-//! there is space; otherwise it is uploaded for its turn and dropped after it.
+//! Provides the blocks of a walk, from memory or from disk. From disk, a thread reads the next
+//! block and widens it to f32 while the current one computes. On a GPU a block that was uploaded
+//! stays there if there is space; otherwise it is uploaded before it computes and dropped
+//! afterwards.
 
 use std::ops::ControlFlow;
 use std::thread::ScopedJoinHandle;
@@ -41,8 +42,9 @@ pub fn for_each_block(
     });
 }
 
-/// Waits for the block that is being read. The reader divides its work over the thread pool that this thread
-/// belongs to, so the wait executes the pool's tasks: with one thread in the pool no other thread would.
+/// Waits for the block that is being read. The reader divides its work over the thread pool that
+/// this thread belongs to, so the wait executes the pool's tasks: with one thread in the pool no
+/// other thread would.
 fn join_reader(reader: ScopedJoinHandle<'_, Block>) -> Block {
     while !reader.is_finished() {
         if rayon::yield_now() != Some(rayon::Yield::Executed) {

@@ -1,18 +1,17 @@
-//! How many gradient tapes a backward walk keeps. A kept tape saves the recomputation of its block; it costs
-//! the memory of all activations inside the block.
+//! How many gradient tapes a backward walk keeps. A kept tape saves the recomputation of its block;
+//! it costs the memory of all activations inside the block.
 
 use super::pack::Pack;
-use crate::{Block, Model, cost};
+use crate::cost::{self, F32_BYTES};
+use crate::{Block, Model};
 use secateur_base::memory;
 use secateur_tensor::{gpu, gpu_weight_cache, memory_limit};
 
-const F32_BYTES: u64 = size_of::<f32>() as u64;
-
 /// The lowest block whose tape is kept, at least `lowest_layer`; the number of blocks: none is.
 ///
-/// The walk back uses the blocks from the last to the first, so the tapes of the last blocks are kept. A tape
-/// holds the weights of its block, so none is kept of a model that does not stay in memory: one that is read
-/// from disk, or, on a GPU, one for which there is no space.
+/// The backward walk uses the blocks from the last to the first, so the tapes of the last blocks
+/// are kept. A tape holds the weights of its block, so none is kept of a model that does not stay
+/// in memory: one that is read from disk, or, on a GPU, one for which there is no space.
 pub fn lowest_taped_layer(
     model: &Model,
     packs: &[Pack],
@@ -21,14 +20,15 @@ pub fn lowest_taped_layer(
 ) -> usize {
     let layers = model.blocks.len();
     let on_gpu = gpu::is_selected();
-    let (weights_stay, bytes_to_upload) = if on_gpu {
+    let (weights_stay_resident, bytes_to_upload) = if on_gpu {
         gpu_weight_cache::reserve_space(model.weights_used_by_walk())
     } else {
         (!model.blocks.iter().any(Block::is_on_disk), 0)
     };
-    if !weights_stay {
+    if !weights_stay_resident {
         return layers;
     }
+    // Tapes are in the memory of the device that computes; on a GPU that has a limit of its own.
     let (limit, used) = match process_limit {
         _ if on_gpu => (
             memory_limit(),
@@ -40,18 +40,19 @@ pub fn lowest_taped_layer(
     let needed =
         working_bytes(model, packs, lowest_layer) + input_bytes(model, packs, lowest_layer);
     let free = limit.saturating_sub(used + needed);
-    let mut tape_bytes_left = free - free / 16; // a sixteenth for the allocator's own overhead
+    let mut remaining_bytes = free - free / 16; // 1/16: overhead of the allocator
     let positions: u64 = packs.iter().map(|pack| pack.ids.len() as u64).sum();
     let mut lowest_taped = layers;
     while lowest_taped > lowest_layer {
         let layer = lowest_taped - 1;
         let tape_bytes = positions * tape_bytes_per_position(model, layer);
-        // With one pack the last block's tape is used at once, so it costs no more than a recomputation.
+        // With one pack the last block's tape is used at once, so it costs no more than a
+        // recomputation.
         let is_used_at_once = packs.len() == 1 && layer + 1 == layers;
-        if tape_bytes > tape_bytes_left && !is_used_at_once {
+        if tape_bytes > remaining_bytes && !is_used_at_once {
             break;
         }
-        tape_bytes_left = tape_bytes_left.saturating_sub(tape_bytes);
+        remaining_bytes = remaining_bytes.saturating_sub(tape_bytes);
         lowest_taped = layer;
     }
     lowest_taped
@@ -64,7 +65,8 @@ fn tape_bytes_per_position(model: &Model, layer: usize) -> u64 {
     F32_BYTES * values as u64
 }
 
-/// The inputs of all blocks from `lowest_layer` up, and three more hidden states: (positions, hidden) each.
+/// The bytes of the inputs of all blocks from `lowest_layer` up, and of three more hidden states:
+/// (positions, hidden) each.
 fn input_bytes(model: &Model, packs: &[Pack], lowest_layer: usize) -> u64 {
     let layers = model.blocks.len();
     let positions: u64 = packs.iter().map(|pack| pack.ids.len() as u64).sum();
@@ -72,11 +74,11 @@ fn input_bytes(model: &Model, packs: &[Pack], lowest_layer: usize) -> u64 {
     F32_BYTES * positions * model.config.hidden as u64 * states
 }
 
-/// The bytes that one step of the walk back takes while all kept tapes are there.
+/// The bytes that one step of the backward walk takes while all kept tapes are in memory.
 ///
-/// The walk back begins with the head, which needs a tile of logits. Then each block's step needs the
-/// gradients of the block's activations and of its weights, and frees a tape. Blocks are recomputed only when
-/// all kept tapes are gone, so a recomputed tape need not fit beside them.
+/// The backward walk begins with the head, which needs a tile of logits. Then each block's step
+/// needs the gradients of the block's activations and of its weights, and frees a tape. Blocks are
+/// recomputed only after all kept tapes are freed, so a recomputed tape need not fit beside them.
 fn working_bytes(model: &Model, packs: &[Pack], lowest_layer: usize) -> u64 {
     let on_gpu = gpu::is_selected();
     let pack_lengths = packs.iter().map(|pack| pack.ids.len() as u64);
@@ -89,13 +91,15 @@ fn working_bytes(model: &Model, packs: &[Pack], lowest_layer: usize) -> u64 {
         .max()
         .unwrap_or(0);
     let largest_block = model.blocks.iter().map(block_bytes).max().unwrap_or(0);
-    // Over several packs, and always on a GPU, gradients exist as a whole: G, S, and the sums of both. With
-    // one pack on the CPU they are reduced a band at a time.
+    // Over several packs, and always on a GPU, whole gradients are in memory: those of one pack and
+    // their sum over the packs, and the same of their squares. With one pack on the CPU they are
+    // reduced a band of rows at a time.
     let gradient_bytes = if packs.len() > 1 || on_gpu {
         4 * largest_block
     } else {
         largest_block / 8
     };
+    // 3/2 of a tape: an estimate of the gradients of the activations in the block
     let block_step = longest_pack * tape_bytes * 3 / 2 + gradient_bytes;
     let attention_bytes = if on_gpu {
         F32_BYTES * gpu_attention_elements(model, packs)
@@ -111,8 +115,8 @@ fn block_bytes(block: &Block) -> u64 {
     lengths.map(|len| len as u64).sum::<u64>() * F32_BYTES
 }
 
-/// Elements of the score matrices that a GPU's attention holds at once on its way back, for the largest pack:
-/// six of (query heads, query chunk, positions) for each sequence.
+/// Elements of the score matrices that the attention on a GPU holds at once in its backward pass,
+/// for the pack that needs most.
 fn gpu_attention_elements(model: &Model, packs: &[Pack]) -> u64 {
     let heads = model
         .blocks

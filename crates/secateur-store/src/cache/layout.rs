@@ -18,9 +18,9 @@ pub(crate) const TABLES_FOLDER: &str = "tables";
 /// The subfolder with the files that a stage writes beside its tables.
 pub(crate) const WRITTEN_FOLDER: &str = "written";
 
-/// The subfolder with a product's model. Its files are large, so they are verified only when the
-/// model is needed.
-pub(crate) const MODEL_FOLDER: &str = "model";
+/// The subfolder with a product's model, in which a stage writes it. Its files are large, so they
+/// are verified only when the model is needed.
+pub const MODEL_FOLDER: &str = "model";
 
 /// A tag by which backup programs recognise cache folders (<https://bford.info/cachedir/>).
 pub(crate) const TAG_FILE_NAME: &str = "CACHEDIR.TAG";

@@ -1,5 +1,6 @@
-//! What an element of a weight adds to the score of its channel (LLM-Pruner, equations 3 and 5): w is its
-//! value, g its gradient, f its Fisher information. The formulas are written twice, for the CPU and for a GPU.
+//! The term of one element in the score of its channel (LLM-Pruner, equations 3 and 5): w is its
+//! value, g its gradient, s = Σ_j g_j², f = s · fisher_scale its Fisher information. The formulas
+//! are written twice, for the CPU (in f64) and for a GPU (in f32).
 
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ impl TaylorCriterion {
         )
     }
 
-    /// What each element adds to the score of its channel, if the squares are summed over `samples` samples.
+    /// The element scores of the criterion, if the squares are sums over `samples` samples.
     pub(super) fn element_score(self, samples: usize) -> Arc<dyn ElementScore> {
         let fisher_scale = match self.fisher {
             Fisher::Mean => 1.0 / samples as f64,
@@ -100,7 +101,7 @@ fn write_first_order(
     scores: &mut [f64],
     score: impl Fn(f64, f64) -> f64 + Copy,
 ) {
-    // The gradients stand in for the squares, which the score does not use.
+    // A first-order score does not use the squares; the gradients are a slice of the same length.
     let ignoring_squares = move |w, g, _| score(w, g);
     write_second_order(weights, gradients, gradients, scores, ignoring_squares);
 }

@@ -1,11 +1,12 @@
-//! From sums over the rows and columns of each weight to the scores of the members of each group.
+//! Reduces the sums over the rows and columns of each weight to the scores of the members of each
+//! group.
 
 use std::collections::BTreeMap;
 
 use super::element::TaylorCriterion;
 use crate::stages::products::MemberScores;
 use secateur_model::Model;
-use secateur_model::groups::{DependencyGraph, UnitLayout};
+use secateur_model::groups::{DependencyGraph, Member, UnitLayout};
 use secateur_model::wiring::{Axis, TensorId};
 use secateur_tensor::ops::{AxisSums, SumAxes, axis_sums};
 use secateur_tensor::{Gradient, Weight};
@@ -37,7 +38,7 @@ impl<'a> ScoreReduction<'a> {
         }
     }
 
-    /// The tensor that a gradient counts for: a tied head is the embedding.
+    /// The tensor to which a gradient belongs: that of a tied head belongs to the embedding.
     pub fn scored_tensor(&self, tensor: TensorId) -> TensorId {
         match tensor {
             TensorId::LmHead if self.is_tied => TensorId::Embedding,
@@ -45,33 +46,36 @@ impl<'a> ScoreReduction<'a> {
         }
     }
 
-    /// The members that this tensor is, each with the numbers of its group and of itself.
+    /// The members that are made of this tensor: index of the group, index of the member in it, and
+    /// the member's layout.
     fn members_of_tensor(
         &self,
         tensor: TensorId,
     ) -> impl Iterator<Item = (usize, usize, UnitLayout)> {
         let groups = self.graph.groups.iter().enumerate();
-        let members = groups.flat_map(|(group_index, group)| {
+        groups.flat_map(move |(group_index, group)| {
             let members = group.members.iter().enumerate();
-            members.map(move |(member_index, member)| (group_index, member_index, member))
-        });
-        members
-            .filter(move |(_, _, member)| {
-                match (member.unit_layout, member.tensor_id, tensor) {
-                    // Whole tensors are the units: the member stands for this tensor of every layer.
-                    (
-                        UnitLayout::WholeTensor,
-                        TensorId::Block(_, of_member),
-                        TensorId::Block(_, of_tensor),
-                    ) => of_member == of_tensor,
-                    (_, TensorId::LmHead, TensorId::Embedding) => self.is_tied,
-                    (_, of_member, _) => of_member == tensor,
-                }
-            })
-            .map(|(group, index, member)| (group, index, member.unit_layout))
+            members
+                .filter(move |(_, member)| self.is_member(member, tensor))
+                .map(move |(member_index, member)| (group_index, member_index, member.unit_layout))
+        })
     }
 
-    /// The sums that the members of this tensor need.
+    /// Whether a member is made of this tensor.
+    fn is_member(&self, member: &Member, tensor: TensorId) -> bool {
+        match (member.unit_layout, member.tensor_id, tensor) {
+            // The units are layers: the member represents its tensor of every layer.
+            (
+                UnitLayout::WholeTensor,
+                TensorId::Block(_, member_tensor),
+                TensorId::Block(_, block_tensor),
+            ) => member_tensor == block_tensor,
+            (_, TensorId::LmHead, TensorId::Embedding) => self.is_tied,
+            (_, member_tensor, _) => member_tensor == tensor,
+        }
+    }
+
+    /// The axes along which the members of this tensor need sums.
     pub fn sum_axes(&self, tensor: TensorId) -> SumAxes {
         let mut axes = SumAxes::default();
         for (_, _, layout) in self.members_of_tensor(tensor) {
@@ -83,7 +87,7 @@ impl<'a> ScoreReduction<'a> {
         axes
     }
 
-    /// The sums of a gradient that exists as a whole.
+    /// The sums of a whole gradient.
     pub fn axis_sums(
         &self,
         tensor: TensorId,
@@ -96,12 +100,13 @@ impl<'a> ScoreReduction<'a> {
         axis_sums(weight, gradient, squares, axes, score.as_ref())
     }
 
-    /// Scores every member of this tensor. The walk goes from the last layer to the first, so the score of a
-    /// whole tensor is inserted before those of the layers above it.
+    /// Scores every member of this tensor. The walk goes from the last layer to the first, so the
+    /// score of a whole tensor is inserted before those of the layers above it.
     pub fn add_sums(&mut self, tensor: TensorId, sums: &AxisSums) {
         let members: Vec<_> = self.members_of_tensor(tensor).collect();
-        for (group, member, layout) in members {
-            let scores = self.channel_scores.entry((group, member)).or_default();
+        for (group_index, member_index, layout) in members {
+            let key = (group_index, member_index);
+            let scores = self.channel_scores.entry(key).or_default();
             match layout {
                 UnitLayout::AlongAxis(Axis::Rows) => scores.clone_from(&sums.rows),
                 UnitLayout::AlongAxis(Axis::Cols) => scores.clone_from(&sums.cols),
@@ -113,8 +118,8 @@ impl<'a> ScoreReduction<'a> {
     /// The members' scores by group.
     pub fn into_scores(self) -> Vec<Vec<MemberScores>> {
         let mut groups = vec![Vec::new(); self.graph.groups.len()];
-        for ((group, member_index), channels) in self.channel_scores {
-            groups[group].push(MemberScores {
+        for ((group_index, member_index), channels) in self.channel_scores {
+            groups[group_index].push(MemberScores {
                 member_index,
                 channels,
             });
