@@ -210,7 +210,7 @@ fn gpu_cache_capacity_changes_no_bit() {
             .unwrap()
             .0
         });
-        (walk::token_scores(&model, &rows), scores)
+        (walk::token_scores(&model, &rows).unwrap(), scores)
     };
     let unlimited = compute_scores();
     secateur_tensor::gpu_weight_cache::set_capacity(0);
@@ -230,7 +230,7 @@ fn gpu_cache_capacity_changes_no_bit() {
     walk::token_scores(&model, &rows);
     assert!(model.blocks.iter().all(|block| block.is_on_gpu()));
     let other = support::tiny();
-    walk::token_scores(&other, &rows);
+    walk::token_scores(&other, &rows).unwrap();
     assert!(
         other.blocks.iter().all(|block| block.is_on_gpu())
             && !model.blocks.iter().any(|block| block.is_on_gpu())

@@ -173,7 +173,7 @@ fn mean_output(model: &Model, part: BlockTensor, ids: &[u32]) -> Vec<f32> {
     let width = model.config.hidden;
     let bias = model.blocks[0]
         .bias(part)
-        .map_or_else(|| vec![0.0; width], |bias| bias.values().into_owned());
+        .map_or_else(|| vec![0.0; width], |bias| bias.values().to_vec());
     (0..width)
         .map(|channel| {
             let column_sum = values.iter().skip(channel).step_by(width).sum::<f32>();
@@ -199,7 +199,8 @@ fn outputs(model: &Model, ids: &[u32]) -> Vec<f64> {
             ids: ids.to_vec(),
             targets,
         }],
-    );
+    )
+    .unwrap();
     scores[0]
         .iter()
         .map(|score| score.log_probability)

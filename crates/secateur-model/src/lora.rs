@@ -389,7 +389,8 @@ impl Adapter {
         let fused_rank = pairs.len() * rank;
         let a: Vec<f32> = pairs
             .iter()
-            .flat_map(|pair| pair.a.values().into_owned())
+            .flat_map(|pair| pair.a.values())
+            .copied()
             .collect();
         // The rows of a part are those of its B. A part without an adapter has no B; it has as many
         // rows as the other parts.

@@ -283,7 +283,7 @@ fn window_nlls(
     let windows_per_chunk = windows_per_chunk(lengths.max().unwrap_or(1));
     for chunk in windows[done..].chunks(windows_per_chunk) {
         context.checkpoint_or_stop(|| &*measured)?;
-        for token_scores in walk::token_scores(model, chunk) {
+        for token_scores in walk::token_scores(model, chunk)? {
             let log_probabilities = token_scores.iter().map(|score| score.log_probability);
             let log_likelihood: f64 = log_probabilities.sum();
             measured.window_nlls.push(-log_likelihood);
