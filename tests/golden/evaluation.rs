@@ -383,7 +383,7 @@ fn llm_pruner_protocol_encodes_context_and_choice_separately() {
         .encode(&format!(" {}", row["sol2"].as_str().unwrap()), false)
         .unwrap();
     let ids: Vec<u32> = context.iter().chain(&choice).copied().collect();
-    let logits = walk::logits(&model, &ids);
+    let logits = walk::logits(&model, &ids).unwrap();
     // Σ over the tokens of the choice of log softmax(z)[token] = z[token] − ln Σ exp(z), where z
     // are the 512 logits of the position before the token.
     let expected: f64 = (context.len()..ids.len())

@@ -75,7 +75,7 @@ fn cached_greedy_decoding_equals_transformers() {
         .collect();
     let mut written = vec![Vec::new(); prompts.len()];
     for _ in 0..40 {
-        let next_logits = decoder.extend_sequences(&extensions);
+        let next_logits = decoder.extend_sequences(&extensions).unwrap();
         let outputs = next_logits.iter().zip(&mut written);
         for ((_, ids), (logits, written)) in extensions.iter_mut().zip(outputs) {
             let best = (0..logits.len())

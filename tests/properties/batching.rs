@@ -88,10 +88,10 @@ proptest! {
                 extensions.push((index, ids[read[index]..read[index] + step].to_vec()));
                 read[index] += step;
             }
-            let next_logits = decoder.extend_sequences(&extensions);
+            let next_logits = decoder.extend_sequences(&extensions).unwrap();
             for ((index, _), next) in extensions.iter().zip(next_logits) {
                 let read = read[*index];
-                let without_cache = walk::logits(&model, &all[*index][..read]);
+                let without_cache = walk::logits(&model, &all[*index][..read]).unwrap();
                 let without_cache = without_cache.values();
                 let last = &without_cache[without_cache.len() - next.len()..];
                 prop_assert!(last == &next[..], "{} tokens", read);

@@ -227,7 +227,7 @@ fn gpu_cache_capacity_changes_no_bit() {
         .map(|weight| 4 * weight.len() as u64)
         .sum::<u64>();
     secateur_tensor::gpu_weight_cache::set_capacity(model_bytes + model_bytes / 2);
-    walk::token_scores(&model, &rows);
+    walk::token_scores(&model, &rows).unwrap();
     assert!(model.blocks.iter().all(|block| block.is_on_gpu()));
     let other = support::tiny();
     walk::token_scores(&other, &rows).unwrap();

@@ -167,7 +167,8 @@ fn mean_output(model: &Model, part: BlockTensor, ids: &[u32]) -> Vec<f32> {
         recorded_part: part,
         layer,
         output: output.clone(),
-    });
+    })
+    .unwrap();
     // [tokens, hidden]
     let values = output.take();
     let width = model.config.hidden;

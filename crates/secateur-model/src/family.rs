@@ -4,8 +4,6 @@
 //! Shapes and their checks, tensor names, dependency groups, parameter counts, saving, adapters and
 //! the forward pass are derived from this value. `families` holds one file per family.
 
-
-
 use crate::wiring::{Axis, BlockTensor, ChannelSpace, TensorId};
 
 /// A family of models.

@@ -205,7 +205,8 @@ impl<T: Trainable> Trainer<T> {
         batch: &[Sequence],
         update: usize,
     ) -> Result<(f64, UpdateGradients), WeightReadError> {
-        let mut gradients = UpdateGradients::new(self.parameters.iter().map(|parameter| parameter.id));
+        let mut gradients =
+            UpdateGradients::new(self.parameters.iter().map(|parameter| parameter.id));
         let Some(micro_batch) = self.options.micro_batch else {
             let whole = MicroBatch {
                 sequences: batch,
