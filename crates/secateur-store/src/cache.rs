@@ -13,12 +13,13 @@
 //!
 //! Several runs can use a cache folder at the same time. The protocol for one key:
 //!
-//! 1. [`ProductCache::wait_for_claim`] claims the key. Until the claim is dropped no other run makes,
-//!    reads or removes this product.
+//! 1. [`ProductCache::wait_for_claim`] claims the key. Until the claim is dropped no other run
+//!    makes, reads or removes this product.
 //! 2. [`ProductCache::get`] verifies the product and returns it. A damaged one is removed.
 //! 3. If there is none, the stage works in a [`ProductDraft`], a folder with a temporary name, and
 //!    [`ProductCache::store`] moves the complete folder to its key in one step.
-//! 4. The claim is held until every later stage has read what it needs from the product, then dropped.
+//! 4. The claim is held until every later stage has read what it needs from the product, then
+//!    dropped.
 //!
 //! A killed run loses its claims with its process. What it leaves is either a complete product or a
 //! folder with a temporary name, which the next run that is alone in the cache removes.

@@ -33,8 +33,8 @@ pub fn resolve_device(device: Device) -> Result<Device, DeviceError> {
     }
 }
 
-/// The GPU's name and the version of cuBLAS: results may differ in their last bits between two GPUs whose
-/// descriptions differ. None for the CPU.
+/// The GPU's name and the version of cuBLAS: results may differ in their last bits between two GPUs
+/// whose descriptions differ. None for the CPU.
 pub fn device_description(device: Device) -> Option<String> {
     match resolve_device(device) {
         Ok(Device::Cuda(number)) => Some(gpu_description(number)),

@@ -15,8 +15,8 @@ pub struct Weight {
     store: WeightStore,
     /// The element type in which a GPU holds it.
     precision: Precision,
-    /// Shared by the clones of a weight, and by no weight with other values or another precision: the key
-    /// of the weight on a GPU.
+    /// Shared by the clones of a weight, and by no weight with other values or another precision:
+    /// the key of the weight on a GPU.
     identity: Arc<()>,
 }
 
@@ -61,8 +61,8 @@ pub trait WeightFile: std::fmt::Debug + Send + Sync {
     fn cols(&self) -> usize;
 }
 
-/// A file that was complete when it was opened cannot be read any more. Operations return no errors: they
-/// panic with this value, and the stage that called them catches it and fails.
+/// A file that was complete when it was opened cannot be read any more. Operations return no
+/// errors: they panic with this value, and the stage that called them catches it and fails.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot read `{tensor}` of `{path}` any more: {message}")]
 pub struct WeightReadError {

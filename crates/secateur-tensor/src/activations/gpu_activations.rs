@@ -1,6 +1,7 @@
-//! Activations on a GPU: dfdx tensors. dfdx's tape keeps the order of the backward steps. The gradients
-//! are kept here and not in dfdx's `Gradients`, because the backward steps are this crate's own: dfdx's
-//! would compute the gradients of frozen weights too, and add with atomic operations.
+//! Activations on a GPU: dfdx tensors. dfdx's tape keeps the order of the backward steps. The
+//! gradients are kept here and not in dfdx's `Gradients`, because the backward steps are this
+//! crate's own: dfdx's would compute the gradients of frozen weights too, and add with atomic
+//! operations.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

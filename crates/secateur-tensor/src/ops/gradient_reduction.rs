@@ -44,7 +44,8 @@ pub fn axis_sums(
 }
 
 impl GradientRequest {
-    /// Sets the result from a gradient that exists as a whole, with its squares if the query names samples.
+    /// Sets the result from a gradient that exists as a whole, with its squares if the query names
+    /// samples.
     pub(super) fn set_from_gradient(
         &self,
         weight: &Weight,
@@ -94,8 +95,8 @@ impl ElementScore for WeightTimesGradient {
     }
 }
 
-/// The result of a query for the embedding's gradient. `ids` are the tokens of a pack, `delta` is the gradient
-/// of their embedded rows, (positions, hidden).
+/// The result of a query for the embedding's gradient. `ids` are the tokens of a pack, `delta` is
+/// the gradient of their embedded rows, (positions, hidden).
 pub fn embedding_gradient(
     embedding: &Weight,
     query: GradientQuery,
@@ -107,7 +108,8 @@ pub fn embedding_gradient(
         return GradientResult::Sums(sums);
     }
     let (gradient, squares) = cpu::embedding_gradient(embedding, &query, ids, &delta);
-    // `Gradient::new` puts it on the device that holds the head's gradient: a tied weight's two are added.
+    // `Gradient::new` puts it on the device that holds the head's gradient: a tied weight's two are
+    // added.
     let to_gradient = |values| Gradient::new(values, embedding.rows(), embedding.cols());
     reduce(
         &query,

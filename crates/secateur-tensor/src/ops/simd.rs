@@ -1,10 +1,11 @@
 //! Vectorised loops on the CPU, and how work is divided among the cores.
 //!
-//! `pulp` finds the widest vector instructions of the machine; the compiler's auto-vectoriser does the rest.
-//! No sum depends on either choice: one core computes the sum of a row, in a fixed number of lanes.
+//! `pulp` finds the widest vector instructions of the machine; the compiler's auto-vectoriser does
+//! the rest. No sum depends on either choice: one core computes the sum of a row, in a fixed number
+//! of lanes.
 
-/// Runs `work` compiled for the widest vector instructions of the machine. This holds only for code that is
-/// inlined into it: the closure, and what it calls, must be `#[inline(always)]`.
+/// Runs `work` compiled for the widest vector instructions of the machine. This holds only for code
+/// that is inlined into it: the closure, and what it calls, must be `#[inline(always)]`.
 #[inline(always)]
 pub fn dispatch_simd<R>(work: impl FnMut() -> R) -> R {
     struct Loop<F>(F);

@@ -1,5 +1,5 @@
-//! A linear layer with a low-rank adapter (Hu et al. 2021) on the CPU:
-//! y = x · Wᵀ + scale · (mask ⊙ x) · Aᵀ · Bᵀ. The products of the adapter are added to the output in place.
+//! A linear layer with a low-rank adapter (Hu et al. 2021) on the CPU: y = x · Wᵀ + scale · (mask ⊙
+//! x) · Aᵀ · Bᵀ. The products of the adapter are added to the output in place.
 
 use std::borrow::Cow;
 

@@ -1,15 +1,17 @@
-//! Causal attention with rotary positions and grouped queries over packed sequences, fused, on the CPU
-//! (Vaswani et al. 2017; Ainslie et al. 2023 for the groups; tiles of queries and recomputed probabilities as
-//! in FlashAttention, Dao et al. 2022).
+//! Causal attention with rotary positions and grouped queries over packed sequences, fused, on the
+//! CPU (Vaswani et al. 2017; Ainslie et al. 2023 for the groups; tiles of queries and recomputed
+//! probabilities as in FlashAttention, Dao et al. 2022).
 //!
 //! - `rotary` rotates queries and keys by their positions.
-//! - `forward` computes the outputs, a tile of queries at a time. A tile reads all keys up to its last row at
-//!   once, so its softmax needs no running maximum, and memory grows with the length, not with its square.
+//! - `forward` computes the outputs, a tile of queries at a time. A tile reads all keys up to its
+//!   last row at once, so its softmax needs no running maximum, and memory grows with the length,
+//!   not with its square.
 //! - `backward` recomputes the probabilities from the kept log-sum-exp of each row.
 //!
-//! The keys before a span may be elsewhere in the pack (sequences that share a prefix) or in a cache. The
-//! bits of an output row depend on its query and on the keys and values up to it, and on nothing else: not on
-//! where these are in memory, on the other rows of the tile, or on what follows.
+//! The keys before a span may be elsewhere in the pack (sequences that share a prefix) or in a
+//! cache. The bits of an output row depend on its query and on the keys and values up to it, and on
+//! nothing else: not on where these are in memory, on the other rows of the tile, or on what
+//! follows.
 
 use crate::activations::CpuActivations;
 use crate::ops::layout::{AttentionHeads, PackLayout, Rotation};
@@ -85,8 +87,8 @@ pub(crate) fn attention<T: AnyTape>(
             output_gradient: &output_gradient,
         };
         let [query_gradient, key_gradient, value_gradient] = kernel.gradients(&layout);
-        // Rotation is linear and orthogonal: its backward step rotates by the negative angles. Every span
-        // begins at position 0 here.
+        // Rotation is linear and orthogonal: its backward step rotates by the negative angles.
+        // Every span begins at position 0 here.
         let first_positions = vec![0; layout.spans.len()];
         let rotate_back = |x: Vec<f32>| {
             let direction = Rotation::Inverse;

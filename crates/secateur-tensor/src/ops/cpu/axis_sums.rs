@@ -8,11 +8,11 @@ use crate::ops::simd::{dispatch_simd, rows_per_task, sum_f64};
 /// Elements whose bands are computed at once: bounds the column sums that wait to be added.
 const BATCH_ELEMENTS: usize = 1 << 21;
 
-/// Σ score(w, g, s) over each row and each column, in f64. All matrices are row-major with `cols` columns;
-/// `squares` is empty if the score does not use it.
+/// Σ score(w, g, s) over each row and each column, in f64. All matrices are row-major with `cols`
+/// columns; `squares` is empty if the score does not use it.
 ///
-/// The rows are divided into bands whose size depends on `cols` alone, and the bands' sums are added in the
-/// order of the rows. So the bits do not depend on the number of threads.
+/// The rows are divided into bands whose size depends on `cols` alone, and the bands' sums are
+/// added in the order of the rows. So the bits do not depend on the number of threads.
 pub(crate) fn axis_sums(
     weights: &[f32],
     gradients: &[f32],

@@ -1,5 +1,5 @@
-//! The gradient of the embedding, computed on the CPU: row `id` of G is the sum of the hidden states'
-//! gradients at the positions whose token is `id`. All other rows are zero.
+//! The gradient of the embedding, computed on the CPU: row `id` of G is the sum of the hidden
+//! states' gradients at the positions whose token is `id`. All other rows are zero.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -8,8 +8,9 @@ use super::gradient::accumulate_sample_gradient;
 use crate::ops::gradient_query::{AxisSums, GradientQuery};
 use crate::weight::Weight;
 
-/// Answers column sums of W∘G without G: Σ_r W[r,c]·G[r,c] = Σ_t x[t,c]·δ[t,c], where x[t] = W[ids[t]] is the
-/// embedded token and δ, (positions, hidden), the gradient of x. None for any other query.
+/// Answers column sums of W∘G without G: Σ_r W[r,c]·G[r,c] = Σ_t x[t,c]·δ[t,c], where x[t] =
+/// W[ids[t]] is the embedded token and δ, (positions, hidden), the gradient of x. None for any
+/// other query.
 pub(crate) fn embedding_column_sums(
     embedding: &Weight,
     query: &GradientQuery,

@@ -112,7 +112,8 @@ mod tests {
         let x: Vec<f32> = (-1300..=1300).map(|i| i as f32 * 1e-2).collect();
         for (&x, y) in x.iter().zip(gelu_values(&x)) {
             let exact = exact_gelu(f64::from(x));
-            // the rounding of −x²/2 in f32 is multiplied by e: the tail's relative error grows with x²
+            // the rounding of −x²/2 in f32 is multiplied by e: the tail's relative error grows with
+            // x²
             let bound = 5e-7 + 6e-8 * f64::from(x * x);
             assert!(
                 (f64::from(y) - exact).abs() <= bound * exact.abs() + 1e-36,

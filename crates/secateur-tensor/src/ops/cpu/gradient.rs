@@ -3,11 +3,12 @@
 //! For y = x · Wᵀ with x (n, inputs), W and G (outputs, inputs), y and δ = dL/dy (n, outputs), and
 //! dx = δ · W (n, inputs), where t counts the n positions:
 //!
-//! - Σ_c W[r,c]·G[r,c] = Σ_t δ[t,r]·y[t,r], because G[r,c] = Σ_t δ[t,r]·x[t,c] and y[t,r] = Σ_c W[r,c]·x[t,c];
+//! - Σ_c W[r,c]·G[r,c] = Σ_t δ[t,r]·y[t,r], because G[r,c] = Σ_t δ[t,r]·x[t,c] and y[t,r] = Σ_c
+//!   W[r,c]·x[t,c];
 //! - Σ_r W[r,c]·G[r,c] = Σ_t x[t,c]·dx[t,c].
 //!
-//! So sums of W∘G need only activations. Sums of other scores compute G a band of rows at a time, reduce the
-//! band, and reuse its memory for the next.
+//! So sums of W∘G need only activations. Sums of other scores compute G a band of rows at a time,
+//! reduce the band, and reuse its memory for the next.
 
 use std::sync::Arc;
 
@@ -24,8 +25,8 @@ use crate::ops::simd::dispatch_simd;
 /// Elements of a band of G that all cores compute together: 8 MiB.
 const SHARED_BAND_ELEMENTS: usize = 1 << 21;
 
-/// Elements of a band of G that one core computes alone, sample by sample: 512 KiB, which with the squares
-/// and the sample's own gradient stays in a core's cache.
+/// Elements of a band of G that one core computes alone, sample by sample: 512 KiB, which with the
+/// squares and the sample's own gradient stays in a core's cache.
 const CORE_BAND_ELEMENTS: usize = 1 << 17;
 
 /// A request, with what its result needs from the forward pass.
@@ -254,7 +255,8 @@ pub(super) fn weight_gradient(
     );
 }
 
-/// Rows of a band of about `elements` elements: a multiple of 64, which the matrix product's tiles divide.
+/// Rows of a band of about `elements` elements: a multiple of 64, which the matrix product's tiles
+/// divide.
 fn band_rows(inputs: usize, elements: usize) -> usize {
     (elements / inputs.max(1)).next_multiple_of(64)
 }

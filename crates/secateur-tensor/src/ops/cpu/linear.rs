@@ -7,8 +7,8 @@ use crate::ops::gradient_query::GradientRequest;
 use crate::tape::AnyTape;
 use crate::weight::Weight;
 
-/// With up to this many rows, gemm would spend longer on copying the weight into its own order than on the
-/// product. Then the transposed product is computed, which reads the weight as it is.
+/// With up to this many rows, gemm would spend longer on copying the weight into its own order than
+/// on the product. Then the transposed product is computed, which reads the weight as it is.
 const TRANSPOSED_OUTPUT_MAX_ROWS: usize = 32;
 
 /// y = x · Wᵀ. x is (positions, inputs), W is (outputs, inputs), y is (positions, outputs).
@@ -55,8 +55,8 @@ pub(crate) fn linear<T: AnyTape>(
     y.put_tape(tape)
 }
 
-/// x · Wᵀ, (positions, outputs). The bits of a row do not depend on the other rows: few rows are padded with
-/// zeros to where gemm computes each row in the same way, see [`min_stable_rows`].
+/// x · Wᵀ, (positions, outputs). The bits of a row do not depend on the other rows: few rows are
+/// padded with zeros to where gemm computes each row in the same way, see [`min_stable_rows`].
 pub(super) fn linear_values(
     x: &[f32],
     positions: usize,

@@ -1,7 +1,7 @@
 //! Cross entropy and log probabilities straight from the final hidden states, on the CPU.
 //!
-//! Logits are computed only at the positions of targets, for a tile of them at a time, so no matrix of
-//! (positions, vocabulary) exists. Sums over the vocabulary are in f64.
+//! Logits are computed only at the positions of targets, for a tile of them at a time, so no matrix
+//! of (positions, vocabulary) exists. Sums over the vocabulary are in f64.
 
 use std::ops::Range;
 
@@ -56,8 +56,8 @@ fn score(logits: &[f32], token_id: usize) -> TokenScore {
     }
 }
 
-/// The cross entropy of the targets, summed, and the gradient of `scale` times it with respect to x. The
-/// targets are in the order of their positions, at most one for each.
+/// The cross entropy of the targets, summed, and the gradient of `scale` times it with respect to
+/// x. The targets are in the order of their positions, at most one for each.
 pub(crate) fn cross_entropy(
     x: &CpuActivations,
     head: &Weight,
@@ -86,7 +86,8 @@ pub(crate) fn cross_entropy(
             })
             .collect();
         nll += losses.iter().sum::<f64>();
-        // The logits have become their gradients δ, (targets, vocabulary); the rows of dx are δ · W.
+        // The logits have become their gradients δ, (targets, vocabulary); the rows of dx are δ ·
+        // W.
         let delta = logits;
         let mut dx_rows = vec![0.0; x_rows.len()];
         matmul(
@@ -110,7 +111,8 @@ pub(crate) fn cross_entropy(
     (nll, CpuActivations::from_vec(dx, positions, width))
 }
 
-/// Targets of a tile. It depends on the vocabulary alone, so sums have the same order on every machine.
+/// Targets of a tile. It depends on the vocabulary alone, so sums have the same order on every
+/// machine.
 fn tile_rows(vocabulary: usize) -> usize {
     (CPU_LOGIT_TILE_ELEMENTS / vocabulary).clamp(64, 4096)
 }
@@ -173,7 +175,8 @@ fn max_and_exp_sum(logits: &[f32]) -> (f32, f64) {
     (max, sums.iter().sum::<f64>() + remainder)
 }
 
-/// −log p of the token. The row of logits becomes the gradient of `scale` times it: scale · (p − one_hot).
+/// −log p of the token. The row of logits becomes the gradient of `scale` times it: scale · (p −
+/// one_hot).
 #[inline(always)]
 fn loss_and_gradient(row: &mut [f32], token_id: usize, scale: f32) -> f64 {
     let token_logit = row[token_id];
@@ -234,7 +237,8 @@ impl HeadGradientReduction {
     }
 }
 
-/// G = Σ_j G_j of the head over the samples j, and S = Σ_j (scale_j · G_j)² if the query names samples.
+/// G = Σ_j G_j of the head over the samples j, and S = Σ_j (scale_j · G_j)² if the query names
+/// samples.
 struct HeadGradientAccumulator {
     vocabulary: usize,
     width: usize,

@@ -1,5 +1,5 @@
-//! The parts of the CPU's loops: sums over lanes, e^x, the logistic function. All are inlined, so that they
-//! are compiled for the vector instructions of the loop that calls them.
+//! The parts of the CPU's loops: sums over lanes, e^x, the logistic function. All are inlined, so
+//! that they are compiled for the vector instructions of the loop that calls them.
 
 use crate::ops::simd::LANES;
 
@@ -62,13 +62,15 @@ pub(crate) fn max_or_nan(a: &[f32]) -> f32 {
 
 /// e^x within two units in the last place, and 0 below −87.33, without a branch.
 ///
-/// x = n·ln 2 + r with an integer n and |r| ≤ ½ ln 2; e^r is a polynomial in r, and 2ⁿ is written into the
-/// exponent (Cody and Waite 1980; the coefficients are those of `expf` in Moshier's Cephes).
+/// x = n·ln 2 + r with an integer n and |r| ≤ ½ ln 2; e^r is a polynomial in r, and 2ⁿ is written
+/// into the exponent (Cody and Waite 1980; the coefficients are those of `expf` in Moshier's
+/// Cephes).
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const LOWEST: f32 = -87.33;
     const HIGHEST: f32 = 89.0;
-    /// 1.5 · 2²³. Adding it rounds a number to an integer, which is then in the lowest bits of the sum.
+    /// 1.5 · 2²³. Adding it rounds a number to an integer, which is then in the lowest bits of the
+    /// sum.
     const ROUND: f32 = 12_582_912.0;
     /// ln 2 in two parts: n · LN_2_HIGH is exact.
     const LN_2_HIGH: f32 = 0.693_359_4;

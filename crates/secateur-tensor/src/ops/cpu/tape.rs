@@ -5,8 +5,8 @@ use dfdx::prelude::{Backward, Cpu, PutTape, Rank0, Tape, Tensor, ZerosTensor};
 use crate::activations::{CpuActivations, dfdx_cpu};
 use crate::tape::GradientTape;
 
-/// Runs the tape of `y` backward from `upstream`, the gradient of `y`, row-major. Returns the gradient of
-/// `x`, row-major.
+/// Runs the tape of `y` backward from `upstream`, the gradient of `y`, row-major. Returns the
+/// gradient of `x`, row-major.
 pub(crate) fn backward(
     y: CpuActivations<GradientTape>,
     upstream: Vec<f32>,

@@ -1,5 +1,6 @@
-//! How the sequences of a pack are batched for attention on a GPU. Sequences of about the same length become
-//! one batch, padded to the longest. A plan is made once for a layout and used by all blocks.
+//! How the sequences of a pack are batched for attention on a GPU. Sequences of about the same
+//! length become one batch, padded to the longest. A plan is made once for a layout and used by all
+//! blocks.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,8 +16,8 @@ use super::rows::{RowIndex, RowPlacement, row_index};
 use crate::gpu::{Gpu, GpuMatrix, matrix_from_vec, selected_device};
 use crate::ops::layout::{AttentionHeads, PackLayout, RotaryTables, SequenceSpan};
 
-/// Queries of a sequence whose scores are computed together. Longer sequences are cut, so that scores take
-/// QUERY_CHUNK_ROWS · length elements and not length².
+/// Queries of a sequence whose scores are computed together. Longer sequences are cut, so that
+/// scores take QUERY_CHUNK_ROWS · length elements and not length².
 pub const QUERY_CHUNK_ROWS: usize = 512;
 
 /// Heads of a batch: (sequences · key heads, rows, head_dim).
@@ -53,13 +54,13 @@ struct RowMaps {
     query_mask: GpuMatrix,
     /// Puts rows of queries back into the pack.
     query_placement: RowPlacement,
-    /// Puts rows of keys back into the pack. None if sequences share a prefix: then a row of the pack has
-    /// several places in the batch, and there is no backward step.
+    /// Puts rows of keys back into the pack. None if sequences share a prefix: then a row of the
+    /// pack has several places in the batch, and there is no backward step.
     key_placement: Option<RowPlacement>,
 }
 
-/// A plan in the cache. It is found by the addresses of what it was made of; as the `Weak` handles keep these
-/// from being reused, an entry never matches another layout.
+/// A plan in the cache. It is found by the addresses of what it was made of; as the `Weak` handles
+/// keep these from being reused, an entry never matches another layout.
 struct CachedPlan {
     spans: Weak<[SequenceSpan]>,
     rotary: Weak<RotaryTables>,
@@ -112,9 +113,9 @@ impl AttentionPlan {
                 positions[row] = first_position + offset;
             }
         }
-        // Chunks form one batch if their queries and keys have about the same lengths (up to the next power
-        // of two) and they are the n-th of their sequences: so no batch has a key of the pack twice, and the
-        // keys' gradients can be put back by gathering.
+        // Chunks form one batch if their queries and keys have about the same lengths (up to the
+        // next power of two) and they are the n-th of their sequences: so no batch has a key of the
+        // pack twice, and the keys' gradients can be put back by gathering.
         let mut groups: BTreeMap<(usize, usize, usize), Vec<QueryChunk>> = BTreeMap::new();
         for span in layout.spans.iter() {
             for (number, chunk) in QueryChunk::of_span(span).enumerate() {
@@ -227,8 +228,9 @@ impl AttentionBatch {
         }
     }
 
-    /// Query heads of a pack: (sequences · key heads, group · queries, head_dim). The query heads that read
-    /// one key head follow each other, so one product per key head computes all their scores.
+    /// Query heads of a pack: (sequences · key heads, group · queries, head_dim). The query heads
+    /// that read one key head follow each other, so one product per key head computes all their
+    /// scores.
     pub(super) fn to_query_heads(&self, q: &GpuMatrix, heads: AttentionHeads) -> HeadBatch {
         let rows = match &self.row_maps {
             None => q.clone(),
@@ -272,7 +274,8 @@ impl AttentionBatch {
         ))
     }
 
-    /// The pack's rows of query heads: (rows, query_heads · head_dim). Rows of other batches are zero.
+    /// The pack's rows of query heads: (rows, query_heads · head_dim). Rows of other batches are
+    /// zero.
     pub(super) fn restore_query_rows(&self, x: HeadBatch, heads: AttentionHeads) -> GpuMatrix {
         let rows = merge_heads(x, self.query_shape(heads));
         match &self.row_maps {
@@ -281,7 +284,8 @@ impl AttentionBatch {
         }
     }
 
-    /// The pack's rows of key heads: (rows, key_value_heads · head_dim). Rows of other batches are zero.
+    /// The pack's rows of key heads: (rows, key_value_heads · head_dim). Rows of other batches are
+    /// zero.
     pub(super) fn restore_key_rows(&self, x: HeadBatch, heads: AttentionHeads) -> GpuMatrix {
         let rows = merge_heads(x, self.key_shape(heads));
         match &self.row_maps {
@@ -315,8 +319,9 @@ impl AttentionBatch {
     }
 }
 
-/// The mask of sequences, given as (prefix keys, queries): query i reads the keys up to prefix + i. Padding
-/// reads the first key alone, so that its softmax is defined. The result is (sequences, queries, keys).
+/// The mask of sequences, given as (prefix keys, queries): query i reads the keys up to prefix + i.
+/// Padding reads the first key alone, so that its softmax is defined. The result is (sequences,
+/// queries, keys).
 fn causal_mask(
     queries: usize,
     keys: usize,

@@ -1,5 +1,5 @@
-//! GELU on a GPU, the exact form: y = x · Φ(x). dfdx's own `accurate_gelu` has the right values, but
-//! its derivative is wrong: the term x · φ(x) is √2 times too large.
+//! GELU on a GPU, the exact form: y = x · Φ(x). dfdx's own `accurate_gelu` has the right values,
+//! but its derivative is wrong: the term x · φ(x) is √2 times too large.
 
 use dfdx::prelude::*;
 

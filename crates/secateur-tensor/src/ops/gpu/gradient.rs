@@ -1,5 +1,6 @@
-//! The gradient of a linear layer's weight, G = δᵀ · x, and what is computed from it, on a GPU. The equations
-//! are those of `cpu/gradient.rs`; a GPU computes G as a whole where it is needed and reduces it there.
+//! The gradient of a linear layer's weight, G = δᵀ · x, and what is computed from it, on a GPU. The
+//! equations are those of `cpu/gradient.rs`; a GPU computes G as a whole where it is needed and
+//! reduces it there.
 
 use super::product::{column_sums, linear_weight_gradient, row_sum_matrix};
 use crate::activations::GpuActivations;
@@ -70,7 +71,8 @@ impl GpuPendingGradient {
     }
 }
 
-/// G = Σ_j G_j and S = Σ_j (scale_j · G_j)², added in the order of the samples. There is at least one.
+/// G = Σ_j G_j and S = Σ_j (scale_j · G_j)², added in the order of the samples. There is at least
+/// one.
 pub(crate) fn sum_sample_gradients(
     samples: &[SampleSpan],
     sample_gradient: impl Fn(&SampleSpan) -> GpuMatrix,

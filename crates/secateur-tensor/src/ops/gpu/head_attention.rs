@@ -7,8 +7,8 @@ use super::product::{broadcast_per_row, row_sum_matrix};
 use crate::gpu::GpuMatrix;
 use crate::ops::layout::AttentionHeads;
 
-/// O = softmax(scale · Q · Kᵀ + mask) · V. Q and O are (sequences · key heads, group · queries, head_dim), K and
-/// V are (sequences · key heads, keys, head_dim).
+/// O = softmax(scale · Q · Kᵀ + mask) · V. Q and O are (sequences · key heads, group · queries,
+/// head_dim), K and V are (sequences · key heads, keys, head_dim).
 pub(super) fn attend(
     batch: &AttentionBatch,
     q: HeadBatch,
@@ -23,8 +23,8 @@ pub(super) fn attend(
     (o.reshape_like(&rows) * broadcast_per_row(inverse_sums, rows)).reshape_like(&shape)
 }
 
-/// exp(S − max S) of each row, (sequences · key heads, group · queries, keys), and 1 / the row's sum,
-/// (all rows, 1).
+/// exp(S − max S) of each row, (sequences · key heads, group · queries, keys), and 1 / the row's
+/// sum, (all rows, 1).
 fn unnormalised_softmax(
     batch: &AttentionBatch,
     q: HeadBatch,
@@ -42,9 +42,9 @@ fn unnormalised_softmax(
     (exponentials.reshape_like(&by_head), inverse_sums)
 }
 
-/// dQ, dK and dV from O and dO, with P = softmax(S):
-/// dV = Pᵀ · dO, dS = scale · P ∘ (dO · Vᵀ − rowsum(dO ∘ O)), dQ = dS · K, dK = dSᵀ · Q. P is computed again,
-/// so no scores are kept (Dao et al. 2022).
+/// dQ, dK and dV from O and dO, with P = softmax(S): dV = Pᵀ · dO, dS = scale · P ∘ (dO · Vᵀ −
+/// rowsum(dO ∘ O)), dQ = dS · K, dK = dSᵀ · Q. P is computed again, so no scores are kept (Dao et
+/// al. 2022).
 pub(super) fn attention_gradients(
     batch: &AttentionBatch,
     [q, k, v]: [HeadBatch; 3],

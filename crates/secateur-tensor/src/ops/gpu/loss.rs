@@ -1,7 +1,7 @@
 //! Cross entropy and log probabilities straight from the final hidden states, on a GPU.
 //!
-//! Logits are computed in f32, only at the positions of targets, for a tile of them at a time. Only a few
-//! numbers of each row leave the GPU.
+//! Logits are computed in f32, only at the positions of targets, for a tile of them at a time. Only
+//! a few numbers of each row leave the GPU.
 
 use std::ops::Range;
 
@@ -52,8 +52,8 @@ pub(crate) fn token_scores(
     scores
 }
 
-/// The cross entropy of the targets, summed, and the gradient of `scale` times it with respect to x. The
-/// targets are in the order of their positions, at most one for each.
+/// The cross entropy of the targets, summed, and the gradient of `scale` times it with respect to
+/// x. The targets are in the order of their positions, at most one for each.
 pub(crate) fn cross_entropy(
     x: &GpuActivations,
     head: &Weight,
@@ -141,7 +141,8 @@ fn resolve_head_request(
     tiles: &[TileGradient],
 ) {
     if let GradientQuery::WeightTimesGradientSums(SumAxes { rows: false, .. }) = request.query {
-        // Σ_r W[r,c]·G[r,c] = Σ_t x[t,c]·dx[t,c], over all positions: dx is 0 where there is no target
+        // Σ_r W[r,c]·G[r,c] = Σ_t x[t,c]·dx[t,c], over all positions: dx is 0 where there is no
+        // target
         let cols = column_sums(x.matrix().clone() * dx.clone());
         let rows = Vec::new();
         return request.set_result(GradientResult::Sums(AxisSums { rows, cols }));
@@ -225,7 +226,8 @@ impl<'a> LogitRows<'a> {
         let is_largest = self
             .logits
             .eq(&self.row_max.clone().broadcast_like::<_, Axis<1>>(&shape));
-        // Token i counts vocabulary − i, so the maximum belongs to the first. Exact in f32 up to 2²⁴ tokens.
+        // Token i counts vocabulary − i, so the maximum belongs to the first. Exact in f32 up to
+        // 2²⁴ tokens.
         let counts = vector(
             (0..vocabulary)
                 .map(|token| (vocabulary - token) as f32)

@@ -10,8 +10,9 @@ use crate::ops::cpu::accumulate_sample_gradient;
 use crate::ops::gradient_query::{GradientRequest, SampleSpan};
 use crate::weight::Weight;
 
-/// Sets the gradient of a norm's weight, dw = Σ_t dy_t ⊙ x̂_t, where x̂ is the input after normalisation;
-/// sample by sample if the query names samples. `products` is dy ⊙ x̂, (positions, width).
+/// Sets the gradient of a norm's weight, dw = Σ_t dy_t ⊙ x̂_t, where x̂ is the input after
+/// normalisation; sample by sample if the query names samples. `products` is dy ⊙ x̂, (positions,
+/// width).
 pub(super) fn set_weight_gradient(request: &GradientRequest, weight: &Weight, products: GpuMatrix) {
     let (_, width) = *products.shape();
     let to_gradient = |values| GpuActivations::from_vec(values, 1, width).into();

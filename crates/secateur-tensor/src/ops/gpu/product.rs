@@ -1,8 +1,9 @@
 //! Products of matrices in the precision of the weight, and sums as products with ones.
 //!
-//! In half precision, a gradient is divided by its largest element before a product and multiplied by it
-//! afterwards. So it neither overflows nor underflows whatever its size; elements more than 24 bits below the
-//! largest are lost. The largest element stays on the GPU: the CPU does not wait for it.
+//! In half precision, a gradient is divided by its largest element before a product and multiplied
+//! by it afterwards. So it neither overflows nor underflows whatever its size; elements more than
+//! 24 bits below the largest are lost. The largest element stays on the GPU: the CPU does not wait
+//! for it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -59,7 +60,8 @@ pub(super) fn linear_weight_gradient(
 /// A number on the GPU.
 type GpuScalar = Tensor<Rank0, f32, Gpu>;
 
-/// x / max|x| in half precision, and max|x|. If all elements are 0, a tiny number stands for the maximum.
+/// x / max|x| in half precision, and max|x|. If all elements are 0, a tiny number stands for the
+/// maximum.
 fn scale_to_half(x: &GpuMatrix) -> (GpuHalfMatrix, GpuScalar) {
     let row_max: Tensor<(usize,), f32, Gpu> = x.clone().abs().max::<_, Axis<1>>();
     let max: GpuScalar = row_max.max::<_, Axis<0>>();
@@ -82,7 +84,8 @@ pub(super) fn constant_column(rows: usize, value: f32) -> GpuMatrix {
     constant(rows, 1, value)
 }
 
-/// A matrix of one value. It stays on the GPU, because the same few shapes are needed again and again.
+/// A matrix of one value. It stays on the GPU, because the same few shapes are needed again and
+/// again.
 pub(super) fn constant(rows: usize, cols: usize, value: f32) -> GpuMatrix {
     /// Rows, columns, and the bits of the value.
     type ConstantKey = (usize, usize, u32);

@@ -5,8 +5,8 @@ use dfdx::prelude::*;
 use crate::gpu::{GpuMatrix, matrix_from_vec};
 use crate::ops::layout::{RotaryTables, Rotation};
 
-/// The angles of some rows: cos and sin of every channel, (rows, head_dim). Channels that are not rotated have
-/// cos 1 and sin 0.
+/// The angles of some rows: cos and sin of every channel, (rows, head_dim). Channels that are not
+/// rotated have cos 1 and sin 0.
 pub(super) struct RotaryAngles {
     cos: GpuMatrix,
     forward_sin: GpuMatrix,

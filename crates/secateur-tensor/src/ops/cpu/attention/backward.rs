@@ -1,9 +1,11 @@
-//! The backward step of attention. Per head, with S = scale · Q · Kᵀ and L = ln Σ exp(S) of each row:
+//! The backward step of attention. Per head, with S = scale · Q · Kᵀ and L = ln Σ exp(S) of each
+//! row:
 //!
 //! - P = exp(S − L), recomputed from Q, K and the kept L;
 //! - dP = dO · Vᵀ;
 //! - dS = scale · P ∘ (dP − rowsum(dO ∘ O)), where rowsum(dO ∘ O) = rowsum(dP ∘ P);
-//! - dQ = dS · K, dK = dSᵀ · Q, dV = Pᵀ · dO, with dK and dV summed over the query heads of the group.
+//! - dQ = dS · K, dK = dSᵀ · Q, dV = Pᵀ · dO, with dK and dV summed over the query heads of the
+//!   group.
 //!
 //! One core computes one key/value head of one sequence, a tile of queries at a time.
 
@@ -132,8 +134,8 @@ impl AttentionBackward<'_> {
         }
     }
 
-    /// Writes P and dS of a tile of query rows: (rows, keys), for the keys from the sequence's first row to
-    /// the tile's last.
+    /// Writes P and dS of a tile of query rows: (rows, keys), for the keys from the sequence's
+    /// first row to the tile's last.
     fn probabilities_and_score_gradients(
         &self,
         head: usize,
@@ -221,7 +223,8 @@ struct ScoreRow<'a> {
     scale: f32,
 }
 
-/// In place: S → P = exp(S − L), and dP → dS = scale · P ∘ (dP − Σ dO∘O). Both are 0 for keys after the query.
+/// In place: S → P = exp(S − L), and dP → dS = scale · P ∘ (dP − Σ dO∘O). Both are 0 for keys after
+/// the query.
 #[inline(always)]
 fn softmax_backward(p: &mut [f32], ds: &mut [f32], row: ScoreRow<'_>) {
     let mean_gradient = dot(row.output_gradient, row.output);
@@ -235,8 +238,9 @@ fn softmax_backward(p: &mut [f32], ds: &mut [f32], row: ScoreRow<'_>) {
     ds_future.fill(0.0);
 }
 
-/// Puts the heads of every sequence beside each other: (rows, head_count · head_dim). `head_gradients` are in
-/// the order of the sequences, and of the key/value heads within each; `select` returns the heads of one.
+/// Puts the heads of every sequence beside each other: (rows, head_count · head_dim).
+/// `head_gradients` are in the order of the sequences, and of the key/value heads within each;
+/// `select` returns the heads of one.
 fn join_heads(
     head_gradients: &[HeadGradients],
     layout: &PackLayout,

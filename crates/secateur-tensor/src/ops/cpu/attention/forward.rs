@@ -70,7 +70,8 @@ impl PackedHeads {
                 None if span.prefix.is_empty() => Prefix::Empty,
                 None => Prefix::SharedRows(&span.prefix),
             };
-            // A task with a shared prefix copies the keys together, so one task computes the whole span.
+            // A task with a shared prefix copies the keys together, so one task computes the whole
+            // span.
             let task_rows = if matches!(prefix, Prefix::SharedRows(_)) {
                 span.rows.len().max(1)
             } else {
@@ -114,8 +115,9 @@ impl PackedHeads {
         }
     }
 
-    /// Keys and values from the beginning of the sequence to the task's last row: borrowed if they are
-    /// contiguous, copied together otherwise. Fewer than [`MIN_STABLE_ROWS`] are padded with zeros.
+    /// Keys and values from the beginning of the sequence to the task's last row: borrowed if they
+    /// are contiguous, copied together otherwise. Fewer than [`MIN_STABLE_ROWS`] are padded with
+    /// zeros.
     fn gather_keys_values<'a>(&'a self, task: &AttentionTask<'a>) -> SequenceKeys<'a> {
         let width = self.key_width();
         let key_count = task.span_first_position + task.rows.end - task.span_first_row;
@@ -148,12 +150,12 @@ impl PackedHeads {
         }
     }
 
-    /// One tile, head by head: S = scale · Q · Kᵀ, P = softmax of S with the future masked, O = P · V. Writes
-    /// O and ln Σ exp(S) of each row.
+    /// One tile, head by head: S = scale · Q · Kᵀ, P = softmax of S with the future masked, O = P ·
+    /// V. Writes O and ln Σ exp(S) of each row.
     ///
-    /// `position` is that of the tile's first row; keys and values begin at position 0. The padding keeps the
-    /// bits of a row independent of the tile, by the rules of the `gemm` file: it never asks gemm for a shape
-    /// that is computed in another order of additions.
+    /// `position` is that of the tile's first row; keys and values begin at position 0. The padding
+    /// keeps the bits of a row independent of the tile, by the rules of the `gemm` file: it never
+    /// asks gemm for a shape that is computed in another order of additions.
     fn attend_tile(
         &self,
         sequence: &SequenceKeys<'_>,
@@ -168,8 +170,9 @@ impl PackedHeads {
         let padded_rows = rows.len().max(MIN_STABLE_ROWS);
         let key_count = (position + rows.len()).max(MIN_STABLE_ROWS);
 
-        // O is a sum over keys in chunks of SUM_CHUNK_TERMS. gemm adds a last chunk of one or two terms in
-        // another way, so such a chunk is padded to MIN_STABLE_ROWS: P with columns and V with rows of zeros.
+        // O is a sum over keys in chunks of SUM_CHUNK_TERMS. gemm adds a last chunk of one or two
+        // terms in another way, so such a chunk is padded to MIN_STABLE_ROWS: P with columns and V
+        // with rows of zeros.
         let last_chunk = key_count / SUM_CHUNK_TERMS * SUM_CHUNK_TERMS;
         let pads_last_chunk = matches!(key_count % SUM_CHUNK_TERMS, 1 | 2);
         let (row_stride, padded_values) = if pads_last_chunk {
@@ -181,8 +184,9 @@ impl PackedHeads {
         };
         let mut probabilities = vec![0.0; padded_rows * row_stride];
 
-        // Few rows are copied into padded, column-major queries: padded for the matrix-vector kernels, and
-        // column-major because a small product of two contiguous operands is added in vector lanes.
+        // Few rows are copied into padded, column-major queries: padded for the matrix-vector
+        // kernels, and column-major because a small product of two contiguous operands is added in
+        // vector lanes.
         let copies_queries =
             rows.len() < padded_rows || padded_rows * key_count <= SMALL_PRODUCT_ELEMENTS;
         let copied_len = if copies_queries {
@@ -248,8 +252,8 @@ impl PackedHeads {
     }
 }
 
-/// The scores of the query at `position` become probabilities over the keys 0..=position; later keys get 0.
-/// Returns ln Σ exp(score).
+/// The scores of the query at `position` become probabilities over the keys 0..=position; later
+/// keys get 0. Returns ln Σ exp(score).
 #[inline(always)]
 fn causal_softmax(scores: &mut [f32], position: usize) -> f32 {
     let (visible, future) = scores.split_at_mut(position + 1);

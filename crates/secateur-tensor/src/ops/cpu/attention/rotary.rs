@@ -5,8 +5,9 @@ use rayon::prelude::*;
 use crate::ops::layout::{PackLayout, Rotation};
 use crate::ops::simd::{dispatch_simd, rows_per_task};
 
-/// Rotates the pairs of channels (i, i + half_dim) of every head of every row by the angles of the row's
-/// position. x is (rows, heads · head_dim); `first_positions` are the positions of the spans' first rows.
+/// Rotates the pairs of channels (i, i + half_dim) of every head of every row by the angles of the
+/// row's position. x is (rows, heads · head_dim); `first_positions` are the positions of the spans'
+/// first rows.
 pub(super) fn apply_rotary(
     mut x: Vec<f32>,
     head_dim: usize,
