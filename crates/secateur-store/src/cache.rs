@@ -1,12 +1,13 @@
 //! The cache of products. What a stage makes is stored under its key, a hash of everything that its
-//! outcome depends on, so that equal work is done once: in other variants of a sweep and in later
-//! runs.
+//! outcome depends on. Other variants of a sweep and later runs that need the same product read it
+//! instead of making it again.
 //!
 //! ```text
-//! <cache>/<key>/entry.json            the manifest: stage, options, cost, fingerprint of every other file
+//! <cache>/<key>/entry.json            the manifest: stage, options, cost, fingerprints of files
 //! <cache>/<key>/tables/NAME.parquet   the rows that the stage measured
-//! <cache>/<key>/written/…             files that the stage writes beside its tables: `hf/`, `adapter/`, `plan.json`
-//! <cache>/<key>/product, model/       the values for later stages, where they cannot be computed faster
+//! <cache>/<key>/written/…             other files that the stage writes: `hf/`, `plan.json`, …
+//! <cache>/<key>/product, model/       the values for later stages, if computing them takes longer
+//!                                     than reading them
 //! <cache>/<key>.state                 the checkpoint of an interrupted stage
 //! <cache>/.lock, .locks/<key>         locks, see `secateur_base::locks`
 //! ```
@@ -63,8 +64,8 @@ pub struct ProductCache {
     folder: SharedFolder,
     /// Above this many bytes [`ProductCache::trim`] removes products.
     limit_bytes: u64,
-    /// The bytes of all products: those found on opening and the changes by this run. Other runs'
-    /// changes are seen when trimming.
+    /// The bytes of all products: those found when the cache was opened, and the changes by this
+    /// run. Changes by other runs are counted when the cache is trimmed.
     stored_bytes: AtomicU64,
 }
 
@@ -190,7 +191,8 @@ impl ProductCache {
         drop(fs::remove_file(checkpoint_path));
         self.stored_bytes
             .fetch_add(manifest.total_bytes(), Ordering::Relaxed);
-        // At most what is counted: an unsigned counter must not wrap around.
+        // The counter may be smaller than the replaced product, because `trim_to` resets it; an
+        // unsigned counter must not wrap around.
         let subtracted = replaced_bytes.min(self.stored_bytes.load(Ordering::Relaxed));
         self.stored_bytes.fetch_sub(subtracted, Ordering::Relaxed);
         Ok(StoredProduct {

@@ -86,8 +86,8 @@ impl Table {
             table: name.to_owned(),
             message: error.to_string(),
         };
-        // 32-bit offsets instead of serde_arrow's default of 64: the plain types that every reader
-        // knows.
+        // Strings and lists with 32-bit offsets, not serde_arrow's default of 64: every reader of
+        // Parquet supports these types.
         let options = TracingOptions::default()
             .strings_as_large_utf8(false)
             .sequence_as_large_list(false);
@@ -155,9 +155,9 @@ impl Table {
     }
 }
 
-/// Writes the table `name` of a variant: the parts below one another, each with the columns
-/// `variant`, `step` and `stage` in front. `parts` is not empty. The same parts give the same
-/// bytes.
+/// Writes the table `name` of a variant: the rows of all parts, one part after another, with the
+/// columns `variant`, `step` and `stage` in front. `parts` is not empty. The same parts give the
+/// same bytes.
 ///
 /// # Errors
 /// If the parts have different columns, or the file cannot be written.

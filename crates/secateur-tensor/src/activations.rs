@@ -77,8 +77,9 @@ impl<T> Activations<T> {
         }
     }
 
-    /// The same activations with an empty tape. Their gradients are added: an operation that reads
-    /// them several times takes one tape from each reader and merges them.
+    /// The same activations with an empty tape. If several operations read the same activations,
+    /// each gets such a copy; the gradients from all of them are added. The tapes are merged by the
+    /// operations that take their outputs together.
     pub fn with_empty_tape<U: AnyTape>(&self) -> Activations<U> {
         match self {
             Self::Cpu(x) => Activations::Cpu(x.with_empty_tape()),

@@ -1,5 +1,5 @@
-//! What the crate does with NVIDIA's driver beside dfdx: find a GPU, measure its memory, pin host
-//! memory.
+//! Calls of NVIDIA's driver that dfdx does not offer: finding a GPU, measuring its memory, pinning
+//! host memory.
 
 use std::ffi::CStr;
 
@@ -21,10 +21,7 @@ pub(crate) fn check_gpu(number: usize) -> Result<(), DeviceError> {
     if number < found {
         Ok(())
     } else {
-        Err(DeviceError::NoSuchGpu {
-            asked: number,
-            found,
-        })
+        Err(DeviceError::NoSuchGpu { number, found })
     }
 }
 

@@ -64,7 +64,7 @@ pub fn select_device(device: Device) -> Result<(), DeviceError> {
     gpu::set_device(opened);
     MEMORY_LIMIT.set(memory);
     TOTAL_MEMORY.set(total_gpu_memory(resolved));
-    // The other fifth is for activations.
+    // Four fifths of the memory are for weights that stay, the rest is for activations.
     gpu_weight_cache::set_capacity(memory / 5 * 4);
     Ok(())
 }

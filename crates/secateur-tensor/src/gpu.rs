@@ -1,6 +1,6 @@
 //! dfdx's GPU device of the current thread, and its matrices.
 //!
-//! Without the feature `cuda` the same operations run on dfdx's CPU device
+//! Without the feature `cuda` the GPU's operations run on dfdx's CPU device
 //! ([`crate::Device::CpuAsGpu`]), so that all of them can be tested on any machine.
 
 use std::cell::RefCell;

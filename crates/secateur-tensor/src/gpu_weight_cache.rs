@@ -74,7 +74,7 @@ thread_local! {
     });
 }
 
-/// Sets the bytes that resident weights may take, and drops those that there are.
+/// Sets the bytes that resident weights may take, and drops all resident weights.
 pub fn set_capacity(bytes: u64) {
     GPU_WEIGHT_CACHE.with_borrow_mut(|cache| {
         cache.resident.clear();

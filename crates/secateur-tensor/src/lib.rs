@@ -30,8 +30,6 @@
 //! # Ok::<(), secateur_tensor::DeviceError>(())
 //! ```
 
-#![warn(unreachable_pub)]
-
 mod activations;
 #[cfg(feature = "cuda")]
 mod cuda;

@@ -10,7 +10,8 @@ use super::source::CorpusSource;
 use super::token_row::TokenRow;
 use secateur_model::tokenizer::Tokenizer;
 
-/// A document that is long enough, and the windows that may be drawn from it.
+/// A document of more tokens than a window, and the starts of the windows that may be drawn from
+/// it.
 struct LongDocument {
     row: TokenRow,
     /// Not empty.
@@ -37,7 +38,8 @@ pub fn sample_windows(
     let mut long_documents = Vec::new();
     let mut window_count = 0;
     for row in read_rows(source, tokenizer, vocabulary_size)? {
-        // Longer, not as long: the reference requires a choice of starts.
+        // A document of exactly `length` tokens is left out, as in LLM-Pruner, which draws the
+        // start from a range that would be empty.
         if row.ids.len() <= length {
             continue;
         }

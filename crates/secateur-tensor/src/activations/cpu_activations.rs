@@ -121,8 +121,8 @@ impl CpuActivations {
         }
     }
 
-    /// The same activations; a tape keeps `compute` in place of their values. It must return the
-    /// same bits.
+    /// The same activations, of which backward steps keep `compute` instead of the values. It must
+    /// return the same bits.
     pub(crate) fn with_recomputation(
         mut self,
         compute: impl Fn() -> Vec<f32> + Send + Sync + 'static,
@@ -194,7 +194,7 @@ impl<T> CpuActivations<T> {
 }
 
 impl CpuTapeNode {
-    /// Takes the gradient out; later reads would see zeros.
+    /// Removes the gradient from the store and returns it. It is zero if no step added to it.
     pub(crate) fn take_gradient(
         &self,
         gradients: &mut Gradients<f32, Cpu>,
@@ -228,8 +228,8 @@ impl CpuTapeNode {
         Ok(())
     }
 
-    /// The gradient in place, and whether it has begun: then the operation must add to it,
-    /// otherwise it must write all of it.
+    /// The gradient, to be changed in place, and whether it has begun. If it has, the operation
+    /// must add to it; if not, it must write every element.
     pub(crate) fn gradient_mut<'a>(
         &self,
         gradients: &'a mut Gradients<f32, Cpu>,

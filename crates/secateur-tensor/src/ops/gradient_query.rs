@@ -18,9 +18,9 @@ use crate::gpu::GpuMatrix;
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleSpan {
     pub positions: Range<usize>,
-    /// The sample's part of G is multiplied by this before it is squared: it turns the sample's
-    /// share of the gradient of the batch's mean loss into the gradient of the sample's own mean
-    /// loss.
+    /// The sample's part of G is multiplied by this before it is squared. G is the gradient of the
+    /// mean loss of the batch; the factor turns the sample's part of it into the gradient of the
+    /// mean loss of the sample.
     pub gradient_scale: f32,
 }
 
@@ -153,9 +153,9 @@ impl GradientResult {
     }
 }
 
-/// A query on its way to the operation that reads the weight, and the cell that the operation's
-/// backward step puts the result in. Clones share the cell: the tape holds one, the caller the
-/// other.
+/// A query, and the cell for its result. The operation that reads the weight takes the request, and
+/// its backward step puts the result into the cell. Clones share the cell: the tape holds one
+/// clone, the caller another.
 #[derive(Clone)]
 pub struct GradientRequest {
     pub query: GradientQuery,

@@ -75,7 +75,7 @@ fn reduce(
     }
 }
 
-/// The score w · g, for operations that have no shorter way to Σ W∘G than G itself.
+/// The score w · g, for operations that compute Σ W∘G from G because they have no cheaper formula.
 pub(super) struct WeightTimesGradient;
 
 impl ElementScore for WeightTimesGradient {

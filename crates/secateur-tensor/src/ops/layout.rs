@@ -85,17 +85,17 @@ impl RotaryTables {
     }
 
     /// cos and sin of one position, (half_dim) each.
-    pub(crate) fn at(&self, position: usize) -> (&[f32], &[f32]) {
+    pub(crate) fn cos_sin(&self, position: usize) -> (&[f32], &[f32]) {
         let row = position * self.half_dim..(position + 1) * self.half_dim;
         (&self.cos[row.clone()], &self.sin[row])
     }
 }
 
-/// The direction in which rotary positions turn the pairs of channels.
+/// The direction in which pairs of channels are rotated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rotation {
-    /// By the position's angle: what attention applies to queries and keys.
+    /// By the angle of the position, for queries and keys.
     Forward,
-    /// By the negative angle: the transpose, which the backward step applies to gradients.
+    /// By the negative angle, which is the transpose: for gradients in the backward step.
     Inverse,
 }

@@ -227,10 +227,10 @@ fn norm_weight_squares_follow_from_the_gradients_of_samples() {
             for sample in &samples {
                 let elements = sample.positions.start * width..sample.positions.end * width;
                 let rows = x.values()[elements.clone()].to_vec();
-                let own = activations(rows, sample.positions.len(), width);
+                let sample_x = activations(rows, sample.positions.len(), width);
                 let request = GradientRequest::for_gradient();
-                let y = norm(own.with_gradient_tape(), &weight, &request);
-                run_backward(y, &upstream[elements], &own);
+                let y = norm(sample_x.with_gradient_tape(), &weight, &request);
+                run_backward(y, &upstream[elements], &sample_x);
                 let gradient = request.take_gradient().expect("the gradient was requested");
                 for ((sum, square), g) in sum.iter_mut().zip(&mut squares).zip(gradient) {
                     *sum += g;

@@ -5,7 +5,8 @@ use rayon::prelude::*;
 use crate::ops::gradient_query::{AxisSums, ElementScore, SumAxes};
 use crate::ops::simd::{dispatch_simd, rows_per_task, sum_f64};
 
-/// Elements whose bands are computed at once: bounds the column sums that wait to be added.
+/// Elements of the bands that are computed before their sums are added. Each band has its own
+/// column sums, so this bounds their memory.
 const BATCH_ELEMENTS: usize = 1 << 21;
 
 /// Σ score(w, g, s) over each row and each column, in f64. All matrices are row-major with `cols`

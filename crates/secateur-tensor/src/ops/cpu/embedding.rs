@@ -8,9 +8,9 @@ use super::gradient::accumulate_sample_gradient;
 use crate::ops::gradient_query::{AxisSums, GradientQuery};
 use crate::weight::Weight;
 
-/// Answers column sums of W∘G without G: Σ_r W[r,c]·G[r,c] = Σ_t x[t,c]·δ[t,c], where x[t] =
-/// W[ids[t]] is the embedded token and δ, (positions, hidden), the gradient of x. None for any
-/// other query.
+/// Computes the column sums of W∘G without G: Σ_r W[r,c]·G[r,c] = Σ_t x[t,c]·δ[t,c], where
+/// x[t] = W[ids[t]] is the embedded token and δ, (positions, hidden), the gradient of x. None for
+/// any query but column sums of W∘G.
 pub(crate) fn embedding_column_sums(
     embedding: &Weight,
     query: &GradientQuery,

@@ -12,18 +12,19 @@ pub(crate) const MIN_STABLE_ROWS: usize = 8;
 /// appended zeros change nothing. Longer sums are cut, at places that depend on the shape.
 pub(crate) const SUM_CHUNK_TERMS: usize = 512;
 
-/// For products of up to this many elements, gemm adds in the lanes of a vector if the terms of
-/// both operands are contiguous. That rounds differently.
+/// For results of up to this many elements, gemm divides each sum over the lanes of a vector if the
+/// terms of both operands are contiguous in memory. That rounds differently.
 pub(crate) const SMALL_PRODUCT_ELEMENTS: usize = 16 * 16;
 
-/// The least number of rows of a product x · Wᵀ, with `cols` columns and sums of `terms` terms,
-/// with which the bits of a row do not depend on the number of rows.
+/// The least number of rows of a product x · Wᵀ from which on the bits of a row do not depend on
+/// the number of rows. The product has `cols` columns, and each element is a sum of `terms` terms.
 pub(crate) fn min_stable_rows(cols: usize, terms: usize) -> usize {
-    // Up to 64 × 64 elements gemm cuts long sums at 512 terms; above, at places that its cache
-    // sizes decide.
+    // gemm cuts long sums at 512 terms if the product has at most 64 rows and at most 64 columns,
+    // otherwise at places that follow from its cache sizes. 65 rows always give the second case.
     if cols <= 64 && terms > SUM_CHUNK_TERMS {
         65
     } else {
+        // rows · cols > SMALL_PRODUCT_ELEMENTS
         MIN_STABLE_ROWS.max(SMALL_PRODUCT_ELEMENTS / cols.max(1) + 1)
     }
 }
@@ -69,7 +70,7 @@ impl<'a> MatrixView<'a> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Parallelism {
     AllCores,
-    /// For products that are divided among the cores themselves.
+    /// For one of several products that run on different cores at the same time.
     CurrentThread,
 }
 
@@ -83,7 +84,7 @@ pub(crate) enum OutputMode {
 }
 
 impl OutputMode {
-    /// For a gradient that must be added to if it has begun, and written otherwise.
+    /// `Accumulate` if the output already holds a part of the sum, otherwise `Overwrite`.
     pub(crate) fn accumulate_if(has_begun: bool) -> Self {
         if has_begun {
             Self::Accumulate

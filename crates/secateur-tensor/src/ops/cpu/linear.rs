@@ -30,7 +30,7 @@ pub(crate) fn linear<T: AnyTape>(
     let pending = request.map(|request| CpuPendingGradient::new(request, &x, &y));
     tape.add_backward_op(move |gradients| {
         let dy = y_node.take_gradient(gradients)?;
-        // dx = dy · W
+        // dx = dy · W, (positions, inputs)
         let input_gradient = |dx: &mut [f32], output_mode| {
             matmul(
                 (positions, inputs, outputs),
@@ -46,7 +46,8 @@ pub(crate) fn linear<T: AnyTape>(
             input_gradient(dx, OutputMode::accumulate_if(has_begun));
             return Ok(());
         };
-        // The query may need dx of this operation alone, so it is not added in place.
+        // The query may need the dx of this operation alone, so it is not added in place to the
+        // gradients of other readers of x.
         let mut dx = vec![0.0; positions * inputs];
         input_gradient(&mut dx, OutputMode::Overwrite);
         pending.resolve(&w, (outputs, inputs), positions, &dy, &dx);
@@ -82,6 +83,7 @@ pub(super) fn linear_values(
             MatrixView::row_major(x_rows, inputs),
             MatrixView::column_major(weight, inputs),
         );
+        // y[row, output] = yᵀ[output, row]
         for (output, column) in y_transposed.chunks_exact(rows).enumerate() {
             for (row, value) in column.iter().enumerate() {
                 y[row * outputs + output] = *value;

@@ -45,8 +45,8 @@ pub(crate) fn linear_with_adapter<T: AnyTape>(
         .map(|(a_request, b_request)| (a_request.clone(), b_request.clone()));
     tape.add_backward_op(move |_| {
         let dy = y_node.take_gradient(shape);
-        // dh = scale · dy · B, dA = dhᵀ · (mask ⊙ x), dB = scale · dyᵀ · h, dx = dy · W + mask ⊙
-        // (dh · A)
+        // dh = scale · dy · B, dA = dhᵀ · (mask ⊙ x), dB = scale · dyᵀ · h,
+        // dx = dy · W + mask ⊙ (dh · A)
         let hidden_gradient = dy.clone().matmul(b) * scale;
         if let Some((a_request, b_request)) = requests {
             let to_result = |matrix: GpuMatrix| GradientResult::Gradient {

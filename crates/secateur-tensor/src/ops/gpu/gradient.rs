@@ -15,9 +15,9 @@ use crate::weight::Weight;
 pub(crate) struct GpuPendingGradient {
     request: GradientRequest,
     weight: Weight,
-    /// (n, inputs)
+    /// (positions, inputs)
     x: GpuMatrix,
-    /// y = x · Wᵀ, (n, outputs), kept only if row sums of W∘G are wanted.
+    /// y = x · Wᵀ, (positions, outputs), kept only if row sums of W∘G are wanted.
     y: Option<GpuMatrix>,
 }
 
@@ -40,7 +40,7 @@ impl GpuPendingGradient {
         }
     }
 
-    /// Computes the result. `delta` is δ, (n, outputs); `dx` is δ · W, (n, inputs).
+    /// Computes the result. `delta` is δ, (positions, outputs); `dx` is δ · W, (positions, inputs).
     pub(crate) fn resolve(self, gpu_weight: &GpuWeight, delta: &GpuMatrix, dx: &GpuMatrix) {
         if let GradientQuery::WeightTimesGradientSums(axes) = &self.request.query {
             // Σ_c W∘G = Σ_t δ∘y, Σ_r W∘G = Σ_t x∘dx: no G.
@@ -84,9 +84,9 @@ pub(crate) fn sum_sample_gradients(
     let mut gradient = sample_gradient(first);
     let mut squares = square(&gradient, first.gradient_scale);
     for sample in others {
-        let own = sample_gradient(sample);
-        squares = squares + square(&own, sample.gradient_scale);
-        gradient = gradient + own;
+        let part = sample_gradient(sample);
+        squares = squares + square(&part, sample.gradient_scale);
+        gradient = gradient + part;
     }
     (gradient, Some(squares))
 }

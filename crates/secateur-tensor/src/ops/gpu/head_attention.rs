@@ -18,6 +18,8 @@ pub(super) fn attend(
 ) -> HeadBatch {
     let shape = *q.shape();
     let (exponentials, inverse_sums) = unnormalised_softmax(batch, q, k, heads);
+    // O = diag(1 / Σ exp) · (exp(S − max S) · V): this scales head_dim numbers of each row, not as
+    // many as there are keys
     let o = exponentials.matmul(v);
     let rows = (shape.0 * shape.1, shape.2);
     (o.reshape_like(&rows) * broadcast_per_row(inverse_sums, rows)).reshape_like(&shape)
@@ -42,9 +44,14 @@ fn unnormalised_softmax(
     (exponentials.reshape_like(&by_head), inverse_sums)
 }
 
-/// dQ, dK and dV from O and dO, with P = softmax(S): dV = Pᵀ · dO, dS = scale · P ∘ (dO · Vᵀ −
-/// rowsum(dO ∘ O)), dQ = dS · K, dK = dSᵀ · Q. P is computed again, so no scores are kept (Dao et
-/// al. 2022).
+/// dQ, dK and dV from O and dO, with P = softmax(S):
+///
+/// - dV = Pᵀ · dO;
+/// - dS = scale · P ∘ (dO · Vᵀ − rowsum(dO ∘ O));
+/// - dQ = dS · K, dK = dSᵀ · Q.
+///
+/// P is computed again, so no scores are kept (Dao et al. 2022). The query heads of a group are
+/// rows of one product, so dK and dV are sums over the group.
 pub(super) fn attention_gradients(
     batch: &AttentionBatch,
     [q, k, v]: [HeadBatch; 3],

@@ -104,13 +104,14 @@ fn attend_span<'a>(
         let chunk = first..(first + QUERY_CHUNK_ROWS).min(rows);
         let key_count = start + chunk.end;
         let batch = AttentionBatch::single_sequence(start + first, chunk.len());
-        let read = |cached: &GpuMatrix| -> GpuMatrix { cached.clone().slice((0..key_count, ..)) };
+        let visible_rows =
+            |cached: &GpuMatrix| -> GpuMatrix { cached.clone().slice((0..key_count, ..)) };
         let chunk_queries: GpuMatrix = queries.clone().slice((chunk.clone(), ..));
         let q = batch.to_query_heads(&chunk_queries, heads);
-        let k = batch.to_key_heads(&read(&sequence.keys), heads);
-        let v = batch.to_key_heads(&read(&sequence.values), heads);
+        let k = batch.to_key_heads(&visible_rows(&sequence.keys), heads);
+        let v = batch.to_key_heads(&visible_rows(&sequence.values), heads);
         let o = batch.restore_query_rows(attend(&batch, q, &k, v, heads), heads);
-        let place = span.rows.start + chunk.start..span.rows.start + chunk.end;
-        RowPlacement::for_range(pack_rows, place).place_rows(o)
+        let pack_range = span.rows.start + chunk.start..span.rows.start + chunk.end;
+        RowPlacement::for_range(pack_rows, pack_range).place_rows(o)
     })
 }

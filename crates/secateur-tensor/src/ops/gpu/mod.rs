@@ -6,8 +6,8 @@
 //! - sums are products with ones (cuBLAS);
 //! - rows are gathered and never scattered;
 //! - no two operations run at the same time;
-//! - of the operations whose kernels dfdx compiles when they are first used (reshaping of tensors
-//!   that are not contiguous, concatenation), only the conversion to half precision is used.
+//! - dfdx compiles some kernels when they are first used: for reshaping tensors that are not
+//!   contiguous, for concatenation, and for conversion to half precision. Only the last is used.
 
 mod adapter;
 mod attention;

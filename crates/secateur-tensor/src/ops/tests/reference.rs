@@ -226,8 +226,8 @@ fn rotate_heads<T: AnyTape>(
     let cos = table(&rotary.cos, 1.0).broadcast_like::<_, Axis<0>>(&by_head);
     let sin = table(&rotary.sin, 0.0).broadcast_like::<_, Axis<0>>(&by_head);
     let (again, x) = (x.retaped::<T>(), x);
-    let turned = x.matmul(quarter_turn.broadcast_like::<_, Axis<0>>(&(heads, dim, dim)));
-    turned * sin + again * cos
+    let quarter_turned = x.matmul(quarter_turn.broadcast_like::<_, Axis<0>>(&(heads, dim, dim)));
+    quarter_turned * sin + again * cos
 }
 
 fn column(rows: usize, value: f32) -> Matrix {

@@ -30,7 +30,7 @@ pub(super) fn apply_rotary(
         .zip(positions.par_chunks(task_rows))
         .for_each(|(rows, positions)| {
             for (row, &position) in rows.chunks_exact_mut(width).zip(positions) {
-                let (cos, sin) = layout.rotary.at(position);
+                let (cos, sin) = layout.rotary.cos_sin(position);
                 dispatch_simd(
                     #[inline(always)]
                     || rotate_row(row, head_dim, cos, sin, direction),
