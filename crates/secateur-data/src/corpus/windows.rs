@@ -18,9 +18,10 @@ struct LongDocument {
     window_starts: Vec<usize>,
 }
 
-/// Draws `samples` windows of `length` tokens as LLM-Pruner draws its calibration samples: a random
-/// document longer than `length` tokens, then a random start in it. No window is drawn twice, and
-/// in each at least one prediction counts.
+/// Draws `samples` windows of `length` tokens: a random document longer than `length` tokens, then
+/// a random start in it, as LLM-Pruner draws its calibration samples. No window is drawn twice, and
+/// in each at least one prediction counts. (LLM-Pruner also accepts documents of exactly `length`
+/// tokens, and draws from no document twice.)
 ///
 /// Documents are drawn with equal probability, whatever their length, so a window of a short
 /// document is more probable than one of a long document.
@@ -38,8 +39,7 @@ pub fn sample_windows(
     let mut long_documents = Vec::new();
     let mut window_count = 0;
     for row in read_rows(source, tokenizer, vocabulary_size)? {
-        // A document of exactly `length` tokens is left out, as in LLM-Pruner, which draws the
-        // start from a range that would be empty.
+        // A document of exactly `length` tokens has one window only, and no start to draw.
         if row.ids.len() <= length {
             continue;
         }
