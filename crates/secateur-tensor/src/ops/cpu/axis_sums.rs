@@ -69,7 +69,7 @@ fn sum_band(
                 || sum_f64(&row_scores[..]),
             );
         }
-        // `sums.cols` is empty, and nothing is added, if column sums are not wanted.
+        // Without column sums `sums.cols` is empty, and nothing is added.
         dispatch_simd(
             #[inline(always)]
             || add_to(&mut sums.cols[..], &row_scores[..]),

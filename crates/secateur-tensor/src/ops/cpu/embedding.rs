@@ -23,6 +23,7 @@ pub(crate) fn embedding_column_sums(
     }
     let width = embedding.cols();
     let rows: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
+    // (positions, hidden)
     let x = embedding.gather_rows(&rows);
     let mut cols = vec![0.0; width];
     for (x, delta) in x.chunks_exact(width).zip(delta.chunks_exact(width)) {
@@ -67,7 +68,8 @@ pub(crate) fn embedding_gradient(
     (gradient, Some(squares))
 }
 
-/// The sum of δ over the positions of each token, for the tokens that occur.
+/// The sum of δ over the positions of each token, in the order of the positions, for the tokens
+/// that occur: (hidden) each.
 fn rows_by_token(
     positions: Range<usize>,
     ids: &[u32],

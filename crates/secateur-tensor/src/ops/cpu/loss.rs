@@ -146,7 +146,7 @@ fn tiles(
     tiles
 }
 
-/// The rows of x at the targets' positions.
+/// The rows of x at the targets' positions, (targets, hidden).
 fn target_rows(x: &CpuActivations, targets: &[TokenTarget]) -> Vec<f32> {
     let (_, width) = *x.shape();
     let mut rows = vec![0.0; targets.len() * width];

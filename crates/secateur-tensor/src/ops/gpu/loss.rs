@@ -100,7 +100,7 @@ fn tile_rows(vocabulary: usize) -> usize {
     (GPU_LOGIT_TILE_ELEMENTS / vocabulary).max(1)
 }
 
-/// The rows of x at the targets' positions.
+/// The rows of x at the targets' positions, (targets, hidden).
 fn target_rows(x: &GpuActivations, targets: &[TokenTarget]) -> GpuMatrix {
     let positions = targets.iter().map(|target| target.position).collect();
     x.matrix().clone().gather(row_index(positions))

@@ -69,8 +69,8 @@ fn attention_bits_equal_alone_with_shared_prefix_and_with_cache() {
                 assert_same(&cached, &alone.values(), "with a cache");
                 assert_close(
                     &alone.values()[shared * alone.width()..],
-                    &operands.reference_behind_prefix(&rows, shared),
-                    "the reference behind a prefix",
+                    &operands.reference_after_prefix(&rows, shared),
+                    "the reference after a prefix",
                 );
             }
         }
@@ -106,7 +106,7 @@ impl Operands {
     }
 
     /// The reference's outputs of a sequence's rows after the first `prefix`.
-    fn reference_behind_prefix(&self, rows: &[usize], prefix: usize) -> Vec<f32> {
+    fn reference_after_prefix(&self, rows: &[usize], prefix: usize) -> Vec<f32> {
         let select =
             |x: &Activations, rows: &[usize]| reference_matrix(&gather_rows(x, rows.to_vec()));
         let rotate = |x: Matrix, first_position| {
