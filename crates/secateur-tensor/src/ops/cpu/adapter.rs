@@ -42,7 +42,8 @@ pub(crate) fn linear_with_adapter<T: AnyTape>(
     let mask = dropout_mask.as_ref().map(|mask| mask());
     let masked_x = apply_mask(x.values(), mask.as_deref());
     let hidden = linear_values(&masked_x, positions, &a, rank, inputs);
-    // y = x · Wᵀ + scale · h · Bᵀ
+    // y = x · Wᵀ + scale · h · Bᵀ. The last product is not padded as `linear_values` pads: with
+    // fewer than MIN_STABLE_ROWS positions, the bits of a row depend on their number.
     let mut y_values = linear_values(x.values(), positions, &w, outputs, inputs);
     scaled_matmul(
         Parallelism::AllCores,

@@ -209,6 +209,7 @@ impl LinearGradient<'_> {
             outputs, inputs, ..
         } = *self;
         let rows = gradient.len() / inputs;
+        // G_j of the band, for one sample after another
         let mut sample_gradient = vec![0.0; gradient.len()];
         for sample in samples {
             // G_j = δ_jᵀ · x_j, over the positions of sample j
@@ -256,8 +257,8 @@ pub(super) fn weight_gradient(
     );
 }
 
-/// Rows of a band of about `elements` elements: a multiple of 64, which the matrix product's tiles
-/// divide.
+/// Rows of a band of about `elements` elements: a multiple of 64, so that the bands are whole
+/// numbers of the matrix product's tiles.
 fn band_rows(inputs: usize, elements: usize) -> usize {
     (elements / inputs.max(1)).next_multiple_of(64)
 }

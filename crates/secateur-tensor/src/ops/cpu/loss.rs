@@ -117,7 +117,8 @@ fn tile_rows(vocabulary: usize) -> usize {
     (CPU_LOGIT_TILE_ELEMENTS / vocabulary).clamp(64, 4096)
 }
 
-/// Cuts the targets into tiles. If the query names samples, no tile has targets of two of them.
+/// Cuts the targets into tiles. If the query names samples, they cover all targets, and no tile has
+/// targets of two of them.
 fn tiles(
     targets: &[TokenTarget],
     vocabulary: usize,
@@ -212,7 +213,8 @@ impl HeadGradientReduction {
         }
     }
 
-    /// Adds a tile: δ of its logits, and its rows of x and of dx.
+    /// Adds a tile: δ of its logits, (targets, vocabulary), and its rows of x and of dx, (targets,
+    /// hidden).
     fn add_tile(&mut self, tile: &[TokenTarget], delta: &[f32], x_rows: &[f32], dx_rows: &[f32]) {
         match self {
             Self::WeightTimesGradientColumnSums(sums) => {

@@ -81,7 +81,7 @@ impl CachedPlan {
 }
 
 impl AttentionPlan {
-    /// The plan of a layout, from the cache or made now.
+    /// The plan of a layout, from the cache of the current thread or built now.
     pub(super) fn for_layout(layout: &PackLayout, head_dim: usize) -> Rc<Self> {
         thread_local! {
             static PLANS: RefCell<Vec<CachedPlan>> = const { RefCell::new(Vec::new()) };
