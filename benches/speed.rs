@@ -312,7 +312,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Job::Forward => {
             let rows = read_or_draw_rows(&folder, &arguments, &model)?;
             median_seconds(&arguments.times, || {
-                std::hint::black_box(walk::token_scores(&model, &rows));
+                std::hint::black_box(walk::token_scores(&model, &rows).unwrap());
                 Ok(())
             })?
         }

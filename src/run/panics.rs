@@ -1,9 +1,7 @@
 //! The one place where panics inside a stage become errors.
 //!
-//! Three kinds of failure reach the runner as panics, because the code in between cannot return a
-//! `Result`:
-//! - a weight that stays on disk is read inside tensor operations; the panic's payload is a
-//!   [`WeightReadError`];
+//! Errors of input and output are `Result`s, those of weights on disk too. Two kinds of failure reach the
+//! runner as panics, because a library leaves no other way:
 //! - dfdx panics when the CUDA allocator finds no memory; only the text of the panic says so;
 //! - a library (tokenizers, safetensors, …) panics on a file that it does not expect.
 
@@ -11,7 +9,6 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::stages::StageError;
-use secateur_tensor::WeightReadError;
 
 /// Runs a stage. A panic ends the stage, not the run.
 pub fn catch_panics<T>(work: impl FnOnce() -> Result<T, StageError>) -> Result<T, StageError> {
@@ -24,9 +21,6 @@ pub fn catch_panics<T>(work: impl FnOnce() -> Result<T, StageError>) -> Result<T
 }
 
 fn panic_error(payload: &(dyn Any + Send)) -> StageError {
-    if let Some(error) = payload.downcast_ref::<WeightReadError>() {
-        return StageError::UnreadableWeight(error.clone());
-    }
     let text = payload
         .downcast_ref::<&str>()
         .copied()

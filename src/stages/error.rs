@@ -4,7 +4,6 @@ use std::error::Error;
 
 use super::context::Interrupted;
 use secateur_store::tables::TableError;
-use secateur_tensor::WeightReadError;
 
 /// Why a stage did not finish: an error of the stage itself, or one that every stage can have.
 ///
@@ -22,8 +21,6 @@ pub enum StageError {
     Store(TableError),
     /// This input file changed after its content was hashed into the product's key.
     InputChanged(String),
-    /// A weight that stays on disk could not be read.
-    UnreadableWeight(WeightReadError),
     /// The CUDA allocator found no memory.
     GpuOutOfMemory,
     /// A library panicked, with this message.
@@ -80,7 +77,6 @@ impl std::fmt::Display for StageError {
             Self::InputChanged(path) => {
                 write!(f, "`{path}` changed while the run was using it; run it again")
             }
-            Self::UnreadableWeight(error) => write!(f, "{error}"),
             Self::GpuOutOfMemory => f.write_str(
                 "the GPU is out of memory: use fewer or shorter samples, precision = \"float16\", or a GPU that no other program uses",
             ),

@@ -390,7 +390,7 @@ fn generate_batch(
         .collect();
     while !next_inputs.is_empty() {
         context.check_interrupt()?;
-        let all_logits = decoder.extend_sequences(&next_inputs);
+        let all_logits = decoder.extend_sequences(&next_inputs)?;
         for ((index, ids), logits) in next_inputs.iter_mut().zip(all_logits) {
             let text = &mut texts[*index];
             if let Some(&value) = logits.iter().find(|logit| !logit.is_finite()) {

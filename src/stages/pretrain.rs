@@ -301,7 +301,7 @@ pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), 
     let trainer = ModelTraining::trainer(options, context, model);
     let (training, update_rows) = trainer.run(&mut sampler, context)?;
     let model = training.into_model();
-    if !model.is_finite() {
+    if !model.is_finite()? {
         return Err(Divergence::NonFiniteWeight.into());
     }
     let parameters = model.parameter_count();

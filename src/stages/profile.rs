@@ -20,6 +20,7 @@ use secateur_base::memory;
 use secateur_model::Model;
 use secateur_model::cost::ModelShape;
 use secateur_model::walk::Decoder;
+use secateur_tensor::WeightReadError;
 
 pub static TYPE: StageType = StageType {
     needs: &[ValueKind::Model, ValueKind::Dense],
@@ -148,14 +149,16 @@ pub fn run(
     let mut peak_bytes = Vec::new();
     for model in &models {
         context.check_interrupt()?;
-        let peak = memory::peak_allocated_bytes(|| _ = time_pass(options, model));
+        let mut warm_up = None;
+        let peak = memory::peak_allocated_bytes(|| warm_up = Some(time_pass(options, model)));
+        warm_up.transpose()?;
         peak_bytes.push(peak);
     }
     let mut passes: Vec<Vec<PassTimes>> = vec![Vec::new(); models.len()];
     for _ in 0..options.repeat {
         for (model, model_passes) in models.iter().zip(&mut passes) {
             context.check_interrupt()?;
-            model_passes.push(time_pass(options, model));
+            model_passes.push(time_pass(options, model)?);
         }
     }
     let profile =
@@ -196,7 +199,7 @@ struct PassTimes {
 }
 
 /// One prefill and the decoding after it.
-fn time_pass(options: &Options, model: &Model) -> PassTimes {
+fn time_pass(options: &Options, model: &Model) -> Result<PassTimes, WeightReadError> {
     let mut decoder = Decoder::new(model, options.batch, options.prefill + options.decode);
     // Times do not depend on the values of the ids; these spread over the vocabulary (7919 is a
     // prime).
@@ -213,16 +216,16 @@ fn time_pass(options: &Options, model: &Model) -> PassTimes {
             .collect()
     };
     let prefill_start = Instant::now();
-    std::hint::black_box(decoder.extend_sequences(&batch(0, options.prefill)));
+    std::hint::black_box(decoder.extend_sequences(&batch(0, options.prefill))?);
     let prefill_seconds = prefill_start.elapsed().as_secs_f64();
     let decode_start = Instant::now();
     for step in 0..options.decode {
-        std::hint::black_box(decoder.extend_sequences(&batch(options.prefill + step, 1)));
+        std::hint::black_box(decoder.extend_sequences(&batch(options.prefill + step, 1))?);
     }
-    PassTimes {
+    Ok(PassTimes {
         prefill_seconds,
         decode_seconds: decode_start.elapsed().as_secs_f64(),
-    }
+    })
 }
 
 /// The profile of a model from its passes. `peak_bytes`: the peak of allocations during a pass.

@@ -18,7 +18,7 @@ use secateur_model::plan::{self, PruningPlan};
 use secateur_model::wiring::{BlockTensor, TensorId};
 use secateur_store::cache::{ProductDraft, StoredProduct};
 use secateur_store::tables::{Table, TableError};
-use secateur_tensor::Weight;
+use secateur_tensor::{Weight, WeightReadError};
 
 mod decide;
 
@@ -212,6 +212,8 @@ pub enum Error {
         "a bias is computed from the means of activations, which this importance does not record; write method = \"wifv\""
     )]
     NoMeans,
+    #[error(transparent)]
+    UnreadableWeight(#[from] WeightReadError),
 }
 
 /// The MACs of a model are those of a forward pass over this many tokens.
@@ -405,7 +407,7 @@ fn compensation_biases(
             let products = lost_inputs.iter().map(|&c| f64::from(row[c]) * means[c]);
             products.sum::<f64>() as f32
         };
-        let values = weight.values();
+        let values = weight.read()?;
         let bias = values.chunks_exact(weight.cols()).map(lost_mean).collect();
         biases.push((layer, tensor, bias));
     }

@@ -350,7 +350,7 @@ pub fn run(
     let (training, update_rows) = trainer.run(&mut sampler, context)?;
     let adapter = training.into_adapter();
     let merged = adapter.merge_into(model);
-    if !merged.is_finite() {
+    if !merged.is_finite()? {
         return Err(Divergence::NonFiniteWeight.into());
     }
     save_adapter(&adapter, &context.output_path("adapter", ""))?;

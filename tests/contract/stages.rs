@@ -74,7 +74,8 @@ fn second_order_score_squares_the_summed_gradient_of_a_tied_embedding() {
             &[Sequence::new(ids, &counts)],
             &BackwardOptions::default(),
             &mut tied,
-        );
+        )
+        .unwrap();
         for (i, (w, g)) in model.embedding.values().iter().zip(&tied.0).enumerate() {
             expected[i % width] += f64::from(*w).powi(2) * f64::from(*g).powi(2) / 2.0;
         }

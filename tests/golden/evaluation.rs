@@ -376,7 +376,7 @@ fn llm_pruner_protocol_encodes_context_and_choice_separately() {
         .encode(&format!(" {}", row["sol2"].as_str().unwrap()), false)
         .unwrap();
     let whole: Vec<u32> = context.iter().chain(&choice).copied().collect();
-    let logits = walk::logits(&model, &whole);
+    let logits = walk::logits(&model, &whole).unwrap();
     let expected: f64 = (context.len()..whole.len())
         .map(|position| {
             let row = &logits.values()[(position - 1) * 512..position * 512];

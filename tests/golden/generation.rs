@@ -74,7 +74,7 @@ fn cached_greedy_decoding_equals_transformers() {
         .collect();
     let mut written = vec![Vec::new(); prompts.len()];
     for _ in 0..40 {
-        let next = decoder.extend_sequences(&on);
+        let next = decoder.extend_sequences(&on).unwrap();
         for ((_, ids), (logits, written)) in on.iter_mut().zip(next.iter().zip(&mut written)) {
             let best = (0..logits.len())
                 .max_by(|&a, &b| logits[a].total_cmp(&logits[b]))

@@ -62,9 +62,9 @@ proptest! {
     fn scores_do_not_depend_on_the_rest_of_the_batch(seed in any::<u32>()) {
         let model = tiny();
         let all = sequences(seed, model.config.vocab as u32);
-        let together = walk::token_scores(&model, &all);
+        let together = walk::token_scores(&model, &all).unwrap();
         for (sequence, together) in all.iter().zip(&together) {
-            let alone = walk::token_scores(&model, std::slice::from_ref(sequence));
+            let alone = walk::token_scores(&model, std::slice::from_ref(sequence)).unwrap();
             prop_assert_eq!(bits(&alone[0]), bits(together), "{} tokens", sequence.ids.len());
         }
     }
@@ -86,8 +86,8 @@ proptest! {
                 on.push((i, ids[read[i]..read[i] + step].to_vec()));
                 read[i] += step;
             }
-            for ((i, _), next) in on.iter().zip(decoder.extend_sequences(&on)) {
-                let whole = walk::logits(&model, &all[*i][..read[*i]]);
+            for ((i, _), next) in on.iter().zip(decoder.extend_sequences(&on).unwrap()) {
+                let whole = walk::logits(&model, &all[*i][..read[*i]]).unwrap();
                 let whole = whole.values();
                 prop_assert!(whole[whole.len() - next.len()..] == next[..], "{} tokens", read[*i]);
             }

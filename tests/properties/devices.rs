@@ -208,7 +208,7 @@ fn gpu_cache_capacity_changes_no_bit() {
             .unwrap()
             .0
         });
-        (walk::token_scores(&model, &rows), scores)
+        (walk::token_scores(&model, &rows).unwrap(), scores)
     };
     let roomy = found();
     secateur_tensor::gpu_weight_cache::set_capacity(0);
@@ -222,10 +222,10 @@ fn gpu_cache_capacity_changes_no_bit() {
         .map(|weight| 4 * weight.len() as u64)
         .sum::<u64>();
     secateur_tensor::gpu_weight_cache::set_capacity(bytes + bytes / 2);
-    walk::token_scores(&model, &rows);
+    walk::token_scores(&model, &rows).unwrap();
     assert!(model.blocks.iter().all(|block| block.is_on_gpu()));
     let other = support::tiny();
-    walk::token_scores(&other, &rows);
+    walk::token_scores(&other, &rows).unwrap();
     assert!(
         other.blocks.iter().all(|block| block.is_on_gpu())
             && !model.blocks.iter().any(|block| block.is_on_gpu())

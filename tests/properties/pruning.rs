@@ -154,11 +154,12 @@ fn mean_output(model: &Model, part: BlockTensor, ids: &[u32]) -> Vec<f32> {
     };
     walk::forward(model, &[sequence], |layer, _| {
         RecordOutput(part, layer, recorded.clone())
-    });
+    })
+    .unwrap();
     let (values, width) = (recorded.take(), model.config.hidden);
     let bias = model.blocks[0]
         .bias(part)
-        .map_or_else(|| vec![0.0; width], |bias| bias.values().into_owned());
+        .map_or_else(|| vec![0.0; width], |bias| bias.values().to_vec());
     (0..width)
         .map(|c| values.iter().skip(c).step_by(width).sum::<f32>() / ids.len() as f32 + bias[c])
         .collect()
@@ -181,7 +182,8 @@ fn outputs(model: &Model, ids: &[u32]) -> Vec<f64> {
             ids: ids.to_vec(),
             targets,
         }],
-    );
+    )
+    .unwrap();
     scores[0]
         .iter()
         .map(|score| score.log_probability)

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use secateur_model::Model;
 use secateur_model::stored::StorageDtype;
+use secateur_model::walk;
 
 use crate::support::{CHAIN, Sandbox, chain, largest, outcome};
 
@@ -132,19 +133,19 @@ fn checkpoint_truncated_while_streamed_is_named() {
         .open(folder.join("model.safetensors"))
         .unwrap();
     file.set_len(1000).unwrap();
-    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        model.embedding.values().len()
-    }))
-    .unwrap_err();
-    let unreadable = panic
-        .downcast_ref::<secateur_tensor::WeightReadError>()
-        .unwrap()
-        .to_string();
-    assert!(
-        unreadable.contains("model.embed_tokens.weight")
-            && unreadable.contains("model.safetensors"),
-        "{unreadable}"
-    );
+    let saved = model.save(&sandbox.path("saved"), StorageDtype::Float32);
+    for unreadable in [
+        model.embedding.read().unwrap_err().to_string(),
+        walk::logits(&model, &[3, 1, 4]).unwrap_err().to_string(),
+        model.is_finite().unwrap_err().to_string(),
+        saved.unwrap_err().to_string(),
+    ] {
+        assert!(
+            unreadable.contains("cannot read `model.embed_tokens.weight` of `")
+                && unreadable.contains("models/cut/model.safetensors"),
+            "{unreadable}"
+        );
+    }
 }
 
 test!(streamed_model_finishes_on_one_thread);

@@ -96,7 +96,7 @@ pub fn stream_perplexity(model: &Model, ids: &[u32]) -> f64 {
         .chunks_exact(128)
         .map(|ids| Sequence::new(ids.to_vec(), &[true; 128]))
         .collect();
-    let scores = walk::token_scores(model, &windows);
+    let scores = walk::token_scores(model, &windows).unwrap();
     (-scores
         .iter()
         .flatten()

@@ -12,7 +12,7 @@ use crate::hooks::BlockHooks;
 use crate::wiring::BlockTensor;
 use secateur_tensor::gpu_weight_cache::GpuLease;
 use secateur_tensor::ops::{self, AttentionHeads, GradientRequest, KvCache, PackLayout};
-use secateur_tensor::{Activations, AnyTape, Precision, Weight};
+use secateur_tensor::{Activations, AnyTape, Precision, Weight, WeightReadError};
 
 /// The weights of one block. Clones share memory.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,12 +87,12 @@ impl Block {
     }
 
     /// The block with all its weights in memory.
-    pub(crate) fn load_into_memory(&self) -> Self {
-        let load = |(&tensor, weight): (&BlockTensor, &Weight)| (tensor, weight.to_memory());
-        Self {
-            weights: self.weights.iter().map(load).collect(),
+    pub(crate) fn load_into_memory(&self) -> Result<Self, WeightReadError> {
+        let load = |(&tensor, weight): (&BlockTensor, &Weight)| Ok((tensor, weight.to_memory()?));
+        Ok(Self {
+            weights: self.weights.iter().map(load).collect::<Result<_, _>>()?,
             biases: self.biases.clone(),
-        }
+        })
     }
 
     /// The block whose matrices a GPU holds in this precision.

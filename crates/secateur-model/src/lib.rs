@@ -20,7 +20,7 @@
 //!     tied_embeddings: true,
 //!     seed: 1,
 //! });
-//! let logits = walk::logits(&model, &[3, 1, 4]);
+//! let logits = walk::logits(&model, &[3, 1, 4]).unwrap();
 //! assert_eq!(logits.shape(), (3, 11)); // (positions, vocabulary)
 //! ```
 
@@ -54,7 +54,7 @@ pub use family::Family;
 pub use lora_hooks::{Dropout, TrainedAdapters};
 pub use parameter::{Factor, ParameterId};
 use secateur_tensor::ops::{GradientRequest, RotaryTables};
-use secateur_tensor::{Activations, AnyTape, Precision, Weight};
+use secateur_tensor::{Activations, AnyTape, Precision, Weight, WeightReadError};
 use tokenizer::Tokenizer;
 use wiring::{BlockTensor, TensorId};
 
@@ -67,7 +67,7 @@ pub struct Model {
     /// (vocabulary, hidden)
     pub embedding: Weight,
     pub blocks: Vec<Block>,
-    /// (1, hidden)
+    /// (1, hidden), always in memory, as all biases are.
     pub final_norm: Weight,
     /// (1, hidden), where the family's norms have biases.
     pub final_norm_bias: Option<Weight>,
@@ -135,7 +135,7 @@ impl Model {
         Self::load_with(folder, Checkpoint::read_weight)
     }
 
-    /// Opens a Hugging Face folder whose matrices stay on disk and are read whenever they are used.
+    /// Opens a Hugging Face folder whose matrices stay on disk and are read for each walk.
     ///
     /// # Errors
     /// As [`Model::load`]; every weight is read once, to see whether it is whole.
@@ -255,12 +255,18 @@ impl Model {
     }
 
     /// Whether every weight is a finite number.
-    pub fn is_finite(&self) -> bool {
-        self.tensor_ids()
-            .into_iter()
-            .map(|id| self.weight(id))
-            .chain(self.biases())
-            .all(|weight| weight.values().iter().all(|w| w.is_finite()))
+    ///
+    /// # Errors
+    /// If a weight on disk cannot be read.
+    pub fn is_finite(&self) -> Result<bool, WeightReadError> {
+        let ids = self.tensor_ids();
+        let weights = ids.into_iter().map(|id| self.weight(id));
+        for weight in weights.chain(self.biases()) {
+            if !weight.read()?.iter().all(|w| w.is_finite()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The final norm of hidden states, which the output matrix reads. x and the result are

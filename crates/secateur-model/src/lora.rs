@@ -375,7 +375,8 @@ impl Adapter {
         let fused_rank = pairs.len() * rank;
         let a: Vec<f32> = pairs
             .iter()
-            .flat_map(|pair| pair.a.values().into_owned())
+            .flat_map(|pair| pair.a.values())
+            .copied()
             .collect();
         // All parts of a fused module have equally many rows where some have no adapter to read them off.
         let rows_of_part = |part: &BlockTensor| {

@@ -2,7 +2,7 @@
 //! are on disk is never in memory as a whole.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::OnceCell;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -11,7 +11,7 @@ use safetensors::{SafeTensorError, View};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use secateur_tensor::Weight;
+use secateur_tensor::{Weight, WeightReadError};
 
 /// How numbers are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
@@ -50,6 +50,8 @@ impl StorageDtype {
 pub enum SafetensorsWriteError {
     #[error(transparent)]
     File(#[from] SafeTensorError),
+    #[error(transparent)]
+    UnreadableWeight(#[from] WeightReadError),
     #[error(
         "`{0}` holds a number beyond the 65504 of float16; write dtype = \"bfloat16\" or \"float32\""
     )]
@@ -107,17 +109,19 @@ impl<'a> TensorToWrite<'a> {
 
 impl ValuesToWrite<'_> {
     /// All values, row-major. A weight on disk is read here.
-    fn gather(&self, len: usize) -> Cow<'_, [f32]> {
+    fn gather(&self, len: usize) -> Result<Cow<'_, [f32]>, WeightReadError> {
         match self {
-            Self::Weight(weight) => weight.values(),
-            Self::Zeros => Cow::Owned(vec![0.0; len]),
+            Self::Weight(weight) => weight.read(),
+            Self::Zeros => Ok(Cow::Owned(vec![0.0; len])),
             Self::Fused {
                 parts,
                 row_order,
                 row_len,
             } => {
-                let values: Vec<Option<Cow<'_, [f32]>>> =
-                    parts.iter().map(|part| part.map(Weight::values)).collect();
+                let values: Vec<Option<Cow<'_, [f32]>>> = parts
+                    .iter()
+                    .map(|part| part.map(Weight::read).transpose())
+                    .collect::<Result<_, _>>()?;
                 let mut fused = vec![0.0; len];
                 let rows = fused.chunks_exact_mut(*row_len);
                 for (to, &(part, row)) in rows.zip(row_order) {
@@ -125,7 +129,7 @@ impl ValuesToWrite<'_> {
                         to.copy_from_slice(&values[row * row_len..(row + 1) * row_len]);
                     }
                 }
-                Cow::Owned(fused)
+                Ok(Cow::Owned(fused))
             }
         }
     }
@@ -135,8 +139,36 @@ impl ValuesToWrite<'_> {
 struct TensorView<'a> {
     tensor: TensorToWrite<'a>,
     precision: StorageDtype,
-    /// The first tensor with a value beyond the range of its type.
-    first_overflow: &'a RefCell<Option<String>>,
+    /// The first error of any tensor: [`View::data`] returns none, so it is set here and returned when the
+    /// library is done.
+    first_error: &'a OnceCell<SafetensorsWriteError>,
+}
+
+impl TensorView<'_> {
+    /// The bytes of the values.
+    fn encode(&self) -> Result<Cow<'_, [u8]>, SafetensorsWriteError> {
+        let len = self.tensor.shape.iter().product();
+        let values = self.tensor.values.gather(len)?;
+        Ok(match (self.precision, values) {
+            (StorageDtype::Float32, Cow::Borrowed(values)) if cfg!(target_endian = "little") => {
+                Cow::Borrowed(bytemuck::cast_slice(values))
+            }
+            (StorageDtype::Float32, values) => Cow::Owned(encode_values(&values, f32::to_le_bytes)),
+            (StorageDtype::Float16, values) => {
+                let overflows = |&v: &f32| v.is_finite() && half::f16::from_f32(v).is_infinite();
+                if values.par_iter().any(overflows) {
+                    let name = self.tensor.name.clone();
+                    return Err(SafetensorsWriteError::Float16Overflow(name));
+                }
+                Cow::Owned(encode_values(&values, |v| {
+                    half::f16::from_f32(v).to_le_bytes()
+                }))
+            }
+            (StorageDtype::Bfloat16, values) => Cow::Owned(encode_values(&values, |v| {
+                half::bf16::from_f32(v).to_le_bytes()
+            })),
+        })
+    }
 }
 
 impl View for TensorView<'_> {
@@ -151,30 +183,14 @@ impl View for TensorView<'_> {
         &self.tensor.shape
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        let len = self.tensor.shape.iter().product();
-        let values = self.tensor.values.gather(len);
-        match (self.precision, values) {
-            (StorageDtype::Float32, Cow::Borrowed(values)) if cfg!(target_endian = "little") => {
-                Cow::Borrowed(bytemuck::cast_slice(values))
-            }
-            (StorageDtype::Float32, values) => Cow::Owned(encode_values(&values, f32::to_le_bytes)),
-            (StorageDtype::Float16, values) => {
-                if values
-                    .par_iter()
-                    .any(|&v| v.is_finite() && half::f16::from_f32(v).is_infinite())
-                {
-                    self.first_overflow
-                        .borrow_mut()
-                        .get_or_insert_with(|| self.tensor.name.clone());
-                }
-                Cow::Owned(encode_values(&values, |v| {
-                    half::f16::from_f32(v).to_le_bytes()
-                }))
-            }
-            (StorageDtype::Bfloat16, values) => Cow::Owned(encode_values(&values, |v| {
-                half::bf16::from_f32(v).to_le_bytes()
-            })),
+        // After an error the file is of no use, so nothing more is read or encoded.
+        if self.first_error.get().is_some() {
+            return Cow::Borrowed(&[]);
         }
+        self.encode().unwrap_or_else(|error| {
+            self.first_error.get_or_init(|| error);
+            Cow::Borrowed(&[])
+        })
     }
     fn data_len(&self) -> usize {
         self.tensor.shape.iter().product::<usize>() * self.precision.bytes_per_value()
@@ -200,7 +216,7 @@ pub fn write_safetensors<'a>(
     precision: StorageDtype,
     tensors: impl IntoIterator<Item = TensorToWrite<'a>>,
 ) -> Result<(), SafetensorsWriteError> {
-    let too_large = RefCell::new(None);
+    let first_error = OnceCell::new();
     let views: Vec<(String, TensorView<'_>)> = tensors
         .into_iter()
         .map(|stored| {
@@ -209,7 +225,7 @@ pub fn write_safetensors<'a>(
                 TensorView {
                     tensor: stored,
                     precision,
-                    first_overflow: &too_large,
+                    first_error: &first_error,
                 },
             )
         })
@@ -219,7 +235,12 @@ pub fn write_safetensors<'a>(
         Some([("format".to_owned(), "pt".to_owned())].into()),
         path,
     )?;
-    too_large.into_inner().map_or(Ok(()), |name| {
-        Err(SafetensorsWriteError::Float16Overflow(name))
-    })
+    match first_error.into_inner() {
+        None => Ok(()),
+        Some(error) => {
+            // The library has written an incomplete file. If it cannot be removed, the error is still returned.
+            _ = std::fs::remove_file(path);
+            Err(error)
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! One tensor of a safetensors file, or some of its rows, read when a weight is used and widened to f32.
+//! One tensor of a safetensors file, or some of its rows, read when a weight is loaded and widened to f32.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -129,7 +129,7 @@ impl Drop for GpuLease {
 }
 
 impl Weight {
-    /// The weight on the GPU, in its precision: from the cache, or uploaded now.
+    /// The weight on the GPU, in its precision: from the cache, or uploaded now from memory.
     pub(crate) fn to_gpu(&self) -> GpuWeight {
         let address = identity_address(self);
         let cached = GPU_WEIGHT_CACHE.with_borrow(|cache| cache.find(address).cloned());
@@ -145,14 +145,18 @@ impl Weight {
         self.to_gpu().into_f32()
     }
 
-    /// Whether the GPU holds the weight, resident or leased.
+    /// Whether this thread computes on the GPU and the GPU holds the weight, resident or leased.
     pub fn is_on_gpu(&self) -> bool {
+        if !gpu::is_selected() {
+            return false;
+        }
         let address = identity_address(self);
         GPU_WEIGHT_CACHE.with_borrow(|cache| cache.find(address).is_some())
     }
 
-    /// Uploads the weight and keeps it on the GPU until the lease is dropped. None if the current
-    /// thread computes on the CPU, or if the weight is resident and needs no lease.
+    /// Uploads the weight, which is in memory or on the GPU already, and keeps it on the GPU until
+    /// the lease is dropped. None if the current thread computes on the CPU, or if the weight is
+    /// resident and needs no lease.
     pub fn lease_on_gpu(&self) -> Option<GpuLease> {
         if !gpu::is_selected() {
             return None;
@@ -179,8 +183,8 @@ fn identity_address(weight: &Weight) -> IdentityAddress {
 fn upload(weight: &Weight) -> GpuWeight {
     let (values, shape) = (weight.values(), (weight.rows(), weight.cols()));
     match weight.precision() {
-        Precision::Float32 => GpuWeight::F32(pinned_upload::upload_f32(&values, shape)),
-        Precision::Float16 => GpuWeight::F16(pinned_upload::upload_f16(&values, shape)),
+        Precision::Float32 => GpuWeight::F32(pinned_upload::upload_f32(values, shape)),
+        Precision::Float16 => GpuWeight::F16(pinned_upload::upload_f16(values, shape)),
     }
 }
 

@@ -1,4 +1,8 @@
-//! A weight: in memory, or in a file until an operation reads it. Clones share what they hold.
+//! A weight: in memory, or in a file until it is read. Clones share what they hold.
+//!
+//! Reading a file can fail, so [`Weight::read`], [`Weight::read_rows`], [`Weight::to_memory`] and
+//! [`Weight::to_operand`] return a [`WeightReadError`]. The operations do no input: they take
+//! weights that are in memory or on the GPU.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -61,8 +65,7 @@ pub trait WeightFile: std::fmt::Debug + Send + Sync {
     fn cols(&self) -> usize;
 }
 
-/// A file that was complete when it was opened cannot be read any more. Operations return no
-/// errors: they panic with this value, and the stage that called them catches it and fails.
+/// A file that was complete when it was opened cannot be read any more.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot read `{tensor}` of `{path}` any more: {message}")]
 pub struct WeightReadError {
@@ -79,7 +82,7 @@ enum WeightEdit {
     AddLowRank(LowRank),
 }
 
-/// scale · B · A, a matrix (outputs, inputs) to be added to a weight.
+/// scale · B · A, a matrix (outputs, inputs) to be added to a weight. A and B are in memory.
 #[derive(Clone, Debug)]
 pub struct LowRank {
     /// (rank, inputs)
@@ -99,7 +102,7 @@ impl Weight {
         Self::from_store(WeightStore::Memory(Arc::new(values)), rows, cols)
     }
 
-    /// A weight that is read from its file at each use.
+    /// A weight that stays in its file until it is read.
     pub fn from_file(tensor: Arc<dyn WeightFile>, rows: usize, cols: usize) -> Self {
         let store = WeightStore::File {
             tensor,
@@ -162,23 +165,49 @@ impl Weight {
 
     /// The values, row-major: borrowed from memory, or read from the file.
     ///
-    /// # Panics
-    /// With [`WeightReadError`] if the file cannot be read.
-    pub fn values(&self) -> Cow<'_, [f32]> {
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn read(&self) -> Result<Cow<'_, [f32]>, WeightReadError> {
         match &self.store {
-            WeightStore::Memory(values) => Cow::Borrowed(values),
+            WeightStore::Memory(values) => Ok(Cow::Borrowed(values)),
             WeightStore::File { tensor, edits } => {
-                let values = values_or_panic(tensor.read());
-                Cow::Owned(apply_edits(edits, values, tensor.cols()))
+                let edited = apply_edits(edits, tensor.read()?, tensor.cols());
+                Ok(Cow::Owned(edited))
+            }
+        }
+    }
+
+    /// The values of a weight in memory, row-major.
+    ///
+    /// # Panics
+    /// If the weight is on disk: the caller must load it first ([`Weight::to_memory`]).
+    pub fn values(&self) -> &[f32] {
+        self.shared_memory()
+    }
+
+    /// The values of a weight in memory, for a backward step that runs later. Panics as
+    /// [`Weight::values`].
+    pub(crate) fn shared_values(&self) -> Arc<Vec<f32>> {
+        self.shared_memory().clone()
+    }
+
+    fn shared_memory(&self) -> &Arc<Vec<f32>> {
+        match &self.store {
+            WeightStore::Memory(values) => values,
+            WeightStore::File { tensor, .. } => {
+                unreachable!("a weight on disk must be loaded before it is used: {tensor:?}")
             }
         }
     }
 
     /// Some rows, in the order given. Reads only these where no edit needs the others.
     ///
+    /// # Errors
+    /// If the file cannot be read.
+    ///
     /// # Panics
-    /// With [`WeightReadError`] if the file cannot be read, or if there is no such row.
-    pub fn gather_rows(&self, rows: &[usize]) -> Vec<f32> {
+    /// If there is no such row.
+    pub fn read_rows(&self, rows: &[usize]) -> Result<Vec<f32>, WeightReadError> {
         let keeps_rows = |edits: &[WeightEdit]| {
             let mut edits = edits.iter();
             edits.all(|edit| matches!(edit, WeightEdit::KeepCols(_)))
@@ -186,40 +215,48 @@ impl Weight {
         match &self.store {
             WeightStore::File { tensor, edits } if keeps_rows(edits) => {
                 assert!(rows.iter().all(|&row| row < self.rows), "no such row");
-                let values = values_or_panic(tensor.read_rows(rows));
-                apply_edits(edits, values, tensor.cols())
+                let values = tensor.read_rows(rows)?;
+                Ok(apply_edits(edits, values, tensor.cols()))
             }
-            _ => copy_rows(&self.values(), self.cols, rows),
+            _ => Ok(copy_rows(&self.read()?, self.cols, rows)),
         }
     }
 
     /// The weight in memory.
-    pub fn to_memory(&self) -> Self {
+    ///
+    /// # Errors
+    /// If the weight is on disk and the file cannot be read.
+    pub fn to_memory(&self) -> Result<Self, WeightReadError> {
         if !self.is_on_disk() {
-            return self.clone();
+            return Ok(self.clone());
         }
-        Self {
-            store: WeightStore::Memory(Arc::new(self.values().into_owned())),
+        Ok(Self {
+            store: WeightStore::Memory(Arc::new(self.read()?.into_owned())),
             ..self.clone()
+        })
+    }
+
+    /// The weight as operations take it on this thread: as it is if the GPU holds it, otherwise in
+    /// memory.
+    ///
+    /// # Errors
+    /// As [`Weight::to_memory`].
+    pub fn to_operand(&self) -> Result<Self, WeightReadError> {
+        match self.is_on_gpu() {
+            true => Ok(self.clone()),
+            false => self.to_memory(),
         }
     }
 
-    /// The values as shared memory, for a backward step that runs later.
-    pub(crate) fn shared_values(&self) -> Arc<Vec<f32>> {
-        match &self.store {
-            WeightStore::Memory(values) => values.clone(),
-            WeightStore::File { .. } => Arc::new(self.values().into_owned()),
-        }
-    }
-
-    /// Changes the values in place, and keeps them in memory: an optimiser's step.
+    /// Changes the values of a weight in memory in place: an optimiser's step. Panics as
+    /// [`Weight::values`].
     pub fn update(&mut self, change: impl FnOnce(&mut [f32])) {
-        *self = Self {
-            identity: Arc::default(),
-            ..self.to_memory()
-        };
-        if let WeightStore::Memory(values) = &mut self.store {
-            change(Arc::make_mut(values).as_mut_slice());
+        self.identity = Arc::default();
+        match &mut self.store {
+            WeightStore::Memory(values) => change(Arc::make_mut(values).as_mut_slice()),
+            WeightStore::File { tensor, .. } => {
+                unreachable!("a weight on disk must be loaded before it is changed: {tensor:?}")
+            }
         }
     }
 
@@ -242,7 +279,7 @@ impl Weight {
     fn with_edit(&self, edit: WeightEdit, rows: usize, cols: usize) -> Self {
         let edited = match &self.store {
             WeightStore::Memory(_) => {
-                Self::new(edit.apply_to_copy(&self.values(), self.cols), rows, cols)
+                Self::new(edit.apply_to_copy(self.values(), self.cols), rows, cols)
             }
             WeightStore::File { tensor, edits } => {
                 let store = WeightStore::File {
@@ -279,7 +316,7 @@ impl WeightEdit {
                 values
                     .par_chunks_exact_mut(cols)
                     .zip(b_values.par_chunks_exact(b.cols()))
-                    .for_each(|(row, b_row)| add_low_rank_row(row, &a_values, b_row, *scale));
+                    .for_each(|(row, b_row)| add_low_rank_row(row, a_values, b_row, *scale));
                 (values, cols)
             }
         }
@@ -311,14 +348,11 @@ fn copy_rows(values: &[f32], cols: usize, rows: &[usize]) -> Vec<f32> {
         .collect()
 }
 
-fn values_or_panic(read: Result<Vec<f32>, WeightReadError>) -> Vec<f32> {
-    read.unwrap_or_else(|error| std::panic::panic_any(error))
-}
-
 /// As (rows, cols, values).
 impl Serialize for Weight {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        (self.rows, self.cols, &self.values()[..]).serialize(serializer)
+        let values = self.read().map_err(serde::ser::Error::custom)?;
+        (self.rows, self.cols, &values[..]).serialize(serializer)
     }
 }
 
@@ -335,9 +369,10 @@ impl<'de> Deserialize<'de> for Weight {
     }
 }
 
-/// Compares shapes and values.
+/// Compares shapes and values. A weight that cannot be read equals no other.
 impl PartialEq for Weight {
     fn eq(&self, other: &Self) -> bool {
-        (self.rows, self.cols) == (other.rows, other.cols) && self.values() == other.values()
+        (self.rows, self.cols) == (other.rows, other.cols)
+            && matches!((self.read(), other.read()), (Ok(own), Ok(others)) if own == others)
     }
 }

@@ -11,6 +11,7 @@ use crate::stages::{Context, StageError};
 use secateur_data::task::{ChoiceQuestion, LikelihoodRequest, Metric, Task};
 use secateur_model::Model;
 use secateur_model::walk::{self, Sequence};
+use secateur_tensor::WeightReadError;
 use secateur_tensor::ops::TokenTarget;
 
 /// Documents that are scored together, between two checks for an interrupt.
@@ -75,7 +76,7 @@ fn score_documents(
             EncodedRequest::encode(request, place, options, tokenizer, max_length)
         })
         .collect::<Result<_, _>>()?;
-    let scores = log_likelihoods(model, &encoded);
+    let scores = log_likelihoods(model, &encoded)?;
     let mut rows = Vec::with_capacity(requests.len());
     for (index, (document, choice, request)) in requests.into_iter().enumerate() {
         let (encoded, (loglikelihood, greedy)) = (&encoded[index], scores[index]);
@@ -105,7 +106,10 @@ fn score_documents(
 /// The log likelihood of each continuation, Σ log p of its tokens, and whether each of its tokens
 /// is the most likely one. A common beginning of several inputs is computed once
 /// (`walk::token_scores`).
-fn log_likelihoods(model: &Model, requests: &[EncodedRequest]) -> Vec<(f64, bool)> {
+fn log_likelihoods(
+    model: &Model,
+    requests: &[EncodedRequest],
+) -> Result<Vec<(f64, bool)>, WeightReadError> {
     let to_sequence = |request: &EncodedRequest| {
         // The last positions of the input predict the continuation.
         let first_position = request.input.len() - request.continuation.len();
@@ -122,12 +126,12 @@ fn log_likelihoods(model: &Model, requests: &[EncodedRequest]) -> Vec<(f64, bool
     };
     let sequences: Vec<Sequence> = requests.iter().map(to_sequence).collect();
     let mut likelihoods = Vec::with_capacity(requests.len());
-    for token_scores in walk::token_scores(model, &sequences) {
+    for token_scores in walk::token_scores(model, &sequences)? {
         let log_likelihood = token_scores.iter().map(|s| s.log_probability).sum();
         let is_greedy = token_scores.iter().all(|s| s.is_greedy);
         likelihoods.push((log_likelihood, is_greedy));
     }
-    likelihoods
+    Ok(likelihoods)
 }
 
 /// The task's metrics with their standard errors, and the share of each document.

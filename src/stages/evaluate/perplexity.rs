@@ -270,7 +270,7 @@ fn window_nlls(
     let windows_per_chunk = (TOKENS_PER_CHUNK / longest).max(1);
     for chunk in windows[done..].chunks(windows_per_chunk) {
         context.checkpoint_or_stop(|| &*measured)?;
-        for token_scores in walk::token_scores(model, chunk) {
+        for token_scores in walk::token_scores(model, chunk)? {
             let log_likelihood: f64 = token_scores.iter().map(|s| s.log_probability).sum();
             measured.window_nlls.push(-log_likelihood);
             bar.step();

@@ -20,7 +20,7 @@ use secateur_model::hooks::BlockHooks;
 use secateur_model::walk;
 use secateur_model::wiring::{BlockTensor, TensorId};
 use secateur_tensor::ops;
-use secateur_tensor::{Activations, AnyTape, Weight};
+use secateur_tensor::{Activations, AnyTape, Weight, WeightReadError};
 
 /// Sequences that are carried forward together, between two checks for an interrupt.
 const CALIBRATION_BATCH: usize = 64;
@@ -51,7 +51,7 @@ impl Criterion for Wanda {
             input,
             |_| true,
             |weight, channel| weight.abs() * channel.norm,
-        );
+        )?;
         Ok(scores.into())
     }
 }
@@ -90,7 +90,7 @@ impl Criterion for Wifv {
             input,
             |is_output| is_output,
             |weight, channel| weight * weight * channel.variance,
-        );
+        )?;
         Ok(CriterionScores {
             groups,
             input_means: inputs.output_matrix_means(),
@@ -168,7 +168,7 @@ impl InputStatistics {
             let output = walk::forward(input.model, batch, |layer, _| InputMomentRecorder {
                 layer,
                 moments: &moments,
-            });
+            })?;
             drop(output);
             batch.iter().for_each(|_| bar.step());
         }
@@ -186,7 +186,7 @@ impl InputStatistics {
         input: &CriterionInput<'_>,
         is_scored: impl Fn(bool) -> bool,
         element: impl Fn(f64, InputChannel) -> f64,
-    ) -> Vec<Vec<MemberScores>> {
+    ) -> Result<Vec<Vec<MemberScores>>, WeightReadError> {
         let group_scores = |group: &Group| {
             let mut scores = Vec::new();
             for (member_index, member) in group.members.iter().enumerate() {
@@ -194,11 +194,11 @@ impl InputStatistics {
                     let (tensor_id, layout) = (member.tensor_id, member.unit_layout);
                     scores.push(MemberScores {
                         member_index,
-                        channels: self.tensor_scores(input.model, tensor_id, layout, &element),
+                        channels: self.tensor_scores(input.model, tensor_id, layout, &element)?,
                     });
                 }
             }
-            scores
+            Ok(scores)
         };
         input.graph.groups.iter().map(group_scores).collect()
     }
@@ -209,17 +209,16 @@ impl InputStatistics {
         tensor_id: TensorId,
         layout: UnitLayout,
         element: impl Fn(f64, InputChannel) -> f64,
-    ) -> Vec<f64> {
+    ) -> Result<Vec<f64>, WeightReadError> {
         let TensorId::Block(layer, tensor) = tensor_id else {
-            return Vec::new();
+            return Ok(Vec::new());
         };
         let channels = self.input_channels(layer, tensor);
         let weight = model.weight(tensor_id);
         // [outputs, inputs]: the column of an element is its input channel
-        let (values, cols) = (weight.values(), weight.cols());
-        reduce_channels(layout, weight.rows(), cols, |index| {
-            element(f64::from(values[index]), channels[index % cols])
-        })
+        let (values, cols) = (weight.read()?, weight.cols());
+        let score = |index: usize| element(f64::from(values[index]), channels[index % cols]);
+        Ok(reduce_channels(layout, weight.rows(), cols, score))
     }
 
     fn input_channels(&self, layer: usize, tensor: BlockTensor) -> Vec<InputChannel> {

@@ -17,7 +17,7 @@ use secateur_model::walk::{self, BackwardOptions, GradientVisitor, Pack, Sequenc
 use secateur_model::wiring::TensorId;
 use secateur_model::{Model, ParameterId};
 use secateur_tensor::ops::{self, GradientQuery, GradientResult};
-use secateur_tensor::{Gradient, Weight};
+use secateur_tensor::{Gradient, Weight, WeightReadError};
 
 mod element;
 mod reduction;
@@ -88,13 +88,13 @@ pub fn taylor_scores(
         interrupt: Some(&context.stop_requested),
         adapters: None,
     };
-    let loss = walk::backward(model, sequences, &options, &mut collector);
+    let loss = walk::backward(model, sequences, &options, &mut collector)?;
     context.check_interrupt()?;
     if !loss.mean.is_finite() {
         return Err(Error::NonFiniteLoss(loss.mean).into());
     }
     tracing::debug!(samples = sequences.len(), loss = loss.mean, "calibration");
-    Ok(collector.into_scores())
+    Ok(collector.into_scores()?)
 }
 
 /// The tensors that a group's members are made of. A whole-tensor member stands for that tensor of every layer.
@@ -140,7 +140,7 @@ pub struct GradientSums {
     pub squares: Option<Gradient>,
 }
 
-/// Scores from gradients that are known already. `samples` is the number of samples in the squares.
+/// Scores of a model in memory from gradients that are known already. `samples` is the number of samples in the squares.
 pub fn scores_from_gradients(
     criterion: TaylorCriterion,
     model: &Model,
@@ -293,11 +293,18 @@ impl GradientCollector<'_> {
         self.reduction.add_sums(tensor, &sums);
     }
 
-    fn into_scores(mut self) -> Vec<Vec<MemberScores>> {
+    fn into_scores(mut self) -> Result<Vec<Vec<MemberScores>>, WeightReadError> {
         for tensor in [TensorId::FinalNorm, TensorId::LmHead, TensorId::Embedding] {
-            self.reduce_tensor(tensor, self.model.weight(tensor));
+            let weight = self.model.weight(tensor);
+            // Sums are complete without the weight.
+            let is_gradient = |result| matches!(result, &GradientResult::Gradient { .. });
+            if self.results.get(&tensor).is_some_and(is_gradient) {
+                self.reduce_tensor(tensor, &weight.to_operand()?);
+            } else {
+                self.reduce_tensor(tensor, weight);
+            }
         }
-        self.reduction.into_scores()
+        Ok(self.reduction.into_scores())
     }
 }
 

@@ -9,7 +9,7 @@ use crate::stages::train::{
 use secateur_model::walk::{self, BackwardOptions};
 use secateur_model::wiring::TensorId;
 use secateur_model::{Model, ParameterId};
-use secateur_tensor::Weight;
+use secateur_tensor::{Weight, WeightReadError};
 
 /// Gradients are scaled down to this global norm.
 const MAX_GRADIENT_NORM: f64 = 1.0;
@@ -82,12 +82,16 @@ impl Trainable for ModelTraining {
         self.model.weight_mut(model_tensor(parameter))
     }
 
-    fn loss_and_gradients(&self, batch: &MicroBatch<'_>, gradients: &mut UpdateGradients) -> f64 {
+    fn loss_and_gradients(
+        &self,
+        batch: &MicroBatch<'_>,
+        gradients: &mut UpdateGradients,
+    ) -> Result<f64, WeightReadError> {
         let options = BackwardOptions {
             memory_limit: Some(self.memory_limit),
             ..BackwardOptions::default()
         };
-        walk::backward(&self.model, batch.sequences, &options, gradients).mean
+        Ok(walk::backward(&self.model, batch.sequences, &options, gradients)?.mean)
     }
 }
 

@@ -11,7 +11,7 @@ use secateur_base::random::Seed;
 use secateur_model::lora::Adapter;
 use secateur_model::walk::{self, BackwardOptions};
 use secateur_model::{Dropout, Factor, Model, ParameterId, TrainedAdapters};
-use secateur_tensor::Weight;
+use secateur_tensor::{Weight, WeightReadError};
 
 /// Adapters beside the matrices of a model.
 pub struct AdapterTraining<'a> {
@@ -103,7 +103,11 @@ impl Trainable for AdapterTraining<'_> {
         }
     }
 
-    fn loss_and_gradients(&self, batch: &MicroBatch<'_>, gradients: &mut UpdateGradients) -> f64 {
+    fn loss_and_gradients(
+        &self,
+        batch: &MicroBatch<'_>,
+        gradients: &mut UpdateGradients,
+    ) -> Result<f64, WeightReadError> {
         let layers = self.adapter.factors.keys().map(|(layer, _)| *layer);
         let options = BackwardOptions {
             lowest_layer: layers.min().unwrap_or(0),
@@ -118,7 +122,7 @@ impl Trainable for AdapterTraining<'_> {
             }),
             ..BackwardOptions::default()
         };
-        walk::backward(self.model, batch.sequences, &options, gradients).mean
+        Ok(walk::backward(self.model, batch.sequences, &options, gradients)?.mean)
     }
 
     fn check_update(&self, update: usize, learning_rate: f64) -> Result<(), StageError> {

@@ -16,7 +16,7 @@ use optimizer::{AdamMoments, AdamStep, clip_factor};
 use secateur_data::row_sampler::RowSampler;
 use secateur_model::ParameterId;
 use secateur_model::walk::Sequence;
-use secateur_tensor::Weight;
+use secateur_tensor::{Weight, WeightReadError};
 
 pub use gradients::UpdateGradients;
 pub use optimizer::{BETA2_DEFAULT, BETA2_PRETRAIN};
@@ -33,7 +33,11 @@ pub trait Trainable {
 
     /// The mean loss over the targets of a micro-batch. Its gradients are added to `gradients`, which is the
     /// visitor of a backward walk.
-    fn loss_and_gradients(&self, batch: &MicroBatch<'_>, gradients: &mut UpdateGradients) -> f64;
+    fn loss_and_gradients(
+        &self,
+        batch: &MicroBatch<'_>,
+        gradients: &mut UpdateGradients,
+    ) -> Result<f64, WeightReadError>;
 
     /// Called after each update, counted from 1, that was made with this learning rate.
     fn check_update(&self, _update: usize, _learning_rate: f64) -> Result<(), StageError> {
@@ -168,10 +172,10 @@ impl<T: Trainable> Trainer<T> {
     /// Makes one update from a batch. Returns the mean loss before it.
     ///
     /// # Errors
-    /// If training diverges or a check of the stage fails.
+    /// If a weight on disk cannot be read, training diverges or a check of the stage fails.
     pub fn run_update(&mut self, batch: &[Sequence]) -> Result<f64, StageError> {
         let update = self.update_rows.len();
-        let (loss, gradients) = self.batch_gradients(batch, update);
+        let (loss, gradients) = self.batch_gradients(batch, update)?;
         let norm = gradients.global_norm();
         if !loss.is_finite() || !norm.is_finite() {
             let update = update + 1;
@@ -191,7 +195,11 @@ impl<T: Trainable> Trainer<T> {
     }
 
     /// The mean loss of a batch and its gradients, one micro-batch at a time.
-    fn batch_gradients(&self, batch: &[Sequence], update: usize) -> (f64, UpdateGradients) {
+    fn batch_gradients(
+        &self,
+        batch: &[Sequence],
+        update: usize,
+    ) -> Result<(f64, UpdateGradients), WeightReadError> {
         let mut gradients = UpdateGradients::new(self.parameters.iter().map(|p| p.id));
         let Some(micro_batch) = self.options.micro_batch else {
             let whole = MicroBatch {
@@ -199,8 +207,8 @@ impl<T: Trainable> Trainer<T> {
                 first_sequence: 0,
                 update,
             };
-            let loss = self.trainable.loss_and_gradients(&whole, &mut gradients);
-            return (loss, gradients);
+            let loss = self.trainable.loss_and_gradients(&whole, &mut gradients)?;
+            return Ok((loss, gradients));
         };
         let all_targets = target_count(batch);
         let mut loss = 0.0;
@@ -215,10 +223,10 @@ impl<T: Trainable> Trainer<T> {
                 update,
             };
             gradients.set_share(targets as f32 / all_targets as f32);
-            let part_loss = self.trainable.loss_and_gradients(&part, &mut gradients);
+            let part_loss = self.trainable.loss_and_gradients(&part, &mut gradients)?;
             loss += part_loss * targets as f64 / all_targets as f64;
         }
-        (loss, gradients)
+        Ok((loss, gradients))
     }
 
     /// Clips the gradients and updates every parameter that has one.

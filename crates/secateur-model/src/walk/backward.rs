@@ -22,7 +22,7 @@ use crate::parameter::ParameterId;
 use crate::wiring::{BlockTensor, TensorId};
 use crate::{Block, Model};
 use secateur_tensor::ops::{self, GradientQuery, GradientRequest, GradientResult};
-use secateur_tensor::{Activations, AnyTape, GradientTape, Weight};
+use secateur_tensor::{Activations, AnyTape, GradientTape, Weight, WeightReadError};
 
 /// Receives what it wants to know about the gradients of the mean loss over all targets. Results arrive pack
 /// by pack, in the order of the packs, so sums over packs have the same bits on any number of threads.
@@ -67,12 +67,15 @@ pub struct Loss {
 
 /// Walks all sequences forward, then backward, and gives the visitor the results of its queries about the
 /// gradients of the mean loss. After an interrupt the loss and the results are incomplete.
+///
+/// # Errors
+/// If a weight on disk cannot be read.
 pub fn backward(
     model: &Model,
     sequences: &[Sequence],
     options: &BackwardOptions<'_>,
     visitor: &mut impl GradientVisitor,
-) -> Loss {
+) -> Result<Loss, WeightReadError> {
     let target_count = sequences.iter().map(|s| s.targets.len()).sum::<usize>();
     let packs = build_packs(model, sequences, options.separate_packs);
     let walk = BackwardWalk {
@@ -80,22 +83,22 @@ pub fn backward(
         options,
         packs: &packs,
     };
-    let (outputs, mut saved) = walk.run_forward(visitor);
+    let (outputs, mut saved) = walk.run_forward(visitor)?;
     if walk.is_interrupted() {
-        return Loss {
+        return Ok(Loss {
             mean: 0.0,
             target_count,
-        };
+        });
     }
-    let (nll, output_gradients) = walk.run_head(outputs, target_count, visitor);
-    let embedding_gradients = walk.run_blocks_backward(output_gradients, &mut saved, visitor);
+    let (nll, output_gradients) = walk.run_head(outputs, target_count, visitor)?;
+    let embedding_gradients = walk.run_blocks_backward(output_gradients, &mut saved, visitor)?;
     if options.lowest_layer == 0 && !walk.is_interrupted() {
-        walk.run_embedding(&embedding_gradients, visitor);
+        walk.run_embedding(&embedding_gradients, visitor)?;
     }
-    Loss {
+    Ok(Loss {
         mean: nll / target_count as f64,
         target_count,
-    }
+    })
 }
 
 struct BackwardWalk<'a> {
@@ -122,13 +125,13 @@ impl<'a> BackwardWalk<'a> {
     fn run_forward(
         &self,
         visitor: &impl GradientVisitor,
-    ) -> (Vec<Activations>, Vec<Vec<SavedForBackward<'a>>>) {
+    ) -> Result<(Vec<Activations>, Vec<Vec<SavedForBackward<'a>>>), WeightReadError> {
         let lowest_layer = self.options.lowest_layer;
         let memory_limit = self.options.memory_limit;
         let lowest_taped = lowest_taped_layer(self.model, self.packs, lowest_layer, memory_limit);
         let mut saved: Vec<Vec<SavedForBackward<'a>>> =
             self.packs.iter().map(|_| Vec::new()).collect();
-        let mut states = embed_packs(self.model, self.packs);
+        let mut states = embed_packs(self.model, self.packs)?;
         for_each_block(self.model, 0..self.model.blocks.len(), |layer, block| {
             for ((pack, state), saved) in self.packs.iter().zip(&mut states).zip(&mut saved) {
                 if layer >= lowest_taped {
@@ -150,8 +153,8 @@ impl<'a> BackwardWalk<'a> {
                 }
             }
             self.continue_or_break()
-        });
-        (states, saved)
+        })?;
+        Ok((states, saved))
     }
 
     /// Step 2. Returns Σ −log p over all targets, and the gradient of each pack's output of the last block.
@@ -160,8 +163,8 @@ impl<'a> BackwardWalk<'a> {
         outputs: Vec<Activations>,
         target_count: usize,
         visitor: &mut impl GradientVisitor,
-    ) -> (f64, Vec<Activations>) {
-        let head = self.model.weight(TensorId::LmHead).to_memory();
+    ) -> Result<(f64, Vec<Activations>), WeightReadError> {
+        let head = self.model.weight(TensorId::LmHead).to_operand()?;
         let _gpu_leases = (head.lease_on_gpu(), self.model.final_norm.lease_on_gpu());
         // L = (1 / targets) · Σ −log p
         let scale = 1.0 / target_count as f32;
@@ -172,7 +175,7 @@ impl<'a> BackwardWalk<'a> {
             nll += pack_nll;
             output_gradients.push(gradient);
         }
-        (nll, output_gradients)
+        Ok((nll, output_gradients))
     }
 
     /// Final norm, head and loss of one pack, and back. `output` and its gradient are (positions, hidden).
@@ -220,7 +223,7 @@ impl<'a> BackwardWalk<'a> {
         mut gradients: Vec<Activations>,
         saved: &mut [Vec<SavedForBackward<'a>>],
         visitor: &mut impl GradientVisitor,
-    ) -> Vec<Activations> {
+    ) -> Result<Vec<Activations>, WeightReadError> {
         let layers = self.options.lowest_layer..self.model.blocks.len();
         for_each_block(self.model, layers.rev(), |layer, block| {
             self.continue_or_break()?;
@@ -233,8 +236,8 @@ impl<'a> BackwardWalk<'a> {
             }
             visitor.finish_block(layer, block);
             ControlFlow::Continue(())
-        });
-        gradients
+        })?;
+        Ok(gradients)
     }
 
     /// One block and one pack: from the gradient of the block's output to that of its input, both
@@ -268,16 +271,21 @@ impl<'a> BackwardWalk<'a> {
     }
 
     /// Step 4.
-    fn run_embedding(&self, gradients: &[Activations], visitor: &mut impl GradientVisitor) {
+    fn run_embedding(
+        &self,
+        gradients: &[Activations],
+        visitor: &mut impl GradientVisitor,
+    ) -> Result<(), WeightReadError> {
         let embedding = ParameterId::Weight(TensorId::Embedding);
         for (pack, gradient) in self.packs.iter().zip(gradients) {
             let Some(query) = visitor.query(embedding, pack) else {
                 continue;
             };
             let weight = &self.model.embedding;
-            let result = ops::embedding_gradient(weight, query, &pack.ids, gradient);
+            let result = ops::embedding_gradient(weight, query, &pack.ids, gradient)?;
             visitor.receive(embedding, pack, result);
         }
+        Ok(())
     }
 
     fn block_output<T: AnyTape>(

@@ -11,7 +11,7 @@ use crate::Model;
 use crate::hooks::NoHooks;
 use crate::wiring::{BlockTensor, TensorId};
 use secateur_tensor::ops::{self, KvCache, RotaryTables, SequenceSpan};
-use secateur_tensor::{Activations, PACK_TOKENS, Weight};
+use secateur_tensor::{Activations, PACK_TOKENS, Weight, WeightReadError};
 
 /// Sequences that are extended step by step. On the CPU the logits have the same bits as if the sequence were
 /// read at once, and alone.
@@ -39,25 +39,31 @@ impl<'m> Decoder<'m> {
     /// Appends tokens, at least one, to some sequences, each given by its number. Returns the logits of each
     /// one's next token, (vocabulary), in the order of `extensions`.
     ///
+    /// # Errors
+    /// If a weight on disk cannot be read; the decoder is then of no further use.
+    ///
     /// # Panics
     /// If a sequence becomes longer than the `positions` of [`Decoder::new`].
-    pub fn extend_sequences(&mut self, extensions: &[(usize, Vec<u32>)]) -> Vec<Vec<f32>> {
+    pub fn extend_sequences(
+        &mut self,
+        extensions: &[(usize, Vec<u32>)],
+    ) -> Result<Vec<Vec<f32>>, WeightReadError> {
         let model = self.model;
         let packs = self.build_packs(extensions);
-        let mut states = embed_packs(model, &packs);
+        let mut states = embed_packs(model, &packs)?;
         for_each_block(model, 0..model.blocks.len(), |layer, block| {
             for (pack, state) in packs.iter().zip(&mut states) {
                 let settings = block_settings(model, pack, Some(&self.kv_caches[layer]));
                 *state = block.forward(state.clone(), &settings, &NoHooks);
             }
             ControlFlow::Continue(())
-        });
-        let head = model.weight(TensorId::LmHead).to_memory();
+        })?;
+        let head = model.weight(TensorId::LmHead).to_operand()?;
         let _gpu_leases = (head.lease_on_gpu(), model.final_norm.lease_on_gpu());
         let pack_outputs = packs.iter().zip(states);
-        pack_outputs
-            .flat_map(|(pack, output)| next_token_logits(model, &head, pack, &output))
-            .collect()
+        let logits =
+            pack_outputs.flat_map(|(pack, output)| next_token_logits(model, &head, pack, &output));
+        Ok(logits.collect())
     }
 
     /// Packs of as many sequences as fit.

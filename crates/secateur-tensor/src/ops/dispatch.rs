@@ -1,5 +1,6 @@
 //! The operations as the models call them. Each call goes to the implementation for the device that
-//! holds its activations.
+//! holds its activations. The weights are in memory or on the GPU; only [`embed`] reads a weight on
+//! disk.
 
 use super::adapter::AdapterInput;
 use super::gradient_query::GradientRequest;
@@ -9,7 +10,7 @@ use super::token_loss::{LossAndGradient, TokenScore, TokenTarget};
 use super::{cpu, gpu};
 use crate::activations::{Activations, CpuActivations};
 use crate::tape::{AnyTape, GradientTape};
-use crate::weight::Weight;
+use crate::weight::{Weight, WeightReadError};
 
 /// y = x · Wᵀ. x is (positions, inputs), W is (outputs, inputs), y is (positions, outputs).
 pub fn linear<T: AnyTape>(
@@ -134,13 +135,17 @@ pub fn attention<T: AnyTape>(
 
 /// The rows of the embedding with these ids: (positions, width).
 ///
+/// # Errors
+/// If the embedding is on disk and its rows cannot be read.
+///
 /// # Panics
 /// If an id is not in the vocabulary.
-pub fn embed(weight: &Weight, ids: &[u32]) -> Activations {
+pub fn embed(weight: &Weight, ids: &[u32]) -> Result<Activations, WeightReadError> {
     // The rows are read from the CPU's memory or from disk, so the embedding takes no memory on a
     // GPU.
     let rows: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
-    Activations::new(weight.gather_rows(&rows), ids.len(), weight.cols())
+    let values = weight.read_rows(&rows)?;
+    Ok(Activations::new(values, ids.len(), weight.cols()))
 }
 
 /// Some rows, in the order given.

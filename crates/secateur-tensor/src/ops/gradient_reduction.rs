@@ -6,9 +6,10 @@ use super::gradient_query::{
 use super::{cpu, gpu};
 use crate::activations::{Activations, Gradient};
 use crate::gpu::GpuMatrix;
-use crate::weight::Weight;
+use crate::weight::{Weight, WeightReadError};
 
-/// The sums of score(W, G, S) over the rows and the columns. All matrices have the weight's shape.
+/// The sums of score(W, G, S) over the rows and the columns. All matrices have the weight's shape;
+/// the weight is in memory or on the GPU.
 pub fn axis_sums(
     weight: &Weight,
     gradient: &Gradient,
@@ -18,7 +19,7 @@ pub fn axis_sums(
 ) -> AxisSums {
     match (gradient, squares) {
         (Activations::Cpu(gradient), None) => cpu::axis_sums(
-            &weight.values(),
+            weight.values(),
             gradient.values(),
             &[],
             weight.cols(),
@@ -26,7 +27,7 @@ pub fn axis_sums(
             score,
         ),
         (Activations::Cpu(gradient), Some(Activations::Cpu(squares))) => cpu::axis_sums(
-            &weight.values(),
+            weight.values(),
             gradient.values(),
             squares.values(),
             weight.cols(),
@@ -97,24 +98,34 @@ impl ElementScore for WeightTimesGradient {
 
 /// The result of a query for the embedding's gradient. `ids` are the tokens of a pack, `delta` is
 /// the gradient of their embedded rows, (positions, hidden).
+///
+/// # Errors
+/// If the query needs values of an embedding on disk and they cannot be read.
 pub fn embedding_gradient(
     embedding: &Weight,
     query: GradientQuery,
     ids: &[u32],
     delta: &Activations,
-) -> GradientResult {
+) -> Result<GradientResult, WeightReadError> {
     let delta = delta.values();
-    if let Some(sums) = cpu::embedding_column_sums(embedding, &query, ids, &delta) {
-        return GradientResult::Sums(sums);
+    if let Some(sums) = cpu::embedding_column_sums(embedding, &query, ids, &delta)? {
+        return Ok(GradientResult::Sums(sums));
     }
     let (gradient, squares) = cpu::embedding_gradient(embedding, &query, ids, &delta);
     // `Gradient::new` puts it on the device that holds the head's gradient: a tied weight's two are
     // added.
     let to_gradient = |values| Gradient::new(values, embedding.rows(), embedding.cols());
-    reduce(
+    let scored_weight = match query {
+        GradientQuery::WeightTimesGradientSums(_) | GradientQuery::ElementScoreSums { .. } => {
+            embedding.to_operand()?
+        }
+        // G alone needs no values of the weight.
+        GradientQuery::Gradient | GradientQuery::GradientAndSampleSquares(_) => embedding.clone(),
+    };
+    Ok(reduce(
         &query,
-        embedding,
+        &scored_weight,
         to_gradient(gradient),
         squares.map(to_gradient),
-    )
+    ))
 }

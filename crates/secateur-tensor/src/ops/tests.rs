@@ -77,7 +77,7 @@ fn reference_matrix(x: &Activations) -> Matrix {
 }
 
 fn reference_weight(weight: &Weight) -> Matrix {
-    dfdx_cpu().tensor_from_vec(weight.values().into_owned(), (weight.rows(), weight.cols()))
+    dfdx_cpu().tensor_from_vec(weight.values().to_vec(), (weight.rows(), weight.cols()))
 }
 
 /// Runs a tape of dfdx's operations backward from the gradient `upstream` of `y`.

@@ -6,35 +6,35 @@ use std::ops::Range;
 
 use super::gradient::accumulate_sample_gradient;
 use crate::ops::gradient_query::{AxisSums, GradientQuery};
-use crate::weight::Weight;
+use crate::weight::{Weight, WeightReadError};
 
 /// Computes the column sums of W∘G without G: Σ_r W[r,c]·G[r,c] = Σ_t x[t,c]·δ[t,c], where
 /// x[t] = W[ids[t]] is the embedded token and δ, (positions, hidden), the gradient of x. None for
-/// any query but column sums of W∘G.
+/// any query but column sums of W∘G. Reads the rows of an embedding on disk, so it can fail.
 pub(crate) fn embedding_column_sums(
     embedding: &Weight,
     query: &GradientQuery,
     ids: &[u32],
     delta: &[f32],
-) -> Option<AxisSums> {
+) -> Result<Option<AxisSums>, WeightReadError> {
     match query {
         GradientQuery::WeightTimesGradientSums(axes) if !axes.rows => {}
-        _ => return None,
+        _ => return Ok(None),
     }
     let width = embedding.cols();
     let rows: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
     // (positions, hidden)
-    let x = embedding.gather_rows(&rows);
+    let x = embedding.read_rows(&rows)?;
     let mut cols = vec![0.0; width];
     for (x, delta) in x.chunks_exact(width).zip(delta.chunks_exact(width)) {
         for ((sum, x), delta) in cols.iter_mut().zip(x).zip(delta) {
             *sum += f64::from(*x) * f64::from(*delta);
         }
     }
-    Some(AxisSums {
+    Ok(Some(AxisSums {
         rows: Vec::new(),
         cols,
-    })
+    }))
 }
 
 /// G, (vocabulary, hidden), and the squares S if the query names samples.
