@@ -3,7 +3,7 @@
 //! A stage builds a [`Table`] from its rows with [`Table::from_rows`]: one column for each field of
 //! the struct, in the order of the fields. Rust types become these Parquet types:
 //! `String` string, `u32`/`u64` unsigned integers, `f64` double, `bool` boolean, `Option` nullable.
-//! NaN and infinities are refused with the names of the table and the column.
+//! A NaN or an infinity is an error, which names the table, the column and the row.
 //!
 //! The table of a variant is written by [`write_parts`] from the tables of one or more steps, with
 //! three columns in front that are the same for all rows of a step:

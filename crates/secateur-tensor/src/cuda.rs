@@ -115,7 +115,8 @@ fn driver_error(error: result::DriverError) -> DeviceError {
     DeviceError::DriverFailed(format!("{error:?}"))
 }
 
-/// Pins host memory. If the driver refuses, copies from it are slower, and nothing else changes.
+/// Pins host memory. If the driver returns an error, copies from the memory are slower, and nothing
+/// else changes.
 pub(crate) fn pin<E>(memory: &[E]) {
     #[expect(unsafe_code, reason = "registers memory with the driver")]
     // SAFETY: the owner of the memory calls `unpin` before it moves or frees it.
