@@ -5,7 +5,8 @@
 //! ```sh
 //! cargo run --release --example random_model -- /tmp/110m --shape 110m
 //! cargo run --release --example random_model -- /tmp/7b --shape 7b --half
-//! cargo run --release --example random_model -- /tmp/own --hidden 512 --mlp 1376 --layers 4 --heads 8 --keys 8 --vocabulary 512
+//! cargo run --release --example random_model -- /tmp/own --hidden 512 --mlp 1376 --layers 4 \
+//!     --heads 8 --keys 8 --vocabulary 512
 //! ```
 
 use std::borrow::Cow;
@@ -67,11 +68,15 @@ enum PredefinedShape {
     Billion7,
 }
 
+/// The sizes of a LLaMA model.
 struct Shape {
     hidden: usize,
+    /// Channels of the MLP.
     mlp: usize,
     layers: usize,
+    /// Query heads.
     heads: usize,
+    /// Key/value heads.
     keys: usize,
     vocabulary: usize,
     tied: bool,
@@ -196,10 +201,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     write_weights(&arguments, &shape, seed)?;
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-        "hidden_size": shape.hidden, "intermediate_size": shape.mlp, "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads, "num_key_value_heads": shape.keys, "vocab_size": shape.vocabulary,
-        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": shape.tied,
-        "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": if arguments.half { "float16" } else { "float32" },
+        "hidden_size": shape.hidden, "intermediate_size": shape.mlp,
+        "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.keys, "vocab_size": shape.vocabulary,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "tie_word_embeddings": shape.tied, "bos_token_id": 1, "eos_token_id": 2,
+        "torch_dtype": if arguments.half { "float16" } else { "float32" },
     });
     std::fs::write(
         folder.join("config.json"),

@@ -58,7 +58,7 @@ struct Arguments {
     #[arg(long)]
     length: Option<usize>,
     /// `[run] device`.
-    #[arg(long, default_value = "cpu", value_parser = |text: &str| text.parse::<Device>().map_err(|()| "no device"))]
+    #[arg(long, default_value = "cpu", value_parser = parse_device)]
     device: Device,
     /// `load.precision`.
     #[arg(long, default_value = "f32", value_parser = ["f32", "f16"])]
@@ -71,13 +71,24 @@ struct Arguments {
     times: Vec<usize>,
 }
 
+fn parse_device(text: &str) -> Result<Device, &'static str> {
+    text.parse().map_err(|()| "no device")
+}
+
+/// What is timed.
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Job {
+    /// Forward and backward of one block with random weights.
     Block,
+    /// The scores of all tokens of the rows.
     Forward,
+    /// The importance `taylor = "vector"`.
     Vector,
+    /// The importance `taylor = "element-first"`.
     ElementFirst,
+    /// The importance `taylor = "element-mixed"`.
     ElementMixed,
+    /// One update of LoRA adapters on all rows.
     Lora,
 }
 
@@ -165,7 +176,7 @@ fn time_block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
         rotary: Arc::new(model.rotary_tables(128)),
     };
     median_seconds(times, || {
-        let slots = GradientRequests::from_queries(
+        let requests = GradientRequests::from_queries(
             family
                 .block_tensor_ids()
                 .map(|tensor| (tensor, ops::GradientQuery::Gradient)),
@@ -176,10 +187,10 @@ fn time_block(width: usize, times: &[usize]) -> Result<f64, Box<dyn Error>> {
             layout: &layout,
             kv_cache: None,
         };
-        let y = block.forward(x.with_gradient_tape(), &settings, &slots);
+        let y = block.forward(x.with_gradient_tape(), &settings, &requests);
         let upstream = Activations::new(vec![1.0; 1024 * width], 1024, width);
         std::hint::black_box(ops::backward(y, upstream, &x));
-        std::hint::black_box(slots.into_results().count());
+        std::hint::black_box(requests.into_results().count());
         Ok(())
     })
 }
@@ -235,9 +246,9 @@ fn time_products(
                     continue;
                 }
                 // LoRA's base weights and the head are frozen.
-                let slot = (arguments.job != Job::Lora && !std::ptr::eq(*w, head))
+                let request = (arguments.job != Job::Lora && !std::ptr::eq(*w, head))
                     .then(ops::GradientRequest::for_gradient);
-                let y = ops::linear(x.with_gradient_tape(), w, slot.as_ref());
+                let y = ops::linear(x.with_gradient_tape(), w, request.as_ref());
                 let output_gradient = activations[&(rows, w.rows())].clone();
                 last_result = Some(ops::backward(y, output_gradient, x));
             }
@@ -296,7 +307,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         stop_requested: Arc::default(),
     };
     let seconds = match arguments.job {
-        // Handled above: it needs no model.
+        // `Job::Block` has returned above.
         Job::Block => 0.0,
         Job::Forward => {
             let rows = read_or_draw_rows(&folder, &arguments, &model)?;
@@ -325,7 +336,10 @@ fn main() -> Result<(), Box<dyn Error>> {
                 std::fs::write(drawn_corpus.path(), lines)?;
                 corpus = drawn_corpus.path().to_owned();
             }
-            let options = json!({ "method": "taylor", "taylor": form, "corpus": corpus, "sample": "file", "samples": 1 << 20 });
+            let options = json!({
+                "method": "taylor", "taylor": form,
+                "corpus": corpus, "sample": "file", "samples": 1 << 20,
+            });
             let options = serde_json::from_value(options)?;
             median_seconds(&arguments.times, || {
                 std::hint::black_box(importance::run(&options, &context, &model, &graph)?);
@@ -335,7 +349,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         Job::Lora => {
             let rows = read_or_draw_rows(&folder, &arguments, &model)?;
             let options = json!({
-                "corpus": "", "rank": 8, "batch": 8, "dropout": 0.0, "duration": { "updates": 100 }, "warmup": 0,
+                "corpus": "", "rank": 8, "batch": 8, "dropout": 0.0,
+                "duration": { "updates": 100 }, "warmup": 0,
             });
             let options = serde_json::from_value(options)?;
             let targets: Vec<BlockTensor> = model.family.matrices().collect();

@@ -388,7 +388,7 @@ fn document(random: &mut Random) -> String {
     }
 }
 
-/// Words, then the same words again, forward or backward. Teaches a model to look up earlier words.
+/// Words, then the same words again, forward or backward: a model learns to copy earlier words.
 fn repeated_words(random: &mut Random) -> String {
     let mut words: Vec<&str> = Vec::new();
     let word_count = 6 + random.below(10);
@@ -499,12 +499,12 @@ fn boolq(random: &mut Random, row_count: usize) -> String {
     let mut rows = String::new();
     for i in 0..row_count {
         let yes = i % 2 == 1;
-        let (facts, asked) = boolq_question(random, yes);
+        let (facts, asked_fact) = boolq_question(random, yes);
         let _ = writeln!(
             rows,
             "{{\"passage\": \"{}\", \"question\": \"{}\", \"label\": {}}}",
             sentences(&facts),
-            asked.question(),
+            asked_fact.question(),
             u8::from(yes)
         );
     }
@@ -516,10 +516,10 @@ fn boolq(random: &mut Random, row_count: usize) -> String {
 fn boolq_question(random: &mut Random, yes: bool) -> (Vec<Fact>, Fact) {
     loop {
         let facts = passage(random, 4, 2, true);
-        if let Some(asked) = question(random, &facts, yes, true)
-            && asked.relation != Relation::Has
+        if let Some(asked_fact) = question(random, &facts, yes, true)
+            && asked_fact.relation != Relation::Has
         {
-            return (facts, asked);
+            return (facts, asked_fact);
         }
     }
 }

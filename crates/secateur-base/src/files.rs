@@ -12,7 +12,7 @@
 //! | `fingerprint` | length and hash of a file |
 //! | `tree` | listing and copying a folder with its subfolders |
 //! | `permissions` | making finished files readable by other users |
-//! | `names` | reserved beginnings of names |
+//! | `names` | reserved names and prefixes of names |
 //! | `error` | the error type |
 
 mod atomic_write;

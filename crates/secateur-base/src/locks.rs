@@ -3,11 +3,12 @@
 //! The locks are advisory locks of the operating system on empty files. The system releases them
 //! when a process ends, in whatever way, so no stale lock has to be detected. The protocol:
 //!
-//! - `<folder>/.lock` is held *shared* by every process that works in the folder, for as long as its
-//!   [`SharedFolder`] lives. A process that obtains it *exclusively* on entering knows that it is
-//!   alone: then, and only then, unfinished files belong to a killed process and may be removed.
+//! - `<folder>/.lock` is held *shared* by every process that works in the folder, until its
+//!   [`SharedFolder`] is dropped. A process that obtains it *exclusively* when it opens the folder
+//!   is the only one in it: then, and only then, unfinished files belong to a killed process and
+//!   may be removed.
 //! - `<folder>/.locks/<name>` is held *exclusively* by the process that works on the item `<name>`,
-//!   for as long as its [`Claim`] lives.
+//!   until its [`Claim`] is dropped.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -81,7 +81,8 @@ pub fn available_bytes() -> u64 {
     let Some(limits) = system.cgroup_limits() else {
         return machine_available;
     };
-    // `rss`, not the group's total use: the kernel gives the file cache back when memory is short.
+    // `rss`, not the group's total use: that includes cached files, whose memory the kernel frees
+    // when it is needed.
     let group_available = limits.total_memory.saturating_sub(limits.rss);
     group_available.min(machine_available)
 }

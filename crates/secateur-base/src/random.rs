@@ -33,7 +33,7 @@ impl Seed {
         Self::from_u64(run_seed).derive(&format!("{stage_type} {occurrence}"))
     }
 
-    /// The seed of a part: a stage (`importance 0`), a purpose (`windows`), a step.
+    /// The seed for a named part: a stage (`importance 0`), a purpose (`windows`), a step.
     pub fn derive(&self, name: &str) -> Self {
         Self(*blake3::keyed_hash(&self.0, name.as_bytes()).as_bytes())
     }

@@ -1,6 +1,6 @@
 //! Suggestions for misspelled names ("did you mean").
 
-/// Below this Jaro-Winkler similarity (0 to 1) a name is no likely misspelling of another.
+/// Up to this Jaro-Winkler similarity (0 to 1) a name is not suggested in place of another.
 const SIMILARITY_THRESHOLD: f64 = 0.75;
 
 /// Returns the choice that is most similar to `misspelled`, or `None` if no choice is similar.

@@ -12,7 +12,7 @@ use secateur_base::random::Seed;
 /// one prediction counts in the loss.
 pub struct RowSampler {
     rows: Vec<TokenRow>,
-    /// Indices into `rows` in the order of the present pass.
+    /// Indices into `rows` in the order of the current pass.
     order: Vec<usize>,
     /// Index into `order` of the next row. Equal to its length at the end of a pass.
     position: usize,

@@ -2,7 +2,7 @@
 //! multiple-choice question or a text whose perplexity is measured. The templates of the published
 //! data sets are those of lm-evaluation-harness ("the harness").
 //!
-//! The way from a file to questions, with the file that does each step:
+//! The steps from a task file to questions or texts, and the source file of each:
 //!
 //! | step | file |
 //! |---|---|

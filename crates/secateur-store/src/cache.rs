@@ -1,24 +1,26 @@
 //! The cache of products. What a stage makes is stored under its key, a hash of everything that its
-//! outcome depends on, so that equal work is done once: in other variants of a sweep and in later
-//! runs.
+//! outcome depends on. Other variants of a sweep and later runs that need the same product read it
+//! instead of making it again.
 //!
 //! ```text
-//! <cache>/<key>/entry.json            the manifest: stage, options, cost, fingerprint of every other file
+//! <cache>/<key>/entry.json            the manifest: stage, options, cost, fingerprints of files
 //! <cache>/<key>/tables/NAME.parquet   the rows that the stage measured
-//! <cache>/<key>/written/…             files that the stage writes beside its tables: `hf/`, `adapter/`, `plan.json`
-//! <cache>/<key>/product, model/       the values for later stages, where they cannot be computed faster
+//! <cache>/<key>/written/…             other files that the stage writes: `hf/`, `plan.json`, …
+//! <cache>/<key>/product, model/       the values for later stages, if computing them takes longer
+//!                                     than reading them
 //! <cache>/<key>.state                 the checkpoint of an interrupted stage
 //! <cache>/.lock, .locks/<key>         locks, see `secateur_base::locks`
 //! ```
 //!
 //! Several runs can use a cache folder at the same time. The protocol for one key:
 //!
-//! 1. [`ProductCache::wait_for_claim`] claims the key. Until the claim is dropped no other run makes,
-//!    reads or removes this product.
+//! 1. [`ProductCache::wait_for_claim`] claims the key. Until the claim is dropped no other run
+//!    makes, reads or removes this product.
 //! 2. [`ProductCache::get`] verifies the product and returns it. A damaged one is removed.
 //! 3. If there is none, the stage works in a [`ProductDraft`], a folder with a temporary name, and
 //!    [`ProductCache::store`] moves the complete folder to its key in one step.
-//! 4. The claim is held until every later stage has read what it needs from the product, then dropped.
+//! 4. The claim is held until every later stage has read what it needs from the product, then
+//!    dropped.
 //!
 //! A killed run loses its claims with its process. What it leaves is either a complete product or a
 //! folder with a temporary name, which the next run that is alone in the cache removes.
@@ -62,8 +64,8 @@ pub struct ProductCache {
     folder: SharedFolder,
     /// Above this many bytes [`ProductCache::trim`] removes products.
     limit_bytes: u64,
-    /// The bytes of all products: those found on opening and the changes by this run. Other runs'
-    /// changes are seen when trimming.
+    /// The bytes of all products: those found when the cache was opened, and the changes by this
+    /// run. Changes by other runs are counted when the cache is trimmed.
     stored_bytes: AtomicU64,
 }
 
@@ -189,7 +191,8 @@ impl ProductCache {
         drop(fs::remove_file(checkpoint_path));
         self.stored_bytes
             .fetch_add(manifest.total_bytes(), Ordering::Relaxed);
-        // At most what is counted: an unsigned counter must not wrap around.
+        // The counter may be smaller than the replaced product, because `trim_to` resets it; an
+        // unsigned counter must not wrap around.
         let subtracted = replaced_bytes.min(self.stored_bytes.load(Ordering::Relaxed));
         self.stored_bytes.fetch_sub(subtracted, Ordering::Relaxed);
         Ok(StoredProduct {

@@ -5,7 +5,7 @@
 //! | [`tables`] | rows of plain structs as Parquet files |
 //! | [`cache`] | what stages made, stored under a key and verified by hashes |
 //!
-//! The crate knows neither stages nor models: a product is a folder of files with a manifest.
+//! The crate does not depend on stages or models: a product is a folder of files with a manifest.
 //!
 //! ```
 //! use secateur_store::tables::Table;

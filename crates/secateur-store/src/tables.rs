@@ -3,7 +3,7 @@
 //! A stage builds a [`Table`] from its rows with [`Table::from_rows`]: one column for each field of
 //! the struct, in the order of the fields. Rust types become these Parquet types:
 //! `String` string, `u32`/`u64` unsigned integers, `f64` double, `bool` boolean, `Option` nullable.
-//! NaN and infinities are refused with the names of the table and the column.
+//! A NaN or an infinity is an error, which names the table, the column and the row.
 //!
 //! The table of a variant is written by [`write_parts`] from the tables of one or more steps, with
 //! three columns in front that are the same for all rows of a step:
@@ -86,8 +86,8 @@ impl Table {
             table: name.to_owned(),
             message: error.to_string(),
         };
-        // 32-bit offsets instead of serde_arrow's default of 64: the plain types that every reader
-        // knows.
+        // Strings and lists with 32-bit offsets, not serde_arrow's default of 64: every reader of
+        // Parquet supports these types.
         let options = TracingOptions::default()
             .strings_as_large_utf8(false)
             .sequence_as_large_list(false);
@@ -155,9 +155,9 @@ impl Table {
     }
 }
 
-/// Writes the table `name` of a variant: the parts below one another, each with the columns
-/// `variant`, `step` and `stage` in front. `parts` is not empty. The same parts give the same
-/// bytes.
+/// Writes the table `name` of a variant: the rows of all parts, one part after another, with the
+/// columns `variant`, `step` and `stage` in front. `parts` is not empty. The same parts give the
+/// same bytes.
 ///
 /// # Errors
 /// If the parts have different columns, or the file cannot be written.

@@ -13,9 +13,9 @@ mod gpu_activations;
 pub(crate) use cpu_activations::{CpuActivations, SavedActivations, dfdx_cpu};
 pub(crate) use gpu_activations::{GpuActivations, with_gradient_store};
 
-/// Tokens of a pack, the unit of work of one operation. Larger packs let matrix products read each weight
-/// from memory less often; smaller packs keep a block's activations small. Gradients are added pack by
-/// pack, so results depend on this number.
+/// Tokens of a pack, the unit of work of one operation. Larger packs let matrix products read each
+/// weight from memory less often; smaller packs keep a block's activations small. Gradients are
+/// added pack by pack, so results depend on this number.
 pub const PACK_TOKENS: usize = 2048;
 
 /// Activations, (positions, width), in the memory of the CPU or of the GPU.
@@ -77,8 +77,9 @@ impl<T> Activations<T> {
         }
     }
 
-    /// The same activations with an empty tape. Their gradients are added: an operation that reads them
-    /// several times takes one tape from each reader and merges them.
+    /// The same activations with an empty tape. If several operations read the same activations,
+    /// each gets such a copy; the gradients from all of them are added. The tapes are merged by the
+    /// operations that take their outputs together.
     pub fn with_empty_tape<U: AnyTape>(&self) -> Activations<U> {
         match self {
             Self::Cpu(x) => Activations::Cpu(x.with_empty_tape()),

@@ -1,4 +1,5 @@
-//! What the crate does with NVIDIA's driver beside dfdx: find a GPU, measure its memory, pin host memory.
+//! Calls of NVIDIA's driver that dfdx does not offer: finding a GPU, measuring its memory, pinning
+//! host memory.
 
 use std::ffi::CStr;
 
@@ -20,10 +21,7 @@ pub(crate) fn check_gpu(number: usize) -> Result<(), DeviceError> {
     if number < found {
         Ok(())
     } else {
-        Err(DeviceError::NoSuchGpu {
-            asked: number,
-            found,
-        })
+        Err(DeviceError::NoSuchGpu { number, found })
     }
 }
 
@@ -36,8 +34,9 @@ pub(crate) fn total_memory(number: usize) -> Option<u64> {
     bytes.ok().map(|bytes| bytes as u64)
 }
 
-/// Opens the GPU of this number, and returns the bytes of its memory that this process may use: nine tenths
-/// of what is free. A small product is computed, so that a GPU that cannot be used is found now.
+/// Opens the GPU of this number, and returns the bytes of its memory that this process may use:
+/// nine tenths of what is free. A small product is computed, so that a GPU that cannot be used is
+/// found now.
 pub(crate) fn open_gpu(number: usize) -> Result<(Option<Cuda>, u64), DeviceError> {
     let unusable = |error: &dyn std::fmt::Debug| DeviceError::Unusable(format!("{error:?}"));
     let device = Cuda::try_build(number, 0).map_err(|error| unusable(&error))?;
@@ -60,8 +59,8 @@ pub(crate) fn open_gpu(number: usize) -> Result<(Option<Cuda>, u64), DeviceError
     Ok((Some(device), free as u64 / 10 * 9))
 }
 
-/// Lets the driver keep freed memory for the next allocation. By default it returns the memory to the system
-/// at each synchronisation, and allocating it again takes long.
+/// Lets the driver keep freed memory for the next allocation. By default it returns the memory to
+/// the system at each synchronisation, and allocating it again takes long.
 fn retain_freed_memory(number: usize) {
     let Ok(device) = result::device::get(number as i32) else {
         return;
@@ -116,7 +115,8 @@ fn driver_error(error: result::DriverError) -> DeviceError {
     DeviceError::DriverFailed(format!("{error:?}"))
 }
 
-/// Pins host memory. If the driver refuses, copies from it are slower, and nothing else changes.
+/// Pins host memory. If the driver returns an error, copies from the memory are slower, and nothing
+/// else changes.
 pub(crate) fn pin<E>(memory: &[E]) {
     #[expect(unsafe_code, reason = "registers memory with the driver")]
     // SAFETY: the owner of the memory calls `unpin` before it moves or frees it.

@@ -36,8 +36,8 @@ pub enum DeviceError {
     DriverFailed(String),
     #[error("the GPU exists but cannot be used: {0}")]
     Unusable(String),
-    #[error("there is no GPU {asked}: the machine has {found}, counted from 0")]
-    NoSuchGpu { asked: usize, found: usize },
+    #[error("there is no GPU {number}: the machine has {found}, counted from 0")]
+    NoSuchGpu { number: usize, found: usize },
 }
 
 impl DeviceError {
@@ -47,11 +47,13 @@ impl DeviceError {
             Self::BuiltWithoutCuda => "build it with --features cuda, or write device = \"cpu\"",
             Self::BuiltOnlyForCuda => "build it without --features cuda, or write device = \"cpu\"",
             Self::LibraryNotLoaded { .. } => {
-                "install NVIDIA's driver and the libraries of CUDA (see the README), or write device = \"cpu\""
+                "install NVIDIA's driver and the libraries of CUDA (see the README), or write \
+                 device = \"cpu\""
             }
             Self::DriverFailed(_) => "look at what nvidia-smi says, or write device = \"cpu\"",
             Self::Unusable(_) => {
-                "the driver may be older than the program's CUDA (13 needs 580), or the GPU than its CUDA_ARCH; see the README"
+                "the driver may be older than the program's CUDA (13 needs 580), or the GPU than \
+                 its CUDA_ARCH; see the README"
             }
             Self::NoSuchGpu { .. } => {
                 "write the number of a GPU of this machine, as nvidia-smi counts them"

@@ -33,8 +33,8 @@ pub fn resolve_device(device: Device) -> Result<Device, DeviceError> {
     }
 }
 
-/// The GPU's name and the version of cuBLAS: results may differ in their last bits between two GPUs whose
-/// descriptions differ. None for the CPU.
+/// The GPU's name and the version of cuBLAS: results may differ in their last bits between two GPUs
+/// whose descriptions differ. None for the CPU.
 pub fn device_description(device: Device) -> Option<String> {
     match resolve_device(device) {
         Ok(Device::Cuda(number)) => Some(gpu_description(number)),
@@ -64,7 +64,7 @@ pub fn select_device(device: Device) -> Result<(), DeviceError> {
     gpu::set_device(opened);
     MEMORY_LIMIT.set(memory);
     TOTAL_MEMORY.set(total_gpu_memory(resolved));
-    // The other fifth is for activations.
+    // Four fifths of the memory are for weights that stay, the rest is for activations.
     gpu_weight_cache::set_capacity(memory / 5 * 4);
     Ok(())
 }

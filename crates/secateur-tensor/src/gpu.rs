@@ -1,7 +1,7 @@
 //! dfdx's GPU device of the current thread, and its matrices.
 //!
-//! Without the feature `cuda` the same operations run on dfdx's CPU device ([`crate::Device::CpuAsGpu`]),
-//! so that all of them can be tested on any machine.
+//! Without the feature `cuda` the GPU's operations run on dfdx's CPU device
+//! ([`crate::Device::CpuAsGpu`]), so that all of them can be tested on any machine.
 
 use std::cell::RefCell;
 
@@ -51,7 +51,8 @@ pub(crate) fn selected_device() -> Gpu {
     })
 }
 
-/// Checks that the device can convert to half precision: dfdx compiles the kernel when it is first used.
+/// Checks that the device can convert to half precision: dfdx compiles the kernel when it is first
+/// used.
 ///
 /// # Errors
 /// The compiler's message.

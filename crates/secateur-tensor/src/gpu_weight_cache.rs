@@ -1,8 +1,8 @@
 //! Weights in the GPU's memory.
 //!
-//! A weight that is used is uploaded and stays while there is room. One that finds no room is uploaded
-//! again each time its block is computed. A walk uses all blocks in turn, so every weight is needed equally
-//! often, and keeping the first ones saves as many uploads as any other choice.
+//! A weight that is used is uploaded and stays while there is room. One that finds no room is
+//! uploaded again each time its block is computed. A walk uses all blocks in turn, so every weight
+//! is needed equally often, and keeping the first ones saves as many uploads as any other choice.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -44,8 +44,8 @@ type IdentityAddress = usize;
 
 /// A weight that stays.
 struct ResidentWeight {
-    /// Dead once the weight is dropped. It keeps the address of the identity from being reused, so a dead
-    /// entry never matches another weight.
+    /// Dead once the weight is dropped. It keeps the address of the identity from being reused, so
+    /// a dead entry never matches another weight.
     identity: Weak<()>,
     matrix: GpuWeight,
 }
@@ -74,7 +74,7 @@ thread_local! {
     });
 }
 
-/// Sets the bytes that resident weights may take, and drops those that there are.
+/// Sets the bytes that resident weights may take, and drops all resident weights.
 pub fn set_capacity(bytes: u64) {
     GPU_WEIGHT_CACHE.with_borrow_mut(|cache| {
         cache.resident.clear();
@@ -82,8 +82,9 @@ pub fn set_capacity(bytes: u64) {
     });
 }
 
-/// Prepares for a walk that uses these weights: if they find no room beside those of other models, the
-/// others are dropped. Returns whether all of them can stay, and the bytes of those not yet uploaded.
+/// Prepares for a walk that uses these weights: if they find no room beside those of other models,
+/// the others are dropped. Returns whether all of them can stay, and the bytes of those not yet
+/// uploaded.
 pub fn reserve_space<'w>(weights: impl Iterator<Item = &'w Weight>) -> (bool, u64) {
     GPU_WEIGHT_CACHE.with_borrow_mut(|cache| {
         cache.remove_dropped();
@@ -153,8 +154,9 @@ impl Weight {
         GPU_WEIGHT_CACHE.with_borrow(|cache| cache.find(address).is_some())
     }
 
-    /// Uploads the weight, which is in memory or on the GPU already, and keeps it on the GPU until the lease is dropped. None if the current thread
-    /// computes on the CPU, or if the weight is resident and needs no lease.
+    /// Uploads the weight, which is in memory or on the GPU already, and keeps it on the GPU until
+    /// the lease is dropped. None if the current thread computes on the CPU, or if the weight is
+    /// resident and needs no lease.
     pub fn lease_on_gpu(&self) -> Option<GpuLease> {
         if !gpu::is_selected() {
             return None;

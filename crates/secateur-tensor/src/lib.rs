@@ -1,11 +1,12 @@
 //! Tensors, weights and every operation of secateur's models, on the CPU and on a GPU.
 //!
-//! - [`Weight`] is a matrix or vector of parameters: in memory, or in a file and read when an operation
-//!   needs it.
-//! - [`Activations`] are hidden states, (positions, width), on the device of the current thread. The type
-//!   parameter says whether a tape records the operations for a backward pass.
-//! - [`ops`] has the operations. Each has one implementation for the CPU (fused, on plain memory) and one
-//!   for GPUs (composed of dfdx's operations); the call goes to the device that holds its activations.
+//! - [`Weight`] is a matrix or vector of parameters: in memory, or in a file and read when an
+//!   operation needs it.
+//! - [`Activations`] are hidden states, (positions, width), on the device of the current thread.
+//!   The type parameter says whether a tape records the operations for a backward pass.
+//! - [`ops`] has the operations. Each has one implementation for the CPU (fused, on plain memory)
+//!   and one for GPUs (composed of dfdx's operations); the call goes to the device that holds its
+//!   activations.
 //! - [`select_device`] chooses the device of the current thread.
 //!
 //! This is the only crate that depends on dfdx, gemm, pulp and cudarc.
@@ -28,8 +29,6 @@
 //! assert_eq!(request.take_gradient(), Some(vec![3.0, 4.0]));
 //! # Ok::<(), secateur_tensor::DeviceError>(())
 //! ```
-
-#![warn(unreachable_pub)]
 
 mod activations;
 #[cfg(feature = "cuda")]

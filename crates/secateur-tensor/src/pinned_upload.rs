@@ -1,6 +1,6 @@
-//! Copies weights to the GPU through one buffer of pinned host memory: the driver copies from pinned
-//! (page-locked) memory at the full speed of the bus. Values are rounded to half precision on the way into
-//! the buffer.
+//! Copies weights to the GPU through one buffer of pinned host memory: the driver copies from
+//! pinned (page-locked) memory at the full speed of the bus. Values are rounded to half precision
+//! on the way into the buffer.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -34,8 +34,8 @@ pub(crate) fn upload_f16(values: &[f32], shape: (usize, usize)) -> GpuHalfMatrix
     BUFFER.with_borrow_mut(|buffer| buffer.upload(values, shape, round))
 }
 
-/// Host memory that all uploads of one element type use; it grows to the largest weight. Only whole pages
-/// are pinned: a page shared with another allocation could be pinned and freed by either.
+/// Host memory that all uploads of one element type use; it grows to the largest weight. Only whole
+/// pages are pinned: a page shared with another allocation could be pinned and freed by either.
 struct StagingBuffer<E> {
     memory: Vec<E>,
     /// The pinned part of `memory`, in elements.

@@ -1,8 +1,8 @@
 //! A weight: in memory, or in a file until it is read. Clones share what they hold.
 //!
 //! Reading a file can fail, so [`Weight::read`], [`Weight::read_rows`], [`Weight::to_memory`] and
-//! [`Weight::to_operand`] return a [`WeightReadError`]. The operations do no input: they take weights that are
-//! in memory or on the GPU.
+//! [`Weight::to_operand`] return a [`WeightReadError`]. The operations do no input: they take
+//! weights that are in memory or on the GPU.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -19,8 +19,8 @@ pub struct Weight {
     store: WeightStore,
     /// The element type in which a GPU holds it.
     precision: Precision,
-    /// Shared by the clones of a weight, and by no weight with other values or another precision: the key
-    /// of the weight on a GPU.
+    /// Shared by the clones of a weight, and by no weight with other values or another precision:
+    /// the key of the weight on a GPU.
     identity: Arc<()>,
 }
 
@@ -185,7 +185,8 @@ impl Weight {
         self.shared_memory()
     }
 
-    /// The values of a weight in memory, for a backward step that runs later. Panics as [`Weight::values`].
+    /// The values of a weight in memory, for a backward step that runs later. Panics as
+    /// [`Weight::values`].
     pub(crate) fn shared_values(&self) -> Arc<Vec<f32>> {
         self.shared_memory().clone()
     }
@@ -235,7 +236,8 @@ impl Weight {
         })
     }
 
-    /// The weight as operations take it on this thread: as it is if the GPU holds it, otherwise in memory.
+    /// The weight as operations take it on this thread: as it is if the GPU holds it, otherwise in
+    /// memory.
     ///
     /// # Errors
     /// As [`Weight::to_memory`].
@@ -246,7 +248,8 @@ impl Weight {
         }
     }
 
-    /// Changes the values of a weight in memory in place: an optimiser's step. Panics as [`Weight::values`].
+    /// Changes the values of a weight in memory in place: an optimiser's step. Panics as
+    /// [`Weight::values`].
     pub fn update(&mut self, change: impl FnOnce(&mut [f32])) {
         self.identity = Arc::default();
         match &mut self.store {

@@ -1,4 +1,4 @@
-//! The error of every function in this module.
+//! The error type of the module `files`.
 
 use std::path::{Path, PathBuf};
 

@@ -9,7 +9,7 @@ use super::names::{LOCK_FILE_NAME, PARTIAL_PREFIX, REPLACED_PREFIX};
 /// a folder that such a run had moved aside and not yet replaced.
 ///
 /// Subfolders with a lock file of their own are skipped: another process may be working there. A
-/// leftover that cannot be removed is only a warning, because the run does not need its name.
+/// leftover that cannot be removed causes a warning, not an error: no later file needs its name.
 pub(crate) fn remove_leftovers(folder: &Path) {
     // An unreadable folder has no leftovers that this process could remove.
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {

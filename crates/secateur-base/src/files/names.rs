@@ -1,4 +1,4 @@
-//! Reserved beginnings of names: they mark files and folders that are not complete.
+//! Reserved names and prefixes of names. The prefixes mark files and folders that are not complete.
 
 /// Begins the name of a file or folder that is still being written.
 pub(crate) const PARTIAL_PREFIX: &str = ".partial-";

@@ -106,7 +106,8 @@ fn swap_folders(new: &Path, target: &Path) -> std::io::Result<()> {
 }
 
 /// Exchanges the names of two folders in three renames: target → aside, new → target, aside → new.
-/// Between the first two, the name of the old folder says where it belongs.
+/// Between the first two, the old folder's name contains the name of `target`, so that
+/// `remove_leftovers` can move it back.
 fn swap_folders_by_renaming(new: &Path, target: &Path) -> std::io::Result<()> {
     let name = target
         .file_name()

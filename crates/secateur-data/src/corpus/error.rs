@@ -23,23 +23,38 @@ pub enum CorpusError {
     },
     #[error("`{}` holds no document", .0.display())]
     Empty(PathBuf),
-    #[error("`{}` is text, and the model's folder has no tokenizer.json; give rows of token ids instead", .0.display())]
+    #[error(
+        "`{}` is text, and the model's folder has no tokenizer.json; give rows of token ids \
+         instead",
+        .0.display()
+    )]
     NoTokenizer(PathBuf),
     #[error("`{}` holds token ids, and text is needed", .0.display())]
     NotText(PathBuf),
-    #[error("`{}`, document {row}: its {tokens} tokens are more than the model's {positions} positions; write sample = \"random\", or cut it", .path.display())]
+    #[error(
+        "`{}`, document {row}: its {tokens} tokens are more than the model's {positions} \
+         positions; write sample = \"random\", or cut it",
+        .path.display()
+    )]
     DocumentTooLong {
         path: PathBuf,
-        /// From 1.
+        /// The document's number in the file, from 1.
         row: usize,
         tokens: usize,
         positions: usize,
     },
-    #[error("`{}` has nothing to predict: every row has one token, or none that counts", .0.display())]
+    #[error(
+        "`{}` has nothing to predict: every row has one token, or none that counts",
+        .0.display()
+    )]
     NothingToPredict(PathBuf),
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    #[error("`{}` has {found} different windows of {length} tokens in documents longer than that, {requested} are asked for", .path.display())]
+    #[error(
+        "`{}` has {found} different windows of {length} tokens in documents longer than that, \
+         {requested} are asked for",
+        .path.display()
+    )]
     TooFewWindows {
         path: PathBuf,
         found: usize,

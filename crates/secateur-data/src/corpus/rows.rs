@@ -65,7 +65,8 @@ pub fn check_row_lengths(
 /// If the corpus cannot be read, or contains token ids.
 pub fn read_text_documents(source: &CorpusSource) -> Result<Vec<String>, CorpusError> {
     let mut texts = Vec::new();
-    // No token id is out of a vocabulary of this size: ids are refused as such, not by their value.
+    // With this vocabulary size no token id is invalid, so a corpus of ids gets the error `NotText`
+    // below and not one about a single id.
     for document in read_documents(source, usize::MAX)? {
         match document {
             CorpusDocument::Text(text) => texts.push(text),

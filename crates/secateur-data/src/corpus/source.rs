@@ -43,7 +43,7 @@ impl CorpusSource {
             .lines()
             .map_while(Result::ok)
             .find(|line| !line.trim().is_empty());
-        // The row is not parsed: this is a quick look, and a mistake in it is reported on reading.
+        // The row is not parsed here; a mistake in it is reported when the corpus is read.
         !first_row.is_some_and(|row| row.contains("\"ids\""))
     }
 

@@ -10,16 +10,18 @@ use super::source::CorpusSource;
 use super::token_row::TokenRow;
 use secateur_model::tokenizer::Tokenizer;
 
-/// A document that is long enough, and the windows that may be drawn from it.
+/// A document of more tokens than a window, and the starts of the windows that may be drawn from
+/// it.
 struct LongDocument {
     row: TokenRow,
     /// Not empty.
     window_starts: Vec<usize>,
 }
 
-/// Draws `samples` windows of `length` tokens as LLM-Pruner draws its calibration samples: a random
-/// document longer than `length` tokens, then a random start in it. No window is drawn twice, and
-/// in each at least one prediction counts.
+/// Draws `samples` windows of `length` tokens: a random document longer than `length` tokens, then
+/// a random start in it, as LLM-Pruner draws its calibration samples. No window is drawn twice, and
+/// in each at least one prediction counts. (LLM-Pruner also accepts documents of exactly `length`
+/// tokens, and draws from no document twice.)
 ///
 /// Documents are drawn with equal probability, whatever their length, so a window of a short
 /// document is more probable than one of a long document.
@@ -37,7 +39,7 @@ pub fn sample_windows(
     let mut long_documents = Vec::new();
     let mut window_count = 0;
     for row in read_rows(source, tokenizer, vocabulary_size)? {
-        // Longer, not as long: the reference requires a choice of starts.
+        // A document of exactly `length` tokens has one window only, and no start to draw.
         if row.ids.len() <= length {
             continue;
         }

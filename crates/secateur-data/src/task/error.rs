@@ -26,25 +26,41 @@ pub enum TaskError {
         location: Box<FileLocation>,
     },
     #[error(
-        "`{name}` is a published set: its rows are looked for in `{rows}` under run.data, which is not given"
+        "`{name}` is a published set: its rows are looked for in `{rows}` under run.data, which is \
+         not given"
     )]
     NoDataFolder { name: String, rows: String },
-    #[error("cannot read `{}`: the file does not exist, and the split `{split}` is not in {}", .expected.display(), format_paths(.folders))]
+    #[error(
+        "cannot read `{}`: the file does not exist, and the split `{split}` is not in {}",
+        .expected.display(),
+        format_paths(.folders)
+    )]
     SplitNotFound {
         /// The file that is looked for first.
         expected: PathBuf,
         split: String,
         folders: Vec<PathBuf>,
     },
-    #[error("cannot read `{}`: the file does not exist, but other parts of the split do", .0.display())]
+    #[error(
+        "cannot read `{}`: the file does not exist, but other parts of the split do",
+        .0.display()
+    )]
     MissingShard(PathBuf),
-    #[error("the split `{split}` is in several folders of `{}`: {}; name one of them in `published`", .folder.display(), format_paths(.configurations))]
+    #[error(
+        "the split `{split}` is in several folders of `{}`: {}; name one of them in `published`",
+        .folder.display(),
+        format_paths(.configurations)
+    )]
     AmbiguousSplit {
         folder: PathBuf,
         split: String,
         configurations: Vec<PathBuf>,
     },
-    #[error("`{}`, {unit} {number}: {message}{}", .path.display(), format_location(.location.as_deref()))]
+    #[error(
+        "`{}`, {unit} {number}: {message}{}",
+        .path.display(),
+        format_location(.location.as_deref())
+    )]
     InvalidRow {
         path: PathBuf,
         /// `line` or `row`.
@@ -58,7 +74,8 @@ pub enum TaskError {
     #[error("`{}` holds no row", .0.display())]
     NoRows(PathBuf),
     #[error(
-        "{requested} examples are drawn for each question, and there are only {found} rows to draw from"
+        "{requested} examples are drawn for each question, and there are only {found} rows to draw \
+         from"
     )]
     TooFewExamples { requested: usize, found: usize },
     #[error("the task `{0}` has a [text] and no [question]")]

@@ -23,8 +23,8 @@ pub(crate) struct ExampleSource {
     pub(crate) delimiter: String,
 }
 
-/// Draws the examples of one question after another. The draws depend on each other: the generator
-/// runs on from question to question, as in the harness.
+/// Draws the examples of one question after another. The draws depend on each other: one generator
+/// draws for all questions, in their order, as in the harness.
 pub(crate) struct ExampleSampler {
     /// The rows to draw from.
     rows: Vec<TaskRow>,

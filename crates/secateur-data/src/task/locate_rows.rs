@@ -10,7 +10,8 @@ use super::sections::ExamplesSection;
 use super::spanned_message::{SpannedMessage, error_at};
 use crate::InputFile;
 
-/// Follows each few-shot example unless the task file says otherwise, as in lm-evaluation-harness.
+/// The default of `delimiter` in `[examples]`, which follows each few-shot example; that of
+/// lm-evaluation-harness.
 const DEFAULT_DELIMITER: &str = "\n\n";
 
 /// What paths in a task file are relative to.
@@ -50,7 +51,8 @@ impl TaskFile {
             }
             _ => error_at(
                 &self.rows,
-                "rows are `beside` the task file or `published` in a list of folders: write one of the two",
+                "rows are `beside` the task file or `published` in a list of folders: write one of \
+                 the two",
             )?,
         };
         let separator = section.separator.as_ref();
@@ -99,7 +101,8 @@ impl TaskFile {
             if examples.split.is_some() || examples.published.is_some() {
                 error_at(
                     section,
-                    "examples are `beside` the task file, or a `split` of what is `published`: write one of the two",
+                    "examples are `beside` the task file, or a `split` of what is `published`: \
+                     write one of the two",
                 )?;
             }
             return Ok(Some(context.locate_beside(name)));
@@ -126,7 +129,8 @@ impl TaskFile {
             }
             RowSourceLocation::File(_) => error_at(
                 section,
-                "the task's rows are one file, which has no other split: name the examples' file with `beside`",
+                "the task's rows are one file, which has no other split: name the examples' file \
+                 with `beside`",
             )?,
         }
     }

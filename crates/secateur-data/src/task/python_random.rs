@@ -5,8 +5,8 @@
 //!
 //! 1. The generator is the Mersenne Twister MT19937, seeded with `init_by_array`, whose array holds
 //!    the 32-bit words of the integer seed (one word for a `u32`).
-//! 2. `_randbelow(n)` takes the top `n.bit_length()` bits of a 32-bit output and draws again while the
-//!    result is not below `n`.
+//! 2. `_randbelow(n)` takes the top `n.bit_length()` bits of a 32-bit output and draws again while
+//!    the result is not below `n`.
 //! 3. `sample` uses one of two algorithms, depending on the sizes, and they draw different numbers.
 
 use std::collections::BTreeSet;

@@ -10,7 +10,7 @@ use super::template_error::TemplateError;
 /// A multiple-choice question: one request for each choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChoiceQuestion {
-    /// The row of the file, from 0.
+    /// Index of the row among the task's rows, from 0.
     pub index: u64,
     pub requests: Vec<LikelihoodRequest>,
     /// The index of the right choice.
@@ -139,7 +139,7 @@ impl CompiledQuestion<'_> {
             return Err(self.contexts[0].row_error(message));
         }
         let gold = self.gold_index(row, choices.len())?;
-        // With a single context, `cycle` repeats it for every choice.
+        // A single context is repeated for every choice.
         let context_per_choice = contexts.iter().cycle().cloned();
         Ok(RenderedQuestion {
             requests: context_per_choice.zip(choices).collect(),
@@ -170,7 +170,8 @@ impl CompiledQuestion<'_> {
         };
         if gold >= choice_count {
             return Err(self.gold.row_error(format!(
-                "the right choice has the index {gold}, and the {choice_count} choices have 0 to {}",
+                "the right choice has the index {gold}, and the {choice_count} choices have 0 to \
+                 {}",
                 choice_count - 1
             )));
         }

@@ -47,8 +47,12 @@ pub(crate) struct QuestionSection {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ExamplesSection {
+    /// A file in the folder of the task file. Excludes `published` and `split`.
     pub(crate) beside: Option<String>,
+    /// Folders in `run.data`. Default: those of `[rows]`.
     pub(crate) published: Option<Vec<String>>,
+    /// Default: the split of the task. Without `split` and `published` the examples are drawn from
+    /// the task's own rows.
     pub(crate) split: Option<String>,
     /// Follows each example.
     pub(crate) delimiter: Option<String>,
@@ -112,7 +116,8 @@ impl RowsSection {
         if let (Some(file), Some(_)) = (&self.file, &self.beside) {
             return error_at(
                 file,
-                "`file` is a file in the published folders, and these rows are `beside` the task file",
+                "`file` is a file in the published folders, and these rows are `beside` the task \
+                 file",
             );
         }
         match (&self.separator, &self.terminated) {

@@ -31,13 +31,15 @@ fn unknown_tasks_and_a_missing_data_folder_are_reported() {
     let no_data = Task::find("piqa", None).expect_err("no data").to_string();
     assert_eq!(
         no_data,
-        "`piqa` is a published set: its rows are looked for in `piqa/validation.jsonl` under run.data, which is not given"
+        "`piqa` is a published set: its rows are looked for in `piqa/validation.jsonl` under \
+         run.data, which is not given"
     );
 }
 
 /// The question that `row` becomes under the section `[question]` of a task file.
 fn question_from_row(question: &str, row: &'static str) -> Result<ChoiceQuestion, String> {
-    let head = "name = \"one\"\nversion = 1\nsplit = \"s\"\nmetrics = [\"acc\"]\nrows = { beside = \"rows.jsonl\" }\n[question]\n";
+    let head = "name = \"one\"\nversion = 1\nsplit = \"s\"\nmetrics = [\"acc\"]\n\
+        rows = { beside = \"rows.jsonl\" }\n[question]\n";
     let task_file = InputFile::BuiltIn {
         name: "one.toml".to_owned(),
         content: "",

@@ -19,9 +19,11 @@ pub struct ListedProduct {
     /// The stage's type, `(interrupted)` for a checkpoint, or `(damaged)` without a readable
     /// manifest.
     pub stage: String,
+    /// The stage's options; empty without a readable manifest.
     pub options: Map<String, Value>,
     pub bytes: u64,
     pub seconds_since_use: u64,
+    /// The time that making the product took; 0 without a readable manifest.
     pub wall_seconds: f64,
 }
 
@@ -35,12 +37,12 @@ pub fn list_products(cache_folder: &Path) -> Vec<ListedProduct> {
     let mut aged_products: Vec<(Duration, ListedProduct)> = entries
         .filter_map(|entry| read_entry(&entry, now))
         .collect();
-    // Full precision of the time, not the whole seconds that are shown; then by key, so that the
-    // order is defined where two times are equal.
-    aged_products.sort_by(|(left_age, left), (right_age, right)| {
-        right_age
-            .cmp(left_age)
-            .then_with(|| left.key.cmp(&right.key))
+    // Sorted by the exact age, not by the whole seconds of `seconds_since_use`. Equal ages are
+    // sorted by key, so that the order is defined.
+    aged_products.sort_by(|(first_age, first), (second_age, second)| {
+        second_age
+            .cmp(first_age)
+            .then_with(|| first.key.cmp(&second.key))
     });
     aged_products
         .into_iter()
@@ -86,7 +88,8 @@ fn read_entry(entry: &fs::DirEntry, now: SystemTime) -> Option<(Duration, Listed
 
 /// The bytes of a file, or of all files in a folder and its subfolders.
 fn disk_bytes(path: &Path) -> u64 {
-    // `list_files` fails for a file, which is then the only one counted.
+    // For a file `list_files` fails, and the file itself is counted. Folders are filtered out
+    // below.
     let inner_files = list_files(path).unwrap_or_default();
     let paths = inner_files
         .iter()

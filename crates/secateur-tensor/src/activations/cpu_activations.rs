@@ -1,7 +1,8 @@
 //! Activations on the CPU: plain memory that operations read in place, and a node on dfdx's tape.
 //!
-//! dfdx's tensors do not lend their buffers, so an operation on them would begin with a copy. Here the
-//! tensor on the tape is empty: only its id is used, as the key of the gradient of the values beside it.
+//! dfdx's tensors do not lend their buffers, so an operation on them would begin with a copy. Here
+//! the tensor on the tape is empty: only its id is used, as the key of the gradient of the values
+//! beside it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -65,8 +66,8 @@ impl SavedActivations {
         }
     }
 
-    /// Drops the recomputed values. The operation that made the activations calls this in its own backward
-    /// step: the steps of all readers have run by then.
+    /// Drops the recomputed values. The operation that made the activations calls this in its own
+    /// backward step: the steps of all readers have run by then.
     pub(crate) fn drop_cached(&self) {
         if let SavedSource::Recomputed(Recomputation(recomputed)) = &self.0 {
             let mut cached = recomputed
@@ -85,7 +86,8 @@ pub(crate) struct CpuTapeNode {
     len: usize,
 }
 
-/// dfdx's CPU device. It provides the tape; its operations run only in tests and on `Device::CpuAsGpu`.
+/// dfdx's CPU device. It provides the tape; its operations run only in tests and on
+/// `Device::CpuAsGpu`.
 pub(crate) fn dfdx_cpu() -> Cpu {
     thread_local! {
         static DFDX_CPU: Cpu = Cpu::default();
@@ -119,7 +121,8 @@ impl CpuActivations {
         }
     }
 
-    /// The same activations; a tape keeps `compute` in place of their values. It must return the same bits.
+    /// The same activations, of which backward steps keep `compute` instead of the values. It must
+    /// return the same bits.
     pub(crate) fn with_recomputation(
         mut self,
         compute: impl Fn() -> Vec<f32> + Send + Sync + 'static,
@@ -191,7 +194,7 @@ impl<T> CpuActivations<T> {
 }
 
 impl CpuTapeNode {
-    /// Takes the gradient out; later reads would see zeros.
+    /// Removes the gradient from the store and returns it. It is zero if no step added to it.
     pub(crate) fn take_gradient(
         &self,
         gradients: &mut Gradients<f32, Cpu>,
@@ -225,8 +228,8 @@ impl CpuTapeNode {
         Ok(())
     }
 
-    /// The gradient in place, and whether it has begun: then the operation must add to it, otherwise it
-    /// must write all of it.
+    /// The gradient, to be changed in place, and whether it has begun. If it has, the operation
+    /// must add to it; if not, it must write every element.
     pub(crate) fn gradient_mut<'a>(
         &self,
         gradients: &'a mut Gradients<f32, Cpu>,

@@ -1,6 +1,7 @@
-//! Activations on a GPU: dfdx tensors. dfdx's tape keeps the order of the backward steps. The gradients
-//! are kept here and not in dfdx's `Gradients`, because the backward steps are this crate's own: dfdx's
-//! would compute the gradients of frozen weights too, and add with atomic operations.
+//! Activations on a GPU: dfdx tensors. dfdx's tape keeps the order of the backward steps. The
+//! gradients are kept here and not in dfdx's `Gradients`, because the backward steps are this
+//! crate's own: dfdx's would compute the gradients of frozen weights too, and add with atomic
+//! operations.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -27,7 +28,8 @@ thread_local! {
     static GRADIENTS: RefCell<HashMap<u64, GpuMatrix>> = RefCell::new(HashMap::new());
 }
 
-/// Runs a tape backward. The gradients that are left at its end are dropped.
+/// Calls `run`, which runs a tape backward, and drops the gradients that remain in the store at its
+/// end.
 pub(crate) fn with_gradient_store<O>(run: impl FnOnce() -> O) -> O {
     /// Clears the gradients even if a backward step panics.
     struct ClearOnDrop;
@@ -109,7 +111,8 @@ impl GpuTapeNode {
         Self(LAST_ID.get())
     }
 
-    /// Takes the gradient out, of activations of this shape. It is zero if no step added to it.
+    /// Removes the gradient of activations of this shape from the store and returns it. It is zero
+    /// if no step added to it.
     pub(crate) fn take_gradient(&self, shape: (usize, usize)) -> GpuMatrix {
         GRADIENTS
             .with_borrow_mut(|gradients| gradients.remove(&self.0))

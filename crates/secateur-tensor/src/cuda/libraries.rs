@@ -1,8 +1,8 @@
 //! CUDA's libraries, opened when a GPU is first used.
 //!
-//! cudarc links these libraries. A program built for CUDA would then not start on a machine that lacks one,
-//! and could not report which one is missing. So every function that cudarc calls is defined here, as a jump
-//! to the address of the function in the opened library.
+//! cudarc links these libraries. A program built for CUDA would then not start on a machine that
+//! lacks one, and could not report which one is missing. So every function that cudarc calls is
+//! defined here, as a jump to the address of the function in the opened library.
 
 use std::error::Error;
 use std::ffi::{c_char, c_int, c_void};
@@ -113,7 +113,8 @@ impl SharedLibrary {
             }
         };
         #[expect(unsafe_code, reason = "opening a library runs its initialisers")]
-        // SAFETY: the file names are those of NVIDIA's libraries, whose initialisers may run at any time.
+        // SAFETY: the file names are those of NVIDIA's libraries, whose initialisers may run at any
+        // time.
         let open = |file: &&str| unsafe { Library::open(Some(*file), RTLD_NOW | RTLD_LOCAL) };
         let mut opened = open(&self.files[0]);
         for file in &self.files[1..] {
@@ -136,9 +137,9 @@ impl SharedLibrary {
 
 static NVRTC_CREATE_PROGRAM: AtomicUsize = AtomicUsize::new(0);
 
-/// The part of `cuda_fp16.h` that dfdx's conversion kernels use. dfdx passes the path of that header on the
-/// machine on which the program was built, where it need not exist at run time; so the compiler is given this
-/// one in its place.
+/// The part of `cuda_fp16.h` that dfdx's conversion kernels use. dfdx passes the path of that
+/// header on the machine on which the program was built, where it need not exist at run time; so
+/// the compiler is given this one in its place.
 const CUDA_FP16_HEADER: &std::ffi::CStr = c"
 struct __half {
     unsigned short bits;
@@ -157,8 +158,8 @@ type CreateProgram = unsafe extern "C" fn(
     *const *const c_char,
 ) -> c_int;
 
-/// NVRTC's function of this name, called with [`CUDA_FP16_HEADER`] as an additional header: cudarc passes
-/// none.
+/// NVRTC's function of this name, called with [`CUDA_FP16_HEADER`] as an additional header: cudarc
+/// passes none.
 #[expect(unsafe_code, reason = "replaces a link")]
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nvrtcCreateProgram(

@@ -11,6 +11,7 @@ pub struct AdapterInput<'a> {
     pub a: &'a Weight,
     /// (outputs, rank)
     pub b: &'a Weight,
+    /// The factor of the adapter's output, usually α / rank.
     pub scale: f32,
     /// Returns the mask, (positions, inputs): the same values at each call. None: no dropout.
     pub dropout_mask: Option<DropoutMaskFn>,

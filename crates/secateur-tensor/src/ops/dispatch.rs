@@ -1,5 +1,6 @@
-//! The operations as the models call them. Each call goes to the implementation for the device that holds
-//! its activations. The weights are in memory or on the GPU; only [`embed`] reads a weight on disk.
+//! The operations as the models call them. Each call goes to the implementation for the device that
+//! holds its activations. The weights are in memory or on the GPU; only [`embed`] reads a weight on
+//! disk.
 
 use super::adapter::AdapterInput;
 use super::gradient_query::GradientRequest;
@@ -48,8 +49,8 @@ pub fn rms_norm<T: AnyTape>(
     }
 }
 
-/// y = (x − mean(x)) / √(var(x) + ε) ⊙ w + b (Ba et al. 2016), the variance biased (divided by the width).
-/// w and b are (1, width). The bias is frozen: it has no gradient.
+/// y = (x − mean(x)) / √(var(x) + ε) ⊙ w + b (Ba et al. 2016), the variance biased (divided by the
+/// width). w and b are (1, width). The bias is frozen: it has no gradient.
 pub fn layer_norm<T: AnyTape>(
     x: Activations<T>,
     weight: &Weight,
@@ -71,8 +72,8 @@ pub fn swiglu<T: AnyTape>(gate: Activations<T>, up: Activations<T>) -> Activatio
     }
 }
 
-/// y = x · Φ(x), the exact GELU (Hendrycks and Gimpel 2016): Φ is the distribution function of the standard
-/// normal distribution.
+/// y = x · Φ(x), the exact GELU (Hendrycks and Gimpel 2016): Φ is the distribution function of the
+/// standard normal distribution.
 pub fn gelu<T: AnyTape>(x: Activations<T>) -> Activations<T> {
     match x {
         Activations::Cpu(x) => cpu::gelu(x).into(),
@@ -96,16 +97,16 @@ pub fn add_bias<T: AnyTape>(x: Activations<T>, bias: &Weight) -> Activations<T> 
     }
 }
 
-/// softmax(q·kᵀ / √head_dim + causal mask) · v, head by head and sequence by sequence, after the rotation of
-/// q and k by their positions. q is (positions, query_heads · head_dim), k and v are (positions,
-/// key_value_heads · head_dim), the output is as q.
+/// softmax(q·kᵀ / √head_dim + causal mask) · v, head by head and sequence by sequence, after the
+/// rotation of q and k by their positions. q is (positions, query_heads · head_dim), k and v are
+/// (positions, key_value_heads · head_dim), the output is as q.
 ///
-/// With a cache, the positions that it holds of a sequence come before the sequence's rows, and the rows are
-/// appended to it. There is no backward step through a cache or a shared prefix.
+/// With a cache, the positions that it holds of a sequence come before the sequence's rows, and the
+/// rows are appended to it. There is no backward step through a cache or a shared prefix.
 ///
 /// # Panics
-/// If there is a tape and a cache, or a tape and a shared prefix, or if the rotary tables cover more channels
-/// than a head has.
+/// If there is a tape and a cache, or a tape and a shared prefix, or if the rotary tables cover
+/// more channels than a head has.
 pub fn attention<T: AnyTape>(
     q: Activations<T>,
     k: Activations<T>,
@@ -140,7 +141,8 @@ pub fn attention<T: AnyTape>(
 /// # Panics
 /// If an id is not in the vocabulary.
 pub fn embed(weight: &Weight, ids: &[u32]) -> Result<Activations, WeightReadError> {
-    // The rows are read from the CPU's memory or from disk, so the embedding takes no memory on a GPU.
+    // The rows are read from the CPU's memory or from disk, so the embedding takes no memory on a
+    // GPU.
     let rows: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
     let values = weight.read_rows(&rows)?;
     Ok(Activations::new(values, ids.len(), weight.cols()))
@@ -154,7 +156,7 @@ pub fn gather_rows(x: &Activations, rows: Vec<usize>) -> Activations {
     }
 }
 
-/// Σ x and Σ x² of each column.
+/// Σ x and Σ x² of each column, over the positions. Added in f64 on the CPU, in f32 on a GPU.
 pub fn column_moments<T>(x: &Activations<T>) -> (Vec<f64>, Vec<f64>) {
     match x {
         Activations::Cpu(x) => cpu::column_moments(x),
@@ -174,8 +176,9 @@ pub fn token_scores(x: &Activations, head: &Weight, targets: &[TokenTarget]) -> 
     }
 }
 
-/// The cross entropy of the targets, summed, and the gradient of `scale` times it with respect to x; shapes
-/// as in [`token_scores`]. The targets are in the order of their positions, at most one for each.
+/// The cross entropy of the targets, summed, and the gradient of `scale` times it with respect to
+/// x; shapes as in [`token_scores`]. The targets are in the order of their positions, at most one
+/// for each.
 pub fn cross_entropy(
     x: &Activations,
     head: &Weight,

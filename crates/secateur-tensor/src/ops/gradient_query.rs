@@ -1,9 +1,10 @@
-//! What can be computed from the gradient of one weight, as plain data: a [`GradientQuery`] says what is
-//! wanted, a [`GradientResult`] holds it. A [`GradientRequest`] carries the query to the operation that reads
-//! the weight, and the result back once the tape has run.
+//! What can be computed from the gradient of one weight, as plain data: a [`GradientQuery`] says
+//! what is wanted, a [`GradientResult`] holds it. A [`GradientRequest`] carries the query to the
+//! operation that reads the weight, and the result back once the tape has run.
 //!
-//! Most criteria need only a few sums of W∘G or of a function of W and G, and never G itself. The query says
-//! so, and the kernels in `cpu` and `gpu` reduce G a band of rows at a time, or do not compute it at all.
+//! Most criteria need only a few sums of W∘G or of a function of W and G, and never G itself. The
+//! query says so, and the kernels in `cpu` and `gpu` reduce G a band of rows at a time, or do not
+//! compute it at all.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -17,8 +18,9 @@ use crate::gpu::GpuMatrix;
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleSpan {
     pub positions: Range<usize>,
-    /// The sample's part of G is multiplied by this before it is squared: it turns the sample's share of the
-    /// gradient of the batch's mean loss into the gradient of the sample's own mean loss.
+    /// The sample's part of G is multiplied by this before it is squared. G is the gradient of the
+    /// mean loss of the batch; the factor turns the sample's part of it into the gradient of the
+    /// mean loss of the sample.
     pub gradient_scale: f32,
 }
 
@@ -30,10 +32,11 @@ pub enum GradientQuery {
     Gradient,
     /// G, and the squares S = Σ_j (scale_j · G_j)², element by element.
     GradientAndSampleSquares(Arc<[SampleSpan]>),
-    /// Σ W∘G over each row, each column, or both. Computed from activations alone; G is not computed.
+    /// Σ W∘G over each row, each column, or both. Computed from activations alone; G is not
+    /// computed.
     WeightTimesGradientSums(SumAxes),
-    /// Σ score(W, G, S) over each row, each column, or both. G exists a band of rows at a time on the CPU, as
-    /// a whole on a GPU. S is computed if `samples` is given.
+    /// Σ score(W, G, S) over each row, each column, or both. G exists a band of rows at a time on
+    /// the CPU, as a whole on a GPU. S is computed if `samples` is given.
     ElementScoreSums {
         samples: Option<Arc<[SampleSpan]>>,
         axes: SumAxes,
@@ -52,11 +55,11 @@ impl GradientQuery {
     }
 }
 
-/// A score of each element of a weight, as a function of its value w, its gradient g and its squares s. It is
-/// written once for slices on the CPU and once for matrices on a GPU.
+/// A score of each element of a weight, as a function of its value w, its gradient g and its
+/// squares s. It is written once for slices on the CPU and once for matrices on a GPU.
 pub trait ElementScore: Send + Sync {
-    /// Writes the score of each element to `scores`. `squares` is empty if they were not computed, otherwise
-    /// all slices have one length.
+    /// Writes the score of each element to `scores`. `squares` is empty if they were not computed,
+    /// otherwise all slices have one length.
     fn score_on_cpu(&self, weights: &[f32], gradients: &[f32], squares: &[f32], scores: &mut [f64]);
     /// The scores of whole matrices of one shape.
     fn score_on_gpu(
@@ -76,8 +79,8 @@ pub struct SumAxes {
     pub cols: bool,
 }
 
-/// The sum over each row and the sum over each column of a matrix. A vector is empty if its axis is not
-/// wanted.
+/// The sum over each row and the sum over each column of a matrix. A vector is empty if its axis is
+/// not wanted.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AxisSums {
     pub rows: Vec<f64>,
@@ -93,8 +96,9 @@ impl AxisSums {
         }
     }
 
-    /// Includes the sums of a band of rows that begins at `first_row`. Each row lies in one band, so its sum is
-    /// set; a column crosses all bands, so its parts are added, in the order of the calls.
+    /// Includes the sums of a band of rows that begins at `first_row`. Each row lies in one band,
+    /// so its sum is set; a column crosses all bands, so its parts are added, in the order of the
+    /// calls.
     pub(super) fn add_band(&mut self, first_row: usize, band: &Self) {
         if !self.rows.is_empty() {
             self.rows[first_row..first_row + band.rows.len()].copy_from_slice(&band.rows);
@@ -149,8 +153,9 @@ impl GradientResult {
     }
 }
 
-/// A query on its way to the operation that reads the weight, and the cell that the operation's backward step
-/// puts the result in. Clones share the cell: the tape holds one, the caller the other.
+/// A query, and the cell for its result. The operation that reads the weight takes the request, and
+/// its backward step puts the result into the cell. Clones share the cell: the tape holds one
+/// clone, the caller another.
 #[derive(Clone)]
 pub struct GradientRequest {
     pub query: GradientQuery,
@@ -170,7 +175,8 @@ impl GradientRequest {
         Self::new(GradientQuery::Gradient)
     }
 
-    /// The result, once the tape has run. None: no output depended on the weight, or the result was taken.
+    /// The result, once the tape has run. None: no output depended on the weight, or the result was
+    /// taken.
     pub fn take_result(&self) -> Option<GradientResult> {
         self.result.borrow_mut().take()
     }

@@ -8,8 +8,8 @@ use crate::activations::{Activations, Gradient};
 use crate::gpu::GpuMatrix;
 use crate::weight::{Weight, WeightReadError};
 
-/// The sums of score(W, G, S) over the rows and the columns. All matrices have the weight's shape; the weight
-/// is in memory or on the GPU.
+/// The sums of score(W, G, S) over the rows and the columns. All matrices have the weight's shape;
+/// the weight is in memory or on the GPU.
 pub fn axis_sums(
     weight: &Weight,
     gradient: &Gradient,
@@ -45,7 +45,8 @@ pub fn axis_sums(
 }
 
 impl GradientRequest {
-    /// Sets the result from a gradient that exists as a whole, with its squares if the query names samples.
+    /// Sets the result from a gradient that exists as a whole, with its squares if the query names
+    /// samples.
     pub(super) fn set_from_gradient(
         &self,
         weight: &Weight,
@@ -75,7 +76,7 @@ fn reduce(
     }
 }
 
-/// The score w · g, for operations that have no shorter way to Σ W∘G than G itself.
+/// The score w · g, for operations that compute Σ W∘G from G because they have no cheaper formula.
 pub(super) struct WeightTimesGradient;
 
 impl ElementScore for WeightTimesGradient {
@@ -95,8 +96,8 @@ impl ElementScore for WeightTimesGradient {
     }
 }
 
-/// The result of a query for the embedding's gradient. `ids` are the tokens of a pack, `delta` is the gradient
-/// of their embedded rows, (positions, hidden).
+/// The result of a query for the embedding's gradient. `ids` are the tokens of a pack, `delta` is
+/// the gradient of their embedded rows, (positions, hidden).
 ///
 /// # Errors
 /// If the query needs values of an embedding on disk and they cannot be read.
@@ -111,7 +112,8 @@ pub fn embedding_gradient(
         return Ok(GradientResult::Sums(sums));
     }
     let (gradient, squares) = cpu::embedding_gradient(embedding, &query, ids, &delta);
-    // `Gradient::new` puts it on the device that holds the head's gradient: a tied weight's two are added.
+    // `Gradient::new` puts it on the device that holds the head's gradient: a tied weight's two are
+    // added.
     let to_gradient = |values| Gradient::new(values, embedding.rows(), embedding.cols());
     let scored_weight = match query {
         GradientQuery::WeightTimesGradientSums(_) | GradientQuery::ElementScoreSums { .. } => {

@@ -10,8 +10,8 @@ pub enum KvCache {
 }
 
 impl KvCache {
-    /// An empty cache for `sequences` sequences of at most `positions` positions. Keys and values have
-    /// `width` elements per position each.
+    /// An empty cache for `sequences` sequences of at most `positions` positions. Keys and values
+    /// have `width` elements per position each.
     pub fn new(sequences: usize, positions: usize, width: usize) -> Self {
         if crate::gpu::is_selected() {
             Self::Gpu(gpu::GpuKvCache::new(sequences, positions, width))

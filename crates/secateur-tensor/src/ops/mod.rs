@@ -4,8 +4,8 @@
 //! composition of dfdx's operations for GPUs (`gpu`). `dispatch` sends a call to the one that its
 //! activations need. The tests compare both with dfdx's own operations and gradients.
 //!
-//! The gradient of a weight is computed only where a [`GradientRequest`] is given, and only as much of it at
-//! a time as its query needs.
+//! The gradient of a weight is computed only where a [`GradientRequest`] is given, and only as much
+//! of it at a time as its query needs.
 
 mod adapter;
 mod cpu;

@@ -1,4 +1,5 @@
-//! The standard normal distribution in f32, as both the CPU's and the GPU's GELU compute it.
+//! Constants of the standard normal distribution in f32, for GELU on the CPU and on a GPU: its
+//! density φ and its distribution function Φ.
 
 /// φ(0) = 1 / √(2π).
 pub(crate) const DENSITY_AT_ZERO: f32 = 0.398_942_3;

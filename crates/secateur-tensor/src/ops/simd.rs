@@ -1,10 +1,11 @@
-//! Vectorised loops on the CPU, and how work is divided among the cores.
+//! Vectorised loops on the CPU, and the division of work among the cores.
 //!
-//! `pulp` finds the widest vector instructions of the machine; the compiler's auto-vectoriser does the rest.
-//! No sum depends on either choice: one core computes the sum of a row, in a fixed number of lanes.
+//! `pulp` finds the widest vector instructions of the machine; the compiler's auto-vectoriser does
+//! the rest. No sum depends on either choice: one core computes the sum of a row, in a fixed number
+//! of lanes.
 
-/// Runs `work` compiled for the widest vector instructions of the machine. This holds only for code that is
-/// inlined into it: the closure, and what it calls, must be `#[inline(always)]`.
+/// Runs `work` compiled for the widest vector instructions of the machine. This holds only for code
+/// that is inlined into it: the closure, and what it calls, must be `#[inline(always)]`.
 #[inline(always)]
 pub fn dispatch_simd<R>(work: impl FnMut() -> R) -> R {
     struct Loop<F>(F);
@@ -26,7 +27,8 @@ pub(crate) fn rows_per_task(cols: usize) -> usize {
     (ELEMENTS_PER_TASK / cols.max(1)).max(1)
 }
 
-/// Partial sums of a sum: they make it fast (one vector register or two) and accurate.
+/// Partial sums of a sum. They fill one or two vector registers, and adding several short sums
+/// rounds less than one long sum.
 pub(crate) const LANES: usize = 16;
 
 /// Σ a, in f64.

@@ -1,9 +1,11 @@
-//! Tests of the operations on both devices: against dfdx's own operations and gradients (`reference`), so
-//! that the two implementations are compared with each other too; against finite differences; the results of
-//! gradient queries against what follows from the whole gradient; and the bits on the CPU, which depend
-//! neither on the number of threads nor on the other rows (`bits`).
+//! Tests of the operations on both devices: against dfdx's own operations and gradients
+//! (`reference`), so that the two implementations are compared with each other too; against finite
+//! differences; the results of gradient queries against what follows from the whole gradient; and
+//! the bits on the CPU, which depend neither on the number of threads nor on the other rows
+//! (`bits`).
 //!
-//! The GPU's operations run on a GPU if the tests were built with CUDA, otherwise on dfdx's CPU device.
+//! The GPU's operations run on a GPU if the tests were built with CUDA, otherwise on dfdx's CPU
+//! device.
 
 use std::sync::Arc;
 
@@ -200,7 +202,8 @@ fn layer_norm_matches_the_reference() {
     });
 }
 
-/// The squares of the samples' gradients of a norm's weight, from the gradients of the samples alone.
+/// The squares of the samples' gradients of a norm's weight, from the gradients of the samples
+/// alone.
 #[test]
 fn norm_weight_squares_follow_from_the_gradients_of_samples() {
     type Norm =
@@ -224,10 +227,10 @@ fn norm_weight_squares_follow_from_the_gradients_of_samples() {
             for sample in &samples {
                 let elements = sample.positions.start * width..sample.positions.end * width;
                 let rows = x.values()[elements.clone()].to_vec();
-                let own = activations(rows, sample.positions.len(), width);
+                let sample_x = activations(rows, sample.positions.len(), width);
                 let request = GradientRequest::for_gradient();
-                let y = norm(own.with_gradient_tape(), &weight, &request);
-                run_backward(y, &upstream[elements], &own);
+                let y = norm(sample_x.with_gradient_tape(), &weight, &request);
+                run_backward(y, &upstream[elements], &sample_x);
                 let gradient = request.take_gradient().expect("the gradient was requested");
                 for ((sum, square), g) in sum.iter_mut().zip(&mut squares).zip(gradient) {
                     *sum += g;
@@ -255,8 +258,8 @@ fn norm_weight_squares_follow_from_the_gradients_of_samples() {
     });
 }
 
-/// Values against dfdx's `accurate_gelu`. Its derivative has a wrong factor, so the gradient is compared
-/// with central differences of its values in f64.
+/// Values against dfdx's `accurate_gelu`. Its derivative has a wrong factor, so the gradient is
+/// compared with central differences of its values in f64.
 #[test]
 fn gelu_matches_the_reference() {
     on_each_device(|| {
@@ -534,7 +537,8 @@ impl ElementScore for TestScore {
     }
 }
 
-/// The result of every query against what follows from the whole gradient, for a pack of two samples.
+/// The result of every query against what follows from the whole gradient, for a pack of two
+/// samples.
 #[test]
 fn every_query_result_follows_from_the_full_gradient() {
     on_each_device(|| {
@@ -632,8 +636,8 @@ fn assert_sums_close(result: GradientResult, expected: &AxisSums) {
     }
 }
 
-/// The gradient of every input element of a block, against the central difference of the outputs' products
-/// with `upstream`.
+/// The gradient of every input element of a block, against the central difference of the outputs'
+/// products with `upstream`.
 #[test]
 fn operations_agree_with_finite_differences() {
     on_each_device(|| {

@@ -7,7 +7,7 @@
 //! <folder>/<split>-00000-of-00002.parquet               shards; older ones end in -<hash>.parquet
 //! <folder>/<split>/0000.parquet                         the Hub's converted branch
 //! <folder>/data/…                                       any of these in `data/`
-//! <folder>/<configuration>/…                            any of these in the folder of a configuration
+//! <folder>/<configuration>/…                            any of these in a configuration's folder
 //! ```
 
 use std::collections::BTreeMap;
@@ -165,7 +165,7 @@ fn find_shards(folder: &Path, split: &str) -> Result<Option<Vec<PathBuf>>, TaskE
     Ok(Some(shards.into_values().collect()))
 }
 
-/// The entries of a folder, sorted by name. None if there is no such folder.
+/// The entries of a folder, sorted by name. Empty if there is no such folder.
 fn sorted_entries(folder: &Path) -> Result<Vec<PathBuf>, TaskError> {
     let read_error = |source| TaskError::Read {
         path: folder.to_owned(),

@@ -20,10 +20,11 @@ const PARQUET_BATCH_ROWS: usize = 1024;
 /// How a text file is split into rows.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TextSplitting {
-    /// Stands between rows. `None`: the file is one row.
+    /// Separates or ends rows. `None`: the file is one row.
     pub(crate) separator: Option<String>,
-    /// Whether a separator ends a row, so that what follows the last one is not a row (`true`), or
-    /// stands between rows, so that it is (`false`). `None`: it is a row unless it is empty.
+    /// What the text after the last separator is. `true`: a separator ends a row, so it is not a
+    /// row. `false`: a separator stands between two rows, so it is a row, even if empty. `None`: it
+    /// is a row unless it is empty.
     pub(crate) separator_ends_row: Option<bool>,
 }
 
@@ -185,7 +186,8 @@ fn contains_binary(data_type: &DataType) -> bool {
 fn explain_parquet_error(message: String) -> String {
     if message.contains("Disabled feature") {
         format!(
-            "its compression is not supported; write it with Snappy or Zstandard, or without ({message})"
+            "its compression is not supported; write it with Snappy or Zstandard, or without \
+             ({message})"
         )
     } else {
         message

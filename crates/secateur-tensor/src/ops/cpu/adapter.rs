@@ -1,5 +1,13 @@
 //! A linear layer with a low-rank adapter (Hu et al. 2021) on the CPU:
-//! y = x · Wᵀ + scale · (mask ⊙ x) · Aᵀ · Bᵀ. The products of the adapter are added to the output in place.
+//! y = x · Wᵀ + scale · h · Bᵀ, with h = (mask ⊙ x) · Aᵀ, (positions, rank).
+//!
+//! The backward step:
+//!
+//! - dh = scale · dy · B, (positions, rank);
+//! - dx = dy · W + mask ⊙ (dh · A);
+//! - dA = dhᵀ · (mask ⊙ x), dB = scale · dyᵀ · h.
+//!
+//! The products of the adapter are added to y and dx in place.
 
 use std::borrow::Cow;
 
@@ -34,7 +42,8 @@ pub(crate) fn linear_with_adapter<T: AnyTape>(
     let mask = dropout_mask.as_ref().map(|mask| mask());
     let masked_x = apply_mask(x.values(), mask.as_deref());
     let hidden = linear_values(&masked_x, positions, &a, rank, inputs);
-    // y = x · Wᵀ + scale · h · Bᵀ
+    // y = x · Wᵀ + scale · h · Bᵀ. The last product is not padded as `linear_values` pads: with
+    // fewer than MIN_STABLE_ROWS positions, the bits of a row depend on their number.
     let mut y_values = linear_values(x.values(), positions, &w, outputs, inputs);
     scaled_matmul(
         Parallelism::AllCores,
@@ -60,7 +69,7 @@ pub(crate) fn linear_with_adapter<T: AnyTape>(
         let mask = dropout_mask.map(|mask| mask());
         let dy = y_node.take_gradient(gradients)?;
         let (dx, has_begun) = x_node.gradient_mut(gradients)?;
-        // dx = dy · W + mask ⊙ (dh · A)
+        // dx = dy · W, to which the adapter's part is added below
         matmul(
             (positions, inputs, outputs),
             dx,
@@ -81,6 +90,7 @@ pub(crate) fn linear_with_adapter<T: AnyTape>(
             MatrixView::row_major(&dy, outputs),
             MatrixView::row_major(&b, rank),
         );
+        // dx += mask ⊙ (dh · A)
         let adapter_dx = |dx: &mut [f32], output_mode| {
             matmul(
                 (positions, inputs, rank),
@@ -136,8 +146,8 @@ fn apply_mask<'x>(x: &'x [f32], mask: Option<&[f32]>) -> Cow<'x, [f32]> {
         .zip(x.par_chunks(ELEMENTS_PER_TASK))
         .zip(mask.par_chunks(ELEMENTS_PER_TASK))
         .for_each(|((masked, x), mask)| {
-            for ((masked, x), m) in masked.iter_mut().zip(x).zip(mask) {
-                *masked = x * m;
+            for ((masked, x), factor) in masked.iter_mut().zip(x).zip(mask) {
+                *masked = x * factor;
             }
         });
     Cow::Owned(masked)
@@ -149,8 +159,8 @@ fn add_masked(sum: &mut [f32], part: &[f32], mask: &[f32]) {
         .zip(part.par_chunks(ELEMENTS_PER_TASK))
         .zip(mask.par_chunks(ELEMENTS_PER_TASK))
         .for_each(|((sum, part), mask)| {
-            for ((sum, part), m) in sum.iter_mut().zip(part).zip(mask) {
-                *sum += part * m;
+            for ((sum, part), factor) in sum.iter_mut().zip(part).zip(mask) {
+                *sum += part * factor;
             }
         });
 }

@@ -5,14 +5,15 @@ use rayon::prelude::*;
 use crate::ops::gradient_query::{AxisSums, ElementScore, SumAxes};
 use crate::ops::simd::{dispatch_simd, rows_per_task, sum_f64};
 
-/// Elements whose bands are computed at once: bounds the column sums that wait to be added.
+/// Elements of the bands that are computed before their sums are added. Each band has its own
+/// column sums, so this bounds their memory.
 const BATCH_ELEMENTS: usize = 1 << 21;
 
-/// Σ score(w, g, s) over each row and each column, in f64. All matrices are row-major with `cols` columns;
-/// `squares` is empty if the score does not use it.
+/// Σ score(w, g, s) over each row and each column, in f64. All matrices are row-major with `cols`
+/// columns; `squares` is empty if the score does not use it.
 ///
-/// The rows are divided into bands whose size depends on `cols` alone, and the bands' sums are added in the
-/// order of the rows. So the bits do not depend on the number of threads.
+/// The rows are divided into bands whose size depends on `cols` alone, and the bands' sums are
+/// added in the order of the rows. So the bits do not depend on the number of threads.
 pub(crate) fn axis_sums(
     weights: &[f32],
     gradients: &[f32],
@@ -68,7 +69,7 @@ fn sum_band(
                 || sum_f64(&row_scores[..]),
             );
         }
-        // `sums.cols` is empty, and nothing is added, if column sums are not wanted.
+        // Without column sums `sums.cols` is empty, and nothing is added.
         dispatch_simd(
             #[inline(always)]
             || add_to(&mut sums.cols[..], &row_scores[..]),

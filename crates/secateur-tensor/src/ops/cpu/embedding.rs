@@ -1,5 +1,5 @@
-//! The gradient of the embedding, computed on the CPU: row `id` of G is the sum of the hidden states'
-//! gradients at the positions whose token is `id`. All other rows are zero.
+//! The gradient of the embedding, computed on the CPU: row `id` of G is the sum of the hidden
+//! states' gradients at the positions whose token is `id`. All other rows are zero.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -8,9 +8,9 @@ use super::gradient::accumulate_sample_gradient;
 use crate::ops::gradient_query::{AxisSums, GradientQuery};
 use crate::weight::{Weight, WeightReadError};
 
-/// Answers column sums of W∘G without G: Σ_r W[r,c]·G[r,c] = Σ_t x[t,c]·δ[t,c], where x[t] = W[ids[t]] is the
-/// embedded token and δ, (positions, hidden), the gradient of x. None for any other query. The rows of an
-/// embedding on disk are read, so this can fail.
+/// Computes the column sums of W∘G without G: Σ_r W[r,c]·G[r,c] = Σ_t x[t,c]·δ[t,c], where
+/// x[t] = W[ids[t]] is the embedded token and δ, (positions, hidden), the gradient of x. None for
+/// any query but column sums of W∘G. Reads the rows of an embedding on disk, so it can fail.
 pub(crate) fn embedding_column_sums(
     embedding: &Weight,
     query: &GradientQuery,
@@ -23,6 +23,7 @@ pub(crate) fn embedding_column_sums(
     }
     let width = embedding.cols();
     let rows: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
+    // (positions, hidden)
     let x = embedding.read_rows(&rows)?;
     let mut cols = vec![0.0; width];
     for (x, delta) in x.chunks_exact(width).zip(delta.chunks_exact(width)) {
@@ -67,7 +68,8 @@ pub(crate) fn embedding_gradient(
     (gradient, Some(squares))
 }
 
-/// The sum of δ over the positions of each token, for the tokens that occur.
+/// The sum of δ over the positions of each token, in the order of the positions, for the tokens
+/// that occur: (hidden) each.
 fn rows_by_token(
     positions: Range<usize>,
     ids: &[u32],

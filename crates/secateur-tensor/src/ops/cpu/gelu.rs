@@ -55,7 +55,8 @@ fn gelu_values(x: &[f32]) -> Vec<f32> {
     y
 }
 
-/// x · Φ(x) = max(x, 0) − |x| · Φ(−|x|): no digits cancel, on either side of zero.
+/// x · Φ(x) = max(x, 0) − |x| · Φ(−|x|). On neither side of zero are two nearly equal numbers
+/// subtracted.
 #[inline(always)]
 fn gelu_forward(y: &mut [f32], x: &[f32]) {
     for (y, &x) in y.iter_mut().zip(x) {
@@ -80,6 +81,7 @@ fn gelu_backward(gradient: &mut [f32], x: &[f32]) {
 fn normal_tail(x: f32) -> (f32, f32) {
     let bell = exp(-0.5 * x * x);
     let t = 1.0 / x.abs().mul_add(TAIL_STEP, 1.0);
+    // Φ(−|x|) / e^(−x²/2) = t · P(t), P by Horner's rule
     let mut ratio = 0.0f32;
     for coefficient in TAIL_COEFFICIENTS {
         ratio = ratio.mul_add(t, coefficient);
@@ -112,7 +114,8 @@ mod tests {
         let x: Vec<f32> = (-1300..=1300).map(|i| i as f32 * 1e-2).collect();
         for (&x, y) in x.iter().zip(gelu_values(&x)) {
             let exact = exact_gelu(f64::from(x));
-            // the rounding of −x²/2 in f32 is multiplied by e: the tail's relative error grows with x²
+            // e^(−x²/2) turns the absolute rounding error of −x²/2 into a relative error of the
+            // tail, which therefore grows with x².
             let bound = 5e-7 + 6e-8 * f64::from(x * x);
             assert!(
                 (f64::from(y) - exact).abs() <= bound * exact.abs() + 1e-36,

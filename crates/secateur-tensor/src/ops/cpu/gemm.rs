@@ -1,27 +1,30 @@
 //! The matrix product on the CPU: a safe interface to the `gemm` crate.
 //!
-//! Its bits depend neither on the number of threads nor, within the bounds of the constants below, on the
-//! other rows of a product. Callers with fewer rows pad them with zeros (`linear`, `attention`), so the
-//! results of one sample do not depend on the batch.
+//! Its bits depend neither on the number of threads nor, within the bounds of the constants below,
+//! on the other rows of a product. Callers with fewer rows pad them with zeros (`linear`,
+//! `attention`), so the results of one sample do not depend on the batch.
 
-/// gemm computes products with fewer rows or columns by matrix-vector kernels, which round differently.
+/// gemm computes products with fewer rows or columns by matrix-vector kernels, which round
+/// differently.
 pub(crate) const MIN_STABLE_ROWS: usize = 8;
 
-/// gemm adds up to this many terms of a sum in one pass, in their order, whatever the shape: appended zeros
-/// change nothing. Longer sums are cut, at places that depend on the shape.
+/// gemm adds up to this many terms of a sum in one pass, in their order, whatever the shape:
+/// appended zeros change nothing. Longer sums are cut, at places that depend on the shape.
 pub(crate) const SUM_CHUNK_TERMS: usize = 512;
 
-/// For products of up to this many elements, gemm adds in the lanes of a vector if the terms of both
-/// operands are contiguous. That rounds differently.
+/// For results of up to this many elements, gemm divides each sum over the lanes of a vector if the
+/// terms of both operands are contiguous in memory. That rounds differently.
 pub(crate) const SMALL_PRODUCT_ELEMENTS: usize = 16 * 16;
 
-/// The least number of rows of a product x · Wᵀ, with `cols` columns and sums of `terms` terms, with which
-/// the bits of a row do not depend on the number of rows.
+/// The least number of rows of a product x · Wᵀ from which on the bits of a row do not depend on
+/// the number of rows. The product has `cols` columns, and each element is a sum of `terms` terms.
 pub(crate) fn min_stable_rows(cols: usize, terms: usize) -> usize {
-    // Up to 64 × 64 elements gemm cuts long sums at 512 terms; above, at places that its cache sizes decide.
+    // gemm cuts long sums at 512 terms if the product has at most 64 rows and at most 64 columns,
+    // otherwise at places that follow from its cache sizes. 65 rows always give the second case.
     if cols <= 64 && terms > SUM_CHUNK_TERMS {
         65
     } else {
+        // rows · cols > SMALL_PRODUCT_ELEMENTS
         MIN_STABLE_ROWS.max(SMALL_PRODUCT_ELEMENTS / cols.max(1) + 1)
     }
 }
@@ -67,7 +70,7 @@ impl<'a> MatrixView<'a> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Parallelism {
     AllCores,
-    /// For products that are divided among the cores themselves.
+    /// For one of several products that run on different cores at the same time.
     CurrentThread,
 }
 
@@ -81,7 +84,7 @@ pub(crate) enum OutputMode {
 }
 
 impl OutputMode {
-    /// For a gradient that must be added to if it has begun, and written otherwise.
+    /// `Accumulate` if the output already holds a part of the sum, otherwise `Overwrite`.
     pub(crate) fn accumulate_if(has_begun: bool) -> Self {
         if has_begun {
             Self::Accumulate
@@ -91,8 +94,8 @@ impl OutputMode {
     }
 }
 
-/// `c = a · b`, or `c += a · b`. For the shape (m, n, k), a is (m, k), b is (k, n), and c is (m, n) with rows
-/// `row_stride` elements apart.
+/// `c = a · b`, or `c += a · b`. For the shape (m, n, k), a is (m, k), b is (k, n), and c is (m, n)
+/// with rows `row_stride` elements apart.
 ///
 /// # Panics
 /// If a slice is too short for its matrix.
@@ -121,8 +124,8 @@ pub(crate) fn matmul_single_thread(
     scaled_matmul(cores, 1.0, shape, c, row_stride, output_mode, a, b);
 }
 
-/// `cᵀ = (a · b)ᵀ`: for the shape (m, n, k), c is (n, m). The same bits as [`matmul`]; faster for few rows of
-/// a, because gemm then reads b as it is.
+/// `cᵀ = (a · b)ᵀ`: for the shape (m, n, k), c is (n, m). The same bits as [`matmul`]; faster for
+/// few rows of a, because gemm then reads b as it is.
 pub(crate) fn matmul_transposed_output(
     shape: (usize, usize, usize),
     c: &mut [f32],
@@ -151,7 +154,8 @@ pub(crate) fn scaled_matmul(
     strided_matmul(cores, factor, shape, c, strides, output_mode, a, b);
 }
 
-/// Element (r, c) of the result is `c[r * row_stride + c * col_stride]`. No two elements share a place.
+/// Element (r, c) of the result is `c[r * row_stride + c * col_stride]`. No two elements share a
+/// place.
 #[expect(clippy::too_many_arguments, reason = "the arguments of BLAS's gemm")]
 fn strided_matmul(
     cores: Parallelism,

@@ -1,13 +1,14 @@
 //! The gradient of a linear layer's weight, G = δᵀ · x, and what is computed from it, on the CPU.
 //!
-//! For y = x · Wᵀ with x (n, inputs), W and G (outputs, inputs), y and δ = dL/dy (n, outputs), and
-//! dx = δ · W (n, inputs), where t counts the n positions:
+//! For y = x · Wᵀ with x (positions, inputs), W and G (outputs, inputs), y and δ = dL/dy
+//! (positions, outputs), dx = δ · W (positions, inputs), and the position t:
 //!
-//! - Σ_c W[r,c]·G[r,c] = Σ_t δ[t,r]·y[t,r], because G[r,c] = Σ_t δ[t,r]·x[t,c] and y[t,r] = Σ_c W[r,c]·x[t,c];
+//! - Σ_c W[r,c]·G[r,c] = Σ_t δ[t,r]·y[t,r],
+//!   because G[r,c] = Σ_t δ[t,r]·x[t,c] and y[t,r] = Σ_c W[r,c]·x[t,c];
 //! - Σ_r W[r,c]·G[r,c] = Σ_t x[t,c]·dx[t,c].
 //!
-//! So sums of W∘G need only activations. Sums of other scores compute G a band of rows at a time, reduce the
-//! band, and reuse its memory for the next.
+//! So sums of W∘G need only activations. Sums of other scores compute G a band of rows at a time,
+//! reduce the band, and reuse its memory for the next.
 
 use std::sync::Arc;
 
@@ -24,8 +25,8 @@ use crate::ops::simd::dispatch_simd;
 /// Elements of a band of G that all cores compute together: 8 MiB.
 const SHARED_BAND_ELEMENTS: usize = 1 << 21;
 
-/// Elements of a band of G that one core computes alone, sample by sample: 512 KiB, which with the squares
-/// and the sample's own gradient stays in a core's cache.
+/// Elements of a band of G that one core computes alone, sample by sample: 512 KiB. The band, its
+/// squares and the gradient of one sample together stay in a core's cache.
 const CORE_BAND_ELEMENTS: usize = 1 << 17;
 
 /// A request, with what its result needs from the forward pass.
@@ -49,12 +50,12 @@ impl CpuPendingGradient {
         }
     }
 
-    /// Computes the result. `delta` is δ, (n, outputs); `dx` is δ · W, (n, inputs).
+    /// Computes the result. `delta` is δ, (positions, outputs); `dx` is δ · W, (positions, inputs).
     pub(crate) fn resolve(
         self,
         weight: &[f32],
         (outputs, inputs): (usize, usize),
-        n: usize,
+        positions: usize,
         delta: &[f32],
         dx: &[f32],
     ) {
@@ -62,7 +63,7 @@ impl CpuPendingGradient {
             weight,
             outputs,
             inputs,
-            positions: n,
+            positions,
             delta,
             x: &self.x.values(),
         };
@@ -112,7 +113,7 @@ impl LinearGradient<'_> {
         GradientResult::from_gradient(gradient, self.outputs, self.inputs)
     }
 
-    /// G and S, each core a band of rows at a time.
+    /// G and S. Each core computes one band of rows after another.
     fn gradient_and_squares(&self, samples: &[SampleSpan]) -> GradientResult {
         let mut gradient = vec![0.0; self.outputs * self.inputs];
         let mut squares = vec![0.0; self.outputs * self.inputs];
@@ -195,7 +196,8 @@ impl LinearGradient<'_> {
         sums
     }
 
-    /// Adds to rows `first_row..` of G and S, sample by sample, on this core. Both begin as zeros.
+    /// Adds to rows `first_row..` of G and S, sample by sample, on this core: G = Σ_j G_j and
+    /// S = Σ_j (scale_j · G_j)². Both begin as zeros.
     fn sample_band(
         &self,
         first_row: usize,
@@ -207,6 +209,7 @@ impl LinearGradient<'_> {
             outputs, inputs, ..
         } = *self;
         let rows = gradient.len() / inputs;
+        // G_j of the band, for one sample after another
         let mut sample_gradient = vec![0.0; gradient.len()];
         for sample in samples {
             // G_j = δ_jᵀ · x_j, over the positions of sample j
@@ -237,15 +240,15 @@ impl LinearGradient<'_> {
     }
 }
 
-/// G = δᵀ · x. δ is (n, outputs), x is (n, inputs).
+/// G = δᵀ · x. δ is (positions, outputs), x is (positions, inputs), G is (outputs, inputs).
 pub(super) fn weight_gradient(
     gradient: &mut [f32],
-    (outputs, inputs, n): (usize, usize, usize),
+    (outputs, inputs, positions): (usize, usize, usize),
     delta: &[f32],
     x: &[f32],
 ) {
     matmul(
-        (outputs, inputs, n),
+        (outputs, inputs, positions),
         gradient,
         inputs,
         OutputMode::Overwrite,
@@ -254,7 +257,8 @@ pub(super) fn weight_gradient(
     );
 }
 
-/// Rows of a band of about `elements` elements: a multiple of 64, which the matrix product's tiles divide.
+/// Rows of a band of about `elements` elements: a multiple of 64, so that the bands are whole
+/// numbers of the matrix product's tiles.
 fn band_rows(inputs: usize, elements: usize) -> usize {
     (elements / inputs.max(1)).next_multiple_of(64)
 }
@@ -267,13 +271,14 @@ pub(crate) fn accumulate_sample_gradient(
     sample_gradient: &[f32],
     scale: f32,
 ) {
-    for ((sum, square), own) in gradient.iter_mut().zip(squares).zip(sample_gradient) {
-        *sum += own;
-        *square += (own * scale) * (own * scale);
+    for ((sum, square), part) in gradient.iter_mut().zip(squares).zip(sample_gradient) {
+        *sum += part;
+        *square += (part * scale) * (part * scale);
     }
 }
 
-/// Σ_t a[t,c] · b[t,c] for every column c, in f64. Both are (positions, cols).
+/// Σ_t a[t,c] · b[t,c] for every column c, in f64. Both are (positions, cols). A column is summed
+/// by one core, in the order of the positions, so its bits do not depend on the number of threads.
 pub(super) fn column_dot_products(a: &[f32], b: &[f32], cols: usize) -> Vec<f64> {
     const COLUMNS_PER_TASK: usize = 64;
     let mut sums = vec![0.0; cols];
@@ -288,7 +293,8 @@ pub(super) fn column_dot_products(a: &[f32], b: &[f32], cols: usize) -> Vec<f64>
     sums
 }
 
-/// Adds the products of columns `first_col..first_col + sums.len()`, position by position.
+/// Adds the products a[t,c] · b[t,c] of the columns `first_col..first_col + sums.len()` to `sums`,
+/// in the order of the positions t.
 #[inline(always)]
 fn add_column_products(sums: &mut [f64], a: &[f32], b: &[f32], first_col: usize, cols: usize) {
     let columns = first_col..first_col + sums.len();

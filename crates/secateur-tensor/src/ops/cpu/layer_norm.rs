@@ -88,8 +88,8 @@ pub(crate) fn layer_norm<T: AnyTape>(
     y.put_tape(tape)
 }
 
-/// Two passes over each row: the variance is a mean of squared differences, never a difference of
-/// large sums.
+/// Mean and 1 / √(variance + ε) of every row of x, (rows, width). Two passes over each row: the
+/// variance is the mean of (x − mean)², because mean(x²) − mean(x)² would cancel digits.
 #[inline(always)]
 fn row_moments(moments: &mut [RowMoments], x: &[f32], width: usize, epsilon: f32) {
     let mut centred = vec![0.0; width];
@@ -145,6 +145,7 @@ fn input_gradient(
     has_begun: bool,
 ) {
     let width = w.len();
+    // g and x̂ of one row
     let mut g = vec![0.0; width];
     let mut normalised = vec![0.0; width];
     let rows = dx
@@ -160,6 +161,7 @@ fn input_gradient(
             *normalised = (x - row.mean) * row.inverse_std;
         }
         let mean_g = sum_f32(&g) / width as f32;
+        // mean(g ⊙ x̂)
         let mean_projection = dot(&g, &normalised) / width as f32;
         for ((dx, g), normalised) in dx.iter_mut().zip(&g).zip(&normalised) {
             let part = (g - mean_g - normalised * mean_projection) * row.inverse_std;

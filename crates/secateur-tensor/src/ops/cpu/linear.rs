@@ -7,8 +7,8 @@ use crate::ops::gradient_query::GradientRequest;
 use crate::tape::AnyTape;
 use crate::weight::Weight;
 
-/// With up to this many rows, gemm would spend longer on copying the weight into its own order than on the
-/// product. Then the transposed product is computed, which reads the weight as it is.
+/// With up to this many rows, gemm would spend longer on copying the weight into its own order than
+/// on the product. Then the transposed product is computed, which reads the weight as it is.
 const TRANSPOSED_OUTPUT_MAX_ROWS: usize = 32;
 
 /// y = x · Wᵀ. x is (positions, inputs), W is (outputs, inputs), y is (positions, outputs).
@@ -30,7 +30,7 @@ pub(crate) fn linear<T: AnyTape>(
     let pending = request.map(|request| CpuPendingGradient::new(request, &x, &y));
     tape.add_backward_op(move |gradients| {
         let dy = y_node.take_gradient(gradients)?;
-        // dx = dy · W
+        // dx = dy · W, (positions, inputs)
         let input_gradient = |dx: &mut [f32], output_mode| {
             matmul(
                 (positions, inputs, outputs),
@@ -46,7 +46,8 @@ pub(crate) fn linear<T: AnyTape>(
             input_gradient(dx, OutputMode::accumulate_if(has_begun));
             return Ok(());
         };
-        // The query may need dx of this operation alone, so it is not added in place.
+        // The query may need the dx of this operation alone, so it is not added in place to the
+        // gradients of other readers of x.
         let mut dx = vec![0.0; positions * inputs];
         input_gradient(&mut dx, OutputMode::Overwrite);
         pending.resolve(&w, (outputs, inputs), positions, &dy, &dx);
@@ -55,8 +56,8 @@ pub(crate) fn linear<T: AnyTape>(
     y.put_tape(tape)
 }
 
-/// x · Wᵀ, (positions, outputs). The bits of a row do not depend on the other rows: few rows are padded with
-/// zeros to where gemm computes each row in the same way, see [`min_stable_rows`].
+/// x · Wᵀ, (positions, outputs). The bits of a row do not depend on the other rows: few rows are
+/// padded with zeros to where gemm computes each row in the same way, see [`min_stable_rows`].
 pub(super) fn linear_values(
     x: &[f32],
     positions: usize,
@@ -82,6 +83,7 @@ pub(super) fn linear_values(
             MatrixView::row_major(x_rows, inputs),
             MatrixView::column_major(weight, inputs),
         );
+        // y[row, output] = yᵀ[output, row]
         for (output, column) in y_transposed.chunks_exact(rows).enumerate() {
             for (row, value) in column.iter().enumerate() {
                 y[row * outputs + output] = *value;

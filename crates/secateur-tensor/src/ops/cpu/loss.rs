@@ -1,7 +1,7 @@
 //! Cross entropy and log probabilities straight from the final hidden states, on the CPU.
 //!
-//! Logits are computed only at the positions of targets, for a tile of them at a time, so no matrix of
-//! (positions, vocabulary) exists. Sums over the vocabulary are in f64.
+//! Logits are computed only at the positions of targets, for a tile of them at a time, so no matrix
+//! of (positions, vocabulary) exists. Sums over the vocabulary are in f64.
 
 use std::ops::Range;
 
@@ -19,7 +19,7 @@ use crate::ops::simd::{ELEMENTS_PER_TASK, LANES, dispatch_simd};
 use crate::ops::token_loss::{TokenScore, TokenTarget};
 use crate::weight::Weight;
 
-/// Elements of a tile of logits on the CPU.
+/// Elements of a tile of logits on the CPU: 64 MiB of f32.
 pub const CPU_LOGIT_TILE_ELEMENTS: usize = 1 << 24;
 
 /// Scores the targets. x is the final hidden state after its norm, (positions, hidden); the head is
@@ -56,8 +56,8 @@ fn score(logits: &[f32], token_id: usize) -> TokenScore {
     }
 }
 
-/// The cross entropy of the targets, summed, and the gradient of `scale` times it with respect to x. The
-/// targets are in the order of their positions, at most one for each.
+/// The cross entropy of the targets, summed, and the gradient of `scale` times it with respect to
+/// x. The targets are in the order of their positions, at most one for each.
 pub(crate) fn cross_entropy(
     x: &CpuActivations,
     head: &Weight,
@@ -86,7 +86,8 @@ pub(crate) fn cross_entropy(
             })
             .collect();
         nll += losses.iter().sum::<f64>();
-        // The logits have become their gradients δ, (targets, vocabulary); the rows of dx are δ · W.
+        // `loss_and_gradient` has turned the logits into their gradients δ, (targets, vocabulary).
+        // The targets' rows of dx are δ · W, (targets, hidden).
         let delta = logits;
         let mut dx_rows = vec![0.0; x_rows.len()];
         matmul(
@@ -110,20 +111,24 @@ pub(crate) fn cross_entropy(
     (nll, CpuActivations::from_vec(dx, positions, width))
 }
 
-/// Targets of a tile. It depends on the vocabulary alone, so sums have the same order on every machine.
+/// Targets of a tile, 64 to 4096. The number depends on the vocabulary alone, so sums have the same
+/// order on every machine.
 fn tile_rows(vocabulary: usize) -> usize {
     (CPU_LOGIT_TILE_ELEMENTS / vocabulary).clamp(64, 4096)
 }
 
-/// Cuts the targets into tiles. If the query names samples, no tile has targets of two of them.
+/// Cuts the targets into tiles. If the query names samples, they cover all targets, and no tile has
+/// targets of two of them.
 fn tiles(
     targets: &[TokenTarget],
     vocabulary: usize,
     request: Option<&GradientRequest>,
 ) -> Vec<Range<usize>> {
     let samples = request.and_then(|request| request.query.samples());
-    // A tile may begin at these targets only, or a multiple of the tile's size behind one.
+    // Each pair of neighbouring bounds encloses the targets of one sample, or all targets. The
+    // tiles are cut from one bound to the next.
     let bounds: Vec<usize> = match samples {
+        // The samples are in the order of their positions, as the targets are.
         Some(samples) => {
             let ends = samples.iter().map(|sample| {
                 targets.partition_point(|target| target.position < sample.positions.end)
@@ -142,7 +147,7 @@ fn tiles(
     tiles
 }
 
-/// The rows of x at the targets' positions.
+/// The rows of x at the targets' positions, (targets, hidden).
 fn target_rows(x: &CpuActivations, targets: &[TokenTarget]) -> Vec<f32> {
     let (_, width) = *x.shape();
     let mut rows = vec![0.0; targets.len() * width];
@@ -155,7 +160,8 @@ fn target_rows(x: &CpuActivations, targets: &[TokenTarget]) -> Vec<f32> {
     rows
 }
 
-/// The largest logit, and Σ exp(logit − largest) in f64.
+/// The largest logit m, and Z = Σ exp(logit − m) in f64: each exponential is an f32, their sum has
+/// LANES partial sums in f64.
 #[inline(always)]
 fn max_and_exp_sum(logits: &[f32]) -> (f32, f64) {
     let max = max_or_nan(logits);
@@ -173,7 +179,9 @@ fn max_and_exp_sum(logits: &[f32]) -> (f32, f64) {
     (max, sums.iter().sum::<f64>() + remainder)
 }
 
-/// −log p of the token. The row of logits becomes the gradient of `scale` times it: scale · (p − one_hot).
+/// Returns −log p(token) = m + ln Z − logit(token), with m and Z from [`max_and_exp_sum`]. In
+/// place, the logits become the gradient of `scale` times that: scale · (p − one_hot(token)), where
+/// p = exp(logit − m) / Z.
 #[inline(always)]
 fn loss_and_gradient(row: &mut [f32], token_id: usize, scale: f32) -> f64 {
     let token_logit = row[token_id];
@@ -186,9 +194,10 @@ fn loss_and_gradient(row: &mut [f32], token_id: usize, scale: f32) -> f64 {
     f64::from(max) + sum.ln() - f64::from(token_logit)
 }
 
-/// What is accumulated of the gradient G of the head W, tile by tile.
+/// What is accumulated, tile by tile, of the gradient G = δᵀ · x of the head W, both (vocabulary,
+/// hidden).
 enum HeadGradientReduction {
-    /// Σ_r W[r,c]·G[r,c] = Σ_t x[t,c]·dx[t,c], over the targets t: no G.
+    /// Σ_r W[r,c]·G[r,c] = Σ_t x[t,c]·dx[t,c] over the targets t, (hidden). G is not computed.
     WeightTimesGradientColumnSums(Vec<f64>),
     /// G.
     FullGradient(HeadGradientAccumulator),
@@ -204,7 +213,8 @@ impl HeadGradientReduction {
         }
     }
 
-    /// Adds a tile: δ of its logits, and its rows of x and of dx.
+    /// Adds a tile: δ of its logits, (targets, vocabulary), and its rows of x and of dx, (targets,
+    /// hidden).
     fn add_tile(&mut self, tile: &[TokenTarget], delta: &[f32], x_rows: &[f32], dx_rows: &[f32]) {
         match self {
             Self::WeightTimesGradientColumnSums(sums) => {
@@ -234,13 +244,14 @@ impl HeadGradientReduction {
     }
 }
 
-/// G = Σ_j G_j of the head over the samples j, and S = Σ_j (scale_j · G_j)² if the query names samples.
+/// G = Σ_j G_j of the head over the samples j, and S = Σ_j (scale_j · G_j)² if the query names
+/// samples.
 struct HeadGradientAccumulator {
     vocabulary: usize,
     width: usize,
     /// Empty if the query names none.
     samples: Vec<SampleSpan>,
-    /// G, (vocabulary, width). With samples, of those that are complete.
+    /// G, (vocabulary, width). With samples, the sum over those that are complete.
     gradient: Vec<f32>,
     /// G_j of the current sample; empty without samples.
     sample_gradient: Vec<f32>,
@@ -276,6 +287,7 @@ impl HeadGradientAccumulator {
             let sample = samples
                 .position(|sample| sample.positions.contains(&first_position))
                 .unwrap_or(self.current_sample);
+            // Targets are in the order of their positions: the samples before this are complete.
             if sample != self.current_sample {
                 self.finish_sample();
                 self.current_sample = sample;

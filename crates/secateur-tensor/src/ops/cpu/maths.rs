@@ -1,9 +1,13 @@
-//! The parts of the CPU's loops: sums over lanes, e^x, the logistic function. All are inlined, so that they
-//! are compiled for the vector instructions of the loop that calls them.
+//! Building blocks of the CPU's loops: sums, maxima, e^x, the logistic function. All are inlined,
+//! so that they are compiled for the vector instructions of the loop that calls them.
+//!
+//! A sum has LANES partial sums: lane i adds the elements i, i + LANES, i + 2 · LANES, …, the lanes
+//! are then added in order, and the sum of the elements after the last whole chunk is added last.
+//! So the order of additions depends on the length alone, not on the vector instructions.
 
 use crate::ops::simd::LANES;
 
-/// Σ a·b
+/// Σ a·b over two slices of one length, in f32.
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0f32; LANES];
@@ -22,7 +26,7 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + remainder
 }
 
-/// Σ a
+/// Σ a, in f32.
 #[inline(always)]
 pub(crate) fn sum_f32(a: &[f32]) -> f32 {
     let mut sums = [0.0f32; LANES];
@@ -41,7 +45,7 @@ fn larger_or_nan(x: f32, max: f32) -> f32 {
     if x > max || x.is_nan() { x } else { max }
 }
 
-/// The largest of the numbers; NaN if one of them is NaN.
+/// The largest element; NaN if one of them is NaN, −∞ for an empty slice.
 #[inline(always)]
 pub(crate) fn max_or_nan(a: &[f32]) -> f32 {
     let mut lane_max = [f32::NEG_INFINITY; LANES];
@@ -62,18 +66,20 @@ pub(crate) fn max_or_nan(a: &[f32]) -> f32 {
 
 /// e^x within two units in the last place, and 0 below −87.33, without a branch.
 ///
-/// x = n·ln 2 + r with an integer n and |r| ≤ ½ ln 2; e^r is a polynomial in r, and 2ⁿ is written into the
-/// exponent (Cody and Waite 1980; the coefficients are those of `expf` in Moshier's Cephes).
+/// x = n·ln 2 + r with an integer n and |r| ≤ ½ ln 2; e^r is a polynomial in r, and 2ⁿ is written
+/// into the exponent (Cody and Waite 1980; the coefficients are those of `expf` in Moshier's
+/// Cephes).
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const LOWEST: f32 = -87.33;
     const HIGHEST: f32 = 89.0;
-    /// 1.5 · 2²³. Adding it rounds a number to an integer, which is then in the lowest bits of the sum.
+    /// 1.5 · 2²³. Adding it rounds a number to the nearest integer n, and the bits of the sum are
+    /// then those of ROUND plus n.
     const ROUND: f32 = 12_582_912.0;
     /// ln 2 in two parts: n · LN_2_HIGH is exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    // comparisons in this form let NaN pass
+    // Comparisons with NaN are false, so NaN passes both bounds.
     let above_lowest = if x < LOWEST { LOWEST } else { x };
     let clamped = if above_lowest > HIGHEST {
         HIGHEST
@@ -83,6 +89,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let shifted = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, clamped));
+    // e^r = 1 + r + r² · P(r), the coefficients of P from the highest power down
     let mut polynomial = 1.987_569_1e-4f32;
     for coefficient in [
         1.398_2e-3,
@@ -94,7 +101,7 @@ pub(crate) fn exp(x: f32) -> f32 {
         polynomial = polynomial.mul_add(r, coefficient);
     }
     let exp_r = polynomial.mul_add(r * r, r) + 1.0;
-    // 2ⁿ as the product of two powers: n may be 128, and 2¹²⁸ is not an f32
+    // 2ⁿ is the product of two powers of two, because n may be 128 and 2¹²⁸ is not an f32.
     let power_of_two = |biased_exponent: u32| f32::from_bits(biased_exponent << 23);
     let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
     let half = exponent >> 1;

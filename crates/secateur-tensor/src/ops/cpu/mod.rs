@@ -1,5 +1,5 @@
-//! The operations on the CPU: one file each, fused, forward and backward. The gradient of a weight is
-//! computed only where a request is given, and only as much of it at a time as the query needs.
+//! The operations on the CPU: one file each, fused, forward and backward. The gradient of a weight
+//! is computed only where a request is given, and only as much of it at a time as the query needs.
 
 mod adapter;
 mod attention;

@@ -8,8 +8,9 @@ use crate::ops::gradient_query::GradientRequest;
 use crate::ops::simd::dispatch_simd;
 use crate::weight::Weight;
 
-/// Sets the gradient of a norm's weight, dw = Σ_t dy_t ⊙ x̂_t, where x̂ is the input after normalisation. The
-/// positions t are added in their order; sample by sample if the query names samples.
+/// Sets the gradient of a norm's weight, dw = Σ_t dy_t ⊙ x̂_t, where x̂ is the input after
+/// normalisation. The positions t are added in their order, on one core, so the bits do not depend
+/// on the number of threads. If the query names samples, each sample's sum is one G_j.
 ///
 /// `add_row(sum, t)` adds dy_t ⊙ x̂_t to `sum`, of the weight's length.
 pub(super) fn set_weight_gradient(

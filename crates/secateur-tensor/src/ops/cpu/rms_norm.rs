@@ -78,7 +78,7 @@ pub(crate) fn rms_norm<T: AnyTape>(
     y.put_tape(tape)
 }
 
-/// The scale of each row: s = 1 / √(mean(x²) + ε).
+/// The scale of each row of x, (rows, width): s = 1 / √(mean(x²) + ε).
 #[inline(always)]
 fn inverse_rms(scales: &mut [f32], x: &[f32], width: usize, epsilon: f32) {
     for (scale, x) in scales.iter_mut().zip(x.chunks_exact(width)) {
@@ -134,6 +134,7 @@ fn input_gradient(
         for ((weighted, dy), w) in weighted.iter_mut().zip(dy).zip(w) {
             *weighted = dy * w;
         }
+        // s³ · mean(dy⊙w⊙x)
         let x_factor = dot(&weighted, x) * scale * scale * scale / width as f32;
         for ((dx, weighted), x) in dx.iter_mut().zip(&weighted).zip(x) {
             let part = weighted * scale - x * x_factor;

@@ -5,8 +5,8 @@ use dfdx::prelude::{Backward, Cpu, PutTape, Rank0, Tape, Tensor, ZerosTensor};
 use crate::activations::{CpuActivations, dfdx_cpu};
 use crate::tape::GradientTape;
 
-/// Runs the tape of `y` backward from `upstream`, the gradient of `y`, row-major. Returns the gradient of
-/// `x`, row-major.
+/// Runs the tape of `y` backward from `upstream`, the gradient of `y`, row-major. Returns the
+/// gradient of `x`, row-major.
 pub(crate) fn backward(
     y: CpuActivations<GradientTape>,
     upstream: Vec<f32>,
@@ -15,7 +15,8 @@ pub(crate) fn backward(
     let (y, mut tape) = y.split_tape();
     let y_node = y.node();
     drop(y);
-    // dfdx begins at a scalar, and runs the last step first: that step sets the gradient of y.
+    // dfdx runs a tape backward from a scalar, the last step first. The step added here runs first,
+    // and sets the gradient of y.
     tape.add_backward_op(move |gradients| y_node.add_gradient(gradients, upstream));
     let scalar: Tensor<Rank0, f32, Cpu> = dfdx_cpu().zeros();
     let mut gradients = scalar.put_tape(tape).backward();

@@ -1,6 +1,5 @@
-//! A linear layer with a low-rank adapter (Hu et al. 2021) on a GPU:
-//! y = x · Wᵀ + scale · (mask ⊙ x) · Aᵀ · Bᵀ. The frozen weight is multiplied in its own precision, the
-//! adapter in f32.
+//! A linear layer with a low-rank adapter (Hu et al. 2021) on a GPU: y = x · Wᵀ + scale · (mask ⊙
+//! x) · Aᵀ · Bᵀ. The frozen weight is multiplied in its own precision, the adapter in f32.
 
 use dfdx::prelude::TryMatMul;
 
@@ -46,7 +45,8 @@ pub(crate) fn linear_with_adapter<T: AnyTape>(
         .map(|(a_request, b_request)| (a_request.clone(), b_request.clone()));
     tape.add_backward_op(move |_| {
         let dy = y_node.take_gradient(shape);
-        // dh = scale · dy · B, dA = dhᵀ · (mask ⊙ x), dB = scale · dyᵀ · h, dx = dy · W + mask ⊙ (dh · A)
+        // dh = scale · dy · B, dA = dhᵀ · (mask ⊙ x), dB = scale · dyᵀ · h,
+        // dx = dy · W + mask ⊙ (dh · A)
         let hidden_gradient = dy.clone().matmul(b) * scale;
         if let Some((a_request, b_request)) = requests {
             let to_result = |matrix: GpuMatrix| GradientResult::Gradient {

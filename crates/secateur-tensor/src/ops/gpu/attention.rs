@@ -1,5 +1,5 @@
-//! Causal attention with rotary positions and grouped queries on a GPU, in f32 (Vaswani et al. 2017; Ainslie
-//! et al. 2023).
+//! Causal attention with rotary positions and grouped queries on a GPU, in f32 (Vaswani et al.
+//! 2017; Ainslie et al. 2023).
 
 use std::rc::Rc;
 
@@ -69,7 +69,8 @@ struct RotatedOperands {
 }
 
 impl RotatedOperands {
-    /// The outputs of all batches. Each batch has zeros at the rows of the others, so their sum is exact.
+    /// The outputs of all batches. Each batch has zeros at the rows of the others, so their sum is
+    /// exact.
     fn outputs(&self) -> GpuMatrix {
         let batch_outputs = |batch: &AttentionBatch| {
             let q = batch.to_query_heads(&self.q, self.heads);

@@ -1,5 +1,6 @@
-//! How the sequences of a pack are batched for attention on a GPU. Sequences of about the same length become
-//! one batch, padded to the longest. A plan is made once for a layout and used by all blocks.
+//! How the sequences of a pack are batched for attention on a GPU. Sequences of about the same
+//! length become one batch, padded to the longest, so that a few large products compute all scores.
+//! A plan is made once for a layout and used by all blocks.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,8 +16,8 @@ use super::rows::{RowIndex, RowPlacement, row_index};
 use crate::gpu::{Gpu, GpuMatrix, matrix_from_vec, selected_device};
 use crate::ops::layout::{AttentionHeads, PackLayout, RotaryTables, SequenceSpan};
 
-/// Queries of a sequence whose scores are computed together. Longer sequences are cut, so that scores take
-/// QUERY_CHUNK_ROWS · length elements and not length².
+/// Queries of a sequence whose scores are computed together. Longer sequences are cut, so that
+/// scores take QUERY_CHUNK_ROWS · length elements and not length².
 pub const QUERY_CHUNK_ROWS: usize = 512;
 
 /// Heads of a batch: (sequences · key heads, rows, head_dim).
@@ -25,7 +26,7 @@ pub(super) type HeadBatch = Tensor<(usize, usize, usize), f32, Gpu>;
 /// (sequences, heads, rows, head_dim), or a permutation of it.
 type SplitHeads = Tensor<(usize, usize, usize, usize), f32, Gpu>;
 
-/// A layout, prepared for attention.
+/// What attention computes from a layout before it reads any tensor.
 pub(super) struct AttentionPlan {
     pub(super) rotation: RotaryAngles,
     pub(super) batches: Vec<AttentionBatch>,
@@ -40,8 +41,8 @@ pub(super) struct AttentionBatch {
     keys: usize,
     /// The pack's rows of the batch. None: all rows of the pack, in order.
     row_maps: Option<RowMaps>,
-    /// Added to the scores: 0 where the query may read the key, f32::MIN elsewhere;
-    /// (sequences, queries, keys).
+    /// Added to the scores: 0 where the query may read the key, f32::MIN elsewhere, which becomes a
+    /// probability of 0; (sequences, queries, keys).
     mask: HeadBatch,
 }
 
@@ -53,13 +54,13 @@ struct RowMaps {
     query_mask: GpuMatrix,
     /// Puts rows of queries back into the pack.
     query_placement: RowPlacement,
-    /// Puts rows of keys back into the pack. None if sequences share a prefix: then a row of the pack has
-    /// several places in the batch, and there is no backward step.
+    /// Puts rows of keys back into the pack. None if sequences share a prefix: then a row of the
+    /// pack has several places in the batch, and there is no backward step.
     key_placement: Option<RowPlacement>,
 }
 
-/// A plan in the cache. It is found by the addresses of what it was made of; as the `Weak` handles keep these
-/// from being reused, an entry never matches another layout.
+/// A plan in the cache. It is found by the addresses of what it was made of; as the `Weak` handles
+/// keep these from being reused, an entry never matches another layout.
 struct CachedPlan {
     spans: Weak<[SequenceSpan]>,
     rotary: Weak<RotaryTables>,
@@ -80,7 +81,7 @@ impl CachedPlan {
 }
 
 impl AttentionPlan {
-    /// The plan of a layout, from the cache or made now.
+    /// The plan of a layout, from the cache of the current thread or built now.
     pub(super) fn for_layout(layout: &PackLayout, head_dim: usize) -> Rc<Self> {
         thread_local! {
             static PLANS: RefCell<Vec<CachedPlan>> = const { RefCell::new(Vec::new()) };
@@ -112,14 +113,15 @@ impl AttentionPlan {
                 positions[row] = first_position + offset;
             }
         }
-        // Chunks form one batch if their queries and keys have about the same lengths (up to the next power
-        // of two) and they are the n-th of their sequences: so no batch has a key of the pack twice, and the
-        // keys' gradients can be put back by gathering.
+        // Chunks are batched if they have the same index in their spans and the same number of
+        // queries and of keys, both rounded up to a power of two. Two chunks of one span share
+        // keys, so the index keeps them in different batches: without shared prefixes no batch has
+        // a key of the pack twice, and the keys' gradients can be put back by gathering.
         let mut groups: BTreeMap<(usize, usize, usize), Vec<QueryChunk>> = BTreeMap::new();
         for span in layout.spans.iter() {
-            for (number, chunk) in QueryChunk::of_span(span).enumerate() {
+            for (chunk_index, chunk) in QueryChunk::of_span(span).enumerate() {
                 let group = (
-                    number,
+                    chunk_index,
                     chunk.rows.len().next_power_of_two(),
                     chunk.key_count().next_power_of_two(),
                 );
@@ -175,7 +177,7 @@ impl AttentionBatch {
         let queries = query_counts.max().unwrap_or(0);
         let keys = chunks.iter().map(QueryChunk::key_count).max().unwrap_or(0);
         let (mut query_rows, mut key_rows, mut query_mask) = (Vec::new(), Vec::new(), Vec::new());
-        // The batch's row of every row of the pack.
+        // The row of the batch in which each row of the pack is. None: in another batch.
         let mut query_places = vec![None; pack_rows];
         let mut key_places = vec![None; pack_rows];
         for (sequence, chunk) in chunks.iter().enumerate() {
@@ -227,8 +229,9 @@ impl AttentionBatch {
         }
     }
 
-    /// Query heads of a pack: (sequences · key heads, group · queries, head_dim). The query heads that read
-    /// one key head follow each other, so one product per key head computes all their scores.
+    /// Query heads of a pack: (sequences · key heads, group · queries, head_dim). The query heads
+    /// that read one key head follow each other, so one product per key head computes all their
+    /// scores.
     pub(super) fn to_query_heads(&self, q: &GpuMatrix, heads: AttentionHeads) -> HeadBatch {
         let rows = match &self.row_maps {
             None => q.clone(),
@@ -237,7 +240,8 @@ impl AttentionBatch {
         self.group_heads(rows, heads)
     }
 
-    /// Gradients of the outputs as query heads. Padding has zeros.
+    /// Gradients of the outputs as query heads. Padding has gradients of 0, so that it adds nothing
+    /// to dK and dV.
     pub(super) fn to_gradient_heads(&self, delta: &GpuMatrix, heads: AttentionHeads) -> HeadBatch {
         let rows = match &self.row_maps {
             None => delta.clone(),
@@ -272,7 +276,8 @@ impl AttentionBatch {
         ))
     }
 
-    /// The pack's rows of query heads: (rows, query_heads · head_dim). Rows of other batches are zero.
+    /// The pack's rows of query heads: (rows, query_heads · head_dim). Rows of other batches are
+    /// zero.
     pub(super) fn restore_query_rows(&self, x: HeadBatch, heads: AttentionHeads) -> GpuMatrix {
         let rows = merge_heads(x, self.query_shape(heads));
         match &self.row_maps {
@@ -281,7 +286,8 @@ impl AttentionBatch {
         }
     }
 
-    /// The pack's rows of key heads: (rows, key_value_heads · head_dim). Rows of other batches are zero.
+    /// The pack's rows of key heads: (rows, key_value_heads · head_dim). Rows of other batches are
+    /// zero.
     pub(super) fn restore_key_rows(&self, x: HeadBatch, heads: AttentionHeads) -> GpuMatrix {
         let rows = merge_heads(x, self.key_shape(heads));
         match &self.row_maps {
@@ -315,17 +321,18 @@ impl AttentionBatch {
     }
 }
 
-/// The mask of sequences, given as (prefix keys, queries): query i reads the keys up to prefix + i. Padding
-/// reads the first key alone, so that its softmax is defined. The result is (sequences, queries, keys).
+/// The causal mask, (sequences, queries, keys), of sequences given as (prefix keys, queries): query
+/// i reads the keys 0..=prefix + i. A padding query reads the first key alone, so that its softmax
+/// is defined.
 fn causal_mask(
     queries: usize,
     keys: usize,
     sequences: impl Iterator<Item = (usize, usize)>,
 ) -> HeadBatch {
     let mut values = Vec::new();
-    for (prefix, own_queries) in sequences {
+    for (prefix, query_count) in sequences {
         for i in 0..queries {
-            let visible = if i < own_queries { prefix + i + 1 } else { 1 };
+            let visible = if i < query_count { prefix + i + 1 } else { 1 };
             values.extend((0..keys).map(|j| if j < visible { 0.0 } else { f32::MIN }));
         }
     }
@@ -352,7 +359,8 @@ fn merge_heads(
         .reshape_like(&(sequences * rows, heads * head_dim))
 }
 
-/// The same values in the order of their axes: a product with 1 writes them so.
+/// The same values, contiguous in the order of the axes: a product with 1 writes a new tensor in
+/// that order. dfdx's own reshaping would compile a kernel at run time.
 fn make_contiguous(x: SplitHeads) -> SplitHeads {
     let shape = *x.shape();
     let one: Tensor<Rank0, f32, Gpu> = constant(1, 1, 1.0).reshape_like(&());

@@ -1,5 +1,5 @@
-//! GELU on a GPU, the exact form: y = x · Φ(x). dfdx's own `accurate_gelu` has the right values, but
-//! its derivative is wrong: the term x · φ(x) is √2 times too large.
+//! GELU on a GPU, the exact form: y = x · Φ(x). dfdx's own `accurate_gelu` has the right values,
+//! but its derivative is wrong: the term x · φ(x) is √2 times too large.
 
 use dfdx::prelude::*;
 
@@ -35,6 +35,7 @@ pub(crate) fn gelu<T: AnyTape>(x: GpuActivations<T>) -> GpuActivations<T> {
 fn normal_tail(x: &GpuMatrix) -> (GpuMatrix, GpuMatrix) {
     let bell = (x.clone().square() * -0.5).exp();
     let t = (x.clone().abs() * TAIL_STEP + 1.0).recip();
+    // ratio = t · P(t), P by Horner's rule
     let [highest, rest @ ..] = TAIL_COEFFICIENTS;
     let start = t.clone() * highest;
     let (last, middle) = rest.split_last().expect("more than one coefficient");

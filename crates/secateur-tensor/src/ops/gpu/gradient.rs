@@ -1,5 +1,6 @@
-//! The gradient of a linear layer's weight, G = δᵀ · x, and what is computed from it, on a GPU. The equations
-//! are those of `cpu/gradient.rs`; a GPU computes G as a whole where it is needed and reduces it there.
+//! The gradient of a linear layer's weight, G = δᵀ · x, and what is computed from it, on a GPU. The
+//! equations are those of `cpu/gradient.rs`; a GPU computes G as a whole where it is needed and
+//! reduces it there.
 
 use super::product::{column_sums, linear_weight_gradient, row_sum_matrix};
 use crate::activations::GpuActivations;
@@ -14,9 +15,9 @@ use crate::weight::Weight;
 pub(crate) struct GpuPendingGradient {
     request: GradientRequest,
     weight: Weight,
-    /// (n, inputs)
+    /// (positions, inputs)
     x: GpuMatrix,
-    /// y = x · Wᵀ, (n, outputs), kept only if row sums of W∘G are wanted.
+    /// y = x · Wᵀ, (positions, outputs), kept only if row sums of W∘G are wanted.
     y: Option<GpuMatrix>,
 }
 
@@ -39,7 +40,7 @@ impl GpuPendingGradient {
         }
     }
 
-    /// Computes the result. `delta` is δ, (n, outputs); `dx` is δ · W, (n, inputs).
+    /// Computes the result. `delta` is δ, (positions, outputs); `dx` is δ · W, (positions, inputs).
     pub(crate) fn resolve(self, gpu_weight: &GpuWeight, delta: &GpuMatrix, dx: &GpuMatrix) {
         if let GradientQuery::WeightTimesGradientSums(axes) = &self.request.query {
             // Σ_c W∘G = Σ_t δ∘y, Σ_r W∘G = Σ_t x∘dx: no G.
@@ -70,7 +71,8 @@ impl GpuPendingGradient {
     }
 }
 
-/// G = Σ_j G_j and S = Σ_j (scale_j · G_j)², added in the order of the samples. There is at least one.
+/// G = Σ_j G_j and S = Σ_j (scale_j · G_j)², added in the order of the samples. There is at least
+/// one.
 pub(crate) fn sum_sample_gradients(
     samples: &[SampleSpan],
     sample_gradient: impl Fn(&SampleSpan) -> GpuMatrix,
@@ -82,9 +84,9 @@ pub(crate) fn sum_sample_gradients(
     let mut gradient = sample_gradient(first);
     let mut squares = square(&gradient, first.gradient_scale);
     for sample in others {
-        let own = sample_gradient(sample);
-        squares = squares + square(&own, sample.gradient_scale);
-        gradient = gradient + own;
+        let part = sample_gradient(sample);
+        squares = squares + square(&part, sample.gradient_scale);
+        gradient = gradient + part;
     }
     (gradient, Some(squares))
 }

@@ -7,8 +7,8 @@ use super::product::{broadcast_per_row, row_sum_matrix};
 use crate::gpu::GpuMatrix;
 use crate::ops::layout::AttentionHeads;
 
-/// O = softmax(scale · Q · Kᵀ + mask) · V. Q and O are (sequences · key heads, group · queries, head_dim), K and
-/// V are (sequences · key heads, keys, head_dim).
+/// O = softmax(scale · Q · Kᵀ + mask) · V. Q and O are (sequences · key heads, group · queries,
+/// head_dim), K and V are (sequences · key heads, keys, head_dim).
 pub(super) fn attend(
     batch: &AttentionBatch,
     q: HeadBatch,
@@ -18,13 +18,15 @@ pub(super) fn attend(
 ) -> HeadBatch {
     let shape = *q.shape();
     let (exponentials, inverse_sums) = unnormalised_softmax(batch, q, k, heads);
+    // O = diag(1 / Σ exp) · (exp(S − max S) · V): this scales head_dim numbers of each row, not as
+    // many as there are keys
     let o = exponentials.matmul(v);
     let rows = (shape.0 * shape.1, shape.2);
     (o.reshape_like(&rows) * broadcast_per_row(inverse_sums, rows)).reshape_like(&shape)
 }
 
-/// exp(S − max S) of each row, (sequences · key heads, group · queries, keys), and 1 / the row's sum,
-/// (all rows, 1).
+/// exp(S − max S) of each row, (sequences · key heads, group · queries, keys), and 1 / the row's
+/// sum, (all rows, 1).
 fn unnormalised_softmax(
     batch: &AttentionBatch,
     q: HeadBatch,
@@ -43,8 +45,13 @@ fn unnormalised_softmax(
 }
 
 /// dQ, dK and dV from O and dO, with P = softmax(S):
-/// dV = Pᵀ · dO, dS = scale · P ∘ (dO · Vᵀ − rowsum(dO ∘ O)), dQ = dS · K, dK = dSᵀ · Q. P is computed again,
-/// so no scores are kept (Dao et al. 2022).
+///
+/// - dV = Pᵀ · dO;
+/// - dS = scale · P ∘ (dO · Vᵀ − rowsum(dO ∘ O));
+/// - dQ = dS · K, dK = dSᵀ · Q.
+///
+/// P is computed again, so no scores are kept (Dao et al. 2022). The query heads of a group are
+/// rows of one product, so dK and dV are sums over the group.
 pub(super) fn attention_gradients(
     batch: &AttentionBatch,
     [q, k, v]: [HeadBatch; 3],

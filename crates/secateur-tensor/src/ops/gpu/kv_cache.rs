@@ -1,5 +1,5 @@
-//! A layer's part of a KV cache on a GPU. It has room for all positions from the start: dfdx cannot write into
-//! a tensor, so new rows are added where the cache has zeros.
+//! A layer's part of a KV cache on a GPU. It has room for all positions from the start: dfdx cannot
+//! write into a tensor, so new rows are added where the cache has zeros.
 
 use dfdx::prelude::*;
 
@@ -20,7 +20,8 @@ pub struct GpuKvCache {
 
 #[derive(Clone)]
 struct CachedSequence {
-    /// (capacity, key_value_heads · head_dim): the first `len` rows are in use, the others are zero.
+    /// (capacity, key_value_heads · head_dim): the first `len` rows are in use, the others are
+    /// zero.
     keys: GpuMatrix,
     /// As `keys`.
     values: GpuMatrix,
@@ -28,8 +29,8 @@ struct CachedSequence {
 }
 
 impl GpuKvCache {
-    /// An empty cache with room for `positions` positions of each sequence. Keys and values have `width`
-    /// elements per position each.
+    /// An empty cache with room for `positions` positions of each sequence. Keys and values have
+    /// `width` elements per position each.
     pub(crate) fn new(sequences: usize, positions: usize, width: usize) -> Self {
         let zeros = || selected_device().zeros_like(&(positions, width));
         let empty = || CachedSequence {
@@ -60,8 +61,8 @@ impl std::fmt::Debug for GpuKvCache {
     }
 }
 
-/// Appends the rows of every span to its sequence in the cache. Returns the attention of the rows to all
-/// cached positions up to their own.
+/// Appends the rows of every span to its sequence in the cache. Returns the attention of the rows
+/// to all cached positions up to their own.
 pub(super) fn attend_with_cache(
     q: GpuMatrix,
     k: &GpuMatrix,
@@ -88,8 +89,8 @@ pub(super) fn attend_with_cache(
     outputs.unwrap_or(q)
 }
 
-/// The outputs of a span's queries, some rows at a time, each placed into the pack's rows. `start` is the
-/// position of the first query.
+/// The outputs of a span's queries, some rows at a time, each placed into the pack's rows. `start`
+/// is the position of the first query.
 fn attend_span<'a>(
     queries: &'a GpuMatrix,
     sequence: &'a CachedSequence,
@@ -103,13 +104,14 @@ fn attend_span<'a>(
         let chunk = first..(first + QUERY_CHUNK_ROWS).min(rows);
         let key_count = start + chunk.end;
         let batch = AttentionBatch::single_sequence(start + first, chunk.len());
-        let read = |cached: &GpuMatrix| -> GpuMatrix { cached.clone().slice((0..key_count, ..)) };
+        let visible_rows =
+            |cached: &GpuMatrix| -> GpuMatrix { cached.clone().slice((0..key_count, ..)) };
         let chunk_queries: GpuMatrix = queries.clone().slice((chunk.clone(), ..));
         let q = batch.to_query_heads(&chunk_queries, heads);
-        let k = batch.to_key_heads(&read(&sequence.keys), heads);
-        let v = batch.to_key_heads(&read(&sequence.values), heads);
+        let k = batch.to_key_heads(&visible_rows(&sequence.keys), heads);
+        let v = batch.to_key_heads(&visible_rows(&sequence.values), heads);
         let o = batch.restore_query_rows(attend(&batch, q, &k, v, heads), heads);
-        let place = span.rows.start + chunk.start..span.rows.start + chunk.end;
-        RowPlacement::for_range(pack_rows, place).place_rows(o)
+        let pack_range = span.rows.start + chunk.start..span.rows.start + chunk.end;
+        RowPlacement::for_range(pack_rows, pack_range).place_rows(o)
     })
 }

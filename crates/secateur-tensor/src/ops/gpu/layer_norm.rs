@@ -46,6 +46,7 @@ pub(crate) fn layer_norm<T: AnyTape>(
         let g = dy * broadcast_per_column(w, shape);
         let mean_g = row_means(g.clone());
         let mean_projection = row_means(g.clone() * normalised.clone());
+        // x̂ · mean(g ⊙ x̂)
         let along_x = normalised * broadcast_per_row(mean_projection, shape);
         let dx = (g - broadcast_per_row(mean_g, shape) - along_x)
             * broadcast_per_row(inverse_std, shape);
@@ -55,7 +56,8 @@ pub(crate) fn layer_norm<T: AnyTape>(
     y.put_tape(tape)
 }
 
-/// The mean of each row: (rows, 1). A product with a column of 1/width, so that no sum is atomic.
+/// The mean of each row: (rows, 1). A product with a column of 1/width: cuBLAS adds in the same
+/// order in every run, dfdx's own sums use atomic additions.
 fn row_means(x: GpuMatrix) -> GpuMatrix {
     let (_, width) = *x.shape();
     x.matmul(constant_column(width, 1.0 / width as f32))

@@ -1,7 +1,7 @@
 //! Cross entropy and log probabilities straight from the final hidden states, on a GPU.
 //!
-//! Logits are computed in f32, only at the positions of targets, for a tile of them at a time. Only a few
-//! numbers of each row leave the GPU.
+//! Logits are computed in f32, only at the positions of targets, for a tile of them at a time. Only
+//! a few numbers of each row leave the GPU.
 
 use std::ops::Range;
 
@@ -18,7 +18,7 @@ use crate::ops::gradient_query::{
 use crate::ops::token_loss::{TokenScore, TokenTarget};
 use crate::weight::Weight;
 
-/// Elements of a tile of logits on a GPU.
+/// Elements of a tile of logits on a GPU: 256 MiB of f32.
 pub const GPU_LOGIT_TILE_ELEMENTS: usize = 1 << 26;
 
 /// A vector on the GPU.
@@ -52,8 +52,8 @@ pub(crate) fn token_scores(
     scores
 }
 
-/// The cross entropy of the targets, summed, and the gradient of `scale` times it with respect to x. The
-/// targets are in the order of their positions, at most one for each.
+/// The cross entropy of the targets, summed, and the gradient of `scale` times it with respect to
+/// x. The targets are in the order of their positions, at most one for each.
 pub(crate) fn cross_entropy(
     x: &GpuActivations,
     head: &Weight,
@@ -71,7 +71,7 @@ pub(crate) fn cross_entropy(
         let rows = LogitRows::new(tile, x_rows.clone().matmul(transpose(&w)));
         nll += rows.negative_log_likelihood();
         let delta = rows.into_logit_gradient(scale);
-        // The rows of dx are δ · W, and go to the targets' positions.
+        // The rows of dx are δ · W, (targets, hidden), placed at the targets' positions.
         let mut source_rows = vec![None; positions];
         for (i, target) in tile.iter().enumerate() {
             source_rows[target.position] = Some(i);
@@ -100,7 +100,7 @@ fn tile_rows(vocabulary: usize) -> usize {
     (GPU_LOGIT_TILE_ELEMENTS / vocabulary).max(1)
 }
 
-/// The rows of x at the targets' positions.
+/// The rows of x at the targets' positions, (targets, hidden).
 fn target_rows(x: &GpuActivations, targets: &[TokenTarget]) -> GpuMatrix {
     let positions = targets.iter().map(|target| target.position).collect();
     x.matrix().clone().gather(row_index(positions))
@@ -141,12 +141,13 @@ fn resolve_head_request(
     tiles: &[TileGradient],
 ) {
     if let GradientQuery::WeightTimesGradientSums(SumAxes { rows: false, .. }) = request.query {
-        // Σ_r W[r,c]·G[r,c] = Σ_t x[t,c]·dx[t,c], over all positions: dx is 0 where there is no target
+        // Σ_r W[r,c]·G[r,c] = Σ_t x[t,c]·dx[t,c], over all positions: dx is 0 where there is no
+        // target
         let cols = column_sums(x.matrix().clone() * dx.clone());
         let rows = Vec::new();
         return request.set_result(GradientResult::Sums(AxisSums { rows, cols }));
     }
-    let gradient_of = |targets: Range<usize>| {
+    let gradient_over = |targets: Range<usize>| {
         tiles
             .iter()
             .filter_map(|tile| tile.gradient(&targets))
@@ -154,12 +155,12 @@ fn resolve_head_request(
             .unwrap_or_else(|| selected_device().zeros_like(&(head.rows(), head.cols())))
     };
     let (gradient, squares) = match request.query.samples() {
-        None => (gradient_of(0..targets.len()), None),
+        None => (gradient_over(0..targets.len()), None),
         Some(samples) => sum_sample_gradients(samples, |sample| {
             let targets_before =
                 |position: usize| targets.partition_point(|target| target.position < position);
             let start = targets_before(sample.positions.start);
-            gradient_of(start..targets_before(sample.positions.end))
+            gradient_over(start..targets_before(sample.positions.end))
         }),
     };
     let to_gradient = |matrix: GpuMatrix| GpuActivations::from(matrix).into();
@@ -225,22 +226,23 @@ impl<'a> LogitRows<'a> {
         let is_largest = self
             .logits
             .eq(&self.row_max.clone().broadcast_like::<_, Axis<1>>(&shape));
-        // Token i counts vocabulary − i, so the maximum belongs to the first. Exact in f32 up to 2²⁴ tokens.
-        let counts = vector(
+        // Token i has the rank vocabulary − i. The largest rank among the tokens with the largest
+        // logit belongs to the first of them. Ranks are exact in f32 up to 2²⁴ tokens.
+        let ranks = vector(
             (0..vocabulary)
                 .map(|token| (vocabulary - token) as f32)
                 .collect(),
         );
         let zero: Tensor<Rank0, f32, Gpu> = selected_device().tensor_from_vec(vec![0.0], ());
-        let largest_counts: GpuMatrix = is_largest.choose(
-            counts.broadcast_like::<_, Axis<0>>(&shape),
+        let candidate_ranks: GpuMatrix = is_largest.choose(
+            ranks.broadcast_like::<_, Axis<0>>(&shape),
             zero.broadcast_like::<_, Axes2<0, 1>>(&shape),
         );
-        let first_counts: GpuVector = largest_counts.max::<_, Axis<1>>();
-        first_counts
+        let first_ranks: GpuVector = candidate_ranks.max::<_, Axis<1>>();
+        first_ranks
             .as_vec()
             .into_iter()
-            .map(|count| vocabulary - count as usize)
+            .map(|rank| vocabulary - rank as usize)
             .collect()
     }
 
@@ -255,6 +257,7 @@ impl<'a> LogitRows<'a> {
                 .map(|target| target.token_id as f32)
                 .collect(),
         );
+        // Token ids are exact in f32 up to 2²⁴.
         let all_ids = vector((0..shape.1).map(|id| id as f32).collect());
         let is_target = target_ids
             .broadcast_like::<_, Axis<1>>(&shape)

@@ -1,13 +1,13 @@
-//! The operations on a GPU, composed of dfdx's operations. The backward steps are written out: dfdx's own
-//! would compute the gradients of frozen weights too, and add with atomic operations, whose order changes
-//! from run to run.
+//! The operations on a GPU, composed of dfdx's operations. The backward steps are written out:
+//! dfdx's own would compute the gradients of frozen weights too, and add with atomic operations,
+//! whose order changes from run to run.
 //!
 //! Four rules keep the bits the same from run to run, and the program small:
 //! - sums are products with ones (cuBLAS);
 //! - rows are gathered and never scattered;
 //! - no two operations run at the same time;
-//! - of the operations whose kernels dfdx compiles when they are first used (reshaping of tensors that are
-//!   not contiguous, concatenation), only the conversion to half precision is used.
+//! - dfdx compiles some kernels when they are first used: for reshaping tensors that are not
+//!   contiguous, for concatenation, and for conversion to half precision. Only the last is used.
 
 mod adapter;
 mod attention;

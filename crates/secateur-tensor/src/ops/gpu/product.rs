@@ -1,8 +1,9 @@
 //! Products of matrices in the precision of the weight, and sums as products with ones.
 //!
-//! In half precision, a gradient is divided by its largest element before a product and multiplied by it
-//! afterwards. So it neither overflows nor underflows whatever its size; elements more than 24 bits below the
-//! largest are lost. The largest element stays on the GPU: the CPU does not wait for it.
+//! In half precision, a gradient is divided by its largest element before a product and multiplied
+//! by it afterwards. So its largest elements neither overflow nor underflow; elements that are
+//! smaller than the largest by a factor of about 2²⁴ or more become 0. The largest element stays on
+//! the GPU: the CPU does not wait for it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -15,7 +16,8 @@ use crate::gpu_weight_cache::GpuWeight;
 /// Entries of the cache of constants. When it is full it is emptied.
 const MAX_CACHED_CONSTANTS: usize = 1000;
 
-/// x · Wᵀ. x is (positions, inputs), W is (outputs, inputs).
+/// x · Wᵀ. x is (positions, inputs), W is (outputs, inputs). With a weight in half precision x is
+/// rounded to halves as it is: an element beyond ±65504 becomes infinite.
 pub(super) fn linear_forward(x: &GpuMatrix, weight: &GpuWeight) -> GpuMatrix {
     match weight {
         GpuWeight::F32(w) => x.clone().matmul(transpose(w)),
@@ -26,7 +28,7 @@ pub(super) fn linear_forward(x: &GpuMatrix, weight: &GpuWeight) -> GpuMatrix {
     }
 }
 
-/// dx = δ · W. δ is (positions, outputs).
+/// dx = δ · W, (positions, inputs). δ is (positions, outputs).
 pub(super) fn linear_input_gradient(delta: &GpuMatrix, weight: &GpuWeight) -> GpuMatrix {
     match weight {
         GpuWeight::F32(w) => delta.clone().matmul(w.clone()),
@@ -56,10 +58,11 @@ pub(super) fn linear_weight_gradient(
     }
 }
 
-/// A number on the GPU.
+/// A number in the GPU's memory.
 type GpuScalar = Tensor<Rank0, f32, Gpu>;
 
-/// x / max|x| in half precision, and max|x|. If all elements are 0, a tiny number stands for the maximum.
+/// x / max|x| in half precision, and max|x|. If all elements are 0, f32::MIN_POSITIVE stands for
+/// the maximum.
 fn scale_to_half(x: &GpuMatrix) -> (GpuHalfMatrix, GpuScalar) {
     let row_max: Tensor<(usize,), f32, Gpu> = x.clone().abs().max::<_, Axis<1>>();
     let max: GpuScalar = row_max.max::<_, Axis<0>>();
@@ -82,7 +85,8 @@ pub(super) fn constant_column(rows: usize, value: f32) -> GpuMatrix {
     constant(rows, 1, value)
 }
 
-/// A matrix of one value. It stays on the GPU, because the same few shapes are needed again and again.
+/// A matrix of one value. It stays on the GPU, because the same few shapes are needed again and
+/// again.
 pub(super) fn constant(rows: usize, cols: usize, value: f32) -> GpuMatrix {
     /// Rows, columns, and the bits of the value.
     type ConstantKey = (usize, usize, u32);

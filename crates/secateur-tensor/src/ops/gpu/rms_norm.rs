@@ -20,10 +20,11 @@ pub(crate) fn rms_norm<T: AnyTape>(
     let (_, width) = shape;
     let (x, x_node, mut tape) = x.into_parts();
     let w = weight.to_gpu_f32();
+    // mean(x²) and s = 1 / √(mean(x²) + ε) of each row, (positions, 1)
     let mean_square = x
         .clone()
         .square()
-        .matmul(constant_column(width, 1.0 / width as f32)); // (positions, 1)
+        .matmul(constant_column(width, 1.0 / width as f32));
     let scale = (mean_square + epsilon).sqrt().recip();
     let y = GpuActivations::from(
         x.clone()
@@ -45,6 +46,7 @@ pub(crate) fn rms_norm<T: AnyTape>(
         // dx = s·(dy⊙w) − x·s³·mean(dy⊙w⊙x), s = 1 / √(mean(x²) + ε)
         let weighted = dy * broadcast_per_column(w, shape);
         let scale_cubed = scale.clone() * scale.clone() * scale.clone();
+        // s³ · mean(dy⊙w⊙x)
         let x_factor =
             row_sum_matrix(weighted.clone() * x.clone()) * scale_cubed * (1.0 / width as f32);
         x_node.add_gradient(

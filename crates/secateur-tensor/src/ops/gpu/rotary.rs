@@ -5,13 +5,14 @@ use dfdx::prelude::*;
 use crate::gpu::{GpuMatrix, matrix_from_vec};
 use crate::ops::layout::{RotaryTables, Rotation};
 
-/// The angles of some rows: cos and sin of every channel, (rows, head_dim). Channels that are not rotated have
-/// cos 1 and sin 0.
+/// The angles of some rows: cos and sin of every channel, (rows, head_dim). Channels that are not
+/// rotated have cos 1 and sin 0.
 pub(super) struct RotaryAngles {
     cos: GpuMatrix,
     forward_sin: GpuMatrix,
     inverse_sin: GpuMatrix,
-    /// J, (head_dim, head_dim): x · J is (−b, a) for the pairs of channels (a, b), and 0 elsewhere.
+    /// J, (head_dim, head_dim): x · J is (−b, a) for every pair (a, b) of channels
+    /// i and i + half_dim, and 0 in the channels that are not rotated.
     quarter_turn: GpuMatrix,
 }
 
@@ -27,8 +28,8 @@ impl RotaryAngles {
         let mut cos = Vec::with_capacity(rows * head_dim);
         let mut sin = Vec::with_capacity(rows * head_dim);
         for position in positions {
-            let (pair_cos, pair_sin) = rotary.at(position);
-            // both channels of a pair turn by one angle
+            let (pair_cos, pair_sin) = rotary.cos_sin(position);
+            // both channels of a pair have the same angle
             cos.extend([pair_cos, pair_cos].concat());
             cos.extend(std::iter::repeat_n(1.0, unrotated));
             sin.extend([pair_sin, pair_sin].concat());
@@ -48,8 +49,8 @@ impl RotaryAngles {
         }
     }
 
-    /// Rotates every head of every row by the angles of the row: x ⊙ cos + (x · J) ⊙ sin. x is
-    /// (rows, heads · head_dim).
+    /// Rotates every head of every row by the angles of the row: x ⊙ cos + (x · J) ⊙ sin, which is
+    /// (a·cos − b·sin, b·cos + a·sin) for a pair. x is (rows, heads · head_dim).
     pub(super) fn rotate(&self, x: GpuMatrix, direction: Rotation) -> GpuMatrix {
         let sin = match direction {
             Rotation::Forward => &self.forward_sin,
@@ -59,13 +60,13 @@ impl RotaryAngles {
         let by_head = (rows, width / head_dim, head_dim);
         let for_all_heads =
             |table: &GpuMatrix| table.clone().broadcast_like::<_, Axis<1>>(&by_head);
-        let turned = x
+        let quarter_turned = x
             .clone()
             .reshape_like(&(rows * (width / head_dim), head_dim))
             .matmul(self.quarter_turn.clone())
             .reshape_like(&by_head);
-        let rotated =
-            x.reshape_like(&by_head) * for_all_heads(&self.cos) + turned * for_all_heads(sin);
+        let rotated = x.reshape_like(&by_head) * for_all_heads(&self.cos)
+            + quarter_turned * for_all_heads(sin);
         rotated.reshape_like(&(rows, width))
     }
 }

@@ -1,5 +1,5 @@
-//! Rows of matrices on a GPU. They are gathered and never scattered: scattered rows that meet at one place
-//! would have to be added by atomic operations.
+//! Rows of matrices on a GPU. They are gathered and never scattered: scattered rows that meet at
+//! one place would have to be added by atomic operations.
 
 use std::ops::Range;
 
@@ -22,7 +22,8 @@ pub(crate) fn gather_rows(x: &GpuActivations, rows: Vec<usize>) -> GpuActivation
     x.matrix().clone().gather(row_index(rows)).into()
 }
 
-/// Puts rows into a larger matrix, by gathering: row t of the result is a row of the source, or zero.
+/// Puts rows into a larger matrix, by gathering: row t of the result is a row of the source, or
+/// zero.
 pub(super) struct RowPlacement {
     source_rows: RowIndex,
     /// (rows, 1): 1 for a row that comes from the source, 0 for a row of zeros. None: all are 1.

@@ -1,5 +1,5 @@
-//! The bits of results on the CPU depend neither on the number of threads, nor on the other rows, nor on where
-//! the keys before a row are.
+//! The bits of results on the CPU depend neither on the number of threads, nor on the other rows,
+//! nor on where the keys before a row are.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,9 +7,9 @@ use std::sync::Arc;
 use super::*;
 use crate::ops::gather_rows;
 
-/// Attention to the same keys gives the same outputs whether they are in the sequence itself, in a prefix that
-/// it shares with another sequence, or in a cache: the same bits on the CPU, equal up to rounding on a GPU,
-/// whose products depend on their shapes.
+/// Attention to the same keys gives the same outputs whether they are in the sequence itself, in a
+/// prefix that it shares with another sequence, or in a cache: the same bits on the CPU, equal up
+/// to rounding on a GPU, whose products depend on their shapes.
 #[test]
 fn attention_bits_equal_alone_with_shared_prefix_and_with_cache() {
     let whole_head = &[1.0, 0.3, 0.1, 0.01][..];
@@ -69,8 +69,8 @@ fn attention_bits_equal_alone_with_shared_prefix_and_with_cache() {
                 assert_same(&cached, &alone.values(), "with a cache");
                 assert_close(
                     &alone.values()[shared * alone.width()..],
-                    &operands.reference_behind_prefix(&rows, shared),
-                    "the reference behind a prefix",
+                    &operands.reference_after_prefix(&rows, shared),
+                    "the reference after a prefix",
                 );
             }
         }
@@ -106,7 +106,7 @@ impl Operands {
     }
 
     /// The reference's outputs of a sequence's rows after the first `prefix`.
-    fn reference_behind_prefix(&self, rows: &[usize], prefix: usize) -> Vec<f32> {
+    fn reference_after_prefix(&self, rows: &[usize], prefix: usize) -> Vec<f32> {
         let select =
             |x: &Activations, rows: &[usize]| reference_matrix(&gather_rows(x, rows.to_vec()));
         let rotate = |x: Matrix, first_position| {

@@ -1,4 +1,5 @@
-//! Half precision: the error of a product is that of rounding to halves, whatever the size of the gradient.
+//! Half precision: the error of a product is that of rounding to halves, whatever the size of the
+//! gradient.
 
 use super::*;
 use crate::Precision;

@@ -1,5 +1,5 @@
-//! The operations in dfdx's own terms, with dfdx's own gradients, on its CPU device: the reference with which
-//! both implementations are compared.
+//! The operations in dfdx's own terms, with dfdx's own gradients, on its CPU device: the reference
+//! with which both implementations are compared.
 
 use dfdx::prelude::*;
 
@@ -90,7 +90,8 @@ pub(super) fn attention<T: AnyTape>(
     )
 }
 
-/// Queries or keys rotated by their positions, the first of which is `start`: (positions, heads · dim).
+/// Queries or keys rotated by their positions, the first of which is `start`: (positions, heads ·
+/// dim).
 pub(super) fn apply_rotary<T: AnyTape>(
     x: Matrix<T>,
     dim: usize,
@@ -103,7 +104,8 @@ pub(super) fn apply_rotary<T: AnyTape>(
         .reshape_like(&(n, width))
 }
 
-/// Attention of rotated queries, the last positions of a sequence, to the keys and values of all of it.
+/// Attention of rotated queries, the last positions of a sequence, to the keys and values of all of
+/// it.
 pub(super) fn attend<T: AnyTape>(
     q: Matrix<T>,
     k: Matrix<T>,
@@ -164,7 +166,8 @@ pub(super) fn token_scores(
     targets.iter().map(score).collect()
 }
 
-/// The summed cross entropy of the targets, and the gradient of `scale` times it with respect to the logits.
+/// The summed cross entropy of the targets, and the gradient of `scale` times it with respect to
+/// the logits.
 pub(super) fn cross_entropy(
     logits: &[f32],
     vocabulary: usize,
@@ -223,8 +226,8 @@ fn rotate_heads<T: AnyTape>(
     let cos = table(&rotary.cos, 1.0).broadcast_like::<_, Axis<0>>(&by_head);
     let sin = table(&rotary.sin, 0.0).broadcast_like::<_, Axis<0>>(&by_head);
     let (again, x) = (x.retaped::<T>(), x);
-    let turned = x.matmul(quarter_turn.broadcast_like::<_, Axis<0>>(&(heads, dim, dim)));
-    turned * sin + again * cos
+    let quarter_turned = x.matmul(quarter_turn.broadcast_like::<_, Axis<0>>(&(heads, dim, dim)));
+    quarter_turned * sin + again * cos
 }
 
 fn column(rows: usize, value: f32) -> Matrix {

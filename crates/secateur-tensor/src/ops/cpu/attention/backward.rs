@@ -1,11 +1,17 @@
-//! The backward step of attention. Per head, with S = scale · Q · Kᵀ and L = ln Σ exp(S) of each row:
+//! The backward step of attention. For each query head of one sequence, Q, K, V, O and their
+//! gradients are (positions, head_dim), S, P and their gradients (positions, positions). With
+//! S = scale · Q · Kᵀ and L = ln Σ exp(S) of each row:
 //!
 //! - P = exp(S − L), recomputed from Q, K and the kept L;
 //! - dP = dO · Vᵀ;
-//! - dS = scale · P ∘ (dP − rowsum(dO ∘ O)), where rowsum(dO ∘ O) = rowsum(dP ∘ P);
-//! - dQ = dS · K, dK = dSᵀ · Q, dV = Pᵀ · dO, with dK and dV summed over the query heads of the group.
+//! - dS = scale · P ∘ (dP − rowsum(dO ∘ O)), where rowsum(dO ∘ O) = rowsum(dP ∘ P), which needs no
+//!   second pass over the keys;
+//! - dQ = dS · K, dK = dSᵀ · Q, dV = Pᵀ · dO, with dK and dV summed over the query heads of the
+//!   group.
 //!
-//! One core computes one key/value head of one sequence, a tile of queries at a time.
+//! One core computes one key/value head of one sequence, a tile of queries at a time. dK and dV are
+//! sums over the query heads of the group and over their tiles; as one core adds all of them, in
+//! that order, the bits do not depend on the number of threads.
 
 use std::ops::Range;
 
@@ -81,7 +87,8 @@ impl AttentionBackward<'_> {
         let (positions, head_dim) = (sequence.len(), self.packed.heads.head_dim);
         let mut key_gradient = vec![0.0; positions * head_dim];
         let mut value_gradient = vec![0.0; positions * head_dim];
-        // P and dS of one tile, (tile rows, keys)
+        // Memory for P and dS of any tile, (tile rows, keys): at most TILE_QUERIES rows, and only
+        // the keys up to the tile's last row.
         let mut p = vec![0.0; TILE_QUERIES.min(positions) * positions];
         let mut ds = p.clone();
         let group = self.packed.group_size();
@@ -132,8 +139,8 @@ impl AttentionBackward<'_> {
         }
     }
 
-    /// Writes P and dS of a tile of query rows: (rows, keys), for the keys from the sequence's first row to
-    /// the tile's last.
+    /// Writes P and dS of a tile of query rows: (rows, keys), for the keys from the sequence's
+    /// first row to the tile's last.
     fn probabilities_and_score_gradients(
         &self,
         head: usize,
@@ -221,9 +228,11 @@ struct ScoreRow<'a> {
     scale: f32,
 }
 
-/// In place: S → P = exp(S − L), and dP → dS = scale · P ∘ (dP − Σ dO∘O). Both are 0 for keys after the query.
+/// Computes one row in place. `p` holds S and becomes P = exp(S − L); `ds` holds dP and becomes
+/// dS = scale · P ∘ (dP − Σ dO∘O). Both are 0 for keys after the query.
 #[inline(always)]
 fn softmax_backward(p: &mut [f32], ds: &mut [f32], row: ScoreRow<'_>) {
+    // Σ dO∘O = Σ_j P_j · dP_j: the mean of dP under the probabilities P.
     let mean_gradient = dot(row.output_gradient, row.output);
     let (p_visible, p_future) = p.split_at_mut(row.query_position + 1);
     let (ds_visible, ds_future) = ds.split_at_mut(row.query_position + 1);
@@ -235,8 +244,9 @@ fn softmax_backward(p: &mut [f32], ds: &mut [f32], row: ScoreRow<'_>) {
     ds_future.fill(0.0);
 }
 
-/// Puts the heads of every sequence beside each other: (rows, head_count · head_dim). `head_gradients` are in
-/// the order of the sequences, and of the key/value heads within each; `select` returns the heads of one.
+/// Puts the heads of every sequence beside each other: (rows, head_count · head_dim).
+/// `head_gradients` are in the order of the sequences, and of the key/value heads within each;
+/// `select` returns the heads of one.
 fn join_heads(
     head_gradients: &[HeadGradients],
     layout: &PackLayout,
@@ -263,9 +273,10 @@ fn join_heads(
                 .par_chunks_mut(width)
                 .enumerate()
                 .with_min_len(rows_per_task(width))
-                .for_each(|(t, row)| {
+                .for_each(|(position, row)| {
+                    let elements = position * head_dim..(position + 1) * head_dim;
                     for (channels, head) in row.chunks_exact_mut(head_dim).zip(&heads) {
-                        channels.copy_from_slice(&head[t * head_dim..(t + 1) * head_dim]);
+                        channels.copy_from_slice(&head[elements.clone()]);
                     }
                 });
         });

@@ -61,6 +61,7 @@ impl PackedHeads {
         let rows = self.q.len() / width;
         let mut outputs = vec![0.0; rows * width];
         let mut log_sum_exp = vec![0.0; rows * query_heads];
+        // The tasks divide the outputs into consecutive, disjoint parts.
         let mut tasks = Vec::new();
         let mut remaining_outputs = &mut outputs[..];
         let mut remaining_log_sum_exp = &mut log_sum_exp[..];
@@ -70,7 +71,8 @@ impl PackedHeads {
                 None if span.prefix.is_empty() => Prefix::Empty,
                 None => Prefix::SharedRows(&span.prefix),
             };
-            // A task with a shared prefix copies the keys together, so one task computes the whole span.
+            // A task with a shared prefix first copies the prefix and its own keys into one block.
+            // One task computes the whole span, so that this is done once.
             let task_rows = if matches!(prefix, Prefix::SharedRows(_)) {
                 span.rows.len().max(1)
             } else {
@@ -114,8 +116,9 @@ impl PackedHeads {
         }
     }
 
-    /// Keys and values from the beginning of the sequence to the task's last row: borrowed if they are
-    /// contiguous, copied together otherwise. Fewer than [`MIN_STABLE_ROWS`] are padded with zeros.
+    /// Keys and values from the beginning of the sequence to the task's last row: borrowed if they
+    /// are contiguous, copied together otherwise. Fewer than [`MIN_STABLE_ROWS`] are padded with
+    /// zeros.
     fn gather_keys_values<'a>(&'a self, task: &AttentionTask<'a>) -> SequenceKeys<'a> {
         let width = self.key_width();
         let key_count = task.span_first_position + task.rows.end - task.span_first_row;
@@ -148,12 +151,16 @@ impl PackedHeads {
         }
     }
 
-    /// One tile, head by head: S = scale · Q · Kᵀ, P = softmax of S with the future masked, O = P · V. Writes
-    /// O and ln Σ exp(S) of each row.
+    /// Computes one tile of queries, head by head, and writes O and ln Σ exp(S) of each row:
     ///
-    /// `position` is that of the tile's first row; keys and values begin at position 0. The padding keeps the
-    /// bits of a row independent of the tile, by the rules of the `gemm` file: it never asks gemm for a shape
-    /// that is computed in another order of additions.
+    /// - S = scale · Q · Kᵀ, (tile rows, keys);
+    /// - P = softmax(S) over the keys up to the query, (tile rows, keys);
+    /// - O = P · V, (tile rows, head_dim).
+    ///
+    /// `position` is that of the tile's first row; keys and values begin at position 0. The padding
+    /// keeps the bits of a row independent of the rest of the tile: every product has a shape for
+    /// which gemm adds in the same order, by the rules in `gemm.rs`. P is 0 at padded keys, and the
+    /// outputs of padded queries are not copied out.
     fn attend_tile(
         &self,
         sequence: &SequenceKeys<'_>,
@@ -168,8 +175,9 @@ impl PackedHeads {
         let padded_rows = rows.len().max(MIN_STABLE_ROWS);
         let key_count = (position + rows.len()).max(MIN_STABLE_ROWS);
 
-        // O is a sum over keys in chunks of SUM_CHUNK_TERMS. gemm adds a last chunk of one or two terms in
-        // another way, so such a chunk is padded to MIN_STABLE_ROWS: P with columns and V with rows of zeros.
+        // O is a sum over keys in chunks of SUM_CHUNK_TERMS. gemm adds a last chunk of one or two
+        // terms in another way, so such a chunk is padded to MIN_STABLE_ROWS: P with columns and V
+        // with rows of zeros.
         let last_chunk = key_count / SUM_CHUNK_TERMS * SUM_CHUNK_TERMS;
         let pads_last_chunk = matches!(key_count % SUM_CHUNK_TERMS, 1 | 2);
         let (row_stride, padded_values) = if pads_last_chunk {
@@ -181,8 +189,9 @@ impl PackedHeads {
         };
         let mut probabilities = vec![0.0; padded_rows * row_stride];
 
-        // Few rows are copied into padded, column-major queries: padded for the matrix-vector kernels, and
-        // column-major because a small product of two contiguous operands is added in vector lanes.
+        // Few rows are copied into padded, column-major queries: padded for the matrix-vector
+        // kernels, and column-major because a small product of two contiguous operands is added in
+        // vector lanes.
         let copies_queries =
             rows.len() < padded_rows || padded_rows * key_count <= SMALL_PRODUCT_ELEMENTS;
         let copied_len = if copies_queries {
@@ -194,15 +203,16 @@ impl PackedHeads {
 
         for head in 0..query_heads {
             let key_head = head / self.group_size();
-            let mut q = self.query_view(head, rows.start);
+            let mut queries = self.query_view(head, rows.start);
             if copies_queries {
                 for (channel, column) in copied_q.chunks_exact_mut(padded_rows).enumerate() {
                     for (row, element) in column.iter_mut().take(rows.len()).enumerate() {
-                        *element = q.data[row * q.row_stride + channel];
+                        *element = queries.data[row * queries.row_stride + channel];
                     }
                 }
-                q = MatrixView::column_major(&copied_q, padded_rows);
+                queries = MatrixView::column_major(&copied_q, padded_rows);
             }
+            // S = scale · Q · Kᵀ
             scaled_matmul(
                 Parallelism::CurrentThread,
                 self.scale(),
@@ -210,9 +220,10 @@ impl PackedHeads {
                 &mut probabilities,
                 row_stride,
                 OutputMode::Overwrite,
-                q,
+                queries,
                 self.key_view(keys, key_head, 0).transposed(),
             );
+            // S → P, row by row
             for row in 0..rows.len() {
                 let scores = &mut probabilities[row * row_stride..(row + 1) * row_stride];
                 log_sum_exp[row * query_heads + head] = dispatch_simd(
@@ -220,36 +231,41 @@ impl PackedHeads {
                     || causal_softmax(scores, position + row),
                 );
             }
-            let (o, o_stride) = if copies_queries {
+            // O = Σ over chunks of P[:, chunk] · V[chunk, :]
+            let (tile_output, output_stride) = if copies_queries {
                 (&mut copied_o[..], head_dim)
             } else {
                 (&mut outputs[head * head_dim..], query_heads * head_dim)
             };
             for chunk in (0..row_stride).step_by(SUM_CHUNK_TERMS) {
                 let terms = SUM_CHUNK_TERMS.min(row_stride - chunk);
-                let v = if pads_last_chunk && chunk == last_chunk {
+                let chunk_values = if pads_last_chunk && chunk == last_chunk {
                     self.key_view(&padded_values, key_head, 0)
                 } else {
                     self.key_view(values, key_head, chunk)
                 };
                 matmul_single_thread(
                     (padded_rows, head_dim, terms),
-                    o,
-                    o_stride,
+                    tile_output,
+                    output_stride,
                     OutputMode::accumulate_if(chunk > 0),
                     MatrixView::row_major(&probabilities[chunk..], row_stride),
-                    v,
+                    chunk_values,
                 );
             }
-            for (row, o) in copied_o.chunks_exact(head_dim).take(rows.len()).enumerate() {
-                outputs[(row * query_heads + head) * head_dim..][..head_dim].copy_from_slice(o);
+            // Without copied queries `copied_o` is empty, and O is already in its place.
+            let copied_rows = copied_o.chunks_exact(head_dim).take(rows.len());
+            for (row, copied_row) in copied_rows.enumerate() {
+                let start = (row * query_heads + head) * head_dim;
+                outputs[start..start + head_dim].copy_from_slice(copied_row);
             }
         }
     }
 }
 
-/// The scores of the query at `position` become probabilities over the keys 0..=position; later keys get 0.
-/// Returns ln Σ exp(score).
+/// Turns one row of scores s into probabilities p_j = exp(s_j − max) / Σ_i exp(s_i − max) over the
+/// keys 0..=position; later keys get 0. Returns ln Σ exp(s) = max + ln Σ exp(s − max). The sum has
+/// `position` + 1 terms whatever the tile, so its bits depend on the row alone.
 #[inline(always)]
 fn causal_softmax(scores: &mut [f32], position: usize) -> f32 {
     let (visible, future) = scores.split_at_mut(position + 1);

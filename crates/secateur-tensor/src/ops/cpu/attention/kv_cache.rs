@@ -35,8 +35,8 @@ impl CpuKvCache {
         &self.sequences[sequence]
     }
 
-    /// Appends the rows of every span to its sequence. `keys` (rotated) and `values` are those of the pack,
-    /// (rows, row_width).
+    /// Appends the rows of every span to its sequence. `keys` (rotated) and `values` are those of
+    /// the pack, (rows, row_width).
     pub(super) fn append(&mut self, layout: &PackLayout, keys: &[f32], values: &[f32]) {
         for span in layout.spans.iter() {
             let elements = span.rows.start * self.row_width..span.rows.end * self.row_width;

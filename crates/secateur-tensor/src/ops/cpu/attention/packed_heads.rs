@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::super::gemm::MatrixView;
 use crate::ops::layout::AttentionHeads;
 
-/// Rotated queries and keys, and values, of a pack. The channels of a head are contiguous in each row.
+/// Rotated queries and keys, and values, of a pack. The channels of a head are contiguous in each
+/// row.
 pub(super) struct PackedHeads {
     /// (rows, query_heads · head_dim)
     pub(super) q: Vec<f32>,
@@ -39,8 +40,8 @@ impl PackedHeads {
         MatrixView::row_major(&self.q[start..], width)
     }
 
-    /// The keys or values of a head from a row on: (rows, head_dim). `values` is `k`, `v`, or a copy of rows
-    /// of them.
+    /// The keys or values of a head from a row on: (rows, head_dim). `values` is `k`, `v`, or a
+    /// copy of rows of them.
     pub(super) fn key_view<'a>(
         &self,
         values: &'a [f32],

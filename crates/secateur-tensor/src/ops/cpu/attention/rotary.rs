@@ -5,8 +5,9 @@ use rayon::prelude::*;
 use crate::ops::layout::{PackLayout, Rotation};
 use crate::ops::simd::{dispatch_simd, rows_per_task};
 
-/// Rotates the pairs of channels (i, i + half_dim) of every head of every row by the angles of the row's
-/// position. x is (rows, heads · head_dim); `first_positions` are the positions of the spans' first rows.
+/// Rotates the pairs of channels (i, i + half_dim) of every head of every row by the angles of the
+/// row's position. x is (rows, heads · head_dim); `first_positions` are the positions of the spans'
+/// first rows.
 pub(super) fn apply_rotary(
     mut x: Vec<f32>,
     head_dim: usize,
@@ -29,7 +30,7 @@ pub(super) fn apply_rotary(
         .zip(positions.par_chunks(task_rows))
         .for_each(|(rows, positions)| {
             for (row, &position) in rows.chunks_exact_mut(width).zip(positions) {
-                let (cos, sin) = layout.rotary.at(position);
+                let (cos, sin) = layout.rotary.cos_sin(position);
                 dispatch_simd(
                     #[inline(always)]
                     || rotate_row(row, head_dim, cos, sin, direction),
