@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// The files and folders that versions depend on.
-pub const INPUT_PATHS: [&str; 5] = [
+pub(crate) const INPUT_PATHS: [&str; 5] = [
     "Cargo.lock",
     "Cargo.toml",
     "crates",
@@ -57,7 +57,7 @@ const CRATES_WITHOUT_EFFECT: [&str; 4] = ["schemars", "tempfile", "thiserror", "
 
 /// For each stage type the version of its code, as 16 hexadecimal digits. `root` is the root of the
 /// source tree, `compiler` the output of `rustc -V`.
-pub fn code_versions(root: &Path, compiler: &[u8]) -> BTreeMap<String, String> {
+pub(crate) fn code_versions(root: &Path, compiler: &[u8]) -> BTreeMap<String, String> {
     let tree = SourceTree::read(root);
     tree.stage_modules
         .keys()

@@ -16,7 +16,7 @@ use secateur::plan::selection::Shard;
     args_conflicts_with_subcommands = true,
     after_help = AFTER_HELP
 )]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
     #[command(flatten)]
@@ -40,7 +40,7 @@ Environment:
   SECATEUR_LOG which events are shown, in tracing's notation: warn, secateur=debug, …";
 
 #[derive(Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Check a pipeline, every variant of it, and run nothing.
     Check(CheckArgs),
     /// Print the tree of variants and stages, which are stored, why the others must run, and where
@@ -60,7 +60,7 @@ pub enum Command {
 // The structs below have no doc comments: clap would print them in place of those of `Command`.
 
 #[derive(Args)]
-pub struct CheckArgs {
+pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub common: PipelineArgs,
     /// Leave out what needs files, folders or the device.
@@ -69,7 +69,7 @@ pub struct CheckArgs {
 }
 
 #[derive(Args)]
-pub struct ReportArgs {
+pub(crate) struct ReportArgs {
     /// `results`, or `results/<pipeline>`.
     #[arg(required = true)]
     pub results: Vec<PathBuf>,
@@ -79,7 +79,7 @@ pub struct ReportArgs {
 }
 
 #[derive(Args)]
-pub struct MergeArgs {
+pub(crate) struct MergeArgs {
     /// `results/<pipeline>` of each shard, or folders of several.
     #[arg(required = true)]
     pub results: Vec<PathBuf>,
@@ -90,7 +90,7 @@ pub struct MergeArgs {
 }
 
 #[derive(Args)]
-pub struct CacheArgs {
+pub(crate) struct CacheArgs {
     #[command(subcommand)]
     pub action: Option<CacheAction>,
     /// The folder of stored products. Default: `.cache` in the results folder.
@@ -105,7 +105,7 @@ pub struct CacheArgs {
 }
 
 #[derive(Clone, Copy, Subcommand)]
-pub enum CacheAction {
+pub(crate) enum CacheAction {
     /// List every product, the least recently used first. The default.
     List,
     /// Read every file, and remove products that are damaged.
@@ -119,7 +119,7 @@ pub enum CacheAction {
 }
 
 #[derive(Args)]
-pub struct PipelineArgs {
+pub(crate) struct PipelineArgs {
     /// The pipeline: a TOML file.
     pub pipeline: PathBuf,
     /// Set an option: `prune.ratio=0.3`, `evaluate[2].limit=20`, `run.seed=7`. May be repeated.
@@ -152,7 +152,7 @@ pub struct PipelineArgs {
 }
 
 #[derive(Clone, Copy, Default, PartialEq, ValueEnum)]
-pub enum OutputFormat {
+pub(crate) enum OutputFormat {
     #[default]
     Text,
     Json,

@@ -15,7 +15,7 @@ use crate::commands::arguments::{CacheAction, CacheArgs, OutputFormat};
 use crate::commands::output::{exit_with_error, print, print_json, report_invalid};
 
 /// Lists, verifies or removes stored products.
-pub fn cache(arguments: CacheArgs) -> ExitCode {
+pub(crate) fn cache(arguments: CacheArgs) -> ExitCode {
     let mut settings = match environment_settings() {
         Ok(settings) => settings,
         Err(invalid) => return report_invalid(&invalid, arguments.format),

@@ -11,7 +11,7 @@ use crate::commands::output::{print, report_invalid};
 use crate::commands::prepare::{check_pipeline, prepare_plan};
 
 /// Checks a pipeline and prints its problems, or the numbers of its variants and stages.
-pub fn check(arguments: &CheckArgs) -> ExitCode {
+pub(crate) fn check(arguments: &CheckArgs) -> ExitCode {
     let plan = match checked_plan(arguments) {
         Ok(plan) => plan,
         Err(code) => return code,

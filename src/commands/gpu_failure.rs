@@ -8,7 +8,7 @@ use crate::commands::output::print_to_stderr;
 /// those that free GPU memory included: unwinding would panic again while it drops tensors and
 /// abort the process. Products that were stored before the failure are complete on disk. A GPU
 /// without free memory still works, so `CUDA_ERROR_OUT_OF_MEMORY` unwinds and fails one stage.
-pub fn install_panic_hook() {
+pub(crate) fn install_panic_hook() {
     let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let message = panic.payload_as_str().unwrap_or_default();

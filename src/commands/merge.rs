@@ -8,7 +8,7 @@ use crate::commands::arguments::MergeArgs;
 use crate::commands::output::{exit_with_error, print, print_to_stderr};
 
 /// Joins the results of shards. Fails if the folders contradict each other or a variant is missing.
-pub fn merge(arguments: &MergeArgs) -> ExitCode {
+pub(crate) fn merge(arguments: &MergeArgs) -> ExitCode {
     let merged = match merge::merge(&arguments.results, arguments.into.as_deref()) {
         Ok(merged) => merged,
         Err(error @ MergeError::NoResults(_)) => return exit_with_error(&error),

@@ -1,14 +1,14 @@
 //! The command line: its arguments, one file per subcommand, and what they print. No file outside
 //! of this folder prints.
 
-pub mod arguments;
-pub mod cache;
-pub mod check;
-pub mod gpu_failure;
-pub mod merge;
-pub mod output;
-pub mod plan;
-pub mod prepare;
-pub mod report;
-pub mod run;
-pub mod schema;
+pub(crate) mod arguments;
+pub(crate) mod cache;
+pub(crate) mod check;
+pub(crate) mod gpu_failure;
+pub(crate) mod merge;
+pub(crate) mod output;
+pub(crate) mod plan;
+pub(crate) mod prepare;
+pub(crate) mod report;
+pub(crate) mod run;
+pub(crate) mod schema;

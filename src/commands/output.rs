@@ -11,13 +11,13 @@ use serde_json::Value;
 use crate::commands::arguments::OutputFormat;
 
 /// The exit code of a wrong command line or pipeline.
-pub const EXIT_INVALID: u8 = 2;
+pub(crate) const EXIT_INVALID: u8 = 2;
 
 /// The exit code of an interrupted run.
-pub const EXIT_INTERRUPTED: u8 = 130;
+pub(crate) const EXIT_INTERRUPTED: u8 = 130;
 
 /// Writes to standard output. Ignores errors: a closed standard output changes no exit code.
-pub fn print(text: &str) -> ExitCode {
+pub(crate) fn print(text: &str) -> ExitCode {
     let mut stdout = io::stdout();
     drop(
         stdout
@@ -28,23 +28,23 @@ pub fn print(text: &str) -> ExitCode {
 }
 
 /// Writes indented JSON and a line feed to standard output.
-pub fn print_json(value: &Value) -> ExitCode {
+pub(crate) fn print_json(value: &Value) -> ExitCode {
     print(&format!("{value:#}\n"))
 }
 
 /// Writes to standard error. Ignores errors.
-pub fn print_to_stderr(text: &str) {
+pub(crate) fn print_to_stderr(text: &str) {
     drop(io::stderr().write_all(text.as_bytes()));
 }
 
 /// Prints an error and returns the exit code of a wrong command line.
-pub fn exit_with_error(error: &dyn Display) -> ExitCode {
+pub(crate) fn exit_with_error(error: &dyn Display) -> ExitCode {
     print_to_stderr(&format!("{error}\n"));
     ExitCode::from(EXIT_INVALID)
 }
 
 /// Prints every problem of a pipeline, as text on standard error or as JSON on standard output.
-pub fn report_invalid(invalid: &InvalidPipeline, format: OutputFormat) -> ExitCode {
+pub(crate) fn report_invalid(invalid: &InvalidPipeline, format: OutputFormat) -> ExitCode {
     match format {
         OutputFormat::Text => print_to_stderr(&render_diagnostic(invalid)),
         OutputFormat::Json => {
@@ -57,7 +57,7 @@ pub fn report_invalid(invalid: &InvalidPipeline, format: OutputFormat) -> ExitCo
 }
 
 /// A diagnostic with the lines of the file that it points to, in colour on a terminal.
-pub fn render_diagnostic(diagnostic: &dyn Diagnostic) -> String {
+pub(crate) fn render_diagnostic(diagnostic: &dyn Diagnostic) -> String {
     let theme = if io::stderr().is_terminal() {
         GraphicalTheme::unicode()
     } else {

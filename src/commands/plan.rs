@@ -9,7 +9,7 @@ use crate::commands::output::{print, print_json};
 use crate::commands::prepare::{PreparedRun, prepare};
 
 /// Prints the tree of variants and stages, and why each stage must run.
-pub fn plan(arguments: &PipelineArgs) -> ExitCode {
+pub(crate) fn plan(arguments: &PipelineArgs) -> ExitCode {
     match prepare(arguments) {
         Err(code) => code,
         Ok(PreparedRun { plan, keys, survey }) => match arguments.format {

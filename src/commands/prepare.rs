@@ -14,14 +14,14 @@ use crate::commands::arguments::PipelineArgs;
 use crate::commands::output::{exit_with_error, report_invalid};
 
 /// A plan, and what is known of it before a run.
-pub struct PreparedRun {
+pub(crate) struct PreparedRun {
     pub plan: Plan,
     pub keys: ProductKeys,
     pub survey: Survey,
 }
 
 /// Checks the pipeline; files, folders and the device only if `with_environment` is set.
-pub fn check_pipeline(
+pub(crate) fn check_pipeline(
     arguments: &PipelineArgs,
     with_environment: bool,
 ) -> Result<Plan, InvalidPipeline> {
@@ -40,14 +40,14 @@ pub fn check_pipeline(
 }
 
 /// Checks the pipeline and prepares the plan. Prints what is wrong; the error is the exit code.
-pub fn prepare(arguments: &PipelineArgs) -> Result<PreparedRun, ExitCode> {
+pub(crate) fn prepare(arguments: &PipelineArgs) -> Result<PreparedRun, ExitCode> {
     let plan = check_pipeline(arguments, true)
         .map_err(|invalid| report_invalid(&invalid, arguments.format))?;
     prepare_plan(plan, arguments)
 }
 
 /// Hashes the inputs of a plan, compares them with the lock file, and reads what earlier runs left.
-pub fn prepare_plan(plan: Plan, arguments: &PipelineArgs) -> Result<PreparedRun, ExitCode> {
+pub(crate) fn prepare_plan(plan: Plan, arguments: &PipelineArgs) -> Result<PreparedRun, ExitCode> {
     let refuse = |invalid: InvalidPipeline| report_invalid(&invalid, arguments.format);
     // The pool is started from this thread and includes it, so that operations which this thread
     // begins use all cores.

@@ -8,7 +8,7 @@ use crate::commands::arguments::{OutputFormat, ReportArgs};
 use crate::commands::output::{exit_with_error, print};
 
 /// Prints the summary of results folders.
-pub fn report(arguments: &ReportArgs) -> ExitCode {
+pub(crate) fn report(arguments: &ReportArgs) -> ExitCode {
     let is_json = arguments.format == OutputFormat::Json;
     match summarize_results(&arguments.results, is_json) {
         Ok(text) => print(&text),

@@ -18,7 +18,7 @@ use crate::commands::output::{
 use crate::commands::prepare::{PreparedRun, prepare};
 
 /// Checks a pipeline and runs every variant that is not complete.
-pub fn run(arguments: &PipelineArgs, fail_fast: bool) -> ExitCode {
+pub(crate) fn run(arguments: &PipelineArgs, fail_fast: bool) -> ExitCode {
     let stop = stop_on_signals();
     let PreparedRun { plan, keys, survey } = match prepare(arguments) {
         Ok(prepared) => prepared,

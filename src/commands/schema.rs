@@ -5,6 +5,6 @@ use std::process::ExitCode;
 use crate::commands::output::print_json;
 
 /// Prints the JSON Schema of a pipeline.
-pub fn schema() -> ExitCode {
+pub(crate) fn schema() -> ExitCode {
     print_json(&secateur::pipeline::schema::schema())
 }

@@ -51,7 +51,7 @@ pub(crate) fn count_stages(stages: &[RawStage<'_>]) -> CountByType {
 
 impl OptionAddress {
     /// Parses `type.key`, `type[2].key`, `type.key.sub`.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let no_option = || format!("`{text}` names no option; an option is `type.key`");
         let (stage, path) = text.split_once('.').ok_or_else(no_option)?;
         let indexed = stage
@@ -87,7 +87,7 @@ impl OptionAddress {
     }
 
     /// Whether an assignment to `self` replaces every assignment to `other`.
-    pub fn covers(&self, other: &Self, counts: &CountByType) -> bool {
+    pub(crate) fn covers(&self, other: &Self, counts: &CountByType) -> bool {
         let own_index = self.normalized_index(counts);
         self.tag == other.tag
             && (own_index.is_none() || own_index == other.normalized_index(counts))
@@ -95,7 +95,7 @@ impl OptionAddress {
     }
 
     /// Whether assignments to `self` and `other` set an option in common.
-    pub fn overlaps(&self, other: &Self, counts: &CountByType) -> bool {
+    pub(crate) fn overlaps(&self, other: &Self, counts: &CountByType) -> bool {
         let own_index = self.normalized_index(counts);
         let other_index = other.normalized_index(counts);
         let has_common_stage =

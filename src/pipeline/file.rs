@@ -187,7 +187,7 @@ fn parse_stage<'t>(
 
 impl RawStage<'_> {
     /// Deserialises the options and checks their values. None if that fails.
-    pub fn decode(
+    pub(crate) fn decode(
         &self,
         sources: &SourceTexts,
         problems: &mut Vec<Problem>,
@@ -236,7 +236,7 @@ impl RawStage<'_> {
 
     /// The span of every option's value, by key: `duration`, `duration.updates`, `tasks`,
     /// `tasks[0]`.
-    pub fn key_spans(&self) -> BTreeMap<String, Range<usize>> {
+    pub(crate) fn key_spans(&self) -> BTreeMap<String, Range<usize>> {
         let mut spans = BTreeMap::new();
         for (key, value) in &self.options {
             let key = key.get_ref();

@@ -22,7 +22,11 @@ enum ValueState {
 type ValueStates = HashMap<ValueKind, ValueState>;
 
 /// Checks the unrolled stages of one variant.
-pub fn check_order(list: &[UnrolledStage], sources: &SourceTexts, problems: &mut Vec<Problem>) {
+pub(crate) fn check_order(
+    list: &[UnrolledStage],
+    sources: &SourceTexts,
+    problems: &mut Vec<Problem>,
+) {
     let mut states = ValueStates::new();
     let mut earlier = EarlierStages::default();
     for unrolled in list {

@@ -30,7 +30,7 @@ pub(crate) struct RunAndStageOverrides<'t> {
 impl SetArgument {
     /// Adds the argument to the sources. The value is read as TOML or, if it is not TOML, as a
     /// string.
-    pub fn new(argument: &str, sources: &mut SourceTexts) -> Self {
+    pub(crate) fn new(argument: &str, sources: &mut SourceTexts) -> Self {
         let (key, value) = argument.split_once('=').unwrap_or((argument, ""));
         let is_toml = !value.trim().is_empty() && DeTable::parse(&format!("x = {value}")).is_ok();
         let toml_value = if is_toml {
@@ -49,7 +49,7 @@ impl SetArgument {
 
 impl<'t> RunAndStageOverrides<'t> {
     /// Parses the arguments; each that is wrong is a problem.
-    pub fn parse(
+    pub(crate) fn parse(
         arguments: &'t [SetArgument],
         sources: &SourceTexts,
         problems: &mut Vec<Problem>,

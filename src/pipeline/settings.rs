@@ -204,7 +204,7 @@ pub(crate) struct SettingSpans {
 
 impl SettingSpans {
     /// The spans of the file's `[run]` table and of the `--set run.…` arguments, which replace it.
-    pub fn new(file: Option<&Spanned<DeTable<'_>>>, overrides: &RunOverrides<'_>) -> Self {
+    pub(crate) fn new(file: Option<&Spanned<DeTable<'_>>>, overrides: &RunOverrides<'_>) -> Self {
         let mut by_key = BTreeMap::new();
         by_key.insert(String::new(), file.map_or(0..0, Spanned::span));
         let override_tables = overrides.iter().map(|(_, table)| table);
@@ -216,12 +216,12 @@ impl SettingSpans {
         Self { by_key }
     }
 
-    pub fn insert(&mut self, key: &str, span: Range<usize>) {
+    pub(crate) fn insert(&mut self, key: &str, span: Range<usize>) {
         self.by_key.insert(key.to_owned(), span);
     }
 
     /// The place of a setting, or of `[run]` if the setting is not written.
-    pub fn get(&self, key: &str) -> Range<usize> {
+    pub(crate) fn get(&self, key: &str) -> Range<usize> {
         let written = self.by_key.get(key).or(self.by_key.get(""));
         written.cloned().unwrap_or(0..0)
     }

@@ -18,7 +18,7 @@ pub(crate) struct DecodedStages {
 }
 
 impl DecodedStages {
-    pub fn decode(
+    pub(crate) fn decode(
         raw_stages: &[RawStage<'_>],
         sources: &SourceTexts,
         problems: &mut Vec<Problem>,

@@ -11,7 +11,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::stages::StageError;
 
 /// Runs a stage. A panic ends the stage, not the run.
-pub fn catch_panics<T>(work: impl FnOnce() -> Result<T, StageError>) -> Result<T, StageError> {
+pub(crate) fn catch_panics<T>(
+    work: impl FnOnce() -> Result<T, StageError>,
+) -> Result<T, StageError> {
     // Nothing of a stage that panicked is used afterwards: its values are dropped, its product is
     // never stored.
     match catch_unwind(AssertUnwindSafe(work)) {

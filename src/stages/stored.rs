@@ -12,7 +12,7 @@ use secateur_store::cache::{ProductDraft, StoredProduct};
 const VALUE_FILE: &str = "product";
 
 /// Writes a value into a product.
-pub fn write_value(draft: &ProductDraft, value: &impl Serialize) -> Result<(), StageError> {
+pub(crate) fn write_value(draft: &ProductDraft, value: &impl Serialize) -> Result<(), StageError> {
     let path = draft.path().join(VALUE_FILE);
     let bytes = postcard::to_stdvec(value).map_err(|error| {
         StageError::store(FileError {
@@ -27,7 +27,7 @@ pub fn write_value(draft: &ProductDraft, value: &impl Serialize) -> Result<(), S
 ///
 /// # Errors
 /// [`RestoreError::Damaged`] if the file is missing or does not decode.
-pub fn read_value<T: DeserializeOwned>(stored: &StoredProduct) -> Result<T, RestoreError> {
+pub(crate) fn read_value<T: DeserializeOwned>(stored: &StoredProduct) -> Result<T, RestoreError> {
     let damaged = || RestoreError::Damaged(VALUE_FILE.to_owned());
     let bytes = std::fs::read(stored.file_path(VALUE_FILE)).map_err(|_| damaged())?;
     postcard::from_bytes(&bytes).map_err(|_| damaged())

@@ -10,4 +10,4 @@ mod kept_products;
 mod stages;
 mod sweep_tables;
 mod task_file_mistakes;
-pub mod task_files;
+pub(crate) mod task_files;

@@ -29,7 +29,7 @@ labels = "choices.label"
 gold = "answerKey"
 "#;
 
-pub fn write(path: &Path, content: &str) {
+pub(crate) fn write(path: &Path, content: &str) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, content).unwrap();
 }
@@ -49,7 +49,7 @@ fn documents(folder: &Path, content: &str) -> Result<Vec<ChoiceQuestion>, String
         .map_err(|error| error.to_string())
 }
 
-pub fn parquet(path: &Path, columns: Vec<(&str, ArrayRef)>) {
+pub(crate) fn parquet(path: &Path, columns: Vec<(&str, ArrayRef)>) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let batch = RecordBatch::try_from_iter(columns).unwrap();
     let mut writer =
@@ -291,7 +291,7 @@ fn rows_are_found_in_hub_layouts() {
 }
 
 /// A task with two choices, whose rows are beside the task file.
-pub const FEW: &str = r#"
+pub(crate) const FEW: &str = r#"
 name = "few"
 version = 1
 split = "test"

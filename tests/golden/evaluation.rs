@@ -14,14 +14,14 @@ use serde_json::Value;
 
 use crate::support::{self, json, numbers, shared};
 
-pub fn context(data: Option<PathBuf>) -> Context {
+pub(crate) fn context(data: Option<PathBuf>) -> Context {
     Context {
         data_folder: data,
         ..support::context()
     }
 }
 
-pub fn tasks(names: &[&str], limit: Option<usize>) -> Options {
+pub(crate) fn tasks(names: &[&str], limit: Option<usize>) -> Options {
     Options {
         tasks: names.iter().map(|name| (*name).to_owned()).collect(),
         limit,
@@ -29,7 +29,7 @@ pub fn tasks(names: &[&str], limit: Option<usize>) -> Options {
     }
 }
 
-pub fn corpora(paths: &[&Path], window: Option<usize>) -> Options {
+pub(crate) fn corpora(paths: &[&Path], window: Option<usize>) -> Options {
     Options {
         corpora: paths
             .iter()
@@ -40,12 +40,12 @@ pub fn corpora(paths: &[&Path], window: Option<usize>) -> Options {
     }
 }
 
-pub fn floats(rows: &RecordBatch, column: &str) -> Vec<f64> {
+pub(crate) fn floats(rows: &RecordBatch, column: &str) -> Vec<f64> {
     rows[column].as_primitive::<Float64Type>().values().to_vec()
 }
 
 /// The rows of the table with this name.
-pub fn rows<'t>(tables: &'t [Table], name: &str) -> &'t RecordBatch {
+pub(crate) fn rows<'t>(tables: &'t [Table], name: &str) -> &'t RecordBatch {
     &tables.iter().find(|table| table.name == name).unwrap().rows
 }
 

@@ -24,7 +24,7 @@ const MAX_REEXPORTS: usize = 8;
 type ModulePath = Vec<String>;
 
 /// For each file, the files that it uses, with the names of the items.
-pub type Edges = BTreeMap<PathBuf, BTreeMap<PathBuf, BTreeSet<String>>>;
+pub(crate) type Edges = BTreeMap<PathBuf, BTreeMap<PathBuf, BTreeSet<String>>>;
 
 struct SourceFile {
     path: PathBuf,
@@ -41,7 +41,7 @@ struct SourceTree {
 }
 
 /// The edges between the files of the crate whose sources are in `folder`.
-pub fn read(folder: &Path, crate_name: &str) -> Edges {
+pub(crate) fn read(folder: &Path, crate_name: &str) -> Edges {
     let mut tree = SourceTree {
         crate_name: crate_name.to_owned(),
         files: Vec::new(),
@@ -72,7 +72,7 @@ pub fn read(folder: &Path, crate_name: &str) -> Edges {
 }
 
 /// The groups of files that reach each other, each as the edges inside it.
-pub fn cycles(edges: &Edges) -> Vec<Vec<String>> {
+pub(crate) fn cycles(edges: &Edges) -> Vec<Vec<String>> {
     let reached: BTreeMap<&PathBuf, BTreeSet<&PathBuf>> = edges
         .keys()
         .map(|file| (file, reachable(edges, file)))

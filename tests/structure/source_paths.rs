@@ -3,7 +3,7 @@
 
 /// A path in the code with its braces expanded: `use a::{b, c as d}` is `a::b` and `a::c as d`.
 #[derive(Debug)]
-pub struct UsedPath {
+pub(crate) struct UsedPath {
     pub segments: Vec<String>,
     /// The name that a `use` declaration binds: the last segment, or what follows `as`.
     pub bound_name: Option<String>,
@@ -11,7 +11,7 @@ pub struct UsedPath {
 }
 
 /// Identifiers, `::` and single characters; comments, texts and lifetimes are left out.
-pub fn tokenize(text: &str) -> Vec<String> {
+pub(crate) fn tokenize(text: &str) -> Vec<String> {
     let bytes = text.as_bytes();
     let mut tokens = Vec::new();
     let mut position = 0;
@@ -94,7 +94,7 @@ fn quote_length(rest: &[u8]) -> usize {
 }
 
 /// Leaves out what follows `#[cfg(test)]`, up to the end of that item.
-pub fn without_tests(tokens: Vec<String>) -> Vec<String> {
+pub(crate) fn without_tests(tokens: Vec<String>) -> Vec<String> {
     const MARK: [&str; 7] = ["#", "[", "cfg", "(", "test", ")", "]"];
     let mut kept = Vec::new();
     let mut position = 0;
@@ -124,7 +124,7 @@ pub fn without_tests(tokens: Vec<String>) -> Vec<String> {
 }
 
 /// All paths of at least two segments, and the bound names of `use` declarations.
-pub fn used_paths(tokens: &[String]) -> Vec<UsedPath> {
+pub(crate) fn used_paths(tokens: &[String]) -> Vec<UsedPath> {
     let mut paths = Vec::new();
     let mut position = 0;
     while position < tokens.len() {

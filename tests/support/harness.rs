@@ -14,7 +14,7 @@ use secateur_tensor::Device;
 
 /// Something outside the repository without which a test cannot run.
 #[derive(Clone, Copy)]
-pub enum Need {
+pub(crate) enum Need {
     /// A file or folder of the shared reference material, relative to its root.
     Shared(&'static str),
     /// The device that is compared with the CPU, see [`comparison_device`].
@@ -22,7 +22,7 @@ pub enum Need {
 }
 
 /// A test that `test!` registered.
-pub struct TestCase {
+pub(crate) struct TestCase {
     pub module: &'static str,
     pub name: &'static str,
     pub needs: &'static [Need],
@@ -75,7 +75,7 @@ const REQUIRE_SHARED: &str = "SECATEUR_REQUIRE_SHARED";
 /// Whether `note!` prints: under `--nocapture` or `--show-output`.
 static SHOWS_NOTES: AtomicBool = AtomicBool::new(false);
 
-pub fn shows_notes() -> bool {
+pub(crate) fn shows_notes() -> bool {
     SHOWS_NOTES.load(Ordering::Relaxed)
 }
 
@@ -90,7 +90,7 @@ macro_rules! note {
 
 /// Runs the tests that the command line selects. Accepts the options of the compiler's harness:
 /// filters, `--list`, `--exact`, `--skip`, `--test-threads`, `--nocapture` and others.
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let (arguments, filters) = separate_filters(std::env::args());
     let arguments = Arguments::from_iter(arguments);
     SHOWS_NOTES.store(
@@ -239,7 +239,7 @@ fn shared_root() -> PathBuf {
 }
 
 /// A file or folder of the shared material, or `None` where it is missing.
-pub fn find_shared(path: &str) -> Option<PathBuf> {
+pub(crate) fn find_shared(path: &str) -> Option<PathBuf> {
     let found = shared_root().join(path);
     found.exists().then_some(found)
 }
@@ -248,7 +248,7 @@ pub fn find_shared(path: &str) -> Option<PathBuf> {
 ///
 /// # Panics
 /// Where it is missing, because the test did not declare it: see [`Need::Shared`].
-pub fn shared(path: &str) -> PathBuf {
+pub(crate) fn shared(path: &str) -> PathBuf {
     find_shared(path).unwrap_or_else(|| {
         panic!("the shared material has no `{path}`, and the test does not declare it in `needs`")
     })
@@ -256,7 +256,7 @@ pub fn shared(path: &str) -> PathBuf {
 
 /// The device that tests compare with the CPU. A build with CUDA takes GPU 0 and fails here where
 /// there is none; a build without CUDA runs the GPU's operations on dfdx's CPU device.
-pub fn comparison_device() -> Result<Device, String> {
+pub(crate) fn comparison_device() -> Result<Device, String> {
     let device = if cfg!(feature = "cuda") {
         Device::Cuda(0)
     } else {

@@ -1,7 +1,7 @@
 //! What all tests use: the harness, shared material, models, a working directory for the program.
 
 #[macro_use]
-pub mod harness;
+pub(crate) mod harness;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use secateur_base::random::Seed;
 use secateur_model::Model;
 use secateur_model::walk::{self, Sequence};
 
-pub use harness::{comparison_device, shared};
+pub(crate) use harness::{comparison_device, shared};
 
 /// The context of a stage that is called outside a pipeline.
-pub fn context() -> Context {
+pub(crate) fn context() -> Context {
     Context {
         seed: Seed::from_u64(42),
         data_folder: harness::find_shared("data"),
@@ -33,7 +33,7 @@ pub fn context() -> Context {
 }
 
 /// The model that ships with the project.
-pub fn tiny() -> Model {
+pub(crate) fn tiny() -> Model {
     Model::load(Path::new(concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/models/tiny"
@@ -42,14 +42,14 @@ pub fn tiny() -> Model {
 }
 
 /// A file of `tests/golden/data`: numbers of other programs that are part of the repository.
-pub fn golden_data(file: &str) -> PathBuf {
+pub(crate) fn golden_data(file: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/data")).join(file)
 }
 
 /// The largest of some values that are not negative, 0 if there are none, and NaN if one is NaN.
 ///
 /// `fold(0.0, f64::max)` would skip NaN: results of NaN would then stay below every tolerance.
-pub fn largest<T: Into<f64>>(values: impl IntoIterator<Item = T>) -> f64 {
+pub(crate) fn largest<T: Into<f64>>(values: impl IntoIterator<Item = T>) -> f64 {
     let mut largest = 0.0;
     for value in values {
         let value = value.into();
@@ -62,23 +62,23 @@ pub fn largest<T: Into<f64>>(values: impl IntoIterator<Item = T>) -> f64 {
 }
 
 /// max |aᵢ − bᵢ|; NaN if one of the values is NaN.
-pub fn largest_difference<T: Into<f64> + Copy>(a: &[T], b: &[T]) -> f64 {
+pub(crate) fn largest_difference<T: Into<f64> + Copy>(a: &[T], b: &[T]) -> f64 {
     assert_eq!(a.len(), b.len(), "lists of different lengths");
     largest(a.iter().zip(b).map(|(&a, &b)| (a.into() - b.into()).abs()))
 }
 
 /// A JSON file.
-pub fn json(path: &Path) -> serde_json::Value {
+pub(crate) fn json(path: &Path) -> serde_json::Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
 /// A JSON array of numbers.
-pub fn numbers<T: serde::de::DeserializeOwned>(value: &serde_json::Value) -> Vec<T> {
+pub(crate) fn numbers<T: serde::de::DeserializeOwned>(value: &serde_json::Value) -> Vec<T> {
     serde_json::from_value(value.clone()).unwrap()
 }
 
 /// Copies the files of a folder, so that they can be changed.
-pub fn copy_folder(from: &Path, to: &Path) {
+pub(crate) fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -93,7 +93,7 @@ pub fn copy_folder(from: &Path, to: &Path) {
 /// The perplexity of a stream of ids in windows of 128 tokens, as LLM-Pruner measures it: exp of
 /// the mean negative log probability of the 127 tokens of each window that have a token before
 /// them.
-pub fn stream_perplexity(model: &Model, ids: &[u32]) -> f64 {
+pub(crate) fn stream_perplexity(model: &Model, ids: &[u32]) -> f64 {
     let windows: Vec<Sequence> = ids
         .chunks_exact(128)
         .map(|ids| Sequence::new(ids.to_vec(), &[true; 128]))
@@ -109,19 +109,19 @@ pub fn stream_perplexity(model: &Model, ids: &[u32]) -> f64 {
 }
 
 /// A temporary working directory with the model and the data sets that ship with the project.
-pub struct Sandbox {
+pub(crate) struct Sandbox {
     folder: tempfile::TempDir,
 }
 
 /// The exit code and the output of a call of the program.
-pub struct ProgramOutput {
+pub(crate) struct ProgramOutput {
     pub code: i32,
     pub out: String,
     pub err: String,
 }
 
 impl Sandbox {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         copy_folder(
@@ -132,25 +132,25 @@ impl Sandbox {
         Self { folder }
     }
 
-    pub fn path(&self, path: &str) -> PathBuf {
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.folder.path().join(path)
     }
 
-    pub fn write(&self, path: &str, content: impl AsRef<[u8]>) {
+    pub(crate) fn write(&self, path: &str, content: impl AsRef<[u8]>) {
         std::fs::write(self.path(path), content).unwrap();
     }
 
-    pub fn read(&self, path: &str) -> Vec<u8> {
+    pub(crate) fn read(&self, path: &str) -> Vec<u8> {
         std::fs::read(self.path(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
-    pub fn json(&self, path: &str) -> serde_json::Value {
+    pub(crate) fn json(&self, path: &str) -> serde_json::Value {
         json(&self.path(path))
     }
 
     /// A call of the program in this folder, without the environment variables that would change
     /// its output.
-    pub fn command(&self, arguments: &[&str]) -> std::process::Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> std::process::Command {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_runner"));
         command
             .args(arguments)
@@ -163,7 +163,7 @@ impl Sandbox {
         command
     }
 
-    pub fn run(&self, arguments: &[&str]) -> ProgramOutput {
+    pub(crate) fn run(&self, arguments: &[&str]) -> ProgramOutput {
         let output = self.command(arguments).output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         ProgramOutput {
@@ -174,12 +174,12 @@ impl Sandbox {
     }
 
     /// The only folder of `results/<pipeline>` whose name starts with `beginning`.
-    pub fn variant(&self, pipeline: &str, beginning: &str) -> String {
+    pub(crate) fn variant(&self, pipeline: &str, beginning: &str) -> String {
         self.variant_in("results", pipeline, beginning)
     }
 
     /// The same in another results folder.
-    pub fn variant_in(&self, results: &str, pipeline: &str, beginning: &str) -> String {
+    pub(crate) fn variant_in(&self, results: &str, pipeline: &str, beginning: &str) -> String {
         let names = std::fs::read_dir(self.path(&format!("{results}/{pipeline}"))).unwrap();
         let names = names
             .flatten()
@@ -191,7 +191,7 @@ impl Sandbox {
 }
 
 /// A Parquet file as one batch of rows.
-pub fn table(path: &Path) -> arrow::array::RecordBatch {
+pub(crate) fn table(path: &Path) -> arrow::array::RecordBatch {
     let file =
         std::fs::File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let reader =
@@ -206,7 +206,7 @@ pub fn table(path: &Path) -> arrow::array::RecordBatch {
 }
 
 /// A column as strings; null is the empty string.
-pub fn text(column: &arrow::array::ArrayRef) -> Vec<String> {
+pub(crate) fn text(column: &arrow::array::ArrayRef) -> Vec<String> {
     let column = arrow::compute::cast(column, &arrow::datatypes::DataType::Utf8).unwrap();
     arrow::array::AsArray::as_string::<i32>(&column)
         .iter()
@@ -215,7 +215,7 @@ pub fn text(column: &arrow::array::ArrayRef) -> Vec<String> {
 }
 
 /// The names and types of a table's columns.
-pub fn columns(path: &Path) -> Vec<String> {
+pub(crate) fn columns(path: &Path) -> Vec<String> {
     table(path)
         .schema()
         .fields()
@@ -225,7 +225,7 @@ pub fn columns(path: &Path) -> Vec<String> {
 }
 
 /// A small pipeline with every stage from `load` to `export`.
-pub const CHAIN: &str = r#"
+pub(crate) const CHAIN: &str = r#"
 [[stage]]
 type = "load"
 model = "models/tiny"
@@ -281,7 +281,7 @@ formats = ["hf", "plan"]
 "#;
 
 /// A working directory with [`CHAIN`] as `chain.toml` and the corpus that it evaluates.
-pub fn chain() -> Sandbox {
+pub(crate) fn chain() -> Sandbox {
     let sandbox = Sandbox::new();
     let heldout = String::from_utf8(sandbox.read("datasets/tiny_world_heldout.jsonl")).unwrap();
     let first_lines: Vec<&str> = heldout.lines().take(8).collect();
@@ -291,7 +291,7 @@ pub fn chain() -> Sandbox {
 }
 
 /// The files that must not differ between two runs of a variant: tables, plan, adapter and weights.
-pub fn outcome(sandbox: &Sandbox, variant: &str) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn outcome(sandbox: &Sandbox, variant: &str) -> Vec<(String, Vec<u8>)> {
     let mut files: Vec<String> = std::fs::read_dir(sandbox.path(variant))
         .unwrap()
         .flatten()

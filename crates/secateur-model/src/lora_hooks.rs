@@ -50,7 +50,7 @@ struct PackDropout {
 type FactorRequests = (GradientRequest, GradientRequest);
 
 /// Applies the adapters of one block to one pack.
-pub struct LoraHooks<'a> {
+pub(crate) struct LoraHooks<'a> {
     adapter: &'a Adapter,
     layer: usize,
     dropout: Option<PackDropout>,
@@ -61,7 +61,7 @@ impl<'a> LoraHooks<'a> {
     /// `sequences` are the numbers of the pack's sequences in the walk, `lengths` their positions.
     /// The gradients of the two factors are computed if `query` answers for both; the only query
     /// that the adapter's kernel supports is [`GradientQuery::Gradient`].
-    pub fn new(
+    pub(crate) fn new(
         adapters: TrainedAdapters<'a>,
         layer: usize,
         sequences: Range<usize>,
@@ -93,12 +93,12 @@ impl<'a> LoraHooks<'a> {
     }
 
     /// Whether this matrix has an adapter.
-    pub fn has_adapter(&self, tensor: BlockTensor) -> bool {
+    pub(crate) fn has_adapter(&self, tensor: BlockTensor) -> bool {
         self.adapter.factors.contains_key(&(self.layer, tensor))
     }
 
     /// The gradients of the factors, after the block's tape has run backward.
-    pub fn into_results(self) -> impl Iterator<Item = (ParameterId, GradientResult)> {
+    pub(crate) fn into_results(self) -> impl Iterator<Item = (ParameterId, GradientResult)> {
         let layer = self.layer;
         self.requests.into_iter().flat_map(move |(tensor, (a, b))| {
             let parameter = |factor| ParameterId::LoraFactor(layer, tensor, factor);

@@ -18,7 +18,7 @@ use secateur_tensor::ops::TokenTarget;
 const DOCUMENTS_PER_CHUNK: usize = 32;
 
 /// Scores every choice of every document that has no rows yet.
-pub fn score_choices(
+pub(crate) fn score_choices(
     task: &Task,
     options: &Options,
     context: &Context,
@@ -132,7 +132,7 @@ fn log_likelihoods(
 }
 
 /// The task's metrics with their standard errors, and the share of each document.
-pub fn accuracy_rows(task: &Task, options: &Options, samples: &[&SampleRow]) -> MetricRows {
+pub(crate) fn accuracy_rows(task: &Task, options: &Options, samples: &[&SampleRow]) -> MetricRows {
     // Rows of one document are consecutive.
     let documents: Vec<&[&SampleRow]> = samples.chunk_by(|a, b| a.doc == b.doc).collect();
     let document_count = documents.len();
@@ -217,11 +217,11 @@ fn is_correct(metric: Metric, choices: &[&SampleRow]) -> bool {
 }
 
 /// The `task` of the row that holds the mean of the tasks.
-pub const AVERAGE_TASK_NAME: &str = "average";
+pub(crate) const AVERAGE_TASK_NAME: &str = "average";
 
 /// The last column of LLM-Pruner's tables: the plain mean of the accuracies of k tasks, with the
 /// standard error √(Σ stderr²) / k of independent tasks. None for fewer than two tasks.
-pub fn average_row(rows: &[EvaluateRow]) -> Option<EvaluateRow> {
+pub(crate) fn average_row(rows: &[EvaluateRow]) -> Option<EvaluateRow> {
     // Only accuracies have a chance level.
     let tasks: Vec<&EvaluateRow> = rows.iter().filter(|row| row.chance.is_some()).collect();
     if tasks.len() < 2 {

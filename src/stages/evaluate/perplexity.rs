@@ -26,12 +26,12 @@ use secateur_tensor::ops::TokenTarget;
 const TOKENS_PER_CHUNK: usize = 4096;
 
 /// Windows that are scored together, if the longest has `longest` tokens; at least 1.
-pub fn windows_per_chunk(longest: usize) -> usize {
+pub(crate) fn windows_per_chunk(longest: usize) -> usize {
     (TOKENS_PER_CHUNK / longest.max(1)).max(1)
 }
 
 /// The name of a corpus in the table: the stem of its file.
-pub fn corpus_name(path: &Path) -> String {
+pub(crate) fn corpus_name(path: &Path) -> String {
     path.file_stem()
         .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
 }
@@ -47,7 +47,7 @@ struct WindowedText<'a> {
 }
 
 /// The perplexity of one file in windows. Rows of a JSONL file are separate sequences.
-pub fn corpus_perplexity(
+pub(crate) fn corpus_perplexity(
     path: &Path,
     options: &Options,
     context: &Context,
@@ -72,7 +72,7 @@ pub fn corpus_perplexity(
 }
 
 /// The perplexity of a task's documents in windows; each document is cut separately.
-pub fn task_window_perplexity(
+pub(crate) fn task_window_perplexity(
     task: &Task,
     options: &Options,
     context: &Context,
@@ -141,7 +141,7 @@ fn window_perplexity(
 
 /// Those of these metrics that the task has, over its documents: word perplexity exp(Σ nll /
 /// words), byte perplexity exp(Σ nll / bytes), bits per byte Σ nll / bytes / ln 2.
-pub fn document_perplexities(
+pub(crate) fn document_perplexities(
     task: &Task,
     options: &Options,
     context: &Context,

@@ -6,7 +6,7 @@ use secateur_data::task::{LikelihoodRequest, Task};
 use secateur_model::tokenizer::{Tokenizer, TokenizerError};
 
 /// A request as tokens.
-pub struct EncodedRequest {
+pub(crate) struct EncodedRequest {
     /// What the model reads: context and continuation without the very last token, cut on the left
     /// to the longest allowed.
     pub input: Vec<u32>,
@@ -22,7 +22,7 @@ pub struct EncodedRequest {
 impl EncodedRequest {
     /// Encodes a request of the document with index `document` of a task; the model reads at most
     /// `limit` tokens.
-    pub fn encode(
+    pub(crate) fn encode(
         request: &LikelihoodRequest,
         (task, document): (&Task, u64),
         options: &Options,

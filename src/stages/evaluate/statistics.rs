@@ -2,7 +2,7 @@
 
 /// The mean, and its standard error √(s² / n) with the sample variance s² = Σ(x − mean)² / (n − 1),
 /// as the harness computes it; None for a single value.
-pub fn mean_and_stderr(values: &[f64]) -> (f64, Option<f64>) {
+pub(crate) fn mean_and_stderr(values: &[f64]) -> (f64, Option<f64>) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let variance = values.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / (n - 1.0);
@@ -12,7 +12,7 @@ pub fn mean_and_stderr(values: &[f64]) -> (f64, Option<f64>) {
 /// The ratio R = Σ nll / Σ weight, and for each part i its linearised share R + (nll_i − R ·
 /// weight_i) / mean(weight). The mean of the shares is R, and their sample variance is that of R
 /// when parts are drawn anew (the delta method to first order).
-pub fn ratio_and_shares(nll: &[f64], weights: &[f64]) -> (f64, Vec<f64>) {
+pub(crate) fn ratio_and_shares(nll: &[f64], weights: &[f64]) -> (f64, Vec<f64>) {
     let total_weight = weights.iter().sum::<f64>();
     let ratio = nll.iter().sum::<f64>() / total_weight;
     let mean_weight = total_weight / nll.len() as f64;

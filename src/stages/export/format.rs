@@ -7,7 +7,7 @@ use secateur_model::plan::PruningPlan;
 use secateur_model::stored::StorageDtype;
 
 /// How one format is checked and written.
-pub trait ExportFormat {
+pub(crate) trait ExportFormat {
     /// Values besides the model that earlier stages must have made. Default: none.
     fn needs(&self) -> &'static [ValueKind] {
         &[]
@@ -33,7 +33,7 @@ pub trait ExportFormat {
 }
 
 /// What a format can write.
-pub struct ExportInput<'a> {
+pub(crate) struct ExportInput<'a> {
     pub context: &'a Context,
     pub model: &'a Model,
     /// Present if [`ExportFormat::needs`] names the plan.

@@ -5,7 +5,7 @@ use crate::stages::StageError;
 use secateur_model::stored::StorageDtype;
 
 /// Safetensors, `config.json` with per-layer widths, and the tokenizer's files.
-pub struct HuggingFaceFolder;
+pub(crate) struct HuggingFaceFolder;
 
 impl ExportFormat for HuggingFaceFolder {
     fn writes_weights(&self) -> bool {

@@ -7,7 +7,7 @@ use crate::stages::values::ValueKind;
 use secateur_base::files::FileError;
 
 /// `plan.json`; with the dense checkpoint it rebuilds the pruned model.
-pub struct PlanFile;
+pub(crate) struct PlanFile;
 
 /// The plan could not be written.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@ use super::format::{ExportFormat, ExportInput};
 use crate::stages::StageError;
 
 /// A format that the check refuses.
-pub struct Reserved {
+pub(crate) struct Reserved {
     pub name: &'static str,
 }
 

@@ -26,7 +26,7 @@ use secateur_tensor::{Activations, AnyTape, Weight, WeightReadError};
 const CALIBRATION_BATCH: usize = 64;
 
 /// The score |w|·‖x‖₂ of an element.
-pub struct Wanda;
+pub(crate) struct Wanda;
 
 impl Criterion for Wanda {
     fn name(&self) -> &'static str {
@@ -57,7 +57,7 @@ impl Criterion for Wanda {
 }
 
 /// The score w² · variance(x) of an element.
-pub struct Wifv;
+pub(crate) struct Wifv;
 
 impl Criterion for Wifv {
     fn name(&self) -> &'static str {

@@ -13,7 +13,7 @@ use secateur_model::wiring::Axis;
 use super::Compat;
 
 /// A way to score the channels of group members.
-pub trait Criterion {
+pub(crate) trait Criterion {
     /// The `method` in a pipeline.
     fn name(&self) -> &'static str;
 
@@ -63,7 +63,7 @@ pub trait Criterion {
 }
 
 /// What a criterion reads.
-pub struct CriterionInput<'a> {
+pub(crate) struct CriterionInput<'a> {
     pub context: &'a Context,
     pub model: &'a Model,
     pub graph: &'a DependencyGraph,
@@ -74,13 +74,13 @@ pub struct CriterionInput<'a> {
 
 impl CriterionInput<'_> {
     /// The stage's random stream for this purpose.
-    pub fn seed(&self, purpose: &str) -> Seed {
+    pub(crate) fn seed(&self, purpose: &str) -> Seed {
         self.context.seed.derive(purpose)
     }
 }
 
 /// The result of a criterion.
-pub struct CriterionScores {
+pub(crate) struct CriterionScores {
     /// For each group, the scores of its members.
     pub groups: Vec<Vec<MemberScores>>,
     /// Empty unless [`Criterion::has_input_means`].
@@ -98,7 +98,7 @@ impl From<Vec<Vec<MemberScores>>> for CriterionScores {
 
 /// Σ of `element(index)` over each channel of a member whose weight has the shape [rows, cols] in
 /// row-major order. A channel is a row, a column, or the whole weight.
-pub fn reduce_channels(
+pub(crate) fn reduce_channels(
     layout: UnitLayout,
     rows: usize,
     cols: usize,

@@ -10,7 +10,7 @@ use secateur_model::wiring::TensorId;
 use secateur_tensor::WeightReadError;
 
 /// The magnitudes of weights, by one of two norms.
-pub enum Magnitude {
+pub(crate) enum Magnitude {
     L1,
     /// Without the root, as the reference.
     L2,

@@ -8,7 +8,7 @@ use crate::stages::error::StageError;
 use crate::stages::products::MemberScores;
 
 /// A uniform number in [0, 1) for each channel of each group's root, in the order of the groups.
-pub struct Random;
+pub(crate) struct Random;
 
 impl Criterion for Random {
     fn name(&self) -> &'static str {
@@ -22,7 +22,7 @@ impl Criterion for Random {
 }
 
 /// The order of units, the first the most important: every channel of unit u of n scores n − u.
-pub struct UnitOrder;
+pub(crate) struct UnitOrder;
 
 impl Criterion for UnitOrder {
     fn name(&self) -> &'static str {

@@ -18,7 +18,7 @@ use secateur_tensor::Weight;
 /// Normal weights with a standard deviation of 1/√inputs, which is divided by √(2·blocks) for the
 /// matrices that write to the residual stream (GPT-2) and by 2 for the embedding. Norms are ones.
 /// The output matrix is the embedding.
-pub fn initial_model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Model {
+pub(crate) fn initial_model(options: &Options, tokenizer: Tokenizer, seed: Seed) -> Model {
     let ((kv_heads, head_dim), hidden) = (options.kv_heads_and_head_dim(), options.hidden);
     let vocab = tokenizer.vocabulary_size();
     let mut stream = seed.rng();

@@ -18,7 +18,7 @@ const MAX_GRADIENT_NORM: f64 = 1.0;
 const FINAL_LEARNING_RATE_SHARE: f64 = 0.1;
 
 /// A model whose weights are all trained.
-pub struct ModelTraining {
+pub(crate) struct ModelTraining {
     model: Model,
     /// Decoupled weight decay of the matrices in the blocks.
     weight_decay: f64,
@@ -28,7 +28,7 @@ pub struct ModelTraining {
 
 impl ModelTraining {
     /// A trainer of the model (AdamW, cosine schedule).
-    pub fn trainer(options: &Options, context: &Context, model: Model) -> Trainer<Self> {
+    pub(crate) fn trainer(options: &Options, context: &Context, model: Model) -> Trainer<Self> {
         let training = Self {
             model,
             weight_decay: options.weight_decay,
@@ -53,7 +53,7 @@ impl ModelTraining {
         Trainer::new(training, training_options)
     }
 
-    pub fn into_model(self) -> Model {
+    pub(crate) fn into_model(self) -> Model {
         self.model
     }
 }

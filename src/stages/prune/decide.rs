@@ -12,7 +12,7 @@ use secateur_model::groups::{DependencyGraph, Group, GroupKind};
 const NEAR_TIE_TOLERANCE: f64 = 3e-5;
 
 /// The units to remove, group by group in the order of the graph.
-pub struct UnitSelection {
+pub(crate) struct UnitSelection {
     /// Units that are removed, ascending.
     pub removed: Vec<Vec<usize>>,
     /// For each unit, whether its score is so close to the border between kept and removed that
@@ -24,7 +24,7 @@ pub struct UnitSelection {
 /// is removed.
 ///
 /// `initial_counts`: units of each group that `share` refers to.
-pub fn select_per_group(
+pub(crate) fn select_per_group(
     options: &Options,
     share: f64,
     model: &Model,
@@ -70,7 +70,7 @@ pub fn select_per_group(
 }
 
 /// The share that is removed after this iteration of a repeat: `ratio · iteration / iterations`.
-pub fn scheduled_share(ratio: f64, repeat_position: Option<RepeatPosition>) -> f64 {
+pub(crate) fn scheduled_share(ratio: f64, repeat_position: Option<RepeatPosition>) -> f64 {
     let share = match repeat_position {
         Some(repeat) => f64::from(repeat.iteration) / f64::from(repeat.iterations) * ratio,
         None => ratio,
@@ -81,7 +81,7 @@ pub fn scheduled_share(ratio: f64, repeat_position: Option<RepeatPosition>) -> f
 /// How many of the `units` present units of `width` channels each are removed, so that `share` of
 /// the `initial` units is removed: `units · width − int(initial · width · (1 − share))` channels,
 /// rounded down to whole units.
-pub fn units_to_remove(units: usize, initial: usize, width: usize, share: f64) -> usize {
+pub(crate) fn units_to_remove(units: usize, initial: usize, width: usize, share: f64) -> usize {
     let kept_channels = ((initial * width) as f64 * (1.0 - share)) as usize;
     (units * width).saturating_sub(kept_channels) / width
 }
@@ -132,7 +132,7 @@ fn lowest_scored(scores: &[f64], count: usize) -> Vec<usize> {
 
 /// Ranks the units of all groups together: removes the lowest-scored ones until `share` of all
 /// initial units is removed.
-pub fn select_across_groups(
+pub(crate) fn select_across_groups(
     options: &Options,
     share: f64,
     graph: &DependencyGraph,

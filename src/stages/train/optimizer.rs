@@ -16,14 +16,14 @@ pub const BETA2_PRETRAIN: f32 = 0.95;
 
 /// The running moments of one parameter: m of its gradient, v of the gradient's square.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct AdamMoments {
+pub(crate) struct AdamMoments {
     first: Vec<f32>,
     second: Vec<f32>,
 }
 
 impl AdamMoments {
     /// The moments of a parameter of `len` elements before its first update.
-    pub fn zeros(len: usize) -> Self {
+    pub(crate) fn zeros(len: usize) -> Self {
         Self {
             first: vec![0.0; len],
             second: vec![0.0; len],
@@ -33,7 +33,7 @@ impl AdamMoments {
 
 /// One update of AdamW, for all parameters.
 #[derive(Clone, Copy, Debug)]
-pub struct AdamStep {
+pub(crate) struct AdamStep {
     beta2: f32,
     /// learning rate / (1 − β₁ᵗ), at update t
     step: f32,
@@ -44,7 +44,7 @@ pub struct AdamStep {
 
 impl AdamStep {
     /// `update` counts from 1.
-    pub fn new(beta2: f32, update: usize, learning_rate: f64) -> Self {
+    pub(crate) fn new(beta2: f32, update: usize, learning_rate: f64) -> Self {
         let correction = |beta: f32| 1.0 - f64::from(beta).powi(update as i32);
         Self {
             beta2,
@@ -58,7 +58,7 @@ impl AdamStep {
     ///
     /// m ← m + (g − m)·(1 − β₁);  v ← β₂·v + (1 − β₂)·g²;
     /// w ← w·(1 − η·λ) − η / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)
-    pub fn apply(
+    pub(crate) fn apply(
         &self,
         weights: &mut [f32],
         gradient: &[f32],
@@ -86,7 +86,7 @@ impl AdamStep {
 }
 
 /// √Σg² over all gradients, in f64.
-pub fn global_norm<'a>(gradients: impl IntoIterator<Item = &'a [f32]>) -> f64 {
+pub(crate) fn global_norm<'a>(gradients: impl IntoIterator<Item = &'a [f32]>) -> f64 {
     let sum_of_squares: f64 = gradients
         .into_iter()
         .flatten()
@@ -97,7 +97,7 @@ pub fn global_norm<'a>(gradients: impl IntoIterator<Item = &'a [f32]>) -> f64 {
 
 /// The factor by which gradients are multiplied so that their norm is at most `max_norm`, as in
 /// PyTorch's `clip_grad_norm_`: min(1, max_norm / (norm + 1e-6)).
-pub fn clip_factor(norm: f64, max_norm: f64) -> f32 {
+pub(crate) fn clip_factor(norm: f64, max_norm: f64) -> f32 {
     (max_norm / (norm + 1e-6)).min(1.0) as f32
 }
 

@@ -96,7 +96,11 @@ impl Pack {
 
 /// Packs of as many sequences as fit. Which sequences share a pack depends only on their lengths.
 /// `one_sequence_each`: every pack holds one sequence.
-pub fn build_packs(model: &Model, sequences: &[Sequence], one_sequence_each: bool) -> Vec<Pack> {
+pub(crate) fn build_packs(
+    model: &Model,
+    sequences: &[Sequence],
+    one_sequence_each: bool,
+) -> Vec<Pack> {
     // A pack takes its first sequence whatever its length, and no other one that exceeds this.
     let max_rows = if one_sequence_each { 1 } else { PACK_TOKENS };
     let mut builder = PackBuilder::new(model, sequences, max_rows);
@@ -109,7 +113,10 @@ pub fn build_packs(model: &Model, sequences: &[Sequence], one_sequence_each: boo
 /// Packs for a forward walk in which sequences with a common prefix share its rows. Also returns
 /// the order in which the packs hold the sequences: sorted by tokens, so that those with a common
 /// prefix are neighbours.
-pub fn build_prefix_shared_packs(model: &Model, sequences: &[Sequence]) -> (Vec<Pack>, Vec<usize>) {
+pub(crate) fn build_prefix_shared_packs(
+    model: &Model,
+    sequences: &[Sequence],
+) -> (Vec<Pack>, Vec<usize>) {
     let mut order: Vec<usize> = (0..sequences.len()).collect();
     order.sort_by(|&a, &b| sequences[a].ids.cmp(&sequences[b].ids));
     let mut builder = PackBuilder::new(model, sequences, PACK_TOKENS);

@@ -16,7 +16,7 @@ type BlockReader<'scope> = ScopedJoinHandle<'scope, Result<Block, WeightReadErro
 ///
 /// # Errors
 /// If a block on disk cannot be read.
-pub fn for_each_block(
+pub(crate) fn for_each_block(
     model: &Model,
     layers: impl Iterator<Item = usize>,
     mut work: impl FnMut(usize, &Block) -> ControlFlow<()>,

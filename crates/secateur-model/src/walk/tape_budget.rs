@@ -12,7 +12,7 @@ use secateur_tensor::{gpu, gpu_weight_cache, memory_limit};
 /// The backward walk uses the blocks from the last to the first, so the tapes of the last blocks
 /// are kept. A tape holds the weights of its block, so none is kept of a model that does not stay
 /// in memory: one that is read from disk, or, on a GPU, one for which there is no space.
-pub fn lowest_taped_layer(
+pub(crate) fn lowest_taped_layer(
     model: &Model,
     packs: &[Pack],
     lowest_layer: usize,

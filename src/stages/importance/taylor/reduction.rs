@@ -12,7 +12,7 @@ use secateur_tensor::ops::{AxisSums, SumAxes, axis_sums};
 use secateur_tensor::{Gradient, Weight};
 
 /// Turns sums over the rows and columns of each weight into the scores of the members' channels.
-pub struct ScoreReduction<'a> {
+pub(crate) struct ScoreReduction<'a> {
     pub criterion: TaylorCriterion,
     pub sample_count: usize,
     graph: &'a DependencyGraph,
@@ -23,7 +23,7 @@ pub struct ScoreReduction<'a> {
 }
 
 impl<'a> ScoreReduction<'a> {
-    pub fn new(
+    pub(crate) fn new(
         criterion: TaylorCriterion,
         sample_count: usize,
         graph: &'a DependencyGraph,
@@ -39,7 +39,7 @@ impl<'a> ScoreReduction<'a> {
     }
 
     /// The tensor to which a gradient belongs: that of a tied head belongs to the embedding.
-    pub fn scored_tensor(&self, tensor: TensorId) -> TensorId {
+    pub(crate) fn scored_tensor(&self, tensor: TensorId) -> TensorId {
         match tensor {
             TensorId::LmHead if self.is_tied => TensorId::Embedding,
             _ => tensor,
@@ -76,7 +76,7 @@ impl<'a> ScoreReduction<'a> {
     }
 
     /// The axes along which the members of this tensor need sums.
-    pub fn sum_axes(&self, tensor: TensorId) -> SumAxes {
+    pub(crate) fn sum_axes(&self, tensor: TensorId) -> SumAxes {
         let mut axes = SumAxes::default();
         for (_, _, layout) in self.members_of_tensor(tensor) {
             match layout {
@@ -88,7 +88,7 @@ impl<'a> ScoreReduction<'a> {
     }
 
     /// The sums of a whole gradient.
-    pub fn axis_sums(
+    pub(crate) fn axis_sums(
         &self,
         tensor: TensorId,
         weight: &Weight,
@@ -102,7 +102,7 @@ impl<'a> ScoreReduction<'a> {
 
     /// Scores every member of this tensor. The walk goes from the last layer to the first, so the
     /// score of a whole tensor is inserted before those of the layers above it.
-    pub fn add_sums(&mut self, tensor: TensorId, sums: &AxisSums) {
+    pub(crate) fn add_sums(&mut self, tensor: TensorId, sums: &AxisSums) {
         let members: Vec<_> = self.members_of_tensor(tensor).collect();
         for (group_index, member_index, layout) in members {
             let key = (group_index, member_index);
@@ -116,7 +116,7 @@ impl<'a> ScoreReduction<'a> {
     }
 
     /// The members' scores by group.
-    pub fn into_scores(self) -> Vec<Vec<MemberScores>> {
+    pub(crate) fn into_scores(self) -> Vec<Vec<MemberScores>> {
         let mut groups = vec![Vec::new(); self.graph.groups.len()];
         for ((group_index, member_index), channels) in self.channel_scores {
             groups[group_index].push(MemberScores {
