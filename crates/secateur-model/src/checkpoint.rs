@@ -255,7 +255,8 @@ impl Checkpoint {
 
     /// The id of every weight that the model has.
     fn tensor_ids(&self) -> impl Iterator<Item = TensorId> + use<> {
-        crate::tensor_ids(self.family, self.config.layers, self.config.tied_embeddings)
+        self.family
+            .tensor_ids(self.config.layers, self.config.tied_embeddings)
     }
 
     /// The names of the stored tensors that the model needs, in the order of the forward pass, each

@@ -328,6 +328,24 @@ impl Family {
         specs.iter().map(|spec| spec.tensor)
     }
 
+    /// The id of every weight of a model with `layers` blocks, in the order of the forward pass.
+    pub(crate) fn tensor_ids(
+        &'static self,
+        layers: usize,
+        tied_embeddings: bool,
+    ) -> impl Iterator<Item = TensorId> {
+        let block_ids = |layer| {
+            self.block_tensor_ids()
+                .map(move |tensor| TensorId::Block(layer, tensor))
+        };
+        let head = (!tied_embeddings).then_some(TensorId::LmHead);
+        [TensorId::Embedding]
+            .into_iter()
+            .chain((0..layers).flat_map(block_ids))
+            .chain([TensorId::FinalNorm])
+            .chain(head)
+    }
+
     /// The matrices of a block, which LoRA can adapt.
     pub fn matrices(&self) -> impl Iterator<Item = BlockTensor> + Clone + use<> {
         self.block_tensor_ids().filter(|tensor| tensor.is_matrix())

@@ -57,7 +57,7 @@ pub use parameter::{Factor, ParameterId};
 use secateur_tensor::ops::{GradientRequest, RotaryTables};
 use secateur_tensor::{Activations, AnyTape, Precision, Weight, WeightReadError};
 use tokenizer::Tokenizer;
-use wiring::{BlockTensor, TensorId};
+use wiring::TensorId;
 
 /// A language model: embedding, blocks, output matrix. A pruned model is a `Model`, and so is a
 /// recovered one. Clones share weights.
@@ -226,7 +226,9 @@ impl Model {
     /// The id of every weight, without that of a tied output matrix, in the order of the forward
     /// pass.
     pub fn tensor_ids(&self) -> Vec<TensorId> {
-        tensor_ids(self.family, self.blocks.len(), self.lm_head.is_none()).collect()
+        self.family
+            .tensor_ids(self.blocks.len(), self.lm_head.is_none())
+            .collect()
     }
 
     /// Every bias: those of the blocks, then that of the final norm.
@@ -298,24 +300,4 @@ impl Model {
             positions,
         )
     }
-}
-
-/// The id of every weight of a model of a family with `layers` blocks, in the order of the
-/// forward pass.
-fn tensor_ids(
-    family: &'static Family,
-    layers: usize,
-    tied_embeddings: bool,
-) -> impl Iterator<Item = TensorId> {
-    let block_ids = |layer| {
-        family
-            .block_tensor_ids()
-            .map(move |tensor: BlockTensor| TensorId::Block(layer, tensor))
-    };
-    let head = (!tied_embeddings).then_some(TensorId::LmHead);
-    [TensorId::Embedding]
-        .into_iter()
-        .chain((0..layers).flat_map(block_ids))
-        .chain([TensorId::FinalNorm])
-        .chain(head)
 }
