@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::Sandbox;
+use crate::support::{Sandbox, runner};
 
 /// Loads a model and measures the perplexity of a text.
 const MEASURE: &str = "[[stage]]\ntype = \"load\"\nmodel = \"models/tiny\"\n\
@@ -420,7 +420,7 @@ fn unwritable_table_fails_its_variant() {
 fn run_with_file_size_limit(sandbox: &Sandbox, kib: usize, pipeline: &str) -> std::process::Output {
     let script = format!(
         "trap '' XFSZ; ulimit -f {kib}; exec '{}' {pipeline}",
-        env!("CARGO_BIN_EXE_runner")
+        runner().display()
     );
     std::process::Command::new("bash")
         .args(["-c", &script])
@@ -579,7 +579,7 @@ fn closed_output_changes_no_exit_code() {
     ] {
         let script = format!(
             "'{}' {arguments} >/dev/full 2>/dev/full",
-            env!("CARGO_BIN_EXE_runner")
+            runner().display()
         );
         let status = std::process::Command::new("bash")
             .args(["-c", &script])

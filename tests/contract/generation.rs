@@ -1,21 +1,16 @@
 //! Generated texts, and profiles of models before and after pruning.
 
-use std::path::Path;
-
 use arrow::array::{Array, AsArray};
 use secateur::stages::generate::{self, Options};
 use secateur_model::Model;
 
-use crate::support::{Sandbox, context, copy_folder, table, text};
+use crate::support::{Sandbox, context, copy_folder, table, text, tiny_folder};
 
 test!(generation_stops_at_eos_or_at_the_last_position);
 fn generation_stops_at_eos_or_at_the_last_position() {
     // This model was not trained to emit EOS, so the full stop is made the EOS token.
     let folder = tempfile::tempdir().unwrap();
-    copy_folder(
-        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny")),
-        folder.path(),
-    );
+    copy_folder(&tiny_folder(), folder.path());
     let config = std::fs::read_to_string(folder.path().join("tokenizer_config.json")).unwrap();
     std::fs::write(
         folder.path().join("tokenizer_config.json"),

@@ -20,7 +20,7 @@ use secateur_tensor::ops::{GradientQuery, GradientResult};
 use secateur_tensor::{Device, Weight, select_device};
 use serde_json::{Value, json};
 
-use crate::support::{Sandbox, copy_folder, json, numbers, shared, table, text};
+use crate::support::{Sandbox, copy_folder, golden_data, json, numbers, shared, table, text};
 
 /// The largest allowed difference of a logit from that of transformers.
 const LOGIT_TOLERANCE: f32 = 1e-4;
@@ -157,10 +157,7 @@ test!(logits_equal_the_golden_ones);
 /// Numbers that need no shared material: checkpoints filled by a formula, and logits of an
 /// implementation in Python (`scripts/family_golden.py`).
 fn logits_equal_the_golden_ones() {
-    let golden = json(Path::new(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/golden/data/families.json"
-    )));
+    let golden = json(&golden_data("families.json"));
     for case in golden["cases"].as_array().unwrap() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(

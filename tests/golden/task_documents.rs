@@ -8,7 +8,7 @@ use arrow::array::StringArray;
 use secateur_data::task::{ChoiceQuestion, FewShot, Task};
 
 use crate::contract::task_files::{parquet, write};
-use crate::support::{golden_data, json, shared};
+use crate::support::{golden_data, json, project_root, shared};
 
 test!(
     few_shot_examples_equal_the_harness,
@@ -27,11 +27,9 @@ fn few_shot_examples_equal_the_harness() {
         let folder = tempfile::tempdir().unwrap();
         if let Some(split) = case["examples"].as_str() {
             let path = folder.path().join(format!("{name}.toml"));
-            let text = std::fs::read_to_string(format!(
-                "{}/datasets/{name}.toml",
-                env!("CARGO_MANIFEST_DIR")
-            ))
-            .unwrap();
+            let text =
+                std::fs::read_to_string(project_root().join(format!("datasets/{name}.toml")))
+                    .unwrap();
             std::fs::write(&path, format!("{text}\n[examples]\nsplit = \"{split}\"\n")).unwrap();
             task = Task::find(path.to_str().unwrap(), Some(&data)).unwrap();
             assert_eq!(task.input_files(true).len(), 3, "the examples are read too");

@@ -1,8 +1,6 @@
 //! A model is the same whatever form its checkpoint has: in one file or in shards, in full or half
 //! precision, dense or pruned and exported.
 
-use std::path::Path;
-
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use secateur::stages::{Context, export};
@@ -12,7 +10,7 @@ use secateur_model::wiring::ChannelSpace;
 use secateur_model::{Model, groups};
 use serde_json::Value;
 
-use crate::support::{context, copy_folder, json, tiny};
+use crate::support::{context, copy_folder, json, tiny, tiny_folder};
 
 /// A copy of models/tiny with its tensors spread over `files`, each stored as `dtype`, and its
 /// config changed by `change`.
@@ -22,10 +20,7 @@ fn rewritten(
     change: impl FnOnce(&mut Value),
 ) -> (tempfile::TempDir, Model) {
     let folder = tempfile::tempdir().unwrap();
-    copy_folder(
-        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny")),
-        folder.path(),
-    );
+    copy_folder(&tiny_folder(), folder.path());
     let weights = folder.path().join("model.safetensors");
     let bytes = std::fs::read(&weights).unwrap();
     std::fs::remove_file(weights).unwrap();

@@ -1,13 +1,11 @@
 //! The available memory changes no result: a model whose blocks stay on disk gives the same bytes,
 //! and so does half precision for values that it represents exactly.
 
-use std::path::Path;
-
 use secateur_model::Model;
 use secateur_model::stored::StorageDtype;
 use secateur_model::walk;
 
-use crate::support::{CHAIN, Sandbox, chain, largest, outcome};
+use crate::support::{CHAIN, Sandbox, chain, largest, outcome, tiny_folder};
 
 test!(streamed_model_gives_the_same_bytes);
 /// Compares every table and every exported weight of the chain.
@@ -57,11 +55,7 @@ test!(half_precision_checkpoints_survive_saving_again);
 /// A model stored in half precision is saved again without a changed bit, streamed from disk as
 /// well.
 fn half_precision_checkpoints_survive_saving_again() {
-    let tiny = Model::load(Path::new(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/models/tiny"
-    )))
-    .unwrap();
+    let tiny = Model::load(&tiny_folder()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     for (precision, name) in [
         (StorageDtype::Float16, "half"),
@@ -102,11 +96,7 @@ fn half_precision_checkpoints_survive_saving_again() {
 
 test!(value_beyond_half_precision_is_an_error);
 fn value_beyond_half_precision_is_an_error() {
-    let mut model = Model::load(Path::new(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/models/tiny"
-    )))
-    .unwrap();
+    let mut model = Model::load(&tiny_folder()).unwrap();
     model.embedding.update(|values| values[7] = 7e4);
     let folder = tempfile::tempdir().unwrap();
     let error = model
@@ -127,10 +117,7 @@ test!(checkpoint_truncated_while_streamed_is_named);
 fn checkpoint_truncated_while_streamed_is_named() {
     let sandbox = Sandbox::new();
     let folder = sandbox.path("models/cut");
-    crate::support::copy_folder(
-        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny")),
-        &folder,
-    );
+    crate::support::copy_folder(&tiny_folder(), &folder);
     let model = Model::open_streaming(&folder).unwrap();
     let file = std::fs::OpenOptions::new()
         .write(true)

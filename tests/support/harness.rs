@@ -232,10 +232,8 @@ impl Need {
 
 /// The folder of the shared reference material: `SECATEUR_SHARED`, or `shared` beside the project.
 fn shared_root() -> PathBuf {
-    std::env::var_os("SECATEUR_SHARED").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")),
-        PathBuf::from,
-    )
+    std::env::var_os("SECATEUR_SHARED")
+        .map_or_else(|| super::project_root().join("../shared"), PathBuf::from)
 }
 
 /// A file or folder of the shared material, or `None` where it is missing.

@@ -32,18 +32,32 @@ pub(crate) fn context() -> Context {
     }
 }
 
+/// The root of the project: `SECATEUR_ROOT`, for tests that run where they were not built
+/// (`scripts/gpu_check.sh`), else where they were built.
+pub(crate) fn project_root() -> PathBuf {
+    let built_at = || PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    std::env::var_os("SECATEUR_ROOT").map_or_else(built_at, PathBuf::from)
+}
+
+/// The program: `SECATEUR_RUNNER`, else the one that Cargo built for these tests.
+pub(crate) fn runner() -> PathBuf {
+    let built_at = || PathBuf::from(env!("CARGO_BIN_EXE_runner"));
+    std::env::var_os("SECATEUR_RUNNER").map_or_else(built_at, PathBuf::from)
+}
+
+/// The folder of the model that ships with the project.
+pub(crate) fn tiny_folder() -> PathBuf {
+    project_root().join("models/tiny")
+}
+
 /// The model that ships with the project.
 pub(crate) fn tiny() -> Model {
-    Model::load(Path::new(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/models/tiny"
-    )))
-    .unwrap()
+    Model::load(&tiny_folder()).unwrap()
 }
 
 /// A file of `tests/golden/data`: numbers of other programs that are part of the repository.
 pub(crate) fn golden_data(file: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/data")).join(file)
+    project_root().join("tests/golden/data").join(file)
 }
 
 /// The largest of some values that are not negative, 0 if there are none, and NaN if one is NaN.
@@ -123,7 +137,7 @@ pub(crate) struct ProgramOutput {
 impl Sandbox {
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = project_root();
         copy_folder(
             &root.join("models/tiny"),
             &folder.path().join("models/tiny"),
@@ -151,7 +165,7 @@ impl Sandbox {
     /// A call of the program in this folder, without the environment variables that would change
     /// its output.
     pub(crate) fn command(&self, arguments: &[&str]) -> std::process::Command {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_runner"));
+        let mut command = std::process::Command::new(runner());
         command
             .args(arguments)
             .current_dir(self.folder.path())
