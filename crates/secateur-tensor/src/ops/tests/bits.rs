@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::queries::TestScore;
 use super::*;
 use crate::ops::gather_rows;
 
