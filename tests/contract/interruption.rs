@@ -224,7 +224,7 @@ type = "export"
 test!(interrupted_stages_resume_where_they_stopped);
 fn interrupted_stages_resume_where_they_stopped() {
     let sandbox = Sandbox::new();
-    sandbox.write("long.toml", LONG.replace("UPDATES", "400"));
+    sandbox.write("long.toml", LONG.replace("UPDATES", "1500"));
     let undisturbed = sandbox.run(&["long.toml", "--results", "undisturbed"]);
     assert_eq!(undisturbed.code, 0, "{}", undisturbed.err);
     let mut resumed = Vec::new();
@@ -367,7 +367,7 @@ fn tables(sandbox: &Sandbox, variant: &str) -> Vec<(String, Vec<u8>)> {
 test!(input_changed_during_a_run_is_an_error);
 fn input_changed_during_a_run_is_an_error() {
     let sandbox = Sandbox::new();
-    sandbox.write("long.toml", LONG.replace("UPDATES", "400"));
+    sandbox.write("long.toml", LONG.replace("UPDATES", "1500"));
     let mut command = sandbox.command(&["long.toml"]);
     let mut child = command
         .stdout(Stdio::null())
