@@ -9,11 +9,7 @@
 //! The documentation of `support::harness` explains how a test is written, and what happens where
 //! its material is missing.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a failed unwrap is a failed test; measured values are printed on request"
-)]
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 #[macro_use]
 mod support;

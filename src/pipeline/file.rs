@@ -132,6 +132,10 @@ fn parse_stages<'t>(
     stages
 }
 
+#[expect(
+    clippy::result_large_err,
+    reason = "a problem is made once and moved into the list of problems"
+)]
 fn parse_stage<'t>(
     item: Spanned<DeValue<'t>>,
     sources: &SourceTexts,

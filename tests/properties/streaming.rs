@@ -81,7 +81,7 @@ fn half_precision_checkpoints_survive_saving_again() {
             let pairs = a.iter().zip(b);
             largest(pairs.map(|(a, b)| (a - b).abs() / a.abs().max(1e-3)))
         };
-        let error = worst(&tiny.embedding.values(), &narrowed.embedding.values());
+        let error = worst(tiny.embedding.values(), narrowed.embedding.values());
         assert!(
             error > 0.0 && error < if name == "half" { 5e-4 } else { 4e-3 },
             "{name}: {error}"

@@ -54,12 +54,9 @@ macro_rules! test {
                 module: module_path!(),
                 name: stringify!($name),
                 needs: {
-                    #[expect(
-                        clippy::allow_attributes,
-                        reason = "whether the names are used depends on the test"
-                    )]
-                    #[allow(unused_imports)]
-                    use $crate::support::harness::Need::*;
+                    use $crate::support::harness::Need::{self, ComparisonDevice, Shared};
+                    // Uses both names, because `$needs` may use neither.
+                    const _: (fn(&'static str) -> Need, Need) = (Shared, ComparisonDevice);
                     &$needs
                 },
                 run: $name,

@@ -365,7 +365,7 @@ mod tests {
 
     #[test]
     fn a_block_has_an_attention_group_and_an_mlp_group() {
-        let (llama, _) = crate::families::find("llama").unwrap();
+        let (llama, _) = crate::families::find("llama").expect("a family");
         let flow = build_dataflow(llama, 2);
         let tensor_id = |tensor| TensorId::Block(1, tensor);
         let attention = flow.coupled_nodes(GraphNode::Space(ChannelSpace::Heads, 1));

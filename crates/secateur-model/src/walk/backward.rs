@@ -113,6 +113,10 @@ struct BackwardWalk<'a> {
 }
 
 /// What the forward pass saves of one block and one pack.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one for each block and pack, and the memory of its tape is far larger"
+)]
 enum SavedForBackward<'a> {
     /// The block's input: the block is recomputed with a tape.
     Input(Activations),

@@ -129,7 +129,7 @@ pub(crate) fn add_bias<T: AnyTape>(x: CpuActivations<T>, bias: &Weight) -> CpuAc
     let mut sum = x.into_vec();
     let bias = bias.values();
     sum.par_chunks_mut(width)
-        .for_each(|row| add_assign(row, &bias));
+        .for_each(|row| add_assign(row, bias));
     let y = CpuActivations::from_vec(sum, positions, width);
     let y_node = y.node();
     tape.add_backward_op(move |gradients| {
