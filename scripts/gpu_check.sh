@@ -133,10 +133,12 @@ run() {
     # Tell the tests where the program and the project's files are; their defaults are the paths of the build machine.
     export SECATEUR_RUNNER=$work/bin/runner SECATEUR_ROOT=$PWD
     # One test at a time, because they share the GPU.
+    # the program must see the GPU, or the tests would be ignored
+    check device 20 "$work/bin/runner" check pipelines/ablation.toml --set run.device=cuda:0
     check operations 60 "$work/bin/operations" --nocapture --test-threads 1 ops::
-    check pipelines 90 "$work/bin/pipelines" --test-threads 1 devices
-    export -f same_bytes_twice speed
+    export -f pipelines same_bytes_twice speed
     export work
+    check pipelines 90 bash -euo pipefail -c pipelines
     check bytes 120 bash -euo pipefail -c same_bytes_twice
     if python3 -c 'import torch, transformers, peft' 2>/dev/null; then
         check speed 200 bash -euo pipefail -c speed
