@@ -9,6 +9,7 @@
 # dfdx's `ci-check` instead: it tests the packing without nvcc, and the programs cannot use a GPU.
 #
 # `run` needs the NVIDIA driver, cuBLAS and NVRTC (an installed PyTorch has the last two). It takes at most eight minutes:
+#   0. device      checks that the program sees the GPU
 #   1. operations  compares every operation and gradient with the CPU
 #   2. pipelines   compares whole pipelines with the CPU
 #   3. bytes       runs pipelines/ablation.toml twice, each with an empty cache: all tables and weights must be equal
@@ -141,7 +142,7 @@ run() {
     check pipelines 90 bash -euo pipefail -c pipelines
     check bytes 120 bash -euo pipefail -c same_bytes_twice
     if python3 -c 'import torch, transformers, peft' 2>/dev/null; then
-        check speed 200 bash -euo pipefail -c speed
+        check speed 190 bash -euo pipefail -c speed
     else
         printf '\n## speed: SKIPPED\n\npython3 has no torch, transformers and peft.\n' | tee -a "$report"
     fi
