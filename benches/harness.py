@@ -8,7 +8,7 @@ several joined by `+`. Python needs lm_eval, torch and transformers. The harness
 `dataset_path: json` over the same rows; nothing is downloaded. Both programs compute in float32 on the CPU, alternately, each
 in its own process.
 
-The harness scores one request at a time unless it is told otherwise. The larger batches of `--batches` are tried once, and the
+The harness scores one request at a time unless a batch size is set. The larger batches of `--batches` are tried once, and the
 fastest of them gets its own row if it is faster than batch 1. Scoring seconds of the harness are those inside
 `lm.loglikelihood` (tokenisation, sorting, the model); those of this program are the whole `evaluate` stage, including reading
 rows and writing tables. Whole seconds are those of the process. The harness keeps its converted rows between runs, as it does
