@@ -2,12 +2,12 @@
 
 use std::process::ExitCode;
 
+use secateur::pipeline::problem::format_count;
 use secateur::plan::Plan;
 use secateur::plan::capacity::check_capacity;
-use secateur::plan::text::format_count;
 
 use crate::commands::arguments::{CheckArgs, OutputFormat};
-use crate::commands::output::{print, report_invalid};
+use crate::commands::output::{print, print_problems_json, print_warnings, report_invalid};
 use crate::commands::prepare::{check_pipeline, prepare_plan};
 
 /// Checks a pipeline and prints its problems, or the numbers of its variants and stages.
@@ -17,8 +17,9 @@ pub(crate) fn check(arguments: &CheckArgs) -> ExitCode {
         Err(code) => return code,
     };
     match arguments.common.format {
-        OutputFormat::Json => print("[]\n"),
+        OutputFormat::Json => print_problems_json(&plan.warnings),
         OutputFormat::Text => {
+            print_warnings(&plan);
             let (stage_runs, unshared_runs) = plan.stage_run_counts();
             print(&format!(
                 "{} is in order: {}, {stage_runs} stages ({unshared_runs} without sharing)\n",

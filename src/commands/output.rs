@@ -5,7 +5,8 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
-use secateur::pipeline::problem::InvalidPipeline;
+use secateur::pipeline::problem::{InvalidPipeline, Problem};
+use secateur::plan::Plan;
 use serde_json::Value;
 
 use crate::commands::arguments::OutputFormat;
@@ -48,12 +49,23 @@ pub(crate) fn report_invalid(invalid: &InvalidPipeline, format: OutputFormat) ->
     match format {
         OutputFormat::Text => print_to_stderr(&render_diagnostic(invalid)),
         OutputFormat::Json => {
-            let problems = invalid.problems.iter();
-            let records: Vec<_> = problems.map(|problem| problem.to_record()).collect();
-            print_json(&serde_json::json!(records));
+            print_problems_json(&invalid.problems);
         }
     }
     ExitCode::from(EXIT_INVALID)
+}
+
+/// Prints problems as a JSON array on standard output.
+pub(crate) fn print_problems_json(problems: &[Problem]) -> ExitCode {
+    let records: Vec<_> = problems.iter().map(Problem::to_record).collect();
+    print_json(&serde_json::json!(records))
+}
+
+/// Prints the warnings of a checked pipeline on standard error.
+pub(crate) fn print_warnings(plan: &Plan) {
+    for warning in &plan.warnings {
+        print_to_stderr(&render_diagnostic(warning));
+    }
 }
 
 /// A diagnostic with the lines of the file that it points to, in colour on a terminal.

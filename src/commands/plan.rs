@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use secateur::plan::text::{to_json, to_text};
 
 use crate::commands::arguments::{OutputFormat, PipelineArgs};
-use crate::commands::output::{print, print_json};
+use crate::commands::output::{print, print_json, print_warnings};
 use crate::commands::prepare::{PreparedRun, prepare};
 
 /// Prints the tree of variants and stages, and why each stage must run.
@@ -13,7 +13,10 @@ pub(crate) fn plan(arguments: &PipelineArgs) -> ExitCode {
     match prepare(arguments) {
         Err(code) => code,
         Ok(PreparedRun { plan, keys, survey }) => match arguments.format {
-            OutputFormat::Text => print(&to_text(&plan, &survey)),
+            OutputFormat::Text => {
+                print_warnings(&plan);
+                print(&to_text(&plan, &survey))
+            }
             OutputFormat::Json => print_json(&to_json(&plan, &keys, &survey)),
         },
     }

@@ -25,6 +25,9 @@ pub(crate) fn run(arguments: &PipelineArgs, fail_fast: bool) -> ExitCode {
         Err(code) => return code,
     };
     let (progress, log) = start_log(&plan);
+    for warning in &plan.warnings {
+        tracing::warn!("{}", warning.one_line());
+    }
     lockfile::update(&plan, &keys);
     let device = plan.settings.run.device;
     if let Err(missing) = secateur_tensor::select_device(device) {

@@ -85,7 +85,7 @@ pub(crate) fn parse<'t>(
             )),
         }
     }
-    if problems.is_empty() && document.stages.is_empty() {
+    if problems.iter().all(Problem::is_warning) && document.stages.is_empty() {
         problems.push(sources.problem(
             0..0,
             "the pipeline has no stage",
@@ -235,7 +235,7 @@ impl RawStage<'_> {
     fn fault_problem(&self, sources: &SourceTexts, fault: OptionFault) -> Problem {
         let written_span = self.key_spans().remove(&fault.key);
         let span = written_span.unwrap_or(self.type_span.clone());
-        sources.problem(span, fault.message, fault.help)
+        sources.option_problem(span, fault)
     }
 
     /// The span of every option's value, by key: `duration`, `duration.updates`, `tasks`,

@@ -42,7 +42,7 @@ pub(crate) fn check_order(
                 }
                 for fault in step.stage.faults_after(&earlier) {
                     let span = step.key_spans.get(&fault.key).unwrap_or(&step.span);
-                    problems.push(sources.problem(span.clone(), fault.message, fault.help));
+                    problems.push(sources.option_problem(span.clone(), fault));
                 }
                 step.stage.state_facts(&mut earlier);
                 apply_step(step, &mut states);

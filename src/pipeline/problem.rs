@@ -1,11 +1,13 @@
 //! Problems of a pipeline, each at its place in a text, and failures of stages.
 
+use std::fmt::Display;
 use std::ops::Range;
 use std::sync::Arc;
 
-use miette::{Diagnostic, NamedSource, SourceSpan};
+use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode, SourceSpan};
 use serde::Serialize;
 
+use crate::stages::OptionFault;
 use secateur_base::spelling::closest;
 use secateur_data::task::FileLocation;
 
@@ -24,26 +26,38 @@ struct SourceText {
     text: Arc<str>,
 }
 
+/// Whether a problem keeps a pipeline from running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The pipeline cannot run.
+    Error,
+    /// The pipeline runs, but something in it has probably not the intended effect.
+    Warning,
+}
+
 /// A mistake at its place, and what to write instead.
-#[derive(Clone, Debug, thiserror::Error, Diagnostic)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Problem {
+    pub severity: Severity,
     pub message: String,
-    #[source_code]
     source_text: NamedSource<Arc<str>>,
-    #[label]
     label_span: SourceSpan,
-    #[help]
     pub help: Option<String>,
     /// The span in the common space of all sources: problems are sorted by it.
     sort_span: Range<usize>,
 }
 
-/// Every problem of a pipeline. No work was started.
+/// Every problem of a pipeline, warnings included. No work was started.
 #[derive(Clone, Debug, thiserror::Error, Diagnostic)]
-#[error("`{name}` cannot run: {}; no work was started", format_problem_count(problems.len()))]
+#[error(
+    "`{name}` cannot run: {}; no work was started",
+    format_problem_count(problems)
+)]
 pub struct InvalidPipeline {
     pub name: String,
+    /// At least one of them is an error.
     #[related]
     pub problems: Vec<Problem>,
 }
@@ -65,6 +79,7 @@ pub struct StageFailure {
 /// A problem as `--format json` prints it.
 #[derive(Clone, Debug, Serialize)]
 pub struct ProblemRecord {
+    pub severity: Severity,
     pub message: String,
     pub help: Option<String>,
     pub file: String,
@@ -77,11 +92,24 @@ pub struct ProblemRecord {
 /// The sort span of problems in other files: they follow those of the pipeline.
 const OTHER_FILES_SPAN: Range<usize> = usize::MAX..usize::MAX;
 
-fn format_problem_count(count: usize) -> String {
-    if count == 1 {
-        "1 problem".to_owned()
+fn format_problem_count(problems: &[Problem]) -> String {
+    let warning_count = problems
+        .iter()
+        .filter(|problem| problem.is_warning())
+        .count();
+    let errors = format_count(problems.len() - warning_count, "problem");
+    if warning_count == 0 {
+        errors
     } else {
-        format!("{count} problems")
+        format!("{errors} and {}", format_count(warning_count, "warning"))
+    }
+}
+
+/// A number with its noun, such as `1 variant` and `2 variants`.
+pub fn format_count(count: usize, noun: &str) -> String {
+    match count {
+        1 => format!("1 {noun}"),
+        _ => format!("{count} {noun}s"),
     }
 }
 
@@ -145,6 +173,7 @@ impl SourceTexts {
     ) -> Problem {
         let (source_text, label_span) = self.locate(&span);
         Problem {
+            severity: Severity::Error,
             message: message.into(),
             source_text,
             label_span,
@@ -153,8 +182,23 @@ impl SourceTexts {
         }
     }
 
+    /// A fault of an option: in the other file that it names, else at `span` of the pipeline.
+    pub(crate) fn option_problem(&self, span: Range<usize>, fault: OptionFault) -> Problem {
+        let problem = match fault.location {
+            Some(location) => Self::problem_in_file(*location, fault.message, fault.help),
+            None => self.problem(span, fault.message, fault.help),
+        };
+        Problem {
+            severity: match fault.is_warning {
+                true => Severity::Warning,
+                false => Severity::Error,
+            },
+            ..problem
+        }
+    }
+
     /// A problem in a file that the pipeline names, at a place in that file.
-    pub(crate) fn problem_in_file(
+    fn problem_in_file(
         location: FileLocation,
         message: impl Into<String>,
         help: impl Into<String>,
@@ -163,6 +207,7 @@ impl SourceTexts {
         let start = location.span.start.min(length);
         let end = location.span.end.clamp(start, length);
         Problem {
+            severity: Severity::Error,
             message: message.into(),
             source_text: NamedSource::new(&location.file, location.file_text.into()),
             label_span: (start, end - start).into(),
@@ -191,7 +236,50 @@ impl SourceTexts {
     }
 }
 
+// Written out because the derived implementation has one severity for all values of the type.
+impl Diagnostic for Problem {
+    fn severity(&self) -> Option<miette::Severity> {
+        Some(match self.severity {
+            Severity::Error => miette::Severity::Error,
+            Severity::Warning => miette::Severity::Warning,
+        })
+    }
+
+    fn help<'a>(&'a self) -> Option<Box<dyn Display + 'a>> {
+        let help = self.help.as_ref()?;
+        Some(Box::new(help))
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        Some(&self.source_text)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        let label = LabeledSpan::new_with_span(None, self.label_span);
+        Some(Box::new(std::iter::once(label)))
+    }
+}
+
 impl Problem {
+    pub fn is_warning(&self) -> bool {
+        self.severity == Severity::Warning
+    }
+
+    /// The problem in one line, with its file and line: for logs.
+    pub fn one_line(&self) -> String {
+        let ProblemRecord {
+            message,
+            help,
+            file,
+            line,
+            ..
+        } = self.to_record();
+        match help {
+            Some(help) => format!("{file}:{line}: {message}; {help}"),
+            None => format!("{file}:{line}: {message}"),
+        }
+    }
+
     /// The problems in the order of their places, without repetitions: variants of a sweep share
     /// most of theirs.
     pub(crate) fn sort_and_dedup(mut problems: Vec<Problem>) -> Vec<Problem> {
@@ -215,6 +303,7 @@ impl Problem {
         let text_before = &self.source_text.inner()[..self.label_span.offset()];
         let line_start = text_before.rfind('\n').map_or(0, |offset| offset + 1);
         ProblemRecord {
+            severity: self.severity,
             message: self.message.clone(),
             help: self.help.clone(),
             file: self.source_text.name().to_owned(),

@@ -37,6 +37,7 @@ pub struct Overrides {
 ///
 /// # Errors
 /// Every problem of the file, the arguments and the environment, in the order of their places.
+/// Warnings alone are no error: they are in [`Plan::warnings`].
 pub fn check(
     path: &Path,
     overrides: &Overrides,
@@ -109,10 +110,11 @@ pub fn check(
         environment::check_run_environment(run, &name, &spans, &sources, &mut problems);
         environment::check_stage_environments(&variants, &mut nodes, run, &sources, &mut problems);
     }
-    if !problems.is_empty() {
+    let problems = Problem::sort_and_dedup(problems);
+    if !problems.iter().all(Problem::is_warning) {
         return Err(InvalidPipeline {
             name: path_text,
-            problems: Problem::sort_and_dedup(problems),
+            problems,
         });
     }
     Ok(Plan {
@@ -127,6 +129,7 @@ pub fn check(
         variant_order,
         nodes,
         roots,
+        warnings: problems,
     })
 }
 

@@ -7,8 +7,7 @@ use crate::pipeline::problem::{Problem, SourceTexts};
 use crate::pipeline::settings::{RunSettings, SettingSpans};
 use crate::plan::ids::{NodeId, PerNode, PerVariant};
 use crate::plan::{PlanNode, Variant};
-use crate::stages::step::Step;
-use crate::stages::{Environment, OptionFault, ResourceEstimate};
+use crate::stages::{Environment, ResourceEstimate};
 use secateur_tensor::Device;
 
 /// Checks that the device exists and that the folders of the run can be written.
@@ -82,28 +81,17 @@ pub(super) fn check_stage_environments(
                 std::mem::swap(&mut environment.lookup_cache, &mut lookup_cache);
                 let faults = step.stage.environment_faults(&mut environment);
                 std::mem::swap(&mut environment.lookup_cache, &mut lookup_cache);
-                problems.extend(
-                    faults
-                        .into_iter()
-                        .map(|fault| step_problem(step, fault, sources)),
-                );
+                problems.extend(faults.into_iter().map(|fault| {
+                    let key_span = step.key_spans.get(&fault.key);
+                    let span = key_span.unwrap_or(&step.span).clone();
+                    sources.option_problem(span, fault)
+                }));
                 nodes[node].estimate = Some(environment.estimate);
                 environment_after.insert(node, environment);
             }
             parent = Some(node);
         }
     }
-}
-
-/// A fault of a step at its place: in the other file that it names, else at the value of its key,
-/// else at the `type` of the stage.
-fn step_problem(step: &Step, fault: OptionFault, sources: &SourceTexts) -> Problem {
-    if let Some(location) = fault.location {
-        return SourceTexts::problem_in_file(*location, fault.message, fault.help);
-    }
-    let key_span = step.key_spans.get(&fault.key);
-    let span = key_span.unwrap_or(&step.span).clone();
-    sources.problem(span, fault.message, fault.help)
 }
 
 /// The folder if it exists, else its nearest ancestor that exists.

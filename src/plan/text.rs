@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::pipeline::problem::{Problem, format_count};
 use crate::plan::ids::NodeId;
 use crate::plan::keys::ProductKeys;
 use crate::plan::survey::{NodeState, Survey};
@@ -167,6 +168,7 @@ pub fn to_json(plan: &Plan, keys: &ProductKeys, survey: &Survey) -> Value {
         "roots": plan.roots,
         "settings": plan.settings.run,
         "provenance": plan.settings.provenance,
+        "warnings": plan.warnings.iter().map(Problem::to_record).collect::<Vec<_>>(),
     })
 }
 
@@ -220,10 +222,4 @@ fn format_estimate(estimate: ResourceEstimate) -> String {
 /// A number of bytes with a binary unit, such as `1.50 GiB`.
 pub(super) fn format_bytes(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
-}
-
-/// A number with its noun: `1 variant`, `2 variants`.
-pub fn format_count(count: usize, noun: &str) -> String {
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {noun}{plural}")
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 
 use crate::pipeline::layers::LayeredSettings;
-use crate::pipeline::problem::SourceTexts;
+use crate::pipeline::problem::{Problem, SourceTexts};
 use crate::plan::ids::{NodeId, PerNode, PerVariant, VariantId};
 use crate::stages::ResourceEstimate;
 use crate::stages::step::{ListedStage, Step};
@@ -36,6 +36,8 @@ pub struct Plan {
     pub(crate) nodes: PerNode<PlanNode>,
     /// The nodes without a parent.
     pub(crate) roots: Vec<NodeId>,
+    /// Options that have probably not the intended effect.
+    pub warnings: Vec<Problem>,
 }
 
 /// One combination of the sweep.

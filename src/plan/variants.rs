@@ -46,7 +46,7 @@ pub(super) fn expand_variants(
         order::check_order(&decoded.unrolled, sources, problems);
         variants.push(build_variant(&combination, decoded, seed));
     }
-    if problems.is_empty() {
+    if problems.iter().all(Problem::is_warning) {
         check_distinct(&variants, document, sources, problems);
     }
     lengthen_equal_ids(&mut variants);

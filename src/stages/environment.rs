@@ -10,8 +10,8 @@ use secateur_data::task::{FewShot, FileLocation, Task, TaskError};
 use secateur_model::{ModelHeader, cost};
 use secateur_tensor::Precision;
 
-/// A mistake in one option. It names the option, and the pipeline adds where that option is
-/// written.
+/// A mistake in one option, or a warning about it. It names the option, and the pipeline adds where
+/// that option is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OptionFault {
     /// The option, dotted where it is nested: `ratio`, `duration.updates`. Empty: the stage as a
@@ -23,9 +23,12 @@ pub struct OptionFault {
     pub help: String,
     /// The place of the mistake, if it is in a file that the option names.
     pub location: Option<Box<FileLocation>>,
+    /// Whether the pipeline runs all the same.
+    pub is_warning: bool,
 }
 
 impl OptionFault {
+    /// A mistake: the pipeline cannot run.
     pub fn new(
         key: impl Into<String>,
         message: impl Into<String>,
@@ -36,6 +39,19 @@ impl OptionFault {
             message: message.into(),
             help: help.into(),
             location: None,
+            is_warning: false,
+        }
+    }
+
+    /// A warning: the pipeline runs, but the option has probably not the intended effect.
+    pub fn warning(
+        key: impl Into<String>,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Self {
+        Self {
+            is_warning: true,
+            ..Self::new(key, message, help)
         }
     }
 
