@@ -15,6 +15,7 @@ use crate::wiring::{BlockTensor, TensorId};
 use secateur_base::random::Seed;
 use secateur_tensor::ops::{
     self, AdapterInput, DropoutMaskFn, GradientQuery, GradientRequest, GradientResult,
+    dispatch_simd,
 };
 use secateur_tensor::{Activations, AnyTape, Weight};
 
@@ -37,6 +38,9 @@ pub struct Dropout {
     /// + i`.
     pub first_sequence: usize,
 }
+
+/// Random numbers that are drawn at once for a mask: a whole number of ChaCha's blocks.
+const NUMBERS_PER_DRAW: usize = 1024;
 
 /// The dropout of one pack.
 #[derive(Clone, Debug)]
@@ -170,15 +174,30 @@ impl PackDropout {
         // A uniform 32-bit number below this one drops its input.
         let drop_below = (self.probability * f64::from(u32::MAX)) as u32;
         let kept_factor = 1.0 / (1.0 - self.probability) as f32;
-        let sequence_mask = |(seed, positions): &(Seed, usize)| -> Vec<f32> {
+        let positions: usize = self.sequences.iter().map(|(_, positions)| positions).sum();
+        let mut mask = vec![0.0; positions * inputs];
+        let mut rest = &mut mask[..];
+        let mut tasks = Vec::with_capacity(self.sequences.len());
+        for (seed, positions) in &self.sequences {
+            let (sequence_mask, after) = rest.split_at_mut(positions * inputs);
+            tasks.push((seed, sequence_mask));
+            rest = after;
+        }
+        tasks.into_par_iter().for_each(|(seed, sequence_mask)| {
             let mut stream = seed.derive(tensor_name).rng();
-            let mut factor = || match stream.next_u32() < drop_below {
-                true => 0.0,
-                false => kept_factor,
-            };
-            (0..positions * inputs).map(|_| factor()).collect()
-        };
-        let masks: Vec<Vec<f32>> = self.sequences.par_iter().map(sequence_mask).collect();
-        masks.concat()
+            // Drawing many numbers at once is several times as fast as one by one.
+            let mut bytes = [0; 4 * NUMBERS_PER_DRAW];
+            for factors in sequence_mask.chunks_mut(NUMBERS_PER_DRAW) {
+                let bytes = &mut bytes[..4 * factors.len()];
+                stream.fill_bytes(bytes);
+                dispatch_simd(|| {
+                    for (factor, number) in factors.iter_mut().zip(bytes.as_chunks().0) {
+                        let is_kept = u32::from_le_bytes(*number) >= drop_below;
+                        *factor = if is_kept { kept_factor } else { 0.0 };
+                    }
+                });
+            }
+        });
+        mask
     }
 }
