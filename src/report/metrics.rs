@@ -27,6 +27,8 @@ pub(crate) struct Measurement {
     pub(crate) stderr: Option<f64>,
     /// The accuracy of guessing.
     pub(crate) chance: Option<f64>,
+    /// The accuracy of always giving the most frequent right answer.
+    pub(crate) majority: Option<f64>,
 }
 
 /// Measurements by the name of their column, `task.metric`.

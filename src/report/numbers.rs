@@ -106,8 +106,9 @@ fn read_measurements(evaluate: &DataFrame, step: u32) -> Result<Measurements, Re
     let metrics = rows.column("metric")?.str()?;
     let values = rows.column("value")?.f64()?;
     let stderrs = rows.column("stderr")?.f64()?;
-    // Tables of earlier versions lack these two columns.
+    // Tables of earlier versions lack these columns.
     let chances = optional_column(&rows, "chance", Column::f64)?;
+    let majorities = optional_column(&rows, "majority", Column::f64)?;
     let protocols = optional_column(&rows, "protocol", Column::str)?;
     let measurement = |row: usize| {
         let task = tasks.get(row)?.to_owned();
@@ -122,6 +123,7 @@ fn read_measurements(evaluate: &DataFrame, step: u32) -> Result<Measurements, Re
             value: values.get(row)?,
             stderr: stderrs.get(row),
             chance,
+            majority: majorities.and_then(|column| column.get(row)),
         };
         Some((name, measurement))
     };

@@ -40,7 +40,8 @@ impl ResultTables {
 
     fn to_text(&self) -> Result<String, ReportError> {
         let summary = text::format_sweep(&self.variants, self.generations.as_ref())?;
-        Ok(format!("{}\n\n{summary}", self.folder.display()))
+        let profiles = text::format_profiles(&self.folder, &self.variants)?;
+        Ok(format!("{}\n\n{summary}{profiles}", self.folder.display()))
     }
 }
 

@@ -35,7 +35,8 @@ pub fn write_report_tables(
         }
         None => {}
     }
-    text::format_sweep(&variants_table, generations_table.as_ref())
+    let summary = text::format_sweep(&variants_table, generations_table.as_ref())?;
+    Ok(summary + &text::format_profiles(folder, &variants_table)?)
 }
 
 /// A variant, and the content of its tables.
@@ -188,6 +189,10 @@ fn metric_columns(metric: &str, rows: &[VariantRow]) -> Vec<Column> {
         column(".chance", &|metrics| {
             let measurement = metrics.last.get(metric).or(metrics.dense.get(metric))?;
             measurement.chance
+        }),
+        column(".majority", &|metrics| {
+            let measurement = metrics.last.get(metric).or(metrics.dense.get(metric))?;
+            measurement.majority
         }),
     ]
 }

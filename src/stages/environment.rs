@@ -195,7 +195,32 @@ impl Environment {
                 "put the tokenizer beside the model, or give JSONL rows of token ids",
             )];
         }
+        if source.adds_special_tokens && source.needs_tokenizer() {
+            return self.check_special_tokens(key).into_iter().collect();
+        }
         Vec::new()
+    }
+
+    /// A fault if the tokenizer puts a token around every text that the model's vocabulary lacks.
+    pub fn check_special_tokens(&self, key: &str) -> Option<OptionFault> {
+        let faults = &self.model.as_ref()?.special_token_faults;
+        let message = faults.around_text.as_ref()?;
+        Some(OptionFault::new(
+            key,
+            format!("the tokenizer adds a special token to every text: {message}"),
+            "correct `post_processor` in tokenizer.json, or `vocab_size` in config.json",
+        ))
+    }
+
+    /// A fault if the token before the first token of a text is not in the model's vocabulary.
+    pub fn check_prefix_token(&self, key: &str) -> Option<OptionFault> {
+        let faults = &self.model.as_ref()?.special_token_faults;
+        let message = faults.prefix.as_ref()?;
+        Some(OptionFault::new(
+            key,
+            format!("the first token of a text is predicted from BOS or EOS: {message}"),
+            "correct `bos_token` in tokenizer_config.json, or `vocab_size` in config.json",
+        ))
     }
 
     /// Adds this many copies of the model's weights to the estimate. For a streamed model it adds

@@ -14,6 +14,7 @@ use super::{Context, InputFile};
 use secateur_data::corpus::CorpusSource;
 use secateur_data::task::{FewShot, Metric, Task};
 use secateur_model::Model;
+use secateur_model::tokenizer::TokenizerError;
 use secateur_store::tables::Table;
 
 mod choices;
@@ -45,7 +46,8 @@ pub struct Options {
     /// How multiple-choice requests are built and scored. Default `harness`.
     pub protocol: Protocol,
     /// Whether the tokenizer adds its special tokens, usually BOS at the start, to a context or a
-    /// text. Default true, as in the harness. `llm-pruner` never adds them to contexts.
+    /// text. Default true, as in the harness. A context or text that already begins with the BOS
+    /// token (or with EOS, if there is no BOS) gets none. `llm-pruner` never adds them to contexts.
     // This and the next two were added after the first release: variants without them keep their
     // ids.
     #[serde(skip_serializing_if = "is_true")]
@@ -137,6 +139,13 @@ impl Options {
             .collect()
     }
 
+    fn corpus_source(&self, path: &Path) -> CorpusSource {
+        CorpusSource {
+            adds_special_tokens: self.add_bos_token,
+            ..CorpusSource::from_path(path)
+        }
+    }
+
     fn window_or_default(&self) -> usize {
         self.window.unwrap_or(DEFAULT_WINDOW)
     }
@@ -223,10 +232,12 @@ impl Stage for Options {
         // The name of a task file is written inside it, so it is known only after it is read.
         let mut task_names = self.tasks.clone();
         let mut has_questions = false;
+        let mut uses_prefix_token = false;
         for (index, name) in self.tasks.iter().enumerate() {
             match environment.check_task(&format!("tasks[{index}]"), name, self.few_shot()) {
                 Ok(task) => {
                     has_questions |= !task.is_text();
+                    uses_prefix_token |= task.is_text() && task.metrics != [Metric::Perplexity];
                     task_names[index] = task.name;
                 }
                 Err(fault) => {
@@ -245,7 +256,7 @@ impl Stage for Options {
         }
         faults.extend(duplicate_name_faults(&task_names, &self.corpus_names()));
         for (index, corpus) in self.corpora.iter().enumerate() {
-            let source = CorpusSource::from_path(corpus.as_ref());
+            let source = self.corpus_source(corpus.as_ref());
             faults.extend(environment.check_corpus(&format!("corpora[{index}]"), &source));
         }
         let model = environment.model.as_ref();
@@ -255,6 +266,14 @@ impl Stage for Options {
                 "tasks are text, and the model's folder has no tokenizer.json",
                 "put the tokenizer beside the model",
             ));
+        }
+        let adds_tokens = self.add_bos_token
+            && (!has_questions || self.protocol == Protocol::Harness || uses_prefix_token);
+        if adds_tokens && !self.tasks.is_empty() {
+            faults.extend(environment.check_special_tokens("tasks"));
+        }
+        if uses_prefix_token {
+            faults.extend(environment.check_prefix_token("tasks"));
         }
         if let Some(window) = self.window {
             faults.extend(environment.check_length("window", "window", window));
@@ -307,8 +326,16 @@ pub enum Error {
         doc: u64,
         what: &'static str,
     },
+    #[error("{task}, document {doc}: {error}")]
+    Tokenizer {
+        task: String,
+        doc: u64,
+        error: TokenizerError,
+    },
     #[error("`{0}` has nothing to predict: every document has one token, or none")]
     NothingToPredict(String),
+    #[error("`{0}` has nothing to score: all its texts are empty")]
+    EmptyTexts(String),
     #[error("{what}: the result is {value}, the model is broken")]
     NotFinite { what: String, value: f64 },
 }
@@ -372,11 +399,7 @@ fn measure_task(
     measured: &mut PartialEvaluation,
 ) -> Result<(), StageError> {
     if !task.is_text() {
-        choices::score_choices(task, options, context, model, measured)?;
-        let samples = measured.samples.iter();
-        let task_samples: Vec<&SampleRow> =
-            samples.filter(|sample| sample.task == task.name).collect();
-        let rows = choices::accuracy_rows(task, options, &task_samples);
+        let rows = choices::measure_choices(task, options, context, model, measured)?;
         measured.add_rows(rows);
         return Ok(());
     }

@@ -15,7 +15,7 @@ use super::{Context, InputFile};
 use secateur_base::random::Seed;
 use secateur_data::corpus::{self, CorpusError, CorpusSource};
 use secateur_model::Model;
-use secateur_model::tokenizer::Tokenizer;
+use secateur_model::tokenizer::{Tokenizer, TokenizerError};
 use secateur_model::walk::Decoder;
 use secateur_model::wiring::BlockTensor;
 use secateur_store::tables::Table;
@@ -54,7 +54,9 @@ pub struct Options {
     /// Seed of the draws. It does not depend on `run.seed` or on the place in the pipeline, so two
     /// models draw the same random numbers. Default 0.
     pub seed: u64,
-    /// Whether to continue after the token that ends a text. Default false.
+    /// Whether to continue after a token that ends a text: `eos_token_id` of
+    /// `generation_config.json`, a number or a list (without that file, of `config.json`); if it
+    /// names none, the EOS token of the tokenizer. Default false.
     pub ignore_eos: bool,
 }
 
@@ -178,14 +180,14 @@ impl Stage for Options {
                 )];
             }
         }
-        if !lacks_tokenizer {
-            return Vec::new();
-        }
         let key = if self.prompts.is_empty() {
             "file"
         } else {
             "prompts"
         };
+        if !lacks_tokenizer {
+            return environment.check_special_tokens(key).into_iter().collect();
+        }
         vec![OptionFault::new(
             key,
             "prompts are text, and the model's folder has no tokenizer.json",
@@ -227,6 +229,8 @@ pub enum Error {
         tokens: usize,
         positions: usize,
     },
+    #[error("prompt {prompt}: {error}")]
+    Tokenizer { prompt: u32, error: TokenizerError },
     #[error("prompt {0} is empty, and the tokenizer names neither a BOS nor an EOS token")]
     EmptyPrompt(u32),
     #[error("prompt {prompt}: a logit is {value}, the model is broken")]
@@ -273,13 +277,13 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Ta
     bar.skip(rows.len() as u64);
     texts.drain(..rows.len().min(texts.len()));
     let end_tokens = if options.ignore_eos {
-        Vec::new()
+        &[]
     } else {
         tokenizer.end_tokens()
     };
     for batch in texts.chunks_mut(batch_size) {
         context.checkpoint_or_stop(|| &rows)?;
-        let result = generate_batch(batch, options, context, model, &end_tokens);
+        let result = generate_batch(batch, options, context, model, end_tokens);
         if result.as_ref().is_err_and(StageError::is_interrupted) {
             context.checkpoint.write(&rows);
         }
@@ -315,9 +319,11 @@ impl Continuation {
         model: &Model,
         options: &Options,
     ) -> Result<Self, StageError> {
-        let mut prompt_ids = tokenizer.encode(input, true)?;
+        let in_prompt = |error| Error::Tokenizer { prompt, error };
+        let mut prompt_ids = tokenizer.encode(input, true).map_err(in_prompt)?;
         if prompt_ids.is_empty() {
-            prompt_ids.push(tokenizer.prefix_token().ok_or(Error::EmptyPrompt(prompt))?);
+            let prefix = tokenizer.prefix_token().map_err(in_prompt)?;
+            prompt_ids.push(prefix.ok_or(Error::EmptyPrompt(prompt))?);
         }
         let (tokens, positions) = (prompt_ids.len(), model.config.max_positions);
         if tokens >= positions {

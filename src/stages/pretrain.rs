@@ -16,7 +16,7 @@ use secateur_data::corpus::{self, CorpusError, CorpusSource, TokenRow};
 use secateur_data::row_sampler::RowSampler;
 use secateur_model::config::DEFAULT_ROPE_THETA;
 use secateur_model::stored::StorageDtype;
-use secateur_model::tokenizer::{Tokenizer, TokenizerError};
+use secateur_model::tokenizer::{SpecialTokenFaults, Tokenizer, TokenizerError};
 use secateur_model::{Model, ModelHeader, families};
 use secateur_store::cache::{MODEL_FOLDER, ProductDraft, StoredProduct};
 use secateur_store::tables::Table;
@@ -253,6 +253,7 @@ impl Stage for Options {
             parameters: (self.vocabulary * self.hidden + self.hidden)
                 .saturating_add(self.blocks.saturating_mul(block)) as u64,
             has_tokenizer: true,
+            special_token_faults: SpecialTokenFaults::default(),
         });
         // weights, gradients and two moments
         environment.add_weights(4);

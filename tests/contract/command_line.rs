@@ -24,7 +24,7 @@ fn run_writes_the_files_and_columns_of_the_contract() {
         (
             "evaluate",
             "task: Utf8, split: Utf8, metric: Utf8, value: Float64, stderr: Float64, n: UInt64, \
-             protocol: Utf8, chance: Float64, truncated: UInt64, oversized: UInt64",
+             protocol: Utf8, chance: Float64, majority: Float64, truncated: UInt64, oversized: UInt64",
         ),
         (
             "evaluate_documents",

@@ -141,7 +141,8 @@ max_new_tokens = 12
 
 [[stage]]
 type = "profile"
-repeat = 1
+repeat = 6
+warm_up = 1
 prefill = 16
 decode = 4
 batch = 2
@@ -214,6 +215,45 @@ fn sweep_holds_texts_side_by_side_and_profiles_of_both_models() {
                 && second["ratio"][figure].as_f64().unwrap() > 0.0
         );
     }
+    assert_eq!(
+        (&first["rounds"], &second["rounds"]),
+        (&1.into(), &6.into())
+    );
+    for phase in ["prefill", "decode"] {
+        let median = |of: &str| {
+            second[of][format!("{phase}_tokens_per_second")]
+                .as_f64()
+                .unwrap()
+        };
+        let bound = |of: &str, index: usize| {
+            second[of][format!("{phase}_interval")][index]
+                .as_f64()
+                .unwrap()
+        };
+        for of in ["model", "dense", "ratio"] {
+            assert!(
+                bound(of, 0) <= median(of) && median(of) <= bound(of, 1),
+                "{second}"
+            );
+        }
+        let expected = match (bound("ratio", 0) > 1.0, bound("ratio", 1) < 1.0) {
+            (true, _) => "faster",
+            (_, true) => "slower",
+            _ => "too noisy to say",
+        };
+        assert_eq!(second["ratio"][format!("{phase}_verdict")], expected);
+        assert!(
+            first["model"][format!("{phase}_interval")].is_null(),
+            "one round"
+        );
+    }
+    assert!(
+        ran.out.contains("speed in tokens per second"),
+        "{}",
+        ran.out
+    );
+    let again = sandbox.run(&["report", "results/beside"]);
+    assert!(again.out.contains("    decode   "), "{}", again.out);
     let manifest = sandbox.json(&format!("{variant}/manifest.json"));
     assert_eq!(manifest["stages"][7]["options"]["max_new_tokens"], 12);
     assert!(

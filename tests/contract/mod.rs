@@ -7,6 +7,7 @@ mod command_line;
 mod generation;
 mod interruption;
 mod kept_products;
+mod special_tokens;
 mod stages;
 mod sweep_tables;
 mod task_file_mistakes;

@@ -28,6 +28,7 @@ struct EvaluateRow {
     n: u64,
     protocol: String,
     chance: Option<f64>,
+    majority: Option<f64>,
     truncated: u64,
     oversized: u64,
 }
@@ -130,6 +131,7 @@ fn evaluate_row((_, task, metric, documents, chance): &Measured) -> EvaluateRow 
         n,
         protocol,
         chance: *chance,
+        majority: None,
         truncated: 0,
         oversized: 0,
     }
@@ -341,12 +343,12 @@ v        0.5    * 50.0 % (-25.0)
     // An older table: without the columns that were added since.
     let kept = (0..rows.num_columns()).filter(|&column| {
         let name = rows.schema().field(column).name().clone();
-        ![".delta_stderr", ".dense_stderr", ".chance"]
+        ![".delta_stderr", ".dense_stderr", ".chance", ".majority"]
             .iter()
             .any(|new| name.ends_with(new))
     });
     let kept: Vec<usize> = kept.collect();
-    assert_eq!(kept.len() + 3, rows.num_columns());
+    assert_eq!(kept.len() + 4, rows.num_columns());
     let old = Table {
         name: "variants".to_owned(),
         rows: rows.project(&kept).unwrap(),
@@ -423,6 +425,50 @@ guess    0.5    ~ 58.0 % (-22.0 ±4.2)                       –  * 12.000 ( +0.
     assert_eq!(summary, expected);
     let again = summarize_results(&[folder.path().to_owned()], false).unwrap();
     assert!(again.ends_with(&summary), "{again}");
+}
+
+test!(values_below_the_majority_share_are_marked);
+fn values_below_the_majority_share_are_marked() {
+    let folder = tempfile::tempdir().unwrap();
+    let answers = |right: usize| numbered(&[vec![1.0; right], vec![0.0; 100 - right]].concat());
+    let row = |step: u32, right: usize| {
+        let documents = answers(right);
+        let measured: Measured = (step, "yes_no", "acc", &documents, Some(0.5));
+        let row = EvaluateRow {
+            majority: Some(0.62),
+            ..evaluate_row(&measured)
+        };
+        (step, vec![row])
+    };
+    // √(0.65 · 0.35 / 99) = 0.048: 0.65 is above chance, and not above the majority share.
+    for (id, right) in [("less", 65), ("more", 75)] {
+        write_table(
+            folder.path(),
+            id,
+            "evaluate",
+            vec![row(1, 70), row(8, right)],
+        );
+    }
+    let variants = ["less", "more"].map(|id| summary_of(folder.path(), id));
+    let summary = write_report_tables(folder.path(), &variants).unwrap();
+    let rows = table(&folder.path().join("variants.parquet"));
+    for row in 0..2 {
+        assert_eq!(number(&rows, "yes_no.acc.majority", row), Some(0.62));
+        assert_eq!(number(&rows, "yes_no.acc.chance", row), Some(0.5));
+    }
+    let is_marked = |name: &str| {
+        let mut lines = summary.lines();
+        lines
+            .find(|line| line.starts_with(name))
+            .unwrap()
+            .contains('~')
+    };
+    assert!(is_marked("less") && !is_marked("more"), "{summary}");
+    assert!(
+        summary
+            .lines()
+            .any(|line| line.starts_with("majority") && line.contains("62.0 %"))
+    );
 }
 
 test!(generated_texts_stand_side_by_side);

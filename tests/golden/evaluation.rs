@@ -190,7 +190,15 @@ test!(
 );
 fn all_documents_equal_the_harness() {
     for task in ALL_BUT_PIQA {
-        compare_with_the_harness(task, "golden/lm_eval", tasks(&[task], Some(400)));
+        let tables = compare_with_the_harness(task, "golden/lm_eval", tasks(&[task], Some(400)));
+        let majority = &rows(&tables, "evaluate")["majority"];
+        // 256 of the 400 questions of BoolQ have the answer yes. The choices of the other tasks
+        // differ from document to document.
+        if task == "boolq" {
+            assert_eq!(floats(rows(&tables, "evaluate"), "majority"), [0.64]);
+        } else {
+            assert_eq!(majority.null_count(), majority.len(), "{task}");
+        }
     }
 }
 
@@ -420,6 +428,11 @@ fn average_counts_each_task_once_and_names_are_unique() {
     let value = floats(found, "value");
     assert_eq!(value[2], (value[0] + value[1]) / 2.0);
     assert_eq!(floats(found, "chance"), [0.5, 0.5, 0.5]);
+    assert!(found["majority"].is_valid(0) && found["majority"].is_null(1));
+    assert!(
+        found["majority"].is_null(2),
+        "only one of the two tasks has one"
+    );
 
     let twice = Options {
         corpora: vec!["x/boolq.txt".to_owned(), "average.txt".to_owned()],
@@ -555,9 +568,14 @@ fn token_ids_equal_the_tokenizer_library() {
     assert_eq!((strings.len(), tokenizer.vocabulary_size()), (35, 512));
     for string in strings {
         let text = string["text"].as_str().unwrap();
+        // A text that begins with BOS gets no second one, as in the harness; the library adds one.
+        let with_bos = match text.starts_with("<s>") {
+            true => "ids_without_bos",
+            false => "ids",
+        };
         assert_eq!(
             tokenizer.encode(text, true).unwrap(),
-            numbers::<u32>(&string["ids"]),
+            numbers::<u32>(&string[with_bos]),
             "{text:?}"
         );
         assert_eq!(
@@ -580,9 +598,5 @@ fn token_ids_equal_the_tokenizer_library() {
             .files()
             .iter()
             .all(|(name, bytes)| *bytes == std::fs::read(folder.join(name)).unwrap())
-    );
-    assert!(
-        tokenizer.check_fits_vocabulary(511).is_err()
-            && tokenizer.check_fits_vocabulary(512).is_ok()
     );
 }

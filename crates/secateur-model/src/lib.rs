@@ -56,7 +56,7 @@ pub use lora_hooks::{Dropout, TrainedAdapters};
 pub use parameter::{Factor, ParameterId};
 use secateur_tensor::ops::{GradientRequest, RotaryTables};
 use secateur_tensor::{Activations, AnyTape, Precision, Weight, WeightReadError};
-use tokenizer::Tokenizer;
+use tokenizer::{SpecialTokenFaults, Tokenizer};
 use wiring::TensorId;
 
 /// A language model: embedding, blocks, output matrix. A pruned model is a `Model`, and so is a
@@ -98,6 +98,8 @@ pub struct ModelHeader {
     pub kv_values_per_token: u64,
     /// Whether the folder has a `tokenizer.json`.
     pub has_tokenizer: bool,
+    /// Special tokens of the tokenizer that the vocabulary lacks.
+    pub special_token_faults: SpecialTokenFaults,
 }
 
 impl ModelHeader {
@@ -105,10 +107,8 @@ impl ModelHeader {
     /// other.
     pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
         let checkpoint = Checkpoint::open(folder)?;
-        let tokenizer = Tokenizer::load(folder)?;
-        if let Some(tokenizer) = &tokenizer {
-            tokenizer.check_fits_vocabulary(checkpoint.config.vocab)?;
-        }
+        let tokenizer = Tokenizer::load(folder)?
+            .map(|tokenizer| tokenizer.for_vocabulary(checkpoint.config.vocab));
         let config = &checkpoint.config;
         let (hidden, head_dim) = (config.hidden, config.head_dim);
         let widths = config.declared_widths;
@@ -125,6 +125,10 @@ impl ModelHeader {
             parameters: checkpoint.parameter_count(),
             kv_values_per_token: (2 * config.layers * key_width) as u64,
             has_tokenizer: tokenizer.is_some(),
+            special_token_faults: tokenizer
+                .as_ref()
+                .map(Tokenizer::special_token_faults)
+                .unwrap_or_default(),
         })
     }
 }
@@ -154,10 +158,8 @@ impl Model {
         load_weight: impl Fn(&Checkpoint, TensorId) -> Result<Weight, CheckpointError>,
     ) -> Result<Self, CheckpointError> {
         let checkpoint = Checkpoint::open(folder)?;
-        let tokenizer = Tokenizer::load(folder)?.map(Arc::new);
-        if let Some(tokenizer) = &tokenizer {
-            tokenizer.check_fits_vocabulary(checkpoint.config.vocab)?;
-        }
+        let tokenizer = Tokenizer::load(folder)?
+            .map(|tokenizer| Arc::new(tokenizer.for_vocabulary(checkpoint.config.vocab)));
         let family = checkpoint.family;
         let load_block = |layer| {
             let load = |tensor| {

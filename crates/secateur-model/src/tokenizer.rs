@@ -1,18 +1,57 @@
 //! The tokenizer of a checkpoint: text ↔ token ids, through the `tokenizers` crate. For models that
 //! are trained here, it can also learn a byte-level BPE tokenizer from text.
+//!
+//! # Special tokens
+//!
+//! They come from the files that transformers 5 reads, in its order:
+//!
+//! - **Tokens around a text**, usually BOS at the start: the post-processor in `tokenizer.json`
+//!   alone. `add_bos_token` and `add_eos_token` in `tokenizer_config.json` have no effect beside a
+//!   `tokenizer.json`. (transformers 4 rebuilt the post-processor from them for some classes, such
+//!   as `LlamaTokenizerFast`.)
+//! - **BOS and EOS** by role, where one is needed without a text: `bos_token` and `eos_token` of
+//!   `tokenizer_config.json`. If that file has no `added_tokens_decoder`, the keys of
+//!   `special_tokens_map.json` replace its keys. A token is a string or an object with `content`;
+//!   null means that there is none. If no file has the key, the class in `tokenizer_class` (also of
+//!   `config.json`) has defaults: `<s>` and `</s>` for `LlamaTokenizer`, `<|endoftext|>` as EOS and
+//!   no BOS for `Qwen2Tokenizer`, …
+//! - **Prefix token**, from which the first token of a text is predicted if nothing stands before
+//!   it: BOS, or EOS where there is no BOS (`prefix_token_id` of lm-evaluation-harness).
+//! - **A text that begins with the text of the prefix token** gets no tokens around it, so BOS never
+//!   stands twice. lm-evaluation-harness 0.4.13 does so for contexts and texts. Here it holds for
+//!   every text: corpora, prompts and training rows too. (`tokenizer(text)` of transformers, which
+//!   LLM-Pruner calls for its corpora, puts a second BOS there.)
+//! - **The ids that end a generated text**: `eos_token_id` of `generation_config.json`, a number or
+//!   a list. Without that file: `eos_token_id` of `config.json`. If this names none, transformers
+//!   generates up to the limit; here the EOS of the tokenizer ends the text.
+//! - **Tokens that these files name and `tokenizer.json` lacks** are added to it with the next free
+//!   ids: those of `added_tokens_decoder` (or of `added_tokens.json`), those with a role, then
+//!   `additional_special_tokens`.
+//!
+//! A tokenizer may have ids beyond the model's vocabulary, such as an unused padding token. Only a
+//! text that contains one is refused ([`TokenizerError::IdOutOfVocabulary`]).
+//!
+//! A folder without `tokenizer.json` has no tokenizer. Such a model reads rows of token ids, which
+//! are taken as they are.
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, ModelWrapper, TokenizerBuilder};
 
+mod special_tokens;
+#[cfg(test)]
+mod tests;
+use special_tokens::SpecialTokenFiles;
+
 const TOKENIZER_FILE: &str = "tokenizer.json";
 const CONFIG_FILE: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_FILE: &str = "special_tokens_map.json";
+const ADDED_TOKENS_FILE: &str = "added_tokens.json";
 const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 
 /// The files of a tokenizer. An export copies them unchanged.
@@ -20,7 +59,7 @@ const FILE_NAMES: [&str; 6] = [
     TOKENIZER_FILE,
     CONFIG_FILE,
     SPECIAL_TOKENS_FILE,
-    "added_tokens.json",
+    ADDED_TOKENS_FILE,
     "tokenizer.model",
     GENERATION_CONFIG_FILE,
 ];
@@ -44,6 +83,25 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// Name and content of each file; `tokenizer.json` comes first.
     files: Vec<(String, Vec<u8>)>,
+    prefix_token: Option<PrefixToken>,
+    end_tokens: Vec<u32>,
+    /// Entries of the model's vocabulary. Larger than every id if the tokenizer has no model.
+    model_vocabulary: usize,
+}
+
+/// The token from which the first token of a text is predicted.
+struct PrefixToken {
+    id: u32,
+    text: String,
+}
+
+/// Special tokens that a tokenizer uses and the model's vocabulary lacks, as messages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpecialTokenFaults {
+    /// Of the tokens that are put around every text.
+    pub around_text: Option<String>,
+    /// Of the prefix token.
+    pub prefix: Option<String>,
 }
 
 /// A tokenizer that is damaged or does not fit its model.
@@ -56,8 +114,15 @@ pub enum TokenizerError {
     },
     #[error("`{}` is not a tokenizer: {message}", .path.display())]
     Invalid { path: PathBuf, message: String },
-    #[error("the tokenizer has ids up to {largest}, the model's vocabulary has {vocab} entries")]
-    IdOutOfVocabulary { largest: usize, vocab: usize },
+    #[error("`{}` is not a JSON object: {message}", .path.display())]
+    NotJson { path: PathBuf, message: String },
+    #[error("{token} is outside the model's vocabulary, which has the ids 0 to {}", vocab - 1)]
+    IdOutOfVocabulary {
+        /// The token's text and id.
+        token: String,
+        /// Entries of the model's vocabulary.
+        vocab: usize,
+    },
     #[error("the text cannot be tokenized: {0}")]
     Encode(String),
     #[error("the tokenizer cannot be trained: {0}")]
@@ -90,7 +155,30 @@ impl Tokenizer {
         // `tokenizer.json` is the first of FILE_NAMES and exists.
         let mut inner = tokenizers::Tokenizer::from_bytes(&files[0].1).map_err(invalid)?;
         remove_training_options(&mut inner).map_err(invalid)?;
-        Ok(Some(Self { inner, files }))
+        let special_tokens = SpecialTokenFiles::read(folder)?;
+        add_missing_tokens(&mut inner, special_tokens.all_tokens());
+        let id_of = |role| inner.token_to_id(&special_tokens.named_token(role)?);
+        let (bos, eos) = (id_of("bos_token"), id_of("eos_token"));
+        let mut end_tokens = special_tokens.end_token_ids();
+        if end_tokens.is_empty() {
+            end_tokens.extend(eos);
+        }
+        Ok(Some(Self {
+            prefix_token: PrefixToken::new(bos.or(eos), &inner)?,
+            end_tokens,
+            model_vocabulary: usize::MAX,
+            inner,
+            files,
+        }))
+    }
+
+    /// The same tokenizer for a model whose vocabulary has `entries` ids: a text with a larger id
+    /// is refused.
+    pub fn for_vocabulary(self, entries: usize) -> Self {
+        Self {
+            model_vocabulary: entries,
+            ..self
+        }
     }
 
     /// Learns a byte-level BPE tokenizer (Radford et al. 2019) of `vocabulary` entries from
@@ -153,19 +241,47 @@ impl Tokenizer {
             (TOKENIZER_FILE.to_owned(), tokenizer_json.into_bytes()),
             (CONFIG_FILE.to_owned(), config_json.into_bytes()),
         ];
-        Ok(Self { inner, files })
+        Ok(Self {
+            prefix_token: PrefixToken::new(inner.token_to_id(BOS), &inner)?,
+            end_tokens: inner.token_to_id(EOS).into_iter().collect(),
+            model_vocabulary: usize::MAX,
+            inner,
+            files,
+        })
     }
 
     /// Converts a text to ids. With `add_special_tokens` the tokenizer adds those that it puts
-    /// around every text, usually BOS at the start.
+    /// around every text, usually BOS at the start, unless the text begins with the text of the
+    /// prefix token.
     ///
     /// # Errors
-    /// If the tokenizer has no token for a part of the text.
+    /// If the tokenizer has no token for a part of the text, or an id is outside the model's
+    /// vocabulary.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
-        self.inner
-            .encode_fast(text, add_special_tokens)
+        let begins_with_prefix = self
+            .prefix_token
+            .as_ref()
+            .is_some_and(|prefix| text.starts_with(&prefix.text));
+        let ids = self
+            .inner
+            .encode_fast(text, add_special_tokens && !begins_with_prefix)
             .map(|encoding| encoding.get_ids().to_vec())
-            .map_err(|error| TokenizerError::Encode(error.to_string()))
+            .map_err(|error| TokenizerError::Encode(error.to_string()))?;
+        ids.iter().try_for_each(|&id| self.check_id(id))?;
+        Ok(ids)
+    }
+
+    fn check_id(&self, id: u32) -> Result<(), TokenizerError> {
+        if (id as usize) < self.model_vocabulary {
+            return Ok(());
+        }
+        Err(TokenizerError::IdOutOfVocabulary {
+            token: match self.inner.id_to_token(id) {
+                Some(text) => format!("the token `{text}` with the id {id}"),
+                None => format!("the token id {id}"),
+            },
+            vocab: self.model_vocabulary,
+        })
     }
 
     /// Converts ids to text, without special tokens.
@@ -179,42 +295,21 @@ impl Tokenizer {
     }
 
     /// The token from which the first token of a text is predicted: BOS, or EOS where there is no
-    /// BOS (`prefix_token_id` of lm-evaluation-harness).
-    pub fn prefix_token(&self) -> Option<u32> {
-        self.special_token_id("bos_token")
-            .or_else(|| self.special_token_id("eos_token"))
-    }
-
-    /// The tokens that end a generated text: those that `generation_config.json` names, and EOS.
-    pub fn end_tokens(&self) -> Vec<u32> {
-        let generation_config = self.json_file(GENERATION_CONFIG_FILE).unwrap_or_default();
-        // A single id or a list of ids.
-        let configured_ids = match &generation_config["eos_token_id"] {
-            Value::Array(ids) => ids.clone(),
-            single => vec![single.clone()],
+    /// BOS. `None` if the tokenizer has neither.
+    ///
+    /// # Errors
+    /// If its id is outside the model's vocabulary.
+    pub fn prefix_token(&self) -> Result<Option<u32>, TokenizerError> {
+        let Some(prefix) = &self.prefix_token else {
+            return Ok(None);
         };
-        configured_ids
-            .iter()
-            .filter_map(|id| u32::try_from(id.as_u64()?).ok())
-            .chain(self.special_token_id("eos_token"))
-            .collect()
+        self.check_id(prefix.id)?;
+        Ok(Some(prefix.id))
     }
 
-    /// The id of the special token with this role (`bos_token`), from the first file that names a
-    /// token of the vocabulary. The token is written as a string, or as an object with `content`.
-    fn special_token_id(&self, role: &str) -> Option<u32> {
-        [CONFIG_FILE, SPECIAL_TOKENS_FILE].iter().find_map(|file| {
-            let map = self.json_file(file)?;
-            let token = &map[role];
-            let content = token.as_str().or_else(|| token["content"].as_str())?;
-            self.inner.token_to_id(content)
-        })
-    }
-
-    /// The content of one of the tokenizer's JSON files. `None` if it is missing or not JSON.
-    fn json_file(&self, file_name: &str) -> Option<Value> {
-        let (_, content) = self.files.iter().find(|(name, _)| name == file_name)?;
-        serde_json::from_slice(content).ok()
+    /// The ids that end a generated text.
+    pub fn end_tokens(&self) -> &[u32] {
+        &self.end_tokens
     }
 
     /// The number of ids: the largest id plus one.
@@ -226,28 +321,45 @@ impl Tokenizer {
             .map_or(0, |&id| id as usize + 1)
     }
 
-    /// Checks that every id is in a model's vocabulary of `vocab` entries.
-    ///
-    /// # Errors
-    /// If the id of a token, or of a special token that is added to every text, is outside it.
-    pub fn check_fits_vocabulary(&self, vocab: usize) -> Result<(), TokenizerError> {
-        // The post-processor's ids are written in the file beside their tokens and may differ from
-        // those of the vocabulary. An empty text is encoded as these tokens alone.
-        let largest_special = self.encode("", true)?.into_iter().max().unwrap_or(0) as usize;
-        let largest = self
-            .vocabulary_size()
-            .saturating_sub(1)
-            .max(largest_special);
-        if largest >= vocab {
-            Err(TokenizerError::IdOutOfVocabulary { largest, vocab })
-        } else {
-            Ok(())
+    /// The special tokens that are outside the model's vocabulary.
+    pub fn special_token_faults(&self) -> SpecialTokenFaults {
+        let message = |error: TokenizerError| error.to_string();
+        SpecialTokenFaults {
+            // An empty text is encoded as the tokens that are put around every text.
+            around_text: self.encode("", true).err().map(message),
+            prefix: self.prefix_token().err().map(message),
         }
     }
 
     /// Name and content of the tokenizer's files, unchanged.
     pub fn files(&self) -> &[(String, Vec<u8>)] {
         &self.files
+    }
+}
+
+impl PrefixToken {
+    fn new(
+        id: Option<u32>,
+        tokenizer: &tokenizers::Tokenizer,
+    ) -> Result<Option<Self>, TokenizerError> {
+        let Some(id) = id else { return Ok(None) };
+        let text = tokenizer
+            .decode(&[id], false)
+            .map_err(|error| TokenizerError::Encode(error.to_string()))?;
+        Ok(Some(Self { id, text }))
+    }
+}
+
+/// Adds the tokens that are not among the tokenizer's added tokens. One that is in its vocabulary
+/// keeps its id; another one gets the next free id.
+fn add_missing_tokens(tokenizer: &mut tokenizers::Tokenizer, tokens: Vec<AddedToken>) {
+    let known = tokenizer.get_added_vocabulary().get_vocab().clone();
+    let missing: Vec<AddedToken> = tokens
+        .into_iter()
+        .filter(|token| !known.contains_key(&token.content))
+        .collect();
+    if !missing.is_empty() {
+        tokenizer.add_tokens(&missing);
     }
 }
 
@@ -264,33 +376,4 @@ fn remove_training_options(tokenizer: &mut tokenizers::Tokenizer) -> tokenizers:
         tokenizer.with_model(bpe);
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_trained_tokenizer_round_trips_text_and_is_reproducible() {
-        let documents = || {
-            ["the cat sat on the mat", "the dog sat on the log"]
-                .map(str::to_owned)
-                .into_iter()
-        };
-        let tokenizer = Tokenizer::train(documents(), 280).expect("it trains");
-        let trained_again = Tokenizer::train(documents(), 280).expect("it trains");
-        assert_eq!(tokenizer.files(), trained_again.files());
-        let ids = tokenizer
-            .encode("the cat é", true)
-            .expect("every byte is a token");
-        assert_eq!(ids[0], 0, "BOS is the first token");
-        assert_eq!(
-            tokenizer.decode(&ids).expect("ids of the vocabulary"),
-            "the cat é"
-        );
-        let size = tokenizer.vocabulary_size();
-        assert!(size <= 280);
-        assert!(tokenizer.check_fits_vocabulary(size).is_ok());
-        assert!(tokenizer.check_fits_vocabulary(size - 1).is_err());
-    }
 }

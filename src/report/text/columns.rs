@@ -14,7 +14,7 @@ pub(crate) fn option_columns(
 ) -> Result<Vec<TextColumn>, PolarsError> {
     let mut columns = vec![TextColumn::new(
         "variant",
-        header.select_cells("dense".to_owned(), "chance".to_owned()),
+        header.select_cells(["dense", "chance", "majority"].map(str::to_owned)),
         text_column(table, "variant")?,
         false,
     )];
@@ -26,7 +26,7 @@ pub(crate) fn option_columns(
             .map_or(key.as_str(), |(_, option)| option);
         columns.push(TextColumn::new(
             option,
-            header.select_cells(String::new(), String::new()),
+            header.select_cells(Default::default()),
             text_column(table, key)?,
             false,
         ));
@@ -76,7 +76,7 @@ fn size_column(
         .map(|value| value.map_or_else(|| NO_VALUE.to_owned(), format))
         .collect();
     let dense_cell = dense.map_or_else(String::new, format);
-    let header_cells = header.select_cells(dense_cell, String::new());
+    let header_cells = header.select_cells([dense_cell, String::new(), String::new()]);
     Ok(Some(TextColumn::new(title, header_cells, cells, true)))
 }
 

@@ -46,19 +46,21 @@ pub(crate) struct HeaderRows {
     pub(crate) has_dense: bool,
     /// The accuracy of guessing.
     pub(crate) has_chance: bool,
+    /// The accuracy of always giving the most frequent right answer.
+    pub(crate) has_majority: bool,
 }
 
 impl HeaderRows {
     /// The cells of the header rows that the table has.
-    pub(crate) fn select_cells(self, dense: String, chance: String) -> Vec<String> {
-        let mut cells = Vec::new();
-        if self.has_dense {
-            cells.push(dense);
-        }
-        if self.has_chance {
-            cells.push(chance);
-        }
+    /// `cells`: of the dense model, of chance, of the majority share.
+    pub(crate) fn select_cells(self, cells: [String; 3]) -> Vec<String> {
+        let has_rows = [self.has_dense, self.has_chance, self.has_majority];
         cells
+            .into_iter()
+            .zip(has_rows)
+            .filter(|(_, has_row)| *has_row)
+            .map(|(cell, _)| cell)
+            .collect()
     }
 }
 

@@ -27,6 +27,7 @@ pub(crate) struct MetricColumns {
     delta: Vec<Option<f64>>,
     pub(crate) delta_stderr: Vec<Option<f64>>,
     chance: Vec<Option<f64>>,
+    pub(crate) majority: Vec<Option<f64>>,
 }
 
 impl MetricColumns {
@@ -49,6 +50,7 @@ impl MetricColumns {
             delta: column(".delta")?,
             delta_stderr: column_or_nulls(".delta_stderr")?,
             chance: column_or_nulls(".chance")?,
+            majority: column_or_nulls(".majority")?,
             name: name.to_owned(),
         })
     }
@@ -57,6 +59,12 @@ impl MetricColumns {
     pub(crate) fn common_chance(&self) -> Option<f64> {
         let first = self.chance.iter().flatten().next().copied();
         first.filter(|_| are_all_equal(&self.chance))
+    }
+
+    /// The majority share that all variants have in common.
+    pub(crate) fn common_majority(&self) -> Option<f64> {
+        let first = self.majority.iter().flatten().next().copied();
+        first.filter(|_| are_all_equal(&self.majority))
     }
 
     /// The metric without the task before it and the protocol after it, `task.metric (protocol)`.
@@ -147,29 +155,32 @@ impl MetricColumns {
             return pruned + "–";
         };
         let best_mark = if Some(value) == best { "* " } else { "" };
-        let chance_mark = chance_mark(value, self.stderr[row], self.chance[row]);
+        let baseline = larger(self.chance[row], self.majority[row]);
+        let chance_mark = chance_mark(value, self.stderr[row], baseline);
         let value = self.format_value(value);
         format!("{pruned}{best_mark}{chance_mark}{value}{difference}")
     }
 
-    /// The cells of the dense model and of chance. Both have no bracket: spaces in its place put
-    /// their numbers above those of the variants.
+    /// The cells of the dense model, of chance and of the majority share. They have no bracket:
+    /// spaces in its place put their numbers above those of the variants.
     fn header_cells(&self, header: HeaderRows, bracket_width: usize) -> Vec<String> {
         let padding = " ".repeat(bracket_width);
         let format_padded = |value: f64| self.format_value(value) + &padding;
-        let chance = self.common_chance();
+        let (chance, majority) = (self.common_chance(), self.common_majority());
         let dense = self
             .dense
             .iter()
             .zip(&self.dense_stderr)
             .find_map(|(value, stderr)| value.map(|value| (value, *stderr)));
         let dense_cell = dense.map(|(value, stderr)| {
-            chance_mark(value, stderr, chance).to_owned() + &format_padded(value)
+            let baseline = larger(chance, majority);
+            chance_mark(value, stderr, baseline).to_owned() + &format_padded(value)
         });
-        header.select_cells(
+        header.select_cells([
             dense_cell.unwrap_or_default(),
             chance.map(format_padded).unwrap_or_default(),
-        )
+            majority.map(format_padded).unwrap_or_default(),
+        ])
     }
 }
 
@@ -182,11 +193,16 @@ pub(crate) fn are_all_equal(values: &[Option<f64>]) -> bool {
     }
 }
 
-/// The mark of a value that exceeds chance by at most two of its standard errors, which is about
-/// the 95 % interval of a normal distribution.
-fn chance_mark(value: f64, stderr: Option<f64>, chance: Option<f64>) -> &'static str {
-    match chance {
-        Some(chance) if value <= chance + 2.0 * stderr.unwrap_or(0.0) => CHANCE_MARK,
+/// The larger of chance and the majority share.
+fn larger(chance: Option<f64>, majority: Option<f64>) -> Option<f64> {
+    chance.into_iter().chain(majority).reduce(f64::max)
+}
+
+/// The mark of a value that exceeds the baseline (chance or the majority share) by at most two of
+/// its standard errors, which is about the 95 % interval of a normal distribution.
+fn chance_mark(value: f64, stderr: Option<f64>, baseline: Option<f64>) -> &'static str {
+    match baseline {
+        Some(baseline) if value <= baseline + 2.0 * stderr.unwrap_or(0.0) => CHANCE_MARK,
         _ => "",
     }
 }

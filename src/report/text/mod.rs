@@ -1,10 +1,11 @@
 //! The tables of a sweep as text. `layout` aligns columns, `columns` and `metric` fill them,
-//! `generations` shows what the variants wrote.
+//! `generations` shows what the variants wrote, `profile` their speed and memory.
 
 mod columns;
 mod generations;
 mod layout;
 mod metric;
+mod profile;
 
 use polars::prelude::*;
 
@@ -12,10 +13,11 @@ use self::columns::{option_columns, size_columns, text_column};
 use self::generations::format_generations;
 use self::layout::{HeaderRows, TextColumn, format_table};
 use self::metric::{CHANCE_MARK, MetricColumns, are_all_equal};
+pub(crate) use self::profile::format_profiles;
 use super::error::ReportError;
 
-/// The sweep as text: a table with the dense model and chance in its first rows and one row per
-/// variant, a legend, the variants that failed, and generated texts.
+/// The sweep as text: a table with the dense model, chance and majority in its first rows and one
+/// row per variant, a legend, the variants that failed, and generated texts.
 ///
 /// The best value of each metric is marked, and so is a value that guessing could have given.
 pub(crate) fn format_sweep(
@@ -30,6 +32,9 @@ pub(crate) fn format_sweep(
         has_chance: metrics
             .iter()
             .any(|metric| metric.common_chance().is_some()),
+        has_majority: metrics
+            .iter()
+            .any(|metric| metric.common_majority().is_some()),
     };
     let mut columns = option_columns(variants, header)?;
     columns.extend(size_columns(variants, header)?);
@@ -82,7 +87,11 @@ fn format_legend(metrics: &[MetricColumns], columns: &[TextColumn]) -> String {
         legend.push_str("; → from pruned to recovered");
     }
     if has_chance_mark {
-        legend.push_str("; ~ not above chance by two standard errors");
+        let baseline = match has_any(|metric| &metric.majority) {
+            true => "the larger of chance and majority",
+            false => "chance",
+        };
+        legend.push_str(&format!("; ~ not above {baseline} by two standard errors"));
     }
     legend + "\n"
 }

@@ -1,5 +1,7 @@
 //! Multiple choice by log likelihood, scored as in lm-evaluation-harness.
 
+use std::collections::BTreeSet;
+
 use rayon::prelude::*;
 
 use super::requests::EncodedRequest;
@@ -17,15 +19,56 @@ use secateur_tensor::ops::TokenTarget;
 /// Documents that are scored together. The stage checks for an interrupt between two such chunks.
 const DOCUMENTS_PER_CHUNK: usize = 32;
 
-/// Scores every choice of every document that has no rows yet.
-pub(crate) fn score_choices(
+/// Scores every choice of every document that has no rows yet, and returns the accuracies.
+pub(crate) fn measure_choices(
     task: &Task,
     options: &Options,
     context: &Context,
     model: &Model,
     measured: &mut PartialEvaluation,
+) -> Result<MetricRows, StageError> {
+    let documents = task.questions(options.limit, options.few_shot())?;
+    let majority = majority_share(&documents);
+    score_choices(task, documents, options, context, model, measured)?;
+    let samples = measured.samples.iter();
+    let task_samples: Vec<&SampleRow> = samples.filter(|sample| sample.task == task.name).collect();
+    Ok(accuracy_rows(task, options, &task_samples, majority))
+}
+
+/// The share of the documents whose right choice has the most frequent index. `None` if an index
+/// is not an answer of its own: the choices differ between documents, or are equal within one. A
+/// single document does not tell.
+fn majority_share(documents: &[ChoiceQuestion]) -> Option<f64> {
+    let choices = |document: &ChoiceQuestion| -> Vec<String> {
+        let requests = document.requests.iter();
+        requests
+            .map(|request| request.continuation.clone())
+            .collect()
+    };
+    let (first, others) = documents.split_first()?;
+    let answers = choices(first);
+    let are_distinct = answers.iter().collect::<BTreeSet<_>>().len() == answers.len();
+    let are_fixed = others.iter().all(|document| choices(document) == answers);
+    if others.is_empty() || !are_distinct || !are_fixed {
+        return None;
+    }
+    let mut counts = vec![0usize; answers.len()];
+    for document in documents {
+        counts[document.gold] += 1;
+    }
+    let largest = counts.into_iter().max()?;
+    Some(largest as f64 / documents.len() as f64)
+}
+
+/// Scores every choice of every document that has no rows yet.
+fn score_choices(
+    task: &Task,
+    mut documents: Vec<ChoiceQuestion>,
+    options: &Options,
+    context: &Context,
+    model: &Model,
+    measured: &mut PartialEvaluation,
 ) -> Result<(), StageError> {
-    let mut documents = task.questions(options.limit, options.few_shot())?;
     let bar = context.progress.bar(&task.name, documents.len() as u64);
     let mut latest_first = measured.samples.iter().rev();
     let last_scored = latest_first.find(|sample| sample.task == task.name);
@@ -132,7 +175,12 @@ fn log_likelihoods(
 }
 
 /// The task's metrics with their standard errors, and the share of each document.
-pub(crate) fn accuracy_rows(task: &Task, options: &Options, samples: &[&SampleRow]) -> MetricRows {
+fn accuracy_rows(
+    task: &Task,
+    options: &Options,
+    samples: &[&SampleRow],
+    majority: Option<f64>,
+) -> MetricRows {
     // Rows of one document are consecutive.
     let documents: Vec<&[&SampleRow]> = samples.chunk_by(|a, b| a.doc == b.doc).collect();
     let document_count = documents.len();
@@ -166,16 +214,7 @@ pub(crate) fn accuracy_rows(task: &Task, options: &Options, samples: &[&SampleRo
             .map(|choices| f64::from(u8::from(is_correct(metric, choices))))
             .collect();
         let (value, stderr) = statistics::mean_and_stderr(&correct);
-        if value <= chance + 2.0 * stderr.unwrap_or(0.0) {
-            tracing::warn!(
-                task = task.name,
-                metric = metric.name(),
-                value,
-                chance,
-                "the model is not above chance by two standard errors: differences between models \
-                 mean nothing here"
-            );
-        }
+        warn_if_not_above_baseline(task, metric, (value, stderr), (chance, majority));
         for (choices, &value) in documents.iter().zip(&correct) {
             document_rows.push(DocumentRow {
                 task: task.name.clone(),
@@ -193,11 +232,35 @@ pub(crate) fn accuracy_rows(task: &Task, options: &Options, samples: &[&SampleRo
             n: document_count as u64,
             protocol: options.protocol_label(options.protocol, true),
             chance: Some(chance),
+            majority,
             truncated,
             oversized,
         });
     }
     (rows, document_rows)
+}
+
+/// Warns of an accuracy that exceeds neither guessing nor the most frequent answer by two standard
+/// errors.
+fn warn_if_not_above_baseline(
+    task: &Task,
+    metric: Metric,
+    (value, stderr): (f64, Option<f64>),
+    (chance, majority): (f64, Option<f64>),
+) {
+    let baseline = majority.unwrap_or(chance).max(chance);
+    if value > baseline + 2.0 * stderr.unwrap_or(0.0) {
+        return;
+    }
+    tracing::warn!(
+        task = task.name,
+        metric = metric.name(),
+        value,
+        chance,
+        majority,
+        "the model is not above the larger of chance and majority by two standard errors: \
+         differences between models mean nothing here"
+    );
 }
 
 /// Whether the choice with the highest score is the right one; of equal scores the first counts.
@@ -244,6 +307,7 @@ pub(crate) fn average_row(rows: &[EvaluateRow]) -> Option<EvaluateRow> {
         n: tasks.iter().map(|row| row.n).sum(),
         protocol: tasks[0].protocol.clone(),
         chance: mean(&|row| row.chance),
+        majority: mean(&|row| row.majority),
         truncated: tasks.iter().map(|row| row.truncated).sum(),
         oversized: tasks.iter().map(|row| row.oversized).sum(),
     })

@@ -14,10 +14,10 @@ use super::{
     DocumentRow, Error, EvaluateRow, MetricRows, Options, PartialEvaluation, Protocol, statistics,
 };
 use crate::stages::{Context, StageError};
-use secateur_data::corpus::{self, CorpusError, CorpusSource};
+use secateur_data::corpus::{self, CorpusError};
 use secateur_data::task::{Metric, Task, TextDocument};
 use secateur_model::Model;
-use secateur_model::tokenizer::Tokenizer;
+use secateur_model::tokenizer::{Tokenizer, TokenizerError};
 use secateur_model::walk::{self, Sequence};
 use secateur_tensor::ops::TokenTarget;
 
@@ -54,10 +54,7 @@ pub(crate) fn corpus_perplexity(
     model: &Model,
     measured: &mut PartialEvaluation,
 ) -> Result<MetricRows, StageError> {
-    let source = CorpusSource {
-        adds_special_tokens: options.add_bos_token,
-        ..CorpusSource::from_path(path)
-    };
+    let source = options.corpus_source(path);
     let rows = corpus::read_rows(&source, model.tokenizer.as_deref(), model.config.vocab)?;
     let text = WindowedText {
         task: &corpus_name(path),
@@ -82,7 +79,7 @@ pub(crate) fn task_window_perplexity(
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
     let mut sequences = Vec::new();
     for document in task.text_documents(options.limit)? {
-        let ids = tokenizer.encode(&document.text, options.add_bos_token)?;
+        let ids = encode_document(&document, task, options.add_bos_token, tokenizer)?;
         let is_target = vec![true; ids.len()];
         sequences.push((ids, is_target));
     }
@@ -158,6 +155,10 @@ pub(crate) fn document_perplexities(
         windows.extend(rolling_windows(document, task, add_bos, tokenizer, limit)?);
         window_ends.push(windows.len());
     }
+    // Words and bytes are the divisors, and a text without bytes has no word either.
+    if documents.iter().all(|document| document.byte_count == 0) {
+        return Err(Error::EmptyTexts(task.name.clone()).into());
+    }
     if windows.is_empty() {
         return Err(Error::NothingToPredict(task.name.clone()).into());
     }
@@ -219,11 +220,14 @@ fn rolling_windows(
     tokenizer: &Tokenizer,
     limit: usize,
 ) -> Result<Vec<Sequence>, StageError> {
-    let document_tokens = tokenizer.encode(&document.text, add_special_tokens)?;
+    let document_tokens = encode_document(document, task, add_special_tokens, tokenizer)?;
     if document_tokens.is_empty() {
         return Ok(Vec::new());
     }
-    let prefix = tokenizer.prefix_token().ok_or_else(|| Error::NoToken {
+    let prefix = tokenizer
+        .prefix_token()
+        .map_err(|error| tokenizer_error(error, document, task))?;
+    let prefix = prefix.ok_or_else(|| Error::NoToken {
         task: task.name.clone(),
         doc: document.index,
         what: "document's beginning",
@@ -248,6 +252,25 @@ fn rolling_windows(
         });
     }
     Ok(windows)
+}
+
+fn encode_document(
+    document: &TextDocument,
+    task: &Task,
+    add_special_tokens: bool,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<u32>, Error> {
+    tokenizer
+        .encode(&document.text, add_special_tokens)
+        .map_err(|error| tokenizer_error(error, document, task))
+}
+
+fn tokenizer_error(error: TokenizerError, document: &TextDocument, task: &Task) -> Error {
+    Error::Tokenizer {
+        task: task.name.clone(),
+        doc: document.index,
+        error,
+    }
 }
 
 /// `PartialEvaluation::text_pass` while a text is measured in windows.
@@ -343,6 +366,7 @@ impl MetricRowBuilder<'_> {
             n: self.predicted_tokens,
             protocol: self.protocol.clone(),
             chance: None,
+            majority: None,
             truncated: 0,
             oversized: 0,
         };

@@ -34,16 +34,26 @@ impl EncodedRequest {
             doc: document,
             what,
         };
-        let (mut context, continuation) = match options.protocol {
-            Protocol::Harness => encode_jointly(request, options.add_bos_token, tokenizer)?,
-            Protocol::LlmPruner => (
-                tokenizer.encode(&request.context, false)?,
-                tokenizer.encode(&request.continuation, false)?,
-            ),
+        let in_document = |error| Error::Tokenizer {
+            task: task.name.clone(),
+            doc: document,
+            error,
         };
+        let encoded = match options.protocol {
+            Protocol::Harness if !request.context.is_empty() => {
+                encode_jointly(request, options.add_bos_token, tokenizer)
+            }
+            _ => encode_separately(request, tokenizer),
+        };
+        let (mut context, mut continuation) = encoded.map_err(in_document)?;
         if context.is_empty() {
-            let prefix = tokenizer.prefix_token();
-            context.push(prefix.ok_or_else(|| no_token("context"))?);
+            let prefix = tokenizer.prefix_token().map_err(in_document)?;
+            let prefix = prefix.ok_or_else(|| no_token("context"))?;
+            context.push(prefix);
+            // A choice that begins with the prefix token is scored from the token after it.
+            if options.protocol == Protocol::Harness && continuation.first() == Some(&prefix) {
+                continuation.remove(0);
+            }
         }
         if continuation.is_empty() {
             return Err(no_token("choice").into());
@@ -80,5 +90,15 @@ fn encode_jointly(
     let mut all_tokens = tokenizer.encode(&text, add_special_tokens)?;
     let context = tokenizer.encode(request.context.trim_end(), add_special_tokens)?;
     let continuation = all_tokens.split_off(context.len().min(all_tokens.len()));
+    Ok((context, continuation))
+}
+
+/// The tokens of the context, and those of the continuation, each encoded alone.
+fn encode_separately(
+    request: &LikelihoodRequest,
+    tokenizer: &Tokenizer,
+) -> Result<(Vec<u32>, Vec<u32>), TokenizerError> {
+    let context = tokenizer.encode(&request.context, false)?;
+    let continuation = tokenizer.encode(&request.continuation, false)?;
     Ok((context, continuation))
 }

@@ -22,6 +22,9 @@ pub struct EvaluateRow {
     pub protocol: String,
     /// The accuracy of guessing: the mean of 1 / choices. Null for a perplexity.
     pub chance: Option<f64>,
+    /// The accuracy of always giving the most frequent right answer: its share among the scored
+    /// documents. Null for a perplexity, and where the choices differ from document to document.
+    pub majority: Option<f64>,
     /// Documents with a request that was cut on the left.
     pub truncated: u64,
     /// Documents with a choice that is longer than a request may be: only its last tokens that fit

@@ -48,8 +48,13 @@ pub enum CorpusError {
         .0.display()
     )]
     NothingToPredict(PathBuf),
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
+    #[error("`{}`, document {row}: {error}", .path.display())]
+    Encode {
+        path: PathBuf,
+        /// The document's number in the file, from 1.
+        row: usize,
+        error: TokenizerError,
+    },
     #[error(
         "`{}` has {found} different windows of {length} tokens in documents longer than that, \
          {requested} are asked for",

@@ -17,22 +17,33 @@ pub fn read_rows(
     vocabulary_size: usize,
 ) -> Result<Vec<TokenRow>, CorpusError> {
     let mut rows = Vec::new();
-    for document in read_documents(source, vocabulary_size)? {
+    for (document, row) in read_documents(source, vocabulary_size)?
+        .into_iter()
+        .zip(1..)
+    {
         rows.push(match document {
             CorpusDocument::TokenIds(row) => row,
-            CorpusDocument::Text(text) => encode_text(&text, source, tokenizer)?,
+            CorpusDocument::Text(text) => encode_text(&text, row, source, tokenizer)?,
         });
     }
     Ok(rows)
 }
 
+/// `row`: the document's number in the file, from 1.
 fn encode_text(
     text: &str,
+    row: usize,
     source: &CorpusSource,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<TokenRow, CorpusError> {
     let tokenizer = tokenizer.ok_or_else(|| CorpusError::NoTokenizer(source.path.clone()))?;
-    let ids = tokenizer.encode(text, source.adds_special_tokens)?;
+    let ids = tokenizer
+        .encode(text, source.adds_special_tokens)
+        .map_err(|error| CorpusError::Encode {
+            path: source.path.clone(),
+            row,
+            error,
+        })?;
     Ok(TokenRow {
         loss_mask: vec![true; ids.len()],
         ids,
