@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use polars::prelude::AnyValue;
 
 /// The columns of `prune_sizes.parquet` that `variants.parquet` repeats.
-pub(crate) const SIZE_COLUMNS: [&str; 8] = [
+pub(crate) const SIZE_COLUMNS: [&str; 9] = [
     "params_before",
     "params_after",
     "macs_before",
@@ -14,6 +14,7 @@ pub(crate) const SIZE_COLUMNS: [&str; 8] = [
     "bytes_after",
     "group_ratio",
     "param_ratio",
+    "dtype",
 ];
 
 /// One metric of one task, measured by one `evaluate` stage.

@@ -146,12 +146,13 @@ fn value_text(value: &Value) -> String {
     }
 }
 
-/// A column of `prune_sizes.parquet`: counts are unsigned integers, shares are floats.
+/// A column of `prune_sizes.parquet`: counts are unsigned integers, shares are floats, the element
+/// type is a text.
 fn size_column(name: &'static str, rows: &[VariantRow]) -> Result<Column, PolarsError> {
-    let data_type = if name.ends_with("_ratio") {
-        DataType::Float64
-    } else {
-        DataType::UInt64
+    let data_type = match name {
+        "dtype" => DataType::String,
+        _ if name.ends_with("_ratio") => DataType::Float64,
+        _ => DataType::UInt64,
     };
     let values: Vec<AnyValue<'_>> = rows
         .iter()

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::context::MemoryBudget;
 use secateur_data::corpus::CorpusSource;
 use secateur_data::task::{FewShot, FileLocation, Task, TaskError};
-use secateur_model::{ModelHeader, cost};
+use secateur_model::{CheckpointError, ModelHeader, cost};
 use secateur_tensor::Precision;
 
 /// A mistake in one option, or a warning about it. It names the option, and the pipeline adds where
@@ -135,8 +135,25 @@ pub struct ResourceEstimate {
 #[derive(Clone, Debug, Default)]
 pub struct LookupCache {
     readable: BTreeMap<PathBuf, Result<(), String>>,
-    headers: BTreeMap<PathBuf, Result<ModelHeader, String>>,
+    headers: BTreeMap<PathBuf, Result<ModelHeader, HeaderFault>>,
     tasks: BTreeMap<(String, Option<FewShot>), Result<Task, OptionFault>>,
+}
+
+/// Why the header of a model folder cannot be read.
+#[derive(Clone, Debug)]
+pub struct HeaderFault {
+    pub message: String,
+    /// What to do instead. May be empty.
+    pub help: String,
+}
+
+impl From<CheckpointError> for HeaderFault {
+    fn from(error: CheckpointError) -> Self {
+        Self {
+            message: error.to_string(),
+            help: error.help().to_owned(),
+        }
+    }
 }
 
 impl Environment {
@@ -283,11 +300,11 @@ impl Environment {
     }
 
     /// The header of a model folder. The result is cached.
-    pub fn read_header(&mut self, folder: &Path) -> Result<ModelHeader, String> {
+    pub fn read_header(&mut self, folder: &Path) -> Result<ModelHeader, HeaderFault> {
         self.lookup_cache
             .headers
             .entry(folder.to_path_buf())
-            .or_insert_with(|| ModelHeader::read(folder).map_err(|e| e.to_string()))
+            .or_insert_with(|| ModelHeader::read(folder).map_err(HeaderFault::from))
             .clone()
     }
 }

@@ -33,21 +33,17 @@ pub struct Options {
     /// What is written; a second export of a variant writes `hf-2`, `plan-2.json`. Default
     /// `["hf"]`.
     pub formats: Vec<Format>,
-    /// The element type of the weights in `hf`. Default `float32`.
-    // Added after the first release: variants without it keep their ids.
-    #[serde(skip_serializing_if = "is_default")]
-    pub dtype: StorageDtype,
-}
-
-fn is_default(dtype: &StorageDtype) -> bool {
-    *dtype == StorageDtype::default()
+    /// The element type of the weights in `hf`. Default: that of the loaded checkpoint, or of most
+    /// of its weights, counted in bytes; `float32` for a model that was trained here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<StorageDtype>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             formats: vec![Format::Hf],
-            dtype: StorageDtype::default(),
+            dtype: None,
         }
     }
 }
@@ -56,8 +52,9 @@ impl Default for Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
-    /// `hf/`: a Hugging Face folder: safetensors, `config.json` with per-layer widths, the
-    /// tokenizer's files.
+    /// `hf/`: a Hugging Face folder: safetensors, `config.json` with per-layer widths, and unchanged
+    /// the other files that belong to the model: tokenizer, chat templates, generation config,
+    /// licences.
     Hf,
     /// `plan.json`: the kept units of every group; with the dense checkpoint it rebuilds the pruned
     /// model.
@@ -112,7 +109,7 @@ impl Stage for Options {
             ));
         }
         let writes_weights = self.writers().any(|writer| writer.writes_weights());
-        if self.dtype != StorageDtype::default() && !writes_weights {
+        if self.dtype.is_some() && !writes_weights {
             faults.push(OptionFault::new(
                 "dtype",
                 "only `hf` holds weights, and it is not written",
@@ -129,12 +126,13 @@ impl Stage for Options {
 
     fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
         environment.add_weights(1);
-        let Some(parameters) = environment.model.as_ref().map(|model| model.parameters) else {
+        let Some(model) = &environment.model else {
             return Vec::new();
         };
+        let dtype = self.dtype.unwrap_or(model.dtype);
         environment.estimate.disk_space = self
             .writers()
-            .map(|writer| writer.disk_space(parameters, self.dtype))
+            .map(|writer| writer.disk_space(model.parameters, dtype))
             .sum();
         Vec::new()
     }
@@ -157,12 +155,13 @@ pub fn run(
     model: &Model,
     plan: Option<&PruningPlan>,
 ) -> Result<(), StageError> {
+    let dtype = options.dtype.unwrap_or(model.source.dtype);
     for writer in options.writers() {
         writer.write(&ExportInput {
             context,
             model,
             plan,
-            dtype: options.dtype,
+            dtype,
         })?;
     }
     tracing::info!(formats = ?options.formats, "exported");

@@ -5,14 +5,17 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::environment::{Environment, OptionFault};
+use super::environment::{Environment, HeaderFault, OptionFault};
 use super::error::{RestoreError, StageError};
 use super::stage::{Stage, StageOutput, StageType, describe_options};
 use super::values::{StageValues, ValueKind};
 use super::{Context, InputFile, MemoryBudget};
-use secateur_model::{CheckpointError, Model, checkpoint, tokenizer};
+use secateur_model::source::carried_files;
+use secateur_model::{CheckpointError, Model, checkpoint};
 use secateur_store::cache::StoredProduct;
 use secateur_tensor::{Precision, gpu};
+
+mod location;
 
 pub static TYPE: StageType = StageType {
     makes: &[ValueKind::Model, ValueKind::Dense],
@@ -28,16 +31,14 @@ pub static TYPE: StageType = StageType {
     ..StageType::new::<Options>("load")
 };
 
-/// Begins the name of a model on a hub; reserved.
-const HUB_PREFIX: &str = "hf://";
-
 /// Reads a checkpoint: `config.json`, one or several safetensors files, and `tokenizer.json` if
-/// there is one.
+/// there is one. An export copies the other files that belong to the model.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// A folder as transformers writes it, relative to the working directory.
-    /// `hf://owner/name@revision` is reserved.
+    /// A folder as transformers writes it, relative to the working directory. Weights are read from
+    /// `model.safetensors`, else from the shards that `model.safetensors.index.json` names, else
+    /// from the only safetensors file. `hf://owner/name@revision` is reserved.
     pub model: String,
     /// The element type in which a GPU holds the weights and multiplies by them: `float32`, or
     /// `float16`, which takes half the memory. Products accumulate in float32; norms, softmax,
@@ -55,8 +56,6 @@ fn is_default(precision: &Precision) -> bool {
 pub enum Error {
     #[error("cannot load the model: {0}")]
     Checkpoint(#[from] CheckpointError),
-    #[error("models from a hub (`hf://`) are not supported yet")]
-    HubNotSupported,
     #[error(
         "the GPU cannot compute in float16: its kernel does not compile, which needs NVRTC and \
          libnvrtc-builtins: {0}"
@@ -73,7 +72,7 @@ impl Stage for Options {
         let folder = Path::new(&self.model);
         checkpoint::checkpoint_files(folder)
             .into_iter()
-            .chain(tokenizer::tokenizer_files(folder))
+            .chain(carried_files(folder))
             .map(InputFile::OnDisk)
             .collect()
     }
@@ -91,36 +90,30 @@ impl Stage for Options {
 
     fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
         environment.model = None;
-        if self.model.starts_with(HUB_PREFIX) {
-            return vec![OptionFault::new(
-                "model",
-                "models from a hub are not supported yet",
-                "download the folder and write its path",
-            )];
+        if let Some(fault) = location::fault(&self.model) {
+            return vec![fault];
         }
-        match environment.read_header(Path::new(&self.model)) {
-            Ok(header) => {
-                environment.model = Some(header);
-                environment.precision = self.precision;
-                environment.add_weights(1);
+        let header = match environment.read_header(Path::new(&self.model)) {
+            Ok(header) => header,
+            Err(HeaderFault { message, help }) => {
+                return vec![OptionFault::new("model", message, help)];
             }
-            Err(message) => {
-                return vec![OptionFault::new(
-                    "model",
-                    message,
-                    "a model is a folder with config.json and safetensors files, relative to the \
-                     working directory",
-                )];
-            }
-        }
+        };
+        let warnings = header.warnings.iter();
+        let mut faults: Vec<OptionFault> = warnings
+            .map(|warning| OptionFault::warning("model", warning, ""))
+            .collect();
+        environment.model = Some(header);
+        environment.precision = self.precision;
+        environment.add_weights(1);
         if self.precision == Precision::Float16 && !environment.is_on_gpu {
-            return vec![OptionFault::new(
+            faults.push(OptionFault::new(
                 "precision",
                 "the CPU computes in float32 only",
                 "remove the line, or compute on a GPU",
-            )];
+            ));
         }
-        Vec::new()
+        faults
     }
 
     fn run(&self, context: &Context, _: &StageValues) -> Result<StageOutput, StageError> {
@@ -141,20 +134,19 @@ impl Stage for Options {
 
 /// Loads the model, in memory or with its blocks on disk.
 pub fn run(options: &Options, memory_budget: MemoryBudget) -> Result<Model, Error> {
-    if options.model.starts_with(HUB_PREFIX) {
-        return Err(Error::HubNotSupported);
-    }
     if options.precision == Precision::Float16 {
         gpu::check_half_precision().map_err(Error::Float16NotAvailable)?;
     }
-    let model = memory_budget
+    let mut model = memory_budget
         .open_model(Path::new(&options.model))?
         .with_gpu_precision(options.precision);
+    model.source.name = Some(options.model.clone());
     let streamed = model.embedding.is_on_disk();
     tracing::info!(
         model = options.model,
         parameters = model.parameter_count(),
         layers = model.blocks.len(),
+        dtype = model.source.dtype.torch_name(),
         streamed,
         "loaded"
     );

@@ -39,8 +39,8 @@ pub static TYPE: StageType = StageType {
     ..StageType::new::<Options>("pretrain")
 };
 
-/// The smallest vocabulary: one token for each byte, the special tokens, and one merge.
-const MIN_VOCABULARY: usize = 256 + 2 + 1;
+/// The smallest vocabulary: one token for each byte, and the two special tokens.
+const MIN_VOCABULARY: usize = 256 + 2;
 
 /// The model has at least this many positions, also if its training rows are shorter.
 const MIN_POSITIONS: usize = 512;
@@ -206,7 +206,7 @@ impl Stage for Options {
             faults.push(OptionFault::new(
                 "vocabulary",
                 format!(
-                    "{} entries cannot hold 256 bytes and the special tokens",
+                    "{} entries cannot hold the 256 bytes and the two special tokens",
                     self.vocabulary
                 ),
                 format!("write at least {MIN_VOCABULARY}"),
@@ -252,7 +252,9 @@ impl Stage for Options {
             max_positions: self.max_positions(),
             parameters: (self.vocabulary * self.hidden + self.hidden)
                 .saturating_add(self.blocks.saturating_mul(block)) as u64,
+            dtype: StorageDtype::Float32,
             has_tokenizer: true,
+            warnings: Vec::new(),
             special_token_faults: SpecialTokenFaults::default(),
         });
         // weights, gradients and two moments
@@ -274,6 +276,7 @@ impl Stage for Options {
         let folder = draft.path().join(MODEL_FOLDER);
         model
             .save(&folder, StorageDtype::Float32)
+            .map(drop)
             .map_err(StageError::store)
     }
 
@@ -295,7 +298,11 @@ impl Stage for Options {
 /// Learns a tokenizer and a model from the text.
 pub fn run(options: &Options, context: &Context) -> Result<(Model, Vec<Table>), StageError> {
     let documents = corpus::read_text_documents(&options.corpus_source())?;
-    let tokenizer = Tokenizer::train(documents.iter().cloned(), options.vocabulary)?;
+    let tokenizer = Tokenizer::train(
+        documents.iter().cloned(),
+        options.vocabulary,
+        options.max_positions(),
+    )?;
     let rows = token_rows(&tokenizer, &documents, options.length)?;
     let tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
     let row_count = rows.len();

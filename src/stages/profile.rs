@@ -177,7 +177,7 @@ struct Size {
     parameters: f64,
     /// Multiply-accumulates of a forward pass over 64 tokens, as LLM-Pruner counts them.
     macs: f64,
-    /// Bytes of the parameters as float32.
+    /// Bytes of the parameters in the element type of the loaded checkpoint.
     bytes: f64,
     /// Bytes: the weights in memory plus the peak of other allocations during a pass: keys and
     /// values, activations, and the blocks of a streamed model.
@@ -294,16 +294,16 @@ fn run(
 /// The profile of a model. `peak_bytes`: the peak of the memory that was allocated during a pass.
 fn build_profile(model: &Model, speeds: &[Speed], peak_bytes: u64) -> Profile {
     let shape = ModelShape::from_model(model);
-    let bytes = (shape.parameter_count() * size_of::<f32>() as u64) as f64;
+    let f32_bytes = (shape.parameter_count() * size_of::<f32>() as u64) as f64;
     let streamed = model.blocks.iter().any(|block| block.is_on_disk());
-    let resident_weights = if streamed { 0.0 } else { bytes };
+    let resident_weights = if streamed { 0.0 } else { f32_bytes };
     let prefill = Median::of(speeds.iter().map(|speed| speed.prefill));
     let decode = Median::of(speeds.iter().map(|speed| speed.decode));
     Profile {
         size: Size {
             parameters: shape.parameter_count() as f64,
             macs: shape.macs(MACS_TOKENS) as f64,
-            bytes,
+            bytes: model.stored_bytes() as f64,
             peak_memory: peak_bytes as f64 + resident_weights,
         },
         prefill_tokens_per_second: prefill.median,

@@ -13,7 +13,6 @@ use super::stored;
 use super::values::{GRAPH, GROUP_SCORES, MODEL, PLAN, StageValues, ValueKind};
 use super::{Context, MemoryBudget, RepeatPosition};
 use secateur_model::Model;
-use secateur_model::cost::{MACS_TOKENS, ModelShape};
 use secateur_model::groups::{DependencyGraph, Group, GroupKind};
 use secateur_model::plan::{self, PruningPlan};
 use secateur_model::wiring::{BlockTensor, TensorId};
@@ -22,6 +21,8 @@ use secateur_store::tables::{Table, TableError};
 use secateur_tensor::{Weight, WeightReadError};
 
 mod decide;
+mod sizes;
+pub use sizes::PruneSizesRow;
 
 pub static TYPE: StageType = StageType {
     needs: &[ValueKind::Model, ValueKind::Graph, ValueKind::GroupScores],
@@ -188,23 +189,6 @@ pub struct PruneRow {
     pub near_tie: bool,
 }
 
-/// The row of `prune_sizes.parquet`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PruneSizesRow {
-    pub params_before: u64,
-    pub params_after: u64,
-    /// Multiply-accumulates of a forward pass over 64 tokens.
-    pub macs_before: u64,
-    pub macs_after: u64,
-    /// Size of the weights in float32.
-    pub bytes_before: u64,
-    pub bytes_after: u64,
-    /// Share of the units in the groups that was removed.
-    pub group_ratio: f64,
-    /// Share of all parameters that was removed.
-    pub param_ratio: f64,
-}
-
 /// The model could not be pruned.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -274,7 +258,7 @@ pub fn run(
         added_biases,
     };
     let pruned = apply_pruning(model, graph, &pruning);
-    let sizes = sizes_row(model, &pruned, graph, &selection.removed);
+    let sizes = sizes::sizes_row(model, &pruned, graph, &selection.removed);
     tracing::info!(
         params = sizes.params_after,
         removed = format!("{:.1} %", 100.0 * sizes.param_ratio),
@@ -446,25 +430,4 @@ fn table_rows(
         rows[dense_unit] = row(dense_unit as u32, is_kept, Some(score), near_ties[unit]);
     }
     rows
-}
-
-fn sizes_row(
-    before: &Model,
-    after: &Model,
-    graph: &DependencyGraph,
-    removed: &[Vec<usize>],
-) -> PruneSizesRow {
-    let (params_before, params_after) = (before.parameter_count(), after.parameter_count());
-    let units: usize = graph.groups.iter().map(|group| group.unit_count).sum();
-    let removed_units: usize = removed.iter().map(Vec::len).sum();
-    PruneSizesRow {
-        params_before,
-        params_after,
-        macs_before: ModelShape::from_model(before).macs(MACS_TOKENS),
-        macs_after: ModelShape::from_model(after).macs(MACS_TOKENS),
-        bytes_before: params_before * size_of::<f32>() as u64,
-        bytes_after: params_after * size_of::<f32>() as u64,
-        group_ratio: removed_units as f64 / units as f64,
-        param_ratio: 1.0 - params_after as f64 / params_before as f64,
-    }
 }

@@ -15,10 +15,10 @@ use super::{Context, InputFile, MemoryBudget};
 use crate::stages::train::Divergence;
 use secateur_data::corpus::{self, CorpusError, CorpusSource, Sample};
 use secateur_data::row_sampler::RowSampler;
-use secateur_model::Model;
 use secateur_model::family::Family;
 use secateur_model::lora::Adapter;
 use secateur_model::wiring::BlockTensor;
+use secateur_model::{Model, ModelSource};
 use secateur_store::cache::{ProductDraft, StoredProduct};
 use secateur_store::tables::Table;
 
@@ -355,7 +355,8 @@ pub fn run(
     if !merged.is_finite()? {
         return Err(Divergence::NonFiniteWeight.into());
     }
-    save_adapter(&adapter, &context.output_path("adapter", ""))?;
+    let folder = context.output_path("adapter", "");
+    save_adapter(&adapter, &model.source, options.dropout, &folder)?;
     tracing::info!(
         updates,
         first = update_rows.first().map(|row| row.loss),
@@ -366,8 +367,14 @@ pub fn run(
     Ok((merged, adapter, vec![table]))
 }
 
-/// `adapter_model.safetensors` and `adapter_config.json`, as PEFT names them.
-fn save_adapter(adapter: &Adapter, folder: &Path) -> Result<(), Error> {
+/// `adapter_model.safetensors` and `adapter_config.json`, as PEFT names them, and a README that says
+/// which model the adapter belongs to.
+fn save_adapter(
+    adapter: &Adapter,
+    base: &ModelSource,
+    dropout: f64,
+    folder: &Path,
+) -> Result<(), Error> {
     let write_error = |error: &dyn std::fmt::Display| {
         Error::WriteAdapter(format!("`{}`: {error}", folder.display()))
     };
@@ -375,9 +382,34 @@ fn save_adapter(adapter: &Adapter, folder: &Path) -> Result<(), Error> {
     adapter
         .save(&folder.join("adapter_model.safetensors"))
         .map_err(|error| write_error(&error))?;
-    let config = serde_json::to_string_pretty(&adapter.peft_config())
-        .map_err(|error| write_error(&error))?;
-    std::fs::write(folder.join("adapter_config.json"), config).map_err(|error| write_error(&error))
+    let config = adapter.peft_config(base.name.as_deref(), dropout);
+    let config = serde_json::to_string_pretty(&config).map_err(|error| write_error(&error))?;
+    for (name, text) in [
+        ("adapter_config.json", config),
+        ("README.md", adapter_readme(base)),
+    ] {
+        std::fs::write(folder.join(name), text).map_err(|error| write_error(&error))?;
+    }
+    Ok(())
+}
+
+/// Which model an adapter belongs to. A pruned model has no folder of its own before recovery, so
+/// the config names the folder that was pruned.
+fn adapter_readme(base: &ModelSource) -> String {
+    let trained_on = match (&base.name, base.is_pruned) {
+        (Some(name), false) => format!("It was trained on the model in `{name}`."),
+        (Some(name), true) => format!(
+            "It was trained on the model in `{name}` after pruning, and has the shapes of the \
+             pruned model: it does not fit the model in that folder as it is. The pruned model is \
+             that folder with the units that `plan.json` keeps (`export` with \
+             `formats = [\"plan\"]`)."
+        ),
+        (None, _) => "It was trained on a model that this pipeline made.".to_owned(),
+    };
+    format!(
+        "A LoRA adapter in PEFT's layout, written by `recover`. {trained_on}\n\nAn `export` after \
+         `recover` writes a model into which the adapter is merged already; it needs no adapter.\n"
+    )
 }
 
 impl From<Target> for BlockTensor {

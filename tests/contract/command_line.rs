@@ -4,7 +4,7 @@
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Float64Type, UInt64Type};
 
-use crate::support::{CHAIN, ProgramOutput, Sandbox, chain, columns, outcome, table};
+use crate::support::{CHAIN, ProgramOutput, Sandbox, chain, columns, outcome, table, text};
 
 test!(run_writes_the_files_and_columns_of_the_contract);
 fn run_writes_the_files_and_columns_of_the_contract() {
@@ -51,7 +51,7 @@ fn run_writes_the_files_and_columns_of_the_contract() {
             "prune_sizes",
             "params_before: UInt64, params_after: UInt64, macs_before: UInt64, \
              macs_after: UInt64, bytes_before: UInt64, bytes_after: UInt64, \
-             group_ratio: Float64, param_ratio: Float64",
+             group_ratio: Float64, param_ratio: Float64, dtype: Utf8",
         ),
         (
             "recover",
@@ -94,6 +94,7 @@ fn run_writes_the_files_and_columns_of_the_contract() {
     assert!(number("heldout.perplexity") > 1.0 && number("param_ratio") > 0.05);
     let count = |name: &str| variants[name].as_primitive::<UInt64Type>().value(0);
     assert_eq!(count("bytes_after"), 4 * count("params_after"));
+    assert_eq!(text(&variants["dtype"]), ["float32"]);
     assert!(count("params_after") < count("params_before"));
 
     let report = sandbox.run(&["report", "results"]);

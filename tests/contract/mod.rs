@@ -4,9 +4,11 @@
 mod broken_input;
 mod check;
 mod command_line;
+mod exports;
 mod generation;
 mod interruption;
 mod kept_products;
+mod model_folders;
 mod special_tokens;
 mod stages;
 mod sweep_tables;

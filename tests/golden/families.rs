@@ -690,10 +690,10 @@ fn a_fused_adapter_is_what_peft_computes() {
     let model = random_model_of(families::find("gpt_neox").unwrap().0, false);
     let targets = [BlockTensor::Q, BlockTensor::K, BlockTensor::V];
     let adapter = some_adapter(&model, &targets);
-    let config = adapter.peft_config();
+    let config = adapter.peft_config(Some("models/x"), 0.05);
     assert_eq!(config["target_modules"], json!(["query_key_value"]));
     assert_eq!(config["rank_pattern"], json!({ "query_key_value": 6 }));
-    assert_eq!(config["alpha_pattern"], json!({ "query_key_value": 9.0 }));
+    assert_eq!(config["alpha_pattern"], json!({ "query_key_value": 9 }));
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("adapter_model.safetensors");

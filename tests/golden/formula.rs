@@ -92,6 +92,7 @@ fn model(config: &Value) -> Model {
         final_norm_bias: None,
         lm_head: Some(weight(TensorId::LmHead, vocab, hidden)),
         tokenizer: None,
+        source: Default::default(),
         config: Config {
             hidden,
             layers,
@@ -108,7 +109,7 @@ fn model(config: &Value) -> Model {
                 rotated_share: 1.0,
             },
             residual: Residual::Sequential,
-            raw: serde_json::Map::new(),
+            raw: Default::default(),
         },
     }
 }

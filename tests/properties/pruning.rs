@@ -113,7 +113,7 @@ impl RandomModel {
                 rotated_share: 1.0,
             },
             residual: Residual::Sequential,
-            raw: serde_json::Map::new(),
+            raw: Default::default(),
         };
         Model {
             family: families::default_family(),
@@ -124,6 +124,7 @@ impl RandomModel {
             final_norm_bias: None,
             lm_head: head,
             tokenizer: None,
+            source: Default::default(),
         }
     }
 

@@ -7,27 +7,38 @@
 //! own.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::tensor::{Dtype, TensorInfo};
 
 mod check;
+mod output_matrix;
+mod quantized;
+mod shard;
+mod tensor_names;
+mod weight_files;
 
 use crate::config::{Config, ConfigError};
 use crate::family::{Family, RowSegments};
+use crate::regular_file;
+use crate::stored::StorageDtype;
 use crate::stored_tensor::{CheckpointRows, CheckpointTensor};
 use crate::wiring::{BlockTensor, TensorId};
 use secateur_tensor::{Weight, WeightFile, WeightReadError};
+use shard::Shard;
+use weight_files::WeightFiles;
 
 /// A checkpoint could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     #[error("there is no model in `{}`: {message}", .folder.display())]
-    NoModel { folder: PathBuf, message: String },
+    NoModel {
+        folder: PathBuf,
+        message: String,
+        help: String,
+    },
     #[error("cannot read `{}`: {source}", .path.display())]
     Read {
         path: PathBuf,
@@ -39,16 +50,44 @@ pub enum CheckpointError {
     Safetensors { path: PathBuf, message: String },
     #[error("`{}`: {message}", .path.display())]
     Index { path: PathBuf, message: String },
-    #[error("the tensor `{0}` is missing")]
-    MissingTensor(String),
+    #[error(
+        "the checkpoint is quantised ({method}): it holds `{tensor}`; only weights in float32, \
+         float16 and bfloat16 are read"
+    )]
+    Quantised { method: String, tensor: String },
+    #[error("{}", describe_missing(*count, list))]
+    MissingTensors {
+        list: String,
+        count: usize,
+        help: String,
+    },
     #[error("the tensor `{name}` has shape {found:?}; {expected}")]
     Shape {
         name: String,
         found: Vec<usize>,
         expected: String,
     },
-    #[error("the checkpoint holds `{name}`, and config.json says num_hidden_layers = {layers}")]
-    UnusedTensor { name: String, layers: usize },
+    #[error("the checkpoint holds `{name}`, and config.json says {key} = {layers}")]
+    ExtraLayer {
+        name: String,
+        key: &'static str,
+        layers: usize,
+    },
+    #[error("the checkpoint holds biases that config.json does not declare by `{key}`: {list}")]
+    UndeclaredBias {
+        list: String,
+        key: &'static str,
+        help: String,
+    },
+    #[error(
+        "the checkpoint holds {list}, which a block of model_type = {model_type} does not have; \
+         without them it is another model"
+    )]
+    UnknownTensors {
+        list: String,
+        model_type: String,
+        help: String,
+    },
     #[error("the tensor `{name}` holds {found:?}; supported: F32, F16, BF16")]
     Dtype { name: String, found: Dtype },
     #[error("the tensor `{name}` holds a NaN or an infinity at element {element_index}")]
@@ -57,6 +96,30 @@ pub enum CheckpointError {
     Unreadable(#[from] WeightReadError),
     #[error(transparent)]
     Tokenizer(#[from] crate::tokenizer::TokenizerError),
+}
+
+fn describe_missing(count: usize, list: &str) -> String {
+    match count {
+        1 => format!("the tensor {list} is missing"),
+        _ => format!("{count} tensors are missing: {list}"),
+    }
+}
+
+impl CheckpointError {
+    /// What to write or to do instead. May be empty.
+    pub fn help(&self) -> &str {
+        match self {
+            Self::NoModel { help, .. }
+            | Self::MissingTensors { help, .. }
+            | Self::UndeclaredBias { help, .. }
+            | Self::UnknownTensors { help, .. } => help,
+            Self::Quantised { .. } => "load the checkpoint that it was quantised from",
+            Self::ExtraLayer { .. } => {
+                "write the number of layers that the checkpoint holds, or remove the others"
+            }
+            _ => "",
+        }
+    }
 }
 
 /// The configuration of a model.
@@ -70,18 +133,13 @@ const INDEX_FILE: &str = "model.safetensors.index.json";
 pub struct Checkpoint {
     pub family: &'static Family,
     pub config: Config,
+    /// What the checkpoint holds and the model does not use, in one sentence each.
+    pub warnings: Vec<String>,
+    /// Whether the folder has an index that is not read.
+    ignores_index: bool,
     shards: Vec<Shard>,
     /// Stored tensor's name → index in `shards`.
     shard_by_tensor: BTreeMap<String, usize>,
-}
-
-/// One safetensors file of a checkpoint.
-struct Shard {
-    path: PathBuf,
-    file: Arc<File>,
-    /// Offset in the file at which the tensors' bytes begin.
-    data_offset: usize,
-    metadata: Metadata,
 }
 
 /// A logical tensor in the file that holds it.
@@ -110,27 +168,38 @@ impl LocatedTensor {
 impl Checkpoint {
     /// Opens a folder and checks all that can be known without reading a weight.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
-        let no_model = |message: &str| CheckpointError::NoModel {
+        let no_model = |message: &str, help: &str| CheckpointError::NoModel {
             folder: folder.to_owned(),
             message: message.to_owned(),
+            help: help.to_owned(),
         };
         if !folder.is_dir() {
-            return Err(no_model("it is not a folder"));
+            return Err(no_model("it is not a folder", ""));
         }
+        let weight_files = WeightFiles::find(folder);
         let config_path = folder.join(CONFIG_FILE);
-        if !config_path.exists() {
-            return Err(no_model("it has no config.json"));
+        if config_path.symlink_metadata().is_err() {
+            // A folder that holds an adapter alone has no config.json either.
+            weight_files?;
+            return Err(no_model(
+                "it has no config.json",
+                "a model is a folder with config.json and safetensors files",
+            ));
         }
-        let text =
-            std::fs::read_to_string(&config_path).map_err(|source| CheckpointError::Read {
-                path: config_path.clone(),
-                source,
-            })?;
+        let read_error = |source| CheckpointError::Read {
+            path: config_path.clone(),
+            source,
+        };
+        let text = regular_file::read(&config_path).map_err(read_error)?;
+        let text = String::from_utf8(text)
+            .map_err(|_| read_error(std::io::Error::other("it is not UTF-8 text")))?;
         let (family, config) = Config::parse(&text).map_err(|source| CheckpointError::Config {
-            path: config_path,
+            path: config_path.clone(),
             source,
         })?;
-        let shards = weight_files(folder)?
+        let weight_files = weight_files?;
+        let shards = weight_files
+            .files
             .into_iter()
             .map(Shard::open)
             .collect::<Result<Vec<_>, _>>()?;
@@ -146,14 +215,36 @@ impl Checkpoint {
                 }
             }
         }
-        let checkpoint = Self {
+        let mut checkpoint = Self {
             family,
             config,
+            warnings: weight_files.warnings,
+            ignores_index: weight_files.ignores_index,
             shards,
             shard_by_tensor,
         };
-        checkpoint.check()?;
+        let untied = checkpoint.untie_different_output_matrix()?;
+        let warnings = checkpoint.check()?;
+        checkpoint
+            .warnings
+            .extend(untied.into_iter().chain(warnings));
         Ok(checkpoint)
+    }
+
+    /// The element type of most of the weights, by their bytes.
+    pub fn dtype(&self) -> StorageDtype {
+        let mut bytes: BTreeMap<StorageDtype, u64> = BTreeMap::new();
+        for name in self.stored_names() {
+            if let Ok((_, info)) = self.tensor_info(&name)
+                && let Some(dtype) = StorageDtype::from_stored(info.dtype)
+            {
+                let (start, end) = info.data_offsets;
+                *bytes.entry(dtype).or_default() += (end - start) as u64;
+            }
+        }
+        // `max_by_key` returns the last of equal ones; reversed, that is float32, the widest type.
+        let most = bytes.into_iter().rev().max_by_key(|&(_, bytes)| bytes);
+        most.map_or_else(StorageDtype::default, |(dtype, _)| dtype)
     }
 
     /// Parameters, a tied output matrix counted once.
@@ -284,7 +375,11 @@ impl Checkpoint {
     }
 
     fn tensor_info(&self, name: &str) -> Result<(&Shard, &TensorInfo), CheckpointError> {
-        let missing = || CheckpointError::MissingTensor(name.to_owned());
+        let missing = || CheckpointError::MissingTensors {
+            list: format!("`{name}`"),
+            count: 1,
+            help: String::new(),
+        };
         let shard = &self.shards[*self.shard_by_tensor.get(name).ok_or_else(missing)?];
         let info = shard.metadata.info(name).ok_or_else(missing)?;
         Ok((shard, info))
@@ -295,106 +390,16 @@ impl Checkpoint {
     }
 }
 
-/// The largest header that the safetensors library accepts.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
-
-impl Shard {
-    /// Reads the header and checks it: the tensors neither overlap nor leave gaps (`Metadata`
-    /// checks this as it is deserialised), and the last one ends at the end of the file.
-    fn open(path: PathBuf) -> Result<Self, CheckpointError> {
-        let read = |source| CheckpointError::Read {
-            path: path.clone(),
-            source,
-        };
-        let broken = |message: String| CheckpointError::Safetensors {
-            path: path.clone(),
-            message,
-        };
-        let file = File::open(&path).map_err(read)?;
-        // The file: the header's length as a little-endian u64, the header as JSON, the tensors.
-        let file_len = file.metadata().map_err(read)?.len();
-        let mut header_len_bytes = [0; size_of::<u64>()];
-        let header_start = header_len_bytes.len() as u64;
-        if file_len < header_start {
-            return Err(broken("it is too short for a header".to_owned()));
-        }
-        file.read_exact_at(&mut header_len_bytes, 0).map_err(read)?;
-        let header_len = u64::from_le_bytes(header_len_bytes);
-        if header_len > (file_len - header_start).min(MAX_HEADER_BYTES) {
-            return Err(broken(format!(
-                "its header should take {header_len} bytes, and the file has {file_len}"
-            )));
-        }
-        let mut header = vec![0; header_len as usize];
-        file.read_exact_at(&mut header, header_start)
-            .map_err(read)?;
-        let metadata: Metadata = serde_json::from_slice(&header)
-            .map_err(|e| broken(format!("its header is broken: {e}")))?;
-        let data_offset = header_start + header_len;
-        let expected_len = data_offset + metadata.data_len() as u64;
-        if expected_len != file_len {
-            return Err(broken(format!(
-                "its header describes {expected_len} bytes, and the file has {file_len}"
-            )));
-        }
-        Ok(Self {
-            path,
-            file: Arc::new(file),
-            data_offset: data_offset as usize,
-            metadata,
-        })
-    }
-}
-
-/// The files of a checkpoint that exist.
+/// The files of a checkpoint that are read; none if the folder holds no checkpoint.
 pub fn checkpoint_files(folder: &Path) -> Vec<PathBuf> {
-    let json_files = [CONFIG_FILE, INDEX_FILE].map(|name| folder.join(name));
-    json_files
+    let Ok(weights) = WeightFiles::find(folder) else {
+        return Vec::new();
+    };
+    let config = folder.join(CONFIG_FILE);
+    let config = config.exists().then_some(config);
+    config
         .into_iter()
-        .filter(|path| path.exists())
-        .chain(weight_files(folder).unwrap_or_default())
+        .chain(weights.index)
+        .chain(weights.files)
         .collect()
-}
-
-/// The files that the index names, sorted by name; without an index `model.safetensors`.
-fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
-    let index = folder.join(INDEX_FILE);
-    if index.exists() {
-        let broken = |message: String| CheckpointError::Index {
-            path: index.clone(),
-            message,
-        };
-        let text = std::fs::read_to_string(&index).map_err(|source| CheckpointError::Read {
-            path: index.clone(),
-            source,
-        })?;
-        let json: serde_json::Value = serde_json::from_str(&text)
-            .map_err(|e| broken(format!("it is not valid JSON: {e}")))?;
-        let weight_map = json
-            .get("weight_map")
-            .and_then(|map| map.as_object())
-            .ok_or_else(|| broken("it has no table `weight_map`".to_owned()))?;
-        let mut names: Vec<&str> = Vec::new();
-        for (tensor, file) in weight_map {
-            let file_name = file
-                .as_str()
-                .filter(|name| !name.contains(['/', '\\']))
-                .ok_or_else(|| {
-                    broken(format!("the file of `{tensor}` is {file}, not a file name"))
-                })?;
-            if !names.contains(&file_name) {
-                names.push(file_name);
-            }
-        }
-        names.sort_unstable();
-        return Ok(names.into_iter().map(|name| folder.join(name)).collect());
-    }
-    let single = folder.join(WEIGHTS_FILE);
-    if single.exists() {
-        return Ok(vec![single]);
-    }
-    Err(CheckpointError::NoModel {
-        folder: folder.to_owned(),
-        message: "it has neither model.safetensors nor model.safetensors.index.json".to_owned(),
-    })
 }

@@ -11,7 +11,9 @@ use crate::family::{
 };
 use crate::wiring::BlockTensor;
 
+mod raw;
 mod rope;
+pub use raw::RawConfig;
 pub use rope::{DEFAULT_ROPE_THETA, RopeConfig, RopeScaling};
 
 /// The content of a model's `config.json`, as far as it is not derived from the weights.
@@ -41,7 +43,7 @@ pub struct Config {
     /// How the attention and the MLP are added to the residual stream.
     pub residual: Residual,
     /// Every key as it was read. An export keeps the keys that it does not set itself.
-    pub raw: Map<String, Value>,
+    pub raw: RawConfig,
 }
 
 /// Widths inside the blocks; where layers differ, the largest. None: not declared.
@@ -83,9 +85,9 @@ const MAX_SIZE: u64 = 1 << 24;
 impl Config {
     /// Reads the text of a `config.json`, and finds the family that it names.
     pub(crate) fn parse(text: &str) -> Result<(&'static Family, Self), ConfigError> {
-        let raw: Map<String, Value> =
-            serde_json::from_str(text).map_err(|e| ConfigError::Json(e.to_string()))?;
+        let raw = RawConfig::parse(text).map_err(|e| ConfigError::Json(e.to_string()))?;
         let model_type = raw
+            .values
             .get("model_type")
             .and_then(Value::as_str)
             .ok_or(ConfigError::MissingKey("model_type"))?;
@@ -93,28 +95,25 @@ impl Config {
             let supported: Vec<&str> = families::model_types().collect();
             return Err(unsupported("model_type", model_type, &supported.join(", ")));
         };
-        Ok((family, Self::read(raw, family, class)?))
+        Ok((family, Self::read(&raw, family, class)?))
     }
 
-    fn read(
-        raw: Map<String, Value>,
-        family: &Family,
-        class: &ModelClass,
-    ) -> Result<Self, ConfigError> {
+    fn read(file: &RawConfig, family: &Family, class: &ModelClass) -> Result<Self, ConfigError> {
         let keys = &family.keys;
+        let raw = &file.values;
         let (activation_key, activation) = keys.activation;
-        if let Some(found) = string_key(&raw, activation_key)?
+        if let Some(found) = string_key(raw, activation_key)?
             && found != activation
         {
             return Err(unsupported(activation_key, found, activation));
         }
-        let rope = RopeConfig::parse(&raw, family.positions)?;
-        let hidden = required_size_key(&raw, keys.hidden)?;
-        let heads = required_size_key(&raw, keys.query_heads)?;
+        let rope = RopeConfig::parse(raw, family.positions)?;
+        let hidden = required_size_key(raw, keys.hidden)?;
+        let heads = required_size_key(raw, keys.query_heads)?;
         let (positions_key, default_positions) = keys.max_positions;
-        let max_positions = size_key(&raw, positions_key)?.unwrap_or(default_positions);
-        refuse_sliding_window(&raw, family, max_positions)?;
-        let head_dim = size_key(&raw, "head_dim")?.unwrap_or(hidden / heads);
+        let max_positions = size_key(raw, positions_key)?.unwrap_or(default_positions);
+        refuse_sliding_window(raw, family, max_positions)?;
+        let head_dim = size_key(raw, "head_dim")?.unwrap_or(hidden / heads);
         if head_dim == 0 || head_dim % 2 == 1 {
             return Err(ConfigError::InvalidValue {
                 key: "head_dim".into(),
@@ -130,37 +129,37 @@ impl Config {
                 expected: "an even number above 0",
             });
         }
-        refuse_other_constants(&raw, class, head_dim)?;
+        refuse_other_constants(raw, class, head_dim)?;
         let key_value_heads = match keys.key_value_heads {
-            Some(key) => size_key(&raw, key)?,
+            Some(key) => size_key(raw, key)?,
             None => None,
         };
         let (epsilon_key, default_epsilon) = keys.norm_epsilon;
         Ok(Self {
             hidden,
-            layers: required_size_key(&raw, keys.layers)?,
+            layers: required_size_key(raw, keys.layers)?,
             head_dim,
             declared_widths: BlockWidths {
                 query_heads: Some(heads),
                 key_value_heads: Some(key_value_heads.unwrap_or(heads)),
-                mlp_channels: size_key(&raw, keys.mlp_channels)?,
+                mlp_channels: size_key(raw, keys.mlp_channels)?,
             },
-            vocab: required_size_key(&raw, keys.vocab)?,
+            vocab: required_size_key(raw, keys.vocab)?,
             max_positions,
-            norm_epsilon: positive_number_key(&raw, epsilon_key)?.unwrap_or(default_epsilon) as f32,
-            tied_embeddings: bool_key(&raw, "tie_word_embeddings")?.unwrap_or(false),
-            declared_biases: declared_biases(&raw, family)?,
+            norm_epsilon: positive_number_key(raw, epsilon_key)?.unwrap_or(default_epsilon) as f32,
+            tied_embeddings: bool_key(raw, "tie_word_embeddings")?.unwrap_or(false),
+            declared_biases: declared_biases(raw, family)?,
             rope,
             residual: match family.residual {
                 ResidualRule::Always(residual) => residual,
                 ResidualRule::ParallelIf { key, default } => {
-                    match bool_key(&raw, key)?.unwrap_or(default) {
+                    match bool_key(raw, key)?.unwrap_or(default) {
                         true => Residual::Parallel,
                         false => Residual::Sequential,
                     }
                 }
             },
-            raw,
+            raw: file.clone(),
         })
     }
 }

@@ -33,7 +33,8 @@ pub struct Family {
     /// Members of an attention group in the order of LLM-Pruner, the root first. Index 0: a block
     /// with as many key/value heads as query heads; index 1: with fewer.
     pub attention_order: [&'static [BlockTensor]; 2],
-    /// Ends of the names of stored tensors that hold no parameters: rotary tables, masks.
+    /// Ends of the names of stored tensors that hold no parameters, besides those that no family
+    /// needs (rotary tables): masks.
     pub ignored_suffixes: &'static [&'static str],
 }
 

@@ -41,7 +41,9 @@ mod lora_hooks;
 mod parameter;
 pub mod plan;
 pub mod random;
+mod regular_file;
 mod save;
+pub mod source;
 pub mod stored;
 mod stored_tensor;
 pub mod tokenizer;
@@ -54,8 +56,12 @@ pub use config::Config;
 pub use family::Family;
 pub use lora_hooks::{Dropout, TrainedAdapters};
 pub use parameter::{Factor, ParameterId};
+pub use save::SaveReport;
+pub use source::{CarriedFiles, ModelSource};
+
 use secateur_tensor::ops::{GradientRequest, RotaryTables};
 use secateur_tensor::{Activations, AnyTape, Precision, Weight, WeightReadError};
+use stored::StorageDtype;
 use tokenizer::{SpecialTokenFaults, Tokenizer};
 use wiring::TensorId;
 
@@ -75,6 +81,8 @@ pub struct Model {
     /// The output matrix, (vocabulary, hidden). None: it is the embedding.
     pub lm_head: Option<Weight>,
     pub tokenizer: Option<Arc<Tokenizer>>,
+    /// What the model keeps of the folder that it was read from.
+    pub source: ModelSource,
 }
 
 /// What `config.json` and the headers of the safetensors files say of a model, before a weight is
@@ -96,8 +104,13 @@ pub struct ModelHeader {
     pub parameters: u64,
     /// An upper bound of the values that a KV cache keeps for a token, over all layers.
     pub kv_values_per_token: u64,
+    /// The element type of most of the stored weights.
+    pub dtype: StorageDtype,
     /// Whether the folder has a `tokenizer.json`.
     pub has_tokenizer: bool,
+    /// Where config, checkpoint and folder disagree and the model is read all the same, in one
+    /// sentence each.
+    pub warnings: Vec<String>,
     /// Special tokens of the tokenizer that the vocabulary lacks.
     pub special_token_faults: SpecialTokenFaults,
 }
@@ -107,6 +120,7 @@ impl ModelHeader {
     /// other.
     pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
         let checkpoint = Checkpoint::open(folder)?;
+        CarriedFiles::find(folder)?;
         let tokenizer = Tokenizer::load(folder)?
             .map(|tokenizer| tokenizer.for_vocabulary(checkpoint.config.vocab));
         let config = &checkpoint.config;
@@ -124,7 +138,9 @@ impl ModelHeader {
             max_positions: config.max_positions,
             parameters: checkpoint.parameter_count(),
             kv_values_per_token: (2 * config.layers * key_width) as u64,
+            dtype: checkpoint.dtype(),
             has_tokenizer: tokenizer.is_some(),
+            warnings: checkpoint.warnings,
             special_token_faults: tokenizer
                 .as_ref()
                 .map(Tokenizer::special_token_faults)
@@ -158,6 +174,11 @@ impl Model {
         load_weight: impl Fn(&Checkpoint, TensorId) -> Result<Weight, CheckpointError>,
     ) -> Result<Self, CheckpointError> {
         let checkpoint = Checkpoint::open(folder)?;
+        let source = ModelSource {
+            dtype: checkpoint.dtype(),
+            files: Arc::new(CarriedFiles::read(folder)?),
+            ..ModelSource::default()
+        };
         let tokenizer = Tokenizer::load(folder)?
             .map(|tokenizer| Arc::new(tokenizer.for_vocabulary(checkpoint.config.vocab)));
         let family = checkpoint.family;
@@ -189,6 +210,7 @@ impl Model {
                 false => Some(load_weight(&checkpoint, TensorId::LmHead)?),
             },
             tokenizer,
+            source,
             config: checkpoint.config,
         })
     }
@@ -250,6 +272,11 @@ impl Model {
             .chain(self.biases())
             .map(|weight| weight.len() as u64)
             .sum()
+    }
+
+    /// Bytes of the weights in the type in which the loaded checkpoint stores most of them.
+    pub fn stored_bytes(&self) -> u64 {
+        self.parameter_count() * self.source.dtype.bytes_per_value() as u64
     }
 
     /// The weights that a walk multiplies or adds: all but an embedding that is not the output

@@ -305,9 +305,13 @@ impl Adapter {
         })
     }
 
-    /// PEFT's `adapter_config.json`. For the adapter of a fused module with n targets the patterns
-    /// set the rank n·rank and the alpha n·alpha, so that alpha / rank is the same.
-    pub fn peft_config(&self) -> serde_json::Value {
+    /// PEFT's `adapter_config.json`, with its keys and in its order. For the adapter of a fused
+    /// module with n targets the patterns set the rank n·rank and the alpha n·alpha, so that alpha /
+    /// rank is the same.
+    ///
+    /// `base_model`: the folder of the model that the adapter was trained on, if it has one.
+    /// `dropout`: the share of an adapter's inputs that was set to zero in training.
+    pub fn peft_config(&self, base_model: Option<&str>, dropout: f64) -> serde_json::Value {
         let (_, fused) = split_targets(self.family, self.targets());
         let mut modules: Vec<&str> = self
             .targets()
@@ -315,17 +319,6 @@ impl Adapter {
             .collect();
         modules.sort_unstable();
         modules.dedup();
-        let mut config = serde_json::json!({
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "r": self.rank,
-            "lora_alpha": self.alpha,
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "fan_in_fan_out": false,
-            "inference_mode": true,
-            "target_modules": modules,
-        });
         let (mut ranks, mut alphas) = (serde_json::Map::new(), serde_json::Map::new());
         for module in fused.iter().filter(|module| module.targets.len() > 1) {
             let (name, count) = (
@@ -333,13 +326,30 @@ impl Adapter {
                 module.targets.len(),
             );
             ranks.insert(name.to_owned(), (count * self.rank).into());
-            alphas.insert(name.to_owned(), (count as f64 * self.alpha).into());
+            alphas.insert(name.to_owned(), json_number(count as f64 * self.alpha));
         }
-        if !ranks.is_empty() {
-            config["rank_pattern"] = ranks.into();
-            config["alpha_pattern"] = alphas.into();
-        }
-        config
+        serde_json::json!({
+            "alpha_pattern": alphas,
+            "auto_mapping": null,
+            "base_model_name_or_path": base_model,
+            "bias": "none",
+            "fan_in_fan_out": false,
+            "inference_mode": true,
+            "init_lora_weights": true,
+            "layers_pattern": null,
+            "layers_to_transform": null,
+            "lora_alpha": json_number(self.alpha),
+            "lora_dropout": dropout,
+            "modules_to_save": null,
+            "peft_type": "LORA",
+            "r": self.rank,
+            "rank_pattern": ranks,
+            "revision": null,
+            "target_modules": modules,
+            "task_type": "CAUSAL_LM",
+            "use_dora": false,
+            "use_rslora": false,
+        })
     }
 
     /// The factor of B·A: alpha / rank.
@@ -359,6 +369,14 @@ impl Adapter {
             merged.blocks[layer][tensor] = model.blocks[layer][tensor].add_low_rank(low_rank);
         }
         merged
+    }
+}
+
+/// A number as PEFT writes it: whole if it is.
+fn json_number(number: f64) -> serde_json::Value {
+    match number.fract() == 0.0 && number.abs() < 1e15 {
+        true => (number as i64).into(),
+        false => number.into(),
     }
 }
 

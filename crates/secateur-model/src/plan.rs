@@ -146,6 +146,7 @@ impl PruningPlan {
 /// outputs of their matrices and norms.
 pub fn keep_units(model: &Model, group: &Group, kept: &[usize]) -> Model {
     let mut pruned = model.clone();
+    pruned.source.is_pruned |= kept.len() < group.unit_count;
     for member in &group.members {
         let UnitLayout::AlongAxis(axis) = member.unit_layout else {
             continue;

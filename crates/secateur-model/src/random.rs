@@ -2,11 +2,11 @@
 
 use rand::{Rng, RngExt};
 
-use crate::config::{BlockWidths, Config, DEFAULT_ROPE_THETA, RopeConfig, RopeScaling};
+use crate::config::{BlockWidths, Config, DEFAULT_ROPE_THETA, RawConfig, RopeConfig, RopeScaling};
 use crate::family::{
     BiasCondition, BlockShape, Family, Positions, Residual, ResidualRule, RotaryShare,
 };
-use crate::{Block, Model};
+use crate::{Block, Model, ModelSource};
 use secateur_base::random::Seed;
 use secateur_tensor::Weight;
 
@@ -61,7 +61,7 @@ pub fn random_model(shape: &RandomModel) -> Model {
             ResidualRule::ParallelIf { default: true, .. } => Residual::Parallel,
             ResidualRule::ParallelIf { default: false, .. } => Residual::Sequential,
         },
-        raw: serde_json::Map::new(),
+        raw: RawConfig::default(),
     };
     let mut vocab_matrix = || uniform(shape.vocab, hidden, 0.0, 1.0, &mut stream);
     let embedding = vocab_matrix();
@@ -77,6 +77,7 @@ pub fn random_model(shape: &RandomModel) -> Model {
             .then(|| uniform(1, hidden, 0.0, 0.1, &mut stream)),
         lm_head,
         tokenizer: None,
+        source: ModelSource::default(),
     }
 }
 

@@ -1,46 +1,62 @@
-//! Writes a Hugging Face folder: one safetensors file, `config.json`, and the tokenizer's files
-//! unchanged.
+//! Writes a Hugging Face folder: one safetensors file, `config.json`, and the other files of the
+//! folder that the model was read from, unchanged.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use serde_json::{Map, Value, json};
-
 use crate::checkpoint::{CONFIG_FILE, WEIGHTS_FILE};
-use crate::config::RopeScaling;
-use crate::family::{
-    BiasCondition, BlockShape, FusedModule, ModelClass, Positions, Residual, ResidualRule,
-    RotaryShare,
-};
+use crate::family::{BiasCondition, BlockShape, FusedModule, ModelClass};
 use crate::stored::{self, StorageDtype, TensorToWrite, ValuesToWrite};
 use crate::wiring::{BlockTensor, TensorId};
 use crate::{Block, Model};
 use secateur_base::files::FileError;
 
+mod config_json;
+
+/// What an export leaves out of the folder that the model was read from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SaveReport {
+    /// Keys of `config.json` that do not describe the model that is written.
+    pub removed_keys: Vec<String>,
+    /// Files and folders that describe the source alone.
+    pub left_behind: Vec<String>,
+}
+
 impl Model {
-    /// Writes the model as transformers does. In float32 [`Model::load`] reads back the same bits.
+    /// Writes the model as transformers does, with the files that it has carried from its folder. In
+    /// float32 [`Model::load`] reads back the same bits.
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn save(&self, folder: &Path, precision: StorageDtype) -> Result<(), FileError> {
+    pub fn save(&self, folder: &Path, dtype: StorageDtype) -> Result<SaveReport, FileError> {
         let failed = |path: &Path, source| FileError {
             path: path.to_owned(),
             source,
         };
+        let write = |relative: &Path, content: &[u8]| {
+            let path = folder.join(relative);
+            let parent = path.parent().unwrap_or(folder);
+            std::fs::create_dir_all(parent).map_err(|e| failed(parent, e))?;
+            std::fs::write(&path, content).map_err(|e| failed(&path, e))
+        };
         std::fs::create_dir_all(folder).map_err(|e| failed(folder, e))?;
         let layout = ExportLayout::new(self);
         let weights = folder.join(WEIGHTS_FILE);
-        stored::write_safetensors(&weights, precision, layout.tensors(self))
+        stored::write_safetensors(&weights, dtype, layout.tensors(self))
             .map_err(|e| failed(&weights, std::io::Error::other(e)))?;
-        let config_path = folder.join(CONFIG_FILE);
-        let config = serde_json::to_string_pretty(&layout.config_json(self, precision))
-            .map_err(|e| failed(&config_path, e.into()))?;
-        std::fs::write(&config_path, config + "\n").map_err(|e| failed(&config_path, e))?;
-        for (name, bytes) in self.tokenizer.iter().flat_map(|t| t.files()) {
-            let path = folder.join(name);
-            std::fs::write(&path, bytes).map_err(|e| failed(&path, e))?;
+        let config = config_json::write(self, &layout, dtype);
+        write(Path::new(CONFIG_FILE), config.text.as_bytes())?;
+        // A tokenizer that was trained here was not read from a folder.
+        for (name, content) in self.tokenizer.iter().flat_map(|t| t.files()) {
+            write(Path::new(name), content)?;
         }
-        Ok(())
+        for (relative, content) in &self.source.files.carried {
+            write(relative, content)?;
+        }
+        Ok(SaveReport {
+            removed_keys: config.removed_keys,
+            left_behind: self.source.files.left_behind.clone(),
+        })
     }
 }
 
@@ -117,119 +133,6 @@ impl ExportLayout {
             .iter()
             .map(|bias| TensorToWrite::vector(model.family.final_norm_bias_name(), bias));
         weights.chain(block_biases).chain(final_norm_bias)
-    }
-
-    /// The config that was read, with the sizes of the model that is written. Where layers differ,
-    /// `per_layer_config` has their widths, as in transformers' heterogeneous configurations.
-    fn config_json(&self, model: &Model, precision: StorageDtype) -> Map<String, Value> {
-        let (config, family, keys) = (&model.config, model.family, &model.family.keys);
-        let mut out = config.raw.clone();
-        for key in self.stale_keys(model) {
-            out.shift_remove(key);
-        }
-        let (epsilon_key, default_epsilon) = keys.norm_epsilon;
-        // the shortest decimal number that is this f32
-        let epsilon = config.norm_epsilon.to_string().parse::<f64>();
-        let Positions::RotaryHalves { base_keys, share } = family.positions;
-        let mut set = |key: &str, value: Value| drop(out.insert(key.to_owned(), value));
-        set("architectures", json!([self.class.architecture]));
-        set("model_type", json!(self.class.model_type));
-        set(keys.hidden, json!(config.hidden));
-        set(keys.mlp_channels, json!(self.widest.mlp_channels));
-        set(keys.layers, json!(model.blocks.len()));
-        set(keys.query_heads, json!(self.widest.query_heads));
-        if let Some(key) = keys.key_value_heads {
-            set(key, json!(self.widest.key_value_heads));
-        }
-        set("head_dim", json!(config.head_dim));
-        set(keys.vocab, json!(config.vocab));
-        set(keys.max_positions.0, json!(config.max_positions));
-        set(epsilon_key, json!(epsilon.unwrap_or(default_epsilon)));
-        set(base_keys[0], json!(config.rope.theta));
-        if let RotaryShare::Keys { keys, .. } = share {
-            set(keys[0], json!(config.rope.rotated_share));
-        }
-        set("rope_scaling", rope_scaling_json(&config.rope.scaling));
-        set(keys.activation.0, json!(keys.activation.1));
-        for (key, tensors) in self.bias_keys(model) {
-            let is_biased = tensors.iter().any(|tensor| self.biased.contains(tensor));
-            set(key, json!(is_biased));
-        }
-        if let ResidualRule::ParallelIf { key, .. } = family.residual {
-            set(key, json!(config.residual == Residual::Parallel));
-        }
-        set("tie_word_embeddings", json!(model.lm_head.is_none()));
-        set("torch_dtype", json!(precision.torch_name()));
-        for &(key, constant) in self.class.constants {
-            let value = constant.number(config.head_dim);
-            set(key, value.map_or(Value::Null, |number| json!(number)));
-        }
-        let layers = self.differing_layers(model);
-        if !layers.is_empty() {
-            set("per_layer_config", Value::Object(layers));
-        }
-        out
-    }
-
-    /// Keys that are removed from the config that was read: they do not describe the model that is
-    /// written, or have another name in it.
-    fn stale_keys(&self, model: &Model) -> Vec<&'static str> {
-        let Positions::RotaryHalves { base_keys, share } = model.family.positions;
-        let other_share_keys: &[&'static str] = match share {
-            RotaryShare::Whole => &[],
-            RotaryShare::Keys { keys, .. } => &keys[1..],
-        };
-        let class_keys = model
-            .family
-            .classes
-            .iter()
-            .flat_map(|class| class.constants)
-            .map(|(key, _)| *key);
-        [
-            "rope_parameters",
-            "dtype",
-            "per_layer_config",
-            "quantization_config",
-            "layer_types",
-        ]
-        .into_iter()
-        .chain(class_keys)
-        .chain(base_keys[1..].iter().copied())
-        .chain(other_share_keys.iter().copied())
-        .collect()
-    }
-
-    /// The keys that say which matrices have biases, each with its matrices: those of the family
-    /// and of the class that is written.
-    fn bias_keys(&self, model: &Model) -> Vec<(&'static str, &'static [BlockTensor])> {
-        let mut keys: Vec<(&'static str, &'static [BlockTensor])> = Vec::new();
-        for rule in model.family.biases.iter().chain(self.class.biases) {
-            if let BiasCondition::Key { key, .. } = rule.when
-                && keys.iter().all(|(known, _)| *known != key)
-            {
-                keys.push((key, rule.tensors));
-            }
-        }
-        keys
-    }
-
-    /// The widths of the layers that differ from the largest.
-    fn differing_layers(&self, model: &Model) -> Map<String, Value> {
-        let keys = &model.family.keys;
-        let mut layers = Map::new();
-        for (layer, shape) in block_shapes(model).into_iter().enumerate() {
-            if shape == self.widest {
-                continue;
-            }
-            let mut widths = Map::new();
-            widths.insert(keys.query_heads.to_owned(), json!(shape.query_heads));
-            if let Some(key) = keys.key_value_heads {
-                widths.insert(key.to_owned(), json!(shape.key_value_heads));
-            }
-            widths.insert(keys.mlp_channels.to_owned(), json!(shape.mlp_channels));
-            layers.insert(layer.to_string(), Value::Object(widths));
-        }
-        layers
     }
 }
 
@@ -314,24 +217,5 @@ fn fused_values<'a>(
         parts,
         row_order: module.row_order(&part_rows, model.config.head_dim),
         row_len,
-    }
-}
-
-fn rope_scaling_json(scaling: &RopeScaling) -> Value {
-    match *scaling {
-        RopeScaling::None => Value::Null,
-        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_positions,
-        } => json!({
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": low_freq_factor,
-            "high_freq_factor": high_freq_factor,
-            "original_max_position_embeddings": original_max_positions,
-        }),
     }
 }

@@ -14,7 +14,20 @@ use serde::{Deserialize, Serialize};
 use secateur_tensor::{Weight, WeightReadError};
 
 /// How numbers are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Deserialize,
+    Serialize,
+    JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum StorageDtype {
     /// As they are computed: what is read back has the same bits.
@@ -27,6 +40,16 @@ pub enum StorageDtype {
 }
 
 impl StorageDtype {
+    /// The type of a stored tensor. None: one that is not read.
+    pub(crate) fn from_stored(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F32 => Some(Self::Float32),
+            Dtype::F16 => Some(Self::Float16),
+            Dtype::BF16 => Some(Self::Bfloat16),
+            _ => None,
+        }
+    }
+
     /// PyTorch's name of it.
     pub fn torch_name(self) -> &'static str {
         match self {

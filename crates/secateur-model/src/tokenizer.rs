@@ -183,12 +183,14 @@ impl Tokenizer {
 
     /// Learns a byte-level BPE tokenizer (Radford et al. 2019) of `vocabulary` entries from
     /// documents. It puts `<s>` before every text. The same documents give the same tokenizer.
+    /// `max_length`: the positions of its model, which the tokenizer's config states.
     ///
     /// # Errors
     /// If the `tokenizers` crate refuses the documents or the vocabulary.
     pub fn train(
         documents: impl Iterator<Item = String> + Send,
         vocabulary: usize,
+        max_length: usize,
     ) -> Result<Self, TokenizerError> {
         let failed = |error: &dyn std::fmt::Display| TokenizerError::Train(error.to_string());
         // add_prefix_space = false: no space before the first word. trim_offsets = true: the
@@ -230,7 +232,7 @@ impl Tokenizer {
             "eos_token": EOS,
             "add_bos_token": true,
             "clean_up_tokenization_spaces": false,
-            "model_max_length": 512,
+            "model_max_length": max_length,
         });
         let config_json =
             serde_json::to_string_pretty(&config).map_err(|error| failed(&error))? + "\n";

@@ -6,13 +6,13 @@ use rand::{Rng, RngExt};
 
 use super::Options;
 use secateur_base::random::Seed;
-use secateur_model::config::{BlockWidths, Config, RopeConfig, RopeScaling};
+use secateur_model::config::{BlockWidths, Config, RawConfig, RopeConfig, RopeScaling};
 use secateur_model::family::Residual;
 use secateur_model::tokenizer::Tokenizer;
 use secateur_model::wiring::BlockTensor::{
     Down, Gate, InputNorm, K, O, PostAttentionNorm, Q, Up, V,
 };
-use secateur_model::{Block, Model, families};
+use secateur_model::{Block, Model, ModelSource, families};
 use secateur_tensor::Weight;
 
 /// Normal weights with a standard deviation of 1/√inputs, which is divided by √(2·blocks) for the
@@ -75,7 +75,7 @@ pub(crate) fn initial_model(options: &Options, tokenizer: Tokenizer, seed: Seed)
             rotated_share: 1.0,
         },
         residual: Residual::Sequential,
-        raw: serde_json::Map::new(),
+        raw: RawConfig::default(),
     };
     Model {
         family: families::default_family(),
@@ -86,6 +86,7 @@ pub(crate) fn initial_model(options: &Options, tokenizer: Tokenizer, seed: Seed)
         final_norm_bias: None,
         lm_head: None,
         tokenizer: Some(Arc::new(tokenizer)),
+        source: ModelSource::default(),
     }
 }
 

@@ -1,21 +1,20 @@
 //! The checks of an opened checkpoint: its tensors against each other, the family and the config.
 
-use std::collections::BTreeSet;
-
-use safetensors::tensor::Dtype;
-
 use super::{Checkpoint, CheckpointError};
 use crate::family::BlockShape;
+use crate::stored::StorageDtype;
 use crate::wiring::{Axis, BlockTensor, ChannelSpace, TensorId};
 
 impl Checkpoint {
     /// An error unless every tensor is present in a supported type, shapes fit each other and the
-    /// config, and no other tensors are stored for the blocks.
-    pub(super) fn check(&self) -> Result<(), CheckpointError> {
+    /// config, and no other tensors are stored for the blocks. Returns warnings, one sentence each.
+    pub(super) fn check(&self) -> Result<Vec<String>, CheckpointError> {
         let names = self.stored_names();
+        self.refuse_quantised(&names)?;
+        self.check_missing(&names)?;
         for name in &names {
             let found = self.tensor_info(name)?.1.dtype;
-            if !matches!(found, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            if StorageDtype::from_stored(found).is_none() {
                 return Err(CheckpointError::Dtype {
                     name: name.clone(),
                     found,
@@ -27,7 +26,11 @@ impl Checkpoint {
             .map(|layer| self.check_block_shapes(layer))
             .collect::<Result<Vec<_>, _>>()?;
         self.check_declared_widths(&blocks)?;
-        self.check_other_tensors(&names)
+        let unused = self.check_other_tensors(&names)?;
+        Ok(unused
+            .into_iter()
+            .chain(self.unused_quantization_config())
+            .collect())
     }
 
     /// Returns [`CheckpointError::Shape`] unless `fits`. `expected` completes "the tensor has shape
@@ -212,34 +215,6 @@ impl Checkpoint {
             );
             let fits = blocks.iter().any(|block| width(block) == declared);
             self.expect(name, fits, expected)?;
-        }
-        Ok(())
-    }
-
-    /// Of the stored tensors that are not needed, refuses those with a block's name and warns of
-    /// the others. Tensors without parameters are ignored: rotary tables, a second copy of a tied
-    /// output matrix.
-    fn check_other_tensors(&self, names: &[String]) -> Result<(), CheckpointError> {
-        let needed: BTreeSet<&str> = names.iter().map(String::as_str).collect();
-        let output_matrix = self.family.tensor_name(TensorId::LmHead);
-        for name in self.shard_by_tensor.keys() {
-            let is_ignored = |suffix: &&str| name.ends_with(*suffix);
-            if needed.contains(name.as_str())
-                || *name == output_matrix
-                || self.family.ignored_suffixes.iter().any(is_ignored)
-            {
-                continue;
-            }
-            if name.starts_with(self.family.block_prefix) {
-                return Err(CheckpointError::UnusedTensor {
-                    name: name.clone(),
-                    layers: self.config.layers,
-                });
-            }
-            tracing::warn!(
-                tensor = name,
-                "the checkpoint holds a tensor that this family does not have; it is not used"
-            );
         }
         Ok(())
     }

@@ -63,11 +63,7 @@ pub(super) static GPT_NEOX: Family = Family {
     // The order of LLM-Pruner's groups for BLOOM, which has the same matrices: the fused one is the
     // root.
     attention_order: [&[Q, K, V, O], &[Q, K, V, O]],
-    ignored_suffixes: &[
-        "rotary_emb.inv_freq",
-        "attention.bias",
-        "attention.masked_bias",
-    ],
+    ignored_suffixes: &["attention.bias"],
 };
 
 const BIASES: &[BiasRule] = &[

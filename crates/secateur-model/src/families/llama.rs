@@ -42,7 +42,7 @@ pub(super) static LLAMA: Family = Family {
     residual: ResidualRule::Always(Residual::Sequential),
     mlp: MlpKind::GatedSilu,
     attention_order: ATTENTION_ORDER,
-    ignored_suffixes: &["rotary_emb.inv_freq"],
+    ignored_suffixes: &[],
 };
 
 pub(super) const LLAMA_CLASS: ModelClass = ModelClass {

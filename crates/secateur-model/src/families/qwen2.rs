@@ -37,7 +37,7 @@ pub(super) static QWEN2: Family = Family {
     residual: ResidualRule::Always(Residual::Sequential),
     mlp: MlpKind::GatedSilu,
     attention_order: llama::ATTENTION_ORDER,
-    ignored_suffixes: &["rotary_emb.inv_freq"],
+    ignored_suffixes: &[],
 };
 
 const BIASES: &[BiasRule] = &[BiasRule {

@@ -224,8 +224,8 @@ fn a_trained_tokenizer_round_trips_text_and_is_reproducible() {
             .map(str::to_owned)
             .into_iter()
     };
-    let tokenizer = Tokenizer::train(documents(), 280).expect("it trains");
-    let trained_again = Tokenizer::train(documents(), 280).expect("it trains");
+    let tokenizer = Tokenizer::train(documents(), 280, 512).expect("it trains");
+    let trained_again = Tokenizer::train(documents(), 280, 512).expect("it trains");
     assert_eq!(tokenizer.files(), trained_again.files());
     let ids = tokenizer
         .encode("the cat é", true)
