@@ -11,7 +11,10 @@ use crate::commands::{cache, check, gpu_failure, merge, output, plan, report, ru
 
 fn main() -> ExitCode {
     gpu_failure::install_panic_hook();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return output::exit_with_clap_error(&error),
+    };
     match (cli.command, cli.run) {
         (Some(Command::Check(arguments)), _) => check::check(&arguments),
         (Some(Command::Plan(arguments)), _) => plan::plan(&arguments),
@@ -19,7 +22,7 @@ fn main() -> ExitCode {
         (Some(Command::Merge(arguments)), _) => merge::merge(&arguments),
         (Some(Command::Cache(arguments)), _) => cache::cache(arguments),
         (Some(Command::Schema), _) => schema::schema(),
-        (None, Some(arguments)) => run::run(&arguments, cli.fail_fast),
+        (None, Some(arguments)) => run::run(&arguments, &cli.run_options),
         (None, None) => output::exit_with_error(&"give a pipeline, or a command; see --help"),
     }
 }

@@ -1,13 +1,19 @@
 //! Progress of a stage: a bar on a terminal, a log line every few seconds otherwise.
 
+mod bar_terminal;
+
 use std::fmt::{Display, Write};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use bar_terminal::BarTerminal;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 /// The time between two log lines of a stage.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often bars are drawn again, at most.
+const REDRAWS_PER_SECOND: u8 = 20;
 
 /// The output that bars are drawn on; clones share it. The default draws nothing.
 #[derive(Clone, Debug, Default)]
@@ -51,10 +57,12 @@ pub struct Headline {
 type SharedInstant = Arc<Mutex<Option<Instant>>>;
 
 impl Progress {
-    /// Bars on a terminal.
-    pub fn with_terminal_bars() -> Self {
+    /// Bars on standard error, a terminal whose lines have `width` characters.
+    pub fn with_terminal_bars(width: fn() -> usize) -> Self {
+        let terminal = Box::new(BarTerminal::new(width));
+        let target = ProgressDrawTarget::term_like_with_hz(terminal, REDRAWS_PER_SECOND);
         Self {
-            output: ProgressOutput::Terminal(MultiProgress::new()),
+            output: ProgressOutput::Terminal(MultiProgress::with_draw_target(target)),
         }
     }
 
@@ -99,6 +107,16 @@ impl Progress {
             ProgressOutput::LogLines | ProgressOutput::Hidden => None,
         };
         Headline { line, expected_end }
+    }
+
+    /// Removes the bars for good: nothing of them is left on the terminal if the program is ended
+    /// afterwards.
+    pub fn remove_bars(&self) {
+        if let ProgressOutput::Terminal(bars) = &self.output {
+            // An error means that the terminal is gone.
+            drop(bars.clear());
+            bars.set_draw_target(ProgressDrawTarget::hidden());
+        }
     }
 
     /// Calls `write` while the bars are hidden, so that its output appears above them.
@@ -164,7 +182,7 @@ impl Bar {
                 done = self.bar.position(),
                 total = self.bar.length().unwrap_or(0),
                 seconds_left = self.bar.eta().as_secs(),
-                note = state.note,
+                note = (!state.note.is_empty()).then_some(state.note.as_str()),
                 "{}",
                 self.label
             );
@@ -210,7 +228,76 @@ pub fn format_clock(seconds: f64) -> String {
     }
 }
 
+/// A number with three significant digits, as in `0.959`, `12.3`, `1230`, `1.20e-5`.
+pub fn format_significant(value: f64) -> String {
+    if value == 0.0 || !value.is_finite() {
+        return value.to_string();
+    }
+    // The exponent after rounding: 9.996 is 10.0.
+    let scientific = format!("{value:.2e}");
+    let exponent: i32 = scientific
+        .split_once('e')
+        .and_then(|(_, exponent)| exponent.parse().ok())
+        .unwrap_or(0);
+    match exponent {
+        -4..=1 => format!("{value:.*}", (2 - exponent) as usize),
+        2..=14 => format!("{value:.0}"),
+        _ => scientific,
+    }
+}
+
+/// A share as a percentage with one decimal, as in `91.7 %`.
+pub fn format_percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+/// The text in lines of at most `width` characters; all but the first begin with `indent`. Lines
+/// are broken at spaces alone, so that ids and paths stay whole, even those that are too long.
+pub fn wrap_lines(text: &str, width: usize, indent: &str) -> String {
+    let options = textwrap::Options::new(width)
+        .subsequent_indent(indent)
+        .break_words(false)
+        .word_separator(textwrap::WordSeparator::AsciiSpace)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation)
+        .wrap_algorithm(textwrap::WrapAlgorithm::FirstFit);
+    textwrap::fill(text, options)
+}
+
 /// Clamps to 0..=1e9 s: `Duration::from_secs_f64` panics on larger or negative values.
 fn duration_from_seconds(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds.clamp(0.0, 1e9))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_three_significant_digits() {
+        for (value, text) in [
+            (1.6023411730069963, "1.60"),
+            (0.9589333574646378, "0.959"),
+            (0.0012345, "0.00123"),
+            (12.34, "12.3"),
+            (9.996, "10.0"),
+            (99.96, "100"),
+            (1234.5, "1234"),
+            (-4.268, "-4.27"),
+            (1.2e-5, "1.20e-5"),
+            (1e38, "1.00e38"),
+            (0.0, "0"),
+        ] {
+            assert_eq!(format_significant(value), text);
+        }
+        assert_eq!(format_percent(0.91666), "91.7 %");
+    }
+
+    #[test]
+    fn ids_and_paths_stay_whole() {
+        let text = "see results/ablation/taylor-sum-ratio0.25-aa53e08a/manifest.json of the run";
+        assert_eq!(
+            wrap_lines(text, 30, "  "),
+            "see\n  results/ablation/taylor-sum-ratio0.25-aa53e08a/manifest.json\n  of the run"
+        );
+    }
 }

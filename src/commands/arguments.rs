@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use secateur::plan::selection::Shard;
+use secateur::run::log::Verbosity;
 
 /// Prunes language models structurally, and measures what the pruning costs.
 ///
@@ -21,9 +22,35 @@ pub(crate) struct Cli {
     pub command: Option<Command>,
     #[command(flatten)]
     pub run: Option<PipelineArgs>,
+    #[command(flatten)]
+    pub run_options: RunOptions,
+}
+
+// The options of a run that `check` and `plan` do not have.
+#[derive(Args)]
+pub(crate) struct RunOptions {
     /// End the run at the first failure; the variants that have not run count as interrupted.
     #[arg(long, requires = "pipeline")]
     pub fail_fast: bool,
+    /// Print warnings, errors and the table alone: no progress and no line for each stage. Twice:
+    /// errors alone.
+    #[arg(short, long, action = ArgAction::Count, requires = "pipeline")]
+    quiet: u8,
+    /// Also print events of level debug, such as the beginning of each stage.
+    #[arg(short, long, requires = "pipeline", conflicts_with = "quiet")]
+    verbose: bool,
+}
+
+impl RunOptions {
+    /// What `-q` and `-v` ask for; `None` without them.
+    pub(crate) fn verbosity(&self) -> Option<Verbosity> {
+        match (self.quiet, self.verbose) {
+            (0, false) => None,
+            (0, true) => Some(Verbosity::Debug),
+            (1, _) => Some(Verbosity::Warnings),
+            (_, _) => Some(Verbosity::Errors),
+        }
+    }
 }
 
 const AFTER_HELP: &str = "Exit codes:
@@ -33,11 +60,17 @@ const AFTER_HELP: &str = "Exit codes:
   130  interrupted by Ctrl-C or SIGTERM; run it again to go on
 
 Environment:
-  RUNNER_SEED, RUNNER_RESULTS, RUNNER_CACHE, RUNNER_CACHE_LIMIT, RUNNER_DATA, RUNNER_THREADS, \
-  RUNNER_MEMORY, RUNNER_STREAM,
-  RUNNER_DEVICE, RUNNER_LOG, RUNNER_LOCKED
-               run settings: they replace those of the file, and --set replaces them
-  SECATEUR_LOG which events are shown, in tracing's notation: warn, secateur=debug, …";
+  RUNNER_SEED, RUNNER_RESULTS, RUNNER_CACHE, RUNNER_CACHE_LIMIT, RUNNER_DATA,
+  RUNNER_THREADS, RUNNER_MEMORY, RUNNER_STREAM, RUNNER_DEVICE, RUNNER_LOG,
+  RUNNER_LOCKED
+      run settings: they replace those of the file, and --set replaces them
+  SECATEUR_LOG
+      which events are shown, in tracing's notation (warn, secateur=debug, …);
+      -q and -v replace it
+  NO_COLOR, CLICOLOR, CLICOLOR_FORCE, TERM=dumb
+      whether output is coloured
+  COLUMNS
+      the width of output, in place of the terminal's";
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -87,6 +120,9 @@ pub(crate) struct MergeArgs {
     /// the first folder.
     #[arg(long, value_name = "DIR")]
     pub into: Option<PathBuf>,
+    /// How the joined tables are printed.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: OutputFormat,
 }
 
 #[derive(Args)]

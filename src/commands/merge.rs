@@ -2,10 +2,15 @@
 
 use std::process::ExitCode;
 
-use secateur::report::merge::{self, MergeError};
+use secateur::report::ReportError;
+use secateur::report::merge::{self, MergeError, MergedPipeline};
+use serde_json::{Value, json};
 
-use crate::commands::arguments::MergeArgs;
-use crate::commands::output::{exit_with_error, print, print_to_stderr};
+use crate::commands::arguments::{MergeArgs, OutputFormat};
+use crate::commands::output::{
+    exit_with_error, print, print_json, print_to_stderr, wrap_paragraphs,
+};
+use crate::commands::terminal::Stream;
 
 /// Joins the results of shards. Fails if the folders contradict each other or a variant is missing.
 pub(crate) fn merge(arguments: &MergeArgs) -> ExitCode {
@@ -13,25 +18,48 @@ pub(crate) fn merge(arguments: &MergeArgs) -> ExitCode {
         Ok(merged) => merged,
         Err(error @ MergeError::NoResults(_)) => return exit_with_error(&error),
         Err(error) => {
-            print_to_stderr(&format!("{error}\n"));
+            print_to_stderr(&wrap_paragraphs(&error.to_string()));
             return ExitCode::FAILURE;
         }
     };
-    let mut is_complete = true;
-    for pipeline in &merged {
-        print(&format!(
-            "{}\n\n{}",
-            pipeline.folder.display(),
-            pipeline.summary
-        ));
-        for (variant, reason) in &pipeline.missing_variants {
-            print_to_stderr(&format!("missing: {variant}: {reason}\n"));
-            is_complete = false;
+    match print_merged(&merged, arguments.format) {
+        Ok(())
+            if merged
+                .iter()
+                .all(|pipeline| pipeline.missing_variants.is_empty()) =>
+        {
+            ExitCode::SUCCESS
+        }
+        Ok(()) => ExitCode::FAILURE,
+        Err(error) => {
+            print_to_stderr(&wrap_paragraphs(&error.to_string()));
+            ExitCode::FAILURE
         }
     }
-    if is_complete {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+}
+
+/// Prints the joined tables, and the variants that no folder has.
+fn print_merged(merged: &[MergedPipeline], format: OutputFormat) -> Result<(), ReportError> {
+    if format == OutputFormat::Json {
+        print_json(&Value::Array(merged.iter().map(to_json).collect()));
+        return Ok(());
     }
+    for pipeline in merged {
+        print(&pipeline.report.to_titled_text(Stream::Output.width())?);
+        for (variant, reason) in &pipeline.missing_variants {
+            print_to_stderr(&wrap_paragraphs(&format!("missing: {variant}: {reason}")));
+        }
+    }
+    Ok(())
+}
+
+/// The tables as `runner report` prints them, and the missing variants.
+fn to_json(pipeline: &MergedPipeline) -> Value {
+    let missing = pipeline.missing_variants.iter();
+    let missing: Vec<Value> = missing
+        .map(|(variant, reason)| json!({ "variant": variant, "reason": reason }))
+        .collect();
+    let mut report = pipeline.report.to_json();
+    report["missing"] = Value::Array(missing);
+    report
 }

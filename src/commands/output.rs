@@ -1,15 +1,18 @@
 //! Standard output, standard error and exit codes.
 
 use std::fmt::Display;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 use secateur::pipeline::problem::{InvalidPipeline, Problem};
 use secateur::plan::Plan;
+use secateur::progress::wrap_lines;
 use serde_json::Value;
+use textwrap::{WordSeparator, WordSplitter};
 
 use crate::commands::arguments::OutputFormat;
+use crate::commands::terminal::Stream;
 
 /// The exit code of a wrong command line or pipeline.
 pub(crate) const EXIT_INVALID: u8 = 2;
@@ -40,8 +43,39 @@ pub(crate) fn print_to_stderr(text: &str) {
 
 /// Prints an error and returns the exit code of a wrong command line.
 pub(crate) fn exit_with_error(error: &dyn Display) -> ExitCode {
-    print_to_stderr(&format!("{error}\n"));
+    print_to_stderr(&wrap_paragraphs(&error.to_string()));
     ExitCode::from(EXIT_INVALID)
+}
+
+/// Prints a mistake of the command line, or the help that it asks for, as clap words it.
+pub(crate) fn exit_with_clap_error(error: &clap::Error) -> ExitCode {
+    let stream = if error.use_stderr() {
+        Stream::Error
+    } else {
+        Stream::Output
+    };
+    let rendered = error.render();
+    let text = if stream.has_color() {
+        rendered.ansi().to_string()
+    } else {
+        rendered.to_string()
+    };
+    match stream {
+        Stream::Output => print(&text),
+        Stream::Error => {
+            print_to_stderr(&text);
+            ExitCode::from(EXIT_INVALID)
+        }
+    }
+}
+
+/// Each line of a text, wrapped at the width of standard error.
+pub(crate) fn wrap_paragraphs(text: &str) -> String {
+    let width = Stream::Error.width();
+    let lines = text.lines();
+    lines
+        .map(|line| wrap_lines(line, width, "  ") + "\n")
+        .collect()
 }
 
 /// Prints every problem of a pipeline, as text on standard error or as JSON on standard output.
@@ -68,14 +102,20 @@ pub(crate) fn print_warnings(plan: &Plan) {
     }
 }
 
-/// A diagnostic with the lines of the file that it points to, in colour on a terminal.
+/// A diagnostic with the lines of the file that it points to. Its text is wrapped between words, so
+/// that ids and paths stay whole.
 pub(crate) fn render_diagnostic(diagnostic: &dyn Diagnostic) -> String {
-    let theme = if io::stderr().is_terminal() {
+    let theme = if Stream::Error.has_color() {
         GraphicalTheme::unicode()
     } else {
         GraphicalTheme::unicode_nocolor()
     };
-    let handler = GraphicalReportHandler::new_themed(theme).with_links(false);
+    let handler = GraphicalReportHandler::new_themed(theme)
+        .with_links(false)
+        .with_width(Stream::Error.width())
+        .with_break_words(false)
+        .with_word_separator(WordSeparator::AsciiSpace)
+        .with_word_splitter(WordSplitter::NoHyphenation);
     let mut text = String::new();
     match handler.render_report(&mut text, diagnostic) {
         Ok(()) => text,

@@ -2,16 +2,33 @@
 
 use std::process::ExitCode;
 
-use secateur::report::summarize_results;
+use secateur::report::{SweepReport, read_reports};
+use serde_json::Value;
 
 use crate::commands::arguments::{OutputFormat, ReportArgs};
-use crate::commands::output::{exit_with_error, print};
+use crate::commands::output::{exit_with_error, print, print_json};
+use crate::commands::terminal::Stream;
 
 /// Prints the summary of results folders.
 pub(crate) fn report(arguments: &ReportArgs) -> ExitCode {
-    let is_json = arguments.format == OutputFormat::Json;
-    match summarize_results(&arguments.results, is_json) {
-        Ok(text) => print(&text),
-        Err(error) => exit_with_error(&error),
+    let reports = match read_reports(&arguments.results) {
+        Ok(reports) => reports,
+        Err(error) => return exit_with_error(&error),
+    };
+    match arguments.format {
+        OutputFormat::Json => print_json(&Value::Array(
+            reports.iter().map(SweepReport::to_json).collect(),
+        )),
+        OutputFormat::Text => {
+            let width = Stream::Output.width();
+            let texts: Result<Vec<String>, _> = reports
+                .iter()
+                .map(|report| report.to_titled_text(width))
+                .collect();
+            match texts {
+                Ok(texts) => print(&texts.join("\n")),
+                Err(error) => exit_with_error(&error),
+            }
+        }
     }
 }

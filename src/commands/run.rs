@@ -1,30 +1,36 @@
 //! `runner PIPELINE`
 
-use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use secateur::plan::{Plan, lockfile};
 use secateur::progress::Progress;
-use secateur::run::log::{self, LogFiles};
+use secateur::run::log::{self, Console, LogFiles, Verbosity};
 use secateur::run::{self, RunContext, RunOutcome};
-use serde_json::{Value, json};
+use serde_json::Value;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
-use crate::commands::arguments::{OutputFormat, PipelineArgs};
+use crate::commands::arguments::{OutputFormat, PipelineArgs, RunOptions};
 use crate::commands::output::{
     EXIT_INTERRUPTED, exit_with_error, print, print_json, print_to_stderr, render_diagnostic,
+    wrap_paragraphs,
 };
 use crate::commands::prepare::{PreparedRun, prepare};
+use crate::commands::terminal::Stream;
 
 /// Checks a pipeline and runs every variant that is not complete.
-pub(crate) fn run(arguments: &PipelineArgs, fail_fast: bool) -> ExitCode {
-    let stop = stop_on_signals();
+pub(crate) fn run(arguments: &PipelineArgs, options: &RunOptions) -> ExitCode {
+    let is_preparing = exit_on_signals();
     let PreparedRun { plan, keys, survey } = match prepare(arguments) {
         Ok(prepared) => prepared,
         Err(code) => return code,
     };
-    let (progress, log) = start_log(&plan);
+    let (progress, log) = start_log(&plan, options.verbosity());
+    let stop = Arc::default();
+    stop_on_signals(&stop, &progress);
+    is_preparing.store(false, Ordering::SeqCst);
     for warning in &plan.warnings {
         tracing::warn!("{}", warning.one_line());
     }
@@ -45,60 +51,95 @@ pub(crate) fn run(arguments: &PipelineArgs, fail_fast: bool) -> ExitCode {
         progress,
         log,
         stop,
-        fail_fast,
+        fail_fast: options.fail_fast,
     };
     match run::run(&plan, &keys, &survey, &context) {
-        Ok(outcome) => finish(&outcome, arguments),
+        Ok(outcome) => finish(&outcome, arguments, options),
         Err(error) => {
-            print_to_stderr(&format!("the run ended: {error}\n"));
+            print_to_stderr(&wrap_paragraphs(&format!("the run ended: {error}")));
             ExitCode::FAILURE
         }
     }
 }
 
-/// A flag that Ctrl-C and SIGTERM set. A second signal ends the program at once.
-fn stop_on_signals() -> Arc<AtomicBool> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // The order matters: the first handler ends the program only if the flag is already set.
-        let registered = signal_hook::flag::register_conditional_shutdown(
+/// Ends the program on Ctrl-C and SIGTERM as long as the returned flag is set: nothing has been
+/// written yet.
+fn exit_on_signals() -> Arc<AtomicBool> {
+    let is_preparing = Arc::new(AtomicBool::new(true));
+    for signal in [SIGINT, SIGTERM] {
+        let flag = is_preparing.clone();
+        // An error leaves the default, which ends the program as well.
+        drop(signal_hook::flag::register_conditional_shutdown(
             signal,
             i32::from(EXIT_INTERRUPTED),
-            stop.clone(),
-        )
-        .and_then(|_| signal_hook::flag::register(signal, stop.clone()));
-        if let Err(error) = registered {
-            print_to_stderr(&format!(
-                "signals cannot be caught ({error}); Ctrl-C will end the run at once\n"
-            ));
-        }
+            flag,
+        ));
     }
-    stop
+    is_preparing
+}
+
+/// Sets the flag on Ctrl-C and SIGTERM, removes the bars and says what happens. A second signal ends
+/// the program at once.
+fn stop_on_signals(stop: &Arc<AtomicBool>, progress: &Progress) {
+    let (stop, progress) = (stop.clone(), progress.clone());
+    let signals = match Signals::new([SIGINT, SIGTERM]) {
+        Ok(signals) => signals,
+        Err(error) => {
+            tracing::warn!("signals cannot be caught ({error}); Ctrl-C will end the run at once");
+            return;
+        }
+    };
+    std::thread::spawn(move || wait_for_signals(signals, &stop, &progress));
+}
+
+fn wait_for_signals(mut signals: Signals, stop: &AtomicBool, progress: &Progress) {
+    for _ in signals.forever() {
+        if stop.swap(true, Ordering::SeqCst) {
+            signal_hook::low_level::exit(i32::from(EXIT_INTERRUPTED));
+        }
+        progress.remove_bars();
+        tracing::warn!(
+            "the run stops as soon as the current step is done and its state is saved; a second \
+             signal ends it at once"
+        );
+    }
 }
 
 /// Starts the progress display and the log.
-fn start_log(plan: &Plan) -> (Progress, LogFiles) {
-    let is_terminal = io::stderr().is_terminal();
-    let progress = if is_terminal {
-        Progress::with_terminal_bars()
+fn start_log(plan: &Plan, verbosity: Option<Verbosity>) -> (Progress, LogFiles) {
+    let progress = if verbosity.is_some_and(|verbosity| verbosity < Verbosity::Normal) {
+        Progress::default()
+    } else if Stream::Error.can_move_cursor() {
+        Progress::with_terminal_bars(|| Stream::Error.width())
     } else {
         Progress::with_log_lines()
     };
     let log_files = LogFiles::default();
-    log::init(plan.settings.run.log, is_terminal, &progress, &log_files);
+    let console = Console {
+        verbosity,
+        has_color: Stream::Error.has_color(),
+        terminal_width: Stream::Error
+            .is_terminal()
+            .then_some(|| Stream::Error.width()),
+    };
+    log::init(plan.settings.run.log, console, &progress, &log_files);
     (progress, log_files)
 }
 
 /// Prints the outcome of a run and returns its exit code.
-fn finish(outcome: &RunOutcome, arguments: &PipelineArgs) -> ExitCode {
+fn finish(outcome: &RunOutcome, arguments: &PipelineArgs, options: &RunOptions) -> ExitCode {
     for failure in &outcome.failures {
         print_to_stderr(&render_diagnostic(failure));
     }
     match arguments.format {
-        OutputFormat::Text => {
-            let folder = outcome.folder.display();
-            print(&format!("\n{}\nresults: {folder}\n", outcome.summary));
-        }
+        OutputFormat::Text if options.verbosity() == Some(Verbosity::Errors) => {}
+        OutputFormat::Text => match outcome.report.to_text(Stream::Output.width()) {
+            Ok(text) => {
+                let folder = outcome.report.folder.display();
+                print(&format!("\n{text}\nresults: {folder}\n"));
+            }
+            Err(error) => print_to_stderr(&wrap_paragraphs(&error.to_string())),
+        },
         OutputFormat::Json => {
             print_json(&outcome_json(outcome));
         }
@@ -110,9 +151,9 @@ fn finish(outcome: &RunOutcome, arguments: &PipelineArgs) -> ExitCode {
         } else {
             ""
         };
-        print_to_stderr(&format!(
-            "interrupted; what was made is kept: run it again{without} to go on\n"
-        ));
+        print_to_stderr(&wrap_paragraphs(&format!(
+            "interrupted; what was made is kept: run it again{without} to go on"
+        )));
         return ExitCode::from(EXIT_INTERRUPTED);
     }
     if outcome.failures.is_empty() {
@@ -122,17 +163,17 @@ fn finish(outcome: &RunOutcome, arguments: &PipelineArgs) -> ExitCode {
     }
 }
 
+/// The rows of the tables that belong to the variants of this run.
 fn outcome_json(outcome: &RunOutcome) -> Value {
-    let variants: Vec<Value> = outcome
-        .variants
-        .iter()
-        .map(|variant| {
-            json!({
-                "variant": variant.description.id,
-                "status": variant.status.name(),
-                "error": variant.error,
-            })
-        })
-        .collect();
-    json!({ "results": outcome.folder, "variants": variants })
+    let is_of_this_run = |record: &Value| {
+        let mut variants = outcome.variants.iter();
+        variants.any(|variant| record["variant"] == variant.description.id.as_str())
+    };
+    let mut report = outcome.report.to_json();
+    for table in ["variants", "generations"] {
+        if let Some(records) = report[table].as_array_mut() {
+            records.retain(is_of_this_run);
+        }
+    }
+    report
 }

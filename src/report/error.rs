@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use polars::prelude::PolarsError;
 
 use secateur_base::files::FileError;
+use secateur_store::tables::TableError;
 
 /// Why a report could not be written or printed.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +16,8 @@ pub enum ReportError {
     Unreadable { path: PathBuf, message: String },
     #[error("the table of the variants cannot be built: {0}")]
     Polars(#[from] PolarsError),
+    #[error(transparent)]
+    Table(#[from] TableError),
     #[error(transparent)]
     File(#[from] FileError),
 }

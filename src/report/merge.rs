@@ -8,6 +8,7 @@ use super::error::ReportError;
 use super::parquet::VARIANTS_FILE;
 use super::shape::{SweepManifest, VariantDescription};
 use super::summarize::find_result_folders;
+use super::sweep_report::SweepReport;
 use super::tables::write_report_tables;
 use super::variant_summary::VariantSummary;
 use crate::results::{self, ResultsFolder, VariantManifest, VariantStatus};
@@ -16,9 +17,8 @@ use secateur_base::files::{self, FileError, PartialFolder};
 /// The joined results of one pipeline.
 #[derive(Debug)]
 pub struct MergedPipeline {
-    pub folder: PathBuf,
-    /// The table of the sweep as text.
-    pub summary: String,
+    /// The tables of the joined sweep.
+    pub report: SweepReport,
     /// Variants of which no folder has a complete result: their ids and the reasons.
     pub missing_variants: Vec<(String, String)>,
 }
@@ -277,10 +277,8 @@ fn write_merged(shards: PipelineShards) -> Result<MergedPipeline, MergeError> {
         variants: descriptions,
     };
     sweep.write(&target)?;
-    let summary = write_report_tables(&target, &summaries)?;
     Ok(MergedPipeline {
-        folder: target,
-        summary,
+        report: write_report_tables(&target, &summaries)?,
         missing_variants,
     })
 }

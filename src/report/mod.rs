@@ -9,7 +9,8 @@
 //!    it.
 //! 2. `numbers` and `generations` read the variant's tables; `paired` computes standard errors.
 //! 3. `tables` writes one row per variant.
-//! 4. `text` and `json` format the tables; [`merge`] joins the folders of several machines.
+//! 4. [`SweepReport`] holds both tables; `text` and `json` format them. [`merge`] joins the folders
+//!    of several machines.
 
 mod error;
 mod generations;
@@ -22,13 +23,15 @@ mod parquet;
 pub mod shape;
 mod step_options;
 mod summarize;
+mod sweep_report;
 mod tables;
 mod text;
 mod variant_summary;
 
 pub use error::ReportError;
 pub(crate) use parquet::VARIANTS_FILE;
-pub use summarize::summarize_results;
+pub use summarize::read_reports;
+pub use sweep_report::SweepReport;
 pub use tables::write_report_tables;
 pub use variant_summary::VariantSummary;
 pub(crate) use variant_summary::unselected_summaries;

@@ -7,6 +7,7 @@ use polars::prelude::*;
 
 use super::error::ReportError;
 use secateur_base::files::write_atomic;
+use secateur_store::tables::{ColumnValues, Table};
 
 /// The table of the variants, in the results folder of a pipeline.
 pub(crate) const VARIANTS_FILE: &str = "variants.parquet";
@@ -40,11 +41,33 @@ pub(crate) fn read_parquet_if_exists(path: &Path) -> Result<Option<DataFrame>, R
     }
 }
 
-/// Writes a table atomically. The bytes depend on the frame alone.
-pub(crate) fn write_parquet(path: &Path, frame: &mut DataFrame) -> Result<(), ReportError> {
-    let mut bytes = Vec::new();
-    ParquetWriter::new(&mut bytes)
-        .with_compression(ParquetCompression::Snappy)
-        .finish(frame)?;
-    Ok(write_atomic(path, &bytes)?)
+/// Writes a table atomically, with the plain types and the writer of the tables of a variant: polars
+/// would write texts as string views, which older readers refuse. The bytes depend on the frame
+/// alone.
+pub(crate) fn write_parquet(path: &Path, frame: &DataFrame) -> Result<(), ReportError> {
+    let mut columns = Vec::with_capacity(frame.width());
+    for column in frame.columns() {
+        columns.push((column.name().to_string(), column_values(column)?));
+    }
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let table = Table::from_columns(&name, columns)?;
+    Ok(write_atomic(path, &table.to_parquet()?)?)
+}
+
+fn column_values(column: &Column) -> Result<ColumnValues, PolarsError> {
+    Ok(match column.dtype() {
+        DataType::String => {
+            let texts = column.str()?.iter();
+            ColumnValues::Text(texts.map(|text| text.map(str::to_owned)).collect())
+        }
+        DataType::UInt32 => ColumnValues::U32(column.u32()?.iter().collect()),
+        DataType::UInt64 => ColumnValues::U64(column.u64()?.iter().collect()),
+        DataType::Int64 => ColumnValues::I64(column.i64()?.iter().collect()),
+        DataType::Float64 => ColumnValues::F64(column.f64()?.iter().collect()),
+        DataType::Boolean => ColumnValues::Bool(column.bool()?.iter().collect()),
+        other => {
+            let message = format!("column `{}` has the type {other}", column.name());
+            return Err(PolarsError::SchemaMismatch(message.into()));
+        }
+    })
 }

@@ -1,71 +1,25 @@
-//! Reports of results folders that a run has left, as text or JSON.
+//! Finds results folders that runs have left, and reads their tables.
 
 use std::path::{Path, PathBuf};
 
-use polars::prelude::DataFrame;
-use serde_json::{Value, json};
-
 use super::error::ReportError;
-use super::json::to_json_records;
-use super::parquet::{GENERATIONS_FILE, VARIANTS_FILE, read_parquet, read_parquet_if_exists};
-use super::text;
+use super::parquet::VARIANTS_FILE;
+use super::sweep_report::SweepReport;
 
-/// The tables of one results folder.
-struct ResultTables {
-    folder: PathBuf,
-    variants: DataFrame,
-    generations: Option<DataFrame>,
-}
-
-impl ResultTables {
-    fn read(folder: PathBuf) -> Result<Self, ReportError> {
-        Ok(Self {
-            variants: read_parquet(&folder.join(VARIANTS_FILE), None)?,
-            generations: read_parquet_if_exists(&folder.join(GENERATIONS_FILE))?,
-            folder,
-        })
-    }
-
-    fn to_json(&self) -> Value {
-        let generations = self
-            .generations
-            .as_ref()
-            .map_or_else(|| json!([]), to_json_records);
-        json!({
-            "results": self.folder,
-            "variants": to_json_records(&self.variants),
-            "generations": generations,
-        })
-    }
-
-    fn to_text(&self) -> Result<String, ReportError> {
-        let summary = text::format_sweep(&self.variants, self.generations.as_ref())?;
-        let profiles = text::format_profiles(&self.folder, &self.variants)?;
-        Ok(format!("{}\n\n{summary}{profiles}", self.folder.display()))
-    }
-}
-
-/// Summarises results folders: each path is `results/<pipeline>`, or a folder of several such.
-pub fn summarize_results(paths: &[PathBuf], as_json: bool) -> Result<String, ReportError> {
-    let mut results = Vec::new();
+/// Reads the tables of results folders: each path is `results/<pipeline>`, or a folder of several
+/// such.
+pub fn read_reports(paths: &[PathBuf]) -> Result<Vec<SweepReport>, ReportError> {
+    let mut reports = Vec::new();
     for path in paths {
         let folders = find_result_folders(path, |folder| folder.join(VARIANTS_FILE).exists());
         if folders.is_empty() {
             return Err(ReportError::NoResults(path.clone()));
         }
         for folder in folders {
-            results.push(ResultTables::read(folder)?);
+            reports.push(SweepReport::read(folder)?);
         }
     }
-    if as_json {
-        let records: Vec<Value> = results.iter().map(ResultTables::to_json).collect();
-        return Ok(format!("{:#}\n", Value::Array(records)));
-    }
-    let texts: Vec<String> = results
-        .iter()
-        .map(ResultTables::to_text)
-        .collect::<Result<_, _>>()?;
-    Ok(texts.join("\n"))
+    Ok(reports)
 }
 
 /// The folder itself if it holds results, else the folders directly inside it that do, sorted.

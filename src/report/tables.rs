@@ -11,23 +11,23 @@ use super::generations::{GeneratedTexts, PromptKey};
 use super::metrics::{SIZE_COLUMNS, VariantMetrics};
 use super::numbers::read_metrics;
 use super::parquet::{GENERATIONS_FILE, VARIANTS_FILE, write_parquet};
-use super::text;
+use super::sweep_report::SweepReport;
 use super::variant_summary::VariantSummary;
 use crate::results::VariantStatus;
 use secateur_base::files::FileError;
 
 /// Writes `variants.parquet` and `generations.parquet` from the variants' own tables, and returns
-/// the summary as text.
+/// both.
 pub fn write_report_tables(
     folder: &Path,
     variants: &[VariantSummary],
-) -> Result<String, ReportError> {
+) -> Result<SweepReport, ReportError> {
     let rows: Vec<VariantRow> = variants.iter().map(VariantRow::read).collect();
-    let mut variants_table = build_variants_table(&rows)?;
-    write_parquet(&folder.join(VARIANTS_FILE), &mut variants_table)?;
-    let mut generations_table = build_generations_table(&rows)?;
+    let variants = build_variants_table(&rows)?;
+    write_parquet(&folder.join(VARIANTS_FILE), &variants)?;
+    let generations = build_generations_table(&rows)?;
     let path = folder.join(GENERATIONS_FILE);
-    match &mut generations_table {
+    match &generations {
         Some(table) => write_parquet(&path, table)?,
         // The pipeline had a `generate` stage in an earlier run and has none now.
         None if path.exists() => {
@@ -35,8 +35,11 @@ pub fn write_report_tables(
         }
         None => {}
     }
-    let summary = text::format_sweep(&variants_table, generations_table.as_ref())?;
-    Ok(summary + &text::format_profiles(folder, &variants_table)?)
+    Ok(SweepReport {
+        folder: folder.to_owned(),
+        variants,
+        generations,
+    })
 }
 
 /// A variant, and the content of its tables.

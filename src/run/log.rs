@@ -1,5 +1,5 @@
-//! Log events: one line each on standard error (above the progress bars on a terminal) and in the
-//! `log.jsonl` of the variants that are running.
+//! Log events: on standard error (above the progress bars on a terminal) and in the `log.jsonl` of
+//! the variants that are running.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -14,6 +14,7 @@ use tracing_subscriber::{Layer, fmt};
 
 use crate::pipeline::settings::LogFormat;
 use crate::progress::Progress;
+use crate::run::log_lines::LogLines;
 
 /// The `log.jsonl` files that events are currently written to. Clones share the set.
 ///
@@ -58,7 +59,7 @@ impl<'a> MakeWriter<'a> for LogFiles {
 
 /// Writes to standard error, above the progress bars.
 #[derive(Clone)]
-struct ConsoleWriter(Progress);
+pub(crate) struct ConsoleWriter(Progress);
 
 impl Write for ConsoleWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -70,33 +71,59 @@ impl Write for ConsoleWriter {
     }
 }
 
-/// Sets up the log of this process. The console shows events of level info and above; `log.jsonl`
-/// also has the beginning and the end of each stage (level debug). The environment variable
-/// `SECATEUR_LOG` replaces the filter of the console, in the notation of `tracing`.
-pub fn init(format: LogFormat, is_terminal: bool, progress: &Progress, files: &LogFiles) {
-    let console_filter = EnvFilter::try_from_env("SECATEUR_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("warn,secateur=info"));
+/// Which events the console shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    Errors,
+    Warnings,
+    /// Also one line for each stage.
+    Normal,
+    /// Also the beginnings of stages, and what is done behind them.
+    Debug,
+}
+
+impl Verbosity {
+    /// The filter in the notation of `tracing`. `secateur` stands for all crates of the workspace.
+    fn filter(self) -> &'static str {
+        match self {
+            Self::Errors => "error",
+            Self::Warnings => "warn",
+            Self::Normal => "warn,secateur=info",
+            Self::Debug => "warn,secateur=debug",
+        }
+    }
+}
+
+/// How events are shown on standard error.
+#[derive(Clone, Copy, Debug)]
+pub struct Console {
+    /// `None`: what the environment variable `SECATEUR_LOG` says in the notation of `tracing`, else
+    /// [`Verbosity::Normal`].
+    pub verbosity: Option<Verbosity>,
+    pub has_color: bool,
+    /// The width of the terminal, asked for each event: it can be resized. `None` if standard error
+    /// is no terminal: lines then begin with the time and are not shortened.
+    pub terminal_width: Option<fn() -> usize>,
+}
+
+/// Sets up the log of this process. `log.jsonl` has the events of level info and above, and the
+/// beginning and the end of each stage (level debug), whatever the console shows.
+pub fn init(format: LogFormat, console: Console, progress: &Progress, files: &LogFiles) {
+    let filter = match console.verbosity {
+        Some(verbosity) => EnvFilter::new(verbosity.filter()),
+        None => EnvFilter::try_from_env("SECATEUR_LOG")
+            .unwrap_or_else(|_| EnvFilter::new(Verbosity::Normal.filter())),
+    };
     let writer = ConsoleWriter(progress.clone());
-    let console = fmt::layer()
-        .with_writer(move || writer.clone())
-        .with_target(false);
     let console = match format {
-        LogFormat::Json => console
+        LogFormat::Json => fmt::layer()
+            .with_writer(move || writer.clone())
+            .with_target(false)
             .json()
             .flatten_event(true)
-            .with_filter(console_filter)
+            .with_filter(filter)
             .boxed(),
-        LogFormat::Text if is_terminal => console
-            .compact()
-            .without_time()
-            .with_ansi(true)
-            .with_filter(console_filter)
-            .boxed(),
-        LogFormat::Text => console
-            .compact()
-            .with_ansi(false)
-            .with_filter(console_filter)
-            .boxed(),
+        LogFormat::Text => LogLines { writer, console }.with_filter(filter).boxed(),
     };
     let log_files = fmt::layer()
         .json()

@@ -5,6 +5,7 @@
 //! writes the report of the sweep. `status` and [`log`] report progress.
 
 pub mod log;
+mod log_lines;
 pub mod node;
 mod outcome;
 mod panics;

@@ -1,12 +1,10 @@
 //! The outcome of a run, and the report of its sweep.
 
-use std::path::PathBuf;
-
 use crate::pipeline::problem::StageFailure;
 use crate::plan::Plan;
 use crate::plan::ids::VariantId;
 use crate::plan::keys::ProductKeys;
-use crate::report::{self, ReportError, VariantSummary};
+use crate::report::{self, ReportError, SweepReport, VariantSummary};
 use crate::results::VariantStatus;
 use crate::run::variants::RunVariants;
 use secateur_base::files::FileError;
@@ -18,10 +16,8 @@ pub struct RunOutcome {
     pub variants: Vec<VariantSummary>,
     pub failures: Vec<StageFailure>,
     pub is_interrupted: bool,
-    /// The table of the sweep as text.
-    pub summary: String,
-    /// The results folder of the pipeline.
-    pub folder: PathBuf,
+    /// The tables of the sweep, in the results folder of the pipeline.
+    pub report: SweepReport,
 }
 
 /// Why a run could not go on: the results folder failed. A stage that fails ends only its variants.
@@ -36,12 +32,12 @@ pub enum RunError {
 }
 
 /// Writes the tables of the sweep: the variants of this run, and those that earlier runs left in
-/// the results folder. Returns the variants of this run and the tables as text.
+/// the results folder. Returns the variants of this run and the tables.
 pub(crate) fn write_report(
     plan: &Plan,
     keys: &ProductKeys,
     variants: &RunVariants<'_>,
-) -> Result<(Vec<VariantSummary>, String), RunError> {
+) -> Result<(Vec<VariantSummary>, SweepReport), RunError> {
     // Of several runs that end at the same time, each reads the variants after it has the claim, so
     // the last one that writes has seen all results.
     let _claim = variants.wait_for_report_claim()?;
@@ -59,8 +55,8 @@ pub(crate) fn write_report(
     ));
     let sweep_position = |id: &str| plan.variant_order.iter().position(|other| other == id);
     rows.sort_by_key(|row| sweep_position(&row.description.id));
-    let summary = report::write_report_tables(folder, &rows)?;
-    Ok((summaries, summary))
+    let report = report::write_report_tables(folder, &rows)?;
+    Ok((summaries, report))
 }
 
 /// How a variant ended: in this run, or as its folder records it if another run completed it.

@@ -220,6 +220,7 @@ impl TreeWalk<'_> {
         let seconds_left = self.status_writer.status.seconds_left;
         tracing::info_span!(
             "stage",
+            stage = step.stage.tag(),
             step = step.position,
             r#for = self.variants.label(variants),
             variant = self.status_writer.variant_progress(),
@@ -353,7 +354,7 @@ impl TreeWalk<'_> {
         self.interrupt_open_variants(is_stop_requested);
         self.context.log.set_paths([]);
         self.update_status(None);
-        let (variants, summary) = write_report(self.plan, self.keys, &self.variants)?;
+        let (variants, report) = write_report(self.plan, self.keys, &self.variants)?;
         let is_succeeded = |variant: &VariantSummary| variant.status == VariantStatus::Succeeded;
         let is_failed = |variant: &VariantSummary| variant.status == VariantStatus::Failed;
         let is_interrupted = is_stop_requested && !variants.iter().all(is_succeeded);
@@ -369,8 +370,7 @@ impl TreeWalk<'_> {
             variants,
             failures: std::mem::take(&mut self.failures),
             is_interrupted,
-            summary,
-            folder: self.variants.results_folder().to_owned(),
+            report,
         })
     }
 

@@ -9,7 +9,7 @@ use super::environment::{Environment, OptionFault};
 use super::error::{RestoreError, StageError};
 use super::facts::EarlierStages;
 use super::products::{ChannelScores, Compat, GroupScores, MemberScores};
-use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::stage::{Stage, StageOutput, StageType, describe_options, option_text};
 use super::stored;
 use super::values::{GRAPH, GROUP_SCORES, MODEL, SCORES, StageValues, ValueKind};
 use secateur_model::Model;
@@ -173,7 +173,11 @@ pub fn run(
         }));
         groups.push(units);
     }
-    tracing::info!(?with, groups = groups.len(), "aggregated");
+    tracing::info!(
+        with = option_text(&with),
+        groups = groups.len(),
+        "aggregated"
+    );
     let table = Table::from_rows("aggregate", &rows)?;
     let input_means = scores.input_means.clone();
     Ok((

@@ -11,6 +11,7 @@ use super::error::StageError;
 use super::stage::{Stage, StageOutput, StageType, describe_options};
 use super::values::{MODEL, StageValues, ValueKind};
 use super::{Context, InputFile};
+use crate::progress::{format_percent, format_significant};
 use secateur_data::corpus::CorpusSource;
 use secateur_data::task::{FewShot, Metric, Task};
 use secateur_model::Model;
@@ -377,9 +378,16 @@ pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Ta
     }
     let values: Vec<String> = rows
         .iter()
-        .map(|row| format!("{} {} {:.4}", row.task, row.metric, row.value))
+        .map(|row| {
+            // Only accuracies have a chance level.
+            let value = match row.chance {
+                Some(_) => format_percent(row.value),
+                None => format_significant(row.value),
+            };
+            format!("{} {} {value}", row.task, row.metric)
+        })
         .collect();
-    tracing::info!("evaluated: {}", values.join(", "));
+    tracing::info!("{}", values.join(", "));
     let mut tables = vec![
         Table::from_rows("evaluate", &rows)?,
         Table::from_rows("evaluate_documents", &measured.documents)?,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Context;
 use super::environment::{Environment, OptionFault};
 use super::error::StageError;
-use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::stage::{Stage, StageOutput, StageType, describe_options, option_text};
 use super::values::{MODEL, PLAN, StageValues, ValueKind};
 use secateur_model::Model;
 use secateur_model::plan::PruningPlan;
@@ -164,6 +164,6 @@ pub fn run(
             dtype,
         })?;
     }
-    tracing::info!(formats = ?options.formats, "exported");
+    tracing::info!(formats = option_text(&options.formats), "exported");
     Ok(())
 }

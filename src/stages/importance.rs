@@ -11,7 +11,7 @@ use super::environment::{Environment, OptionFault};
 use super::error::{RestoreError, StageError};
 use super::facts::{EarlierStages, ImportanceFacts};
 use super::products::{ChannelScores, Compat};
-use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::stage::{Stage, StageOutput, StageType, describe_options, option_text};
 use super::stored;
 use super::values::{GRAPH, MODEL, SCORES, StageValues, ValueKind};
 use super::{Context, InputFile, size_faults};
@@ -332,7 +332,11 @@ pub fn run(
         tracing::warn!("{difference}");
     }
     let table = Table::from_rows("importance", &table_rows(graph, &scores))?;
-    tracing::info!(method = ?options.method, channels = table.rows.num_rows(), "scored");
+    tracing::info!(
+        method = option_text(&options.method),
+        channels = table.rows.num_rows(),
+        "scored"
+    );
     Ok((scores, vec![table]))
 }
 

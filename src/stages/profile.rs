@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::Context;
 use super::environment::{Environment, OptionFault, positive_faults, size_faults};
 use super::error::StageError;
-use super::stage::{Stage, StageOutput, StageType, describe_options};
+use super::stage::{Stage, StageOutput, StageType, describe_options, option_text};
 use super::values::{DENSE, MODEL, StageValues, ValueKind};
 use secateur_base::files::write_atomic;
 use secateur_model::Model;
@@ -269,13 +269,13 @@ fn run(
         .map(|dense| Ratio::new((&model_profile.size, &speeds[0]), (&dense.size, &speeds[1])));
     if let Some(ratio) = &ratio {
         tracing::info!(
-            "relative to the dense model: {:.3} parameters; {:.2} prefill ({:?}), {:.2} decode \
-             ({:?}) tokens per second",
+            "relative to the dense model: {:.3} parameters; {:.2} prefill ({}), {:.2} decode ({}) \
+             tokens per second",
             ratio.size.parameters,
             ratio.prefill_tokens_per_second,
-            ratio.prefill_verdict,
+            option_text(&ratio.prefill_verdict),
             ratio.decode_tokens_per_second,
-            ratio.decode_verdict,
+            option_text(&ratio.decode_verdict),
         );
     }
     let report = ProfileReport {

@@ -12,6 +12,7 @@ use super::stage::{Stage, StageOutput, StageType, describe_options};
 use super::stored;
 use super::values::{GRAPH, GROUP_SCORES, MODEL, PLAN, StageValues, ValueKind};
 use super::{Context, MemoryBudget, RepeatPosition};
+use crate::progress::format_percent;
 use secateur_model::Model;
 use secateur_model::groups::{DependencyGraph, Group, GroupKind};
 use secateur_model::plan::{self, PruningPlan};
@@ -261,7 +262,7 @@ pub fn run(
     let sizes = sizes::sizes_row(model, &pruned, graph, &selection.removed);
     tracing::info!(
         params = sizes.params_after,
-        removed = format!("{:.1} %", 100.0 * sizes.param_ratio),
+        removed = format_percent(sizes.param_ratio),
         "pruned"
     );
     let tables = vec![

@@ -358,9 +358,9 @@ pub fn run(
     let folder = context.output_path("adapter", "");
     save_adapter(&adapter, &model.source, options.dropout, &folder)?;
     tracing::info!(
+        loss = update_rows.last().map(|row| row.loss),
+        first_loss = update_rows.first().map(|row| row.loss),
         updates,
-        first = update_rows.first().map(|row| row.loss),
-        last = update_rows.last().map(|row| row.loss),
         "recovered"
     );
     let table = Table::from_rows("recover", &update_rows)?;

@@ -86,21 +86,43 @@ where
 }
 
 /// ` key=value` for each of these options that is set to something other than an empty list, in the
-/// order of the options.
+/// order of the options. Keys are those of `--set`, such as `duration.updates`.
 pub fn describe_options(options: &Map<String, Value>, keys: &[&str]) -> String {
     let mut text = String::new();
     for (key, value) in options {
-        let is_empty_list = value.as_array().is_some_and(Vec::is_empty);
-        if !keys.contains(&key.as_str()) || is_empty_list {
-            continue;
+        if keys.contains(&key.as_str()) {
+            push_option(&mut text, key, value);
         }
-        let value = match value.as_str() {
-            Some(value) => value.to_owned(),
-            None => value.to_string().replace('"', ""),
-        };
-        text.push_str(&format!(" {key}={value}"));
     }
     text
+}
+
+fn push_option(text: &mut String, key: &str, value: &Value) {
+    match value {
+        Value::Array(values) if values.is_empty() => {}
+        Value::Object(options) => {
+            for (inner_key, value) in options {
+                push_option(text, &format!("{key}.{inner_key}"), value);
+            }
+        }
+        _ => text.push_str(&format!(" {key}={}", value_text(value))),
+    }
+}
+
+/// The value of an option as it is written in TOML, without quotes and on one line.
+pub(crate) fn option_text(value: &impl Serialize) -> String {
+    serde_json::to_value(value).map_or_else(|_| String::new(), |value| value_text(&value))
+}
+
+fn value_text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.replace('\n', "\\n"),
+        Value::Array(values) => {
+            let values: Vec<String> = values.iter().map(value_text).collect();
+            format!("[{}]", values.join(","))
+        }
+        other => other.to_string(),
+    }
 }
 
 /// A stage with its options: one `[[stage]]` of a pipeline.
@@ -249,5 +271,36 @@ impl dyn Stage + '_ {
     /// The options in a few words; empty or begins with a space.
     pub fn summary(&self) -> String {
         (self.stage_type().summary)(&self.options())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_described_as_toml_has_them() {
+        let options = serde_json::json!({
+            "method": "taylor",
+            "tasks": ["a", "b"],
+            "corpora": [],
+            "duration": { "updates": 60 },
+            "separator": "\n---\n",
+            "ratio": 0.25,
+            "seed": 7,
+        });
+        let options = options.as_object().expect("an object");
+        let keys = [
+            "method",
+            "tasks",
+            "corpora",
+            "duration",
+            "separator",
+            "ratio",
+        ];
+        assert_eq!(
+            describe_options(options, &keys),
+            " method=taylor tasks=[a,b] duration.updates=60 separator=\\n---\\n ratio=0.25"
+        );
     }
 }

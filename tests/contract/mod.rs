@@ -9,6 +9,8 @@ mod generation;
 mod interruption;
 mod kept_products;
 mod model_folders;
+mod output;
+mod printed_tables;
 mod special_tokens;
 mod stages;
 mod sweep_tables;

@@ -9,7 +9,7 @@ use secateur::plan::check::{Overrides, check};
 use secateur::plan::ids::VariantId;
 use secateur::report::merge::merge;
 use secateur::report::shape::{StepsByModel, SweepManifest, VariantDescription};
-use secateur::report::{VariantSummary, summarize_results, write_report_tables};
+use secateur::report::{VariantSummary, read_reports, write_report_tables};
 use secateur::results::{VariantManifest, VariantStatus};
 use secateur_store::tables::{Table, TablePart, write_parts};
 use serde::de::DeserializeOwned;
@@ -89,6 +89,24 @@ fn summary_of(folder: &Path, id: &str) -> VariantSummary {
         None,
         folder.join(id),
     )
+}
+
+/// Writes the tables of the sweep, and returns them as text of 80 characters.
+fn write_summary(folder: &Path, variants: &[VariantSummary]) -> String {
+    let report = write_report_tables(folder, variants).unwrap();
+    report.to_text(80).unwrap()
+}
+
+/// The tables of a results folder as text.
+fn read_summary(folder: &Path) -> String {
+    read_reports(&[folder.to_owned()]).unwrap()[0]
+        .to_text(80)
+        .unwrap()
+}
+
+/// The tables of a results folder as JSON.
+fn read_json(folder: &Path) -> serde_json::Value {
+    read_reports(&[folder.to_owned()]).unwrap()[0].to_json()
 }
 
 /// Writes a table of a variant, step by step.
@@ -317,7 +335,7 @@ fn results_of_earlier_versions_are_read() {
         "evaluate",
         vec![(1, vec![row(0.75)]), (8, vec![row(0.5)])],
     );
-    let summary = write_report_tables(folder.path(), &[summary_of(folder.path(), "v")]).unwrap();
+    let summary = write_summary(folder.path(), &[summary_of(folder.path(), "v")]);
     let rows = table(&folder.path().join("variants.parquet"));
     let value_of = |name: &str| number(&rows, name, 0);
     assert_eq!(
@@ -328,18 +346,15 @@ fn results_of_earlier_versions_are_read() {
         ),
         (Some(-0.25), None, None)
     );
-    let expected = "\
-variant  ratio             a.acc
-───────  ─────  ────────────────
-dense             75.0 %
-v        0.5    * 50.0 % (-25.0)
+    let expected = "                 a.acc, %
+variant  ratio   final  difference
+───────  ─────   ─────  ──────────
+dense             75.0
+v        0.5      50.0       -25.0
 
-* the best of its column; in brackets the difference to the dense model
+difference: final minus dense (of % in points)
 ";
-    assert_eq!(
-        summary.lines().map(str::trim_end).collect::<Vec<_>>(),
-        expected.lines().collect::<Vec<_>>()
-    );
+    assert_eq!(summary, expected);
     // An older table: without the columns that were added since.
     let kept = (0..rows.num_columns()).filter(|&column| {
         let name = rows.schema().field(column).name().clone();
@@ -354,11 +369,7 @@ v        0.5    * 50.0 % (-25.0)
         rows: rows.project(&kept).unwrap(),
     };
     old.save(&folder.path().join("variants.parquet")).unwrap();
-    assert!(
-        summarize_results(&[folder.path().to_owned()], false)
-            .unwrap()
-            .ends_with(&summary)
-    );
+    assert_eq!(read_summary(folder.path()), summary);
     // An older list of the sweep's variants.
     let old =
         r#"{"variants": [{"id": "v", "swept": [], "dense": [1], "pruned": [], "last": [8]}]}"#;
@@ -410,21 +421,29 @@ fn summary_shows_the_uncertainty_of_differences() {
         variant("many", 39, &other_documents, [110.0, 12.0, 14.0]),
         variant("guess", 42, &[], [10.0, 12.0, 14.0]),
     ];
-    let summary = write_report_tables(folder.path(), &variants).unwrap();
+    let summary = write_summary(folder.path(), &variants);
     let expected = "\
-variant  ratio                  a.acc                   b.acc           t.word_perplexity
-───────  ─────  ─────────────────────  ──────────────────────  ──────────────────────────
-dense             80.0 %                 ~ 50.0 %                12.000
-chance            50.0 %                   50.0 %
-few      0.5    * 79.0 % ( -1.0 ±1.0)  * ~ 55.0 % (+5.0 ±2.2)    14.000 ( +2.000  ±0.577)
-many     0.5      61.0 % (-19.0 ±3.9)    ~ 50.0 % (+0.0)         45.333 (+33.333 ±33.333)
-guess    0.5    ~ 58.0 % (-22.0 ±4.2)                       –  * 12.000 ( +0.000  ±0.000)
+variant  ratio
+───────  ─────
+few      0.5
+many     0.5
+guess    0.5
 
-* the best of its column; in brackets the difference to the dense model, ± its paired standard error; ~ not above chance by two standard errors
+          a.acc, %            b.acc, %             t.word_perplexity
+variant   final  difference    final  difference     final       difference
+───────   ─────  ──────────   ──────  ──────────   ───────  ───────────────
+dense      80.0                ~50.0                12.000
+chance     50.0                 50.0
+few       *79.0   -1.0 ±1.0   *~55.0   +5.0 ±2.2    14.000   +2.000 ±0.577
+many       61.0  -19.0 ±3.9    ~50.0   +0.0         45.333  +33.333 ±33.333
+guess     ~58.0  -22.0 ±4.2        –               *12.000   +0.000 ±0.000
+
+* the best of the variants with equal params
+~ not above chance by two standard errors
+difference: final minus dense (of % in points), ± its paired standard error
 ";
     assert_eq!(summary, expected);
-    let again = summarize_results(&[folder.path().to_owned()], false).unwrap();
-    assert!(again.ends_with(&summary), "{again}");
+    assert_eq!(read_summary(folder.path()), summary);
 }
 
 test!(values_below_the_majority_share_are_marked);
@@ -450,7 +469,7 @@ fn values_below_the_majority_share_are_marked() {
         );
     }
     let variants = ["less", "more"].map(|id| summary_of(folder.path(), id));
-    let summary = write_report_tables(folder.path(), &variants).unwrap();
+    let summary = write_summary(folder.path(), &variants);
     let rows = table(&folder.path().join("variants.parquet"));
     for row in 0..2 {
         assert_eq!(number(&rows, "yes_no.acc.majority", row), Some(0.62));
@@ -467,7 +486,7 @@ fn values_below_the_majority_share_are_marked() {
     assert!(
         summary
             .lines()
-            .any(|line| line.starts_with("majority") && line.contains("62.0 %"))
+            .any(|line| line.starts_with("majority") && line.contains("62.0"))
     );
 }
 
@@ -517,21 +536,20 @@ fn generated_texts_stand_side_by_side() {
         Some("it broke".to_owned()),
         folder.path().join("w"),
     );
-    let summary = write_report_tables(
+    let summary = write_summary(
         folder.path(),
         &[summary_of(folder.path(), "v"), failed.clone(), none],
-    )
-    .unwrap();
+    );
     let path = folder.path().join("generations.parquet");
     assert_eq!(
         columns(&path),
         [
-            "variant: Utf8View",
+            "variant: Utf8",
             "prompt: UInt32",
-            "input: Utf8View",
-            "dense: Utf8View",
-            "pruned: Utf8View",
-            "output: Utf8View"
+            "input: Utf8",
+            "dense: Utf8",
+            "pruned: Utf8",
+            "output: Utf8"
         ]
     );
     let rows = table(&path);
@@ -545,7 +563,7 @@ fn generated_texts_stand_side_by_side() {
     assert_eq!(column("pruned"), ["pruned", "", "", "pruned", ""]);
     assert_eq!(column("output"), ["last\u{1b}[2J", "four", &long, "", ""]);
     assert!(rows["dense"].is_null(1) && rows["output"].is_null(3));
-    let first_characters = &long[..99];
+    let first_characters = &long[..70];
     let shown = format!(
         "
 prompt 0: Once
@@ -563,29 +581,21 @@ prompt 1: Two
 "
     );
     assert!(summary.ends_with(&shown), "{summary}");
-    let records: serde_json::Value =
-        serde_json::from_str(&summarize_results(&[folder.path().to_owned()], true).unwrap())
-            .unwrap();
-    let record = &records[0]["generations"][1];
+    let report = read_json(folder.path());
+    let record = &report["generations"][1];
     assert_eq!(
         (record["prompt"].as_u64(), record["output"].as_str()),
         (Some(1), Some("four"))
     );
-    assert!(record["dense"].is_null() && records[0]["generations"].as_array().unwrap().len() == 5);
-    assert!(
-        summarize_results(&[folder.path().to_owned()], false)
-            .unwrap()
-            .ends_with(&shown)
-    );
+    assert!(record["dense"].is_null() && report["generations"].as_array().unwrap().len() == 5);
+    assert_eq!(read_summary(folder.path()), summary);
 
     // The table is removed when no variant generates texts.
     failed.description.generate = StepsByModel::default();
     write_report_tables(folder.path(), &[failed]).unwrap();
     assert!(!path.exists());
-    let records: serde_json::Value =
-        serde_json::from_str(&summarize_results(&[folder.path().to_owned()], true).unwrap())
-            .unwrap();
-    assert_eq!(records[0]["generations"], serde_json::json!([]));
+    let report = read_json(folder.path());
+    assert_eq!(report["generations"], serde_json::json!([]));
 }
 
 test!(summary_shows_only_the_first_prompts_and_variants);
@@ -599,7 +609,7 @@ fn summary_shows_only_the_first_prompts_and_variants() {
     }
     let variants: Vec<VariantSummary> =
         ids.iter().map(|id| summary_of(folder.path(), id)).collect();
-    let summary = write_report_tables(folder.path(), &variants).unwrap();
+    let summary = write_summary(folder.path(), &variants);
     assert!(
         summary.contains("prompt of 2") && !summary.contains("prompt of 3"),
         "{summary}"
@@ -657,15 +667,16 @@ fn merged_shards_give_the_same_tables() {
     write_report_tables(&unsharded, &summaries).unwrap();
     let shards = [write_results("one", &["v"]), write_results("two", &["w"])];
     let merged = merge(&shards, Some(&folder.path().join("joined"))).unwrap();
+    let summary = merged[0].report.to_text(80).unwrap();
     assert!(
-        merged[0].missing_variants.is_empty() && merged[0].summary.contains("prompt 0: Once"),
+        merged[0].missing_variants.is_empty() && summary.contains("prompt 0: Once"),
         "{:?}",
         merged[0]
     );
     for name in ["variants.parquet", "generations.parquet"] {
         let read = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
         assert!(
-            read(&unsharded) == read(&merged[0].folder),
+            read(&unsharded) == read(&merged[0].report.folder),
             "{name} differs"
         );
     }

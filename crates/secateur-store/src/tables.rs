@@ -21,7 +21,10 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Float64Array, RecordBatch, StringArray, UInt32Array};
+use arrow::array::{
+    Array, ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, UInt32Array,
+    UInt64Array,
+};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use arrow::error::ArrowError;
@@ -43,6 +46,30 @@ pub struct Table {
     /// …
     pub name: String,
     pub rows: RecordBatch,
+}
+
+/// The values of a column; `None` is a null. Every reader of Parquet supports these types.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ColumnValues {
+    Text(Vec<Option<String>>),
+    U32(Vec<Option<u32>>),
+    U64(Vec<Option<u64>>),
+    I64(Vec<Option<i64>>),
+    F64(Vec<Option<f64>>),
+    Bool(Vec<Option<bool>>),
+}
+
+impl ColumnValues {
+    fn into_array(self) -> ArrayRef {
+        match self {
+            Self::Text(values) => Arc::new(StringArray::from(values)),
+            Self::U32(values) => Arc::new(UInt32Array::from(values)),
+            Self::U64(values) => Arc::new(UInt64Array::from(values)),
+            Self::I64(values) => Arc::new(Int64Array::from(values)),
+            Self::F64(values) => Arc::new(Float64Array::from(values)),
+            Self::Bool(values) => Arc::new(BooleanArray::from(values)),
+        }
+    }
 }
 
 /// The rows of a table that one step of a variant measured.
@@ -101,13 +128,51 @@ impl Table {
         Ok(table)
     }
 
+    /// Makes a table of named columns of equal length, for tables whose columns are only known when
+    /// the program runs.
+    ///
+    /// # Errors
+    /// If a value is a NaN or an infinity, or the columns differ in length.
+    pub fn from_columns(
+        name: &str,
+        columns: Vec<(String, ColumnValues)>,
+    ) -> Result<Self, TableError> {
+        let (mut fields, mut arrays) = (Vec::new(), Vec::new());
+        for (column, values) in columns {
+            let array = values.into_array();
+            fields.push(Field::new(column, array.data_type().clone(), true));
+            arrays.push(array);
+        }
+        let rows =
+            RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|error| {
+                TableError::Encode {
+                    table: name.to_owned(),
+                    message: error.to_string(),
+                }
+            })?;
+        let table = Self {
+            name: name.to_owned(),
+            rows,
+        };
+        table.check_finite()?;
+        Ok(table)
+    }
+
+    /// The rows as the bytes of a Parquet file, without further columns. Equal rows give equal
+    /// bytes.
+    ///
+    /// # Errors
+    /// If the rows cannot be encoded.
+    pub fn to_parquet(&self) -> Result<Vec<u8>, TableError> {
+        encode_parquet(&self.name, &self.rows)
+    }
+
     /// Writes the rows to a Parquet file, without further columns. [`Table::read`] reads it back.
     ///
     /// # Errors
     /// If the rows cannot be encoded or the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), TableError> {
-        let parquet_bytes = encode_parquet(&self.name, &self.rows)?;
-        Ok(write_atomic_unsynced(path, &parquet_bytes)?)
+        Ok(write_atomic_unsynced(path, &self.to_parquet()?)?)
     }
 
     /// Reads a file that [`Table::save`] wrote.
@@ -280,6 +345,49 @@ mod tests {
         });
         assert_eq!(bytes[0], bytes[1]);
         Table::from_rows::<Row>("empty", &[]).expect("a table may be empty");
+    }
+
+    #[test]
+    fn columns_that_are_known_at_run_time_have_plain_types() {
+        let columns = |ratio: f64| {
+            vec![
+                (
+                    "variant".to_owned(),
+                    ColumnValues::Text(vec![Some("v".to_owned()), None]),
+                ),
+                ("prompt".to_owned(), ColumnValues::U32(vec![Some(1), None])),
+                (
+                    "bytes".to_owned(),
+                    ColumnValues::U64(vec![None, Some(u64::MAX)]),
+                ),
+                ("rank".to_owned(), ColumnValues::I64(vec![Some(-1), None])),
+                (
+                    "ratio".to_owned(),
+                    ColumnValues::F64(vec![Some(ratio), None]),
+                ),
+                (
+                    "current".to_owned(),
+                    ColumnValues::Bool(vec![Some(true), None]),
+                ),
+            ]
+        };
+        let table = Table::from_columns("variants", columns(0.5)).expect("equal lengths");
+        let types: Vec<String> = table
+            .rows
+            .schema()
+            .fields()
+            .iter()
+            .map(|field| field.data_type().to_string())
+            .collect();
+        assert_eq!(
+            types,
+            ["Utf8", "UInt32", "UInt64", "Int64", "Float64", "Boolean"]
+        );
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("variants.parquet");
+        table.save(&path).expect("written");
+        assert_eq!(Table::read("variants", &path).expect("read"), table);
+        Table::from_columns("variants", columns(f64::INFINITY)).expect_err("an infinity");
     }
 
     #[test]

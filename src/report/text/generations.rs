@@ -1,7 +1,11 @@
 //! Generated texts, side by side: each prompt, and below it one line per model.
 
+use std::ops::RangeInclusive;
+
 use polars::prelude::*;
 
+use super::VariantNames;
+use super::columns::NO_VALUE;
 use crate::report::parquet::GENERATIONS_FILE;
 
 /// How many prompts are printed.
@@ -10,8 +14,8 @@ const MAX_PROMPTS_SHOWN: usize = 3;
 /// How many variants are printed of each prompt.
 const MAX_VARIANTS_SHOWN: usize = 12;
 
-/// How many characters of a text are printed.
-const MAX_CHARACTERS_SHOWN: usize = 100;
+/// How many characters of a text are printed at most, and at least: fewer would say nothing.
+const CHARACTERS_SHOWN: RangeInclusive<usize> = 20..=100;
 
 /// The columns of `generations.parquet` that are printed.
 struct GenerationColumns<'a> {
@@ -20,6 +24,9 @@ struct GenerationColumns<'a> {
     inputs: &'a StringChunked,
     dense: &'a StringChunked,
     outputs: &'a StringChunked,
+    names: &'a VariantNames,
+    /// The longest line.
+    width: usize,
 }
 
 /// The rows of one prompt.
@@ -35,14 +42,21 @@ impl PromptRows<'_> {
     }
 }
 
-/// The first prompts: each, and below it what the dense model and the first variants generated.
-pub(crate) fn format_generations(table: &DataFrame) -> Result<String, PolarsError> {
+/// The first prompts: each, and below it what the dense model and the first variants generated, in
+/// lines of at most `width` characters.
+pub(crate) fn format_generations(
+    table: &DataFrame,
+    names: &VariantNames,
+    width: usize,
+) -> Result<String, PolarsError> {
     let columns = GenerationColumns {
         variants: table.column("variant")?.str()?,
         numbers: table.column("prompt")?.u32()?,
         inputs: table.column("input")?.str()?,
         dense: table.column("dense")?.str()?,
         outputs: table.column("output")?.str()?,
+        names,
+        width,
     };
     let prompts = columns.group_by_prompt(table.height());
     let shown_prompts = &prompts[..prompts.len().min(MAX_PROMPTS_SHOWN)];
@@ -87,26 +101,33 @@ impl<'a> GenerationColumns<'a> {
     /// The characters of the longest name that is printed.
     fn name_width(&self, prompts: &[PromptRows<'_>]) -> usize {
         let shown_rows = prompts.iter().flat_map(PromptRows::shown_rows);
-        let names = shown_rows
-            .filter_map(|&row| self.variants.get(row))
-            .chain(["dense"]);
+        let names = shown_rows.map(|&row| self.name(row)).chain(["dense"]);
         names.map(|name| name.chars().count()).max().unwrap_or(0)
+    }
+
+    /// The name of the variant in a row.
+    fn name(&self, row: usize) -> &str {
+        self.names.short(self.variants.get(row).unwrap_or_default())
     }
 
     fn format_prompt(&self, prompt: &PromptRows<'_>, name_width: usize) -> String {
         let line = |name: &str, output: Option<&str>| {
-            let output = output.map_or_else(|| "–".to_owned(), to_single_line);
+            let room = self.width.saturating_sub(name_width + 4);
+            let output = output.map_or_else(
+                || NO_VALUE.to_owned(),
+                |output| to_single_line(output, room),
+            );
             let line = format!("  {name:<name_width$}  {output}");
             line.trim_end().to_owned() + "\n"
         };
-        let input = to_single_line(prompt.input);
-        let mut text = format!("\nprompt {}: {input}\n", prompt.number);
+        let title = format!("prompt {}: ", prompt.number);
+        let room = self.width.saturating_sub(title.chars().count());
+        let mut text = format!("\n{title}{}\n", to_single_line(prompt.input, room));
         if let Some(dense) = self.common_dense(prompt) {
             text.push_str(&line("dense", Some(dense)));
         }
         for &row in prompt.shown_rows() {
-            let variant = self.variants.get(row).unwrap_or_default();
-            text.push_str(&line(variant, self.outputs.get(row)));
+            text.push_str(&line(self.name(row), self.outputs.get(row)));
         }
         text
     }
@@ -120,14 +141,15 @@ impl<'a> GenerationColumns<'a> {
     }
 }
 
-/// The text on one line, cut to [`MAX_CHARACTERS_SHOWN`]. Control characters become spaces: a model
-/// can generate escape sequences, which a terminal would execute.
-fn to_single_line(text: &str) -> String {
+/// The text on one line, cut to `room` characters within [`CHARACTERS_SHOWN`]. Control characters
+/// become spaces: a model can generate escape sequences, which a terminal would execute.
+fn to_single_line(text: &str, room: usize) -> String {
+    let room = room.clamp(*CHARACTERS_SHOWN.start(), *CHARACTERS_SHOWN.end());
     let is_separator = |character: char| character.is_whitespace() || character.is_control();
     let line: String = text
         .trim()
         .chars()
-        .take(MAX_CHARACTERS_SHOWN + 1)
+        .take(room + 1)
         .map(|character| {
             if is_separator(character) {
                 ' '
@@ -136,9 +158,9 @@ fn to_single_line(text: &str) -> String {
             }
         })
         .collect();
-    if line.chars().count() <= MAX_CHARACTERS_SHOWN {
+    if line.chars().count() <= room {
         return line;
     }
-    let cut = line.chars().take(MAX_CHARACTERS_SHOWN - 1);
+    let cut = line.chars().take(room - 1);
     cut.chain(['…']).collect()
 }

@@ -1,130 +1,198 @@
-//! The tables of a sweep as text. `layout` aligns columns, `columns` and `metric` fill them,
+//! The tables of a sweep as text. `layout` distributes columns over blocks that fit the width and
+//! aligns them, `columns` and `metric` fill them, `failures` lists what went wrong, and
 //! `generations` shows what the variants wrote, `profile` their speed and memory.
 
 mod columns;
+mod failures;
 mod generations;
 mod layout;
 mod metric;
 mod profile;
 
+use std::collections::BTreeMap;
+
 use polars::prelude::*;
 
-use self::columns::{option_columns, size_columns, text_column};
+use self::columns::{HeaderRow, name_column, option_columns, size_classes, size_columns};
+use self::failures::format_failures;
 use self::generations::format_generations;
-use self::layout::{HeaderRows, TextColumn, format_table};
-use self::metric::{CHANCE_MARK, MetricColumns, are_all_equal};
+use self::layout::{ColumnGroup, RowNames, format_blocks};
+use self::metric::{MetricColumns, Shown};
 pub(crate) use self::profile::format_profiles;
 use super::error::ReportError;
+use crate::progress::wrap_lines;
 
-/// The sweep as text: a table with the dense model, chance and majority in its first rows and one
-/// row per variant, a legend, the variants that failed, and generated texts.
+/// The sweep as text in lines of at most `width` characters: a table with the dense model and
+/// chance in its first rows and one row per variant, the variants of earlier states of the
+/// pipeline, a legend, the variants that failed, and generated texts.
 ///
-/// The best value of each metric is marked, and so is a value that guessing could have given.
+/// The best value among variants of one size is marked, and so is a value that guessing could have
+/// given. A line is longer than `width` only where an id, which is never split, needs it.
 pub(crate) fn format_sweep(
     variants: &DataFrame,
     generations: Option<&DataFrame>,
+    width: usize,
 ) -> Result<String, ReportError> {
-    let metrics = read_metrics(variants)?;
-    let header = HeaderRows {
-        // Variants of different dense models have no common row for it.
-        has_dense: has_any_dense(&metrics)
-            && metrics.iter().all(|metric| are_all_equal(&metric.dense)),
-        has_chance: metrics
-            .iter()
-            .any(|metric| metric.common_chance().is_some()),
-        has_majority: metrics
-            .iter()
-            .any(|metric| metric.common_majority().is_some()),
-    };
-    let mut columns = option_columns(variants, header)?;
-    columns.extend(size_columns(variants, header)?);
-    columns.extend(metrics.iter().map(|metric| metric.to_text_column(header)));
-    let mut text = format_table(&columns);
-    text.push_str(&format_legend(&metrics, &columns));
-    text.push_str(&format_failures(variants)?);
+    if variants.height() == 0 {
+        return Ok("no variants\n".to_owned());
+    }
+    let names = VariantNames::read(variants)?;
+    let (current, earlier) = split_current(variants)?;
+    let mut shown = Shown::default();
+    let mut text = String::new();
+    if current.height() > 0 {
+        text.push_str(&format_section(&current, &names, width, &mut shown)?);
+    }
+    if earlier.height() > 0 {
+        text.push_str("\nof earlier states of the pipeline:\n\n");
+        text.push_str(&format_section(&earlier, &names, width, &mut shown)?);
+    }
+    text.push_str(&format_legend(shown, width));
+    text.push_str(&format_failures(variants, width)?);
     if let Some(generations) = generations {
-        text.push_str(&format_generations(generations)?);
+        text.push_str(&format_generations(generations, &names, width)?);
     }
     Ok(text)
 }
 
-/// Every metric of the table: a column with a second one called `<name>.delta`.
+/// The variants of the present state of the pipeline, and those of earlier ones: the column
+/// `current` tells them apart.
+fn split_current(variants: &DataFrame) -> Result<(DataFrame, DataFrame), PolarsError> {
+    let Ok(column) = variants.column("current") else {
+        return Ok((variants.clone(), variants.clear()));
+    };
+    let is_earlier = |current: Option<bool>| current == Some(false);
+    let is_earlier: BooleanChunked = column.bool()?.iter().map(is_earlier).collect();
+    Ok((
+        variants.filter(&!&is_earlier)?,
+        variants.filter(&is_earlier)?,
+    ))
+}
+
+/// The short name of each variant: its id without the hash at its end, where that is enough to tell
+/// it from the others.
+pub(crate) struct VariantNames {
+    short_by_id: BTreeMap<String, String>,
+}
+
+impl VariantNames {
+    fn read(variants: &DataFrame) -> Result<Self, PolarsError> {
+        let ids: Vec<&str> = variants
+            .column("variant")?
+            .str()?
+            .iter()
+            .flatten()
+            .collect();
+        let short = |id: &str| match id.rsplit_once('-') {
+            Some((prefix, hash)) if hash.len() == 8 => prefix.to_owned(),
+            _ => id.to_owned(),
+        };
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for id in &ids {
+            *counts.entry(short(id)).or_default() += 1;
+        }
+        let name = |id: &&str| {
+            let short = short(id);
+            let is_unique = counts[&short] == 1;
+            (
+                id.to_string(),
+                if is_unique { short } else { id.to_string() },
+            )
+        };
+        Ok(Self {
+            short_by_id: ids.iter().map(name).collect(),
+        })
+    }
+
+    pub(crate) fn short<'a>(&'a self, id: &'a str) -> &'a str {
+        self.short_by_id.get(id).map_or(id, String::as_str)
+    }
+}
+
+/// The table of some variants. Adds to `shown` what it shows.
+fn format_section(
+    variants: &DataFrame,
+    names: &VariantNames,
+    width: usize,
+    shown: &mut Shown,
+) -> Result<String, PolarsError> {
+    let ids: Vec<&str> = variants
+        .column("variant")?
+        .str()?
+        .iter()
+        .flatten()
+        .collect();
+    let full: Vec<String> = ids.iter().map(|id| id.to_string()).collect();
+    let short: Vec<String> = ids.iter().map(|id| names.short(id).to_owned()).collect();
+    let rows = RowNames {
+        full: name_column(&full),
+        short: name_column(&short),
+        header_count: HeaderRow::ALL.len(),
+    };
+    let mut descriptions = option_columns(variants)?;
+    descriptions.extend(size_columns(variants)?);
+    let metrics = read_metrics(variants)?;
+    for metric in &metrics {
+        shown.add(metric.shown());
+    }
+    let metrics: Vec<ColumnGroup> = metrics.iter().map(MetricColumns::to_group).collect();
+    Ok(format_blocks(rows, descriptions, &metrics, width))
+}
+
+/// Every metric of the table that any of its variants has: a column with a second one called
+/// `<name>.delta`.
 fn read_metrics(variants: &DataFrame) -> Result<Vec<MetricColumns>, PolarsError> {
+    let size_classes = size_classes(variants)?;
     let mut metrics = Vec::new();
     for name in variants.get_column_names() {
         if variants.column(&format!("{name}.delta")).is_ok() {
-            metrics.push(MetricColumns::read(variants, name)?);
+            let metric = MetricColumns::read(variants, name, &size_classes)?;
+            if metric.has_any_value() {
+                metrics.push(metric);
+            }
         }
     }
     Ok(metrics)
 }
 
-fn has_any_dense(metrics: &[MetricColumns]) -> bool {
-    let mut dense_values = metrics.iter().flat_map(|metric| &metric.dense);
-    dense_values.any(Option::is_some)
-}
-
-/// Explains the marks that the table has.
-fn format_legend(metrics: &[MetricColumns], columns: &[TextColumn]) -> String {
-    let has_any = |values: fn(&MetricColumns) -> &[Option<f64>]| {
-        metrics
-            .iter()
-            .any(|metric| values(metric).iter().any(Option::is_some))
-    };
-    let has_chance_mark = columns
-        .iter()
-        .filter(|column| column.is_numeric)
-        .flat_map(|column| &column.cells)
-        .any(|cell| cell.contains(CHANCE_MARK));
-    let mut legend = "\n* the best of its column".to_owned();
-    if has_any_dense(metrics) {
-        legend.push_str("; in brackets the difference to the dense model");
+/// Explains the marks and the columns that the table has, a line for each.
+fn format_legend(shown: Shown, width: usize) -> String {
+    let mut lines = Vec::new();
+    if shown.best_mark {
+        lines.push("* the best of the variants with equal params".to_owned());
     }
-    if has_any(|metric| &metric.delta_stderr) {
-        legend.push_str(", ± its paired standard error");
-    }
-    if has_any(|metric| &metric.pruned) {
-        legend.push_str("; → from pruned to recovered");
-    }
-    if has_chance_mark {
-        let baseline = match has_any(|metric| &metric.majority) {
-            true => "the larger of chance and majority",
-            false => "chance",
+    if shown.chance_mark {
+        let guess = if shown.majority {
+            "the larger of chance and majority"
+        } else {
+            "chance"
         };
-        legend.push_str(&format!("; ~ not above {baseline} by two standard errors"));
+        lines.push(format!("~ not above {guess} by two standard errors"));
     }
-    legend + "\n"
-}
-
-/// Variants with the same status and error.
-struct FailureGroup<'a> {
-    status: String,
-    error: &'a str,
-    variants: Vec<&'a str>,
-}
-
-/// The variants that have an error, one paragraph per status and error.
-fn format_failures(table: &DataFrame) -> Result<String, PolarsError> {
-    let ids = table.column("variant")?.str()?;
-    let errors = table.column("error")?.str()?;
-    let mut groups: Vec<FailureGroup<'_>> = Vec::new();
-    for (row, status) in text_column(table, "status")?.into_iter().enumerate() {
-        let (Some(id), Some(error)) = (ids.get(row), errors.get(row)) else {
-            continue;
+    if shown.pruned {
+        lines.push("pruned, final: before and after recovery".to_owned());
+    }
+    if shown.difference {
+        let points = if shown.difference_in_points {
+            " (of % in points)"
+        } else {
+            ""
         };
-        let same = |group: &&mut FailureGroup<'_>| group.status == status && group.error == error;
-        match groups.iter_mut().find(same) {
-            Some(group) => group.variants.push(id),
-            None => groups.push(FailureGroup {
-                status,
-                error,
-                variants: vec![id],
-            }),
-        }
+        let stderr = if shown.difference_stderr {
+            ", ± its paired standard error"
+        } else {
+            ""
+        };
+        lines.push(format!("difference: final minus dense{points}{stderr}"));
     }
-    let paragraph = |group: &FailureGroup<'_>| {
-        let variants = group.variants.join(", ");
-        format!("\n{}: {variants}: {}\n", group.status, group.error)
-    };
-    Ok(groups.iter().map(paragraph).collect())
+    let mut legend = String::new();
+    for line in &lines {
+        legend.push_str(&wrap_lines(line, width, "  "));
+        legend.push('\n');
+    }
+    if legend.is_empty() {
+        legend
+    } else {
+        format!("\n{legend}")
+    }
 }

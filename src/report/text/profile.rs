@@ -6,6 +6,8 @@ use std::path::Path;
 use polars::prelude::*;
 use serde_json::Value;
 
+use crate::progress::format_significant;
+
 /// What the last `profile` stage of each variant measured. Empty if no variant has one.
 pub(crate) fn format_profiles(
     results_folder: &Path,
@@ -42,7 +44,7 @@ fn format_profile(id: &str, profile: &Value) -> String {
     let memory_ratio = ratio["peak_memory"].as_f64();
     let mut lines = format!("  {id}\n");
     for phase in ["prefill", "decode"] {
-        let speed = format_median(model, phase, three_digits).unwrap_or_default();
+        let speed = format_median(model, phase, format_significant).unwrap_or_default();
         let ratio_text = format_median(ratio, phase, |value| format!("{value:.2}"));
         // Profiles of earlier versions have no verdict.
         let verdict = ratio[format!("{phase}_verdict")]
@@ -52,7 +54,7 @@ fn format_profile(id: &str, profile: &Value) -> String {
         lines.push_str(&format_line(phase, &speed, ratio_text));
     }
     let memory_ratio = memory_ratio.map(|ratio| format!("{ratio:.2}"));
-    lines + &format_line("memory", &three_digits(mebibytes), memory_ratio)
+    lines + &format_line("memory", &format_significant(mebibytes), memory_ratio)
 }
 
 /// `prefill  969 [950 – 980]  × 1.73 [1.70 – 1.75] faster`, or only its first half.
@@ -72,17 +74,6 @@ fn format_median(values: &Value, phase: &str, format: impl Fn(f64) -> String) ->
         (Some(low), Some(high)) => format!("{median} [{} – {}]", format(low), format(high)),
         _ => median,
     })
-}
-
-/// A number with three significant digits; whole numbers from 100 on.
-fn three_digits(value: f64) -> String {
-    let digits = match value.abs() {
-        value if value < 1.0 => 3,
-        value if value < 10.0 => 2,
-        value if value < 100.0 => 1,
-        _ => 0,
-    };
-    format!("{value:.digits$}")
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use super::{
     DocumentRow, Error, EvaluateRow, MetricRows, Options, PartialEvaluation, Protocol, SampleRow,
     statistics,
 };
+use crate::progress::format_percent;
 use crate::stages::{Context, StageError};
 use secateur_data::task::{ChoiceQuestion, LikelihoodRequest, Metric, Task};
 use secateur_model::Model;
@@ -255,9 +256,9 @@ fn warn_if_not_above_baseline(
     tracing::warn!(
         task = task.name,
         metric = metric.name(),
-        value,
-        chance,
-        majority,
+        value = format_percent(value),
+        chance = format_percent(chance),
+        majority = majority.map(format_percent),
         "the model is not above the larger of chance and majority by two standard errors: \
          differences between models mean nothing here"
     );

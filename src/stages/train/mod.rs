@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::products::UpdateRow;
 use super::{Context, StageError};
+use crate::progress::format_significant;
 use optimizer::{AdamMoments, AdamStep, clip_factor};
 use secateur_data::row_sampler::RowSampler;
 use secateur_model::ParameterId;
@@ -168,7 +169,7 @@ impl<T: Trainable> Trainer<T> {
             context.checkpoint_or_stop(|| self.state())?;
             let batch = next_batch(rows, self.options.batch);
             let loss = self.run_update(&batch)?;
-            bar.set_note(format_args!("loss {loss:.4}"));
+            bar.set_note(format_args!("loss {}", format_significant(loss)));
             bar.step();
         }
         Ok((self.trainable, self.update_rows))
