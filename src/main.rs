@@ -7,13 +7,17 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::commands::arguments::{Cli, Command};
-use crate::commands::{cache, check, gpu_failure, merge, output, plan, report, run, schema};
+use crate::commands::output::exit_with_error;
+use crate::commands::{cache, check, gpu_failure, intention, merge, plan, report, run, schema};
 
 fn main() -> ExitCode {
     gpu_failure::install_panic_hook();
+    if std::env::args_os().len() <= 1 {
+        return intention::explain_first_steps();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return output::exit_with_clap_error(&error),
+        Err(error) => return intention::explain_error(&error),
     };
     match (cli.command, cli.run) {
         (Some(Command::Check(arguments)), _) => check::check(&arguments),
@@ -22,7 +26,12 @@ fn main() -> ExitCode {
         (Some(Command::Merge(arguments)), _) => merge::merge(&arguments),
         (Some(Command::Cache(arguments)), _) => cache::cache(arguments),
         (Some(Command::Schema), _) => schema::schema(),
-        (None, Some(arguments)) => run::run(&arguments, &cli.run_options),
-        (None, None) => output::exit_with_error(&"give a pipeline, or a command; see --help"),
+        (None, Some(arguments)) => {
+            match intention::unknown_command(&arguments.pipeline.to_string_lossy(), &[]) {
+                Some(message) => exit_with_error(&message),
+                None => run::run(&arguments, &cli.run_options),
+            }
+        }
+        (None, None) => intention::explain_first_steps(),
     }
 }

@@ -158,9 +158,16 @@ pub(crate) enum CacheAction {
 pub(crate) struct PipelineArgs {
     /// The pipeline: a TOML file.
     pub pipeline: PathBuf,
-    /// Set an option: `prune.ratio=0.3`, `evaluate[2].limit=20`, `run.seed=7`. May be repeated.
+    /// Set an option: `prune.ratio=0.3`, `evaluate[2].limit=20`, `run.seed=7`. The value is TOML
+    /// (`'evaluate.tasks=["boolq"]'`); a text needs no quotes. It replaces what the file and its
+    /// `[sweep]` say. May be repeated.
     #[arg(long, value_name = "TYPE.KEY=VALUE")]
     pub set: Vec<String>,
+    /// Sweep an option over these values: `prune.ratio=0.25,0.5`. Adds a line to `[sweep]`, or
+    /// replaces the line of this option; an option of a `zip` leaves its group. May be repeated; an
+    /// option is either set or swept.
+    #[arg(long, value_name = "TYPE.KEY=VALUE,…")]
+    pub sweep: Vec<String>,
     /// Only this variant, by its id or the beginning of its id. May be repeated.
     #[arg(long, value_name = "VARIANT")]
     pub only: Vec<String>,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanDuration};
 use secateur::pipeline::layers;
-use secateur::pipeline::problem::{InvalidPipeline, SourceTexts};
+use secateur::pipeline::problem::InvalidPipeline;
 use secateur::pipeline::settings::RunSettings;
 use secateur::progress::format_clock;
 use secateur::stages::registry::summary;
@@ -48,17 +48,10 @@ pub(crate) fn cache(arguments: CacheArgs) -> ExitCode {
 
 /// The run settings without a pipeline: defaults and environment variables.
 fn environment_settings() -> Result<RunSettings, InvalidPipeline> {
-    let mut problems = Vec::new();
-    let mut sources = SourceTexts::new("environment", "");
-    let layered = layers::layer_settings(None, &[], &mut sources, &mut problems);
-    if problems.is_empty() {
-        Ok(layered.run)
-    } else {
-        Err(InvalidPipeline {
-            name: "environment".to_owned(),
-            problems,
-        })
-    }
+    layers::environment_settings().map_err(|problems| InvalidPipeline {
+        name: "environment".to_owned(),
+        problems,
+    })
 }
 
 /// Removes damaged or surplus products and returns a line that says what was removed.

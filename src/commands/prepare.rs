@@ -27,6 +27,7 @@ pub(crate) fn check_pipeline(
 ) -> Result<Plan, InvalidPipeline> {
     let overrides = Overrides {
         set: arguments.set.clone(),
+        sweep: arguments.sweep.clone(),
         results: arguments.results.clone(),
         selection: Selection {
             only: arguments.only.clone(),

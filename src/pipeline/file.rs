@@ -4,21 +4,22 @@
 //! deserialised into the options of that type. serde's tagged enums would do it in one, but they
 //! lose the spans, and a wrong key would be reported at another stage.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
 use serde::Deserialize;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue, Deserializer};
+use toml::de::{DeArray, DeTable, DeValue};
 
+use crate::pipeline::decode::{Decoded, decode_table};
+use crate::pipeline::option_type::{self, OptionType, REPEAT_TAG};
 use crate::pipeline::problem::{Problem, SourceTexts, suggest};
+use crate::pipeline::syntax::syntax_problem;
+use crate::pipeline::table_check::CheckedTable;
 use crate::stages::registry;
+use crate::stages::step;
 use crate::stages::{OptionFault, Stage, repeat};
-
-/// The `type` of a list of stages that runs several times. The check unrolls it, so it is not a
-/// [`Stage`].
-pub(crate) const REPEAT_TAG: &str = "repeat";
 
 /// A pipeline file, parsed but not decoded.
 #[derive(Clone, Default)]
@@ -48,19 +49,18 @@ pub(crate) enum DecodedStage {
     Repeat(repeat::Options),
 }
 
-/// Parses the outline of a file: syntax, top-level keys, and the type of every stage.
+/// Parses the outline of a file: syntax, top-level keys, and the type of every stage. None if the
+/// syntax is wrong, which is a problem.
 pub(crate) fn parse<'t>(
     text: &'t str,
     sources: &SourceTexts,
     problems: &mut Vec<Problem>,
-) -> PipelineDocument<'t> {
+) -> Option<PipelineDocument<'t>> {
     let table = match DeTable::parse(text) {
         Ok(table) => table.into_inner(),
         Err(error) => {
-            let span = error.span().unwrap_or(0..0);
-            let message = format!("this is not valid TOML: {}", error.message());
-            problems.push(sources.problem(span, message, ""));
-            return PipelineDocument::default();
+            problems.push(syntax_problem(&error, sources));
+            return None;
         }
     };
     let mut document = PipelineDocument::default();
@@ -77,11 +77,19 @@ pub(crate) fn parse<'t>(
                 format!("`{}` is not a table", key.get_ref()),
                 format!("write [{}]", key.get_ref()),
             )),
+            // `[stage]` in place of `[[stage]]`: its options are checked as well.
+            ("stage", DeValue::Table(_)) => {
+                problems.push(not_a_list_of_tables(sources, key_span));
+                let span = value.span();
+                let list = DeValue::Array(DeArray::from_iter([value]));
+                let list = Spanned::new(span, list);
+                document.stages = parse_stages(list, sources, problems, false);
+            }
             ("stage", _) => problems.push(not_a_list_of_tables(sources, key_span)),
             (unknown, _) => problems.push(sources.problem(
                 key_span,
                 format!("unknown key `{unknown}`"),
-                suggest(unknown, &["run", "stage", "sweep"]),
+                unknown_top_level_key_help(unknown),
             )),
         }
     }
@@ -92,7 +100,25 @@ pub(crate) fn parse<'t>(
             "add one: [[stage]] and type = \"load\"",
         ));
     }
-    document
+    Some(document)
+}
+
+/// Help for an unknown key or table at the top level: where it belongs, or the closest one.
+fn unknown_top_level_key_help(key: &str) -> String {
+    if option_type::run_table().option(key).is_some() {
+        return format!("`{key}` is a setting of [run]");
+    }
+    if option_type::stage_table(key).is_some() {
+        return format!("a stage is written [[stage]] and type = \"{key}\"");
+    }
+    let tags = option_type::tags_with_option(key);
+    if tags.is_empty() {
+        return suggest(key, &["run", "stage", "sweep"]);
+    }
+    format!(
+        "`{key}` is an option of `{}`: write it below the `type` of that stage",
+        tags.join("`, `")
+    )
 }
 
 fn into_table(value: Spanned<DeValue<'_>>) -> Option<Spanned<DeTable<'_>>> {
@@ -116,7 +142,8 @@ fn parse_stages<'t>(
 ) -> Vec<RawStage<'t>> {
     let span = list.span();
     let DeValue::Array(items) = list.into_inner() else {
-        problems.push(not_a_list_of_tables(sources, span));
+        let message = "the stages of a `repeat` are not a list of tables";
+        problems.push(sources.problem(span, message, "write [[stage.stage]], with two brackets"));
         return Vec::new();
     };
     let mut stages = Vec::new();
@@ -149,8 +176,8 @@ fn parse_stage<'t>(
         return Err(sources.problem(table_span, "a stage is not a table", "write [[stage]]"));
     };
     let Some((_, tag)) = options.remove_entry("type") else {
-        let help = format!("add type = \"…\"; {all_choices}");
-        return Err(sources.problem(table_span, "this stage has no `type`", help));
+        let message = "this stage has no `type`";
+        return Err(sources.problem(table_span, message, missing_type_help(&options, &choices)));
     };
     let type_span = tag.span();
     let DeValue::String(tag) = tag.into_inner() else {
@@ -189,46 +216,112 @@ fn parse_stage<'t>(
     })
 }
 
+/// Help for a stage without a `type`: the types that have all of its options, if there are few.
+fn missing_type_help(options: &DeTable<'_>, choices: &[&str]) -> String {
+    let has_all_options = |tag: &&&str| {
+        let table = option_type::stage_table(tag);
+        table.is_some_and(|table| {
+            options
+                .keys()
+                .all(|key| table.option(key.get_ref()).is_some())
+        })
+    };
+    let fitting: Vec<&str> = choices.iter().filter(has_all_options).copied().collect();
+    match &fitting[..] {
+        [tag] if !options.is_empty() => {
+            format!("add type = \"{tag}\": its options are those of this type")
+        }
+        _ => format!("add type = \"…\"; there are: {}", choices.join(", ")),
+    }
+}
+
 impl RawStage<'_> {
-    /// Deserialises the options and checks their values. None if that fails.
+    /// Checks the table, decodes the options and checks their values. None if that fails, which is
+    /// a problem.
     pub(crate) fn decode(
         &self,
         sources: &SourceTexts,
         problems: &mut Vec<Problem>,
-    ) -> Option<DecodedStage> {
-        if self.tag.is_empty() {
-            return None;
-        }
-        let table = Spanned::new(self.table_span.clone(), self.options.clone());
-        let deserializer = Deserializer::from(table);
-        let decoded = if self.tag == REPEAT_TAG {
-            repeat::Options::deserialize(deserializer).map(DecodedStage::Repeat)
-        } else {
-            let stage_type = registry::find(&self.tag)?;
-            (stage_type.decode)(deserializer).map(DecodedStage::Stage)
-        };
-        let decoded = match decoded {
-            Ok(decoded) => decoded,
-            Err(error) => {
-                // A missing key has the span of the whole table; the `type` is shown instead.
-                let value_span = error.span().filter(|span| *span != self.table_span);
-                problems.push(deserialize_problem(
-                    sources,
-                    value_span.unwrap_or(self.type_span.clone()),
-                    error.message(),
-                    &format!("`{}`", self.tag),
-                ));
-                return None;
+    ) -> Option<Decoded<DecodedStage>> {
+        let decoded = self.decode_options(sources, problems)?;
+        for fault in decoded.value.option_faults() {
+            if step::is_reported(&fault, &decoded.replaced_keys, &self.key_spans()) {
+                problems.push(self.fault_problem(sources, fault));
             }
-        };
-        let faults = match &decoded {
-            DecodedStage::Stage(stage) => stage.option_faults(),
-            DecodedStage::Repeat(options) => options.faults(),
-        };
-        for fault in faults {
-            problems.push(self.fault_problem(sources, fault));
         }
         Some(decoded)
+    }
+
+    fn decode_options(
+        &self,
+        sources: &SourceTexts,
+        problems: &mut Vec<Problem>,
+    ) -> Option<Decoded<DecodedStage>> {
+        let table_type = option_type::stage_table(&self.tag)?;
+        let stage_type = registry::find(&self.tag);
+        decode_table(
+            self.as_checked(sources),
+            &self.options,
+            self.table_span.clone(),
+            table_type,
+            problems,
+            |deserializer| match stage_type {
+                Some(stage_type) => (stage_type.decode)(deserializer).map(DecodedStage::Stage),
+                None => repeat::Options::deserialize(deserializer).map(DecodedStage::Repeat),
+            },
+        )
+    }
+
+    fn as_checked<'a>(&'a self, sources: &'a SourceTexts) -> CheckedTable<'a> {
+        CheckedTable {
+            tag: &self.tag,
+            span: &self.type_span,
+            sources,
+            may_lack_keys: false,
+        }
+    }
+
+    /// Checks the values that the file gives to options which the sweep or the command line
+    /// replaces. `replaced`: the keys of these options, by type.
+    pub(crate) fn check_replaced_values(
+        &self,
+        replaced: &BTreeMap<&str, BTreeSet<&str>>,
+        sources: &SourceTexts,
+        problems: &mut Vec<Problem>,
+    ) {
+        for stage in &self.repeated_stages {
+            stage.check_replaced_values(replaced, sources, problems);
+        }
+        let Some(keys) = replaced.get(self.tag.as_str()) else {
+            return;
+        };
+        let Some(table_type) = option_type::stage_table(&self.tag) else {
+            return;
+        };
+        let checked = CheckedTable {
+            may_lack_keys: true,
+            ..self.as_checked(sources)
+        };
+        problems.extend(checked.check(&self.options, table_type).problems);
+        let Some(decoded) = self.decode_options(sources, &mut Vec::new()) else {
+            return;
+        };
+        // Whether a choice is right may depend on options that are replaced with it; a number or a
+        // text that is refused is wrong by itself.
+        let is_choice = |key: &str| {
+            let option = table_type.option(key);
+            option.is_some_and(|option| matches!(option.value_type, OptionType::Choice(_)))
+        };
+        for fault in decoded.value.option_faults() {
+            let key = fault.option();
+            if keys.contains(key)
+                && !is_choice(key)
+                && !fault.is_warning
+                && step::is_reported(&fault, &decoded.replaced_keys, &self.key_spans())
+            {
+                problems.push(self.fault_problem(sources, fault));
+            }
+        }
     }
 
     /// A fault at the place of its key, or at the stage's `type` if the key is not written.
@@ -264,36 +357,11 @@ impl RawStage<'_> {
     }
 }
 
-/// A deserialisation error of serde as a problem. `context` is where it occurred: a stage type or
-/// `[run]`.
-///
-/// serde's error has no fields for the unknown name and the expected ones, only a message such as
-/// "unknown field `ration`, expected `ratio` or `scope`"; the names are parsed out of it.
-pub(crate) fn deserialize_problem(
-    sources: &SourceTexts,
-    span: Range<usize>,
-    message: &str,
-    context: &str,
-) -> Problem {
-    let message = message.trim();
-    // Between the backquotes: every second piece, from the second on.
-    let quoted_names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let first_word = message.split_whitespace().next();
-    match (first_word, &quoted_names[..]) {
-        (Some("unknown"), [unknown, choices @ ..]) if !choices.is_empty() => {
-            let kind = if message.starts_with("unknown field") {
-                "key"
-            } else {
-                "value"
-            };
-            let message = format!("unknown {kind} `{unknown}` in {context}");
-            sources.problem(span, message, suggest(unknown, choices))
+impl DecodedStage {
+    fn option_faults(&self) -> Vec<OptionFault> {
+        match self {
+            Self::Stage(stage) => stage.option_faults(),
+            Self::Repeat(options) => options.faults(),
         }
-        (Some("missing"), [name]) => sources.problem(
-            span,
-            format!("{context} lacks the key `{name}`"),
-            format!("add {name} = …"),
-        ),
-        _ => sources.problem(span, format!("{context}: {message}"), ""),
     }
 }

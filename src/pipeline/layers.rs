@@ -4,20 +4,18 @@
 use std::collections::BTreeMap;
 
 use figment::providers::Serialized;
-use figment::value::{Dict, Value};
+use figment::value::Dict;
 use figment::{Figment, Metadata, Profile, Provider};
 use serde::Deserialize;
 use toml::Spanned;
-use toml::de::{self, DeTable};
+use toml::de::{DeTable, Deserializer};
 
-use crate::pipeline::file::deserialize_problem;
+use crate::pipeline::arguments::{self, ParsedArguments};
+use crate::pipeline::decode::{decode_table, repair};
+use crate::pipeline::option_type;
 use crate::pipeline::problem::{Problem, SourceTexts};
-use crate::pipeline::settings::{PATH_SETTING_KEYS, RunSettings, SETTING_KEYS};
-
-/// The environment variable of a setting.
-fn environment_variable(key: &str) -> String {
-    format!("RUNNER_{}", key.to_uppercase())
-}
+use crate::pipeline::settings::{RunOverrides, RunSettings, SETTING_KEYS};
+use crate::pipeline::table_check::CheckedTable;
 
 /// The settings and, for each, the name of the layer that it comes from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,12 +39,29 @@ impl Provider for SettingsLayer {
     }
 }
 
-/// Merges the layers: `file` is the pipeline's `[run]` table, `overrides` the `--set run.…`
-/// arguments, each with its table. A layer with a mistake is left out.
-pub fn layer_settings(
+/// The settings without a pipeline: defaults and environment variables.
+///
+/// # Errors
+/// A problem for each environment variable that is wrong.
+pub fn environment_settings() -> Result<RunSettings, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let mut sources = SourceTexts::new("", "");
+    let environment = arguments::environment_arguments(&mut sources, &mut problems);
+    let parsed = ParsedArguments::parse(&environment, &[], &[], &sources, &mut problems);
+    let layered = layer_settings(None, &parsed.run, &sources, &mut problems);
+    if problems.is_empty() {
+        Ok(layered.run)
+    } else {
+        Err(problems)
+    }
+}
+
+/// Merges the layers: `file` is the pipeline's `[run]` table, `overrides` the environment variables
+/// and the `--set run.…` arguments. A wrong value is left out.
+pub(crate) fn layer_settings(
     file: Option<&Spanned<DeTable<'_>>>,
-    overrides: &[(String, Spanned<DeTable<'_>>)],
-    sources: &mut SourceTexts,
+    overrides: &RunOverrides<'_>,
+    sources: &SourceTexts,
     problems: &mut Vec<Problem>,
 ) -> LayeredSettings {
     let mut figment = Figment::from(Serialized::defaults(RunSettings::default()));
@@ -55,21 +70,16 @@ pub fn layer_settings(
     {
         figment = figment.merge(layer);
     }
-    for layer in environment_layers() {
-        figment = figment.merge(layer);
-    }
-    for (argument, table) in overrides {
-        if let Some(layer) = parse_layer(argument, table, sources, problems) {
+    for (name, table) in overrides {
+        if let Some(layer) = parse_layer(name, table, sources, problems) {
             figment = figment.merge(layer);
         }
     }
     let run: RunSettings = match figment.extract() {
         Ok(run) => run,
-        Err(errors) => {
-            // The other layers were checked before, so only environment variables can be wrong.
-            for error in errors {
-                problems.push(environment_problem(&error, sources));
-            }
+        Err(error) => {
+            let message = format!("the run settings do not fit together: {error}");
+            problems.push(sources.problem(0..0, message, ""));
             return LayeredSettings::default();
         }
     };
@@ -88,67 +98,34 @@ pub fn layer_settings(
     LayeredSettings { run, provenance }
 }
 
-/// A table of settings as a layer; None if a key or a value is wrong.
+/// A table of settings as a layer, without its wrong values.
 fn parse_layer(
     name: &str,
     table: &Spanned<DeTable<'_>>,
     sources: &SourceTexts,
     problems: &mut Vec<Problem>,
 ) -> Option<SettingsLayer> {
-    let deserializer = || de::Deserializer::from(table.clone());
-    // figment drops the spans of values, so the table is first deserialised without it.
-    if let Err(error) = RunSettings::deserialize(deserializer()) {
-        let span = error.span().unwrap_or(table.span());
-        problems.push(deserialize_problem(
-            sources,
-            span,
-            error.message(),
-            "`[run]`",
-        ));
-        return None;
-    }
-    let values = Dict::deserialize(deserializer()).ok()?;
+    let span = table.span();
+    let checked = CheckedTable {
+        tag: "run",
+        span: &span,
+        sources,
+        may_lack_keys: false,
+    };
+    let table_type = option_type::run_table();
+    // figment drops the spans of values, so the table is first decoded without it.
+    let decoded = decode_table(
+        checked,
+        table.get_ref(),
+        span.clone(),
+        table_type,
+        problems,
+        |deserializer| RunSettings::deserialize(deserializer),
+    );
+    let right_values = repair(table.get_ref(), table_type, &decoded?.replaced_keys);
+    let values = Dict::deserialize(Deserializer::from(Spanned::new(span, right_values))).ok()?;
     Some(SettingsLayer {
         name: name.to_owned(),
         values,
     })
-}
-
-/// The environment variables of settings, one layer each. Only the names of settings are looked up:
-/// CI systems have `RUNNER_` variables of their own.
-fn environment_layers() -> Vec<SettingsLayer> {
-    let mut layers = Vec::new();
-    for key in SETTING_KEYS {
-        let variable = environment_variable(key);
-        let text = std::env::var(&variable).unwrap_or_default();
-        if text.is_empty() {
-            continue;
-        }
-        let value = if PATH_SETTING_KEYS.contains(&key) {
-            Value::from(text)
-        } else {
-            let Ok(parsed) = text.parse::<Value>();
-            parsed
-        };
-        layers.push(SettingsLayer {
-            name: variable,
-            values: Dict::from([(key.to_owned(), value)]),
-        });
-    }
-    layers
-}
-
-fn environment_problem(error: &figment::Error, sources: &mut SourceTexts) -> Problem {
-    let key = error.path.first().cloned().unwrap_or_default();
-    let variable = environment_variable(&key);
-    let value = std::env::var(&variable).unwrap_or_default();
-    let start = sources.add_text("environment", &format!("{variable}={value}"));
-    sources.problem(
-        start..start + variable.len(),
-        format!(
-            "the environment variable {variable} is wrong: {}",
-            error.kind
-        ),
-        "",
-    )
 }

@@ -14,6 +14,8 @@ use crate::stages::values::ValueKind;
 #[derive(Clone, Copy)]
 enum ValueState {
     Fresh,
+    /// A stage of an unknown type may have made it. No mistake is reported about it.
+    Assumed,
     /// A stage of this type made it stale: it changed what the value describes.
     StaleAfter(&'static str),
 }
@@ -21,9 +23,9 @@ enum ValueState {
 /// The values that the stages so far have made.
 type ValueStates = HashMap<ValueKind, ValueState>;
 
-/// Checks the unrolled stages of one variant.
+/// Checks the unrolled stages of one variant, and records which of their options have no effect.
 pub(crate) fn check_order(
-    list: &[UnrolledStage],
+    list: &mut [UnrolledStage],
     sources: &SourceTexts,
     problems: &mut Vec<Problem>,
 ) {
@@ -41,10 +43,17 @@ pub(crate) fn check_order(
                     );
                 }
                 for fault in step.stage.faults_after(&earlier) {
+                    if !step.reports(&fault) {
+                        continue;
+                    }
                     let span = step.key_spans.get(&fault.key).unwrap_or(&step.span);
                     problems.push(sources.option_problem(span.clone(), fault));
                 }
+                step.unused_options = step.stage.unused_options(&earlier);
                 step.stage.state_facts(&mut earlier);
+                if !step.replaced_keys.is_empty() {
+                    earlier.forget(step.stage.makes());
+                }
                 apply_step(step, &mut states);
             }
             // What an invalid stage would have made counts as made, so that its mistake is not
@@ -52,7 +61,11 @@ pub(crate) fn check_order(
             UnrolledStage::Invalid(tag) => {
                 let outputs = registry::outputs_of_type(tag);
                 earlier.forget(outputs);
-                states.extend(outputs.iter().map(|&kind| (kind, ValueState::Fresh)));
+                let state = match tag.as_str() {
+                    "" => ValueState::Assumed,
+                    _ => ValueState::Fresh,
+                };
+                states.extend(outputs.iter().map(|&kind| (kind, state)));
             }
         }
     }
@@ -79,7 +92,7 @@ fn missing_value_problem(
     let value = need.phrase();
     let maker = registry::usual_maker(need);
     match states.get(&need) {
-        Some(ValueState::Fresh) => None,
+        Some(ValueState::Fresh | ValueState::Assumed) => None,
         // Without any model only the missing `ValueKind::Model` is reported.
         None if need == ValueKind::Dense && !states.contains_key(&ValueKind::Model) => None,
         None => Some((
@@ -91,14 +104,14 @@ fn missing_value_problem(
             let reason = if changes_model {
                 "changed the model"
             } else {
-                "came after them"
+                "came after it"
             };
             Some((
                 format!(
-                    "`{tag}` needs {value}, and those of before no longer fit: \
+                    "`{tag}` needs {value}, but what earlier stages made is out of date: \
                      `{spender}` {reason}"
                 ),
-                format!("repeat the stage `{maker}` between the two"),
+                format!("add another stage of type `{maker}` between the two"),
             ))
         }
     }

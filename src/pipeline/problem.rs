@@ -89,6 +89,9 @@ pub struct ProblemRecord {
     pub column: usize,
 }
 
+/// The name of the sources that are environment variables, each as `NAME=value`.
+pub(crate) const ENVIRONMENT: &str = "environment";
+
 /// The sort span of problems in other files: they follow those of the pipeline.
 const OTHER_FILES_SPAN: Range<usize> = usize::MAX..usize::MAX;
 
@@ -147,6 +150,20 @@ impl SourceTexts {
         start..start + argument.len()
     }
 
+    /// Whether a span lies in an argument of `--set`.
+    pub(crate) fn is_set_argument(&self, span: &Range<usize>) -> bool {
+        self.locate(span).0.inner().starts_with("--set ")
+    }
+
+    /// The text at a span.
+    pub(crate) fn text_at(&self, span: &Range<usize>) -> String {
+        let (source, span) = self.locate(span);
+        let text = source
+            .inner()
+            .get(span.offset()..span.offset() + span.len());
+        text.unwrap_or_default().to_owned()
+    }
+
     /// The text that a span lies in, and the span relative to this text.
     fn locate(&self, span: &Range<usize>) -> (NamedSource<Arc<str>>, SourceSpan) {
         let source = self
@@ -172,9 +189,14 @@ impl SourceTexts {
         help: impl Into<String>,
     ) -> Problem {
         let (source_text, label_span) = self.locate(&span);
+        let mut message = message.into();
+        if source_text.name() == ENVIRONMENT {
+            let variable = source_text.inner().split('=').next().unwrap_or_default();
+            message = format!("the environment variable {variable} is wrong: {message}");
+        }
         Problem {
             severity: Severity::Error,
-            message: message.into(),
+            message,
             source_text,
             label_span,
             help: Some(help.into()).filter(|help| !help.is_empty()),
@@ -286,6 +308,38 @@ impl Problem {
         problems.sort_by(|a, b| a.sort_key().cmp(&b.sort_key()));
         problems.dedup_by(|a, b| a.sort_key() == b.sort_key());
         problems
+    }
+
+    /// The problems without repetitions of a message: a file that is missing at several places is
+    /// one problem, whose help names the other places.
+    pub(crate) fn merge_equal_messages(problems: Vec<Problem>) -> Vec<Problem> {
+        let mut merged: Vec<(Problem, Vec<String>)> = Vec::new();
+        for problem in Self::sort_and_dedup(problems) {
+            let is_same = |(other, _): &&mut (Problem, Vec<String>)| {
+                other.message == problem.message && other.severity == problem.severity
+            };
+            match merged.iter_mut().find(is_same) {
+                Some((first, other_places)) => {
+                    let ProblemRecord { file, line, .. } = problem.to_record();
+                    other_places.push(match file == first.source_text.name() {
+                        true => format!("line {line}"),
+                        false => format!("{file}:{line}"),
+                    });
+                }
+                None => merged.push((problem, Vec::new())),
+            }
+        }
+        let add_places = |(mut problem, other_places): (Problem, Vec<String>)| {
+            if !other_places.is_empty() {
+                let places = format!("the same holds for {}", other_places.join(", "));
+                problem.help = Some(match problem.help {
+                    Some(help) => format!("{help}; {places}"),
+                    None => places,
+                });
+            }
+            problem
+        };
+        merged.into_iter().map(add_places).collect()
     }
 
     fn sort_key(&self) -> impl Ord + '_ {

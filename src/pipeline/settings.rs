@@ -11,7 +11,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::Spanned;
 use toml::de::DeTable;
 
-use crate::pipeline::overrides::RunOverrides;
 use crate::pipeline::problem::{Problem, SourceTexts};
 use crate::stages::MemoryBudget;
 use secateur_base::memory;
@@ -30,7 +29,8 @@ pub struct RunSettings {
     pub cache: Option<PathBuf>,
     /// The disk space for stored products, in bytes or as "20 GiB"; beyond it the least recently
     /// used are removed. Default 50 GiB.
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("type" = ["integer", "string"], "format" = "size"))]
+    #[serde(deserialize_with = "read_size")]
     pub cache_limit: ByteSize,
     /// The folder of published data sets, laid out as `<task>/<split>.jsonl`. No default.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,7 +42,7 @@ pub struct RunSettings {
     /// The memory that the program may take, in bytes or as "4 GiB": more memory saves arithmetic,
     /// and a model that does not fit is read block by block. Default `auto`: four fifths of what is
     /// free. Results do not depend on it.
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("type" = ["integer", "string"], "format" = "size"))]
     pub memory: MemoryLimit,
     /// Whether blocks stay on disk and are read one at a time. Default: if the model does not fit.
     /// Results do not depend on it.
@@ -118,6 +118,12 @@ impl<'de> Deserialize<'de> for MemoryLimit {
         }
         deserializer.deserialize_any(LimitVisitor)
     }
+}
+
+/// Reads a number of bytes or a size.
+fn read_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
+    let expected = "expected a number of bytes, or a size such as \"4 GiB\"";
+    ByteSize::deserialize(deserializer).map_err(|_| serde::de::Error::custom(expected))
 }
 
 /// The format of events on standard error.
@@ -197,13 +203,17 @@ impl RunSettings {
     }
 }
 
+/// Overrides of run settings, by environment variables and by `--set`: a table with one key each,
+/// with the name of the layer.
+pub(crate) type RunOverrides<'t> = Vec<(String, Spanned<DeTable<'t>>)>;
+
 /// Where each run setting is written, by key; `[run]` itself has the key "".
 pub(crate) struct SettingSpans {
     by_key: BTreeMap<String, Range<usize>>,
 }
 
 impl SettingSpans {
-    /// The spans of the file's `[run]` table and of the `--set run.…` arguments, which replace it.
+    /// The spans of the file's `[run]` table and of the overrides, which replace it.
     pub(crate) fn new(file: Option<&Spanned<DeTable<'_>>>, overrides: &RunOverrides<'_>) -> Self {
         let mut by_key = BTreeMap::new();
         by_key.insert(String::new(), file.map_or(0..0, Spanned::span));
@@ -241,6 +251,3 @@ pub const SETTING_KEYS: [&str; 11] = [
     "log",
     "locked",
 ];
-
-/// The settings whose environment variables are texts even if they look like numbers.
-pub(crate) const PATH_SETTING_KEYS: [&str; 3] = ["results", "cache", "data"];

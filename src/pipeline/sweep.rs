@@ -1,4 +1,4 @@
-//! `[sweep]`: lists of values for options → the combinations of these values.
+//! `[sweep]` and `--sweep`: lists of values for options → the combinations of these values.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -6,8 +6,12 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use crate::pipeline::assignment::{CountByType, OptionAddress, OptionAssignment, toml_to_json};
+use crate::pipeline::address::{CountByType, OptionAddress};
+use crate::pipeline::arguments::ParsedArguments;
+use crate::pipeline::assignment::{OptionAssignment, insert_value, toml_to_json};
+use crate::pipeline::option_type;
 use crate::pipeline::problem::{Problem, SourceTexts};
+use crate::pipeline::table_check::CheckedTable;
 
 /// The largest number of variants; a larger sweep is a mistake.
 const MAX_VARIANTS: usize = 100_000;
@@ -23,53 +27,54 @@ type SweepAxis<'t> = Vec<Combination<'t>>;
 type Exclusion<'t> = (Range<usize>, Combination<'t>);
 
 /// The combinations of the sweep that are not excluded, in the order of the file. Without a sweep
-/// there is one, which is empty. An option of `set` (the assignments of `--set`) is not swept.
+/// there is one, which is empty. An option of `--set` is not swept; a line of `[sweep]` whose option
+/// is one of `--sweep` is replaced by it, and other options of `--sweep` come last.
 pub(crate) fn expand_sweep<'t>(
     sweep: Option<&Spanned<DeTable<'t>>>,
-    set: &[OptionAssignment<'t>],
+    arguments: &ParsedArguments<'t>,
     counts: &CountByType,
     sources: &SourceTexts,
     problems: &mut Vec<Problem>,
 ) -> Vec<Combination<'t>> {
-    let only_the_file = vec![Combination::new()];
-    let Some(sweep) = sweep else {
-        return only_the_file;
-    };
-    let problem_count = problems.len();
+    let set = &arguments.set[..];
     let mut parser = SweepParser {
-        set,
+        arguments,
+        used_arguments: BTreeSet::new(),
         counts,
         sources,
         problems,
     };
-    let (axes, exclusions) = parser.parse(sweep.get_ref());
+    parser.check_arguments();
+    let (mut axes, exclusions) = match sweep {
+        Some(sweep) => parser.parse(sweep.get_ref()),
+        None => Default::default(),
+    };
+    axes.extend(parser.unused_arguments());
     parser.check_overlaps(&axes);
-    // After a mistake in the sweep the stages are still checked, with the values of the file.
-    if problems.len() > problem_count {
-        return only_the_file;
-    }
+    let sweep_span = sweep.map_or(0..0, Spanned::span);
     let variant_count = axes
         .iter()
         .fold(1usize, |count, axis| count.saturating_mul(axis.len()));
     if variant_count > MAX_VARIANTS {
         problems.push(sources.problem(
-            sweep.span(),
+            sweep_span,
             format!("the sweep has more than {MAX_VARIANTS} variants"),
             "sweep fewer values, or split the file",
         ));
-        return only_the_file;
+        return vec![Combination::new()];
     }
     let mut combinations = cartesian_product(&axes);
     for (span, exclusion) in &exclusions {
         let count_before = combinations.len();
         combinations.retain(|combination| !is_excluded(combination, set, exclusion, counts));
-        // An exclusion that matches nothing is a mistake, unless `--set` replaced an option that it
-        // names.
-        let is_set = exclusion.iter().any(|excluded| {
-            let mut set = set.iter();
-            set.any(|assignment| assignment.address.covers(&excluded.address, counts))
+        // An exclusion that matches nothing is a mistake, unless the command line replaced an
+        // option that it names.
+        let is_replaced = exclusion.iter().any(|excluded| {
+            let swept = arguments.sweep.iter().flat_map(|sweep| &sweep.values);
+            let mut assignments = set.iter().chain(swept);
+            assignments.any(|assignment| assignment.address.covers(&excluded.address, counts))
         });
-        if combinations.len() == count_before && !is_set {
+        if combinations.len() == count_before && !is_replaced {
             problems.push(sources.problem(
                 span.clone(),
                 "this exclusion matches no variant",
@@ -78,7 +83,7 @@ pub(crate) fn expand_sweep<'t>(
         }
     }
     if combinations.is_empty() {
-        problems.push(sources.problem(sweep.span(), "every variant of the sweep is excluded", ""));
+        problems.push(sources.problem(sweep_span, "every variant of the sweep is excluded", ""));
     }
     combinations
 }
@@ -116,7 +121,9 @@ fn is_excluded<'t>(
 
 /// Parses the table `[sweep]`.
 struct SweepParser<'a, 't> {
-    set: &'a [OptionAssignment<'t>],
+    arguments: &'a ParsedArguments<'t>,
+    /// The arguments of `--sweep` that have replaced a line, by index.
+    used_arguments: BTreeSet<usize>,
     counts: &'a CountByType,
     sources: &'a SourceTexts,
     problems: &'a mut Vec<Problem>,
@@ -126,6 +133,28 @@ impl<'t> SweepParser<'_, 't> {
     fn refuse(&mut self, span: Range<usize>, message: impl Into<String>, help: impl Into<String>) {
         self.problems
             .push(self.sources.problem(span, message, help));
+    }
+
+    /// An option that is given to both `--set` and `--sweep` is a mistake, and so is a wrong value.
+    fn check_arguments(&mut self) {
+        for option in self.arguments.sweep.iter().flat_map(|sweep| &sweep.values) {
+            let mut set = self.arguments.set.iter();
+            if set.any(|other| other.address.overlaps(&option.address, self.counts)) {
+                let message = format!("`{}` is given to both --set and --sweep", option.key);
+                let help = "give it to one of them";
+                self.refuse(option.name_span.clone(), message, help);
+            }
+            self.check_value(option);
+        }
+    }
+
+    /// The axes of the `--sweep` arguments that have replaced no line.
+    fn unused_arguments(&self) -> Vec<SweepAxis<'t>> {
+        let arguments = self.arguments.sweep.iter().enumerate();
+        arguments
+            .filter(|(index, _)| !self.used_arguments.contains(index))
+            .map(|(_, argument)| argument.axis())
+            .collect()
     }
 
     fn parse(&mut self, sweep: &DeTable<'t>) -> (Vec<SweepAxis<'t>>, Vec<Exclusion<'t>>) {
@@ -146,10 +175,38 @@ impl<'t> SweepParser<'_, 't> {
                         exclusions.push((span, assignments));
                     }
                 }
-                _ => axes.extend(self.parse_axis(key, value)),
+                _ => {
+                    let axis = self.parse_axis(key, value);
+                    let replacement = axis.as_ref().and_then(|axis| self.replacement(axis));
+                    match replacement {
+                        Some(index) if self.used_arguments.insert(index) => {
+                            axes.push(self.arguments.sweep[index].axis());
+                        }
+                        Some(_) => {}
+                        None => axes.extend(axis.filter(|axis| !self.is_set(axis))),
+                    }
+                }
             }
         }
         (axes, exclusions)
+    }
+
+    /// The `--sweep` argument that replaces an axis, by index.
+    fn replacement(&self, axis: &SweepAxis<'t>) -> Option<usize> {
+        let option = axis.first()?.first()?;
+        self.arguments.sweep.iter().position(|argument| {
+            let mut values = argument.values.iter();
+            values.any(|value| value.address.covers(&option.address, self.counts))
+        })
+    }
+
+    /// Whether `--set` replaces the option of an axis.
+    fn is_set(&self, axis: &SweepAxis<'t>) -> bool {
+        let option = axis.first().and_then(|values| values.first());
+        option.is_some_and(|option| {
+            let mut set = self.arguments.set.iter();
+            set.any(|assignment| assignment.address.covers(&option.address, self.counts))
+        })
     }
 
     /// Two axes that set the same option are a mistake: it would be unclear which value counts.
@@ -174,26 +231,31 @@ impl<'t> SweepParser<'_, 't> {
         }
     }
 
-    /// Parses `"type.key" = [values]`. None if it is wrong, or if `--set` sets the option.
+    /// Parses `"type.key" = [values]`. None if there is no value for an option. A value that is not
+    /// a list is reported, and read as a list of one value.
     fn parse_axis(
         &mut self,
         key: &Spanned<DeString<'t>>,
         value: &Spanned<DeValue<'t>>,
     ) -> Option<SweepAxis<'t>> {
         let name = key.get_ref();
-        let DeValue::Array(values) = value.get_ref() else {
-            let help = match value.get_ref() {
-                // `prune.ratio = …` without quotes is a table `prune` to TOML.
-                DeValue::Table(inner) if name != "zip" => {
-                    let first_entry = inner.iter().next();
-                    let option = first_entry.map_or("key", |(key, _)| key.get_ref().as_ref());
-                    format!("put the name in quotes: \"{name}.{option}\" = […]")
-                }
-                _ => "write a list: [0.25, 0.5]".to_owned(),
-            };
-            let message = format!("`{name}` is swept over what is not a list");
-            self.refuse(value.span(), message, help);
-            return None;
+        let values = match value.get_ref() {
+            DeValue::Array(values) => &values[..],
+            // `prune.ratio = …` without quotes is a table `prune` to TOML.
+            DeValue::Table(inner) => {
+                let first_entry = inner.iter().next();
+                let option = first_entry.map_or("key", |(key, _)| key.get_ref().as_ref());
+                let message = format!("`{name}` is a table, not the name of an option");
+                let help = format!("put the name in quotes: \"{name}.{option}\" = […]");
+                self.refuse(value.span(), message, help);
+                return None;
+            }
+            _ => {
+                let written = self.sources.text_at(&value.span());
+                let message = format!("`{name}` is swept over what is not a list");
+                self.refuse(value.span(), message, format!("write a list: [{written}]"));
+                std::slice::from_ref(value)
+            }
         };
         if values.is_empty() {
             let message = format!("`{name}` is swept over an empty list");
@@ -205,17 +267,17 @@ impl<'t> SweepParser<'_, 't> {
         for value in values {
             axis.push(vec![self.parse_assignment(key, value)?]);
         }
-        let address = &axis.first()?.first()?.address;
-        let mut set = self.set.iter();
-        let is_set = set.any(|assignment| assignment.address.covers(address, self.counts));
-        (!is_set).then_some(axis)
+        Some(axis)
     }
 
     /// Parses `{ "a.b" = [..], "c.d" = [..] }`: lists whose values change together.
     fn parse_zip(&mut self, span: Range<usize>, table: &DeTable<'t>) -> Option<SweepAxis<'t>> {
         let mut lists: Vec<SweepAxis<'t>> = Vec::new();
         for (key, value) in table {
-            lists.extend(self.parse_axis(key, value));
+            let axis = self.parse_axis(key, value);
+            // An option that the command line sets or sweeps leaves its group.
+            lists
+                .extend(axis.filter(|axis| !self.is_set(axis) && self.replacement(axis).is_none()));
         }
         let lengths: BTreeSet<usize> = lists.iter().map(Vec::len).collect();
         if lengths.len() > 1 {
@@ -281,11 +343,34 @@ impl<'t> SweepParser<'_, 't> {
             self.refuse(key.span(), message, help);
             return None;
         }
-        Some(OptionAssignment {
+        let assignment = OptionAssignment {
             address,
             key: key.get_ref().to_string(),
             name_span: key.span(),
             value: value.clone(),
-        })
+        };
+        self.check_value(&assignment);
+        Some(assignment)
+    }
+
+    /// Checks the key and the type of a value. The variants that have it report the same problem
+    /// again, but not every value reaches a variant.
+    fn check_value(&mut self, assignment: &OptionAssignment<'t>) {
+        let OptionAddress { tag, path, .. } = &assignment.address;
+        let Some(table_type) = option_type::stage_table(tag) else {
+            return;
+        };
+        let mut table = DeTable::new();
+        // The table is empty, so no value stands in the way of a nested one.
+        if insert_value(&mut table, path, assignment).is_ok() {
+            let checked = CheckedTable {
+                tag,
+                span: &assignment.name_span,
+                sources: self.sources,
+                may_lack_keys: true,
+            };
+            let mistakes = checked.check(&table, table_type);
+            self.problems.extend(mistakes.problems);
+        }
     }
 }

@@ -1,7 +1,9 @@
 //! Tables of stages → stages, as they are written and with every `repeat` unrolled.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::pipeline::decode::Decoded;
 use crate::pipeline::file::{DecodedStage, RawStage};
 use crate::pipeline::problem::{Problem, SourceTexts};
 use crate::stages::repeat::MAX_TIMES;
@@ -25,19 +27,23 @@ impl DecodedStages {
     ) -> Self {
         let mut decoded = Self::default();
         for raw in raw_stages {
-            match raw.decode(sources, problems) {
-                Some(DecodedStage::Stage(stage)) => {
-                    decoded.add_step(&stage, raw, None);
+            let Some(Decoded {
+                value,
+                replaced_keys,
+            }) = raw.decode(sources, problems)
+            else {
+                let invalid = UnrolledStage::Invalid(raw.tag.clone());
+                decoded.unrolled.push(invalid);
+                continue;
+            };
+            match value {
+                DecodedStage::Stage(stage) => {
+                    decoded.add_step(&stage, &replaced_keys, raw, None);
                     decoded.listed.push(ListedStage::Stage(stage));
                 }
-                Some(DecodedStage::Repeat(options)) => {
+                DecodedStage::Repeat(options) => {
                     decoded.add_repeat(options.times, raw, sources, problems);
                 }
-                // The stages of a `repeat` with wrong options are checked as well.
-                None if raw.tag == "repeat" => decoded.add_repeat(1, raw, sources, problems),
-                None => decoded
-                    .unrolled
-                    .push(UnrolledStage::Invalid(raw.tag.clone())),
             }
         }
         decoded
@@ -54,11 +60,17 @@ impl DecodedStages {
         let raw_stages = &raw_repeat.repeated_stages;
         // Decoded once, so that a problem is not reported for every iteration. `file::parse`
         // refuses a `repeat` inside a `repeat`.
-        let stages: Vec<Option<Arc<dyn Stage>>> = raw_stages
+        let stages: Vec<Option<Decoded<Arc<dyn Stage>>>> = raw_stages
             .iter()
-            .map(|raw| match raw.decode(sources, problems)? {
-                DecodedStage::Stage(stage) => Some(stage),
-                DecodedStage::Repeat(_) => None,
+            .map(|raw| {
+                let decoded = raw.decode(sources, problems)?;
+                match decoded.value {
+                    DecodedStage::Stage(value) => Some(Decoded {
+                        value,
+                        replaced_keys: decoded.replaced_keys,
+                    }),
+                    DecodedStage::Repeat(_) => None,
+                }
             })
             .collect();
         for iteration in 1..=iterations {
@@ -68,20 +80,27 @@ impl DecodedStages {
                     iterations,
                 };
                 match stage {
-                    Some(stage) => self.add_step(stage, raw, Some(position)),
+                    Some(stage) => {
+                        self.add_step(&stage.value, &stage.replaced_keys, raw, Some(position));
+                    }
                     None => self.unrolled.push(UnrolledStage::Invalid(raw.tag.clone())),
                 }
             }
         }
         self.listed.push(ListedStage::Repeat {
             times: iterations,
-            stages: stages.into_iter().flatten().collect(),
+            stages: stages
+                .into_iter()
+                .flatten()
+                .map(|stage| stage.value)
+                .collect(),
         });
     }
 
     fn add_step(
         &mut self,
         stage: &Arc<dyn Stage>,
+        replaced_keys: &BTreeSet<String>,
         raw: &RawStage<'_>,
         position: Option<RepeatPosition>,
     ) {
@@ -97,6 +116,8 @@ impl DecodedStages {
             occurrence,
             span: raw.type_span.clone(),
             key_spans: raw.key_spans(),
+            replaced_keys: replaced_keys.clone(),
+            unused_options: Vec::new(),
         }));
     }
 }

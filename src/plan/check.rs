@@ -5,22 +5,26 @@
 //! still valid), environment (files, headers, folders, device). Every stage that can be decoded
 //! goes through all passes, so one check reports all mistakes.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::pipeline::arguments::{self, Argument, ParsedArguments};
 use crate::pipeline::file;
 use crate::pipeline::layers::{self, LayeredSettings};
-use crate::pipeline::overrides::{RunAndStageOverrides, SetArgument};
 use crate::pipeline::problem::{InvalidPipeline, Problem, SourceTexts};
 use crate::pipeline::settings::SettingSpans;
 use crate::plan::ids::PerVariant;
+use crate::plan::read::{Unreadable, read_pipeline};
 use crate::plan::selection::{self, Selection};
-use crate::plan::{Plan, Variant, environment, tree, variants};
+use crate::plan::{Plan, Variant, environment, tree, unused, variants};
 
 /// What the command line adds to a pipeline file.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     /// The arguments of `--set`: `type.key=value`.
     pub set: Vec<String>,
+    /// The arguments of `--sweep`: `type.key=value,value`.
+    pub sweep: Vec<String>,
     /// The results folder.
     pub results: Option<PathBuf>,
     pub selection: Selection,
@@ -44,14 +48,10 @@ pub fn check(
     with_environment: bool,
 ) -> Result<Plan, InvalidPipeline> {
     let path_text = path.display().to_string();
-    let pipeline_text = match read_text(path) {
+    let pipeline_text = match read_pipeline(path) {
         Ok(text) => text,
-        Err(message) => {
-            let problem = SourceTexts::new(&path_text, "").problem(
-                0..0,
-                format!("cannot read `{path_text}`: {message}"),
-                "a pipeline is a TOML file; its path is relative to the working directory",
-            );
+        Err(Unreadable { message, help }) => {
+            let problem = SourceTexts::new(&path_text, "").problem(0..0, message, help);
             return Err(InvalidPipeline {
                 name: path_text,
                 problems: vec![problem],
@@ -62,23 +62,32 @@ pub fn check(
 
     // Syntax and shape of the file and of the arguments.
     let mut sources = SourceTexts::new(&path_text, &pipeline_text);
-    let set_arguments: Vec<SetArgument> = overrides
-        .set
-        .iter()
-        .map(|argument| SetArgument::new(argument, &mut sources))
+    let environment = arguments::environment_arguments(&mut sources, &mut problems);
+    let set = overrides.set.iter();
+    let set: Vec<Argument> = set
+        .map(|argument| Argument::set(argument, &mut sources))
         .collect();
-    let document = file::parse(&pipeline_text, &sources, &mut problems);
-    let set = RunAndStageOverrides::parse(&set_arguments, &sources, &mut problems);
-    let mut settings =
-        layers::layer_settings(document.run.as_ref(), &set.run, &mut sources, &mut problems);
-    let mut spans = SettingSpans::new(document.run.as_ref(), &set.run);
+    let sweep = overrides.sweep.iter();
+    let sweep: Vec<Argument> = sweep
+        .map(|argument| Argument::sweep(argument, &mut sources))
+        .collect();
+    let arguments = ParsedArguments::parse(&environment, &set, &sweep, &sources, &mut problems);
+    let Some(document) = file::parse(&pipeline_text, &sources, &mut problems) else {
+        return Err(InvalidPipeline {
+            name: path_text,
+            problems: Problem::sort_and_dedup(problems),
+        });
+    };
+    let run_table = document.run.as_ref();
+    let mut settings = layers::layer_settings(run_table, &arguments.run, &sources, &mut problems);
+    let mut spans = SettingSpans::new(run_table, &arguments.run);
     apply_setting_arguments(overrides, &mut settings, &mut spans, &mut sources);
     settings.run.check(&spans, &sources, &mut problems);
 
     // The sweep, values and order.
     let all_variants = variants::expand_variants(
         &document,
-        &set.stages,
+        &arguments,
         settings.run.seed,
         &sources,
         &mut problems,
@@ -105,10 +114,25 @@ pub fn check(
         || "pipeline".to_owned(),
         |stem| stem.to_string_lossy().into_owned(),
     );
+    let mut unused_by_node = BTreeMap::new();
     if with_environment {
         let run = &settings.run;
-        environment::check_run_environment(run, &name, &spans, &sources, &mut problems);
-        environment::check_stage_environments(&variants, &mut nodes, run, &sources, &mut problems);
+        let mut found = Vec::new();
+        environment::check_run_environment(run, &name, &spans, &sources, &mut found);
+        unused_by_node =
+            environment::check_stage_environments(&variants, &mut nodes, run, &sources, &mut found);
+        problems.extend(Problem::merge_equal_messages(found));
+    }
+    if problems.iter().all(Problem::is_warning) {
+        let all_variants = || variants.iter().chain(&unselected);
+        problems.extend(unused::warnings(all_variants(), &unused_by_node, &sources));
+        let span = spans.get("seed");
+        problems.extend(unused::seed_warning(
+            all_variants(),
+            &settings,
+            span,
+            &sources,
+        ));
     }
     let problems = Problem::sort_and_dedup(problems);
     if !problems.iter().all(Problem::is_warning) {
@@ -131,11 +155,6 @@ pub fn check(
         roots,
         warnings: problems,
     })
-}
-
-fn read_text(path: &Path) -> Result<String, String> {
-    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
-    String::from_utf8(bytes).map_err(|error| format!("it is not UTF-8: {error}"))
 }
 
 /// Applies `--results` and `--locked`, which replace the values of all other layers.

@@ -7,7 +7,8 @@ use crate::pipeline::problem::{Problem, SourceTexts};
 use crate::pipeline::settings::{RunSettings, SettingSpans};
 use crate::plan::ids::{NodeId, PerNode, PerVariant};
 use crate::plan::{PlanNode, Variant};
-use crate::stages::{Environment, ResourceEstimate};
+use crate::stages::values::ValueKind;
+use crate::stages::{Environment, ResourceEstimate, UnusedOption};
 use secateur_tensor::Device;
 
 /// Checks that the device exists and that the folders of the run can be written.
@@ -51,14 +52,15 @@ pub(super) fn check_run_environment(
 }
 
 /// Checks every node in the environment that the stages before it leave, once for all variants that
-/// share it, and stores its estimate of memory and disk space.
+/// share it, and stores its estimate of memory and disk space. Returns the options of each node that
+/// have no effect, as files and headers show.
 pub(super) fn check_stage_environments(
     variants: &PerVariant<Variant>,
     nodes: &mut PerNode<PlanNode>,
     run: &RunSettings,
     sources: &SourceTexts,
     problems: &mut Vec<Problem>,
-) {
+) -> BTreeMap<NodeId, Vec<UnusedOption>> {
     let device = secateur_tensor::resolve_device(run.device);
     let initial_environment = || Environment {
         data_folder: run.data.clone(),
@@ -70,6 +72,7 @@ pub(super) fn check_stage_environments(
     // so that all nodes share it.
     let mut lookup_cache = Environment::default().lookup_cache;
     let mut environment_after: BTreeMap<NodeId, Environment> = BTreeMap::new();
+    let mut unused_options = BTreeMap::new();
     for variant in variants {
         let mut parent: Option<NodeId> = None;
         for (&node, step) in variant.nodes.iter().zip(&variant.steps) {
@@ -81,17 +84,25 @@ pub(super) fn check_stage_environments(
                 std::mem::swap(&mut environment.lookup_cache, &mut lookup_cache);
                 let faults = step.stage.environment_faults(&mut environment);
                 std::mem::swap(&mut environment.lookup_cache, &mut lookup_cache);
-                problems.extend(faults.into_iter().map(|fault| {
+                let faults = faults.into_iter().filter(|fault| step.reports(fault));
+                problems.extend(faults.map(|fault| {
                     let key_span = step.key_spans.get(&fault.key);
                     let span = key_span.unwrap_or(&step.span).clone();
                     sources.option_problem(span, fault)
                 }));
                 nodes[node].estimate = Some(environment.estimate);
+                unused_options.insert(node, std::mem::take(&mut environment.unused_options));
+                // The model that a stage with replaced options makes is not that of the file.
+                if !step.replaced_keys.is_empty() && step.stage.makes().contains(&ValueKind::Dense)
+                {
+                    environment.model = None;
+                }
                 environment_after.insert(node, environment);
             }
             parent = Some(node);
         }
     }
+    unused_options
 }
 
 /// The folder if it exists, else its nearest ancestor that exists.

@@ -14,7 +14,9 @@ pub mod survey;
 pub mod text;
 
 mod environment;
+mod read;
 mod tree;
+mod unused;
 mod variants;
 
 pub use tree::{Plan, PlanNode, Variant};

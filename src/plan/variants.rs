@@ -6,11 +6,12 @@ use serde_json::{Value, json};
 use toml::Spanned;
 use toml::de::DeValue;
 
+use crate::pipeline::arguments::ParsedArguments;
 use crate::pipeline::assignment::{self, OptionAssignment, toml_to_json};
 use crate::pipeline::file::PipelineDocument;
 use crate::pipeline::order;
 use crate::pipeline::problem::{Problem, SourceTexts};
-use crate::pipeline::sweep;
+use crate::pipeline::sweep::{self, Combination};
 use crate::pipeline::unroll::DecodedStages;
 use crate::plan::Variant;
 use crate::stages::step::{Step, UnrolledStage};
@@ -27,23 +28,29 @@ const LONG_ID_HASH_DIGITS: usize = 32;
 /// Decodes every variant of the sweep and checks its values and its order.
 pub(super) fn expand_variants(
     document: &PipelineDocument<'_>,
-    set: &[OptionAssignment<'_>],
+    arguments: &ParsedArguments<'_>,
     seed: u64,
     sources: &SourceTexts,
     problems: &mut Vec<Problem>,
 ) -> Vec<Variant> {
     let counts = assignment::count_stages(&document.stages);
-    let combinations =
-        sweep::expand_sweep(document.sweep.as_ref(), set, &counts, sources, problems);
+    let combinations = sweep::expand_sweep(
+        document.sweep.as_ref(),
+        arguments,
+        &counts,
+        sources,
+        problems,
+    );
+    check_replaced_values(document, &combinations, arguments, sources, problems);
     let mut variants = Vec::with_capacity(combinations.len());
     for combination in combinations {
         let mut raw_stages = document.stages.clone();
         // The command line is applied last, so that it replaces the sweep's value.
-        for option in combination.iter().chain(set) {
+        for option in combination.iter().chain(&arguments.set) {
             assignment::apply_assignment(&mut raw_stages, option, sources, problems);
         }
-        let decoded = DecodedStages::decode(&raw_stages, sources, problems);
-        order::check_order(&decoded.unrolled, sources, problems);
+        let mut decoded = DecodedStages::decode(&raw_stages, sources, problems);
+        order::check_order(&mut decoded.unrolled, sources, problems);
         variants.push(build_variant(&combination, decoded, seed));
     }
     if problems.iter().all(Problem::is_warning) {
@@ -51,6 +58,26 @@ pub(super) fn expand_variants(
     }
     lengthen_equal_ids(&mut variants);
     variants
+}
+
+/// Checks the file's own values of options that the sweep or `--set` replaces: no variant has them.
+fn check_replaced_values(
+    document: &PipelineDocument<'_>,
+    combinations: &[Combination<'_>],
+    arguments: &ParsedArguments<'_>,
+    sources: &SourceTexts,
+    problems: &mut Vec<Problem>,
+) {
+    // All combinations have the same options.
+    let swept = combinations.iter().take(1).flatten();
+    let mut replaced: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for OptionAssignment { address, .. } in swept.chain(&arguments.set) {
+        let keys = replaced.entry(&address.tag).or_default();
+        keys.extend(address.path.first().map(String::as_str));
+    }
+    for stage in &document.stages {
+        stage.check_replaced_values(&replaced, sources, problems);
+    }
 }
 
 /// Two variants with the same options and seed are a mistake of the sweep.

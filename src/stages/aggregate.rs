@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Context;
-use super::environment::{Environment, OptionFault};
+use super::environment::{Environment, OptionFault, UnusedOption};
 use super::error::{RestoreError, StageError};
 use super::facts::EarlierStages;
 use super::products::{ChannelScores, Compat, GroupScores, MemberScores};
@@ -99,6 +99,22 @@ impl Stage for Options {
             ));
         }
         faults
+    }
+
+    fn unused_options(&self, earlier: &EarlierStages) -> Vec<UnusedOption> {
+        let mut unused = Vec::new();
+        let has_one_member = earlier
+            .importance
+            .is_some_and(|importance| importance.scores_output_member_only);
+        let takes_one_member = matches!(
+            self.with,
+            Some(Reduction::Last | Reduction::First | Reduction::Second)
+        );
+        if takes_one_member || has_one_member {
+            let reason = "the score of a unit comes from one member of its group";
+            unused.push(UnusedOption::new("level", reason));
+        }
+        unused
     }
 
     fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {

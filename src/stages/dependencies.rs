@@ -5,15 +5,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Context;
-use super::environment::{Environment, OptionFault};
+use super::environment::{Environment, ExpectedGroups, OptionFault, UnusedOption};
 use super::error::{RestoreError, StageError};
 use super::facts::EarlierStages;
 use super::stage::{Stage, StageOutput, StageType, describe_options};
 use super::stored;
 use super::values::{GRAPH, MODEL, StageValues, ValueKind};
-use secateur_model::Model;
-use secateur_model::groups::{self, DependencyGraph, Group};
+use secateur_model::groups::{self, DependencyGraph, Group, GroupKind};
 use secateur_model::wiring::ChannelSpace;
+use secateur_model::{Model, ModelHeader};
 use secateur_store::cache::{ProductDraft, StoredProduct};
 
 pub static TYPE: StageType = StageType {
@@ -64,6 +64,46 @@ impl Options {
     }
 }
 
+impl Options {
+    /// The groups of a model, as far as its header declares their sizes.
+    fn expected_groups(&self, model: &ModelHeader) -> Vec<ExpectedGroups> {
+        let groups = |kind, count, units| ExpectedGroups {
+            kind,
+            count,
+            units,
+            unit_width: 1,
+        };
+        let layer_count = |range: Option<[usize; 2]>| match range {
+            Some([start, end]) => end.min(model.layers).saturating_sub(start),
+            None => model.layers,
+        };
+        match self.grouping {
+            Grouping::Channel => vec![groups(GroupKind::Hidden, 1, model.hidden)],
+            Grouping::Layer => vec![groups(GroupKind::Layer, 1, model.layers)],
+            Grouping::Block => {
+                let widths = model.declared_widths;
+                let heads = widths.key_value_heads.unwrap_or(model.heads);
+                let attention = ExpectedGroups {
+                    unit_width: model.head_dim,
+                    ..groups(
+                        GroupKind::Attention,
+                        layer_count(self.attention_layers),
+                        heads,
+                    )
+                };
+                let Some(channels) = widths.mlp_channels else {
+                    return Vec::new();
+                };
+                let mlp = groups(GroupKind::Mlp, layer_count(self.mlp_layers), channels);
+                [attention, mlp]
+                    .into_iter()
+                    .filter(|groups| groups.count > 0)
+                    .collect()
+            }
+        }
+    }
+}
+
 impl Stage for Options {
     fn stage_type(&self) -> &'static StageType {
         &TYPE
@@ -79,13 +119,6 @@ impl Stage for Options {
                     "a range is `[start, end]`, 0-based, the end not included",
                 ));
             }
-            if self.grouping != Grouping::Block {
-                faults.push(OptionFault::new(
-                    key,
-                    "only block groups have a range of layers: the other groups span the model",
-                    "remove the line, or write grouping = \"block\"",
-                ));
-            }
         }
         let is_empty = |range: Option<[usize; 2]>| range.is_some_and(|[start, end]| start == end);
         if is_empty(self.attention_layers) && is_empty(self.mlp_layers) {
@@ -98,15 +131,28 @@ impl Stage for Options {
         faults
     }
 
+    fn unused_options(&self, _: &EarlierStages) -> Vec<UnusedOption> {
+        if self.grouping == Grouping::Block {
+            return Vec::new();
+        }
+        let keys = ["attention_layers", "mlp_layers"];
+        let reason = "only groups of the kind `block` have a range of layers";
+        UnusedOption::all(&keys, reason).collect()
+    }
+
     fn state_facts(&self, facts: &mut EarlierStages) {
         facts.has_block_groups = self.grouping == Grouping::Block;
+        facts.has_layer_groups = self.grouping == Grouping::Layer;
     }
 
     fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
         environment.add_weights(1);
-        let Some(layers) = environment.model.as_ref().map(|model| model.layers) else {
+        let Some(model) = &environment.model else {
+            environment.groups.clear();
             return Vec::new();
         };
+        let layers = model.layers;
+        environment.groups = self.expected_groups(model);
         let mut faults = Vec::new();
         for (key, [start, end]) in self.layer_ranges() {
             if end > layers {

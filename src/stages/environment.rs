@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::context::MemoryBudget;
 use secateur_data::corpus::CorpusSource;
 use secateur_data::task::{FewShot, FileLocation, Task, TaskError};
+use secateur_model::groups::GroupKind;
 use secateur_model::{CheckpointError, ModelHeader, cost};
 use secateur_tensor::Precision;
 
@@ -55,12 +56,39 @@ impl OptionFault {
         }
     }
 
+    /// The option in the stage's table: `duration` for `duration.updates`, `tasks` for `tasks[0]`.
+    pub fn option(&self) -> &str {
+        self.key.split(['.', '[']).next().unwrap_or(&self.key)
+    }
+
     /// The same, at a place in a file that the option names.
     pub fn with_location(self, location: FileLocation) -> Self {
         Self {
             location: Some(Box::new(location)),
             ..self
         }
+    }
+}
+
+/// An option that has no effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnusedOption {
+    pub key: &'static str,
+    /// Why, for messages such as "`fisher` has no effect: *`method` is not `taylor`*".
+    pub reason: String,
+}
+
+impl UnusedOption {
+    pub fn new(key: &'static str, reason: impl Into<String>) -> Self {
+        Self {
+            key,
+            reason: reason.into(),
+        }
+    }
+
+    /// Several options that have no effect for the same reason.
+    pub fn all(keys: &[&'static str], reason: &str) -> impl Iterator<Item = Self> {
+        keys.iter().map(move |key| Self::new(key, reason))
     }
 }
 
@@ -104,16 +132,34 @@ pub struct Environment {
     /// The header of the model that earlier stages will have made, with the widths before any
     /// pruning. None: not known.
     pub model: Option<ModelHeader>,
+    /// The groups that the last `dependencies` stage will find, with their sizes before any pruning.
+    /// Empty: not known.
+    pub groups: Vec<ExpectedGroups>,
     /// How much memory the run may take. None: not known.
     pub memory_budget: Option<MemoryBudget>,
     /// Whether the run computes on a GPU.
     pub is_on_gpu: bool,
     /// The element type of the model's weights on a GPU.
     pub precision: Precision,
+    /// Options of the current stage that have no effect, as its files and headers show. The stage
+    /// adds to it.
+    pub unused_options: Vec<UnusedOption>,
     /// What the current stage will need. The stage adds to it.
     pub estimate: ResourceEstimate,
     /// Results of earlier look-ups.
     pub lookup_cache: LookupCache,
+}
+
+/// Groups of one kind and size that a model has before any pruning.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpectedGroups {
+    pub kind: GroupKind,
+    /// The number of groups.
+    pub count: usize,
+    /// Units of each group.
+    pub units: usize,
+    /// Channels of a unit: the width of a head; 1 for other kinds.
+    pub unit_width: usize,
 }
 
 /// An upper estimate of what a stage needs, in bytes, from headers alone: for the model before any

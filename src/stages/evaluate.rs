@@ -6,8 +6,9 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::environment::{Environment, OptionFault};
+use super::environment::{Environment, OptionFault, UnusedOption};
 use super::error::StageError;
+use super::facts::EarlierStages;
 use super::stage::{Stage, StageOutput, StageType, describe_options};
 use super::values::{MODEL, StageValues, ValueKind};
 use super::{Context, InputFile};
@@ -225,6 +226,18 @@ impl Stage for Options {
         faults
     }
 
+    fn unused_options(&self, _: &EarlierStages) -> Vec<UnusedOption> {
+        let mut unused = Vec::new();
+        if self.tasks.is_empty() {
+            let keys = ["limit", "max_length", "protocol", "shots", "shots_seed"];
+            let reason = "it applies to `tasks`, and there are none";
+            unused.extend(UnusedOption::all(&keys, reason));
+        } else if self.shots == 0 {
+            unused.push(UnusedOption::new("shots_seed", "`shots` is 0"));
+        }
+        unused
+    }
+
     fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
         environment.add_weights(1);
         let window = self.window_or_default();
@@ -233,22 +246,41 @@ impl Stage for Options {
         // The name of a task file is written inside it, so it is known only after it is read.
         let mut task_names = self.tasks.clone();
         let mut has_questions = false;
+        let mut has_texts = !self.corpora.is_empty();
+        let mut has_windows = has_texts;
         let mut uses_prefix_token = false;
         for (index, name) in self.tasks.iter().enumerate() {
             match environment.check_task(&format!("tasks[{index}]"), name, self.few_shot()) {
                 Ok(task) => {
                     has_questions |= !task.is_text();
+                    has_texts |= task.is_text();
+                    has_windows |= task.metrics.contains(&Metric::Perplexity);
                     uses_prefix_token |= task.is_text() && task.metrics != [Metric::Perplexity];
                     task_names[index] = task.name;
                 }
                 Err(fault) => {
-                    // The task may have questions: no fault about `shots` is reported.
+                    // The task may have questions or texts: no option is reported as unused.
                     has_questions = true;
+                    has_texts = true;
+                    has_windows = true;
                     faults.push(fault);
                 }
             }
         }
-        if self.shots > 0 && !has_questions {
+        let unused = &mut environment.unused_options;
+        if !has_windows {
+            let reason = "no text is measured in windows";
+            unused.push(UnusedOption::new("window", reason));
+        }
+        if !has_texts && self.protocol == Protocol::LlmPruner {
+            let reason = "questions of the protocol `llm-pruner` never have special tokens";
+            unused.push(UnusedOption::new("add_bos_token", reason));
+        }
+        if !has_questions && !self.tasks.is_empty() {
+            let reason = "it applies to questions, and every task is a text";
+            unused.push(UnusedOption::new("protocol", reason));
+        }
+        if self.shots > 0 && !has_questions && !self.tasks.is_empty() {
             faults.push(OptionFault::new(
                 "shots",
                 "few-shot examples need multiple-choice questions, and no task has any",

@@ -11,6 +11,8 @@ pub struct EarlierStages {
     /// Whether the groups are attention heads and MLP channels of single layers. True until a stage
     /// records otherwise.
     pub has_block_groups: bool,
+    /// Whether the groups are whole layers.
+    pub has_layer_groups: bool,
     /// The facts of the last `importance` stage; None if there was none, or if it could not be
     /// decoded.
     pub importance: Option<ImportanceFacts>,
@@ -31,6 +33,7 @@ impl Default for EarlierStages {
     fn default() -> Self {
         Self {
             has_block_groups: true,
+            has_layer_groups: false,
             importance: None,
         }
     }
@@ -42,6 +45,7 @@ impl EarlierStages {
     pub fn forget(&mut self, kinds: &[ValueKind]) {
         if kinds.contains(&ValueKind::Graph) {
             self.has_block_groups = true;
+            self.has_layer_groups = false;
         }
         if kinds.contains(&ValueKind::Scores) {
             self.importance = None;

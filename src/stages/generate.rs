@@ -7,8 +7,9 @@ use rand::Rng;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::environment::{Environment, OptionFault, positive_faults, size_faults};
+use super::environment::{Environment, OptionFault, UnusedOption, positive_faults, size_faults};
 use super::error::StageError;
+use super::facts::EarlierStages;
 use super::stage::{Stage, StageOutput, StageType, describe_options};
 use super::values::{MODEL, StageValues, ValueKind};
 use super::{Context, InputFile};
@@ -145,18 +146,15 @@ impl Stage for Options {
                 "write a number above 0, up to 1",
             ));
         }
-        let sampling_options = [("top_k", self.top_k.is_some()), ("top_p", self.top_p < 1.0)];
-        for (key, is_set) in sampling_options {
-            if !is_set || self.temperature != 0.0 {
-                continue;
-            }
-            faults.push(OptionFault::new(
-                key,
-                "greedy decoding does not draw tokens",
-                "write a `temperature` above 0, or remove the line",
-            ));
-        }
         faults
+    }
+
+    fn unused_options(&self, _: &EarlierStages) -> Vec<UnusedOption> {
+        if self.temperature != 0.0 {
+            return Vec::new();
+        }
+        let reason = "a `temperature` of 0 always takes the most likely token";
+        UnusedOption::all(&["top_k", "top_p", "seed"], reason).collect()
     }
 
     fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::environment::{Environment, OptionFault};
+use super::environment::{Environment, OptionFault, UnusedOption};
 use super::error::{RestoreError, StageError};
 use super::facts::{EarlierStages, ImportanceFacts};
 use super::products::{ChannelScores, Compat};
@@ -218,6 +218,34 @@ impl Stage for Options {
             "this method reads the inputs of matrices and scores blocks only",
             "write grouping = \"block\", or another method",
         )]
+    }
+
+    fn unused_options(&self, _: &EarlierStages) -> Vec<UnusedOption> {
+        let mut unused = Vec::new();
+        let method = self.criterion().name();
+        if self.method != Method::Taylor {
+            let reason = format!("`method` is `{method}`, not `taylor`");
+            unused.extend(UnusedOption::all(&["taylor", "fisher"], &reason));
+        } else if matches!(self.taylor, Taylor::Vector | Taylor::ElementFirst) {
+            let reason = "this form of `taylor` has no second-order term";
+            unused.push(UnusedOption::new("fisher", reason));
+        }
+        if !self.needs_corpus() {
+            let keys = [
+                "corpus",
+                "separator",
+                "field",
+                "sample",
+                "samples",
+                "length",
+            ];
+            let reason = format!("the method `{method}` reads no text");
+            unused.extend(UnusedOption::all(&keys, &reason));
+        } else if self.sample == Sample::File {
+            let reason = "`sample = \"file\"` takes every row whole";
+            unused.push(UnusedOption::new("length", reason));
+        }
+        unused
     }
 
     fn state_facts(&self, facts: &mut EarlierStages) {

@@ -34,7 +34,9 @@ mod stored;
 
 pub use checkpoint::StageCheckpoint;
 pub use context::{Context, Interrupted, MemoryBudget, RepeatPosition};
-pub use environment::{Environment, OptionFault, ResourceEstimate, positive_faults, size_faults};
+pub use environment::{
+    Environment, OptionFault, ResourceEstimate, UnusedOption, positive_faults, size_faults,
+};
 pub use error::{RestoreError, StageError};
 pub use secateur_data::InputFile;
 pub use stage::Stage;

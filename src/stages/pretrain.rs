@@ -11,13 +11,13 @@ use super::error::{RestoreError, StageError};
 use super::stage::{Stage, StageOutput, StageType, describe_options};
 use super::values::{MODEL, StageValues, ValueKind};
 use super::{Context, InputFile, MemoryBudget};
-use crate::stages::train::Divergence;
+use crate::stages::train::{Decay, Divergence, LearningRateSchedule};
 use secateur_data::corpus::{self, CorpusError, CorpusSource, TokenRow};
 use secateur_data::row_sampler::RowSampler;
 use secateur_model::config::DEFAULT_ROPE_THETA;
 use secateur_model::stored::StorageDtype;
 use secateur_model::tokenizer::{SpecialTokenFaults, Tokenizer, TokenizerError};
-use secateur_model::{Model, ModelHeader, families};
+use secateur_model::{BlockWidths, Model, ModelHeader, families};
 use secateur_store::cache::{MODEL_FOLDER, ProductDraft, StoredProduct};
 use secateur_store::tables::Table;
 
@@ -44,6 +44,9 @@ const MIN_VOCABULARY: usize = 256 + 2;
 
 /// The model has at least this many positions, also if its training rows are shorter.
 const MIN_POSITIONS: usize = 512;
+
+/// The learning rate ends at this share of its peak.
+const FINAL_LEARNING_RATE_SHARE: f64 = 0.1;
 
 /// Trains a LLaMA from scratch on text.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -138,6 +141,17 @@ fn weight_decay() -> f64 {
 }
 
 impl Options {
+    fn schedule(&self) -> LearningRateSchedule {
+        LearningRateSchedule {
+            peak: self.learning_rate,
+            warmup: self.warmup,
+            updates: self.updates,
+            decay: Decay::Cosine {
+                final_share: FINAL_LEARNING_RATE_SHARE,
+            },
+        }
+    }
+
     /// Where the training text is read from.
     pub fn corpus_source(&self) -> CorpusSource {
         CorpusSource {
@@ -233,6 +247,9 @@ impl Stage for Options {
                 "write a number from 0 to below 1",
             ));
         }
+        if self.updates > 0 {
+            faults.extend(self.schedule().warmup_fault());
+        }
         faults
     }
 
@@ -248,6 +265,12 @@ impl Stage for Options {
             layers: self.blocks,
             hidden: self.hidden,
             heads: self.heads,
+            head_dim,
+            declared_widths: BlockWidths {
+                query_heads: Some(self.heads),
+                key_value_heads: Some(kv_heads),
+                mlp_channels: Some(self.mlp),
+            },
             vocab: self.vocabulary,
             max_positions: self.max_positions(),
             parameters: (self.vocabulary * self.hidden + self.hidden)

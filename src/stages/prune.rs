@@ -4,7 +4,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::environment::{Environment, OptionFault, size_faults};
+use super::environment::{Environment, OptionFault, UnusedOption, size_faults};
 use super::error::{RestoreError, StageError};
 use super::facts::EarlierStages;
 use super::products::{Compat, GroupScores, InitialUnits, InputMeans, PruningResult};
@@ -22,6 +22,7 @@ use secateur_store::tables::{Table, TableError};
 use secateur_tensor::{Weight, WeightReadError};
 
 mod decide;
+mod ineffective;
 mod sizes;
 pub use sizes::PruneSizesRow;
 
@@ -128,9 +129,17 @@ impl Stage for Options {
         )]
     }
 
+    fn unused_options(&self, earlier: &EarlierStages) -> Vec<UnusedOption> {
+        if !earlier.has_layer_groups {
+            return Vec::new();
+        }
+        let reason = "whole layers are not rounded";
+        vec![UnusedOption::new("round_to", reason)]
+    }
+
     fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
         environment.add_weights(2);
-        Vec::new()
+        ineffective::warnings(self, &environment.groups)
     }
 
     fn run(&self, context: &Context, inputs: &StageValues) -> Result<StageOutput, StageError> {

@@ -6,13 +6,14 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::environment::{Environment, OptionFault, positive_faults, size_faults};
+use super::environment::{Environment, OptionFault, UnusedOption, positive_faults, size_faults};
 use super::error::{RestoreError, StageError};
+use super::facts::EarlierStages;
 use super::stage::{Stage, StageOutput, StageType, describe_options};
 use super::stored;
 use super::values::{ADAPTER, MODEL, StageValues, ValueKind};
 use super::{Context, InputFile, MemoryBudget};
-use crate::stages::train::Divergence;
+use crate::stages::train::{Decay, Divergence, LearningRateSchedule};
 use secateur_data::corpus::{self, CorpusError, CorpusSource, Sample};
 use secateur_data::row_sampler::RowSampler;
 use secateur_model::family::Family;
@@ -137,6 +138,16 @@ pub enum Duration {
 }
 
 impl Options {
+    /// The learning rate of a training of this many updates.
+    fn schedule(&self, updates: usize) -> LearningRateSchedule {
+        LearningRateSchedule {
+            peak: self.learning_rate,
+            warmup: self.warmup,
+            updates,
+            decay: Decay::Linear,
+        }
+    }
+
     /// Where the training data is read from.
     pub fn corpus_source(&self) -> CorpusSource {
         CorpusSource {
@@ -196,7 +207,24 @@ impl Stage for Options {
                 "write at least 2",
             ));
         }
+        // The updates of epochs are known when the corpus has been read.
+        if let Duration::Updates(updates @ 1..) = self.duration {
+            faults.extend(self.schedule(updates).warmup_fault());
+        }
         faults
+    }
+
+    fn unused_options(&self, _: &EarlierStages) -> Vec<UnusedOption> {
+        let mut unused = Vec::new();
+        if self.sample == Sample::File {
+            let reason = "`sample = \"file\"` takes every row whole";
+            unused.push(UnusedOption::new("length", reason));
+        }
+        if self.micro_batch.is_some_and(|rows| rows >= self.batch) {
+            let reason = "it is not smaller than `batch`";
+            unused.push(UnusedOption::new("micro_batch", reason));
+        }
+        unused
     }
 
     fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
@@ -301,6 +329,8 @@ pub struct MissingTarget {
 pub enum Error {
     #[error(transparent)]
     MissingTarget(#[from] MissingTarget),
+    #[error("{0}; write a smaller `warmup`, or a longer training")]
+    NoLearningRate(String),
     #[error("cannot write the adapter: {0}")]
     WriteAdapter(String),
     #[error(
@@ -348,6 +378,18 @@ pub fn run(
             .saturating_mul(epochs)
             .div_ceil(options.batch),
     };
+    // The check knows the updates unless they are counted in epochs.
+    let is_unchecked = matches!(options.duration, Duration::Epochs(_));
+    if let Some(fault) = options
+        .schedule(updates)
+        .warmup_fault()
+        .filter(|_| is_unchecked)
+    {
+        if !fault.is_warning {
+            return Err(Error::NoLearningRate(fault.message).into());
+        }
+        tracing::warn!("{}", fault.message);
+    }
     let trainer = AdapterTraining::trainer(options, context, model, adapter, updates);
     let (training, update_rows) = trainer.run(&mut sampler, context)?;
     let adapter = training.into_adapter();

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use toml::de::Deserializer;
 
 use super::context::{Context, MemoryBudget};
-use super::environment::{Environment, OptionFault};
+use super::environment::{Environment, OptionFault, UnusedOption};
 use super::error::{RestoreError, StageError};
 use super::facts::EarlierStages;
 use super::values::{StageValues, ValueKind};
@@ -150,6 +150,12 @@ pub trait Stage: OptionTable {
 
     /// Options that do not fit the stages before this one. Default: none.
     fn faults_after(&self, _earlier: &EarlierStages) -> Vec<OptionFault> {
+        Vec::new()
+    }
+
+    /// Options that have no effect beside these values of the others. Those that are written are
+    /// warned of, unless the same line has an effect in another variant or stage. Default: none.
+    fn unused_options(&self, _earlier: &EarlierStages) -> Vec<UnusedOption> {
         Vec::new()
     }
 

@@ -1,12 +1,13 @@
 //! Stages in the lists of a pipeline: as written, and unrolled.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use super::context::RepeatPosition;
+use super::environment::{OptionFault, UnusedOption};
 use super::stage::Stage;
 
 /// A stage of the unrolled list.
@@ -24,9 +25,32 @@ pub struct Step {
     pub span: Range<usize>,
     /// Where the values of its options are written, by key.
     pub key_spans: BTreeMap<String, Range<usize>>,
+    /// The options whose values in the file are wrong or missing. The stage has other values in
+    /// their place, so that the check can go on; a stage that runs has none.
+    pub replaced_keys: BTreeSet<String>,
+    /// Options that have no effect after the stages before this one.
+    pub unused_options: Vec<UnusedOption>,
+}
+
+/// Whether a fault of a stage is reported. In a stage with replaced options only faults of other
+/// options that are written are: a fault of the whole stage, or a warning, may come from a value
+/// that is not in the file.
+pub(crate) fn is_reported(
+    fault: &OptionFault,
+    replaced_keys: &BTreeSet<String>,
+    key_spans: &BTreeMap<String, Range<usize>>,
+) -> bool {
+    let option = fault.option();
+    replaced_keys.is_empty()
+        || !fault.is_warning && !replaced_keys.contains(option) && key_spans.contains_key(option)
 }
 
 impl Step {
+    /// Whether a fault of this stage is reported.
+    pub(crate) fn reports(&self, fault: &OptionFault) -> bool {
+        is_reported(fault, &self.replaced_keys, &self.key_spans)
+    }
+
     /// All that defines the outcome of the step besides its inputs: the type, the occurrence (which
     /// defines the random streams), the iteration of a repeat, and every option. The ids of
     /// variants are hashes of it.

@@ -120,14 +120,17 @@ formats = ["hf", "gguf"]
             (2, 1),
             (6, 9),
             (9, 8),
+            (13, 20),
             (14, 1),
             (18, 10),
+            (22, 9),
             (26, 10),
             (27, 24),
             (31, 24),
             (35, 18),
             (38, 23),
-            (39, 1)
+            (39, 1),
+            (39, 28)
         ]
     );
     assert!(!sandbox.path("results").exists(), "no work was started");
@@ -145,9 +148,10 @@ fn wrong_stage_order_names_the_missing_input() {
     assert_eq!(
         messages(&two_prunings),
         [
-            "`prune` needs scores of units, and those of before no longer fit: \
+            "`prune` needs scores of units, but what earlier stages made is out of date: \
              `prune` changed the model",
-            "`prune` needs the groups, and those of before no longer fit: `prune` changed the model"
+            "`prune` needs the groups, but what earlier stages made is out of date: \
+             `prune` changed the model"
         ]
     );
     let later_importance = WHOLE.replace(
@@ -157,8 +161,8 @@ fn wrong_stage_order_names_the_missing_input() {
     assert_eq!(
         messages(&later_importance),
         [
-            "`prune` needs scores of units, and those of before no longer fit: \
-             `importance` came after them"
+            "`prune` needs scores of units, but what earlier stages made is out of date: \
+             `importance` came after it"
         ]
     );
     let no_plan = "[[stage]]\ntype = \"load\"\nmodel = \"m\"\n\
@@ -206,7 +210,7 @@ fn out_of_range_values_are_rejected() {
             "`second` exists only in the reference implementation",
         ),
         ("run.threads=0", "0 threads cannot work"),
-        ("run[2].seed=1", "`run[2].seed=1` is no run setting"),
+        ("run[2].seed=1", "`run[2].seed` is not a run setting"),
         (
             "evaluate.tasks=[\"tiny_piqa\", \"tiny_piqa\"]",
             "`tiny_piqa` is measured twice: a row of the table is known by its name",
@@ -217,7 +221,7 @@ fn out_of_range_values_are_rejected() {
         ),
         (
             "run.seed=-1",
-            "`[run]`: invalid value: integer `-1`, expected u64",
+            "`seed` of `[run]` must be at least 0, not the number -1",
         ),
         ("prune.ration=0.5", "unknown key `ration` in `prune`"),
         (

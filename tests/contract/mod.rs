@@ -9,6 +9,7 @@ mod generation;
 mod interruption;
 mod kept_products;
 mod model_folders;
+mod options;
 mod output;
 mod printed_tables;
 mod special_tokens;

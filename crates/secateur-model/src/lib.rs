@@ -52,7 +52,7 @@ pub mod wiring;
 
 pub use block::Block;
 pub use checkpoint::{Checkpoint, CheckpointError};
-pub use config::Config;
+pub use config::{BlockWidths, Config};
 pub use family::Family;
 pub use lora_hooks::{Dropout, TrainedAdapters};
 pub use parameter::{Factor, ParameterId};
@@ -96,6 +96,10 @@ pub struct ModelHeader {
     pub hidden: usize,
     /// Query heads.
     pub heads: usize,
+    /// Width of an attention head.
+    pub head_dim: usize,
+    /// Widths inside the blocks as `config.json` declares them.
+    pub declared_widths: BlockWidths,
     /// Entries of the vocabulary.
     pub vocab: usize,
     /// Longest sequence the model was made for, in tokens.
@@ -134,6 +138,8 @@ impl ModelHeader {
             layers: config.layers,
             hidden,
             heads: widths.query_heads.unwrap_or(hidden / head_dim.max(1)),
+            head_dim,
+            declared_widths: widths,
             vocab: config.vocab,
             max_positions: config.max_positions,
             parameters: checkpoint.parameter_count(),

@@ -3,8 +3,8 @@
 use super::Options;
 use crate::stages::Context;
 use crate::stages::train::{
-    BETA2_PRETRAIN, Decay, LearningRateSchedule, MicroBatch, Trainable, TrainedParameter, Trainer,
-    TrainingOptions, UpdateGradients,
+    BETA2_PRETRAIN, MicroBatch, Trainable, TrainedParameter, Trainer, TrainingOptions,
+    UpdateGradients,
 };
 use secateur_model::walk::{self, BackwardOptions};
 use secateur_model::wiring::TensorId;
@@ -13,9 +13,6 @@ use secateur_tensor::{Weight, WeightReadError};
 
 /// Gradients are scaled down to this global norm.
 const MAX_GRADIENT_NORM: f64 = 1.0;
-
-/// The learning rate ends at this share of its peak.
-const FINAL_LEARNING_RATE_SHARE: f64 = 0.1;
 
 /// A model whose weights are all trained.
 pub(crate) struct ModelTraining {
@@ -39,14 +36,7 @@ impl ModelTraining {
             label: "pretrain",
             batch: options.batch,
             micro_batch: None,
-            learning_rate: LearningRateSchedule {
-                peak: options.learning_rate,
-                warmup: options.warmup,
-                updates: options.updates,
-                decay: Decay::Cosine {
-                    final_share: FINAL_LEARNING_RATE_SHARE,
-                },
-            },
+            learning_rate: options.schedule(),
             max_gradient_norm: MAX_GRADIENT_NORM,
             beta2: BETA2_PRETRAIN,
         };

@@ -4,8 +4,8 @@ use super::{Error, Options};
 use crate::stages::Context;
 use crate::stages::StageError;
 use crate::stages::train::{
-    BETA2_DEFAULT, Decay, LearningRateSchedule, MicroBatch, Trainable, TrainedParameter, Trainer,
-    TrainingOptions, UpdateGradients,
+    BETA2_DEFAULT, MicroBatch, Trainable, TrainedParameter, Trainer, TrainingOptions,
+    UpdateGradients,
 };
 use secateur_base::random::Seed;
 use secateur_model::lora::Adapter;
@@ -45,12 +45,7 @@ impl<'a> AdapterTraining<'a> {
             label: "recover",
             batch: options.batch,
             micro_batch: Some(options.micro_batch.unwrap_or(options.batch)),
-            learning_rate: LearningRateSchedule {
-                peak: options.learning_rate,
-                warmup: options.warmup,
-                updates,
-                decay: Decay::Linear,
-            },
+            learning_rate: options.schedule(updates),
             max_gradient_norm: options.clip,
             beta2: BETA2_DEFAULT,
         };
