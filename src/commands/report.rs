@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use secateur::report::{SweepReport, read_reports};
+use secateur::run::mark_killed_runs;
 use serde_json::Value;
 
 use crate::commands::arguments::{OutputFormat, ReportArgs};
@@ -11,6 +12,9 @@ use crate::commands::terminal::Stream;
 
 /// Prints the summary of results folders.
 pub(crate) fn report(arguments: &ReportArgs) -> ExitCode {
+    for folder in &arguments.results {
+        mark_killed_runs(folder);
+    }
     let reports = match read_reports(&arguments.results) {
         Ok(reports) => reports,
         Err(error) => return exit_with_error(&error),

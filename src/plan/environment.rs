@@ -1,6 +1,7 @@
 //! The environment pass of the check: files, headers, folders and the device.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use crate::pipeline::problem::{Problem, SourceTexts};
@@ -8,7 +9,9 @@ use crate::pipeline::settings::{RunSettings, SettingSpans};
 use crate::plan::ids::{NodeId, PerNode, PerVariant};
 use crate::plan::{PlanNode, Variant};
 use crate::stages::values::ValueKind;
-use crate::stages::{Environment, ResourceEstimate, UnusedOption};
+use crate::stages::{Environment, OptionFault, ResourceEstimate, UnusedOption};
+use secateur_base::files::FolderFault;
+use secateur_base::locks::{LockSupport, check_shared_folder};
 use secateur_tensor::Device;
 
 /// Checks that the device exists and that the folders of the run can be written.
@@ -26,29 +29,61 @@ pub(super) fn check_run_environment(
         let message = format!("there is no device `{}`: {missing}", run.device);
         refuse("device", message, missing.help());
     }
-    let cache_folder = run.cache_folder();
-    for (key, description, folder) in [
-        ("results", "results folder", run.results.as_path()),
-        ("cache", "folder of kept products", &cache_folder),
-    ] {
-        if let Err(error) = tempfile::tempfile_in(nearest_existing_folder(folder)) {
-            let folder = folder.display();
-            let message = format!("the {description} `{folder}` cannot be written: {error}");
-            let help = format!("write another folder in [run] {key}");
-            refuse(key, message, &help);
-        }
-    }
     let pipeline_results = run.results.join(pipeline_name);
-    if pipeline_results.exists() && !pipeline_results.is_dir() {
-        refuse(
-            "results",
-            format!(
-                "the results go to `{}`, and a file stands there",
-                pipeline_results.display()
-            ),
-            "move the file away, or write another folder in [run] results, or --results",
-        );
+    let cache_folder = run.cache_folder();
+    let mut results_faults = folder_faults("results", "results folder", &run.results);
+    if results_faults.is_empty() {
+        results_faults = folder_faults("results", "results folder", &pipeline_results);
     }
+    // By default the cache lies in the results folder: one fault is reported once.
+    let is_reported = !results_faults.is_empty() && cache_folder.starts_with(&run.results);
+    let cache_faults = match is_reported {
+        true => Vec::new(),
+        false => folder_faults("cache", "folder of kept products", &cache_folder),
+    };
+    for fault in results_faults.into_iter().chain(cache_faults) {
+        problems.push(sources.option_problem(spans.get(&fault.key), fault));
+    }
+}
+
+/// Why a folder that a run writes to cannot be used, or can be used by one run only.
+fn folder_faults(key: &str, description: &str, folder: &Path) -> Vec<OptionFault> {
+    let path = folder.display();
+    let fault = match check_shared_folder(folder) {
+        Ok(LockSupport::Available) => return Vec::new(),
+        Ok(LockSupport::Missing) => {
+            return vec![OptionFault::warning(
+                key,
+                format!("the file system of the {description} `{path}` has no locks"),
+                "let only one run at a time use the folder: two would overwrite each other's files",
+            )];
+        }
+        Err(fault) => fault,
+    };
+    let another_folder = match key {
+        "results" => "write another folder in [run] results, or --results",
+        _ => "write another folder in [run] cache",
+    };
+    let help = match &fault {
+        FolderFault::DanglingLink { .. } => {
+            format!("create the folder that the link names, or {another_folder}")
+        }
+        FolderFault::NotAFolder(_) => format!("move the file away, or {another_folder}"),
+        FolderFault::NotWritable(error) if error.source.kind() == ErrorKind::PermissionDenied => {
+            format!(
+                "{another_folder}, or let its owner give you write access to it and to everything \
+                 in it (users who share a folder need a common group and umask 002)"
+            )
+        }
+        FolderFault::NotWritable(_) => another_folder.to_owned(),
+    };
+    let reason = match &fault {
+        FolderFault::NotAFolder(file) if file == folder => "a file stands there".to_owned(),
+        FolderFault::NotWritable(error) if error.path == folder => error.source.to_string(),
+        _ => fault.to_string(),
+    };
+    let message = format!("the {description} `{path}` cannot be written: {reason}");
+    vec![OptionFault::new(key, message, help)]
 }
 
 /// Checks every node in the environment that the stages before it leave, once for all variants that

@@ -144,10 +144,11 @@ impl Surveyor<'_> {
     fn rerun_reason(&self, id: NodeId, earlier: &VariantManifest) -> String {
         let step = &self.plan.nodes[id].step;
         let product = &self.keys[id];
-        let position = step.position as usize;
-        let Some(record) = earlier.stages.get(position) else {
+        let Some(record) = earlier.stage(step.position) else {
+            let last_step = earlier.stages.last().map(|record| record.step);
+            let next_step = last_step.map_or(0, |last| last + 1);
             let has_failed_here =
-                earlier.status == VariantStatus::Failed && earlier.stages.len() == position;
+                earlier.status == VariantStatus::Failed && next_step == step.position;
             let reason = if has_failed_here {
                 "it failed"
             } else {
@@ -173,7 +174,7 @@ impl Surveyor<'_> {
         }
         for &(value, maker) in &product.input_nodes {
             let maker_step = &self.plan.nodes[maker].step;
-            let maker_record = earlier.stages.get(maker_step.position as usize);
+            let maker_record = earlier.stage(maker_step.position);
             if maker_record.is_some_and(|record| record.key != self.keys[maker].key) {
                 let maker_tag = maker_step.stage.tag();
                 return format!("`{maker_tag}` makes another {}", value.label());

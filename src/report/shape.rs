@@ -106,10 +106,8 @@ impl SweepManifest {
 
     pub fn write(&self, folder: &Path) -> Result<(), FileError> {
         let path = folder.join(FILE_NAME);
-        let text = serde_json::to_vec_pretty(self).map_err(|error| FileError {
-            path: path.clone(),
-            source: error.into(),
-        })?;
+        let text =
+            serde_json::to_vec_pretty(self).map_err(|error| FileError::write(&path, error))?;
         write_atomic_unsynced(&path, &text)
     }
 }

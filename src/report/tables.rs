@@ -31,7 +31,7 @@ pub fn write_report_tables(
         Some(table) => write_parquet(&path, table)?,
         // The pipeline had a `generate` stage in an earlier run and has none now.
         None if path.exists() => {
-            std::fs::remove_file(&path).map_err(|source| FileError { path, source })?;
+            std::fs::remove_file(&path).map_err(|source| FileError::remove(&path, source))?;
         }
         None => {}
     }

@@ -2,10 +2,10 @@
 //! product.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::machine::PROGRAM_VERSION;
 use crate::plan::Plan;
@@ -17,11 +17,16 @@ use crate::run::values::{LazyValues, NodeOutput};
 use crate::stages::step::Step;
 use crate::stages::values::{StageValues, ValueKind};
 use crate::stages::{Context, RestoreError, StageCheckpoint, StageError};
+use secateur_base::files::{FileError, PartialFolder, link_or_copy_files};
 use secateur_base::locks::Claim;
 use secateur_base::memory;
 use secateur_base::random::Seed;
 use secateur_store::cache::{ProductCache, ProductCost, ProductManifest, StoredProduct};
 use secateur_store::tables::Table;
+
+/// How long a run waits for a product that another run has claimed, before it goes on with other
+/// work. Reading a product takes less in most cases, making one takes longer.
+const CLAIM_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Runs the nodes of a plan, or reuses their products.
 pub struct NodeRunner<'a> {
@@ -35,19 +40,60 @@ pub struct NodeRunner<'a> {
 
 /// A stage that ran, or whose product was reused.
 pub struct NodeOutcome {
-    pub stored: StoredProduct,
-    pub tables: Vec<Table>,
+    pub result: StageResult,
     pub output: NodeOutput,
-    /// Whether an earlier or concurrent run made the product.
-    pub is_reused: bool,
     /// While the claim is held no other process removes the product.
     _claim: Claim,
 }
 
+/// What a stage adds to the results of its variants.
+pub struct StageResult {
+    pub node: NodeId,
+    pub stored: StoredProduct,
+    /// The folder of the files that the stage wrote: that of the stored product, or a copy.
+    pub written_folder: PathBuf,
+    /// The copy, for variants that begin later: the product may leave the cache before. Dropping it
+    /// removes it.
+    pub kept_files: Option<PartialFolder>,
+    pub tables: Vec<Table>,
+    /// Whether an earlier or concurrent run made the product.
+    pub is_reused: bool,
+    /// The number of variants that share this run of the stage.
+    pub shared_by: usize,
+}
+
 impl NodeOutcome {
-    /// Releases the claim on the product and returns the values for the child nodes.
-    pub fn into_output(self) -> NodeOutput {
-        self.output
+    /// Releases the claim on the product.
+    pub fn release(self) -> (StageResult, NodeOutput) {
+        (self.result, self.output)
+    }
+}
+
+impl StageResult {
+    fn new(node: NodeId, stored: StoredProduct, tables: Vec<Table>) -> Self {
+        Self {
+            node,
+            written_folder: stored.written_folder(),
+            stored,
+            kept_files: None,
+            tables,
+            is_reused: false,
+            shared_by: 1,
+        }
+    }
+
+    /// Links or copies the files that the stage wrote into a temporary folder inside `folder`. The
+    /// caller holds the claim on the product.
+    pub fn keep_files(&mut self, folder: &Path) -> Result<(), FileError> {
+        let written = self.stored.written_files();
+        if !written.is_empty() {
+            let copy = PartialFolder::new(folder)?;
+            let names = written.keys().map(Path::new);
+            link_or_copy_files(&self.written_folder, names, copy.path())?;
+            self.written_folder = copy.path().to_owned();
+            self.kept_files = Some(copy);
+        }
+        Ok(())
     }
 }
 
@@ -55,28 +101,36 @@ impl NodeOutcome {
 type ProductContent = (StoredProduct, Vec<Table>, StageValues);
 
 impl NodeRunner<'_> {
-    /// Reuses the product of a stage; runs the stage if there is none or if `is_forced`.
+    /// Reuses the product of a stage; runs the stage if there is none or if `is_forced`. Returns
+    /// `None` if another run is making or using the product.
     pub fn run_or_reuse(
         &self,
         node: NodeId,
         is_forced: bool,
         values: &LazyValues,
-    ) -> Result<NodeOutcome, StageError> {
+        shared_by: usize,
+    ) -> Result<Option<NodeOutcome>, StageError> {
         let mut loaded_inputs = None;
         loop {
-            let claim = self.claim(node)?;
+            let claim = self.cache.claim_within(self.key(node), CLAIM_PATIENCE);
+            let Some(claim) = claim.map_err(StageError::store)? else {
+                return Ok(None);
+            };
             if !is_forced && let Some((stored, tables, restored)) = self.load_stored(node) {
                 let output = NodeOutput {
                     values: restored,
                     inputs: values.clone(),
                 };
-                return Ok(NodeOutcome {
-                    stored,
-                    tables,
-                    output,
+                let result = StageResult {
                     is_reused: true,
+                    shared_by,
+                    ..StageResult::new(node, stored, tables)
+                };
+                return Ok(Some(NodeOutcome {
+                    result,
+                    output,
                     _claim: claim,
-                });
+                }));
             }
             let Some(inputs) = &loaded_inputs else {
                 // Loading inputs may claim other products, so this claim is released first: a run
@@ -92,13 +146,15 @@ impl NodeRunner<'_> {
                 values: made,
                 inputs: LazyValues::default(),
             };
-            return Ok(NodeOutcome {
-                stored,
-                tables,
+            let result = StageResult {
+                shared_by,
+                ..StageResult::new(node, stored, tables)
+            };
+            return Ok(Some(NodeOutcome {
+                result,
                 output,
-                is_reused: false,
                 _claim: claim,
-            });
+            }));
         }
     }
 
@@ -108,6 +164,12 @@ impl NodeRunner<'_> {
 
     fn key(&self, node: NodeId) -> &str {
         &self.keys[node].key
+    }
+
+    /// Whether no other run is making or using the product of a node.
+    pub fn is_released(&self, node: NodeId) -> Result<bool, FileError> {
+        let claim = self.cache.claim_within(self.key(node), Duration::ZERO)?;
+        Ok(claim.is_some())
     }
 
     fn claim(&self, node: NodeId) -> Result<Claim, StageError> {

@@ -1,127 +1,68 @@
 //! The progress of a run: a headline above the progress bars, and `status.json` for other programs.
 
-use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
-
-use serde::Serialize;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crate::progress::{Headline, Progress};
-use secateur_base::files;
+use crate::results::ResultsFolder;
+use crate::run::status_file::{self, HEARTBEAT, RunState, RunStatus, VariantCounts, unix_seconds};
+use secateur_base::files::FileError;
+use secateur_base::locks::Claim;
 
-/// `results/<pipeline>/status.json`, written whenever a stage begins and when the run ends. If
-/// several processes run one pipeline it is that of the last one that wrote it.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct RunStatus {
-    pub(crate) pipeline: String,
-    pub(crate) state: RunState,
-    /// The process id.
-    pub(crate) process: u32,
-    /// Seconds since 1970.
-    pub(crate) started: u64,
-    /// Seconds since 1970.
-    pub(crate) updated: u64,
-    pub(crate) variants: VariantCounts,
-    /// The nodes of the tree: a stage that several variants share counts once.
-    pub(crate) stages: StageCounts,
-    /// The stage that is running.
-    pub(crate) now: Option<CurrentStage>,
-    pub(crate) seconds_elapsed: f64,
-    /// An estimate for the remaining stages, from the mean time of stages of the same type, in this
-    /// run or stored with their products; null while a type has no time.
-    pub(crate) seconds_left: Option<f64>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum RunState {
-    Running,
-    /// Every variant succeeded.
-    Succeeded,
-    /// Some variant failed.
-    Failed,
-    Interrupted,
-}
-
-/// Counts of the variants that this run has selected.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub(crate) struct VariantCounts {
-    pub(crate) total: usize,
-    pub(crate) succeeded: usize,
-    pub(crate) failed: usize,
-}
-
-/// Counts of stages.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub(crate) struct StageCounts {
-    /// Stages that ran.
-    pub(crate) run: usize,
-    /// Stages whose product came from the cache.
-    pub(crate) kept: usize,
-    /// Stages that are still to run.
-    pub(crate) left: usize,
-}
-
-/// The stage that is running.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct CurrentStage {
-    pub(crate) step: u32,
-    pub(crate) stage: &'static str,
-    /// The variants that share it.
-    pub(crate) variants: Vec<String>,
-    /// Seconds since 1970.
-    pub(crate) since: u64,
-}
-
-/// Writes `status.json` and the headline.
+/// Writes `status.json` and the headline. Dropping it ends the updates.
 #[derive(Debug)]
 pub(crate) struct StatusWriter {
     pub(crate) status: RunStatus,
-    path: PathBuf,
+    results: Arc<ResultsFolder>,
     started: Instant,
     headline: Headline,
+    heartbeat: Heartbeat,
+    /// Tells other processes that this run is alive.
+    _claim: Option<Claim>,
+}
+
+/// The thread that renews the status while a stage runs.
+#[derive(Debug)]
+struct Heartbeat {
+    /// The status that was written last, and when it was. Locked while the file is written.
+    latest: Arc<Mutex<(RunStatus, Instant)>>,
+    /// Dropping it ends the thread.
+    end: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl StatusWriter {
     /// The status at the start of a run of `variant_count` variants; nothing is written yet.
+    ///
+    /// # Errors
+    /// If the run cannot be claimed in the results folder.
     pub(crate) fn new(
-        folder: &Path,
+        results: Arc<ResultsFolder>,
         pipeline: &str,
         variant_count: usize,
         progress: &Progress,
-    ) -> Self {
-        let status = RunStatus {
-            pipeline: pipeline.to_owned(),
-            state: RunState::Running,
-            process: std::process::id(),
-            started: unix_seconds(),
-            updated: unix_seconds(),
-            variants: VariantCounts {
-                total: variant_count,
-                ..VariantCounts::default()
-            },
-            stages: StageCounts::default(),
-            now: None,
-            seconds_elapsed: 0.0,
-            seconds_left: None,
-        };
-        Self {
+    ) -> Result<Self, FileError> {
+        let status = RunStatus::new(pipeline, variant_count);
+        let claim = results.claim(&status.claim_name())?;
+        Ok(Self {
+            heartbeat: Heartbeat::start(results.clone(), status.clone()),
             status,
-            path: folder.join("status.json"),
+            results,
             started: Instant::now(),
             headline: progress.headline(),
-        }
+            _claim: claim,
+        })
     }
 
-    /// Changes the status and writes it. A file that cannot be written does not stop the run.
+    /// Changes the status and writes it.
     pub(crate) fn update(&mut self, change: impl FnOnce(&mut RunStatus)) {
         change(&mut self.status);
         self.status.updated = unix_seconds();
         self.status.seconds_elapsed = self.started.elapsed().as_secs_f64();
         self.headline
             .update(self.headline_text(), self.status.seconds_left);
-        if let Ok(text) = serde_json::to_vec_pretty(&self.status) {
-            drop(files::write_atomic_unsynced(&self.path, &text));
-        }
+        self.heartbeat.write(&self.results, &self.status);
     }
 
     /// `variant 3 of 24 · importance`
@@ -145,9 +86,51 @@ impl StatusWriter {
     }
 }
 
-/// Seconds since 1970.
-pub(crate) fn unix_seconds() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |duration| duration.as_secs())
+impl Heartbeat {
+    fn start(results: Arc<ResultsFolder>, status: RunStatus) -> Self {
+        let latest = Arc::new(Mutex::new((status, Instant::now())));
+        let (end, ended) = mpsc::channel();
+        let shared = latest.clone();
+        let renew_until_ended = move || {
+            while let Err(mpsc::RecvTimeoutError::Timeout) = ended.recv_timeout(HEARTBEAT) {
+                let latest = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                let (status, written) = &*latest;
+                if status.state == RunState::Running {
+                    status_file::write(&results, &renewed(status, *written));
+                }
+            }
+        };
+        Self {
+            latest,
+            end: Some(end),
+            // Without the thread the status is only written when a stage begins.
+            thread: std::thread::Builder::new().spawn(renew_until_ended).ok(),
+        }
+    }
+
+    fn write(&self, results: &ResultsFolder, status: &RunStatus) {
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        *latest = (status.clone(), Instant::now());
+        status_file::write(results, status);
+    }
+}
+
+/// A status that was written at the time `written`, as it is now.
+fn renewed(status: &RunStatus, written: Instant) -> RunStatus {
+    let seconds = written.elapsed().as_secs_f64();
+    RunStatus {
+        updated: unix_seconds(),
+        seconds_elapsed: status.seconds_elapsed + seconds,
+        seconds_left: status.seconds_left.map(|left| (left - seconds).max(0.0)),
+        ..status.clone()
+    }
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
 }

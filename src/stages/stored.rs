@@ -15,10 +15,8 @@ const VALUE_FILE: &str = "product";
 pub(crate) fn write_value(draft: &ProductDraft, value: &impl Serialize) -> Result<(), StageError> {
     let path = draft.path().join(VALUE_FILE);
     let bytes = postcard::to_stdvec(value).map_err(|error| {
-        StageError::store(FileError {
-            path: path.clone(),
-            source: std::io::Error::other(error),
-        })
+        let source = std::io::Error::other(error);
+        StageError::store(FileError::write(&path, source))
     })?;
     files::write_atomic_unsynced(&path, &bytes).map_err(StageError::store)
 }

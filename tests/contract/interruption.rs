@@ -10,26 +10,12 @@ use std::time::{Duration, Instant};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::support::{CHAIN, Sandbox, chain, outcome};
+use crate::support::{CHAIN, Sandbox, chain, outcome, run_status, signal, spawn, walk};
 
-/// Starts the program in the background.
-fn spawn(sandbox: &Sandbox, arguments: &[&str]) -> Child {
-    sandbox
-        .command(arguments)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-/// The stage that `status.json` names as running, if this process wrote the file.
+/// The stage that `status.json` names as the one that a process is running.
 fn running_stage(sandbox: &Sandbox, pipeline: &str, process: u32) -> Option<String> {
-    let text = std::fs::read(sandbox.path(&format!("results/{pipeline}/status.json"))).ok()?;
-    let status: serde_json::Value = serde_json::from_slice(&text).ok()?;
-    if status["process"].as_u64() != Some(u64::from(process)) {
-        return None;
-    }
-    status["now"]["stage"].as_str().map(str::to_owned)
+    let run = run_status(sandbox, pipeline, process)?;
+    run["now"]["stage"].as_str().map(str::to_owned)
 }
 
 /// Waits until a stage of this type runs, then for `delay`. False if the run ended before.
@@ -50,14 +36,6 @@ fn wait_for_stage(
         }
         std::thread::sleep(Duration::from_micros(200));
     }
-}
-
-fn signal(child: &Child, name: &str) {
-    let sent = std::process::Command::new("kill")
-        .args([&format!("-{name}"), &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert!(sent.success());
 }
 
 /// The seconds that each stage type took, from the manifest of a run.
@@ -83,19 +61,6 @@ fn assert_tidy(sandbox: &Sandbox) {
         leftover, None,
         "temporary files of a killed run remain after the next run"
     );
-}
-
-fn walk(folder: &std::path::Path) -> Vec<String> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let inside = |entry: std::fs::DirEntry| {
-        let path = entry.path();
-        let mut all = vec![path.display().to_string()];
-        if path.is_dir() {
-            all.extend(walk(&path));
-        }
-        all
-    };
-    entries.flat_map(inside).collect()
 }
 
 test!(killed_runs_resume_to_the_same_bytes);
@@ -393,29 +358,31 @@ fn input_changed_during_a_run_is_an_error() {
     assert_eq!(sandbox.run(&["long.toml"]).code, 0);
 }
 
-test!(concurrent_runs_in_one_folder_share_the_work);
-fn concurrent_runs_in_one_folder_share_the_work() {
+test!(truncated_checkpoint_during_a_run_is_an_error);
+fn truncated_checkpoint_during_a_run_is_an_error() {
     let sandbox = chain();
-    sandbox.write(
-        "sweep.toml",
-        format!("{CHAIN}\n[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n"),
-    );
-    let alone = sandbox.run(&["sweep.toml", "--results", "alone"]);
-    assert_eq!(alone.code, 0, "{}", alone.err);
-    let mut children: Vec<Child> = (0..3).map(|_| spawn(&sandbox, &["sweep.toml"])).collect();
-    for child in &mut children {
-        assert_eq!(child.wait().unwrap().code(), Some(0));
-    }
-    assert!(
-        sandbox.read("results/sweep/variants.parquet")
-            == sandbox.read("alone/sweep/variants.parquet")
-    );
-    for ratio in ["ratio0.25", "ratio0.5"] {
-        let variant = sandbox.variant("sweep", ratio);
-        let expected = outcome(&sandbox, &variant.replace("results/", "alone/"));
-        assert!(outcome(&sandbox, &variant) == expected, "{ratio}");
-    }
-    assert_tidy(&sandbox);
+    let slow = CHAIN.replace("updates = 3", "updates = 100000");
+    sandbox.write("cut.toml", slow);
+    // Streamed: the weights are read from the file as long as the run lasts.
+    let mut command = sandbox.command(&["cut.toml", "--set", "run.stream=true"]);
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let is_reached = wait_for_stage(&sandbox, "cut", &mut child, "recover", Duration::ZERO);
+    assert!(is_reached, "`recover` was not reached");
+    let weights = sandbox.path("models/tiny/model.safetensors");
+    let file = std::fs::File::options().write(true).open(&weights).unwrap();
+    file.set_len(100_000).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.contains("model.safetensors"), "{err}");
+    assert!(!err.contains("panicked"), "{err}");
+    let variant = sandbox.variant("cut", "base-");
+    let manifest = sandbox.json(&format!("{variant}/manifest.json"));
+    assert_eq!(manifest["status"], "failed");
 }
 
 test!(run_takes_over_from_a_killed_run);

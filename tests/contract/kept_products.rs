@@ -257,7 +257,7 @@ fn damaged_products_are_rebuilt() {
         .unwrap();
     std::fs::write(entry, "").unwrap();
     assert!(run_ok(&sandbox, &["cache"]).contains("(damaged)"));
-    assert!(run_ok(&sandbox, &["cache", "verify"]).contains("1 damaged products were removed"));
+    assert!(run_ok(&sandbox, &["cache", "verify"]).contains("1 damaged product was removed"));
     // A damaged result whose folder also has a file of the user.
     sandbox.write(&format!("{variant}/hf/model.gguf"), "mine");
     sandbox.write(&format!("{variant}/evaluate.parquet"), "no table");

@@ -12,6 +12,8 @@ mod model_folders;
 mod options;
 mod output;
 mod printed_tables;
+mod several_runs;
+mod shared_folders;
 mod special_tokens;
 mod stages;
 mod sweep_tables;

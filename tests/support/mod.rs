@@ -204,6 +204,52 @@ impl Sandbox {
     }
 }
 
+/// Starts the program in the background.
+#[cfg(unix)]
+pub(crate) fn spawn(sandbox: &Sandbox, arguments: &[&str]) -> std::process::Child {
+    sandbox
+        .command(arguments)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[cfg(unix)]
+pub(crate) fn signal(child: &std::process::Child, name: &str) {
+    let sent = std::process::Command::new("kill")
+        .args([&format!("-{name}"), &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(sent.success());
+}
+
+/// The entry of a process in `status.json`.
+pub(crate) fn run_status(
+    sandbox: &Sandbox,
+    pipeline: &str,
+    process: u32,
+) -> Option<serde_json::Value> {
+    let text = std::fs::read(sandbox.path(&format!("results/{pipeline}/status.json"))).ok()?;
+    let status: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    let mut runs = status["runs"].as_array()?.iter();
+    runs.find(|run| run["process"] == process).cloned()
+}
+
+/// The paths of everything below a folder.
+pub(crate) fn walk(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let inside = |entry: std::fs::DirEntry| {
+        let path = entry.path();
+        let mut all = vec![path.display().to_string()];
+        if path.is_dir() && !path.is_symlink() {
+            all.extend(walk(&path));
+        }
+        all
+    };
+    entries.flat_map(inside).collect()
+}
+
 /// A Parquet file as one batch of rows.
 pub(crate) fn table(path: &Path) -> arrow::array::RecordBatch {
     let file =

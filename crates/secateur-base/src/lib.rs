@@ -6,6 +6,7 @@
 //! | [`files`] | files and folders that are replaced atomically; their hashes |
 //! | [`locks`] | locks between processes that share a folder |
 //! | [`memory`] | memory of the process and the machine; the global allocator |
+//! | [`process`] | what identifies this process |
 //! | [`random`] | random streams derived from one seed |
 //! | [`spelling`] | suggestions for misspelled names |
 //!
@@ -27,5 +28,6 @@
 pub mod files;
 pub mod locks;
 pub mod memory;
+pub mod process;
 pub mod random;
 pub mod spelling;

@@ -29,10 +29,7 @@ impl Model {
     /// # Errors
     /// If a file cannot be written.
     pub fn save(&self, folder: &Path, dtype: StorageDtype) -> Result<SaveReport, FileError> {
-        let failed = |path: &Path, source| FileError {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |path: &Path, source: std::io::Error| FileError::write(path, source);
         let write = |relative: &Path, content: &[u8]| {
             let path = folder.join(relative);
             let parent = path.parent().unwrap_or(folder);

@@ -11,6 +11,7 @@ use safetensors::{SafeTensorError, View};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use secateur_base::files::create_empty_file;
 use secateur_tensor::{Weight, WeightReadError};
 
 /// How numbers are written.
@@ -262,11 +263,14 @@ pub fn write_safetensors<'a>(
             )
         })
         .collect();
+    // The library writes a temporary file that only its owner can read, and renames it.
+    let permissions = create_empty_file(path).map_err(SafeTensorError::from)?;
     safetensors::serialize_to_file(
         views,
         Some([("format".to_owned(), "pt".to_owned())].into()),
         path,
     )?;
+    std::fs::set_permissions(path, permissions).map_err(SafeTensorError::from)?;
     match first_error.into_inner() {
         None => Ok(()),
         Some(error) => {

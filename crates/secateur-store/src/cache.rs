@@ -48,12 +48,14 @@ pub use stored_product::StoredProduct;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::tables::{Table, TableError};
 use layout::{MANIFEST_FILE_NAME, TAG_FILE_CONTENT, TAG_FILE_NAME};
-use secateur_base::files::{FileError, remove_folder, write_atomic_unsynced};
-use secateur_base::locks::{Claim, SharedFolder};
+use secateur_base::files::{
+    FileError, delete_folder, remove_folder, set_time_of_use, write_atomic_unsynced,
+};
+use secateur_base::locks::{Claim, LockSupport, SharedFolder};
 
 /// Time between two attempts to claim a key that another run holds.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -67,6 +69,19 @@ pub struct ProductCache {
     /// The bytes of all products: those found when the cache was opened, and the changes by this
     /// run. Changes by other runs are counted when the cache is trimmed.
     stored_bytes: AtomicU64,
+    /// Whether a warning has said that products above the limit cannot be removed.
+    has_warned: AtomicBool,
+}
+
+/// What a removal of products did.
+#[derive(Debug, Default)]
+pub struct RemovalSummary {
+    pub removed_count: usize,
+    pub removed_bytes: u64,
+    /// Products that would have been removed, but that another run is using.
+    pub in_use_count: usize,
+    /// Why products that should have been removed are still there; one error for each.
+    pub failures: Vec<FileError>,
 }
 
 impl ProductCache {
@@ -84,7 +99,17 @@ impl ProductCache {
             folder: shared,
             limit_bytes,
             stored_bytes: stored_bytes.into(),
+            has_warned: AtomicBool::new(false),
         })
+    }
+
+    pub fn lock_support(&self) -> LockSupport {
+        self.folder.lock_support()
+    }
+
+    /// Why files that killed runs left in the cache are still there.
+    pub fn leftover_failures(&self) -> &[FileError] {
+        self.folder.leftover_failures()
     }
 
     fn product_path(&self, key: &str) -> PathBuf {
@@ -94,6 +119,21 @@ impl ProductCache {
     /// The file in which a stage stores its progress, so that an interrupted run can resume it.
     pub fn checkpoint_path(&self, key: &str) -> PathBuf {
         self.folder.path().join(format!("{key}{CHECKPOINT_SUFFIX}"))
+    }
+
+    /// Claims `key`. Returns `None` if another run still holds the claim after `patience`.
+    ///
+    /// # Errors
+    /// If the lock file cannot be created or locked.
+    pub fn claim_within(&self, key: &str, patience: Duration) -> Result<Option<Claim>, FileError> {
+        let begin = Instant::now();
+        loop {
+            let claim = self.folder.try_claim(key)?;
+            if claim.is_some() || begin.elapsed() >= patience {
+                return Ok(claim);
+            }
+            std::thread::sleep(POLL_INTERVAL.min(patience));
+        }
     }
 
     /// Waits until no other run holds the claim on `key` and takes it. Returns `None` if `stop` is
@@ -139,10 +179,7 @@ impl ProductCache {
         drop(fs::remove_file(self.checkpoint_path(key)));
         // The manifest's time is the time of the last use. If it cannot be set, the product only
         // looks older than it is and is trimmed earlier.
-        drop(
-            fs::File::open(folder.join(MANIFEST_FILE_NAME))
-                .and_then(|file| file.set_modified(SystemTime::now())),
-        );
+        drop(set_time_of_use(&folder.join(MANIFEST_FILE_NAME)));
         Some(StoredProduct { folder, manifest })
     }
 
@@ -208,69 +245,95 @@ impl ProductCache {
 
     /// If the cache exceeds its limit, removes products, the least recently used first, until it
     /// does not.
+    ///
+    /// Warns once if that fails.
     pub fn trim(&self) {
-        if self.stored_bytes.load(Ordering::Relaxed) > self.limit_bytes {
-            self.trim_to(self.limit_bytes);
+        if self.stored_bytes.load(Ordering::Relaxed) <= self.limit_bytes {
+            return;
+        }
+        let failures = self.trim_to(self.limit_bytes).failures;
+        if let Some(first) = failures.first()
+            && !self.has_warned.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                "the cache is above its limit, and {} of its products cannot be removed: {first}",
+                failures.len()
+            );
         }
     }
 
-    /// As [`ProductCache::trim`], with another limit. Returns the number of removed products and
-    /// their bytes. Products that another run has claimed are in use and stay.
-    pub fn trim_to(&self, limit_bytes: u64) -> (usize, u64) {
+    /// As [`ProductCache::trim`], with another limit and without a warning. Products that another
+    /// run has claimed are in use and stay.
+    pub fn trim_to(&self, limit_bytes: u64) -> RemovalSummary {
         let products = self.list_products();
         let mut remaining_bytes = total_bytes(&products);
-        let mut removed_count = 0;
-        let mut removed_bytes = 0;
+        let mut summary = RemovalSummary::default();
         for product in products {
             if remaining_bytes <= limit_bytes {
                 break;
             }
-            // A checkpoint is protected by the claim on its product's key.
-            let claim_name = product.key.trim_end_matches(CHECKPOINT_SUFFIX);
-            let Ok(Some(_claim)) = self.folder.try_claim(claim_name) else {
-                continue;
-            };
-            if remove_folder(&self.product_path(&product.key)).is_ok() {
-                tracing::debug!(
-                    key = product.key,
-                    stage = product.stage,
-                    "removed a product to keep the cache below its limit"
-                );
-                remaining_bytes -= product.bytes;
-                removed_count += 1;
-                removed_bytes += product.bytes;
+            match self.delete(&product.key) {
+                Ok(true) => {
+                    tracing::debug!(
+                        key = product.key,
+                        stage = product.stage,
+                        "removed a product to keep the cache below its limit"
+                    );
+                    remaining_bytes -= product.bytes;
+                    summary.removed_count += 1;
+                    summary.removed_bytes += product.bytes;
+                }
+                Ok(false) => summary.in_use_count += 1,
+                Err(error) => summary.failures.push(error),
             }
         }
         self.stored_bytes.store(remaining_bytes, Ordering::Relaxed);
-        (removed_count, removed_bytes)
+        summary
     }
 
-    /// Verifies every file of every product and removes damaged products. Returns how many it
-    /// found.
-    pub fn verify(&self) -> usize {
-        self.list_products()
-            .iter()
-            .filter(|product| self.remove_if_damaged(product))
-            .count()
-    }
-
-    /// Verifies one product and removes it if a file is damaged. Returns whether it was damaged.
-    fn remove_if_damaged(&self, product: &ListedProduct) -> bool {
-        // A run that holds the claim verifies the product itself.
-        let Ok(Some(_claim)) = self.folder.try_claim(&product.key) else {
-            return false;
-        };
-        let folder = self.product_path(&product.key);
-        let damaged_file = match ProductManifest::read(&folder) {
-            Some(manifest) => manifest.find_damaged_file(&folder, |_| true),
-            // A checkpoint has no manifest; the stage that resumes from it verifies it.
-            None if product.key.ends_with(CHECKPOINT_SUFFIX) => None,
-            None => Some(MANIFEST_FILE_NAME.to_owned()),
-        };
-        if let Some(file) = &damaged_file {
-            self.remove_damaged(&product.key, file);
+    /// Removes a product or checkpoint. Returns false if another run is using it.
+    fn delete(&self, key: &str) -> Result<bool, FileError> {
+        match self.claim_listed(key)? {
+            Some(_claim) => delete_folder(&self.product_path(key)).map(|()| true),
+            None => Ok(false),
         }
-        damaged_file.is_some()
+    }
+
+    /// Claims a product or checkpoint by the key in its listing.
+    fn claim_listed(&self, key: &str) -> Result<Option<Claim>, FileError> {
+        // A checkpoint is protected by the claim on its product's key.
+        self.folder
+            .try_claim(key.trim_end_matches(CHECKPOINT_SUFFIX))
+    }
+
+    /// Verifies every file of every product and removes damaged products. Those that another run is
+    /// using are left to it.
+    pub fn verify(&self) -> RemovalSummary {
+        let mut summary = RemovalSummary::default();
+        for product in self.list_products() {
+            let claim = self.claim_listed(&product.key);
+            if matches!(claim, Ok(None)) || !self.is_damaged(&product) {
+                continue;
+            }
+            match claim.and_then(|_claim| delete_folder(&self.product_path(&product.key))) {
+                Ok(()) => {
+                    summary.removed_count += 1;
+                    summary.removed_bytes += product.bytes;
+                }
+                Err(error) => summary.failures.push(error),
+            }
+        }
+        summary
+    }
+
+    /// Whether a file of a product is not what was stored.
+    fn is_damaged(&self, product: &ListedProduct) -> bool {
+        let folder = self.product_path(&product.key);
+        match ProductManifest::read(&folder) {
+            Some(manifest) => manifest.find_damaged_file(&folder, |_| true).is_some(),
+            // A checkpoint has no manifest; the stage that resumes from it verifies it.
+            None => !product.key.ends_with(CHECKPOINT_SUFFIX),
+        }
     }
 }
 

@@ -23,10 +23,7 @@ impl ExportFormat for PlanFile {
         let plan = input.plan.ok_or(NoPlan)?;
         let path = input.context.output_path("plan", ".json");
         let text = serde_json::to_string_pretty(plan)?;
-        std::fs::write(&path, text).map_err(|source| FileError {
-            path: path.clone(),
-            source,
-        })?;
+        std::fs::write(&path, text).map_err(|source| FileError::write(&path, source))?;
         Ok(())
     }
 }

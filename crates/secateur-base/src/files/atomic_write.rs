@@ -10,8 +10,8 @@ use std::io::Write;
 use std::path::Path;
 
 use super::error::FileError;
-use super::names::PARTIAL_PREFIX;
-use super::permissions::make_readable_by_all;
+use super::sync::sync_file;
+use super::temporary::temporary_file;
 
 /// Whether the content is flushed to the disk before the rename.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,25 +53,29 @@ fn write_and_rename(
     write_content: impl FnOnce(&mut fs::File) -> std::io::Result<()>,
     durability: Durability,
 ) -> Result<(), FileError> {
-    let failed = FileError::with_path(path);
+    let failed = |source| FileError::write(path, source);
     // The temporary file must be on the same file system as `path`: a rename cannot cross file
     // systems.
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut partial = tempfile::Builder::new()
-        .prefix(PARTIAL_PREFIX)
-        .tempfile_in(folder)
-        .map_err(&failed)?;
+    let folder = parent_folder(path);
+    let mut partial = temporary_file(folder).map_err(failed)?;
     // An error from here on drops `partial`, which removes the temporary file.
-    write_content(partial.as_file_mut()).map_err(&failed)?;
-    make_readable_by_all(partial.path()).map_err(&failed)?;
+    write_content(partial.as_file_mut()).map_err(failed)?;
     // Flush before the rename: otherwise a crash could leave the new name with missing content.
     if durability == Durability::Synced {
-        partial.as_file().sync_all().map_err(&failed)?;
+        sync_file(partial.as_file()).map_err(failed)?;
     }
     partial
         .persist(path)
         .map_err(|persist_error| failed(persist_error.error))?;
     Ok(())
+}
+
+/// The folder of a file; `.` for a name alone.
+pub(crate) fn parent_folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }
 
 #[cfg(test)]

@@ -1,21 +1,63 @@
 //! The error type of the module `files`.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// A file or folder that could not be written, with the cause that the system gave.
+/// A file or folder that could not be read, written, removed or locked, with the cause that the
+/// system gave.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write `{}`: {source}", .path.display())]
+#[error("cannot {action} `{}`: {source}", .path.display())]
 pub struct FileError {
+    pub action: FileAction,
     pub path: PathBuf,
     pub source: std::io::Error,
 }
 
+/// What was tried with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileAction {
+    Read,
+    Write,
+    Remove,
+    Lock,
+}
+
+impl fmt::Display for FileAction {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Remove => "remove",
+            Self::Lock => "lock",
+        })
+    }
+}
+
 impl FileError {
-    /// Returns a function for `map_err` that adds `path` to an IO error.
-    pub(crate) fn with_path(path: &Path) -> impl Fn(std::io::Error) -> Self + '_ {
-        move |source| Self {
+    /// The error of a file that cannot be read.
+    pub fn read(path: &Path, source: impl Into<std::io::Error>) -> Self {
+        Self::new(FileAction::Read, path, source)
+    }
+
+    /// The error of a file that cannot be written.
+    pub fn write(path: &Path, source: impl Into<std::io::Error>) -> Self {
+        Self::new(FileAction::Write, path, source)
+    }
+
+    /// The error of a file or folder that cannot be removed.
+    pub fn remove(path: &Path, source: impl Into<std::io::Error>) -> Self {
+        Self::new(FileAction::Remove, path, source)
+    }
+
+    pub(crate) fn lock(path: &Path, source: impl Into<std::io::Error>) -> Self {
+        Self::new(FileAction::Lock, path, source)
+    }
+
+    fn new(action: FileAction, path: &Path, source: impl Into<std::io::Error>) -> Self {
+        Self {
+            action,
             path: path.to_owned(),
-            source,
+            source: source.into(),
         }
     }
 }

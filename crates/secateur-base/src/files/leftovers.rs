@@ -3,14 +3,21 @@
 use std::fs;
 use std::path::Path;
 
+use super::error::FileError;
 use super::names::{LOCK_FILE_NAME, PARTIAL_PREFIX, REPLACED_PREFIX};
 
 /// Removes temporary files and folders that a killed run left in `folder` and below, and moves back
 /// a folder that such a run had moved aside and not yet replaced.
 ///
-/// Subfolders with a lock file of their own are skipped: another process may be working there. A
-/// leftover that cannot be removed causes a warning, not an error: no later file needs its name.
-pub(crate) fn remove_leftovers(folder: &Path) {
+/// Subfolders with a lock file of their own are skipped: another process may be working there.
+/// Returns why leftovers stay, if they cannot be removed: no later file needs their names.
+pub(crate) fn remove_leftovers(folder: &Path) -> Vec<FileError> {
+    let mut failures = Vec::new();
+    collect_failures(folder, &mut failures);
+    failures
+}
+
+fn collect_failures(folder: &Path, failures: &mut Vec<FileError>) {
     // An unreadable folder has no leftovers that this process could remove.
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -22,7 +29,7 @@ pub(crate) fn remove_leftovers(folder: &Path) {
             .filter(|target| !target.exists());
         if let Some(target) = interrupted_target {
             if let Err(error) = fs::rename(&path, &target) {
-                warn_about_leftover(&path, "moved back", &error);
+                failures.push(FileError::write(&target, error));
             }
         } else if name.starts_with(PARTIAL_PREFIX) || name.starts_with(REPLACED_PREFIX) {
             let removed = if is_folder {
@@ -34,19 +41,12 @@ pub(crate) fn remove_leftovers(folder: &Path) {
             if let Err(error) = removed
                 && path.exists()
             {
-                warn_about_leftover(&path, "removed", &error);
+                failures.push(FileError::remove(&path, error));
             }
         } else if is_folder && !path.join(LOCK_FILE_NAME).exists() {
-            remove_leftovers(&path);
+            collect_failures(&path, failures);
         }
     }
-}
-
-fn warn_about_leftover(path: &Path, action: &str, error: &std::io::Error) {
-    tracing::warn!(
-        "`{}`, left by a run that was killed, cannot be {action}: {error}",
-        path.display()
-    );
 }
 
 #[cfg(test)]
@@ -62,7 +62,7 @@ mod tests {
         fs::write(variant.join("prune.parquet"), "whole").expect("written");
         fs::create_dir(folder.path().join(".replaced-b")).expect("created");
         fs::create_dir(folder.path().join(".replaced-a")).expect("created");
-        remove_leftovers(folder.path());
+        assert!(remove_leftovers(folder.path()).is_empty());
         assert!(
             folder.path().join("b").exists(),
             "`b` was moved aside and not replaced, so it is moved back"

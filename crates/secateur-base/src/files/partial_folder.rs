@@ -8,9 +8,11 @@
 use std::fs;
 use std::path::Path;
 
+use super::atomic_write::parent_folder;
 use super::error::FileError;
-use super::names::{PARTIAL_PREFIX, REPLACED_PREFIX};
-use super::permissions::{make_readable_by_all, sync_and_make_readable};
+use super::names::REPLACED_PREFIX;
+use super::sync::sync_tree;
+use super::temporary::temporary_folder;
 
 /// A folder under a temporary name, to be filled and then moved to its final name. Dropping it
 /// removes it with its content.
@@ -25,10 +27,7 @@ impl PartialFolder {
     /// # Errors
     /// If `parent` cannot be written.
     pub fn new(parent: &Path) -> Result<Self, FileError> {
-        let folder = tempfile::Builder::new()
-            .prefix(PARTIAL_PREFIX)
-            .tempdir_in(parent)
-            .map_err(FileError::with_path(parent))?;
+        let folder = temporary_folder(parent).map_err(|source| FileError::write(parent, source))?;
         Ok(Self { folder })
     }
 
@@ -43,7 +42,7 @@ impl PartialFolder {
     /// # Errors
     /// If a file cannot be flushed or the folder cannot be moved; `target` is then unchanged.
     pub fn replace(self, target: &Path) -> Result<(), FileError> {
-        sync_and_make_readable(self.path()).map_err(FileError::with_path(target))?;
+        sync_tree(self.path()).map_err(|source| FileError::write(target, source))?;
         self.replace_unsynced(target)
     }
 
@@ -53,15 +52,14 @@ impl PartialFolder {
     /// # Errors
     /// If the folder cannot be moved; `target` is then unchanged.
     pub fn replace_unsynced(self, target: &Path) -> Result<(), FileError> {
-        let failed = FileError::with_path(target);
-        make_readable_by_all(self.path()).map_err(&failed)?;
+        let failed = |source| FileError::write(target, source);
         let target_exists = target.symlink_metadata().is_ok();
         if target_exists {
             // After the exchange `self` holds the old folder under the temporary name; dropping
             // `self` removes it.
             return swap_folders(self.path(), target).map_err(failed);
         }
-        fs::rename(self.path(), target).map_err(&failed)?;
+        fs::rename(self.path(), target).map_err(failed)?;
         // The folder no longer has its temporary name, so there is nothing for `TempDir` to remove.
         drop(self.folder.keep());
         Ok(())
@@ -73,15 +71,17 @@ impl PartialFolder {
     /// # Errors
     /// If an entry cannot be flushed or moved; entries before it have then been moved.
     pub fn move_into(self, target: &Path) -> Result<(), FileError> {
-        for entry in fs::read_dir(self.path()).map_err(FileError::with_path(self.path()))? {
-            let entry = entry.map_err(FileError::with_path(self.path()))?;
+        let unreadable = |source| FileError::read(self.path(), source);
+        for entry in fs::read_dir(self.path()).map_err(unreadable)? {
+            let entry = entry.map_err(unreadable)?;
             let destination = target.join(entry.file_name());
-            sync_and_make_readable(&entry.path()).map_err(FileError::with_path(&destination))?;
+            let failed = |source| FileError::write(&destination, source);
+            sync_tree(&entry.path()).map_err(failed)?;
             // A rename replaces a file, but not a folder that has content.
             if destination.is_dir() {
                 remove_folder(&destination)?;
             }
-            fs::rename(entry.path(), &destination).map_err(FileError::with_path(&destination))?;
+            fs::rename(entry.path(), &destination).map_err(failed)?;
         }
         Ok(())
     }
@@ -91,9 +91,10 @@ impl PartialFolder {
 #[cfg(target_os = "linux")]
 fn swap_folders(new: &Path, target: &Path) -> std::io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
     match renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE) {
-        // The file system or the kernel does not support the exchange.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+        // The file system, the kernel or a filter of system calls does not support the exchange.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP | Errno::PERM) => {
             swap_folders_by_renaming(new, target)
         }
         other => other.map_err(Into::into),
@@ -121,14 +122,34 @@ fn swap_folders_by_renaming(new: &Path, target: &Path) -> std::io::Result<()> {
     fs::rename(&aside, new)
 }
 
-/// Removes a folder. It is first moved to a temporary name, so that it disappears from its own name
-/// at once even if removing the content takes long or is interrupted.
+/// Removes a file or folder from its name. It is first moved to a temporary name, so that it
+/// disappears from its own name at once even if removing the content takes long or is interrupted.
+/// Content that cannot be removed stays under the temporary name.
 ///
 /// # Errors
-/// If the folder cannot be moved.
+/// If it cannot be moved.
 pub fn remove_folder(folder: &Path) -> Result<(), FileError> {
-    let trash = PartialFolder::new(folder.parent().unwrap_or(Path::new(".")))?;
-    fs::rename(folder, trash.path().join("old")).map_err(FileError::with_path(folder))
+    move_to_trash(folder).map(drop)
+}
+
+/// As [`remove_folder`], for freeing disk space: content that cannot be removed is an error.
+///
+/// # Errors
+/// If it cannot be moved, or if a part of its content cannot be removed.
+pub fn delete_folder(folder: &Path) -> Result<(), FileError> {
+    let trash = move_to_trash(folder)?;
+    let failed = |source| FileError::remove(folder, source);
+    trash.folder.close().map_err(failed)
+}
+
+/// Moves a file or folder into a temporary folder, whose drop removes it.
+fn move_to_trash(folder: &Path) -> Result<PartialFolder, FileError> {
+    let failed = |source: std::io::Error| FileError::remove(folder, source);
+    // The kind alone: the error of the temporary folder names a path that is of no interest.
+    let trash =
+        temporary_folder(parent_folder(folder)).map_err(|error| failed(error.kind().into()))?;
+    fs::rename(folder, trash.path().join("old")).map_err(failed)?;
+    Ok(PartialFolder { folder: trash })
 }
 
 #[cfg(test)]

@@ -41,20 +41,19 @@ impl ProductDraft {
         tables: &[Table],
     ) -> Result<ProductManifest, TableError> {
         let folder = self.path();
-        let failed = |source| FileError {
-            path: folder.to_owned(),
-            source,
-        };
+        let failed = |error: serde_json::Error| FileError::write(folder, error);
         for table in tables {
             table.save(&table_path(folder, &table.name))?;
         }
-        for file in files::list_files(folder).map_err(failed)? {
-            let fingerprint = Fingerprint::from_file(&folder.join(&file)).map_err(failed)?;
+        for file in files::list_files(folder).map_err(|error| FileError::read(folder, error))? {
+            let path = folder.join(&file);
+            let fingerprint =
+                Fingerprint::from_file(&path).map_err(|error| FileError::read(&path, error))?;
             // The names in the manifest are the same on every system.
             let name = file.to_string_lossy().replace('\\', "/");
             manifest.files.insert(name, fingerprint);
         }
-        let json = serde_json::to_vec_pretty(&manifest).map_err(|error| failed(error.into()))?;
+        let json = serde_json::to_vec_pretty(&manifest).map_err(failed)?;
         files::write_atomic_unsynced(&folder.join(MANIFEST_FILE_NAME), &json)?;
         Ok(manifest)
     }
