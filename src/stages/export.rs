@@ -34,7 +34,8 @@ pub struct Options {
     /// `["hf"]`.
     pub formats: Vec<Format>,
     /// The element type of the weights in `hf`. Default: that of the loaded checkpoint, or of most
-    /// of its weights, counted in bytes; `float32` for a model that was trained here.
+    /// of its weights, counted in bytes; `float32` for a model that was trained here. Stages compute
+    /// in float32, and an export rounds at the end. A number beyond 65504 in `float16` is an error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<StorageDtype>,
 }

@@ -134,7 +134,7 @@ pub struct Checkpoint {
     pub family: &'static Family,
     pub config: Config,
     /// What the checkpoint holds and the model does not use, in one sentence each.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
     /// Whether the folder has an index that is not read.
     ignores_index: bool,
     shards: Vec<Shard>,
@@ -232,7 +232,7 @@ impl Checkpoint {
     }
 
     /// The element type of most of the weights, by their bytes.
-    pub fn dtype(&self) -> StorageDtype {
+    pub(crate) fn dtype(&self) -> StorageDtype {
         let mut bytes: BTreeMap<StorageDtype, u64> = BTreeMap::new();
         for name in self.stored_names() {
             if let Ok((_, info)) = self.tensor_info(&name)

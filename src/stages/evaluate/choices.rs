@@ -110,13 +110,15 @@ fn score_documents(
             requests.push((document, choice, request));
         }
     }
-    let encoded: Vec<EncodedRequest> = requests
+    let encoded: Vec<Result<EncodedRequest, StageError>> = requests
         .par_iter()
         .map(|(document, _, request)| {
             let source = (task, document.index);
             EncodedRequest::encode(request, source, options, tokenizer, max_length)
         })
-        .collect::<Result<_, _>>()?;
+        .collect();
+    // Taken in order, so that the first mistake is reported whatever thread found one first.
+    let encoded: Vec<EncodedRequest> = encoded.into_iter().collect::<Result<_, _>>()?;
     let scores = log_likelihoods(model, &encoded)?;
     let mut rows = Vec::with_capacity(requests.len());
     for (index, (document, choice, request)) in requests.into_iter().enumerate() {
