@@ -17,6 +17,9 @@ use crate::commands::terminal::Stream;
 /// The exit code of a wrong command line or pipeline.
 pub(crate) const EXIT_INVALID: u8 = 2;
 
+/// The width of diagnostics where there is no terminal.
+const DIAGNOSTIC_WIDTH: usize = 200;
+
 /// The exit code of an interrupted run.
 pub(crate) const EXIT_INTERRUPTED: u8 = 130;
 
@@ -69,9 +72,10 @@ pub(crate) fn exit_with_clap_error(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Each line of a text, wrapped at the width of standard error.
+/// Each line of a text, wrapped at the width of standard error. Without a terminal lines stay whole:
+/// other programs search in them.
 pub(crate) fn wrap_paragraphs(text: &str) -> String {
-    let width = Stream::Error.width();
+    let width = Stream::Error.known_width().unwrap_or(usize::MAX);
     let lines = text.lines();
     lines
         .map(|line| wrap_lines(line, width, "  ") + "\n")
@@ -112,7 +116,7 @@ pub(crate) fn render_diagnostic(diagnostic: &dyn Diagnostic) -> String {
     };
     let handler = GraphicalReportHandler::new_themed(theme)
         .with_links(false)
-        .with_width(Stream::Error.width())
+        .with_width(Stream::Error.known_width().unwrap_or(DIAGNOSTIC_WIDTH))
         .with_break_words(false)
         .with_word_separator(WordSeparator::AsciiSpace)
         .with_word_splitter(WordSplitter::NoHyphenation);

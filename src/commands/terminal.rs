@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal};
 
 use terminal_size::{Width, terminal_size_of};
 
-/// The width of text where there is no terminal.
+/// The width of tables where there is no terminal.
 const DEFAULT_WIDTH: usize = 80;
 
 /// Narrower output would consist of single words.
@@ -37,8 +37,13 @@ impl Stream {
         self.is_terminal() && has_capable_terminal(|name| std::env::var_os(name))
     }
 
-    /// The number of characters in a line: `COLUMNS`, else the terminal's width, else 80.
+    /// The number of characters in a line: [`Stream::known_width`], else 80.
     pub(crate) fn width(self) -> usize {
+        self.known_width().unwrap_or(DEFAULT_WIDTH)
+    }
+
+    /// `COLUMNS`, else the terminal's width; `None` without a terminal.
+    pub(crate) fn known_width(self) -> Option<usize> {
         let columns = std::env::var("COLUMNS").ok();
         let columns = columns.and_then(|columns| columns.parse::<usize>().ok());
         let width = columns.filter(|&columns| columns > 0).or_else(|| {
@@ -49,8 +54,9 @@ impl Stream {
             size.map(|(Width(width), _)| usize::from(width))
         });
         // A terminal without a known size reports 0.
-        let width = width.filter(|&width| width > 0).unwrap_or(DEFAULT_WIDTH);
-        width.max(MIN_WIDTH)
+        width
+            .filter(|&width| width > 0)
+            .map(|width| width.max(MIN_WIDTH))
     }
 }
 

@@ -323,6 +323,15 @@ pub(crate) fn environment_arguments(
 }
 
 impl<'t> ParsedArguments<'t> {
+    /// Where mistakes of the whole sweep are reported: at the first `--sweep`, else at `[sweep]`.
+    pub(crate) fn sweep_span(&self, table: Option<&Spanned<DeTable<'_>>>) -> Range<usize> {
+        let argument = self.sweep.iter().flat_map(|sweep| &sweep.values).next();
+        match argument {
+            Some(option) => option.name_span.clone(),
+            None => table.map_or(0..0, Spanned::span),
+        }
+    }
+
     /// Parses the arguments; each that is wrong is a problem.
     pub(crate) fn parse(
         environment: &'t [Argument],

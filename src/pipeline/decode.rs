@@ -9,7 +9,8 @@ use toml::de::{DeString, DeTable, DeValue, Deserializer, Error};
 
 use crate::pipeline::option_type::TableType;
 use crate::pipeline::problem::Problem;
-use crate::pipeline::table_check::{CheckedTable, describe_value};
+use crate::pipeline::table_check::CheckedTable;
+use crate::pipeline::value_words::describe_value;
 
 /// A decoded table.
 pub(crate) struct Decoded<T> {

@@ -51,7 +51,7 @@ pub(crate) fn expand_sweep<'t>(
     };
     axes.extend(parser.unused_arguments());
     parser.check_overlaps(&axes);
-    let sweep_span = sweep.map_or(0..0, Spanned::span);
+    let sweep_span = arguments.sweep_span(sweep);
     let variant_count = axes
         .iter()
         .fold(1usize, |count, axis| count.saturating_mul(axis.len()));

@@ -6,9 +6,9 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::pipeline::address::OptionAddress;
-use crate::pipeline::option_type::{self, OptionType, TableType};
+use crate::pipeline::option_type::{OptionType, TableType};
 use crate::pipeline::problem::{Problem, SourceTexts, suggest};
+use crate::pipeline::value_words::{describe_value, example, integer_value, table_examples};
 use secateur_base::spelling::closest;
 
 /// The table that is checked, for messages.
@@ -29,12 +29,6 @@ pub(crate) struct TableMistakes {
     pub problems: Vec<Problem>,
     /// The keys of the table with a wrong value, and those that are missing or unknown.
     pub keys: BTreeSet<String>,
-}
-
-/// The number of a whole number of TOML; None if it is beyond 64 bits.
-pub(crate) fn integer_value(value: &DeValue<'_>) -> Option<i64> {
-    let integer = value.as_integer()?;
-    i64::from_str_radix(integer.as_str(), integer.radix()).ok()
 }
 
 impl CheckedTable<'_> {
@@ -260,184 +254,4 @@ impl CheckedTable<'_> {
             format!("write {}", table_examples(path, tables)),
         );
     }
-
-    /// Help for a key that the table does not have: the closest one, or where the key belongs.
-    fn unknown_key_help(&self, name: &str, table_type: &TableType, path: &str) -> String {
-        let own_names = table_type.names();
-        let place = if path.is_empty() {
-            self.place_of_key(name)
-        } else {
-            String::new()
-        };
-        if place.is_empty() {
-            return suggest(name, &own_names);
-        }
-        match closest(name, own_names.iter().copied()) {
-            Some(close) => format!("did you mean `{close}`? {place}"),
-            None => format!("{place}; {} has: {}", self.name(), own_names.join(", ")),
-        }
-    }
-
-    /// Where a key that is not one of this table belongs; empty if no table has it.
-    fn place_of_key(&self, name: &str) -> String {
-        let is_address = OptionAddress::parse(name)
-            .is_ok_and(|address| option_type::stage_table(&address.tag).is_some());
-        if is_address || matches!(name, "zip" | "exclude") {
-            return format!("`{name}` belongs to [sweep]");
-        }
-        if self.tag != "run" && option_type::run_table().option(name).is_some() {
-            return format!("`{name}` is a setting of [run]");
-        }
-        let tags = option_type::tags_with_option(name);
-        if tags.is_empty() {
-            return String::new();
-        }
-        format!("`{name}` is an option of `{}`", tags.join("`, `"))
-    }
-
-    /// Help for a value of the wrong type: how the intended value is written.
-    fn wrong_type_help(
-        &self,
-        value: &Spanned<DeValue<'_>>,
-        value_type: &OptionType,
-        path: &str,
-    ) -> String {
-        let source = self.sources.text_at(&value.span());
-        let write = |toml: &str| match self.sources.is_set_argument(&value.span()) {
-            true => format!("write --set '{}.{path}={toml}'", self.tag),
-            false => format!("write {toml}"),
-        };
-        match (value_type, value.get_ref()) {
-            (OptionType::List(items, _), DeValue::String(text)) => {
-                if !matches!(**items, OptionType::Text | OptionType::Choice(_)) {
-                    // A list of numbers that is not TOML.
-                    return write(&example_value(value_type));
-                }
-                let words = text.trim_matches(['[', ']']).split(',');
-                let quoted: Vec<String> = words
-                    .map(|word| serde_json::Value::from(word.trim()).to_string())
-                    .collect();
-                write(&format!("[{}]", quoted.join(", ")))
-            }
-            (
-                OptionType::List(items, None),
-                DeValue::Integer(_) | DeValue::Float(_) | DeValue::Datetime(_),
-            ) if matches!(**items, OptionType::Text) => write(&format!("[\"{source}\"]")),
-            (OptionType::List(_, Some(_)), _) => write(&example_value(value_type)),
-            (OptionType::List(items, None), _) if self.accepts(items, value) => {
-                write(&format!("[{source}]"))
-            }
-            (_, DeValue::Array(items))
-                if items.iter().all(|item| self.accepts(value_type, item)) =>
-            {
-                self.sweep_help(
-                    items.iter().map(|item| self.sources.text_at(&item.span())),
-                    path,
-                )
-            }
-            (OptionType::Table(tables), _) => format!("write {}", table_examples(path, tables)),
-            (
-                OptionType::Text,
-                DeValue::Integer(_)
-                | DeValue::Float(_)
-                | DeValue::Boolean(_)
-                | DeValue::Datetime(_),
-            ) => format!("put it in quotes: {}", serde_json::Value::from(source)),
-            (_, DeValue::String(text)) => {
-                let unquoted = DeValue::parse(text);
-                match unquoted {
-                    Ok(unquoted) if self.accepts(value_type, &unquoted) => {
-                        format!("remove the quotes: {text}")
-                    }
-                    _ => match text.parse::<f64>() {
-                        // TOML has no `.5` and no `5.`.
-                        Ok(number) if *value_type == OptionType::Number && number.is_finite() => {
-                            write(&number.to_string())
-                        }
-                        _ => String::new(),
-                    },
-                }
-            }
-            (OptionType::Integer(..), DeValue::Float(float)) => {
-                match float.as_str().parse::<f64>() {
-                    Ok(number) if number.fract() == 0.0 && number.abs() < 1e15 => {
-                        format!("write {number}")
-                    }
-                    _ => String::new(),
-                }
-            }
-            _ => String::new(),
-        }
-    }
-
-    /// Help for a list of values where one is expected.
-    fn sweep_help(&self, values: impl Iterator<Item = String>, path: &str) -> String {
-        if self.tag == "run" {
-            return "run settings cannot be swept; write one value".to_owned();
-        }
-        let values: Vec<String> = values.collect();
-        format!(
-            "to run a variant for each value, write \"{0}.{path}\" = [{1}] under [sweep], or give \
-             --sweep '{0}.{path}={2}'",
-            self.tag,
-            values.join(", "),
-            values.join(",")
-        )
-    }
-}
-
-/// A value in words, for messages such as "must be a number, not *the text `x`*".
-pub(crate) fn describe_value(value: &DeValue<'_>) -> String {
-    match value {
-        DeValue::String(text) if text.chars().count() <= 40 => format!("the text \"{text}\""),
-        DeValue::String(_) => "a text".to_owned(),
-        DeValue::Integer(number) => format!("the number {number}"),
-        DeValue::Float(number) => format!("the number {number}"),
-        DeValue::Boolean(value) => value.to_string(),
-        DeValue::Datetime(date) => match date.date {
-            Some(_) => format!("the date {date}"),
-            None => format!("the time {date}"),
-        },
-        DeValue::Array(_) => "a list".to_owned(),
-        DeValue::Table(_) => "a table".to_owned(),
-    }
-}
-
-/// How an option is written.
-fn example(name: &str, value_type: &OptionType) -> String {
-    match value_type {
-        OptionType::Table(tables) => table_examples(name, tables),
-        _ => format!("{name} = {}", example_value(value_type)),
-    }
-}
-
-fn example_value(value_type: &OptionType) -> String {
-    match value_type {
-        OptionType::Text => "\"…\"".to_owned(),
-        OptionType::Choice(choices) => choices
-            .first()
-            .map_or_else(String::new, |choice| format!("\"{choice}\"")),
-        OptionType::List(items, length) => {
-            let items = vec![example_value(items); length.unwrap_or(1)];
-            format!("[{}]", items.join(", "))
-        }
-        _ => "…".to_owned(),
-    }
-}
-
-/// How an option whose value is a table is written: `duration = { updates = … }`, one for each type
-/// of table.
-fn table_examples(path: &str, tables: &[TableType]) -> String {
-    let examples: Vec<String> = tables
-        .iter()
-        .map(|table| {
-            let entries: Vec<String> = table
-                .options
-                .iter()
-                .map(|option| format!("{} = {}", option.name, example_value(&option.value_type)))
-                .collect();
-            format!("{path} = {{ {} }}", entries.join(", "))
-        })
-        .collect();
-    examples.join(" or ")
 }

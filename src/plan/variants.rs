@@ -1,9 +1,9 @@
 //! The variants of the sweep: each combination applied to the file's stages, decoded and checked.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use serde_json::{Value, json};
-use toml::Spanned;
 use toml::de::DeValue;
 
 use crate::pipeline::arguments::ParsedArguments;
@@ -54,7 +54,8 @@ pub(super) fn expand_variants(
         variants.push(build_variant(&combination, decoded, seed));
     }
     if problems.iter().all(Problem::is_warning) {
-        check_distinct(&variants, document, sources, problems);
+        let span = arguments.sweep_span(document.sweep.as_ref());
+        check_distinct(&variants, span, sources, problems);
     }
     lengthen_equal_ids(&mut variants);
     variants
@@ -83,15 +84,14 @@ fn check_replaced_values(
 /// Two variants with the same options and seed are a mistake of the sweep.
 fn check_distinct(
     variants: &[Variant],
-    document: &PipelineDocument<'_>,
+    sweep_span: Range<usize>,
     sources: &SourceTexts,
     problems: &mut Vec<Problem>,
 ) {
     let mut seen = BTreeSet::new();
     if let Some(repeated) = variants.iter().find(|variant| !seen.insert(variant.hash)) {
-        let span = document.sweep.as_ref().map_or(0..0, Spanned::span);
         problems.push(sources.problem(
-            span,
+            sweep_span,
             format!("two variants of the sweep are the same: {}", repeated.id),
             "remove a value that is written twice",
         ));

@@ -14,6 +14,8 @@ use tracing_subscriber::{Layer, fmt};
 
 use crate::pipeline::settings::LogFormat;
 use crate::progress::Progress;
+use crate::run::console::ConsoleWriter;
+pub use crate::run::console::{Console, Verbosity};
 use crate::run::log_lines::LogLines;
 
 /// The `log.jsonl` files that events are currently written to. Clones share the set.
@@ -57,55 +59,6 @@ impl<'a> MakeWriter<'a> for LogFiles {
     }
 }
 
-/// Writes to standard error, above the progress bars.
-#[derive(Clone)]
-pub(crate) struct ConsoleWriter(Progress);
-
-impl Write for ConsoleWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.print_above_bars(|| io::stderr().write_all(bytes))?;
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
-    }
-}
-
-/// Which events the console shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verbosity {
-    Errors,
-    Warnings,
-    /// Also one line for each stage.
-    Normal,
-    /// Also the beginnings of stages, and what is done behind them.
-    Debug,
-}
-
-impl Verbosity {
-    /// The filter in the notation of `tracing`. `secateur` stands for all crates of the workspace.
-    fn filter(self) -> &'static str {
-        match self {
-            Self::Errors => "error",
-            Self::Warnings => "warn",
-            Self::Normal => "warn,secateur=info",
-            Self::Debug => "warn,secateur=debug",
-        }
-    }
-}
-
-/// How events are shown on standard error.
-#[derive(Clone, Copy, Debug)]
-pub struct Console {
-    /// `None`: what the environment variable `SECATEUR_LOG` says in the notation of `tracing`, else
-    /// [`Verbosity::Normal`].
-    pub verbosity: Option<Verbosity>,
-    pub has_color: bool,
-    /// The width of the terminal, asked for each event: it can be resized. `None` if standard error
-    /// is no terminal: lines then begin with the time and are not shortened.
-    pub terminal_width: Option<fn() -> usize>,
-}
-
 /// Sets up the log of this process. `log.jsonl` has the events of level info and above, and the
 /// beginning and the end of each stage (level debug), whatever the console shows.
 pub fn init(format: LogFormat, console: Console, progress: &Progress, files: &LogFiles) {
@@ -114,7 +67,7 @@ pub fn init(format: LogFormat, console: Console, progress: &Progress, files: &Lo
         None => EnvFilter::try_from_env("SECATEUR_LOG")
             .unwrap_or_else(|_| EnvFilter::new(Verbosity::Normal.filter())),
     };
-    let writer = ConsoleWriter(progress.clone());
+    let writer = ConsoleWriter::new(progress);
     let console = match format {
         LogFormat::Json => fmt::layer()
             .with_writer(move || writer.clone())

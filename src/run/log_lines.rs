@@ -20,7 +20,7 @@ use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::progress::{format_significant, wrap_lines};
-use crate::run::log::{Console, ConsoleWriter};
+use crate::run::console::{Console, ConsoleWriter};
 
 /// The width of the column of stages: that of the longest type.
 const STAGE_WIDTH: usize = 12;
@@ -88,7 +88,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogLines {
             None => line.with_time(self.console.has_color),
         };
         // A closed standard error does not stop a run.
-        drop((&mut self.writer.clone()).write_all(text.as_bytes()));
+        drop(self.writer.clone().write_all(text.as_bytes()));
     }
 }
 

@@ -5,6 +5,7 @@
 //! folders of the variants, `outcome` writes the report of the sweep. `status` and [`log`] report
 //! progress, `stage_logs` keeps the log of shared stages.
 
+mod console;
 mod context;
 pub mod log;
 mod log_lines;

@@ -278,14 +278,8 @@ impl Stage for Options {
         }
         if !has_questions && !self.tasks.is_empty() {
             let reason = "it applies to questions, and every task is a text";
-            unused.push(UnusedOption::new("protocol", reason));
-        }
-        if self.shots > 0 && !has_questions && !self.tasks.is_empty() {
-            faults.push(OptionFault::new(
-                "shots",
-                "few-shot examples need multiple-choice questions, and no task has any",
-                "",
-            ));
+            let keys = ["protocol", "shots", "shots_seed"];
+            unused.extend(UnusedOption::all(&keys, reason));
         }
         faults.extend(duplicate_name_faults(&task_names, &self.corpus_names()));
         for (index, corpus) in self.corpora.iter().enumerate() {

@@ -130,11 +130,7 @@ impl Stage for Options {
     }
 
     fn unused_options(&self, earlier: &EarlierStages) -> Vec<UnusedOption> {
-        if !earlier.has_layer_groups {
-            return Vec::new();
-        }
-        let reason = "whole layers are not rounded";
-        vec![UnusedOption::new("round_to", reason)]
+        ineffective::unused_options(earlier)
     }
 
     fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {

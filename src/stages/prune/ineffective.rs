@@ -2,9 +2,21 @@
 
 use super::decide::units_to_remove;
 use super::{Options, Scope};
-use crate::stages::OptionFault;
 use crate::stages::environment::ExpectedGroups;
+use crate::stages::facts::EarlierStages;
+use crate::stages::{OptionFault, UnusedOption};
 use secateur_model::groups::GroupKind;
+
+/// Options that have no effect on the groups of this model.
+pub(super) fn unused_options(earlier: &EarlierStages) -> Vec<UnusedOption> {
+    let reason = "whole layers are not rounded";
+    let unused = UnusedOption::new("round_to", reason);
+    earlier
+        .has_layer_groups
+        .then_some(unused)
+        .into_iter()
+        .collect()
+}
 
 /// Warnings if the ratio is less than one unit of every group, or if `round_to` keeps whole groups.
 /// Earlier prunings make groups smaller, and of a smaller group no more units are removed.
