@@ -5,11 +5,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::context::MemoryBudget;
+use data::CorpusCheck;
 use secateur_data::corpus::CorpusSource;
-use secateur_data::task::{FewShot, FileLocation, Task, TaskError};
+use secateur_data::data_file::open_regular_file;
+use secateur_data::task::{FewShot, FileLocation, Task};
 use secateur_model::groups::GroupKind;
 use secateur_model::{CheckpointError, ModelHeader, cost};
 use secateur_tensor::Precision;
+
+mod data;
 
 /// A mistake in one option, or a warning about it. It names the option, and the pipeline adds where
 /// that option is written.
@@ -183,6 +187,7 @@ pub struct LookupCache {
     readable: BTreeMap<PathBuf, Result<(), String>>,
     headers: BTreeMap<PathBuf, Result<ModelHeader, HeaderFault>>,
     tasks: BTreeMap<(String, Option<FewShot>), Result<Task, OptionFault>>,
+    corpora: BTreeMap<CorpusSource, Result<CorpusCheck, OptionFault>>,
 }
 
 /// Why the header of a model folder cannot be read.
@@ -210,58 +215,6 @@ impl Environment {
             .entry(path.to_path_buf())
             .or_insert_with(|| check_readable_file(path))
             .clone()
-    }
-
-    /// A task. Its templates are tested on its first row. The result is cached.
-    pub fn check_task(
-        &mut self,
-        key: &str,
-        name: &str,
-        few_shot: Option<FewShot>,
-    ) -> Result<Task, OptionFault> {
-        let data_folder = self.data_folder.as_deref();
-        let result = self
-            .lookup_cache
-            .tasks
-            .entry((name.to_owned(), few_shot))
-            .or_insert_with(|| find_task(name, data_folder, few_shot).map_err(task_fault));
-        result.clone().map_err(|fault| OptionFault {
-            key: key.to_owned(),
-            ..fault
-        })
-    }
-
-    /// Faults of a corpus that show in its file, its options and the presence of a tokenizer.
-    pub fn check_corpus(&mut self, key: &str, source: &CorpusSource) -> Vec<OptionFault> {
-        if let Err(message) = self.check_readable(&source.path) {
-            return vec![OptionFault::new(
-                key,
-                message,
-                "paths are relative to the working directory",
-            )];
-        }
-        if let Some(fault) = corpus_option_fault(source) {
-            return vec![fault];
-        }
-        let lacks_tokenizer = self
-            .model
-            .as_ref()
-            .is_some_and(|model| !model.has_tokenizer);
-        if lacks_tokenizer && source.needs_tokenizer() {
-            let message = format!(
-                "`{}` is text, and the model's folder has no tokenizer.json",
-                source.path.display()
-            );
-            return vec![OptionFault::new(
-                key,
-                message,
-                "put the tokenizer beside the model, or give JSONL rows of token ids",
-            )];
-        }
-        if source.adds_special_tokens && source.needs_tokenizer() {
-            return self.check_special_tokens(key).into_iter().collect();
-        }
-        Vec::new()
     }
 
     /// A fault if the tokenizer puts a token around every text that the model's vocabulary lacks.
@@ -356,63 +309,9 @@ impl Environment {
 }
 
 fn check_readable_file(path: &Path) -> Result<(), String> {
-    let name = path.display();
-    let cannot_read = |error: std::io::Error| format!("cannot read `{name}`: {error}");
-    let metadata = std::fs::metadata(path).map_err(cannot_read)?;
-    if metadata.is_dir() {
-        return Err(format!("`{name}` is a folder, not a file"));
-    }
-    if !metadata.is_file() {
-        return Err(format!("`{name}` is neither a file nor a folder"));
-    }
-    if metadata.len() == 0 {
-        return Err(format!("`{name}` is empty"));
-    }
-    std::fs::File::open(path).map(drop).map_err(cannot_read)
-}
-
-/// Finds a task and builds its first question or text, which fails if its templates do not fit its
-/// rows.
-fn find_task(
-    name: &str,
-    data_folder: Option<&Path>,
-    few_shot: Option<FewShot>,
-) -> Result<Task, TaskError> {
-    let task = Task::find(name, data_folder)?;
-    if task.is_text() {
-        drop(task.text_documents(Some(1))?);
-    } else {
-        drop(task.questions(Some(1), few_shot)?);
-    }
-    Ok(task)
-}
-
-fn task_fault(error: TaskError) -> OptionFault {
-    let fault = OptionFault::new("", error.message(), error.help());
-    match error.location() {
-        Some(location) => fault.with_location(location.clone()),
-        None => fault,
-    }
-}
-
-/// An option of the corpus that does not fit the kind of its file.
-fn corpus_option_fault(source: &CorpusSource) -> Option<OptionFault> {
-    match (&source.separator, &source.field) {
-        (Some(separator), _) if separator.is_empty() => Some(OptionFault::new(
-            "separator",
-            "an empty text separates nothing",
-            "write what stands between documents, or remove the line",
-        )),
-        (Some(_), _) if source.is_jsonl() => Some(OptionFault::new(
-            "separator",
-            "each row of a JSONL file is one document, so no separator applies",
-            "remove the line",
-        )),
-        (_, Some(_)) if !source.is_jsonl() => Some(OptionFault::new(
-            "field",
-            "only JSONL rows have fields, and this is a text file",
-            "remove the line, or give a file that ends in .jsonl",
-        )),
-        _ => None,
+    let file = open_regular_file(path).map_err(|error| error.to_string())?;
+    match file.metadata() {
+        Ok(metadata) if metadata.len() == 0 => Err(format!("`{}` is empty", path.display())),
+        _ => Ok(()),
     }
 }

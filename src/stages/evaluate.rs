@@ -14,17 +14,19 @@ use super::values::{MODEL, StageValues, ValueKind};
 use super::{Context, InputFile};
 use crate::progress::{format_percent, format_significant};
 use secateur_data::corpus::CorpusSource;
+use secateur_data::data_file::file_stem;
 use secateur_data::task::{FewShot, Metric, Task};
 use secateur_model::Model;
-use secateur_model::tokenizer::TokenizerError;
 use secateur_store::tables::Table;
 
 mod choices;
+mod error;
 mod perplexity;
 mod requests;
 mod rows;
 mod statistics;
 
+pub use error::Error;
 pub use rows::{DocumentRow, EvaluateRow, SampleRow};
 
 pub static TYPE: StageType = StageType {
@@ -61,8 +63,8 @@ pub struct Options {
     /// `fewshot_random_seed`. Default 1234, as in the harness.
     #[serde(skip_serializing_if = "is_harness_seed")]
     pub shots_seed: u32,
-    /// Paths of files whose perplexity is measured: texts, each as one document, or JSONL rows of
-    /// token ids.
+    /// Paths of files whose perplexity is measured: texts, each as one document, or rows (JSON
+    /// Lines, JSON, CSV, Parquet) with a text or with token ids, each row as one document.
     pub corpora: Vec<String>,
     /// Tokens of a perplexity window, 2 to the model's positions. Default 128, or the model's
     /// positions if there are fewer.
@@ -137,7 +139,7 @@ impl Options {
     fn corpus_names(&self) -> Vec<String> {
         self.corpora
             .iter()
-            .map(|path| perplexity::corpus_name(path.as_ref()))
+            .map(|path| file_stem(path.as_ref()))
             .collect()
     }
 
@@ -285,6 +287,9 @@ impl Stage for Options {
         for (index, corpus) in self.corpora.iter().enumerate() {
             let source = self.corpus_source(corpus.as_ref());
             faults.extend(environment.check_corpus(&format!("corpora[{index}]"), &source));
+            if let Some(window) = self.window {
+                faults.extend(environment.check_window(&source, window));
+            }
         }
         let model = environment.model.as_ref();
         if model.is_some_and(|model| !model.has_tokenizer) && !self.tasks.is_empty() {
@@ -337,34 +342,6 @@ fn duplicate_name_faults(tasks: &[String], corpora: &[String]) -> Vec<OptionFaul
         ));
     }
     faults
-}
-
-/// The evaluation failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("tasks are text, and the model's folder has no tokenizer.json")]
-    NoTokenizer,
-    #[error(
-        "{task}, document {doc}: a {what} has no token: it is empty, and the tokenizer names \
-         neither a BOS nor an EOS token"
-    )]
-    NoToken {
-        task: String,
-        doc: u64,
-        what: &'static str,
-    },
-    #[error("{task}, document {doc}: {error}")]
-    Tokenizer {
-        task: String,
-        doc: u64,
-        error: TokenizerError,
-    },
-    #[error("`{0}` has nothing to predict: every document has one token, or none")]
-    NothingToPredict(String),
-    #[error("`{0}` has nothing to score: all its texts are empty")]
-    EmptyTexts(String),
-    #[error("{what}: the result is {value}, the model is broken")]
-    NotFinite { what: String, value: f64 },
 }
 
 /// The results so far, and the state that an interrupted evaluation leaves on disk.

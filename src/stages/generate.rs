@@ -38,8 +38,8 @@ pub static TYPE: StageType = StageType {
 pub struct Options {
     /// Texts to continue.
     pub prompts: Vec<String>,
-    /// A file with more prompts, after these: a text file with one per line, or JSONL rows with a
-    /// field `text`.
+    /// A file with more prompts, after these: a text file with one per line, or JSON, CSV or
+    /// Parquet with a field `text`.
     pub file: Option<String>,
     /// The most tokens that are generated after each prompt, 1 to 1048576; fewer if the model's
     /// positions end earlier. Default 64.
@@ -86,16 +86,8 @@ impl Options {
     /// All prompts, in their order.
     fn read_prompts(&self) -> Result<Vec<String>, CorpusError> {
         let mut prompts = self.prompts.clone();
-        match self.prompt_source() {
-            Some(source) if source.is_jsonl() => {
-                prompts.extend(corpus::read_text_documents(&source)?);
-            }
-            Some(source) => {
-                let text = corpus::read_text(&source.path)?;
-                let lines = text.lines().filter(|line| !line.trim().is_empty());
-                prompts.extend(lines.map(str::to_owned));
-            }
-            None => {}
+        if let Some(path) = &self.file {
+            prompts.extend(corpus::read_prompts(path.as_ref())?);
         }
         Ok(prompts)
     }
@@ -170,7 +162,7 @@ impl Stage for Options {
             if !faults.is_empty() {
                 return faults;
             }
-            if !source.needs_tokenizer() {
+            if environment.holds_token_ids(&source) {
                 return vec![OptionFault::new(
                     "file",
                     "its rows are token ids, and prompts are text",
@@ -231,7 +223,10 @@ pub enum Error {
     Tokenizer { prompt: u32, error: TokenizerError },
     #[error("prompt {0} is empty, and the tokenizer names neither a BOS nor an EOS token")]
     EmptyPrompt(u32),
-    #[error("prompt {prompt}: a logit is {value}, the model is broken")]
+    #[error(
+        "prompt {prompt}: a logit is {value}: the weights of the model, or of an adapter in it, \
+         hold or give numbers that are not finite"
+    )]
     NotFinite { prompt: u32, value: f32 },
 }
 
@@ -261,9 +256,6 @@ fn batch_size(texts: &[Continuation], context: &Context, model: &Model) -> usize
 pub fn run(options: &Options, context: &Context, model: &Model) -> Result<Vec<Table>, StageError> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
     let prompts = options.read_prompts()?;
-    if let (true, Some(source)) = (prompts.is_empty(), options.prompt_source()) {
-        return Err(CorpusError::Empty(source.path).into());
-    }
     let bar = context.progress.bar("generate", prompts.len() as u64);
     let mut texts: Vec<Continuation> = Vec::new();
     for (prompt, input) in (0..).zip(&prompts) {

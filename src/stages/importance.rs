@@ -64,12 +64,13 @@ pub struct Options {
     /// samples. Default `mean`.
     #[serde(default)]
     pub fisher: Fisher,
-    /// Calibration data: a text file, JSONL with a text field, or JSONL rows of token ids.
+    /// Calibration data: a text file, or rows (JSON Lines, JSON, CSV, Parquet) with a text or with
+    /// token ids. Any of them may be compressed with gzip or Zstandard.
     /// `taylor`, `wifv` and `wanda` need it, the other methods do not read it.
     pub corpus: Option<String>,
     /// The text between two documents of a text file. Default: the file is one document.
     pub separator: Option<String>,
-    /// The field of a JSONL row that holds its text. Default `text`.
+    /// The field of a row that holds its text. Default `text`.
     pub field: Option<String>,
     /// Which part of the corpus is read. Default `random`.
     #[serde(default)]
@@ -196,7 +197,7 @@ impl Stage for Options {
             faults.push(OptionFault::new(
                 "method",
                 "this method needs calibration data",
-                "add `corpus = \"…\"`, a text file or JSONL",
+                "add `corpus = \"…\"`, a text file or rows",
             ));
         }
         if self.length == 1 {
@@ -262,10 +263,14 @@ impl Stage for Options {
         environment.add_weights(1);
         self.criterion()
             .add_estimate(environment, self.samples, self.length);
-        let mut faults = match self.corpus_source() {
-            Some(source) => environment.check_corpus("corpus", &source),
-            None => Vec::new(),
-        };
+        let mut faults = Vec::new();
+        if let Some(source) = self.corpus_source() {
+            faults.extend(environment.check_corpus("corpus", &source));
+            if self.needs_corpus() {
+                let (samples, length) = ((self.samples, ten()), self.length);
+                faults.extend(environment.check_samples(&source, self.sample, samples, length));
+            }
+        }
         if self.needs_corpus() && self.sample == Sample::Random {
             faults.extend(environment.check_length("length", "sample", self.length));
         }

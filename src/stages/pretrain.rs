@@ -52,11 +52,12 @@ const FINAL_LEARNING_RATE_SHARE: f64 = 0.1;
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// Training text: a text file, or JSONL with a text field.
+    /// Training text: a text file, or rows (JSON Lines, JSON, CSV, Parquet, also compressed with
+    /// gzip or Zstandard) with a text.
     pub corpus: String,
     /// The text between two documents of a text file. Default: the file is one document.
     pub separator: Option<String>,
-    /// The field of a JSONL row that holds its text. Default `text`.
+    /// The field of a row that holds its text. Default `text`.
     pub field: Option<String>,
     /// Entries of the byte-level BPE vocabulary that is learned from the corpus, at least 259.
     /// Default 512.

@@ -39,12 +39,13 @@ pub static TYPE: StageType = StageType {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// Training data: a text file, JSONL with a text field, or JSONL rows of token ids (with
+    /// Training data: a text file, or rows (JSON Lines, JSON, CSV, Parquet, also compressed with
+    /// gzip or Zstandard) with a text, or with token ids (with
     /// `labels` for a loss mask).
     pub corpus: String,
     /// The text between two documents of a text file. Default: the file is one document.
     pub separator: Option<String>,
-    /// The field of a JSONL row that holds its text. Default `text`.
+    /// The field of a row that holds its text. Default `text`.
     pub field: Option<String>,
     /// `random`: documents in an order that is shuffled for every pass, each cut to a random window
     /// of `length` tokens; `file`: whole rows in file order. Default `random`.

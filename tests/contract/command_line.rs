@@ -296,7 +296,7 @@ fn complete_result_stays_until_its_replacement_is_complete() {
     let variant = sandbox.variant("chain", "base-");
     let before = outcome(&sandbox, &variant);
     let rows = sandbox.read("heldout.jsonl");
-    sandbox.write("heldout.jsonl", "{\"text\": 3}");
+    sandbox.write("heldout.jsonl", "{\"text\": \"a\"}\n{\"text\": 3}");
     assert_eq!(sandbox.run(&["chain.toml"]).code, 1);
     assert_eq!(outcome(&sandbox, &variant), before);
     assert_eq!(

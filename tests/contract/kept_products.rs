@@ -628,7 +628,7 @@ fn failed_attempt_leaves_its_reason_beside_the_complete_result() {
     let variant = sandbox.variant("chain", "base-");
     let before = outcome(&sandbox, &variant);
     let rows = sandbox.read("heldout.jsonl");
-    sandbox.write("heldout.jsonl", "{\"text\": 3}");
+    sandbox.write("heldout.jsonl", "{\"text\": \"a\"}\n{\"text\": 3}");
     let failed = sandbox.run(&["chain.toml"]);
     assert_eq!(failed.code, 1);
     assert!(outcome(&sandbox, &variant) == before);

@@ -4,6 +4,7 @@
 mod broken_input;
 mod check;
 mod command_line;
+mod data_files;
 mod exports;
 mod generation;
 mod interruption;

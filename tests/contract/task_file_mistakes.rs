@@ -125,10 +125,9 @@ fn task_file_mistakes_name_their_position() {
         (FEW, "gold = \"a\"", "gold = \"a + 1\""),
         (FEW, "gold = \"a\"", "gold = \"a\"\nlabels = [\"A\", \"B\"]"),
         (FEW, "[\"no\", \"yes\"]", "\"q\""),
-        (FEW, "[\"no\", \"yes\"]", "\"[q, a]\""),
+        (FEW, "[\"no\", \"yes\"]", "\"[q, [a]]\""),
         (FEW, "[\"no\", \"yes\"]", "\"[q]\""),
         (FEW, "[\"no\", \"yes\"]", "[\"no\", \"{{ ' ' }}\"]"),
-        (FEW, "[\"no\", \"yes\"]", "[\"no\", \"{{ none }}\"]"),
         (WORDS, "join = \"\\n\"", "row = \"{{ sentence }}\""),
     ] {
         let wrong = file.replace(from, to);
@@ -146,9 +145,9 @@ fn task_file_mistakes_name_their_position() {
     };
     assert_eq!(
         rows("{\"q\": \"\", \"a\": 1}\n\n{\"q\": "),
-        "`rows.jsonl`, line 3: it is not a JSON object: EOF while parsing a value at line 1 column 6"
+        "`rows.jsonl`, line 3: it is not valid JSON: EOF while parsing a value at column 6"
     );
-    assert_eq!(rows("\n"), "`rows.jsonl` holds no row");
+    assert!(rows("\n").starts_with("`rows.jsonl` holds no row: "));
 }
 
 test!(check_reports_a_task_file_mistake_once_for_all_variants);

@@ -191,13 +191,13 @@ fn parquet_and_json_lines_give_the_same_documents() {
     let columns = vec![
         (
             "question",
-            Arc::new(StringArray::from(vec![Some("is it"), None])) as ArrayRef,
+            Arc::new(StringArray::from(vec!["is it", "is it not"])) as ArrayRef,
         ),
         (
             "passage",
             Arc::new(StringArray::from(vec!["It is.", "It is not."])),
         ),
-        ("label", Arc::new(Int64Array::from(vec![1, 0]))),
+        ("label", Arc::new(Int64Array::from(vec![Some(1), None]))),
     ];
     parquet(&folder.path().join("boolq/validation.parquet"), columns);
     let refused = documents(folder.path(), built_in)
@@ -205,7 +205,8 @@ fn parquet_and_json_lines_give_the_same_documents() {
         .replace(&format!("{}/", folder.path().display()), "");
     assert_eq!(
         refused,
-        "`boolq/validation.parquet`, row 2: `context`: null is not a text (task.toml:12:11)"
+        "`boolq/validation.parquet`, row 2: `label` is null, not the number of a choice \
+         (task.toml:14:8)"
     );
 }
 

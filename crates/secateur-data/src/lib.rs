@@ -6,8 +6,9 @@
 //! | [`corpus`] | text or token-id files → rows of token ids, whole or as random windows |
 //! | [`row_sampler`] | an endless sequence of training rows from a corpus |
 //! | [`task`] | task files: how a data set becomes multiple-choice questions or texts |
+//! | [`data_file`] | which format a file has; its rows, or its text |
 //! | `input_file` | [`InputFile`], a file that a stage reads |
-//! | `byte_order_mark` | removal of a byte-order mark |
+//! | [`python`] | Python's white space, string methods and texts of values |
 //!
 //! The crate turns files into questions, texts and token ids. It does not run a model.
 //!
@@ -24,9 +25,10 @@
 //! # Ok::<(), secateur_data::task::TaskError>(())
 //! ```
 
-mod byte_order_mark;
 pub mod corpus;
+pub mod data_file;
 mod input_file;
+pub mod python;
 pub mod row_sampler;
 pub mod task;
 

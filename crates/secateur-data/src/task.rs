@@ -6,7 +6,8 @@
 //!
 //! | step | file |
 //! |---|---|
-//! | parse the TOML, check its keys | `file`, `sections` |
+//! | find the task file, suggest another | `find_file` |
+//! | parse the TOML, check its keys | `file`, `sections`, `plain_words` |
 //! | locate the files of rows and examples | `locate_rows` |
 //! | read rows | `rows` |
 //! | compile and render templates | `template`, `template_engine`, `template_error` |
@@ -20,15 +21,17 @@
 use std::path::{Path, PathBuf};
 
 use crate::InputFile;
-use secateur_base::spelling::closest;
+use crate::data_file::{Columns, DataRow};
 
 mod built_in;
 mod error;
 mod few_shot;
 mod file;
 mod file_location;
+mod find_file;
 mod locate_rows;
 mod metric;
+mod plain_words;
 mod python_random;
 mod question;
 mod render_error;
@@ -50,12 +53,13 @@ pub use text::TextDocument;
 use built_in::{BuiltInTask, built_in_names};
 use few_shot::{ExampleSampler, ExampleSource};
 use file::{TaskFile, TaskKind};
+use find_file::{read_task_file, suggest_task};
 use locate_rows::{LocateError, TaskFileContext};
 use question::CompiledQuestion;
 use render_error::RenderError;
-use rows::{RowSource, RowsFile, TaskRow};
+use rows::{RowSource, RowsFile};
 use spanned_message::SpannedMessage;
-use template_engine::template_engine;
+use template_engine::{row_variables, template_engine};
 
 /// A task whose file has been read and checked. Its rows are read by [`Task::questions`] and
 /// [`Task::text_documents`].
@@ -87,11 +91,9 @@ impl Task {
         } else {
             Path::new("datasets").join(format!("{name}.toml"))
         };
-        if is_path || path.exists() {
-            let content = std::fs::read_to_string(&path).map_err(|source| TaskError::Read {
-                path: path.clone(),
-                source,
-            })?;
+        // A link that leads nowhere is named, and not passed over.
+        if is_path || path.symlink_metadata().is_ok() {
+            let content = read_task_file(&path)?;
             return Self::parse(content, InputFile::OnDisk(path), data_folder, None);
         }
         match BuiltInTask::find(name) {
@@ -101,7 +103,7 @@ impl Task {
             }
             None => Err(TaskError::Unknown {
                 name: name.to_owned(),
-                suggestion: closest(name, built_in_names()).map(str::to_owned),
+                suggestion: suggest_task(name),
             }),
         }
     }
@@ -161,6 +163,14 @@ impl Task {
         matches!(self.kind, TaskKind::Text(_))
     }
 
+    /// The name of the first file of rows, for messages.
+    pub fn rows_name(&self) -> String {
+        let files = self.rows.list_files().unwrap_or_default();
+        files
+            .first()
+            .map_or_else(String::new, |file| file.to_input_file().name())
+    }
+
     /// The files that the task reads: its file, its rows, and with `with_examples` the examples
     /// where they are in other files.
     pub fn input_files(&self, with_examples: bool) -> Vec<InputFile> {
@@ -202,12 +212,16 @@ impl Task {
         let compiled = templates
             .compile(&engine)
             .map_err(|error| self.task_error(error.into()))?;
-        let rows = self.rows.read(limit)?;
+        let few_shot = few_shot.filter(|few_shot| few_shot.count > 0);
+        // Examples are compared with the question by all fields of their rows.
+        let columns = match few_shot {
+            Some(_) => Columns::All,
+            None => compiled.columns(),
+        };
+        let rows = self.rows.read(limit, &columns)?;
         let mut sampler = match few_shot {
-            Some(few_shot) if few_shot.count > 0 => {
-                Some(ExampleSampler::load(&self.examples, &self.rows, few_shot)?)
-            }
-            _ => None,
+            Some(few_shot) => Some(ExampleSampler::load(&self.examples, &self.rows, few_shot)?),
+            None => None,
         };
         let mut questions = Vec::with_capacity(rows.len());
         for (index, row) in rows.iter().enumerate() {
@@ -237,7 +251,10 @@ impl Task {
             None => limit,
             Some(_) => None,
         };
-        let rows = self.rows.read(row_limit)?;
+        let columns = templates
+            .columns()
+            .map_err(|error| self.task_error(error.into()))?;
+        let rows = self.rows.read(row_limit, &columns)?;
         templates
             .render_documents(&rows, limit)
             .map_err(|error| self.task_error(error))
@@ -256,12 +273,12 @@ impl Task {
 /// Renders the row with this index as a question. `prefix` is the text of its few-shot examples.
 fn render_question(
     compiled: &CompiledQuestion<'_>,
-    row: &TaskRow,
+    row: &DataRow,
     index: usize,
     prefix: &str,
 ) -> Result<ChoiceQuestion, RenderError> {
     let rendered = compiled
-        .render(&row.to_template_value())
+        .render(&row_variables(row))
         .map_err(|error| RenderError::for_row(error, row))?;
     let requests = rendered
         .requests

@@ -15,6 +15,8 @@ use super::{
 };
 use crate::stages::{Context, StageError};
 use secateur_data::corpus::{self, CorpusError};
+use secateur_data::data_file::file_stem;
+use secateur_data::python::is_blank;
 use secateur_data::task::{Metric, Task, TextDocument};
 use secateur_model::Model;
 use secateur_model::tokenizer::{Tokenizer, TokenizerError};
@@ -28,12 +30,6 @@ const TOKENS_PER_CHUNK: usize = 4096;
 /// Windows that are scored together, if the longest has `longest` tokens; at least 1.
 pub(crate) fn windows_per_chunk(longest: usize) -> usize {
     (TOKENS_PER_CHUNK / longest.max(1)).max(1)
-}
-
-/// The name of a corpus in the table: the stem of its file.
-pub(crate) fn corpus_name(path: &Path) -> String {
-    path.file_stem()
-        .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
 }
 
 /// A text that is measured in windows.
@@ -57,7 +53,7 @@ pub(crate) fn corpus_perplexity(
     let source = options.corpus_source(path);
     let rows = corpus::read_rows(&source, model.tokenizer.as_deref(), model.config.vocab)?;
     let text = WindowedText {
-        task: &corpus_name(path),
+        task: &file_stem(path),
         split: "",
         sequences: rows
             .into_iter()
@@ -66,6 +62,19 @@ pub(crate) fn corpus_perplexity(
     };
     let metric_rows = window_perplexity(text, options, context, model, measured)?;
     metric_rows.ok_or_else(|| CorpusError::NothingToPredict(path.to_owned()).into())
+}
+
+/// The documents of a task, of which at least one is not blank.
+fn text_documents(task: &Task, options: &Options) -> Result<Vec<TextDocument>, StageError> {
+    let documents = task.text_documents(options.limit)?;
+    if documents.iter().all(|document| is_blank(&document.text)) {
+        return Err(Error::BlankTexts {
+            task: task.name.clone(),
+            rows: task.rows_name(),
+        }
+        .into());
+    }
+    Ok(documents)
 }
 
 /// The perplexity of a task's documents in windows; each document is cut separately.
@@ -78,7 +87,7 @@ pub(crate) fn task_window_perplexity(
 ) -> Result<MetricRows, StageError> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
     let mut sequences = Vec::new();
-    for document in task.text_documents(options.limit)? {
+    for document in text_documents(task, options)? {
         let ids = encode_document(&document, task, options.add_bos_token, tokenizer)?;
         let is_target = vec![true; ids.len()];
         sequences.push((ids, is_target));
@@ -100,6 +109,7 @@ fn window_perplexity(
     model: &Model,
     measured: &mut PartialEvaluation,
 ) -> Result<Option<MetricRows>, StageError> {
+    warn_of_short_texts(&text, options);
     let mut windows = Vec::new();
     for (ids, is_target) in text.sequences {
         // A sequence that is shorter than the window is one window.
@@ -136,6 +146,22 @@ fn window_perplexity(
     Ok(Some(rows))
 }
 
+/// Warns if a window is asked for that is longer than every text.
+fn warn_of_short_texts(text: &WindowedText<'_>, options: &Options) {
+    let lengths = text.sequences.iter().map(|(ids, _)| ids.len());
+    let longest = lengths.max().unwrap_or(0);
+    if let Some(window) = options.window
+        && window > longest
+    {
+        tracing::warn!(
+            text = text.task,
+            window,
+            longest,
+            "every text is shorter than the window, so each is one window"
+        );
+    }
+}
+
 /// Those of these metrics that the task has, over its documents: word perplexity exp(Σ nll /
 /// words), byte perplexity exp(Σ nll / bytes), bits per byte Σ nll / bytes / ln 2.
 pub(crate) fn document_perplexities(
@@ -147,17 +173,13 @@ pub(crate) fn document_perplexities(
 ) -> Result<MetricRows, StageError> {
     let tokenizer = model.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
     let limit = options.max_length.unwrap_or(model.config.max_positions);
-    let documents = task.text_documents(options.limit)?;
+    let documents = text_documents(task, options)?;
     // The windows of all documents, and for each document the end of its windows.
     let (mut windows, mut window_ends) = (Vec::new(), Vec::new());
     for document in &documents {
         let add_bos = options.add_bos_token;
         windows.extend(rolling_windows(document, task, add_bos, tokenizer, limit)?);
         window_ends.push(windows.len());
-    }
-    // Words and bytes are the divisors, and a text without bytes has no word either.
-    if documents.iter().all(|document| document.byte_count == 0) {
-        return Err(Error::EmptyTexts(task.name.clone()).into());
     }
     if windows.is_empty() {
         return Err(Error::NothingToPredict(task.name.clone()).into());
@@ -334,6 +356,14 @@ impl MetricRowBuilder<'_> {
         shares: &[f64],
     ) -> Result<MetricRows, Error> {
         let value = mean.exp();
+        // The log likelihoods are finite, so the model is not to blame.
+        if mean.is_finite() && !value.is_finite() {
+            return Err(Error::PerplexityTooLarge {
+                task: self.task.to_owned(),
+                metric: metric.name(),
+                nats: mean,
+            });
+        }
         let exponential_shares = shares.iter().map(|share| value * (1.0 + share - mean));
         self.metric_rows(metric, value, exponential_shares)
     }
@@ -345,10 +375,8 @@ impl MetricRowBuilder<'_> {
         shares: impl Iterator<Item = f64>,
     ) -> Result<MetricRows, Error> {
         if !value.is_finite() {
-            return Err(Error::NotFinite {
-                what: self.task.to_owned(),
-                value,
-            });
+            let what = format!("{}, {}", self.task, metric.name());
+            return Err(Error::NotFinite { what, value });
         }
         let document_row = |(document, value)| DocumentRow {
             task: self.task.to_owned(),

@@ -2,6 +2,7 @@
 
 use super::{Error, Options, Protocol};
 use crate::stages::StageError;
+use secateur_data::python::trim_end;
 use secateur_data::task::{LikelihoodRequest, Task};
 use secateur_model::tokenizer::{Tokenizer, TokenizerError};
 
@@ -80,7 +81,7 @@ impl EncodedRequest {
 
 /// The tokens of the context, and those of the continuation: context and continuation are encoded
 /// as one text, from which as many tokens are removed at the start as the context alone has. White
-/// space at the end of the context belongs to the continuation, as in the harness.
+/// space (Python's) at the end of the context belongs to the continuation, as in the harness.
 fn encode_jointly(
     request: &LikelihoodRequest,
     add_special_tokens: bool,
@@ -88,7 +89,7 @@ fn encode_jointly(
 ) -> Result<(Vec<u32>, Vec<u32>), TokenizerError> {
     let text = format!("{}{}", request.context, request.continuation);
     let mut all_tokens = tokenizer.encode(&text, add_special_tokens)?;
-    let context = tokenizer.encode(request.context.trim_end(), add_special_tokens)?;
+    let context = tokenizer.encode(trim_end(&request.context), add_special_tokens)?;
     let continuation = all_tokens.split_off(context.len().min(all_tokens.len()));
     Ok((context, continuation))
 }

@@ -2,26 +2,25 @@
 
 use std::path::PathBuf;
 
+use crate::data_file::DataFileError;
 use secateur_model::tokenizer::TokenizerError;
+
+impl CorpusError {
+    /// What to do about it. Empty where the message says it.
+    pub fn help(&self) -> &str {
+        match self {
+            Self::File(error) => error.help(),
+            _ => "",
+        }
+    }
+}
 
 /// A corpus that is missing, damaged, or too small.
 #[derive(Debug, thiserror::Error)]
 pub enum CorpusError {
-    #[error("cannot read `{}`: {source}", .path.display())]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("`{}` is not UTF-8 text from byte {offset} on", .path.display())]
-    NotUtf8 { path: PathBuf, offset: usize },
-    #[error("`{}`, line {line}: {message}", .path.display())]
-    InvalidLine {
-        path: PathBuf,
-        /// From 1.
-        line: usize,
-        message: String,
-    },
-    #[error("`{}` holds no document", .0.display())]
+    #[error(transparent)]
+    File(#[from] DataFileError),
+    #[error("`{}` holds no document: it has no row, or only white space", .0.display())]
     Empty(PathBuf),
     #[error(
         "`{}` is text, and the model's folder has no tokenizer.json; give rows of token ids \

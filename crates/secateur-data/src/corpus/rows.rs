@@ -1,9 +1,13 @@
 //! The documents of a corpus as rows of token ids, or as texts.
 
+use std::path::Path;
+
 use super::documents::{CorpusDocument, read_documents};
 use super::error::CorpusError;
 use super::source::CorpusSource;
 use super::token_row::TokenRow;
+use crate::data_file::DataFile;
+use crate::python;
 use secateur_model::tokenizer::Tokenizer;
 
 /// Reads every document as one row, in file order. Text is encoded by the tokenizer, with its
@@ -85,4 +89,23 @@ pub fn read_text_documents(source: &CorpusSource) -> Result<Vec<String>, CorpusE
         }
     }
     Ok(texts)
+}
+
+/// Reads prompts: the rows of a file with fields, or the lines of a text that are not blank.
+///
+/// # Errors
+/// If the file cannot be read, contains token ids, or has no prompt.
+pub fn read_prompts(path: &Path) -> Result<Vec<String>, CorpusError> {
+    let source = CorpusSource::from_path(path);
+    let file = DataFile::open(path)?;
+    if file.format().has_fields() {
+        return read_text_documents(&source);
+    }
+    let text = file.read_text()?;
+    let lines = text.lines().filter(|line| !python::is_blank(line));
+    let prompts: Vec<String> = lines.map(str::to_owned).collect();
+    if prompts.is_empty() {
+        return Err(CorpusError::Empty(source.path));
+    }
+    Ok(prompts)
 }

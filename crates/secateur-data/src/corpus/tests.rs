@@ -53,9 +53,12 @@ fn invalid_rows_are_reported_with_their_line() {
     assert!(incomplete.contains("line 3: it is not valid JSON"));
     assert_eq!(
         reading_error("{\"title\": 1}"),
-        "`, line 1: it has neither `text` nor `ids`"
+        "`, line 1: it has neither `text` nor `ids`; the first row has `title`"
     );
-    assert_eq!(reading_error("\n"), "` holds no document");
+    assert_eq!(
+        reading_error("\n"),
+        "` holds no document: it has no row, or only white space"
+    );
     assert!(reading_error("{\"text\": \"hi\"}").contains("no tokenizer.json"));
 }
 

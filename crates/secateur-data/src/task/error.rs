@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::built_in::built_in_names;
 use super::file_location::FileLocation;
+use crate::data_file::DataFileError;
 
 /// A task that cannot be found or used.
 #[derive(Debug, thiserror::Error)]
@@ -13,13 +14,17 @@ pub enum TaskError {
         name: String,
         suggestion: Option<String>,
     },
-    #[error("cannot read `{}`: {source}", .path.display())]
-    Read {
+    #[error("cannot read `{}`: the file does not exist", .path.display())]
+    Missing {
         path: PathBuf,
-        source: std::io::Error,
+        /// The path of a task file with a similar name.
+        suggestion: Option<String>,
     },
-    #[error("cannot read `{}`: {message}", .path.display())]
-    Unreadable { path: PathBuf, message: String },
+    #[error("`run.data` is `{}`, which is not a folder", .0.display())]
+    DataFolder(PathBuf),
+    /// The task file or a file of rows.
+    #[error(transparent)]
+    File(#[from] DataFileError),
     #[error("{location}: {message}")]
     InvalidTaskFile {
         message: String,
@@ -71,7 +76,7 @@ pub enum TaskError {
         /// The template that the row does not fit.
         location: Option<Box<FileLocation>>,
     },
-    #[error("`{}` holds no row", .0.display())]
+    #[error("`{}` holds no row: it is empty, or has only white space", .0.display())]
     NoRows(PathBuf),
     #[error(
         "{requested} examples are drawn for each question, and there are only {found} rows to draw \
@@ -132,6 +137,12 @@ impl TaskError {
                 let names: Vec<&str> = built_in_names().collect();
                 format!("tasks: {}; or the path of a task file", names.join(", "))
             }
+            Self::Missing {
+                suggestion: Some(path),
+                ..
+            } => format!("did you mean `{path}`?"),
+            Self::Missing { .. } => "paths are relative to the working directory".to_owned(),
+            Self::File(error) => error.help().to_owned(),
             Self::NoDataFolder { .. } => {
                 "write the folder of published sets in [run] data".to_owned()
             }

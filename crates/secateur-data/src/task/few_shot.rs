@@ -5,7 +5,9 @@ use super::error::TaskError;
 use super::python_random::PythonRandom;
 use super::question::{CompiledQuestion, RenderedQuestion};
 use super::render_error::RenderError;
-use super::rows::{RowSource, TaskRow};
+use super::rows::RowSource;
+use super::template_engine::row_variables;
+use crate::data_file::{Columns, DataRow};
 
 /// How many examples precede a question, and the seed of their draw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,7 +29,7 @@ pub(crate) struct ExampleSource {
 /// draws for all questions, in their order, as in the harness.
 pub(crate) struct ExampleSampler {
     /// The rows to draw from.
-    rows: Vec<TaskRow>,
+    rows: Vec<DataRow>,
     /// Whether `rows` are the task's own rows, so that a question is one of them.
     is_task_rows: bool,
     few_shot: FewShot,
@@ -43,11 +45,11 @@ impl ExampleSampler {
         few_shot: FewShot,
     ) -> Result<Self, TaskError> {
         let (rows, is_task_rows) = match &source.rows {
-            None => (task_rows.read(None)?, true),
+            None => (task_rows.read(None, &Columns::All)?, true),
             // The file may name the task's own rows as the source of its examples.
             Some(example_rows) => {
                 let is_task_rows = example_rows.list_files()? == task_rows.list_files()?;
-                (example_rows.read(None)?, is_task_rows)
+                (example_rows.read(None, &Columns::All)?, is_task_rows)
             }
         };
         Ok(Self {
@@ -63,7 +65,7 @@ impl ExampleSampler {
     /// precedes it. Each example is a context, a space, and its right choice.
     pub(crate) fn prompt_prefix(
         &mut self,
-        question_row: &TaskRow,
+        question_row: &DataRow,
         compiled: &CompiledQuestion<'_>,
     ) -> Result<String, RenderError> {
         let example_indices = self.draw_indices(question_row)?;
@@ -71,7 +73,7 @@ impl ExampleSampler {
         for index in example_indices {
             let row = &self.rows[index];
             let RenderedQuestion { requests, gold } = compiled
-                .render(&row.to_template_value())
+                .render(&row_variables(row))
                 .map_err(|error| RenderError::for_row(error, row))?;
             let (context, right_choice) = &requests[gold];
             prefix.push_str(context);
@@ -85,13 +87,13 @@ impl ExampleSampler {
     /// Draws the indices of the examples. Where the question is one of the rows, the harness draws
     /// one example more than needed, removes the question if it was drawn, and takes the first
     /// `count`.
-    fn draw_indices(&mut self, question_row: &TaskRow) -> Result<Vec<usize>, TaskError> {
+    fn draw_indices(&mut self, question_row: &DataRow) -> Result<Vec<usize>, TaskError> {
         let count = self.few_shot.count;
         if !self.is_task_rows {
             return self.sample_indices(self.rows.len(), count);
         }
         let drawn = self.sample_indices(self.rows.len(), count + 1)?;
-        let is_other_row = |index: &usize| self.rows[*index].fields != question_row.fields;
+        let is_other_row = |index: &usize| !self.rows[*index].has_same_fields(question_row);
         let mut examples: Vec<usize> = drawn.into_iter().filter(is_other_row).collect();
         examples.truncate(count);
         if examples.len() == count {

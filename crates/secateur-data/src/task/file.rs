@@ -4,6 +4,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::metric::Metric;
+use super::plain_words::plain_message;
 use super::question::QuestionTemplates;
 use super::sections::{ExamplesSection, QuestionSection, RowsSection, TextSection};
 use super::spanned_message::{SpannedMessage, error_at};
@@ -42,7 +43,7 @@ pub(crate) enum TaskKind {
 impl TaskFile {
     pub(crate) fn parse(text: &str) -> Result<Self, SpannedMessage> {
         toml::from_str(text).map_err(|error| SpannedMessage {
-            message: error.message().to_owned(),
+            message: plain_message(error.message()),
             span: error.span().unwrap_or(0..0),
         })
     }

@@ -57,13 +57,24 @@ impl TaskFile {
         };
         let separator = section.separator.as_ref();
         let terminated = section.terminated.as_ref();
-        Ok(RowSource {
+        let rows = RowSource {
             location,
             splitting: TextSplitting {
                 separator: separator.map(|separator| separator.get_ref().clone()),
                 separator_ends_row: terminated.map(|terminated| *terminated.get_ref()),
             },
-        })
+        };
+        if let (Some(separator), Some(file)) = (separator, rows.text_file())
+            && let Ok(format) = file.open().map(|file| file.format())
+            && format.has_fields()
+        {
+            let message = format!(
+                "`separator` is for text files, and the rows are {}, which has rows already",
+                format.name()
+            );
+            error_at(separator, message)?;
+        }
+        Ok(rows)
     }
 
     /// Locates the few-shot examples. Without `[examples]` they are drawn from the task's own rows.

@@ -1,11 +1,14 @@
 //! Multiple choice: how a row becomes contexts, choices, and the index of the right choice.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use minijinja::{Environment, Value};
 
 use super::template::{Expression, Template, TemplateSource};
 use super::template_error::TemplateError;
+use crate::data_file::Columns;
+use crate::python;
 
 /// A multiple-choice question: one request for each choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +125,28 @@ impl QuestionTemplates {
 }
 
 impl CompiledQuestion<'_> {
+    /// The fields that the templates read.
+    pub(crate) fn columns(&self) -> Columns {
+        let mut names: BTreeSet<String> = self.gold.fields().into_iter().collect();
+        let templates = match &self.choices {
+            CompiledChoices::PerChoice(templates) => &templates[..],
+            CompiledChoices::ListExpression(expression) => {
+                names.extend(expression.fields());
+                &[]
+            }
+        };
+        names.extend(
+            self.contexts
+                .iter()
+                .chain(templates)
+                .flat_map(Template::fields),
+        );
+        if let Some(CompiledLabels::ListExpression(expression)) = &self.labels {
+            names.extend(expression.fields());
+        }
+        Columns::Only(names)
+    }
+
     /// Renders a row as a question.
     pub(crate) fn render(&self, row: &Value) -> Result<RenderedQuestion, TemplateError> {
         let contexts = render_all(&self.contexts, row)?;
@@ -156,7 +181,7 @@ impl CompiledQuestion<'_> {
         if choices.len() < 2 {
             return Err(row_error(too_few_choices(choices.len())));
         }
-        match choices.iter().position(|choice| choice.trim().is_empty()) {
+        match choices.iter().position(|choice| python::is_blank(choice)) {
             Some(index) => Err(row_error(format!("choice {index} is empty"))),
             None => Ok(()),
         }

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::error::TaskError;
 use super::file_location::FileLocation;
-use super::rows::{RowLocation, TaskRow};
 use super::template_error::TemplateError;
+use crate::data_file::{DataRow, RowLocation};
 
 /// An error while rows are rendered: of a template, with the row that it was rendered for, or
 /// another error of the task. It does not know the task file yet.
@@ -15,7 +15,7 @@ pub(crate) enum RenderError {
 }
 
 impl RenderError {
-    pub(crate) fn for_row(error: TemplateError, row: &TaskRow) -> Self {
+    pub(crate) fn for_row(error: TemplateError, row: &DataRow) -> Self {
         Self::Template(error, Some(row.location.clone()))
     }
 

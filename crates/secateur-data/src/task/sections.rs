@@ -10,6 +10,7 @@ use toml::Spanned;
 use super::question::{ChoiceLabels, ChoiceTemplates, QuestionTemplates, too_few_choices};
 use super::spanned_message::{SpannedMessage, error_at};
 use super::template::TemplateSource;
+use super::template_engine::python_pattern;
 use super::text::TextTemplates;
 
 /// `[rows]`: where the rows are.
@@ -124,23 +125,13 @@ impl RowsSection {
             (Some(separator), _) if separator.get_ref().is_empty() => {
                 error_at(separator, "`separator` is empty")
             }
-            (Some(separator), _) if !self.is_text_file() => error_at(
+            (Some(separator), _) if self.beside.is_none() && self.file.is_none() => error_at(
                 separator,
-                "`separator` is for text files: JSON Lines and Parquet files have rows already",
+                "`separator` is for a text file, and neither `beside` nor `file` names one",
             ),
             (None, Some(terminated)) => error_at(terminated, "`terminated` needs a `separator`"),
             _ => Ok(()),
         }
-    }
-
-    /// Whether the section names a file, and its extension is not that of a file with rows.
-    fn is_text_file(&self) -> bool {
-        let published_file = self.file.as_ref().map(|file| file.get_ref().as_str());
-        let Some(name) = self.beside.as_deref().or(published_file) else {
-            return false;
-        };
-        let name = name.to_ascii_lowercase();
-        !name.ends_with(".jsonl") && !name.ends_with(".parquet")
     }
 }
 
@@ -232,7 +223,7 @@ impl TextSection {
                 "`begins` needs `join`: without it every row is a document of its own",
             );
         }
-        match regex::Regex::new(begins.get_ref()) {
+        match regex::Regex::new(&python_pattern(begins.get_ref())) {
             Ok(pattern) => Ok(Some(pattern)),
             Err(error) => error_at(
                 begins,

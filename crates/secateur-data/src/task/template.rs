@@ -4,14 +4,16 @@
 //! stand between such braces; it is evaluated to a value: the list of choices, or the right choice.
 //! The fields of a row are the variables of both.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use minijinja::{Environment, Error, ErrorKind, Value};
 
-use super::template_engine::to_json;
+use super::template_engine::{python_str, to_json};
 use super::template_error::{
     TemplateError, error_sentence, field_behind_error, is_row_independent,
 };
+use crate::python;
 
 /// A template or an expression as it is written in the task file.
 #[derive(Clone, Debug)]
@@ -121,6 +123,11 @@ impl Template<'_> {
         })
     }
 
+    /// The names of the fields that the template reads.
+    pub(crate) fn fields(&self) -> HashSet<String> {
+        self.template.undeclared_variables(false)
+    }
+
     pub(crate) fn row_error(&self, message: impl Into<String>) -> TemplateError {
         self.source.row_error(message)
     }
@@ -155,6 +162,8 @@ impl Expression<'_> {
         for item in items {
             match item.as_str() {
                 Some(text) => strings.push(text.to_owned()),
+                // The harness prints numbers as well.
+                None if item.is_number() => strings.push(self.print(&item)?),
                 None => {
                     return Err(self.row_error(format!(
                         "`{}` holds {}, not a text",
@@ -171,7 +180,7 @@ impl Expression<'_> {
     pub(crate) fn evaluate_index(&self, row: &Value) -> Result<usize, TemplateError> {
         let value = self.evaluate(row)?;
         let index = match value.as_str() {
-            Some(digits) => digits.parse().ok(),
+            Some(digits) => python::trim(digits).parse().ok(),
             // `as_usize` alone would accept `true`.
             None if value.is_number() => value.as_usize(),
             None => None,
@@ -184,9 +193,18 @@ impl Expression<'_> {
         let value = self.evaluate(row)?;
         match value.as_str() {
             Some(text) => Ok(text.to_owned()),
-            None if value.is_number() => Ok(value.to_string()),
+            None if value.is_number() => self.print(&value),
             None => Err(self.type_error(&value, "not a label")),
         }
+    }
+
+    fn print(&self, value: &Value) -> Result<String, TemplateError> {
+        python_str(value).map_err(|error| self.row_error(error_sentence(&error)))
+    }
+
+    /// The names of the fields that the expression reads.
+    pub(crate) fn fields(&self) -> HashSet<String> {
+        self.expression.undeclared_variables(false)
     }
 
     /// "`gold` is true, not the number of a choice".

@@ -1,12 +1,29 @@
-//! The template engine of task files: minijinja, with Python's string methods, because the
-//! templates of lm-evaluation-harness use them.
-
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+//! The template engine of task files: minijinja, with Python's texts, because the templates of
+//! lm-evaluation-harness are those of Jinja2.
+//!
+//! | file | content |
+//! |---|---|
+//! | `printing` | values as Python prints them |
+//! | `methods` | the methods of Python's strings |
+//! | `filters` | filters that are Jinja2's and not minijinja's |
+//! | `numbers` | the filters `int`, `float`, `round` and `abs` |
+//! | `regular_expression` | patterns of Python in the regex crate's language |
+//! | `json` | the filter `tojson` |
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error, ErrorKind, Output, State, UndefinedBehavior, Value};
-use regex::Regex;
+use minijinja::{Environment, Error, Output, State, UndefinedBehavior, Value};
+
+mod filters;
+mod json;
+mod methods;
+mod numbers;
+mod printing;
+mod regular_expression;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use printing::{python_str, row_variables};
+pub(crate) use regular_expression::python_pattern;
 
 /// The engine that compiles and renders the templates and expressions of a task file.
 pub(crate) fn template_engine<'source>() -> Environment<'source> {
@@ -25,56 +42,23 @@ pub(crate) fn template_engine<'source>() -> Environment<'source> {
             .build()
             .unwrap_or_default(),
     );
-    engine.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    engine.set_unknown_method_callback(methods::call_method);
     engine.set_formatter(format_value);
-    let compiled_patterns = Arc::new(Mutex::new(BTreeMap::new()));
-    engine.add_filter(
-        "regex_replace",
-        move |text: String, pattern: String, replacement: String| {
-            regex_replace(&compiled_patterns, &text, pattern, &replacement)
-        },
-    );
+    filters::add_filters(&mut engine);
     engine
 }
 
-/// Writes `{{ value }}` into a prompt. Only strings and numbers are accepted: a null or nested
-/// field would become a prompt with `none` or `[…]` in it.
+/// Writes `{{ value }}` into a prompt as Python prints it.
 fn format_value(
     out: &mut Output<'_>,
     state: &mut State<'_, '_>,
     value: &Value,
 ) -> Result<(), Error> {
     // An undefined value passes to minijinja, which reports it with its name.
-    if value.is_undefined() || value.is_number() || value.as_str().is_some() {
+    if value.is_undefined() || value.as_str().is_some() {
         return minijinja::escape_formatter(out, state, value);
     }
-    Err(Error::new(
-        ErrorKind::BadSerialization,
-        format!("{} is not a text", to_json(value)),
-    ))
-}
-
-/// The filter `regex_replace(pattern, replacement)`. Compiled patterns are kept, because a filter
-/// is called for every row.
-fn regex_replace(
-    compiled_patterns: &Mutex<BTreeMap<String, Regex>>,
-    text: &str,
-    pattern: String,
-    replacement: &str,
-) -> Result<String, Error> {
-    let mut compiled_patterns = compiled_patterns
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    let regex = match compiled_patterns.get(&pattern) {
-        Some(regex) => regex.clone(),
-        None => Regex::new(&pattern).map_err(|error| {
-            let message = "the pattern is not a regular expression";
-            Error::new(ErrorKind::InvalidOperation, message).with_source(error)
-        })?,
-    };
-    let replaced = regex.replace_all(text, replacement).into_owned();
-    compiled_patterns.insert(pattern, regex);
-    Ok(replaced)
+    out.write_str(&python_str(value)?).map_err(Error::from)
 }
 
 /// A value as JSON, for messages.

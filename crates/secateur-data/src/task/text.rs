@@ -6,10 +6,11 @@ use minijinja::{Environment, context};
 use regex::Regex;
 
 use super::render_error::RenderError;
-use super::rows::TaskRow;
 use super::template::{Template, TemplateSource};
-use super::template_engine::template_engine;
+use super::template_engine::{row_variables, template_engine};
 use super::template_error::TemplateError;
+use crate::data_file::{Columns, DataRow};
+use crate::python;
 
 /// The section `[text]` of a task file.
 #[derive(Clone, Debug)]
@@ -39,10 +40,17 @@ pub struct TextDocument {
 }
 
 impl TextTemplates {
+    /// The fields that the template of a row reads.
+    pub(crate) fn columns(&self) -> Result<Columns, TemplateError> {
+        let engine = template_engine();
+        let fields = self.row_template.compile_template(&engine)?.fields();
+        Ok(Columns::Only(fields.into_iter().collect()))
+    }
+
     /// Renders the first `limit` documents.
     pub(crate) fn render_documents(
         &self,
-        rows: &[TaskRow],
+        rows: &[DataRow],
         limit: Option<usize>,
     ) -> Result<Vec<TextDocument>, RenderError> {
         let engine = template_engine();
@@ -50,7 +58,7 @@ impl TextTemplates {
         let limit = limit.unwrap_or(usize::MAX);
         let rendered_rows = rows.iter().map(|row| {
             row_template
-                .render(&row.to_template_value())
+                .render(&row_variables(row))
                 .map_err(|error| RenderError::for_row(error, row))
         });
         let joined_documents: Vec<String> = match &self.row_joiner {
@@ -100,7 +108,7 @@ impl TextTemplates {
             Some(&first_start) => &rendered_rows[..first_start],
             None => rendered_rows,
         };
-        let has_leading_text = leading_rows.iter().any(|row| !row.trim().is_empty());
+        let has_leading_text = leading_rows.iter().any(|row| !python::is_blank(row));
         // Without any match, all rows are one document, even if they are blank.
         if starts.is_empty() || has_leading_text {
             starts.insert(0, 0);
@@ -118,12 +126,10 @@ impl TextTemplates {
 /// The number of words as lm-evaluation-harness counts them: Python's `len(re.split(r"\s+",
 /// text))`, which is the number of runs of white space, plus one.
 fn count_words(text: &str) -> u64 {
-    // Python's `\s` includes the four separators U+001C to U+001F, Unicode's White_Space does not.
-    let is_white_space = |c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c);
     let mut run_count = 0;
     let mut is_in_run = false;
     for c in text.chars() {
-        let is_white = is_white_space(c);
+        let is_white = python::is_white_space(c);
         if is_white && !is_in_run {
             run_count += 1;
         }

@@ -1,0 +1,55 @@
+//! Opening a file that must be a regular file: a FIFO, a device or a socket would block, or never
+//! end.
+
+use std::fs::{File, Metadata};
+use std::path::Path;
+
+use super::error::DataFileError;
+
+/// Opens a regular file for reading.
+///
+/// # Errors
+/// If there is no such file, it is a folder, a FIFO, a device or a socket, or it cannot be opened.
+pub fn open_regular_file(path: &Path) -> Result<File, DataFileError> {
+    let metadata = std::fs::metadata(path).map_err(|error| missing_file(path, &error))?;
+    if !metadata.is_file() {
+        return Err(DataFileError::new(format!(
+            "`{}` is {}, not a file",
+            path.display(),
+            file_kind(&metadata)
+        )));
+    }
+    File::open(path).map_err(|error| DataFileError::cannot_read(path, &error))
+}
+
+/// Names the target of a link that leads nowhere.
+fn missing_file(path: &Path, error: &std::io::Error) -> DataFileError {
+    match std::fs::read_link(path) {
+        Ok(target) if error.kind() == std::io::ErrorKind::NotFound => {
+            let target = target.display();
+            let cause = format!("it is a link to `{target}`, which does not exist");
+            DataFileError::cannot_read(path, &cause)
+        }
+        _ => DataFileError::cannot_read(path, error)
+            .with_help("paths are relative to the working directory"),
+    }
+}
+
+/// "a folder", "a FIFO", "a device", "a socket".
+fn file_kind(metadata: &Metadata) -> &'static str {
+    if metadata.is_dir() {
+        return "a folder";
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let file_type = metadata.file_type();
+        if file_type.is_fifo() {
+            return "a FIFO";
+        }
+        if file_type.is_socket() {
+            return "a socket";
+        }
+    }
+    "a device"
+}
