@@ -8,7 +8,9 @@ use clap::Parser;
 
 use crate::commands::arguments::{Cli, Command};
 use crate::commands::output::exit_with_error;
-use crate::commands::{cache, check, gpu_failure, intention, merge, plan, report, run, schema};
+use crate::commands::{
+    cache, check, clean, gpu_failure, intention, lock, merge, plan, report, run, schema,
+};
 
 fn main() -> ExitCode {
     gpu_failure::install_panic_hook();
@@ -24,6 +26,8 @@ fn main() -> ExitCode {
         (Some(Command::Plan(arguments)), _) => plan::plan(&arguments),
         (Some(Command::Report(arguments)), _) => report::report(&arguments),
         (Some(Command::Merge(arguments)), _) => merge::merge(&arguments),
+        (Some(Command::Clean(arguments)), _) => clean::clean(&arguments),
+        (Some(Command::Lock(arguments)), _) => lock::lock(&arguments),
         (Some(Command::Cache(arguments)), _) => cache::cache(arguments),
         (Some(Command::Schema), _) => schema::schema(),
         (None, Some(arguments)) => {

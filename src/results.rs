@@ -4,14 +4,17 @@
 //! | file | content |
 //! |---|---|
 //! | `manifest` | the manifest of a variant |
+//! | `sweep` | what is recorded of the variants of a sweep |
 //! | `variant_folder` | the folder of a variant while its stages run |
 
 mod manifest;
+pub mod sweep;
 mod variant_folder;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use manifest::MANIFEST_FILE;
 pub use manifest::{StageRecord, VariantManifest, VariantStatus};
 use variant_folder::ATTEMPT_FOLDER;
 pub use variant_folder::VariantFolder;
@@ -37,6 +40,21 @@ pub enum ResultState {
     Complete,
     /// The result is complete, but this file is not what was written.
     Damaged(String),
+}
+
+/// The folders of the variants in the results folder of a pipeline, sorted by name.
+pub fn variant_folders(results_folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(results_folder).into_iter().flatten().flatten();
+    let mut folders: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|folder| {
+            let name = folder.file_name().unwrap_or_default().to_string_lossy();
+            // Names of temporary folders begin with a dot.
+            !name.starts_with('.') && folder.join(MANIFEST_FILE).is_file()
+        })
+        .collect();
+    folders.sort();
+    folders
 }
 
 /// Reads the manifest of the last run of a variant, and returns it with the folder that it lies in:

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use secateur::plan::selection::Shard;
+use secateur::plan::shard::Shard;
 use secateur::run::log::Verbosity;
 
 /// Prunes language models structurally, and measures what the pruning costs.
@@ -84,6 +84,11 @@ pub(crate) enum Command {
     /// Join the results of shards into one folder and one table. Exits with 1 if a variant is
     /// missing or two differ.
     Merge(MergeArgs),
+    /// List the results that no pipeline file names any more, and incomplete ones; with --remove,
+    /// remove them.
+    Clean(CleanArgs),
+    /// Write the hashes of a pipeline's inputs into `secateur.lock` beside it, for --locked.
+    Lock(LockArgs),
     /// List the stored products, and verify or remove them.
     Cache(CacheArgs),
     /// Print the JSON Schema of a pipeline, for editors.
@@ -121,6 +126,36 @@ pub(crate) struct MergeArgs {
     #[arg(long, value_name = "DIR")]
     pub into: Option<PathBuf>,
     /// How the joined tables are printed.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: OutputFormat,
+}
+
+#[derive(Args)]
+pub(crate) struct CleanArgs {
+    /// `results`, `results/<pipeline>`, a pipeline file whose results are meant, or both. Default:
+    /// every pipeline in `results`. A results folder records its pipeline file.
+    #[arg(num_args = 0..=2)]
+    pub paths: Vec<PathBuf>,
+    /// Remove what is listed. Without it nothing is changed.
+    #[arg(long)]
+    pub remove: bool,
+    /// Only this variant, by its id or the beginning of its id. May be repeated.
+    #[arg(long, value_name = "VARIANT")]
+    pub only: Vec<String>,
+    /// How the list is printed.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: OutputFormat,
+}
+
+#[derive(Args)]
+pub(crate) struct LockArgs {
+    /// The pipeline: a TOML file.
+    pub pipeline: PathBuf,
+    /// Set an option, as for a run: the inputs are those of a run with this option. Files that the
+    /// lock file has already stay in it. May be repeated.
+    #[arg(long, value_name = "TYPE.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// How the outcome is printed.
     #[arg(long, value_enum, default_value_t)]
     pub format: OutputFormat,
 }
@@ -174,8 +209,9 @@ pub(crate) struct PipelineArgs {
     /// The folder of results, in place of `results`.
     #[arg(long, value_name = "DIR")]
     pub results: Option<PathBuf>,
-    /// Only the variants of this shard, such as 1/4: the first of four. `runner merge` joins the
-    /// results.
+    /// Only the variants of this shard, such as 1/4: the first of four, whose sizes differ by at
+    /// most one. `slice:1/4` takes contiguous parts of the tree of stages, so that variants with a
+    /// common beginning are together. `runner merge` joins the results.
     #[arg(long, value_name = "K/N")]
     pub shard: Option<Shard>,
     /// Run every stage, even if its product is stored.
@@ -186,7 +222,7 @@ pub(crate) struct PipelineArgs {
     #[arg(long, value_name = "TYPE")]
     pub from: Vec<String>,
     /// Refuse to run if a file or the program is not the one in `secateur.lock` beside the
-    /// pipeline.
+    /// pipeline. `runner lock` writes that file.
     #[arg(long)]
     pub locked: bool,
     /// How the outcome is printed; `json` prints JSON alone on standard output.

@@ -51,7 +51,7 @@ pub(crate) fn cache(arguments: CacheArgs) -> ExitCode {
 }
 
 /// The run settings without a pipeline: defaults and environment variables.
-fn environment_settings() -> Result<RunSettings, InvalidPipeline> {
+pub(crate) fn environment_settings() -> Result<RunSettings, InvalidPipeline> {
     layers::environment_settings().map_err(|problems| InvalidPipeline {
         name: "environment".to_owned(),
         problems,

@@ -4,8 +4,10 @@
 pub(crate) mod arguments;
 pub(crate) mod cache;
 pub(crate) mod check;
+pub(crate) mod clean;
 pub(crate) mod gpu_failure;
 pub(crate) mod intention;
+pub(crate) mod lock;
 pub(crate) mod merge;
 pub(crate) mod output;
 pub(crate) mod plan;

@@ -16,7 +16,8 @@ use crate::pipeline::settings::SettingSpans;
 use crate::plan::ids::PerVariant;
 use crate::plan::read::{Unreadable, read_pipeline};
 use crate::plan::selection::{self, Selection};
-use crate::plan::{Plan, Variant, environment, tree, unused, variants};
+use crate::plan::variants::RunSeed;
+use crate::plan::{Plan, Variant, environment, owner, tree, unused, variants};
 
 /// What the command line adds to a pipeline file.
 #[derive(Clone, Debug, Default)]
@@ -85,13 +86,15 @@ pub fn check(
     settings.run.check(&spans, &sources, &mut problems);
 
     // The sweep, values and order.
-    let all_variants = variants::expand_variants(
-        &document,
-        &arguments,
-        settings.run.seed,
-        &sources,
-        &mut problems,
-    );
+    let without_set = ParsedArguments::parse(&environment, &[], &[], &sources, &mut Vec::new());
+    let run_without_set =
+        layers::layer_settings(run_table, &without_set.run, &sources, &mut Vec::new()).run;
+    let seed = RunSeed {
+        value: settings.run.seed,
+        is_from_command_line: settings.run.seed != run_without_set.seed,
+    };
+    let all_variants =
+        variants::expand_variants(&document, &arguments, seed, &sources, &mut problems);
     let variant_order: Vec<String> = all_variants
         .iter()
         .map(|variant| variant.id.clone())
@@ -119,6 +122,8 @@ pub fn check(
         let run = &settings.run;
         let mut found = Vec::new();
         environment::check_run_environment(run, &name, &spans, &sources, &mut found);
+        let results_folder = run.results.join(&name);
+        owner::check_results_owner(path, &results_folder, &spans, &sources, &mut found);
         unused_by_node =
             environment::check_stage_environments(&variants, &mut nodes, run, &sources, &mut found);
         problems.extend(Problem::merge_equal_messages(found));
@@ -144,6 +149,11 @@ pub fn check(
     Ok(Plan {
         name,
         pipeline_path: path.to_owned(),
+        recorded_path: owner::recorded_path(path),
+        is_whole_file: overrides.set.is_empty()
+            && overrides.sweep.is_empty()
+            && overrides.selection.is_everything(),
+        shard: overrides.selection.shard.map(|shard| shard.to_string()),
         pipeline_text,
         sources,
         settings,

@@ -1,9 +1,10 @@
 //! `secateur.lock` beside a pipeline: the hashes of the files that its runs read, and the version
-//! of the program. A run updates it; with `--locked` a run refuses to read other files.
+//! of the program. `runner lock` writes it. A run of the whole file brings an entry that exists up
+//! to date; with `--locked` a run refuses to read other files.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,8 +17,8 @@ use secateur_base::files::write_atomic;
 const FILE_NAME: &str = "secateur.lock";
 
 /// The first lines of the file.
-const FILE_HEADER: &str = "# What the pipelines of this folder read. Written by runner; \
-                           with --locked it reads nothing else.\n\n";
+const FILE_HEADER: &str = "# What the pipelines of this folder read. Written by `runner lock`; \
+                           with --locked a run reads nothing else.\n\n";
 
 /// The content of a lock file: the pipelines of its folder, by file stem.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -31,7 +32,8 @@ struct LockFile {
 struct LockedPipeline {
     /// The program and its version.
     program: String,
-    /// The blake3 hash of every file of models, tokenizers, tasks and data, by path.
+    /// The blake3 hash of every file of models, tokenizers, tasks and data, by its path relative to
+    /// the working directory.
     files: BTreeMap<String, String>,
 }
 
@@ -45,12 +47,41 @@ fn pipeline_folder(plan: &Plan) -> &Path {
     plan.pipeline_path.parent().unwrap_or(Path::new(""))
 }
 
+/// The input files of a plan and their hashes. Paths are relative to the working directory: an
+/// absolute path would hold on one machine only.
+fn locked_files(keys: &ProductKeys) -> BTreeMap<String, String> {
+    let working_directory = std::env::current_dir().unwrap_or_default();
+    keys.input_hashes()
+        .into_iter()
+        .map(|(file, hash)| (relative_path(&file, &working_directory), hash))
+        .collect()
+}
+
+/// A path relative to an absolute folder. The name of a built-in file and a relative path stay.
+fn relative_path(file: &str, folder: &Path) -> String {
+    let path = Path::new(file);
+    if !path.is_absolute() {
+        return file.to_owned();
+    }
+    let common = folder
+        .components()
+        .zip(path.components())
+        .take_while(|(one, other)| one == other)
+        .count();
+    let up = folder
+        .components()
+        .skip(common)
+        .map(|_| Component::ParentDir);
+    let relative: PathBuf = up.chain(path.components().skip(common)).collect();
+    relative.to_string_lossy().into_owned()
+}
+
 impl LockFile {
     /// Reads a lock file. One that does not exist has no pipelines.
     fn read(path: &Path) -> Result<Self, String> {
         match std::fs::read_to_string(path) {
             Ok(text) => toml::from_str(&text)
-                .map_err(|error| format!("it is no lock file: {}", error.message())),
+                .map_err(|error| format!("this is not a lock file: {}", error.message())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(error.to_string()),
         }
@@ -106,8 +137,8 @@ pub fn verify(plan: &Plan, keys: &ProductKeys) -> Result<(), InvalidPipeline> {
     }
     let path = lock_path(plan);
     let differences = match LockFile::read(&path) {
-        Ok(_) if !path.exists() => vec!["it is not there".to_owned()],
-        Ok(lock) => lock.differences(&plan.name, &keys.input_hashes()),
+        Ok(_) if !path.exists() => vec!["there is no such lock file".to_owned()],
+        Ok(lock) => lock.differences(&plan.name, &locked_files(keys)),
         Err(message) => vec![message],
     };
     let problems: Vec<Problem> = differences
@@ -116,7 +147,10 @@ pub fn verify(plan: &Plan, keys: &ProductKeys) -> Result<(), InvalidPipeline> {
             plan.sources.problem(
                 plan.locked_span.clone(),
                 format!("`{}`: {difference}", path.display()),
-                "run without --locked to bring the lock file up to date",
+                format!(
+                    "{} writes it, with the files as they are now",
+                    lock_command(plan)
+                ),
             )
         })
         .collect();
@@ -130,16 +164,44 @@ pub fn verify(plan: &Plan, keys: &ProductKeys) -> Result<(), InvalidPipeline> {
     }
 }
 
-/// Writes the inputs of a plan into the lock file. Entries of files that this plan does not read
-/// stay. A failure is a warning: the run does not depend on the file.
+/// The command line that writes the lock file of a plan's pipeline.
+fn lock_command(plan: &Plan) -> String {
+    format!("`runner lock {}`", plan.pipeline_path.display())
+}
+
+/// Brings the entry of a plan's pipeline up to date if the lock file has one. A plan with `--set`, `--sweep`,
+/// `--only` or `--shard` changes nothing: its inputs are not those of the file. A failure is a
+/// warning: the run does not depend on the file.
 pub fn update(plan: &Plan, keys: &ProductKeys) {
+    if !plan.is_whole_file {
+        return;
+    }
     let path = lock_path(plan);
-    if let Err(message) = update_file(plan, &keys.input_hashes(), &path) {
+    let has_entry = LockFile::read(&path).map(|lock| lock.pipelines.contains_key(&plan.name));
+    let updated = match has_entry {
+        Ok(false) => Ok(()),
+        Ok(true) => write_entry(plan, &locked_files(keys), &path),
+        Err(message) => Err(message),
+    };
+    if let Err(message) = updated {
         tracing::warn!("`{}` is not brought up to date: {message}", path.display());
     }
 }
 
-fn update_file(plan: &Plan, inputs: &BTreeMap<String, String>, path: &Path) -> Result<(), String> {
+/// Writes the inputs of a plan into the lock file, which is created if there is none, and returns
+/// its path. Entries of files that this plan does not read stay, unless the file is gone.
+///
+/// # Errors
+/// If the file cannot be read or written, with the path and the reason.
+pub fn write(plan: &Plan, keys: &ProductKeys) -> Result<PathBuf, String> {
+    let path = lock_path(plan);
+    match write_entry(plan, &locked_files(keys), &path) {
+        Ok(()) => Ok(path),
+        Err(message) => Err(format!("`{}` cannot be written: {message}", path.display())),
+    }
+}
+
+fn write_entry(plan: &Plan, inputs: &BTreeMap<String, String>, path: &Path) -> Result<(), String> {
     // Runs of other pipelines in the folder may update the file at the same time. Where the folder
     // cannot be locked, the last one to write determines the content.
     let folder = Some(pipeline_folder(plan)).filter(|folder| !folder.as_os_str().is_empty());
@@ -154,12 +216,13 @@ fn update_file(plan: &Plan, inputs: &BTreeMap<String, String>, path: &Path) -> R
             .is_some_and(|current_hash| current_hash != hash)
         {
             tracing::warn!(
-                "`{file}` is not what it was when `{}` was written",
+                "`{file}` has changed since `{}` was written",
                 path.display()
             );
         }
     }
-    files.retain(|file, _| Path::new(file).exists() || inputs.contains_key(file));
+    // Earlier versions wrote absolute paths.
+    files.retain(|file, _| !Path::new(file).is_absolute() && Path::new(file).exists());
     files.extend(inputs.clone());
     let new_entry = LockedPipeline {
         program: PROGRAM_VERSION.to_owned(),
@@ -172,4 +235,23 @@ fn update_file(plan: &Plan, inputs: &BTreeMap<String, String>, path: &Path) -> R
     let body = toml::to_string(&lock).map_err(|error| error.to_string())?;
     let text = format!("{FILE_HEADER}{body}");
     write_atomic(path, text.as_bytes()).map_err(|error| error.source.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_entries_are_relative() {
+        let folder = Path::new("/home/me/work");
+        for (path, relative) in [
+            ("models/tiny/config.json", "models/tiny/config.json"),
+            ("tiny_boolq.toml", "tiny_boolq.toml"),
+            ("/home/me/work/data/a.txt", "data/a.txt"),
+            ("/home/me/models/b.json", "../models/b.json"),
+            ("/data/c.txt", "../../../data/c.txt"),
+        ] {
+            assert_eq!(relative_path(path, folder), relative);
+        }
+    }
 }

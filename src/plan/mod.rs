@@ -2,7 +2,8 @@
 //!
 //! [`check::check`] builds a [`Plan`]. The passes that follow take one: [`keys`] hashes what each
 //! stage depends on, [`lockfile`] compares the inputs with `secateur.lock`, [`survey`] finds what
-//! earlier runs left, [`capacity`] compares the estimates with the machine.
+//! earlier runs left and what the rest is expected to take, [`capacity`] compares the estimates with
+//! the machine.
 
 pub mod capacity;
 pub mod check;
@@ -10,10 +11,15 @@ pub mod ids;
 pub mod keys;
 pub mod lockfile;
 pub mod selection;
+pub mod shard;
 pub mod survey;
 pub mod text;
 
+pub(crate) mod earlier;
 mod environment;
+mod expected_time;
+mod naming;
+mod owner;
 mod read;
 mod tree;
 mod unused;

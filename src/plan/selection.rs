@@ -2,11 +2,13 @@
 //! must run even if their products are stored.
 
 use std::collections::BTreeSet;
-use std::str::FromStr;
+use std::ops::Range;
 
-use crate::pipeline::problem::{Problem, SourceTexts, suggest};
+use crate::pipeline::problem::{Problem, SourceTexts, format_count, suggest};
 use crate::plan::ids::PerNode;
+use crate::plan::shard::Shard;
 use crate::plan::{PlanNode, Variant};
+use crate::stages::OptionFault;
 use secateur_base::spelling::closest;
 
 /// Which variants a run takes.
@@ -18,41 +20,12 @@ pub struct Selection {
     pub shard: Option<Shard>,
 }
 
-/// One of several machines that share the variants. The hash of a variant's options decides its
-/// shard, so a variant stays in its shard when others are added.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shard {
-    /// 1 to `count`.
-    number: u64,
-    count: u64,
-}
-
-impl FromStr for Shard {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (number, count) = text
-            .split_once('/')
-            .and_then(|(number, count)| Some((number.parse().ok()?, count.parse().ok()?)))
-            .unwrap_or((0, 0));
-        if (1..=count).contains(&number) {
-            Ok(Self { number, count })
-        } else {
-            Err("a shard is K/N, such as 1/4: the first of four".to_owned())
-        }
-    }
-}
-
-impl Shard {
-    fn contains(self, variant: &Variant) -> bool {
-        // The first eight bytes of the hash, as a number.
-        let [a, b, c, d, e, f, g, h, ..] = variant.hash;
-        let hash_number = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-        hash_number % self.count == self.number - 1
-    }
-}
-
 impl Selection {
+    /// Whether all variants are selected.
+    pub(super) fn is_everything(&self) -> bool {
+        self.only.is_empty() && self.shard.is_none()
+    }
+
     /// The selected variants, and the others.
     pub(super) fn split_variants(
         &self,
@@ -61,11 +34,27 @@ impl Selection {
         problems: &mut Vec<Problem>,
     ) -> (Vec<Variant>, Vec<Variant>) {
         let named = self.named_variants(&variants, sources, problems);
+        let mut candidates: Vec<usize> = (0..variants.len()).collect();
+        if let Some(named) = named {
+            candidates.retain(|index| named.contains(index));
+        }
+        if let Some(shard) = self.shard {
+            let candidate_variants: Vec<&Variant> =
+                candidates.iter().map(|&index| &variants[index]).collect();
+            let in_shard = shard.select(&candidate_variants);
+            if in_shard.is_empty() && problems.iter().all(Problem::is_warning) {
+                let span = sources.add_argument(&format!("--shard {shard}"));
+                problems.push(empty_shard_warning(span, candidates.len(), sources));
+            }
+            candidates = in_shard
+                .into_iter()
+                .map(|index| candidates[index])
+                .collect();
+        }
+        let candidates = BTreeSet::from_iter(candidates);
         let (mut selected, mut unselected) = (Vec::new(), Vec::new());
         for (index, variant) in variants.into_iter().enumerate() {
-            let is_named = named.as_ref().is_none_or(|named| named.contains(&index));
-            let is_in_shard = self.shard.is_none_or(|shard| shard.contains(&variant));
-            if is_named && is_in_shard {
+            if candidates.contains(&index) {
                 selected.push(variant);
             } else {
                 unselected.push(variant);
@@ -129,6 +118,18 @@ impl Selection {
     }
 }
 
+fn empty_shard_warning(span: Range<usize>, variant_count: usize, sources: &SourceTexts) -> Problem {
+    let warning = OptionFault::warning(
+        "shard",
+        format!(
+            "this shard has no variant: the shards are more than the {}",
+            format_count(variant_count, "variant")
+        ),
+        "nothing runs; the results can be merged with those of the other shards",
+    );
+    sources.option_problem(span, warning)
+}
+
 /// Marks the nodes that must run even if their products are stored: all of them if `force_all`,
 /// else those of the types in `force_from` and their descendants.
 pub(super) fn mark_forced(
@@ -164,25 +165,6 @@ pub(super) fn mark_forced(
             for child in nodes[id].children.clone() {
                 nodes[child].forced_by = Some(option.clone());
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_shard_has_a_number_and_a_count() {
-        assert_eq!(
-            "2/3".parse(),
-            Ok(Shard {
-                number: 2,
-                count: 3
-            })
-        );
-        for wrong in ["0/3", "4/3", "1", "1/", "/2", "a/b", "1/0", "-1/2"] {
-            assert!(wrong.parse::<Shard>().is_err(), "{wrong}");
         }
     }
 }

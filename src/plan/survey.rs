@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::plan::expected_time::{Measurements, ModelSource};
 use crate::plan::ids::{NodeId, PerNode, PerVariant};
 use crate::plan::keys::{self, ProductKeys};
 use crate::plan::{Plan, Variant};
@@ -26,6 +27,9 @@ pub enum NodeState {
 #[derive(Clone, Debug)]
 pub struct Survey {
     pub nodes: PerNode<NodeState>,
+    /// The seconds that each node which must run is expected to take; None if no earlier run
+    /// measured a stage of its type, and for the other nodes.
+    pub expected_seconds: PerNode<Option<f64>>,
     pub complete_variants: PerVariant<bool>,
 }
 
@@ -46,44 +50,57 @@ impl Survey {
             .iter()
             .map(|variant| surveyor.is_complete(variant))
             .collect();
-        let nodes = plan
+        let nodes: PerNode<NodeState> = plan
             .nodes
             .ids()
             .map(|node| surveyor.node_state(node, &complete_variants))
             .collect();
         Self {
+            expected_seconds: surveyor.expected_seconds(&nodes),
             nodes,
             complete_variants,
         }
     }
 
+    /// The expected seconds of all stages that must run, as far as they are known, and the number
+    /// of those of which nothing was measured.
+    pub(crate) fn total_expected_seconds(&self) -> (f64, usize) {
+        let must_run = self.nodes.iter().zip(&self.expected_seconds);
+        let seconds: Vec<Option<f64>> = must_run
+            .filter(|(state, _)| matches!(state, NodeState::MustRun(_)))
+            .map(|(_, &seconds)| seconds)
+            .collect();
+        let unknown_count = seconds.iter().filter(|seconds| seconds.is_none()).count();
+        // An empty sum of floats is -0.0; adding 0.0 makes it 0.0.
+        (
+            seconds.into_iter().flatten().sum::<f64>() + 0.0,
+            unknown_count,
+        )
+    }
+
     /// The number of stages that are still to run, and an estimate of their run time in seconds.
     ///
     /// `is_remaining` is true for a node that the run has yet to visit. A stage is estimated at the
-    /// mean run time of the stages of its type in `measured` or, if there is none, of those whose
-    /// products are stored. The estimate is None if neither exists for a stage.
+    /// mean run time of the stages of its type in `measured` or, if there is none, as earlier runs
+    /// measured. The estimate is None if a stage has neither.
     pub fn remaining_stages(
         &self,
         plan: &Plan,
         is_remaining: impl Fn(NodeId) -> bool,
         measured: &SecondsByType,
     ) -> (usize, Option<f64>) {
-        let mut remaining: Vec<&'static str> = Vec::new();
-        let mut stored = SecondsByType::new();
-        for (id, node) in plan.nodes.iter_with_ids() {
-            let tag = node.step.stage.tag();
-            match &self.nodes[id] {
-                NodeState::MustRun(_) if is_remaining(id) => remaining.push(tag),
-                NodeState::Stored(cost) => stored.entry(tag).or_default().push(cost.wall_seconds),
-                NodeState::MustRun(_) | NodeState::Complete => {}
-            }
-        }
-        let mean_seconds = |tag: &&str| {
-            let seconds = measured.get(tag).or_else(|| stored.get(tag))?;
-            Some(seconds.iter().sum::<f64>() / seconds.len() as f64)
+        let must_run = |id: &NodeId| matches!(self.nodes[*id], NodeState::MustRun(_));
+        let remaining: Vec<NodeId> = plan
+            .nodes
+            .ids()
+            .filter(|id| must_run(id) && is_remaining(*id))
+            .collect();
+        let seconds_of = |id: &NodeId| match measured.get(plan.nodes[*id].step.stage.tag()) {
+            Some(seconds) => Some(seconds.iter().sum::<f64>() / seconds.len() as f64),
+            None => self.expected_seconds[*id],
         };
-        // The sum is None if any of the means is.
-        let total_seconds: Option<f64> = remaining.iter().map(mean_seconds).sum();
+        // The sum is None if any of the estimates is.
+        let total_seconds: Option<f64> = remaining.iter().map(seconds_of).sum();
         // An empty sum of floats is -0.0; adding 0.0 makes it 0.0.
         (remaining.len(), total_seconds.map(|seconds| seconds + 0.0))
     }
@@ -137,6 +154,30 @@ impl Surveyor<'_> {
             None => "new".to_owned(),
             Some((_, manifest)) => self.rerun_reason(id, &manifest),
         })
+    }
+
+    /// The expected seconds of the nodes that must run.
+    fn expected_seconds(&self, states: &PerNode<NodeState>) -> PerNode<Option<f64>> {
+        let must_run = |state: &NodeState| matches!(state, NodeState::MustRun(_));
+        let run = &self.plan.settings.run;
+        let measurements = states
+            .iter()
+            .any(must_run)
+            .then(|| Measurements::read(&run.results, &self.cache_folder));
+        let expected = |id: NodeId| {
+            let node = &self.plan.nodes[id];
+            let variant = &self.plan.variants[*node.variants.first()?];
+            let stages = variant.steps.iter();
+            let model =
+                ModelSource::of_stages(stages.map(|step| (step.stage.tag(), step.stage.options())));
+            let stage = &node.step.stage;
+            let measurements = measurements.as_ref()?;
+            measurements.expected_seconds(stage.tag(), &stage.options(), model.as_ref())
+        };
+        states
+            .iter_with_ids()
+            .map(|(id, state)| expected(id).filter(|_| must_run(state)))
+            .collect()
     }
 
     /// Why a node must run although an earlier run of its variant left this manifest: the first

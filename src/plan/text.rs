@@ -54,12 +54,34 @@ fn run_count_line(plan: &Plan, survey: &Survey) -> String {
         .iter()
         .filter(|&&complete| complete);
     format!(
-        "{} of {} must run; {} of {} are complete",
+        "{} of {} must run{}; {} of {} are complete",
         must_run.count(),
         format_count(plan.nodes.len(), "stage"),
+        expected_time(survey),
         complete.count(),
         format_count(plan.variants.len(), "variant")
     )
+}
+
+/// The expected time of all stages that must run, after a comma; "at least" if nothing was measured
+/// of some of them, and empty if nothing was measured of any.
+fn expected_time(survey: &Survey) -> String {
+    let is_known = survey.expected_seconds.iter().any(Option::is_some);
+    let (seconds, unknown_count) = survey.total_expected_seconds();
+    let bound = if unknown_count == 0 {
+        "about"
+    } else {
+        "at least"
+    };
+    match is_known {
+        true => format!(", {bound} {}", format_expected(seconds)),
+        false => String::new(),
+    }
+}
+
+/// Seconds as a clock, rounded up, so that a stage that takes any time does not take 00:00.
+fn format_expected(seconds: f64) -> String {
+    format_clock(seconds.ceil())
 }
 
 /// The largest estimate of memory, since stages run one after another, and the sum of the estimates
@@ -131,10 +153,16 @@ impl TreeText<'_> {
             NodeState::Complete => "kept".to_owned(),
             NodeState::Stored(cost) => format!("kept ({})", format_clock(cost.wall_seconds)),
             NodeState::MustRun(reason) => {
-                let estimate = node.estimate.map_or_else(String::new, |estimate| {
-                    format!(", about {}", format_estimate(estimate))
-                });
-                format!("must run: {reason}{estimate}")
+                let time = self.survey.expected_seconds[id].map(format_expected);
+                let estimates: Vec<String> = time
+                    .into_iter()
+                    .chain(node.estimate.map(format_estimate))
+                    .collect();
+                if estimates.is_empty() {
+                    format!("must run: {reason}")
+                } else {
+                    format!("must run: {reason}, about {}", estimates.join(", "))
+                }
             }
         };
         let options = step.stage.summary();
@@ -157,12 +185,19 @@ pub fn to_json(plan: &Plan, keys: &ProductKeys, survey: &Survey) -> Value {
     let nodes: Vec<Value> = plan
         .nodes
         .iter_with_ids()
-        .map(|(id, node)| node_json(plan, node, &keys[id].key, &survey.nodes[id]))
+        .map(|(id, node)| {
+            let mut record = node_json(plan, node, &keys[id].key, &survey.nodes[id]);
+            record["expected_seconds"] = json!(survey.expected_seconds[id]);
+            record
+        })
         .collect();
+    let (expected_seconds, unknown_count) = survey.total_expected_seconds();
     json!({
         "pipeline": plan.name,
         "stage_runs": stage_runs,
         "stage_runs_without_sharing": unshared_runs,
+        "expected_seconds": expected_seconds,
+        "stages_without_expected_seconds": unknown_count,
         "variants": variants,
         "nodes": nodes,
         "roots": plan.roots,

@@ -20,6 +20,12 @@ pub struct Plan {
     pub name: String,
     /// The path of the pipeline file.
     pub(super) pipeline_path: PathBuf,
+    /// The path of the pipeline file as the results folder records it.
+    pub(crate) recorded_path: Option<String>,
+    /// Whether the plan is that of the file alone: without `--set`, `--sweep`, `--only` and `--shard`.
+    pub(super) is_whole_file: bool,
+    /// The part of the variants that the command line selects, as it is written there.
+    pub(crate) shard: Option<String>,
     /// The text of the pipeline file.
     pub(crate) pipeline_text: String,
     pub(crate) sources: SourceTexts,
@@ -46,7 +52,7 @@ pub struct Variant {
     pub id: String,
     /// Hash of the options of its stages and the seed.
     pub(super) hash: [u8; 32],
-    /// The swept options and their values.
+    /// The options that the sweep or the command line sets, and their values.
     pub swept: Vec<(String, Value)>,
     /// The stages as they are written, with every default filled in.
     pub(super) listed_stages: Vec<ListedStage>,

@@ -4,20 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use serde_json::{Value, json};
-use toml::de::DeValue;
 
 use crate::pipeline::arguments::ParsedArguments;
-use crate::pipeline::assignment::{self, OptionAssignment, toml_to_json};
+use crate::pipeline::assignment::{self, OptionAssignment};
 use crate::pipeline::file::PipelineDocument;
 use crate::pipeline::order;
 use crate::pipeline::problem::{Problem, SourceTexts};
 use crate::pipeline::sweep::{self, Combination};
 use crate::pipeline::unroll::DecodedStages;
 use crate::plan::Variant;
+use crate::plan::naming::{NamedOption, SweptOptions, readable_prefix};
 use crate::stages::step::{Step, UnrolledStage};
-
-/// The length of the readable part of a variant's id, in characters.
-const MAX_READABLE_CHARS: usize = 40;
 
 /// Hexadecimal digits of the hash in a variant's id: enough to tell thousands of variants apart.
 const ID_HASH_DIGITS: usize = 8;
@@ -25,11 +22,19 @@ const ID_HASH_DIGITS: usize = 8;
 /// Hexadecimal digits of the hash in the ids of variants whose shorter ids are equal.
 const LONG_ID_HASH_DIGITS: usize = 32;
 
+/// The seed of a run.
+#[derive(Clone, Copy)]
+pub(super) struct RunSeed {
+    pub value: u64,
+    /// Whether the command line gives another seed than the file and the environment.
+    pub is_from_command_line: bool,
+}
+
 /// Decodes every variant of the sweep and checks its values and its order.
 pub(super) fn expand_variants(
     document: &PipelineDocument<'_>,
     arguments: &ParsedArguments<'_>,
-    seed: u64,
+    seed: RunSeed,
     sources: &SourceTexts,
     problems: &mut Vec<Problem>,
 ) -> Vec<Variant> {
@@ -42,6 +47,15 @@ pub(super) fn expand_variants(
         problems,
     );
     check_replaced_values(document, &combinations, arguments, sources, problems);
+    let swept = SweptOptions::new(document.sweep.as_ref(), &counts);
+    let mut command_line = Vec::new();
+    if let Some(combination) = combinations.first() {
+        let set = &arguments.set;
+        command_line = command_line_options(document, combination, set, &swept, sources);
+    }
+    if seed.is_from_command_line {
+        command_line.push(NamedOption::seed(seed.value));
+    }
     let mut variants = Vec::with_capacity(combinations.len());
     for combination in combinations {
         let mut raw_stages = document.stages.clone();
@@ -51,7 +65,8 @@ pub(super) fn expand_variants(
         }
         let mut decoded = DecodedStages::decode(&raw_stages, sources, problems);
         order::check_order(&mut decoded.unrolled, sources, problems);
-        variants.push(build_variant(&combination, decoded, seed));
+        let options = swept.of_variant(&combination, &command_line);
+        variants.push(build_variant(options, decoded, seed.value));
     }
     if problems.iter().all(Problem::is_warning) {
         let span = arguments.sweep_span(document.sweep.as_ref());
@@ -59,6 +74,54 @@ pub(super) fn expand_variants(
     }
     lengthen_equal_ids(&mut variants);
     variants
+}
+
+/// The options of `--set` that a variant is named after, in the order of stage types and keys, so
+/// that the order of the arguments does not matter. An option that has the value of the file, and
+/// that the sweep does not have, is none of them.
+fn command_line_options(
+    document: &PipelineDocument<'_>,
+    combination: &[OptionAssignment<'_>],
+    set: &[OptionAssignment<'_>],
+    swept: &SweptOptions<'_>,
+    sources: &SourceTexts,
+) -> Vec<NamedOption> {
+    // The outcome without one of the arguments. The mistakes of these stages are reported where the
+    // variants are decoded.
+    let identities_without = |left_out: Option<&OptionAssignment<'_>>| {
+        let mut raw_stages = document.stages.clone();
+        let mut ignored = Vec::new();
+        for option in combination.iter().chain(set) {
+            if left_out.is_none_or(|left_out| left_out.address != option.address) {
+                assignment::apply_assignment(&mut raw_stages, option, sources, &mut ignored);
+            }
+        }
+        decoded_identities(&DecodedStages::decode(&raw_stages, sources, &mut ignored))
+    };
+    let identities = identities_without(None);
+    let mut named: Vec<&OptionAssignment<'_>> = swept
+        .effective(set)
+        .into_iter()
+        .filter(|option| {
+            swept.is_replaced_by(option) || identities_without(Some(option)) != identities
+        })
+        .collect();
+    named.sort_by(|one, other| one.address.cmp(&other.address));
+    named
+        .into_iter()
+        .map(|option| swept.named_by_command_line(option))
+        .collect()
+}
+
+/// What defines the outcome of each step that could be decoded.
+fn decoded_identities(decoded: &DecodedStages) -> Vec<Value> {
+    let stages = decoded.unrolled.iter();
+    stages
+        .filter_map(|stage| match stage {
+            UnrolledStage::Step(step) => Some(step.identity()),
+            UnrolledStage::Invalid(_) => None,
+        })
+        .collect()
 }
 
 /// Checks the file's own values of options that the sweep or `--set` replaces: no variant has them.
@@ -115,11 +178,11 @@ fn lengthen_equal_ids(variants: &mut [Variant]) {
 }
 
 /// Builds a variant. Its id is a readable prefix and the hash of its stages' options and the seed.
-fn build_variant(
-    combination: &[OptionAssignment<'_>],
-    decoded: DecodedStages,
-    seed: u64,
-) -> Variant {
+fn build_variant(options: Vec<NamedOption>, decoded: DecodedStages, seed: u64) -> Variant {
+    let identities = decoded_identities(&decoded);
+    let hash_input = json!({ "seed": seed, "stages": identities }).to_string();
+    let hash = blake3::hash(hash_input.as_bytes());
+    let readable = readable_prefix(&options);
     let steps: Vec<Step> = decoded
         .unrolled
         .into_iter()
@@ -128,48 +191,15 @@ fn build_variant(
             UnrolledStage::Invalid(_) => None,
         })
         .collect();
-    let identities: Vec<Value> = steps.iter().map(Step::identity).collect();
-    let hash_input = json!({ "seed": seed, "stages": identities }).to_string();
-    let hash = blake3::hash(hash_input.as_bytes());
-    let readable = readable_prefix(combination);
     Variant {
         id: format!("{readable}-{}", &hash.to_hex()[..ID_HASH_DIGITS]),
         hash: *hash.as_bytes(),
-        swept: combination
-            .iter()
-            .map(|assignment| (assignment.key.clone(), toml_to_json(&assignment.value)))
+        swept: options
+            .into_iter()
+            .map(|option| (option.key, option.value))
             .collect(),
         listed_stages: decoded.listed,
         steps,
         nodes: Vec::new(),
-    }
-}
-
-/// The swept values joined by `-`, such as `sum-ratio0.25`: a text as it is, any other value after
-/// the name of its option. `base` without a sweep.
-fn readable_prefix(combination: &[OptionAssignment<'_>]) -> String {
-    let words: Vec<String> = combination
-        .iter()
-        .map(|assignment| match assignment.value.get_ref() {
-            DeValue::String(text) => text.to_string(),
-            _ => {
-                let option = assignment.address.path.last().map_or("", String::as_str);
-                format!("{option}{}", toml_to_json(&assignment.value))
-            }
-        })
-        .collect();
-    // `+` is left out: it is the sign of exponents such as 1e+3.
-    let joined = words.join("-").to_lowercase().replace('+', "");
-    let file_name: String = joined
-        .chars()
-        .map(|character| match character {
-            'a'..='z' | '0'..='9' | '.' => character,
-            _ => '-',
-        })
-        .take(MAX_READABLE_CHARS)
-        .collect();
-    match file_name.trim_matches(['-', '.']) {
-        "" => "base".to_owned(),
-        readable => readable.to_owned(),
     }
 }

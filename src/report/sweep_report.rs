@@ -1,8 +1,8 @@
 //! The tables of a sweep together, as text and as JSON.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use polars::prelude::DataFrame;
+use polars::prelude::*;
 use serde_json::{Value, json};
 
 use super::error::ReportError;
@@ -28,6 +28,23 @@ impl SweepReport {
             variants: read_parquet(&folder.join(VARIANTS_FILE), None)?,
             generations: read_parquet_if_exists(&folder.join(GENERATIONS_FILE))?,
             folder,
+        })
+    }
+
+    /// The rows of one variant, whose folder is at `path`.
+    pub(crate) fn into_variant(self, path: &Path, variant: &str) -> Result<Self, ReportError> {
+        let rows_of = |table: &DataFrame| -> Result<DataFrame, PolarsError> {
+            let ids = table.column("variant")?.str()?;
+            table.filter(&ids.equal(variant))
+        };
+        let variants = rows_of(&self.variants)?;
+        if variants.height() == 0 {
+            return Err(ReportError::NoRow(path.to_owned()));
+        }
+        Ok(Self {
+            variants,
+            generations: self.generations.as_ref().map(rows_of).transpose()?,
+            folder: self.folder,
         })
     }
 

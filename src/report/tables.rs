@@ -10,6 +10,7 @@ use super::error::ReportError;
 use super::generations::{GeneratedTexts, PromptKey};
 use super::metrics::{SIZE_COLUMNS, VariantMetrics};
 use super::numbers::read_metrics;
+use super::option_values::OptionValues;
 use super::parquet::{GENERATIONS_FILE, VARIANTS_FILE, write_parquet};
 use super::sweep_report::SweepReport;
 use super::variant_summary::VariantSummary;
@@ -47,6 +48,7 @@ struct VariantRow {
     variant: VariantSummary,
     metrics: VariantMetrics,
     texts: GeneratedTexts,
+    options: OptionValues,
 }
 
 impl VariantRow {
@@ -62,6 +64,7 @@ impl VariantRow {
             Default::default()
         });
         Self {
+            options: OptionValues::read(&variant.tables_folder),
             variant,
             metrics,
             texts,
@@ -69,7 +72,7 @@ impl VariantRow {
     }
 }
 
-/// The table with one row per variant: swept options, status, sizes, metrics, and the differences
+/// The table with one row per variant: swept options, status, whether it is current, sizes, metrics, and the differences
 /// to the dense model.
 fn build_variants_table(rows: &[VariantRow]) -> Result<DataFrame, ReportError> {
     let mut columns = vec![column_of("variant", rows, |row| {
@@ -80,6 +83,7 @@ fn build_variants_table(rows: &[VariantRow]) -> Result<DataFrame, ReportError> {
     }
     columns.push(column_of("status", rows, |row| row.variant.status.name()));
     columns.push(column_of("error", rows, |row| row.variant.error.as_deref()));
+    columns.push(column_of("current", rows, |row| row.variant.is_current));
     for name in SIZE_COLUMNS {
         columns.push(size_column(name, rows)?);
     }
@@ -106,7 +110,8 @@ where
     Column::new(name.into(), items.iter().map(value).collect::<Vec<T>>())
 }
 
-/// The options that any variant has from the sweep, in the order of their first appearance.
+/// The options that any variant has from a sweep or the command line, in the order of their first
+/// appearance.
 fn swept_keys(rows: &[VariantRow]) -> Vec<&str> {
     let mut keys: Vec<&str> = Vec::new();
     for (key, _) in rows.iter().flat_map(|row| &row.variant.description.swept) {
@@ -120,25 +125,28 @@ fn swept_keys(rows: &[VariantRow]) -> Vec<&str> {
 /// A swept option as a column: of integers, numbers or booleans if all values are such, else of
 /// text.
 fn swept_column(key: &str, rows: &[VariantRow]) -> Column {
-    let values: Vec<Option<&Value>> = rows.iter().map(|row| swept_value(row, key)).collect();
-    let all = |has_type: fn(&Value) -> bool| values.iter().flatten().all(|value| has_type(value));
+    let values: Vec<Option<Value>> = rows.iter().map(|row| option_value(row, key)).collect();
+    let all = |has_type: fn(&Value) -> bool| values.iter().flatten().all(has_type);
     if all(Value::is_i64) {
-        column_of(key, &values, |value| value.and_then(Value::as_i64))
+        column_of(key, &values, |value| value.as_ref().and_then(Value::as_i64))
     } else if all(Value::is_number) {
-        column_of(key, &values, |value| value.and_then(Value::as_f64))
+        column_of(key, &values, |value| value.as_ref().and_then(Value::as_f64))
     } else if all(Value::is_boolean) {
-        column_of(key, &values, |value| value.and_then(Value::as_bool))
+        column_of(key, &values, |value| {
+            value.as_ref().and_then(Value::as_bool)
+        })
     } else {
-        column_of(key, &values, |value| value.map(value_text))
+        column_of(key, &values, |value| value.as_ref().map(value_text))
     }
 }
 
-fn swept_value<'a>(row: &'a VariantRow, key: &str) -> Option<&'a Value> {
-    let swept = &row.variant.description.swept;
+/// The value that the sweep or the command line sets, else that of the pipeline file.
+fn option_value(row: &VariantRow, key: &str) -> Option<Value> {
+    let mut swept = row.variant.description.swept.iter();
     swept
-        .iter()
         .find(|(swept_key, _)| swept_key == key)
-        .map(|(_, value)| value)
+        .map(|(_, value)| value.clone())
+        .or_else(|| row.options.get(key))
 }
 
 /// A string without its quotes; every other value as JSON.

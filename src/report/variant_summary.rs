@@ -1,11 +1,9 @@
 //! The outcome of one variant, and the folder of its tables.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::shape::VariantDescription;
-use crate::plan::Plan;
-use crate::results::{self, VariantManifest, VariantStatus};
+use crate::results::{self, VariantStatus};
 
 /// The outcome of one variant; one row of `variants.parquet` is read from it.
 #[derive(Clone, Debug)]
@@ -14,6 +12,9 @@ pub struct VariantSummary {
     pub status: VariantStatus,
     /// Why the variant did not succeed.
     pub error: Option<String>,
+    /// Whether the result is one of the present state of the pipeline file, with the options that
+    /// its row lists, of its inputs, and of the program.
+    pub is_current: bool,
     /// The folder of the variant's tables.
     pub(crate) tables_folder: PathBuf,
 }
@@ -29,6 +30,7 @@ impl VariantSummary {
             description,
             status,
             error,
+            is_current: true,
             tables_folder,
         }
     }
@@ -45,41 +47,8 @@ impl VariantSummary {
             description,
             status: manifest.status,
             error: manifest.error,
+            is_current: true,
             tables_folder,
         })
     }
-
-    /// The first input file whose content has changed since the variant was run.
-    fn changed_input(&self, current_hashes: &BTreeMap<String, String>) -> Option<String> {
-        let manifest = VariantManifest::read(&self.tables_folder)?;
-        manifest
-            .inputs
-            .into_iter()
-            .find(|(path, hash)| current_hashes.get(path).is_some_and(|now| now != hash))
-            .map(|(path, _)| path)
-    }
-}
-
-/// The outcomes of the variants that `--only` or `--shard` excluded from a run, as their folders
-/// record them. Warns where such a row was computed from another version of an input file;
-/// `current_hashes` are those of the run.
-pub(crate) fn unselected_summaries(
-    plan: &Plan,
-    results_folder: &Path,
-    current_hashes: &BTreeMap<String, String>,
-) -> Vec<VariantSummary> {
-    let summaries: Vec<VariantSummary> = plan
-        .unselected
-        .iter()
-        .filter_map(|variant| VariantSummary::from_folder(variant.into(), results_folder))
-        .collect();
-    for summary in &summaries {
-        if let Some(path) = summary.changed_input(current_hashes) {
-            tracing::warn!(
-                variant = summary.description.id,
-                "this variant was run with another version of `{path}`; run it again"
-            );
-        }
-    }
-    summaries
 }

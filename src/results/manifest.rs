@@ -8,9 +8,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::machine;
+use crate::results::sweep::VariantDescription;
 use secateur_base::files::{self, FileError, Fingerprint};
 use secateur_store::cache::ProductCost;
 use secateur_tensor::Device;
+
+/// The name of the file in a variant's folder.
+pub(super) const MANIFEST_FILE: &str = "manifest.json";
 
 /// `manifest.json`: what a variant's results were computed from, and how its run ended.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -22,6 +26,9 @@ pub struct VariantManifest {
     /// blake3 of the variant's own `pipeline.toml`.
     pub pipeline: String,
     pub variant: String,
+    /// What its row in the sweep's table is made from; None in manifests of earlier versions.
+    #[serde(default)]
+    pub description: Option<VariantDescription>,
     pub seed: u64,
     /// `cpu`, or `cuda` with the names of the GPUs.
     pub device: String,
@@ -105,6 +112,7 @@ impl VariantManifest {
             source: blake3::hash(source_text.as_bytes()).to_hex().to_string(),
             pipeline: blake3::hash(pipeline_toml.as_bytes()).to_hex().to_string(),
             variant: variant_id.to_owned(),
+            description: None,
             seed,
             device: machine::device_description(device),
             processor: machine::cpu_description().to_owned(),
@@ -121,7 +129,13 @@ impl VariantManifest {
 
     /// Reads the manifest of a folder; `None` if there is none or it does not parse.
     pub fn read(folder: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(folder.join("manifest.json")).ok()?).ok()
+        serde_json::from_slice(&fs::read(folder.join(MANIFEST_FILE)).ok()?).ok()
+    }
+
+    /// The description of the variant if the result is complete.
+    pub fn complete_description(&self) -> Option<&VariantDescription> {
+        let description = self.description.as_ref()?;
+        (self.status == VariantStatus::Succeeded).then_some(description)
     }
 
     /// Whether its stages have these keys, in this order.
@@ -152,7 +166,7 @@ impl VariantManifest {
     }
 
     pub(super) fn write(&self, folder: &Path) -> Result<(), FileError> {
-        let path = folder.join("manifest.json");
+        let path = folder.join(MANIFEST_FILE);
         let text =
             serde_json::to_string_pretty(self).map_err(|error| FileError::write(&path, error))?;
         files::write_atomic(&path, (text + "\n").as_bytes())

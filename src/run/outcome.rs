@@ -48,13 +48,12 @@ pub(crate) fn write_report(
         .collect();
     let folder = variants.results_folder();
     let mut rows = summaries.clone();
-    rows.extend(report::unselected_summaries(
-        plan,
-        folder,
-        &keys.input_hashes(),
-    ));
+    let input_hashes = keys.input_hashes();
+    rows.extend(report::unselected_summaries(plan, folder, &input_hashes));
     let sweep_position = |id: &str| plan.variant_order.iter().position(|other| other == id);
     rows.sort_by_key(|row| sweep_position(&row.description.id));
+    let earlier = report::earlier_summaries(plan, folder, &input_hashes, &rows);
+    rows.extend(earlier);
     let report = report::write_report_tables(folder, &rows)?;
     Ok((summaries, report))
 }

@@ -10,7 +10,7 @@ use crate::plan::keys::ProductKeys;
 use crate::plan::survey::{SecondsByType, Survey};
 use crate::progress::format_clock;
 use crate::report::VariantSummary;
-use crate::report::shape::SweepManifest;
+use crate::report::shape::sweep_manifest;
 use crate::results::VariantStatus;
 use crate::run::context::RunContext;
 use crate::run::node::StageResult;
@@ -45,7 +45,7 @@ impl<'a> RunRecord<'a> {
         context: &'a RunContext,
     ) -> Result<Self, RunError> {
         let variants = RunVariants::open(plan, keys)?;
-        SweepManifest::from_plan(plan).write(variants.results_folder())?;
+        sweep_manifest(plan).write(variants.results_folder())?;
         let status_writer = StatusWriter::new(
             variants.results().clone(),
             &plan.name,

@@ -137,13 +137,14 @@ impl<'a> RunVariants<'a> {
             return Ok(BeginOutcome::Complete);
         }
         let pipeline_toml = plan.variant_toml(variant)?;
-        let manifest = VariantManifest::new(
+        let mut manifest = VariantManifest::new(
             &variant.id,
             &plan.pipeline_text,
             &pipeline_toml,
             plan.settings.run.seed,
             plan.settings.run.device,
         );
+        manifest.description = Some(variant.into());
         match self.results.begin_variant(claim, &pipeline_toml, manifest) {
             Ok(folder) => {
                 let nodes = earlier.iter().map(|result| result.node);

@@ -40,7 +40,13 @@ fn prune(sandbox: &Sandbox, arguments: &[&str]) -> String {
     sandbox.write("prune.toml", PRUNE);
     let ran = sandbox.run(&[&["prune.toml"], arguments].concat());
     assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
-    format!("{}/hf", sandbox.variant("prune", "base-"))
+    // Options of the command line are in the name of the variant.
+    let name = if arguments.is_empty() {
+        "base-"
+    } else {
+        "float32-"
+    };
+    format!("{}/hf", sandbox.variant("prune", name))
 }
 
 test!(files_that_belong_to_the_model_travel_with_it);
@@ -180,7 +186,7 @@ fn values_of_the_config_keep_their_text() {
     sandbox.write("layers.toml", PRUNE);
     let ran = sandbox.run(&["layers.toml", "--set", "dependencies.grouping=layer"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
-    let variant = sandbox.variant("layers", "base-");
+    let variant = sandbox.variant("layers", "layer-");
     let exported = sandbox.json(&format!("{variant}/hf/config.json"));
     assert!(exported["num_hidden_layers"].as_u64() < Some(6));
     assert!(exported["layer_types"].is_null(), "{exported}");

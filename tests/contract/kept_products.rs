@@ -1,6 +1,7 @@
 //! Kept products: no stage runs twice, damaged products are rebuilt, and the plan says which stages
 //! must run and why.
 
+use super::shards::SHORT;
 use crate::support::{CHAIN, Sandbox, chain, outcome};
 
 /// The number of stages that the last run of a pipeline executed, and of those that it took from
@@ -14,7 +15,7 @@ fn stage_counts(sandbox: &Sandbox, pipeline: &str) -> (u64, u64) {
 }
 
 /// The stages of a plan that must run, with their reasons.
-fn must_run(sandbox: &Sandbox, arguments: &[&str]) -> Vec<String> {
+pub(crate) fn must_run(sandbox: &Sandbox, arguments: &[&str]) -> Vec<String> {
     let ran = sandbox.run(&[&["plan"], arguments, &["--format", "json"]].concat());
     assert_eq!(ran.code, 0, "{}", ran.err);
     let plan: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
@@ -61,7 +62,7 @@ fn flip_a_byte_in_every_file(sandbox: &Sandbox) -> usize {
     damage(&sandbox.path("results/.cache"))
 }
 
-fn run_ok(sandbox: &Sandbox, arguments: &[&str]) -> String {
+pub(crate) fn run_ok(sandbox: &Sandbox, arguments: &[&str]) -> String {
     let ran = sandbox.run(arguments);
     assert_eq!(ran.code, 0, "{arguments:?}: {}", ran.err);
     ran.err + &ran.out
@@ -137,6 +138,19 @@ fn new_sweep_value_runs_only_new_stages() {
     assert_eq!(must_run(&sandbox, &["sweep.toml"]), new_stages);
     run_ok(&sandbox, &["sweep.toml"]);
     assert_eq!(stage_counts(&sandbox, "sweep"), (5, 5));
+    // Every type of stage was measured.
+    let plan = run_ok(
+        &sandbox,
+        &["plan", "sweep.toml", "--set", "prune.ratio=0.3"],
+    );
+    assert!(
+        plan.contains("5 of 10 stages must run, about 00:"),
+        "{plan}"
+    );
+    assert!(
+        plan.contains("prune ratio=0.3 scope=local  must run: new, about 00:01, "),
+        "{plan}"
+    );
     // An option of the dense evaluation affects no other stage.
     assert_eq!(
         must_run(&sandbox, &["sweep.toml", "--set", "evaluate[1].limit=7"]),
@@ -150,6 +164,56 @@ fn new_sweep_value_runs_only_new_stages() {
     assert!(
         !seed.iter().any(|node| node.starts_with("1 evaluate")),
         "the evaluation uses no random numbers: {seed:?}"
+    );
+}
+
+test!(plan_shows_the_expected_time);
+fn plan_shows_the_expected_time() {
+    let sandbox = Sandbox::new();
+    sandbox.write("short.toml", SHORT);
+    let plan = |pipeline: &str| -> (String, serde_json::Value) {
+        let json = run_ok(&sandbox, &["plan", pipeline, "--format", "json"]);
+        let text = run_ok(&sandbox, &["plan", pipeline]);
+        (text, serde_json::from_str(&json).unwrap())
+    };
+    // Nothing was measured yet.
+    let (text, json) = plan("short.toml");
+    assert!(text.contains("5 of 5 stages must run; "), "{text}");
+    assert!(json["nodes"][0]["expected_seconds"].is_null());
+    assert_eq!(json["stages_without_expected_seconds"], 5);
+    run_ok(&sandbox, &["short.toml"]);
+    let (text, json) = plan("short.toml");
+    assert!(text.contains("0 of 5 stages must run; "), "{text}");
+    assert_eq!(json["expected_seconds"], 0.0);
+    // Another pipeline: its scores are other ones, and no run has evaluated.
+    let evaluate = "\n[[stage]]\ntype = \"evaluate\"\ntasks = [\"tiny_boolq\"]\nlimit = 2\n";
+    let longer = SHORT.replace("\"l2\"", "\"l1\"") + evaluate;
+    sandbox.write("longer.toml", longer);
+    // Measurements of results are enough, and so are those of stored products.
+    std::fs::rename(sandbox.path("results/.cache"), sandbox.path("aside")).unwrap();
+    let (text, json) = plan("longer.toml");
+    assert!(
+        text.contains("6 of 6 stages must run, at least 00:01; "),
+        "{text}"
+    );
+    assert!(
+        text.contains("importance method=l1  must run: new, about 00:01"),
+        "{text}"
+    );
+    let nodes = json["nodes"].as_array().unwrap();
+    let measured = nodes[..5]
+        .iter()
+        .map(|node| node["expected_seconds"].as_f64());
+    let total: f64 = measured.map(Option::unwrap).sum();
+    assert!((json["expected_seconds"].as_f64().unwrap() - total).abs() < 1e-9 && total > 0.0);
+    assert!(nodes[5]["expected_seconds"].is_null());
+    assert_eq!(json["stages_without_expected_seconds"], 1);
+    std::fs::rename(sandbox.path("aside"), sandbox.path("results/.cache")).unwrap();
+    std::fs::remove_dir_all(sandbox.path("results/short")).unwrap();
+    let (text, _) = plan("longer.toml");
+    assert!(
+        text.contains("4 of 6 stages must run, at least 00:01; "),
+        "{text}"
     );
 }
 
@@ -343,229 +407,6 @@ fn cache_stays_below_its_limit() {
         wrong.err
     );
     assert_eq!(sandbox.run(&["cache", "--cache", "nowhere"]).code, 2);
-}
-
-test!(locked_run_requires_unchanged_inputs);
-fn locked_run_requires_unchanged_inputs() {
-    let sandbox = chain();
-    let unlocked = sandbox.run(&["chain.toml", "--locked"]);
-    assert_eq!(unlocked.code, 2);
-    assert!(
-        unlocked.err.contains("secateur.lock`: it is not there"),
-        "{}",
-        unlocked.err
-    );
-    run_ok(&sandbox, &["chain.toml"]);
-    let lock = String::from_utf8(sandbox.read("secateur.lock")).unwrap();
-    for file in [
-        "models/tiny/model.safetensors",
-        "models/tiny/tokenizer.json",
-        "datasets/tiny_world.txt",
-        "heldout.jsonl",
-    ] {
-        assert!(lock.contains(&format!("\"{file}\" = \"")), "{file}: {lock}");
-    }
-    assert!(lock.contains("program = \"secateur "));
-    for locked in [&["--locked"][..], &["--set", "run.locked=true"]] {
-        run_ok(&sandbox, &[&["chain.toml"], locked].concat());
-    }
-    sandbox.write("heldout.jsonl", "{\"text\": \"Another text.\"}");
-    sandbox.write(
-        "secateur.lock",
-        lock.replace("program = \"secateur ", "program = \"secateur 9."),
-    );
-    for command in [
-        &["chain.toml"][..],
-        &["check", "chain.toml"],
-        &["plan", "chain.toml"],
-    ] {
-        let ran = sandbox.run(&[command, &["--locked"]].concat());
-        assert_eq!(ran.code, 2, "{}", ran.err);
-        assert!(
-            ran.err.contains("`heldout.jsonl` has changed"),
-            "{}",
-            ran.err
-        );
-        assert!(
-            ran.err.contains("it was written by secateur 9."),
-            "{}",
-            ran.err
-        );
-        assert!(!ran.err.contains("tokenizer.json"), "{}", ran.err);
-    }
-    let output = run_ok(&sandbox, &["chain.toml"]);
-    assert!(
-        output.contains("`heldout.jsonl` is not what it was when"),
-        "{output}"
-    );
-    run_ok(&sandbox, &["chain.toml", "--locked"]);
-    // A model without one of its files counts as changed.
-    std::fs::rename(
-        sandbox.path("models/tiny/tokenizer_config.json"),
-        sandbox.path("aside"),
-    )
-    .unwrap();
-    let gone = sandbox.run(&["chain.toml", "--locked"]);
-    assert!(
-        gone.code == 2 && gone.err.contains("tokenizer_config.json` is gone"),
-        "{}",
-        gone.err
-    );
-    std::fs::rename(
-        sandbox.path("aside"),
-        sandbox.path("models/tiny/tokenizer_config.json"),
-    )
-    .unwrap();
-    sandbox.write("other.toml", CHAIN);
-    let missing = sandbox.run(&["other.toml", "--locked"]);
-    assert!(
-        missing.code == 2 && missing.err.contains("it has no entry for `other`"),
-        "{}",
-        missing.err
-    );
-    sandbox.write("secateur.lock", "what = [");
-    let broken = sandbox.run(&["chain.toml", "--locked"]);
-    assert!(
-        broken.code == 2 && broken.err.contains("it is no lock file"),
-        "{}",
-        broken.err
-    );
-}
-
-test!(merge_joins_shards_into_one_table);
-fn merge_joins_shards_into_one_table() {
-    let sandbox = chain();
-    let sweep = format!(
-        "{CHAIN}\n[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n\
-         \"aggregate.with\" = [\"sum\", \"max\", \"last\"]\n"
-    );
-    sandbox.write("sweep.toml", &sweep);
-    let short_run = [
-        "--set",
-        "recover.duration.updates=1",
-        "--set",
-        "evaluate.limit=2",
-    ];
-    let run = |extra: &[&str]| sandbox.run(&[&["sweep.toml"], &short_run[..], extra].concat());
-    assert_eq!(run(&["--results", "unsharded"]).code, 0);
-    let shards = ["1/2", "2/2"];
-    let results_of = |shard: &str| format!("shard-{}", &shard[..1]);
-    let mut variant_count = 0;
-    for shard in shards {
-        let ran = run(&["--shard", shard, "--results", &results_of(shard)]);
-        assert_eq!(ran.code, 0, "{}", ran.err);
-        let folder = std::fs::read_dir(sandbox.path(&format!("{}/sweep", results_of(shard))))
-            .unwrap()
-            .flatten();
-        variant_count += folder
-            .filter(|entry| entry.path().join("manifest.json").exists())
-            .count();
-    }
-    assert_eq!(
-        variant_count, 6,
-        "each variant belongs to exactly one shard"
-    );
-    // A missing variant is named, and the others are merged.
-    let incomplete = sandbox.run(&["merge", "shard-2/sweep", "--into", "joined"]);
-    assert_eq!(incomplete.code, 1);
-    assert!(
-        incomplete.err.contains("missing: ") && incomplete.err.contains("no folder has it"),
-        "{}",
-        incomplete.err
-    );
-    let merge = ["merge", "shard-1", "shard-2", "--into", "joined"];
-    run_ok(&sandbox, &merge);
-    let unsharded = sandbox.read("unsharded/sweep/variants.parquet");
-    assert!(sandbox.read("joined/sweep/variants.parquet") == unsharded);
-    run_ok(&sandbox, &merge);
-    run_ok(&sandbox, &["merge", "joined"]);
-    assert!(
-        sandbox.read("joined/sweep/variants.parquet") == unsharded,
-        "merging again changes nothing"
-    );
-    // The merged results are complete: nothing must run.
-    assert_eq!(
-        must_run(
-            &sandbox,
-            &[&["sweep.toml"], &short_run[..], &["--results", "joined"]].concat()
-        ),
-        [""; 0]
-    );
-    // A variant that is in both folders with different contents.
-    let entries = std::fs::read_dir(sandbox.path("shard-1/sweep"))
-        .unwrap()
-        .flatten();
-    let id = entries
-        .map(|entry| entry.file_name().into_string().unwrap())
-        .find(|name| name.contains("ratio"))
-        .unwrap();
-    let manifest = format!("shard-1/sweep/{id}/manifest.json");
-    let manifest_text = String::from_utf8(sandbox.read(&manifest)).unwrap();
-    let table = sandbox.read(&format!("shard-1/sweep/{id}/evaluate.parquet"));
-    let hash = |bytes: &[u8]| blake3::hash(bytes).to_hex().to_string();
-    let altered = [&table[..], b" "].concat();
-    // Writes new files: the merged ones may be hard links to the old ones.
-    for file in [&manifest, &format!("shard-1/sweep/{id}/evaluate.parquet")] {
-        std::fs::remove_file(sandbox.path(file)).unwrap();
-    }
-    sandbox.write(&manifest, &manifest_text);
-    sandbox.write(&format!("shard-1/sweep/{id}/evaluate.parquet"), &altered);
-    let damaged = sandbox.run(&["merge", "shard-1", "--into", "alone"]);
-    assert!(
-        damaged.code == 1 && damaged.err.contains("evaluate.parquet` is damaged"),
-        "{}",
-        damaged.err
-    );
-    let with_new_length = manifest_text.replace(
-        &format!("\"bytes\": {}", table.len()),
-        &format!("\"bytes\": {}", altered.len()),
-    );
-    sandbox.write(
-        &manifest,
-        with_new_length.replace(&hash(&table), &hash(&altered)),
-    );
-    let conflict = sandbox.run(&["merge", "joined", "shard-1"]);
-    assert_eq!(conflict.code, 1);
-    assert!(
-        conflict.err.contains(&id) && conflict.err.contains("evaluate.parquet` differ"),
-        "{}",
-        conflict.err
-    );
-    assert!(
-        sandbox.read("joined/sweep/variants.parquet") == unsharded,
-        "nothing was written"
-    );
-    assert_eq!(sandbox.run(&["merge", "nowhere"]).code, 2);
-    // A shard that was measured on other data.
-    sandbox.write(
-        "heldout.jsonl",
-        "{\"text\": \"Another text, and long enough for a window.\"}",
-    );
-    assert_eq!(run(&["--shard", "1/2", "--results", "other-data"]).code, 0);
-    let mixed = sandbox.run(&["merge", "shard-2", "other-data", "--into", "mixed"]);
-    assert!(
-        mixed.code == 1 && mixed.err.contains("another `heldout.jsonl` than"),
-        "{}",
-        mixed.err
-    );
-    assert!(!sandbox.path("mixed").exists(), "nothing was written");
-    // A shard keeps its variants when others are added to the sweep.
-    let ids = |values: &str| {
-        sandbox.write("more.toml", sweep.replace("[0.25, 0.5]", values));
-        let ran = sandbox.run(&["plan", "more.toml", "--shard", "2/2", "--format", "json"]);
-        let plan: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
-        plan["variants"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|variant| variant["id"].as_str().unwrap().to_owned())
-            .collect::<Vec<_>>()
-    };
-    let (few, many) = (ids("[0.25, 0.5]"), ids("[0.25, 0.3, 0.5, 0.75]"));
-    assert!(
-        few.iter().all(|id| many.contains(id)) && many.len() > few.len(),
-        "{few:?} {many:?}"
-    );
 }
 
 test!(only_failed_stages_are_retried);

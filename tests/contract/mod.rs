@@ -1,6 +1,7 @@
 //! The behaviour that users and outside checks rely on: the command line, exit codes, files,
 //! columns, messages, resuming, kept products.
 
+mod accumulation;
 mod broken_input;
 mod check;
 mod command_line;
@@ -9,11 +10,13 @@ mod exports;
 mod generation;
 mod interruption;
 mod kept_products;
+mod lock_file;
 mod model_folders;
 mod options;
 mod output;
 mod printed_tables;
 mod several_runs;
+mod shards;
 mod shared_folders;
 mod special_tokens;
 mod stages;

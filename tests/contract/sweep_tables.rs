@@ -634,6 +634,7 @@ fn merged_shards_give_the_same_tables() {
     let folder = tempfile::tempdir().unwrap();
     let sweep = SweepManifest {
         variants: ["v", "w"].map(description).to_vec(),
+        ..SweepManifest::default()
     };
     let write_results = |name: &str, ids: &[&str]| -> PathBuf {
         let pipeline_folder = folder.path().join(name).join("sweep");
@@ -731,6 +732,7 @@ fn evaluation_steps_are_assigned_to_dense_pruned_and_final_model() {
     // The file keeps the key names of its first version.
     let sweep = SweepManifest {
         variants: vec![description.clone()],
+        ..SweepManifest::default()
     };
     sweep.write(&sandbox.path("")).unwrap();
     let written = json(&sandbox.path("sweep.json"));

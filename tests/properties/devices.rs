@@ -23,7 +23,8 @@ fn run(sandbox: &Sandbox, device: &str, results: &str, extra_arguments: &[&str])
     arguments.extend(extra_arguments);
     let ran = sandbox.run(&arguments);
     assert_eq!(ran.code, 0, "{}", ran.err);
-    sandbox.variant_in(results, "chain", "base-")
+    let is_half = extra_arguments.contains(&"load.precision=float16");
+    sandbox.variant_in(results, "chain", if is_half { "float16-" } else { "base-" })
 }
 
 fn chain(taylor: &str) -> Sandbox {
