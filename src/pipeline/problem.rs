@@ -287,7 +287,7 @@ impl Problem {
         self.severity == Severity::Warning
     }
 
-    /// The problem in one line, with its file and line: for logs.
+    /// The problem in one line, with its file and line, or its argument: for logs.
     pub fn one_line(&self) -> String {
         let ProblemRecord {
             message,
@@ -296,9 +296,13 @@ impl Problem {
             line,
             ..
         } = self.to_record();
+        let place = match file.starts_with("--") || file == "command line" {
+            true => file,
+            false => format!("{file}:{line}"),
+        };
         match help {
-            Some(help) => format!("{file}:{line}: {message}; {help}"),
-            None => format!("{file}:{line}: {message}"),
+            Some(help) => format!("{place}: {message}; {help}"),
+            None => format!("{place}: {message}"),
         }
     }
 
@@ -321,10 +325,15 @@ impl Problem {
             match merged.iter_mut().find(is_same) {
                 Some((first, other_places)) => {
                     let ProblemRecord { file, line, .. } = problem.to_record();
-                    other_places.push(match file == first.source_text.name() {
+                    let is_in_first_file = file == first.source_text.name();
+                    let place = match is_in_first_file {
                         true => format!("line {line}"),
                         false => format!("{file}:{line}"),
-                    });
+                    };
+                    let is_first_line = is_in_first_file && line == first.to_record().line;
+                    if !is_first_line && !other_places.contains(&place) {
+                        other_places.push(place);
+                    }
                 }
                 None => merged.push((problem, Vec::new())),
             }

@@ -54,7 +54,7 @@ impl SweepReport {
     /// If a column that the text needs is missing or has another type.
     pub fn to_text(&self, width: usize) -> Result<String, ReportError> {
         let sweep = text::format_sweep(&self.variants, self.generations.as_ref(), width)?;
-        let profiles = text::format_profiles(&self.folder, &self.variants)?;
+        let profiles = text::format_profiles(&self.folder, &self.variants, width)?;
         Ok(sweep + &profiles)
     }
 

@@ -96,10 +96,11 @@ impl<'a> RunRecord<'a> {
         Ok(())
     }
 
-    /// The span of a stage; its fields are printed with every event of the stage.
+    /// The span of a stage; its fields are printed with every event of the stage. It has the level
+    /// of errors, so that a filter that shows only errors or warnings keeps it.
     pub(super) fn stage_span(&self, step: &Step, variants: &[VariantId]) -> tracing::Span {
         let seconds_left = self.status_writer.status.seconds_left;
-        tracing::info_span!(
+        tracing::error_span!(
             "stage",
             stage = step.stage.tag(),
             step = step.position,

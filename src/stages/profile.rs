@@ -108,7 +108,7 @@ impl Stage for Options {
             faults.push(OptionFault::warning(
                 "repeat",
                 format!(
-                    "{} rounds are too few for a confidence interval",
+                    "`repeat` is {}, too few rounds for a confidence interval",
                     self.repeat
                 ),
                 format!("write at least {MIN_ROUNDS}, or remove the line"),

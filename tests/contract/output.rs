@@ -92,6 +92,8 @@ fn quiet_and_verbose_select_the_events() {
         warnings.lines().all(|line| line.contains(" WARN ")),
         "{warnings}"
     );
+    // Also without the events of the stage, a warning names it and its variant.
+    assert!(warnings.contains(" WARN evaluate base-"), "{warnings}");
     assert_eq!(
         run(&["-qq", "--force"], &[]),
         (String::new(), String::new())

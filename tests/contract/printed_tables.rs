@@ -259,6 +259,29 @@ fn long_ids_stay_whole() {
     );
 }
 
+test!(metrics_of_long_ids_fit);
+fn metrics_of_long_ids_fit() {
+    let ids = [
+        "element-first-channel-local-learning-rat-aa0a9604",
+        "element-first-channel-local-learning-rat-6b5654ff",
+    ];
+    let mut table = VariantsTable::new(&ids, &[], &[0.2, 0.2]);
+    let numbers = |value| (Some(438.13), Some(value), Some(78.26), Some(10.02));
+    let rows = [numbers(431.21), numbers(432.21)];
+    table.push_metric(
+        "a_perplexity_of_a_long_text.perplexity",
+        352.95,
+        None,
+        &rows,
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let printed = table.print_from(folder.path(), 0);
+    assert!(
+        printed.contains("-aa0a9604   438.13  *431.21") && printed.contains(ids[1]),
+        "{printed}"
+    );
+}
+
 test!(an_empty_sweep_says_so);
 fn an_empty_sweep_says_so() {
     let folder = tempfile::tempdir().unwrap();

@@ -122,6 +122,18 @@ fn jsonl(rows: &[Value]) -> String {
     rows.iter().map(|row| format!("{row}\n")).collect()
 }
 
+test!(a_missing_file_beside_a_task_file_is_named);
+fn a_missing_file_beside_a_task_file_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let published = r#"published = ["nested", "elsewhere/nested"]"#;
+    let content = NESTED.replace(published, r#"beside = "nowhere.jsonl""#);
+    let error = documents(folder.path(), &content).unwrap_err();
+    assert!(
+        error.contains("nowhere.jsonl`: there is no such file; `beside` is relative to the folder"),
+        "{error}"
+    );
+}
+
 test!(parquet_and_json_lines_give_the_same_documents);
 fn parquet_and_json_lines_give_the_same_documents() {
     let folder = tempfile::tempdir().unwrap();

@@ -140,8 +140,52 @@ pub(crate) fn text_column(table: &DataFrame, name: &str) -> Result<Vec<String>, 
     let text = |row| {
         Ok(match column.get(row)? {
             AnyValue::Null => NO_VALUE.to_owned(),
+            AnyValue::Float64(number) => format_exact(number),
             value => value.str_value().to_string(),
         })
     };
     (0..column.len()).map(text).collect()
+}
+
+/// The number with all its digits, as a pipeline file may have it: `0.123456789`, `1e9`.
+fn format_exact(number: f64) -> String {
+    if number == 0.0 || (1e-4..1e7).contains(&number.abs()) {
+        number.to_string()
+    } else {
+        format!("{number:e}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_keep_all_digits() {
+        let values = [
+            0.123456789,
+            0.3000000000000001,
+            0.25,
+            2e-3,
+            1e-5,
+            1e9,
+            0.0,
+            2.0,
+        ];
+        let table = df!("option" => values).expect("a table");
+        let texts = text_column(&table, "option").expect("a column");
+        assert_eq!(
+            texts,
+            [
+                "0.123456789",
+                "0.3000000000000001",
+                "0.25",
+                "0.002",
+                "1e-5",
+                "1e9",
+                "0",
+                "2"
+            ]
+        );
+    }
 }

@@ -101,13 +101,15 @@ impl<'a> GenerationColumns<'a> {
     /// The characters of the longest name that is printed.
     fn name_width(&self, prompts: &[PromptRows<'_>]) -> usize {
         let shown_rows = prompts.iter().flat_map(PromptRows::shown_rows);
-        let names = shown_rows.map(|&row| self.name(row)).chain(["dense"]);
-        names.map(|name| name.chars().count()).max().unwrap_or(0)
+        let names = shown_rows.map(|&row| self.name(row).chars().count());
+        names.max().unwrap_or(0).max("dense".len())
     }
 
-    /// The name of the variant in a row.
-    fn name(&self, row: usize) -> &str {
-        self.names.short(self.variants.get(row).unwrap_or_default())
+    /// The name of the variant in a row, so short that some of its text fits beside it.
+    fn name(&self, row: usize) -> String {
+        let room = self.width.saturating_sub(CHARACTERS_SHOWN.start() + 4);
+        let id = self.variants.get(row).unwrap_or_default();
+        self.names.fitting(id, room)
     }
 
     fn format_prompt(&self, prompt: &PromptRows<'_>, name_width: usize) -> String {
@@ -127,7 +129,7 @@ impl<'a> GenerationColumns<'a> {
             text.push_str(&line("dense", Some(dense)));
         }
         for &row in prompt.shown_rows() {
-            text.push_str(&line(self.name(row), self.outputs.get(row)));
+            text.push_str(&line(&self.name(row), self.outputs.get(row)));
         }
         text
     }

@@ -63,16 +63,21 @@ impl TextColumn {
     /// Cuts cells that are wider than `width`. The end of a text is kept: it tells paths apart.
     fn cut_cells(&mut self, width: usize) {
         for cell in &mut self.cells {
-            if display_width(cell) <= width {
-                continue;
-            }
-            let mut characters: Vec<char> = cell.chars().rev().collect();
-            while display_width(&String::from_iter(&characters)) >= width {
-                characters.pop();
-            }
-            *cell = ['…'].iter().chain(characters.iter().rev()).collect();
+            *cell = keep_end(cell, width);
         }
     }
+}
+
+/// The text, or `…` and its end if it is wider than `width`.
+pub(crate) fn keep_end(text: &str, width: usize) -> String {
+    if display_width(text) <= width {
+        return text.to_owned();
+    }
+    let mut characters: Vec<char> = text.chars().rev().collect();
+    while display_width(&String::from_iter(&characters)) >= width {
+        characters.pop();
+    }
+    ['…'].iter().chain(characters.iter().rev()).collect()
 }
 
 impl ColumnGroup {
@@ -93,6 +98,11 @@ impl ColumnGroup {
     fn columns_width(&self) -> usize {
         let widths: usize = self.columns.iter().map(TextColumn::width).sum();
         widths + GAP * self.columns.len().saturating_sub(1)
+    }
+
+    /// The width with the spaces before it.
+    pub(crate) fn width_with_gap(&self) -> usize {
+        self.gap() + self.width()
     }
 
     fn width(&self) -> usize {
@@ -164,7 +174,7 @@ fn has_cells(groups: &[&ColumnGroup], row: usize) -> bool {
 }
 
 fn block_width(names: &TextColumn, groups: &[&ColumnGroup]) -> usize {
-    let groups = groups.iter().map(|group| group.gap() + group.width());
+    let groups = groups.iter().map(|group| group.width_with_gap());
     names.width() + groups.sum::<usize>()
 }
 

@@ -16,11 +16,14 @@ use polars::prelude::*;
 use self::columns::{HeaderRow, name_column, option_columns, size_classes, size_columns};
 use self::failures::format_failures;
 use self::generations::format_generations;
-use self::layout::{ColumnGroup, RowNames, format_blocks};
+use self::layout::{ColumnGroup, RowNames, format_blocks, keep_end};
 use self::metric::{MetricColumns, Shown};
 pub(crate) use self::profile::format_profiles;
 use super::error::ReportError;
 use crate::progress::wrap_lines;
+
+/// The characters of the shortest name: `…` and the hash at the end of an id.
+const SHORTEST_NAME: usize = 9;
 
 /// The sweep as text in lines of at most `width` characters: a table with the dense model and
 /// chance in its first rows and one row per variant, the variants of earlier states of the
@@ -107,6 +110,16 @@ impl VariantNames {
     pub(crate) fn short<'a>(&'a self, id: &'a str) -> &'a str {
         self.short_by_id.get(id).map_or(id, String::as_str)
     }
+
+    /// The short name, or the end of the id if that name has more than `room` characters.
+    pub(crate) fn fitting(&self, id: &str, room: usize) -> String {
+        let short = self.short(id);
+        if short.chars().count() <= room {
+            short.to_owned()
+        } else {
+            keep_end(id, room.max(SHORTEST_NAME))
+        }
+    }
 }
 
 /// The table of some variants. Adds to `shown` what it shows.
@@ -123,7 +136,14 @@ fn format_section(
         .flatten()
         .collect();
     let full: Vec<String> = ids.iter().map(|id| id.to_string()).collect();
-    let short: Vec<String> = ids.iter().map(|id| names.short(id).to_owned()).collect();
+    let metrics = read_metrics(variants)?;
+    for metric in &metrics {
+        shown.add(metric.shown());
+    }
+    let metrics: Vec<ColumnGroup> = metrics.iter().map(MetricColumns::to_group).collect();
+    let widest_metric = metrics.iter().map(ColumnGroup::width_with_gap).max();
+    let room = width.saturating_sub(widest_metric.unwrap_or_default());
+    let short: Vec<String> = ids.iter().map(|id| names.fitting(id, room)).collect();
     let rows = RowNames {
         full: name_column(&full),
         short: name_column(&short),
@@ -131,11 +151,6 @@ fn format_section(
     };
     let mut descriptions = option_columns(variants)?;
     descriptions.extend(size_columns(variants)?);
-    let metrics = read_metrics(variants)?;
-    for metric in &metrics {
-        shown.add(metric.shown());
-    }
-    let metrics: Vec<ColumnGroup> = metrics.iter().map(MetricColumns::to_group).collect();
     Ok(format_blocks(rows, descriptions, &metrics, width))
 }
 

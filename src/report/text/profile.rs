@@ -6,26 +6,35 @@ use std::path::Path;
 use polars::prelude::*;
 use serde_json::Value;
 
-use crate::progress::format_significant;
+use crate::progress::{format_significant, wrap_lines};
 
-/// What the last `profile` stage of each variant measured. Empty if no variant has one.
+/// What the last `profile` stage of each variant measured, in lines of at most `width` characters.
+/// Empty if no variant has one.
 pub(crate) fn format_profiles(
     results_folder: &Path,
     variants: &DataFrame,
+    width: usize,
 ) -> Result<String, PolarsError> {
     let mut text = String::new();
     for id in variants.column("variant")?.str()?.iter().flatten() {
         if let Some(profile) = read_last_profile(&results_folder.join(id)) {
-            text.push_str(&format_profile(id, &profile));
+            text.push_str(&format_profile(id, &profile, width));
         }
     }
     if text.is_empty() {
         return Ok(text);
     }
-    Ok(format!(
-        "\nspeed in tokens per second and memory in MiB, and × those of the dense model\n\
-         (medians of rounds, with their 95 % confidence intervals):\n{text}"
-    ))
+    let compared = if text.contains('×') {
+        ", and × those of the dense model"
+    } else {
+        ""
+    };
+    let title = format!(
+        "speed in tokens per second and memory in MiB{compared} (medians of rounds, with their 95 % \
+         confidence intervals):"
+    );
+    let title = wrap_lines(&title, width, "");
+    Ok(format!("\n{title}\n{text}"))
 }
 
 /// The profile of the last stage: `profile.json`, `profile-2.json`, … in the order of the stages.
@@ -38,7 +47,7 @@ fn read_last_profile(variant_folder: &Path) -> Option<Value> {
     serde_json::from_slice(&contents.last()?).ok()
 }
 
-fn format_profile(id: &str, profile: &Value) -> String {
+fn format_profile(id: &str, profile: &Value, width: usize) -> String {
     let (model, ratio) = (&profile["model"], &profile["ratio"]);
     let mebibytes = model["peak_memory"].as_f64().unwrap_or(f64::NAN) / f64::from(1 << 20);
     let memory_ratio = ratio["peak_memory"].as_f64();
@@ -51,19 +60,24 @@ fn format_profile(id: &str, profile: &Value) -> String {
             .as_str()
             .unwrap_or_default();
         let ratio_text = ratio_text.map(|text| format!("{text} {verdict}"));
-        lines.push_str(&format_line(phase, &speed, ratio_text));
+        lines.push_str(&format_line(phase, &speed, ratio_text, width));
     }
     let memory_ratio = memory_ratio.map(|ratio| format!("{ratio:.2}"));
-    lines + &format_line("memory", &format_significant(mebibytes), memory_ratio)
+    let memory = format_significant(mebibytes);
+    lines + &format_line("memory", &memory, memory_ratio, width)
 }
 
-/// `prefill  969 [950 – 980]  × 1.73 [1.70 – 1.75] faster`, or only its first half.
-fn format_line(what: &str, value: &str, ratio: Option<String>) -> String {
+/// `prefill  969 [950 – 980]  × 1.73 [1.70 – 1.75] faster`, or only its first half. The second half has a
+/// line of its own where both are wider than `width`.
+fn format_line(what: &str, value: &str, ratio: Option<String>, width: usize) -> String {
     let ratio = ratio.map_or_else(String::new, |ratio| format!("× {ratio}"));
-    format!("    {what:<8} {value:<26} {ratio}")
-        .trim_end()
-        .to_owned()
-        + "\n"
+    let line = format!("    {what:<8} {value:<26} {ratio}");
+    let line = line.trim_end();
+    if line.chars().count() <= width {
+        format!("{line}\n")
+    } else {
+        format!("    {what:<8} {value}\n             {ratio}\n")
+    }
 }
 
 /// `969 [950 – 980]`, without the interval if there are too few rounds.
@@ -91,7 +105,9 @@ mod tests {
             std::fs::write(variant.join(name), profile.to_string()).expect("it is writable");
         };
         let table = df!("variant" => [id, "absent"]).expect("a table");
-        let format = || format_profiles(folder.path(), &table).expect("a column of texts");
+        let format_in =
+            |width| format_profiles(folder.path(), &table, width).expect("a column of texts");
+        let format = || format_in(80);
         assert_eq!(format(), "");
         let dense = json!({
             "model": {
@@ -132,6 +148,14 @@ speed in tokens per second and memory in MiB, and × those of the dense model
     memory   269                        × 0.61
 ";
         assert_eq!(text, expected);
-        assert!(text.lines().all(|line| line.chars().count() <= 80));
+        let narrow = format_in(60);
+        assert!(
+            narrow.lines().all(|line| line.chars().count() <= 60),
+            "{narrow}"
+        );
+        assert!(
+            narrow.contains("decode   38.6 [37.0 – 40.0]\n             × 1.02"),
+            "{narrow}"
+        );
     }
 }

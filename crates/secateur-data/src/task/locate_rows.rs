@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use toml::Spanned;
+
 use super::error::TaskError;
 use super::few_shot::ExampleSource;
 use super::file::TaskFile;
@@ -44,7 +46,7 @@ impl TaskFile {
         let section = self.rows.get_ref();
         section.check_keys()?;
         let location = match (&section.beside, &section.published) {
-            (Some(name), None) => context.locate_beside(name),
+            (Some(name), None) => context.locate_beside(name)?,
             (None, Some(folders)) if !folders.is_empty() => {
                 let text_file = section.file.as_ref().map(|file| file.get_ref().clone());
                 self.locate_published(context, folders, text_file, &self.split)?
@@ -116,7 +118,7 @@ impl TaskFile {
                      write one of the two",
                 )?;
             }
-            return Ok(Some(context.locate_beside(name)));
+            return Ok(Some(context.locate_beside(name)?));
         }
         if let Some(folders) = &examples.published {
             if folders.is_empty() {
@@ -171,14 +173,27 @@ impl TaskFile {
 
 impl TaskFileContext<'_> {
     /// Locates a file in the folder of the task file. A built-in task has at most one such file.
-    fn locate_beside(&self, name: &str) -> RowSourceLocation {
-        RowSourceLocation::File(match self.task_file {
-            InputFile::OnDisk(path) => {
-                RowsFile::OnDisk(path.parent().unwrap_or(Path::new(".")).join(name))
+    fn locate_beside(&self, name: &Spanned<String>) -> Result<RowSourceLocation, SpannedMessage> {
+        let file_name = name.get_ref();
+        Ok(RowSourceLocation::File(match self.task_file {
+            InputFile::OnDisk(task_file) => {
+                let path = task_file.parent().unwrap_or(Path::new(".")).join(file_name);
+                // A link that leads nowhere is named where it is opened.
+                if path.symlink_metadata().is_err() {
+                    let path = path.display();
+                    return error_at(
+                        name,
+                        format!(
+                            "cannot read `{path}`: there is no such file; `beside` is relative to \
+                             the folder of the task file"
+                        ),
+                    );
+                }
+                RowsFile::OnDisk(path)
             }
             InputFile::BuiltIn { .. } => {
-                RowsFile::BuiltIn(name.to_owned(), self.built_in_rows.unwrap_or_default())
+                RowsFile::BuiltIn(file_name.clone(), self.built_in_rows.unwrap_or_default())
             }
-        })
+        }))
     }
 }

@@ -18,7 +18,7 @@ use super::text::TextTemplates;
 #[serde(deny_unknown_fields)]
 pub(crate) struct RowsSection {
     /// A file in the folder of the task file.
-    pub(crate) beside: Option<String>,
+    pub(crate) beside: Option<Spanned<String>>,
     /// Folders in `run.data`. The first that contains the split is used.
     pub(crate) published: Option<Vec<String>>,
     /// A text file in these folders, which is looked for before the split.
@@ -49,7 +49,7 @@ pub(crate) struct QuestionSection {
 #[serde(deny_unknown_fields)]
 pub(crate) struct ExamplesSection {
     /// A file in the folder of the task file. Excludes `published` and `split`.
-    pub(crate) beside: Option<String>,
+    pub(crate) beside: Option<Spanned<String>>,
     /// Folders in `run.data`. Default: those of `[rows]`.
     pub(crate) published: Option<Vec<String>>,
     /// Default: the split of the task. Without `split` and `published` the examples are drawn from
