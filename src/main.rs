@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return intention::explain_error(&error),
+        Err(error) => return intention::explain_error(error),
     };
     match (cli.command, cli.run) {
         (Some(Command::Check(arguments)), _) => check::check(&arguments),

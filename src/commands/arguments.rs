@@ -57,7 +57,7 @@ const AFTER_HELP: &str = "Exit codes:
   0    every variant succeeded
   1    a stage failed; the other variants still ran
   2    the command line or the pipeline is wrong; no work was started
-  130  interrupted by Ctrl-C or SIGTERM; run it again to go on
+  130  interrupted by Ctrl-C, SIGTERM or SIGHUP; run it again to go on
 
 Environment:
   RUNNER_SEED, RUNNER_RESULTS, RUNNER_CACHE, RUNNER_CACHE_LIMIT, RUNNER_DATA,
@@ -184,9 +184,14 @@ pub(crate) enum CacheAction {
     /// Remove the least recently used products until the others fit; without a limit, all of them.
     Clean {
         /// The size of the products that may stay, in bytes or as "20 GiB".
-        #[arg(long, value_name = "SIZE")]
+        #[arg(long, value_name = "SIZE", value_parser = parse_size)]
         limit: Option<ByteSize>,
     },
+}
+
+fn parse_size(text: &str) -> Result<ByteSize, String> {
+    let message = || "a size is a number of bytes, or such as \"20 GiB\"".to_owned();
+    text.parse().map_err(|_| message())
 }
 
 #[derive(Args)]

@@ -98,6 +98,14 @@ fn find_folders(arguments: &CleanArgs) -> Result<Vec<FolderLeftovers>, ExitCode>
         let message = format!("`{}` holds no results of a pipeline", root.display());
         return Err(exit_with_error(&message));
     }
+    if let Some(path) = &pipeline_path
+        && let Some(owner) = found.iter().find_map(|results| results.other_owner(path))
+    {
+        let (root, owner, path) = (root.display(), owner.display(), path.display());
+        return Err(exit_with_error(&format!(
+            "`{root}` has the results of `{owner}`, not those of `{path}`; nothing is removed"
+        )));
+    }
     let mut folders = Vec::new();
     for results in found {
         let is_named = results_path.as_ref() == Some(&results.folder);

@@ -9,7 +9,7 @@ use secateur::progress::Progress;
 use secateur::run::log::{self, Console, LogFiles, Verbosity};
 use secateur::run::{self, RunContext, RunOutcome};
 use serde_json::Value;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::commands::arguments::{OutputFormat, PipelineArgs, RunOptions};
@@ -62,11 +62,29 @@ pub(crate) fn run(arguments: &PipelineArgs, options: &RunOptions) -> ExitCode {
     }
 }
 
-/// Ends the program on Ctrl-C and SIGTERM as long as the returned flag is set: nothing has been
+/// The signals that stop a run: Ctrl-C, SIGTERM, and SIGHUP of a terminal or connection that was
+/// closed, unless the program is to ignore it (`nohup`).
+fn stop_signals() -> Vec<i32> {
+    let mut signals = vec![SIGINT, SIGTERM];
+    if !is_ignored(SIGHUP) {
+        signals.push(SIGHUP);
+    }
+    signals
+}
+
+/// Whether the program was started with a signal ignored. False where the system does not say.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
+}
+
+/// Ends the program on a signal that stops a run as long as the returned flag is set: nothing has been
 /// written yet.
 fn exit_on_signals() -> Arc<AtomicBool> {
     let is_preparing = Arc::new(AtomicBool::new(true));
-    for signal in [SIGINT, SIGTERM] {
+    for signal in stop_signals() {
         let flag = is_preparing.clone();
         // An error leaves the default, which ends the program as well.
         drop(signal_hook::flag::register_conditional_shutdown(
@@ -78,11 +96,11 @@ fn exit_on_signals() -> Arc<AtomicBool> {
     is_preparing
 }
 
-/// Sets the flag on Ctrl-C and SIGTERM, removes the bars and says what happens. A second signal ends
+/// Sets the flag on a signal that stops a run, removes the bars and says what happens. A second signal ends
 /// the program at once.
 fn stop_on_signals(stop: &Arc<AtomicBool>, progress: &Progress) {
     let (stop, progress) = (stop.clone(), progress.clone());
-    let signals = match Signals::new([SIGINT, SIGTERM]) {
+    let signals = match Signals::new(stop_signals()) {
         Ok(signals) => signals,
         Err(error) => {
             tracing::warn!("signals cannot be caught ({error}); Ctrl-C will end the run at once");

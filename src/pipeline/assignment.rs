@@ -10,7 +10,7 @@ use toml::de::{DeString, DeTable, DeValue};
 use crate::pipeline::address::{CountByType, OptionAddress};
 use crate::pipeline::file::RawStage;
 use crate::pipeline::option_type::REPEAT_TAG;
-use crate::pipeline::problem::{Problem, SourceTexts, suggest};
+use crate::pipeline::problem::{Problem, SourceTexts, format_count, suggest};
 use crate::stages::registry;
 
 /// A value for an option.
@@ -56,7 +56,10 @@ pub(crate) fn apply_assignment<'t>(
             suggest(tag, &known_tags),
         ),
         Some(index) => (
-            format!("the pipeline has {same_type_count} stages of type `{tag}`, not {index}"),
+            format!(
+                "the pipeline has {} of type `{tag}`, not {index}",
+                format_count(same_type_count, "stage")
+            ),
             String::new(),
         ),
         None => (

@@ -20,6 +20,7 @@ use crate::pipeline::table_check::CheckedTable;
 use crate::stages::registry;
 use crate::stages::step;
 use crate::stages::{OptionFault, Stage, repeat};
+use secateur_base::spelling::closest;
 
 /// A pipeline file, parsed but not decoded.
 #[derive(Clone, Default)]
@@ -218,6 +219,13 @@ fn parse_stage<'t>(
 
 /// Help for a stage without a `type`: the types that have all of its options, if there are few.
 fn missing_type_help(options: &DeTable<'_>, choices: &[&str]) -> String {
+    if let Some((key, DeValue::String(tag))) = options
+        .iter()
+        .map(|(key, value)| (key.get_ref(), value.get_ref()))
+        .find(|(key, _)| closest(key, ["type"]).is_some())
+    {
+        return format!("`{key}` is no option; did you mean type = \"{tag}\"?");
+    }
     let has_all_options = |tag: &&&str| {
         let table = option_type::stage_table(tag);
         table.is_some_and(|table| {

@@ -98,6 +98,9 @@ impl CheckedTable<'_> {
                 | DeValue::Boolean(_)
                 | DeValue::Datetime(_),
             ) => format!("put it in quotes: {}", serde_json::Value::from(source)),
+            (_, DeValue::String(text)) if self.is_list_without_brackets(text, value_type) => {
+                self.sweep_help(text.split(',').map(|part| part.trim().to_owned()), path)
+            }
             (_, DeValue::String(text)) => {
                 let unquoted = DeValue::parse(text);
                 match unquoted {
@@ -108,6 +111,9 @@ impl CheckedTable<'_> {
                         // TOML has no `.5` and no `5.`.
                         Ok(number) if *value_type == OptionType::Number && number.is_finite() => {
                             write(&number.to_string())
+                        }
+                        _ if *value_type == OptionType::Number => {
+                            share(text).map_or_else(String::new, |share| write(&share.to_string()))
                         }
                         _ => String::new(),
                     },
@@ -125,18 +131,43 @@ impl CheckedTable<'_> {
         }
     }
 
+    /// Whether a text is several values of a type with commas between them.
+    pub(crate) fn is_list_without_brackets(&self, text: &str, value_type: &OptionType) -> bool {
+        let is_value = |part: &str| match value_type {
+            OptionType::Choice(choices) => choices.iter().any(|choice| choice == part),
+            _ => DeValue::parse(part).is_ok_and(|value| self.accepts(value_type, &value)),
+        };
+        text.contains(',') && text.split(',').all(|part| is_value(part.trim()))
+    }
+
     /// Help for a list of values where one is expected.
-    fn sweep_help(&self, values: impl Iterator<Item = String>, path: &str) -> String {
+    pub(crate) fn sweep_help(&self, values: impl Iterator<Item = String>, path: &str) -> String {
         if self.tag == "run" {
             return "run settings cannot be swept; write one value".to_owned();
         }
         let values: Vec<String> = values.collect();
+        let as_toml = |value: &String| match DeValue::parse(value) {
+            Ok(_) => value.clone(),
+            Err(_) => serde_json::Value::from(value.as_str()).to_string(),
+        };
+        let toml_values: Vec<String> = values.iter().map(as_toml).collect();
         format!(
             "to run a variant for each value, write \"{0}.{path}\" = [{1}] under [sweep], or give \
              --sweep '{0}.{path}={2}'",
             self.tag,
-            values.join(", "),
+            toml_values.join(", "),
             values.join(",")
         )
     }
+}
+
+/// The number of a share that is written as a percentage (`25%`) or a fraction (`1/4`).
+fn share(text: &str) -> Option<f64> {
+    let number = |text: &str| text.trim().parse::<f64>().ok();
+    let share = match (text.trim().strip_suffix('%'), text.split_once('/')) {
+        (Some(percentage), _) => number(percentage)? / 100.0,
+        (None, Some((part, whole))) => number(part)? / number(whole)?,
+        (None, None) => return None,
+    };
+    share.is_finite().then_some(share)
 }

@@ -222,10 +222,14 @@ impl<'t> SweepParser<'_, 't> {
             if let Some(other) =
                 earlier.find(|other| other.address.overlaps(&option.address, self.counts))
             {
-                let message = format!(
-                    "`{}` decides what `{}` decides already",
-                    option.key, other.key
-                );
+                let message = if option.key == other.key {
+                    format!("`{}` is swept twice", option.key)
+                } else {
+                    format!(
+                        "`{}` is an option that `{}` sweeps too",
+                        option.key, other.key
+                    )
+                };
                 self.refuse(option.name_span.clone(), message, "sweep an option once");
             }
         }

@@ -130,7 +130,11 @@ impl CheckedTable<'_> {
                 if !choices.iter().any(|choice| choice == text) {
                     let choices: Vec<&str> = choices.iter().map(String::as_str).collect();
                     let message = format!("unknown value `{text}` in {}", self.name());
-                    let help = suggest(text, &choices);
+                    let help = if self.is_list_without_brackets(text, value_type) {
+                        self.sweep_help(text.split(',').map(|part| part.trim().to_owned()), path)
+                    } else {
+                        suggest(text, &choices)
+                    };
                     self.add(mistakes, value.span(), path, message, help);
                 }
             }

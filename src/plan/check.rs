@@ -86,12 +86,11 @@ pub fn check(
     settings.run.check(&spans, &sources, &mut problems);
 
     // The sweep, values and order.
-    let without_set = ParsedArguments::parse(&environment, &[], &[], &sources, &mut Vec::new());
-    let run_without_set =
-        layers::layer_settings(run_table, &without_set.run, &sources, &mut Vec::new()).run;
+    let of_file =
+        layers::layer_settings(run_table, &Default::default(), &sources, &mut Vec::new()).run;
     let seed = RunSeed {
         value: settings.run.seed,
-        is_from_command_line: settings.run.seed != run_without_set.seed,
+        is_other_than_of_file: settings.run.seed != of_file.seed,
     };
     let all_variants =
         variants::expand_variants(&document, &arguments, seed, &sources, &mut problems);

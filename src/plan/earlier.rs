@@ -28,7 +28,7 @@ pub(crate) fn gives_variant(pipeline_text: &str, options: &[(String, Value)], ha
     let settings = layers::layer_settings(run_table, &arguments.run, &sources, &mut problems);
     let seed = RunSeed {
         value: settings.run.seed,
-        is_from_command_line: false,
+        is_other_than_of_file: false,
     };
     let variants = expand_variants(&document, &arguments, seed, &sources, &mut problems);
     let mut hashes = variants

@@ -166,7 +166,11 @@ pub fn verify(plan: &Plan, keys: &ProductKeys) -> Result<(), InvalidPipeline> {
 
 /// The command line that writes the lock file of a plan's pipeline.
 fn lock_command(plan: &Plan) -> String {
-    format!("`runner lock {}`", plan.pipeline_path.display())
+    let command = format!("`runner lock {}`", plan.pipeline_path.display());
+    match plan.is_whole_file {
+        true => command,
+        false => format!("{command}, with the --set of this run,"),
+    }
 }
 
 /// Brings the entry of a plan's pipeline up to date if the lock file has one. A plan with `--set`, `--sweep`,

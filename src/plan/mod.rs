@@ -19,7 +19,7 @@ pub(crate) mod earlier;
 mod environment;
 mod expected_time;
 mod naming;
-mod owner;
+pub(crate) mod owner;
 mod read;
 mod tree;
 mod unused;

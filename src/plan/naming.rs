@@ -11,7 +11,7 @@ use crate::pipeline::assignment::{OptionAssignment, toml_to_json};
 /// The length of the readable part of a variant's id, in characters.
 const MAX_READABLE_CHARS: usize = 40;
 
-/// The option under which a seed of the command line is recorded.
+/// The option under which a seed that is not that of the file is recorded.
 const SEED_KEY: &str = "run.seed";
 
 /// An option that tells a variant from the file.

@@ -50,7 +50,7 @@ pub(super) fn check_results_owner(
 }
 
 /// Whether both files exist and have different contents.
-fn is_other_file(owner: &Path, pipeline: &Path) -> bool {
+pub(crate) fn is_other_file(owner: &Path, pipeline: &Path) -> bool {
     match (std::fs::read(owner), std::fs::read(pipeline)) {
         (Ok(owner_text), Ok(text)) => owner_text != text,
         _ => false,

@@ -32,6 +32,9 @@ enum Assignment {
 
 const SLICE_PREFIX: &str = "slice:";
 
+/// The largest number of shards: memory and time of the assignment grow with it.
+const MAX_SHARDS: usize = 1 << 16;
+
 impl FromStr for Shard {
     type Err = String;
 
@@ -44,6 +47,9 @@ impl FromStr for Shard {
             .split_once('/')
             .and_then(|(number, count)| Some((number.parse().ok()?, count.parse().ok()?)))
             .unwrap_or((0, 0));
+        if count > MAX_SHARDS {
+            return Err(format!("there are at most {MAX_SHARDS} shards"));
+        }
         if (1..=count).contains(&number) {
             Ok(Self {
                 assignment,
@@ -178,6 +184,7 @@ mod tests {
             "/2",
             "a/b",
             "1/0",
+            "1/99999999999",
             "-1/2",
             "slice:",
             "slice:0/1",

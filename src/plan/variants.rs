@@ -26,8 +26,8 @@ const LONG_ID_HASH_DIGITS: usize = 32;
 #[derive(Clone, Copy)]
 pub(super) struct RunSeed {
     pub value: u64,
-    /// Whether the command line gives another seed than the file and the environment.
-    pub is_from_command_line: bool,
+    /// Whether the command line or the environment gives another seed than the file.
+    pub is_other_than_of_file: bool,
 }
 
 /// Decodes every variant of the sweep and checks its values and its order.
@@ -53,7 +53,7 @@ pub(super) fn expand_variants(
         let set = &arguments.set;
         command_line = command_line_options(document, combination, set, &swept, sources);
     }
-    if seed.is_from_command_line {
+    if seed.is_other_than_of_file {
         command_line.push(NamedOption::seed(seed.value));
     }
     let mut variants = Vec::with_capacity(combinations.len());

@@ -11,6 +11,7 @@ use super::error::ReportError;
 use super::parquet::{VARIANTS_FILE, read_parquet, write_parquet};
 use super::shape::{SweepManifest, VariantDescription};
 use super::summarize::find_result_folders;
+use crate::plan::owner::is_other_file;
 use crate::plan::{Plan, earlier};
 use crate::results::{self, ResultsFolder, VariantManifest, VariantStatus};
 use secateur_base::files::{self, FileError};
@@ -41,6 +42,14 @@ pub fn find_pipeline_results(path: &Path) -> Vec<PipelineResults> {
             folder,
         })
         .collect()
+}
+
+impl PipelineResults {
+    /// The pipeline file whose results these are, if it exists and is another one than `pipeline`.
+    pub fn other_owner(&self, pipeline: &Path) -> Option<&Path> {
+        let recorded = self.recorded_pipeline.as_deref();
+        recorded.filter(|recorded| is_other_file(recorded, pipeline))
+    }
 }
 
 /// The pipeline file that a results folder records. Its path is relative to the working directory

@@ -106,8 +106,8 @@ pub fn size_faults<'a>(sizes: impl IntoIterator<Item = (&'a str, usize)>) -> Vec
         if !(1..=MAX_SIZE).contains(&value) {
             faults.push(OptionFault::new(
                 key,
-                format!("{value} is not a size"),
-                format!("write a number from 1 to {MAX_SIZE}"),
+                format!("`{key}` must be a number from 1 to {MAX_SIZE}, not {value}"),
+                "",
             ));
         }
     }
@@ -119,7 +119,7 @@ pub fn positive_faults<'a>(numbers: impl IntoIterator<Item = (&'a str, f64)>) ->
     let mut faults = Vec::new();
     for (key, value) in numbers {
         if !(value > 0.0 && value.is_finite()) {
-            let message = format!("{value} is not a positive number");
+            let message = format!("`{key}` must be a number above 0, not {value}");
             faults.push(OptionFault::new(key, message, ""));
         }
     }
@@ -187,6 +187,7 @@ pub struct LookupCache {
     readable: BTreeMap<PathBuf, Result<(), String>>,
     headers: BTreeMap<PathBuf, Result<ModelHeader, HeaderFault>>,
     tasks: BTreeMap<(String, Option<FewShot>), Result<Task, OptionFault>>,
+    row_counts: BTreeMap<(String, usize), usize>,
     corpora: BTreeMap<CorpusSource, Result<CorpusCheck, OptionFault>>,
 }
 

@@ -251,6 +251,7 @@ impl Stage for Options {
         let mut has_texts = !self.corpora.is_empty();
         let mut has_windows = has_texts;
         let mut uses_prefix_token = false;
+        let mut reaches_limit = self.tasks.is_empty();
         for (index, name) in self.tasks.iter().enumerate() {
             match environment.check_task(&format!("tasks[{index}]"), name, self.few_shot()) {
                 Ok(task) => {
@@ -258,6 +259,9 @@ impl Stage for Options {
                     has_texts |= task.is_text();
                     has_windows |= task.metrics.contains(&Metric::Perplexity);
                     uses_prefix_token |= task.is_text() && task.metrics != [Metric::Perplexity];
+                    if let Some(limit) = self.limit.filter(|&limit| limit > 0) {
+                        reaches_limit |= environment.count_rows(name, &task, limit) >= limit;
+                    }
                     task_names[index] = task.name;
                 }
                 Err(fault) => {
@@ -265,11 +269,16 @@ impl Stage for Options {
                     has_questions = true;
                     has_texts = true;
                     has_windows = true;
+                    reaches_limit = true;
                     faults.push(fault);
                 }
             }
         }
         let unused = &mut environment.unused_options;
+        if !reaches_limit {
+            let reason = "every task has fewer rows";
+            unused.push(UnusedOption::new("limit", reason));
+        }
         if !has_windows {
             let reason = "no text is measured in windows";
             unused.push(UnusedOption::new("window", reason));
@@ -292,11 +301,13 @@ impl Stage for Options {
             }
         }
         let model = environment.model.as_ref();
-        if model.is_some_and(|model| !model.has_tokenizer) && !self.tasks.is_empty() {
+        if let Some(model) = model.filter(|model| !model.has_tokenizer)
+            && !self.tasks.is_empty()
+        {
             faults.push(OptionFault::new(
                 "tasks",
                 "tasks are text, and the model's folder has no tokenizer.json",
-                "put the tokenizer beside the model",
+                model.missing_tokenizer_help.clone(),
             ));
         }
         let adds_tokens = self.add_bos_token

@@ -153,7 +153,8 @@ impl Stage for Options {
         environment.add_weights(1);
         let model = environment.model.as_ref();
         let positions = model.map_or(usize::MAX, |model| model.max_positions);
-        let lacks_tokenizer = model.is_some_and(|model| !model.has_tokenizer);
+        let lacking = model.filter(|model| !model.has_tokenizer);
+        let tokenizer_help = lacking.map(|model| model.missing_tokenizer_help.clone());
         let longest = self.max_new_tokens.min(positions);
         environment.add_forward_pass(MAX_BATCH_SIZE, longest);
         environment.add_kv_cache(1, longest);
@@ -175,13 +176,13 @@ impl Stage for Options {
         } else {
             "prompts"
         };
-        if !lacks_tokenizer {
+        let Some(tokenizer_help) = tokenizer_help else {
             return environment.check_special_tokens(key).into_iter().collect();
-        }
+        };
         vec![OptionFault::new(
             key,
             "prompts are text, and the model's folder has no tokenizer.json",
-            "put the tokenizer beside the model",
+            tokenizer_help,
         )]
     }
 

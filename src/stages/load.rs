@@ -90,6 +90,9 @@ impl Stage for Options {
 
     fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
         environment.model = None;
+        if self.model.is_empty() {
+            return Vec::new(); // a fault of the options
+        }
         if let Some(fault) = location::fault(&self.model) {
             return vec![fault];
         }

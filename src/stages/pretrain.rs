@@ -278,6 +278,7 @@ impl Stage for Options {
                 .saturating_add(self.blocks.saturating_mul(block)) as u64,
             dtype: StorageDtype::Float32,
             has_tokenizer: true,
+            missing_tokenizer_help: String::new(),
             warnings: Vec::new(),
             special_token_faults: SpecialTokenFaults::default(),
         });

@@ -384,6 +384,41 @@ fn clean_removes_what_no_pipeline_names() {
     }
 }
 
+test!(clean_refuses_the_results_of_another_pipeline_file);
+fn clean_refuses_the_results_of_another_pipeline_file() {
+    let sandbox = short("");
+    run_ok(&sandbox, &["short.toml"]);
+    let text = std::fs::read_to_string(sandbox.path("short.toml")).unwrap();
+    std::fs::create_dir(sandbox.path("other")).unwrap();
+    sandbox.write("other/short.toml", &format!("# another pipeline\n{text}"));
+    for arguments in [
+        &["clean", "other/short.toml", "--remove"][..],
+        &["clean", "results/short", "other/short.toml", "--remove"],
+    ] {
+        let ran = sandbox.run(arguments);
+        assert_eq!(ran.code, 2, "{}", ran.out);
+        assert!(
+            unwrapped(&ran.err).contains("has the results of `short.toml`"),
+            "{}",
+            ran.err
+        );
+    }
+    assert_eq!(rows(&sandbox).len(), 1);
+}
+
+test!(a_seed_of_the_environment_is_a_column);
+fn a_seed_of_the_environment_is_a_column() {
+    let sandbox = short("");
+    run_ok(&sandbox, &["short.toml"]);
+    let mut command = sandbox.command(&["short.toml"]);
+    let ran = command.env("RUNNER_SEED", "9").output().unwrap();
+    assert!(ran.status.success());
+    let table = table(&sandbox.path("results/short/variants.parquet"));
+    assert!(table.schema().field_with_name("run.seed").is_ok());
+    let names = format!("{:?}", rows(&sandbox));
+    assert!(names.contains("seed9") && names.contains("base"), "{names}");
+}
+
 test!(report_names_what_a_folder_is);
 fn report_names_what_a_folder_is() {
     let sandbox = short("[sweep]\n\"prune.ratio\" = [0.25, 0.5]\n");

@@ -193,9 +193,18 @@ fn out_of_range_values_are_rejected() {
             "prune.ratio=-0.5",
             "a ratio of -0.5 prunes nothing or everything",
         ),
-        ("prune.round_to=0", "0 is not a size"),
-        ("importance.samples=0", "0 is not a size"),
-        ("importance.samples=9999999", "9999999 is not a size"),
+        (
+            "prune.round_to=0",
+            "`round_to` must be a number from 1 to 1048576, not 0",
+        ),
+        (
+            "importance.samples=0",
+            "`samples` must be a number from 1 to 1048576, not 0",
+        ),
+        (
+            "importance.samples=9999999",
+            "`samples` must be a number from 1 to 1048576, not 9999999",
+        ),
         (
             "importance.method=taylor",
             "this method needs calibration data",
@@ -226,7 +235,7 @@ fn out_of_range_values_are_rejected() {
         ("prune.ration=0.5", "unknown key `ration` in `prune`"),
         (
             "prune[2].ratio=0.5",
-            "the pipeline has 1 stages of type `prune`, not 2",
+            "the pipeline has 1 stage of type `prune`, not 2",
         ),
         (
             "recover.rank=8",
@@ -292,7 +301,7 @@ fn sweeps_support_grids_zips_and_exclusions() {
     );
     assert_eq!(
         problems("\"prune.ratio\" = [0.25, 0.5]\n\"prune[1].ratio\" = [0.75]"),
-        ["`prune[1].ratio` decides what `prune.ratio` decides already"]
+        ["`prune[1].ratio` is an option that `prune.ratio` sweeps too"]
     );
 }
 

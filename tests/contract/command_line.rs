@@ -4,6 +4,7 @@
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Float64Type, UInt64Type};
 
+use super::accumulation::unwrapped;
 use crate::support::{CHAIN, ProgramOutput, Sandbox, chain, columns, outcome, table, text};
 
 test!(run_writes_the_files_and_columns_of_the_contract);
@@ -393,6 +394,49 @@ fn invalid_command_line_exits_2() {
     let help = sandbox.run(&["--help"]);
     assert_eq!(help.code, 0);
     insta::assert_snapshot!("help", help.out);
+}
+
+test!(surplus_words_name_what_was_probably_meant);
+fn surplus_words_name_what_was_probably_meant() {
+    let sandbox = chain();
+    for (arguments, message) in [
+        (
+            &["validate", "chain.toml"][..],
+            "there is neither a command nor a file `validate`",
+        ),
+        (
+            &["chain.toml", "prune.ratio=0.3"],
+            "`runner chain.toml --set 'prune.ratio=0.3'`",
+        ),
+        (
+            &["chain.toml", "--results", "x", "check"],
+            "the command is written first: `runner check chain.toml`",
+        ),
+        (&["chain.toml", "--dry-run"], "`runner plan PIPELINE` shows"),
+        (&["help", "chek"], "did you mean `check`?"),
+        (
+            &["chain.toml", "--shard", "1/99999999999"],
+            "there are at most 65536 shards",
+        ),
+        (
+            &["cache", "clean", "--limit", "lots"],
+            "a size is a number of bytes, or such as \"20 GiB\"",
+        ),
+    ] {
+        let ran = sandbox.run(arguments);
+        assert_eq!(ran.code, 2, "{arguments:?}: {}", ran.err);
+        assert!(
+            unwrapped(&ran.err).contains(message),
+            "{arguments:?}: {}",
+            ran.err
+        );
+    }
+    let unknown = sandbox.run(&["chain.toml", "--set", "prune.ratio=0.3", "--what"]);
+    assert!(
+        unknown.err.contains("unexpected argument '--what'") && !unknown.err.contains("-- --what"),
+        "{}",
+        unknown.err
+    );
 }
 
 test!(schema_describes_every_option);

@@ -53,7 +53,9 @@ test!(files_that_belong_to_the_model_travel_with_it);
 fn files_that_belong_to_the_model_travel_with_it() {
     let sandbox = Sandbox::new();
     let model = |name: &str| format!("models/tiny/{name}");
-    std::fs::create_dir(sandbox.path(&model("additional_chat_templates"))).unwrap();
+    for folder in ["additional_chat_templates", "chat_templates", "licenses"] {
+        std::fs::create_dir(sandbox.path(&model(folder))).unwrap();
+    }
     std::fs::create_dir(sandbox.path(&model("onnx"))).unwrap();
     std::fs::remove_file(sandbox.path(&model("tokenizer.json"))).unwrap();
     let carried = [
@@ -68,6 +70,9 @@ fn files_that_belong_to_the_model_travel_with_it() {
         "generation_config.json",
         "chat_template.jinja",
         "additional_chat_templates/tool_use.jinja",
+        "chat_templates/default.jinja",
+        "licenses/MIT.txt",
+        "vocab.json.gz",
         "LICENSE.md",
         "NOTICE",
         "USE_POLICY.md",
@@ -80,6 +85,7 @@ fn files_that_belong_to_the_model_travel_with_it() {
         "pytorch_model.bin",
         "model.safetensors.index.json",
         "trainer_state.json",
+        "model.safetensors.sha256",
         "onnx/model.onnx",
         ".gitattributes",
     ];

@@ -497,3 +497,106 @@ fn warnings_of_a_folder_are_printed_at_its_place() {
     let warnings = ran.err.matches("the index is not").count();
     assert_eq!(warnings, 1, "{}", ran.err);
 }
+
+test!(what_stands_in_place_of_weights_and_a_tokenizer_is_named);
+fn what_stands_in_place_of_weights_and_a_tokenizer_is_named() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n";
+    let gguf = format!("GGUF{}", "\0".repeat(100));
+    for (file, content, phrases) in [
+        ("model.safetensors", pointer, ["Git LFS", "git lfs pull"]),
+        (
+            "model.safetensors",
+            &gguf,
+            ["GGUF", "as transformers writes it"],
+        ),
+        (
+            "model.safetensors",
+            "<!DOCTYPE html><html></html>",
+            ["a web page", "download"],
+        ),
+        ("tokenizer.json", pointer, ["Git LFS", "git lfs pull"]),
+        (
+            "tokenizer_config.json",
+            "[1]",
+            ["tokenizer_config.json`", "not an object"],
+        ),
+        ("config.json", "[1]", ["config.json`", "not an object"]),
+        (
+            "config.json",
+            "{\"model_type\": 3}",
+            ["`model_type` is 3", "a text"],
+        ),
+    ] {
+        let folder = ModelFolder::new();
+        folder.write(file, content);
+        folder.assert_refused(&phrases);
+        assert!(
+            !folder.error().contains("invalid type"),
+            "{}",
+            folder.error()
+        );
+    }
+    let folder = ModelFolder::new();
+    std::fs::remove_file(folder.path("tokenizer.json")).unwrap();
+    assert_eq!(
+        folder.header().unwrap().missing_tokenizer_help,
+        "put the tokenizer beside the model"
+    );
+    folder.write("tokenizer.model", "");
+    let help = folder.header().unwrap().missing_tokenizer_help;
+    assert!(
+        help.contains("`tokenizer.model` is not read; convert it"),
+        "{help}"
+    );
+}
+
+test!(tensors_of_a_wrapped_model_are_told_from_another_family);
+fn tensors_of_a_wrapped_model_are_told_from_another_family() {
+    let renamed = |rename: &dyn Fn(&str) -> String| {
+        let folder = ModelFolder::new();
+        let tensors: Vec<StoredTensor> = folder
+            .tensors()
+            .into_iter()
+            .map(|(name, dtype, shape, bytes)| (rename(&name), dtype, shape, bytes))
+            .collect();
+        folder.write_tensors(&tensors);
+        folder.error()
+    };
+    let wrapped = renamed(&|name| format!("module.{name}"));
+    assert!(wrapped.contains("begin with `module.`"), "{wrapped}");
+    let inner = renamed(&|name| name.replacen("model.", "", 1));
+    assert!(
+        inner.contains("`embed_tokens.weight`; load it with"),
+        "{inner}"
+    );
+    for error in [wrapped, inner] {
+        assert!(!error.contains("model_type"), "{error}");
+    }
+    let folder = ModelFolder::new();
+    let adapter = "model.layers.0.self_attn.q_proj.lora_A.weight";
+    folder.add_zeros(adapter, &[4, 96]);
+    folder.assert_refused(&[adapter, "not merged", "merge_and_unload"]);
+    // Scales of stored keys and values: the weights do not depend on them.
+    let folder = ModelFolder::new();
+    folder.add_zeros("model.layers.0.self_attn.k_scale", &[1]);
+    folder.add_zeros("model.layers.0.self_attn.v_proj.v_scale", &[1]);
+    let warnings = folder.header().unwrap().warnings;
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("self_attn.k_scale`"),
+        "{warnings:?}"
+    );
+}
+
+test!(a_width_that_the_config_does_not_write_is_not_said_to_be_written);
+fn a_width_that_the_config_does_not_write_is_not_said_to_be_written() {
+    let folder = ModelFolder::new();
+    folder.set("num_key_value_heads", Value::Null);
+    folder.assert_refused(&["has no num_key_value_heads, which stands for 8"]);
+    let folder = ModelFolder::new();
+    folder.set("head_dim", Value::Null);
+    folder.assert_refused(&[
+        "heads of 12 channels",
+        "hidden_size / num_attention_heads",
+        "no head_dim",
+    ]);
+}

@@ -478,11 +478,36 @@ fn sweep_arguments_add_and_replace_lines() {
         ),
         (
             &["sweep prune.ratio=0.1", "sweep prune.ratio=0.2"],
-            "`prune.ratio` decides what `prune.ratio` decides already",
+            "`prune.ratio` is swept twice",
         ),
     ] {
         assert_eq!(problem(arguments).0, message, "{arguments:?}");
     }
+}
+
+test!(values_with_commas_and_shares_are_explained);
+fn values_with_commas_and_shares_are_explained() {
+    let help = |argument: &str| {
+        let problems = checked(WHOLE, &[argument]).unwrap_err();
+        problems[0].to_record().help.unwrap_or_default()
+    };
+    for (argument, expected) in [
+        ("prune.ratio=0.1,0.2", "--sweep 'prune.ratio=0.1,0.2'"),
+        ("prune.ratio=0.1, 0.2", "\"prune.ratio\" = [0.1, 0.2]"),
+        (
+            "importance.method=l1,l2",
+            "\"importance.method\" = [\"l1\", \"l2\"]",
+        ),
+        ("prune.ratio=25%", "prune.ratio=0.25"),
+        ("prune.ratio=1/4", "prune.ratio=0.25"),
+    ] {
+        assert!(
+            help(argument).contains(expected),
+            "{argument}: {}",
+            help(argument)
+        );
+    }
+    assert_eq!(help("prune.ratio=0.1,much"), "");
 }
 
 test!(wrong_environment_variables_are_named);
@@ -772,6 +797,29 @@ fn options_that_never_act_are_reported() {
             "`add_bos_token` has no effect: questions of the protocol `llm-pruner` never have special \
           tokens"
         ]
+    );
+    // The task has 240 rows.
+    assert_eq!(records(&["evaluate.limit=240"]), [""; 0]);
+    assert_eq!(
+        records(&["evaluate.limit=241"]),
+        ["`limit` has no effect: every task has fewer rows"]
+    );
+    sandbox.write(
+        "parts.txt",
+        "one two three four\n--\nfive six seven eight\n",
+    );
+    let with_separator = |separator: &str| {
+        records(&[
+            "importance.method=wanda",
+            "importance.corpus=parts.txt",
+            "importance.sample=file",
+            &format!("importance.separator={separator}"),
+        ])
+    };
+    assert_eq!(with_separator("\n--\n"), [""; 0]);
+    assert_eq!(
+        with_separator("=="),
+        ["the separator does not occur in `parts.txt`: the file is one document"]
     );
     assert_eq!(
         records(&["evaluate.window=64"]),

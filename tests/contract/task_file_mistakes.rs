@@ -138,6 +138,37 @@ fn task_file_mistakes_name_their_position() {
         ));
     }
     insta::assert_snapshot!("mistakes_of_task_files", all);
+    // No word of the TOML library's types.
+    for (from, to, expected) in [
+        (
+            "version = 1",
+            "version = -1",
+            "the number -1, and a whole number from 0 to",
+        ),
+        (
+            "version = 1",
+            "version = 99999999999999999999",
+            "the number 99999999999999999999, and",
+        ),
+        (
+            "version = 1",
+            "version = 2020-01-01",
+            "a date or a time, and",
+        ),
+        (
+            "rows = {",
+            "rows = [\"rows.jsonl\"] # {",
+            "a list, and a table is expected",
+        ),
+    ] {
+        let message = message_for(folder.path(), &FEW.replace(from, to));
+        assert!(message.contains(expected), "{message}");
+    }
+    let message = message_for(folder.path(), "{\"q\": \"is it\"}\n");
+    assert!(
+        message.contains("a task file is TOML, and this is JSON"),
+        "{message}"
+    );
     // Rows that are invalid in themselves.
     let rows = |content: &str| {
         write(&folder.path().join("rows.jsonl"), content);

@@ -4,6 +4,7 @@
 //! | module | content |
 //! |---|---|
 //! | [`files`] | files and folders that are replaced atomically; their hashes |
+//! | [`git_lfs`] | recognising a pointer of Git LFS |
 //! | [`locks`] | locks between processes that share a folder |
 //! | [`memory`] | memory of the process and the machine; the global allocator |
 //! | [`process`] | what identifies this process |
@@ -26,6 +27,7 @@
 //! ```
 
 pub mod files;
+pub mod git_lfs;
 pub mod locks;
 pub mod memory;
 pub mod process;

@@ -8,6 +8,7 @@
 //! | `format` | which format a file has, by its content and its name |
 //! | `text` | a file of text |
 //! | `json` | rows of JSON Lines and of JSON documents |
+//! | `python_numbers` | `NaN` and `Infinity` in JSON that Python wrote |
 //! | `csv_rows` | rows of CSV |
 //! | `parquet_rows` | rows of Parquet |
 //! | `row` | a row, its fields, and where it was read |
@@ -26,6 +27,7 @@ mod format;
 mod json;
 mod open;
 mod parquet_rows;
+mod python_numbers;
 mod row;
 #[cfg(test)]
 mod tests;

@@ -48,6 +48,12 @@ pub enum CheckpointError {
     Config { path: PathBuf, source: ConfigError },
     #[error("`{}` is not a whole safetensors file: {message}", .path.display())]
     Safetensors { path: PathBuf, message: String },
+    #[error("`{}` is no safetensors file: it is {kind}", .path.display())]
+    OtherKind {
+        path: PathBuf,
+        kind: &'static str,
+        help: &'static str,
+    },
     #[error("`{}`: {message}", .path.display())]
     Index { path: PathBuf, message: String },
     #[error(
@@ -88,6 +94,8 @@ pub enum CheckpointError {
         model_type: String,
         help: String,
     },
+    #[error("the checkpoint holds an adapter that is not merged into the weights: {list}")]
+    UnmergedAdapter { list: String },
     #[error("the tensor `{name}` holds {found:?}; supported: F32, F16, BF16")]
     Dtype { name: String, found: Dtype },
     #[error("the tensor `{name}` holds a NaN or an infinity at element {element_index}")]
@@ -113,7 +121,11 @@ impl CheckpointError {
             | Self::MissingTensors { help, .. }
             | Self::UndeclaredBias { help, .. }
             | Self::UnknownTensors { help, .. } => help,
+            Self::OtherKind { help, .. } => help,
             Self::Quantised { .. } => "load the checkpoint that it was quantised from",
+            Self::UnmergedAdapter { .. } => {
+                "merge it, for example with merge_and_unload() of PEFT, and save the model again"
+            }
             Self::ExtraLayer { .. } => {
                 "write the number of layers that the checkpoint holds, or remove the others"
             }

@@ -60,7 +60,7 @@ pub struct BlockWidths {
 /// `config.json` is damaged, or describes a model that is not supported.
 #[derive(Clone, Debug, thiserror::Error, PartialEq)]
 pub enum ConfigError {
-    #[error("it is not valid JSON: {0}")]
+    #[error("{0}")]
     Json(String),
     #[error("the key `{0}` is missing")]
     MissingKey(&'static str),
@@ -85,12 +85,9 @@ const MAX_SIZE: u64 = 1 << 24;
 impl Config {
     /// Reads the text of a `config.json`, and finds the family that it names.
     pub(crate) fn parse(text: &str) -> Result<(&'static Family, Self), ConfigError> {
-        let raw = RawConfig::parse(text).map_err(|e| ConfigError::Json(e.to_string()))?;
-        let model_type = raw
-            .values
-            .get("model_type")
-            .and_then(Value::as_str)
-            .ok_or(ConfigError::MissingKey("model_type"))?;
+        let raw = RawConfig::parse(text).map_err(|e| ConfigError::Json(json_words(&e)))?;
+        let model_type =
+            string_key(&raw.values, "model_type")?.ok_or(ConfigError::MissingKey("model_type"))?;
         let Some((family, class)) = families::find(model_type) else {
             let supported: Vec<&str> = families::model_types().collect();
             return Err(unsupported("model_type", model_type, &supported.join(", ")));
@@ -242,6 +239,14 @@ fn declared_biases(
         );
     }
     Ok(biased)
+}
+
+/// Why a text is not a JSON object.
+pub(crate) fn json_words(error: &serde_json::Error) -> String {
+    match error.is_data() {
+        true => "it is JSON, but not an object".to_owned(),
+        false => format!("it is not valid JSON: {error}"),
+    }
 }
 
 fn required_size_key(raw: &Map<String, Value>, key: &'static str) -> Result<usize, ConfigError> {

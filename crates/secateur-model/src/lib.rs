@@ -112,6 +112,8 @@ pub struct ModelHeader {
     pub dtype: StorageDtype,
     /// Whether the folder has a `tokenizer.json`.
     pub has_tokenizer: bool,
+    /// What to do about a missing `tokenizer.json` where text is read.
+    pub missing_tokenizer_help: String,
     /// Where config, checkpoint and folder disagree and the model is read all the same, in one
     /// sentence each.
     pub warnings: Vec<String>,
@@ -146,6 +148,7 @@ impl ModelHeader {
             kv_values_per_token: (2 * config.layers * key_width) as u64,
             dtype: checkpoint.dtype(),
             has_tokenizer: tokenizer.is_some(),
+            missing_tokenizer_help: tokenizer::missing_tokenizer_help(folder),
             warnings: checkpoint.warnings,
             special_token_faults: tokenizer
                 .as_ref()

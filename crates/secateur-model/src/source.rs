@@ -60,7 +60,7 @@ impl CarriedFiles {
                 continue;
             }
             if path.is_dir() {
-                match CARRIED_FOLDERS.contains(&name.as_str()) {
+                match CARRIED_FOLDERS.contains(&name.to_lowercase().as_str()) {
                     true => found.carried.extend(files_below(folder, Path::new(&name))?),
                     false => found.left_behind.push(format!("{name}/")),
                 }
@@ -103,7 +103,14 @@ pub fn carried_files(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// Folders whose files are carried.
-const CARRIED_FOLDERS: [&str; 2] = ["additional_chat_templates", "LICENSES"];
+const CARRIED_FOLDERS: [&str; 6] = [
+    "additional_chat_templates",
+    "chat_templates",
+    "license",
+    "licenses",
+    "licence",
+    "licences",
+];
 
 /// A larger file is left behind: it is no tokenizer and no licence.
 const MAX_CARRIED_BYTES: u64 = 64 << 20;
@@ -140,9 +147,9 @@ fn belongs_to_model(name: &str) -> bool {
         "pkl",
     ];
     /// Endings of code, of texts and pictures about the source, of data and logs.
-    const ABOUT_SOURCE: [&str; 19] = [
+    const ABOUT_SOURCE: [&str; 23] = [
         "py", "pyc", "ipynb", "md", "rst", "html", "pdf", "png", "jpg", "jpeg", "gif", "svg",
-        "webp", "parquet", "jsonl", "csv", "log", "zip", "gz",
+        "webp", "parquet", "jsonl", "csv", "log", "zip", "gz", "md5", "sha1", "sha256", "sha512",
     ];
     /// Quantisation, shapes, adapters, training.
     const SOURCE_NAMES: [&str; 14] = [
@@ -166,7 +173,9 @@ fn belongs_to_model(name: &str) -> bool {
     if WEIGHTS.contains(&ending) || lower.ends_with(".index.json") || ending == "py" {
         return false;
     }
-    if LICENCES.iter().any(|part| stem.contains(part)) {
+    let is_licence = LICENCES.iter().any(|part| stem.contains(part));
+    let is_vocabulary = stem.contains("vocab") || stem.contains("tokenizer");
+    if is_licence || is_vocabulary {
         return true;
     }
     let is_about_source = ABOUT_SOURCE.contains(&ending)

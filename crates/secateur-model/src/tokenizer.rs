@@ -36,12 +36,15 @@
 
 use std::path::{Path, PathBuf};
 
+use secateur_base::git_lfs::{GIT_LFS_HELP, is_git_lfs_pointer};
 use serde_json::json;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, ModelWrapper, TokenizerBuilder};
+
+use crate::regular_file;
 
 mod special_tokens;
 #[cfg(test)]
@@ -76,6 +79,28 @@ pub fn tokenizer_files(folder: &Path) -> Vec<PathBuf> {
         .map(|name| folder.join(name))
         .filter(|path| path.exists())
         .collect()
+}
+
+/// What to do about a folder without `tokenizer.json` where text is read.
+pub(crate) fn missing_tokenizer_help(folder: &Path) -> String {
+    /// Files of tokenizers in forms that are not read.
+    const OTHER_FORMS: [&str; 7] = [
+        "tokenizer.model",
+        "spiece.model",
+        "ice_text.model",
+        "tekken.json",
+        "qwen.tiktoken",
+        "tokenizer.tiktoken",
+        "vocab.json",
+    ];
+    match OTHER_FORMS.iter().find(|name| folder.join(name).exists()) {
+        None => "put the tokenizer beside the model".to_owned(),
+        Some(name) => format!(
+            "its `{name}` is not read; convert it: python -c \"from transformers import \
+             AutoTokenizer as T; T.from_pretrained('{0}').save_pretrained('{0}')\"",
+            folder.display()
+        ),
+    }
 }
 
 /// A tokenizer, with the content of its files for an export.
@@ -114,7 +139,7 @@ pub enum TokenizerError {
     },
     #[error("`{}` is not a tokenizer: {message}", .path.display())]
     Invalid { path: PathBuf, message: String },
-    #[error("`{}` is not a JSON object: {message}", .path.display())]
+    #[error("`{}`: {message}", .path.display())]
     NotJson { path: PathBuf, message: String },
     #[error("{token} is outside the model's vocabulary, which has the ids 0 to {}", vocab - 1)]
     IdOutOfVocabulary {
@@ -144,8 +169,8 @@ impl Tokenizer {
             let name = path
                 .file_name()
                 .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-            let content =
-                std::fs::read(&path).map_err(|source| TokenizerError::Read { path, source })?;
+            let content = regular_file::read(&path)
+                .map_err(|source| TokenizerError::Read { path, source })?;
             files.push((name, content));
         }
         let invalid = |error: tokenizers::Error| TokenizerError::Invalid {
@@ -153,6 +178,12 @@ impl Tokenizer {
             message: error.to_string(),
         };
         // `tokenizer.json` is the first of FILE_NAMES and exists.
+        if is_git_lfs_pointer(&files[0].1) {
+            return Err(TokenizerError::Invalid {
+                path: tokenizer_path,
+                message: format!("it is a pointer of Git LFS to the file; {GIT_LFS_HELP}"),
+            });
+        }
         let mut inner = tokenizers::Tokenizer::from_bytes(&files[0].1).map_err(invalid)?;
         remove_training_options(&mut inner).map_err(invalid)?;
         let special_tokens = SpecialTokenFiles::read(folder)?;

@@ -14,6 +14,7 @@ pub(super) struct CorpusCheck {
     /// The largest number of tokens that each document can have. None: the file is too large to be
     /// read by the check.
     max_tokens: Option<Vec<usize>>,
+    lacks_separator: bool,
 }
 
 impl Environment {
@@ -46,8 +47,8 @@ impl Environment {
                 "write what stands between documents, or remove the line",
             )];
         }
-        let content = match self.inspect_corpus(source) {
-            Ok(corpus) => corpus.content,
+        let (content, lacks_separator) = match self.inspect_corpus(source) {
+            Ok(corpus) => (corpus.content, corpus.lacks_separator),
             Err(fault) => {
                 let key = key.to_owned();
                 return vec![OptionFault { key, ..fault }];
@@ -56,11 +57,10 @@ impl Environment {
         if let Some(fault) = corpus_option_fault(source, content.format) {
             return vec![fault];
         }
-        let lacks_tokenizer = self
-            .model
-            .as_ref()
-            .is_some_and(|model| !model.has_tokenizer);
-        if lacks_tokenizer && !content.is_token_ids {
+        let lacking = self.model.as_ref().filter(|model| !model.has_tokenizer);
+        if let Some(model) = lacking
+            && !content.is_token_ids
+        {
             let message = format!(
                 "`{}` is text, and the model's folder has no tokenizer.json",
                 source.path.display()
@@ -68,13 +68,38 @@ impl Environment {
             return vec![OptionFault::new(
                 key,
                 message,
-                "put the tokenizer beside the model, or give rows of token ids",
+                format!(
+                    "{}, or give rows of token ids",
+                    model.missing_tokenizer_help
+                ),
             )];
         }
-        if source.adds_special_tokens && !content.is_token_ids {
-            return self.check_special_tokens(key).into_iter().collect();
+        let mut faults = Vec::new();
+        if lacks_separator {
+            let path = source.path.display();
+            let message =
+                format!("the separator does not occur in `{path}`: the file is one document");
+            faults.push(OptionFault::warning("separator", message, ""));
         }
-        Vec::new()
+        if source.adds_special_tokens && !content.is_token_ids {
+            faults.extend(self.check_special_tokens(key));
+        }
+        faults
+    }
+
+    /// The number of questions or texts of a task, at most `limit`. 0 if a row is invalid: that is
+    /// reported elsewhere. The result is cached.
+    pub fn count_rows(&mut self, name: &str, task: &Task, limit: usize) -> usize {
+        let cached = (name.to_owned(), limit);
+        let counts = self.lookup_cache.row_counts.entry(cached);
+        *counts.or_insert_with(|| match task.is_text() {
+            true => task
+                .text_documents(Some(limit))
+                .map_or(0, |texts| texts.len()),
+            false => task
+                .questions(Some(limit), None)
+                .map_or(0, |rows| rows.len()),
+        })
     }
 
     /// Whether the corpus holds token ids, not texts. False if it cannot be read.
@@ -155,6 +180,7 @@ fn inspect_corpus(source: &CorpusSource) -> Result<CorpusCheck, CorpusError> {
         content,
         // A mistake in a later row is reported by the stage that reads it.
         max_tokens: source.max_tokens().unwrap_or_default(),
+        lacks_separator: source.lacks_separator(),
     })
 }
 

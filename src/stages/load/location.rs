@@ -8,9 +8,6 @@ use secateur_base::spelling::closest;
 /// The fault of a name that is not that of a model's folder.
 pub(crate) fn fault(model: &str) -> Option<OptionFault> {
     let path = Path::new(model);
-    if model.is_empty() {
-        return None; // a fault of the options
-    }
     if path.is_dir() {
         return folder_of_models(path);
     }

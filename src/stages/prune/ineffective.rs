@@ -21,6 +21,10 @@ pub(super) fn unused_options(earlier: &EarlierStages) -> Vec<UnusedOption> {
 /// Warnings if the ratio is less than one unit of every group, or if `round_to` keeps whole groups.
 /// Earlier prunings make groups smaller, and of a smaller group no more units are removed.
 pub(super) fn warnings(options: &Options, groups: &[ExpectedGroups]) -> Vec<OptionFault> {
+    if !(options.ratio > 0.0 && options.ratio < 1.0) {
+        // The option's own check refuses it.
+        return Vec::new();
+    }
     let ratio_warning = ratio_warning(options, groups);
     if ratio_warning.is_some() {
         return ratio_warning.into_iter().collect();

@@ -42,12 +42,8 @@ pub(crate) fn read_documents(
 
 /// Warns if the separator of a text does not occur in it.
 fn warn_of_missing_separator(source: &CorpusSource, documents: &[CorpusDocument]) {
-    let is_whole_file = |text: &str| {
-        let size = std::fs::metadata(&source.path).map_or(0, |metadata| metadata.len());
-        size == text.len() as u64
-    };
     if let (Some(separator), [CorpusDocument::Text(text)]) = (&source.separator, documents)
-        && is_whole_file(text)
+        && is_whole_file(source, text)
     {
         tracing::warn!(
             path = %source.path.display(),
@@ -55,6 +51,12 @@ fn warn_of_missing_separator(source: &CorpusSource, documents: &[CorpusDocument]
             "the separator does not occur: the file is one document"
         );
     }
+}
+
+/// Whether a document is its file: no separator divides it.
+pub(super) fn is_whole_file(source: &CorpusSource, text: &str) -> bool {
+    let size = std::fs::metadata(&source.path).map_or(0, |metadata| metadata.len());
+    size == text.len() as u64
 }
 
 /// Opens the documents of a corpus: the parts of a text, or one for each row.

@@ -1,6 +1,6 @@
 //! What the check of a pipeline looks at in a corpus.
 
-use super::documents::{CorpusDocument, open_documents};
+use super::documents::{CorpusDocument, is_whole_file, open_documents};
 use super::error::CorpusError;
 use super::source::CorpusSource;
 use crate::data_file::{DataFile, DataFormat};
@@ -41,6 +41,19 @@ impl CorpusSource {
             });
         }
         Ok(Some(max_tokens))
+    }
+
+    /// Whether there is a separator, and it does not occur in the text. False for a file that is
+    /// too large to be read for this alone.
+    pub fn lacks_separator(&self) -> bool {
+        if self.separator.is_none() || self.size() > MAX_SURVEYED_BYTES {
+            return false;
+        }
+        let first_document = || {
+            let file = DataFile::open(&self.path).ok()?;
+            open_documents(&file, self, usize::MAX).ok()?.next()?.ok()
+        };
+        matches!(first_document(), Some(CorpusDocument::Text(text)) if is_whole_file(self, &text))
     }
 
     /// Decides the format of the file and reads its first document. An option that does not fit

@@ -3,11 +3,12 @@
 
 use std::path::Path;
 
+use secateur_base::git_lfs::{GIT_LFS_HELP, is_git_lfs_pointer};
 use serde_json::value::RawValue;
 
-use super::Head;
 use super::error::DataFileError;
 use super::text::{BYTE_ORDER_MARK, not_utf8};
+use super::{Head, python_numbers};
 
 /// The format of a data file, after decompression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +64,10 @@ impl DataFormat {
         if bytes.starts_with(b"PAR1") {
             return Ok(Self::Parquet);
         }
+        if is_git_lfs_pointer(bytes) {
+            let message = format!("`{name}` is not the file but a pointer of Git LFS to it");
+            return Err(DataFileError::new(message).with_help(GIT_LFS_HELP));
+        }
         if let Some((_, kind)) = BINARY_FORMATS
             .iter()
             .find(|(magic, _)| bytes.starts_with(magic))
@@ -74,7 +79,7 @@ impl DataFormat {
             let message = format!("`{name}` is not a Parquet file, as its name says");
             return Err(DataFileError::new(message));
         }
-        let start = decode_text(head, path)?.trim_start();
+        let start = &*python_numbers::to_json(decode_text(head, path)?.trim_start());
         match extension {
             "csv" => Ok(Self::Csv {
                 delimiter: comma_or_semicolon(start),

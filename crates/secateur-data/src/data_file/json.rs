@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use super::error::DataFileError;
 use super::row::{DataRow, FieldValue, RowLocation, insert_field};
 use super::text::not_utf8;
-use super::{Columns, Rows};
+use super::{Columns, Rows, python_numbers};
 
 /// Values may be nested this deep.
 const MAX_DEPTH: usize = 100;
@@ -41,10 +41,12 @@ pub(super) fn line_rows(reader: Box<dyn BufRead>, path: Arc<Path>, columns: Colu
                 unit: "line",
                 number: lines.number,
             };
-            return Some(match parse_object(&line, &columns) {
-                Ok(fields) => Ok(DataRow { fields, location }),
-                Err(message) => Err(location.to_error(message)),
-            });
+            return Some(
+                match parse_object(&python_numbers::to_json(&line), &columns) {
+                    Ok(fields) => Ok(DataRow { fields, location }),
+                    Err(message) => Err(location.to_error(message)),
+                },
+            );
         }
     }))
 }
@@ -84,6 +86,7 @@ pub(super) fn document_rows(
     path: Arc<Path>,
     columns: &Columns,
 ) -> Result<Rows, DataFileError> {
+    let text = python_numbers::to_json(&text);
     let mut values = Vec::new();
     for value in serde_json::Deserializer::from_str(&text).into_iter::<&RawValue>() {
         values.push(value.map_err(|error| {
@@ -114,17 +117,17 @@ pub(super) fn document_rows(
     Ok(Box::new(rows.into_iter()))
 }
 
-/// Whether an object has an array of objects under `data`.
+/// Whether an object has an array of objects, or an empty one, under `data`.
 pub(super) fn has_data_array(object: &str) -> bool {
     data_array(object).is_some()
 }
 
-/// The array of objects that an object has under `data`.
+/// The array of objects, or the empty one, that an object has under `data`.
 fn data_array(object: &str) -> Option<&str> {
     let RawObject(fields) = serde_json::from_str(object).ok()?;
     let (_, array) = fields.iter().find(|(name, _)| name == "data")?;
     let first_element = array.get().strip_prefix('[')?.trim_start();
-    first_element.starts_with('{').then_some(array.get())
+    first_element.starts_with(['{', ']']).then_some(array.get())
 }
 
 /// A JSON object whose values are not parsed yet, in the order of the text.
@@ -206,6 +209,9 @@ fn parse_value(text: &str, depth: usize) -> Result<FieldValue, String> {
 }
 
 fn parse_number(text: &str) -> Result<FieldValue, String> {
+    if text == python_numbers::NAN {
+        return Ok(FieldValue::Float(f64::NAN));
+    }
     if !text.contains(['.', 'e', 'E']) {
         return Ok(match text.parse() {
             Ok(integer) => FieldValue::Integer(integer),

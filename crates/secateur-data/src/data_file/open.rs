@@ -4,6 +4,8 @@
 use std::fs::{File, Metadata};
 use std::path::Path;
 
+use secateur_base::spelling::closest;
+
 use super::error::DataFileError;
 
 /// Opens a regular file for reading.
@@ -30,8 +32,31 @@ fn missing_file(path: &Path, error: &std::io::Error) -> DataFileError {
             let cause = format!("it is a link to `{target}`, which does not exist");
             DataFileError::cannot_read(path, &cause)
         }
-        _ => DataFileError::cannot_read(path, error)
-            .with_help("paths are relative to the working directory"),
+        _ if error.kind() == std::io::ErrorKind::NotFound => {
+            DataFileError::cannot_read(path, &"the file does not exist")
+                .with_help(missing_file_help(path))
+        }
+        _ => DataFileError::cannot_read(path, error),
+    }
+}
+
+/// Names the file of the same folder that may be meant.
+fn missing_file_help(path: &Path) -> String {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let is_here = folder.as_os_str().is_empty();
+    let listed = if is_here { Path::new(".") } else { folder };
+    let entries = std::fs::read_dir(listed).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    match closest(&name, names.iter().map(String::as_str)) {
+        Some(similar) => format!("did you mean `{}`?", folder.join(similar).display()),
+        None if is_here || !folder.is_dir() => {
+            "paths are relative to the working directory".to_owned()
+        }
+        None => String::new(),
     }
 }
 

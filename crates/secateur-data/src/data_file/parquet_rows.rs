@@ -157,14 +157,21 @@ fn display(array: &ArrayRef, row: usize) -> String {
     }
 }
 
-/// Explains the Parquet library's error for a compression that this program is built without.
+/// Explains an error of the Parquet library: one for a compression that this program is built
+/// without, else its own words.
 fn explain_error(message: String) -> String {
-    if message.contains("Disabled feature") {
-        format!(
-            "its compression is not supported; write it with Snappy or Zstandard, or without \
-             ({message})"
-        )
-    } else {
-        message
+    if let Some((_, library)) = message.split_once("Disabled feature at compile time: ") {
+        let compression = match library {
+            "flate2" => "gzip",
+            other => other,
+        };
+        return format!(
+            "its columns are compressed with {compression}, which is not supported; write it with \
+             Snappy or Zstandard, or without compression"
+        );
+    }
+    match message.rsplit_once("Parquet error: ") {
+        Some((_, cause)) => format!("it is damaged ({cause})"),
+        None => message,
     }
 }

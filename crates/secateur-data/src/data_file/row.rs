@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::error::DataFileError;
+use crate::python::print::float_text;
 
 /// A row, and where it was read.
 #[derive(Clone, Debug)]
@@ -58,7 +59,7 @@ impl FieldValue {
             Self::Bool(false) => "false".to_owned(),
             Self::Integer(number) => number.to_string(),
             Self::LargeInteger(digits) => digits.clone(),
-            Self::Float(number) => number.to_string(),
+            Self::Float(number) => float_text(*number),
             Self::Text(_) => "a text".to_owned(),
             Self::List(_) => "a list".to_owned(),
             Self::Object(_) => "an object".to_owned(),

@@ -287,3 +287,47 @@ fn a_stem_has_no_extension_of_a_compression() {
         assert_eq!(file_stem(Path::new(name)), stem);
     }
 }
+
+#[test]
+fn numbers_that_python_writes_refuse_no_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let line = "{\"text\": \"NaN\", \"score\": [NaN, -Infinity]}";
+    for name in ["rows.jsonl", "rows.txt", "rows.json"] {
+        let path = write(folder.path(), name, line.as_bytes());
+        let file = DataFile::open(&path).expect(name);
+        let rows: Result<Vec<DataRow>, _> = file.rows(Columns::All).expect(name).collect();
+        let rows = rows.expect(name);
+        assert_eq!(rows[0].field("text"), Some(&FieldValue::Text("NaN".into())));
+        match rows[0].field("score") {
+            Some(FieldValue::List(numbers)) => match numbers[..] {
+                [FieldValue::Float(nan), FieldValue::Float(infinity)] => {
+                    assert!(nan.is_nan() && infinity == f64::NEG_INFINITY, "{name}");
+                }
+                _ => panic!("{numbers:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_pointer_of_git_lfs_is_no_text() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n";
+    for name in ["corpus.txt", "rows.jsonl", "rows.parquet"] {
+        let error = DataFile::open(&write(folder.path(), name, pointer)).expect_err(name);
+        assert!(error.to_string().contains("Git LFS"), "{error}");
+        assert!(error.help().contains("git lfs pull"), "{}", error.help());
+    }
+}
+
+#[test]
+fn a_misspelt_file_is_suggested_and_an_empty_array_has_no_row() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = write(folder.path(), "stories.json", b"{\"data\": []}");
+    let rows = DataFile::open(&path).expect("JSON").rows(Columns::All);
+    assert_eq!(rows.expect("rows").count(), 0);
+    let error = DataFile::open(&folder.path().join("storys.json")).expect_err("misspelt");
+    assert!(error.to_string().ends_with("the file does not exist"));
+    assert_eq!(error.help(), format!("did you mean `{}`?", path.display()));
+}

@@ -42,9 +42,19 @@ pub(crate) enum TaskKind {
 
 impl TaskFile {
     pub(crate) fn parse(text: &str) -> Result<Self, SpannedMessage> {
-        toml::from_str(text).map_err(|error| SpannedMessage {
-            message: plain_message(error.message()),
-            span: error.span().unwrap_or(0..0),
+        toml::from_str(text).map_err(|error| {
+            let span = error.span().unwrap_or(0..0);
+            SpannedMessage {
+                message: match text.trim_start().starts_with('{') {
+                    true => {
+                        "a task file is TOML, and this is JSON; if these are rows, write a task \
+                             file whose [rows] name this file"
+                            .to_owned()
+                    }
+                    false => plain_message(error.message(), text.get(span.clone())),
+                },
+                span,
+            }
         })
     }
 

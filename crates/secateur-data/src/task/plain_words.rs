@@ -3,13 +3,17 @@
 
 use secateur_base::spelling::closest;
 
-/// The message for a task file that does not parse.
-pub(crate) fn plain_message(message: &str) -> String {
+/// The message for a task file that does not parse. `source`: the text that it is about.
+pub(crate) fn plain_message(message: &str, source: Option<&str>) -> String {
+    if message.starts_with("invalid length ") && message.contains("expected struct ") {
+        return "this is a list, and a table is expected".to_owned();
+    }
     let mismatch = message
         .strip_prefix("invalid type: ")
         .or_else(|| message.strip_prefix("invalid value: "));
     if let Some((found, expected)) = mismatch.and_then(|text| text.split_once(", expected ")) {
-        let (found, expected) = (found_value(found), expected_value(expected));
+        let found = found_value(found, source.unwrap_or_default());
+        let expected = expected_value(expected);
         return format!("this is {found}, and {expected} is expected");
     }
     if let Some(names) = message.strip_prefix("unknown field ") {
@@ -38,7 +42,7 @@ fn unknown_name(what: &str, names: &str) -> String {
 }
 
 /// "string "one"" → "the text "one"".
-fn found_value(found: &str) -> String {
+fn found_value(found: &str, source: &str) -> String {
     for (kind, plain) in [
         ("string ", "the text "),
         ("integer ", "the number "),
@@ -46,10 +50,16 @@ fn found_value(found: &str) -> String {
         ("boolean ", ""),
     ] {
         if let Some(value) = found.strip_prefix(kind) {
-            return format!("{plain}{}", value.replace('`', ""));
+            let value = value.replace('`', "");
+            let value = value
+                .trim_end_matches(" as i128")
+                .trim_end_matches(" as u128");
+            return format!("{plain}{value}");
         }
     }
     match found {
+        // The TOML library hands dates and times on as tables.
+        "map" if source.starts_with(|c: char| c.is_ascii_digit()) => "a date or a time",
         "map" => "a table",
         "sequence" => "a list",
         other => other,
@@ -59,7 +69,8 @@ fn found_value(found: &str) -> String {
 
 fn expected_value(expected: &str) -> &str {
     match expected {
-        "u32" | "u64" | "usize" => "a whole number",
+        "u32" => "a whole number from 0 to 4294967295",
+        "u64" | "usize" => "a whole number from 0 on",
         "f32" | "f64" => "a number",
         "a string" | "string" => "a text",
         "a boolean" | "bool" => "true or false",

@@ -45,6 +45,14 @@ pub(crate) fn template_engine<'source>() -> Environment<'source> {
     engine.set_unknown_method_callback(methods::call_method);
     engine.set_formatter(format_value);
     filters::add_filters(&mut engine);
+    engine.add_test("sequence", |value: &Value| {
+        use minijinja::value::ValueKind;
+        // In Python all that has a length and items.
+        matches!(
+            value.kind(),
+            ValueKind::Seq | ValueKind::Map | ValueKind::String
+        )
+    });
     engine
 }
 

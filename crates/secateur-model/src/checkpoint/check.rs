@@ -119,14 +119,18 @@ impl Checkpoint {
         self.expect(
             stored_name(BlockTensor::Q),
             query_width.is_multiple_of(head_dim),
-            format!("its rows must be heads of {head_dim} channels (config.json)"),
+            format!(
+                "its rows must be heads of {head_dim} channels ({})",
+                self.head_dim_origin()
+            ),
         )?;
         self.expect(
             stored_name(BlockTensor::K),
             key_width.is_multiple_of(head_dim) && query_width.is_multiple_of(key_width),
             format!(
-                "its rows must be heads of {head_dim} channels (config.json) that share the {} \
-                 query heads evenly",
+                "its rows must be heads of {head_dim} channels ({}) that share the {} query heads \
+                 evenly",
+                self.head_dim_origin(),
                 query_width / head_dim
             ),
         )?;
@@ -164,6 +168,18 @@ impl Checkpoint {
             self.expect_shape(family.stored_bias_name(layer, tensor), &[outputs], reason)?;
         }
         Ok(shape)
+    }
+
+    /// Where the width of a head comes from, for messages.
+    fn head_dim_origin(&self) -> String {
+        let keys = &self.family.keys;
+        match self.config.raw.has("head_dim") {
+            true => "config.json's head_dim".to_owned(),
+            false => format!(
+                "config.json's {} / {}; it has no head_dim",
+                keys.hidden, keys.query_heads
+            ),
+        }
     }
 
     /// Rows of a logical matrix. The parts of a fused tensor have equally many.
@@ -209,8 +225,12 @@ impl Checkpoint {
                 continue;
             };
             let name = self.family.stored_name(TensorId::Block(0, tensor));
+            let says = match self.config.raw.has(key) {
+                true => format!("config.json says {key} = {declared}"),
+                false => format!("config.json has no {key}, which stands for {declared}"),
+            };
             let expected = format!(
-                "config.json says {key} = {declared}, and no layer has it (heads of {} channels)",
+                "{says}, and no layer has it (heads of {} channels)",
                 self.config.head_dim
             );
             let fits = blocks.iter().any(|block| width(block) == declared);

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use safetensors::tensor::Metadata;
+use secateur_base::git_lfs::{GIT_LFS_HELP, is_git_lfs_pointer};
 
 use super::CheckpointError;
 use crate::regular_file;
@@ -17,6 +18,26 @@ pub(super) struct Shard {
     /// Offset in the file at which the tensors' bytes begin.
     pub data_offset: usize,
     pub metadata: Metadata,
+}
+
+/// What a file is that begins with these bytes and is no safetensors file, and what to do about it.
+fn other_kind(start: &[u8]) -> Option<(&'static str, &'static str)> {
+    const DOWNLOAD: &str = "download the file again";
+    const CONVERT: &str =
+        "load the folder of the same model as transformers writes it, with safetensors files";
+    if is_git_lfs_pointer(start) {
+        return Some(("a pointer of Git LFS to the file", GIT_LFS_HELP));
+    }
+    let kinds: [(&[u8], &str, &str); 6] = [
+        (b"GGUF", "GGUF, the format of llama.cpp", CONVERT),
+        (b"PK\x03\x04", "a zip archive, as PyTorch writes", CONVERT),
+        (b"\x80\x02", "a pickle, as PyTorch writes", CONVERT),
+        (b"\x89HDF", "HDF5, TensorFlow's format", CONVERT),
+        (b"<!", "a web page", DOWNLOAD),
+        (b"<html", "a web page", DOWNLOAD),
+    ];
+    let kind = kinds.iter().find(|(magic, ..)| start.starts_with(magic));
+    kind.map(|&(_, kind, help)| (kind, help))
 }
 
 /// The largest header that the safetensors library accepts.
@@ -45,6 +66,11 @@ impl Shard {
         file.read_exact_at(&mut header_len_bytes, 0).map_err(read)?;
         let header_len = u64::from_le_bytes(header_len_bytes);
         if header_len > (file_len - header_start).min(MAX_HEADER_BYTES) {
+            let mut start = vec![0; file_len.min(64) as usize];
+            file.read_exact_at(&mut start, 0).map_err(read)?;
+            if let Some((kind, help)) = other_kind(&start) {
+                return Err(CheckpointError::OtherKind { path, kind, help });
+            }
             return Err(broken(format!(
                 "its header should take {header_len} bytes, and the file has {file_len}"
             )));

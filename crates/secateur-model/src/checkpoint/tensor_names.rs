@@ -8,6 +8,13 @@ use super::{Checkpoint, CheckpointError};
 use crate::family::BiasCondition;
 use crate::wiring::{BlockTensor, TensorId};
 
+/// Ends of the names of scales that quantise the keys and values that a server stores. The weights
+/// do not depend on them.
+const CACHE_SCALES: [&str; 4] = [".k_scale", ".v_scale", ".kv_scale", ".q_scale"];
+
+/// Parts of the names of a LoRA adapter's tensors.
+const ADAPTER_PARTS: [&str; 4] = [".lora_A.", ".lora_B.", ".lora_embedding_", ".base_layer."];
+
 /// Ends of the names of buffers: tables that are computed again from the config, and hold no
 /// parameters. transformers ignores them as well.
 const BUFFERS: [&str; 6] = [
@@ -53,6 +60,19 @@ impl Checkpoint {
             );
         }
         if block_count(missing) == block_count(needed) {
+            if let Some(prefix) = self.common_prefix(needed) {
+                return format!(
+                    "the names of the checkpoint's tensors begin with `{prefix}`; remove that from \
+                     each of them, or save the model again from within what wraps it"
+                );
+            }
+            if let Some(inner) = self.names_of_inner_model(needed) {
+                return format!(
+                    "the checkpoint was saved from the model without its output matrix: its \
+                     tensors are named as `{inner}`; load it with AutoModelForCausalLM of \
+                     transformers, and save it again"
+                );
+            }
             let first = self.shard_by_tensor.keys().next();
             return match first {
                 Some(first) => format!(
@@ -84,6 +104,33 @@ impl Checkpoint {
         }
     }
 
+    /// What stands before the name of every stored tensor that is needed, if all have it.
+    fn common_prefix(&self, needed: &[String]) -> Option<&str> {
+        let embedding = self.family.tensor_name(TensorId::Embedding);
+        let stored = self
+            .shard_by_tensor
+            .keys()
+            .find(|name| name.ends_with(&embedding))?;
+        let prefix = stored.strip_suffix(&embedding)?;
+        let is_stored = |name: &String| {
+            let prefixed = format!("{prefix}{name}");
+            self.shard_by_tensor.contains_key(&prefixed)
+        };
+        needed.iter().all(is_stored).then_some(prefix)
+    }
+
+    /// The embedding's name in a checkpoint that lacks the first part of every name, as the model
+    /// without its output matrix is saved.
+    fn names_of_inner_model(&self, needed: &[String]) -> Option<String> {
+        let embedding = self.family.tensor_name(TensorId::Embedding);
+        let (prefix, inner) = embedding.split_once('.')?;
+        let mut of_inner = needed
+            .iter()
+            .filter_map(|name| name.strip_prefix(prefix)?.strip_prefix('.'));
+        let is_inner = of_inner.all(|name| self.shard_by_tensor.contains_key(name));
+        is_inner.then(|| inner.to_owned())
+    }
+
     /// Of the stored tensors that are not needed, refuses those with a block's name, because the
     /// model would compute something else without them. Returns a warning about the others. Buffers
     /// and a second copy of a tied output matrix are ignored.
@@ -105,16 +152,17 @@ impl Checkpoint {
             })
             .cloned()
             .collect();
-        let (in_blocks, outside): (Vec<String>, Vec<String>) = others
-            .into_iter()
-            .partition(|name| name.starts_with(self.family.block_prefix));
+        let (in_blocks, outside): (Vec<String>, Vec<String>) =
+            others.into_iter().partition(|name| {
+                name.starts_with(self.family.block_prefix) && !ends_with(name, &CACHE_SCALES)
+            });
         self.refuse_block_tensors(&in_blocks)?;
         Ok((!outside.is_empty()).then(|| {
             format!(
-                "the checkpoint holds {} that model_type = {} does not have, and that are not used \
-                 and not exported",
-                self.list_names(&outside),
+                "the checkpoint holds tensors that model_type = {} does not have, and that are \
+                 neither used nor exported: {}",
                 self.model_type(),
+                self.list_names(&outside),
             )
         }))
     }
@@ -125,6 +173,13 @@ impl Checkpoint {
         };
         let layers = self.config.layers;
         let is_extra_layer = |name: &&String| self.layer_of(name).is_some_and(|at| at >= layers);
+        let is_adapter = |name: &&String| ADAPTER_PARTS.iter().any(|part| name.contains(part));
+        let adapter: Vec<String> = names.iter().filter(is_adapter).cloned().collect();
+        if !adapter.is_empty() {
+            return Err(CheckpointError::UnmergedAdapter {
+                list: self.list_names(&adapter),
+            });
+        }
         if let Some(name) = names.iter().find(is_extra_layer) {
             return Err(CheckpointError::ExtraLayer {
                 name: name.clone(),

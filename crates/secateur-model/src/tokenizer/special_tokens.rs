@@ -6,6 +6,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
+use crate::config::json_words;
+use crate::regular_file;
+
 use super::{
     ADDED_TOKENS_FILE, CONFIG_FILE, GENERATION_CONFIG_FILE, SPECIAL_TOKENS_FILE, TokenizerError,
 };
@@ -181,13 +184,13 @@ fn read_json_object(path: &Path) -> Result<Option<Map<String, Value>>, Tokenizer
     if !path.exists() {
         return Ok(None);
     }
-    let content = std::fs::read(path).map_err(|source| TokenizerError::Read {
+    let content = regular_file::read(path).map_err(|source| TokenizerError::Read {
         path: path.to_owned(),
         source,
     })?;
     let object = serde_json::from_slice(&content).map_err(|error| TokenizerError::NotJson {
         path: path.to_owned(),
-        message: error.to_string(),
+        message: json_words(&error),
     })?;
     Ok(Some(object))
 }

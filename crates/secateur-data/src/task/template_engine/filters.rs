@@ -34,6 +34,12 @@ pub(super) fn add_filters(engine: &mut Environment<'_>) {
         Ok::<_, Error>(word_count(&text(state, value)?))
     });
     engine.add_filter("trim", trim);
+    engine.add_filter("indent", indent);
+    for name in ["escape", "e", "forceescape"] {
+        engine.add_filter(name, escape);
+    }
+    // minijinja's prints as Rust does.
+    engine.remove_filter("pprint");
     engine.add_filter("join", join);
     engine.add_filter("replace", replace_filter);
     engine.add_filter("int", numbers::int);
@@ -75,6 +81,53 @@ fn trim(state: &State<'_, '_>, value: &Value, chars: Option<String>) -> Result<S
         Some(chars) => text.trim_matches(|c| chars.contains(c)).to_owned(),
         None => python::trim(&text).to_owned(),
     })
+}
+
+/// Indents all lines but the first, with `first` that one too; blank lines only with `blank`.
+fn indent(
+    value: &Value,
+    width: Option<&Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
+    let width = match width {
+        Some(width) => Some(width.clone()),
+        None => kwargs.get::<Option<Value>>("width")?,
+    };
+    let flag = |positional: Option<bool>, name: &str| match positional {
+        Some(flag) => Ok::<_, Error>(flag),
+        None => Ok(kwargs.get::<Option<bool>>(name)?.unwrap_or(false)),
+    };
+    let (first, blank) = (flag(first, "first")?, flag(blank, "blank")?);
+    kwargs.assert_all_used()?;
+    let indentation = match width {
+        None => " ".repeat(4),
+        Some(width) => match width.as_str() {
+            Some(text) => text.to_owned(),
+            None => " ".repeat(usize::try_from(width)?),
+        },
+    };
+    // Jinja2 adds a line break, which keeps the last line if it is empty.
+    let text = python_str(value)? + "\n";
+    let lines = python::split::split_lines(&text, false).into_iter();
+    let indented = lines.enumerate().map(|(index, line)| {
+        let is_indented = match index {
+            0 => first,
+            _ => blank || !line.is_empty(),
+        };
+        match is_indented {
+            true => format!("{indentation}{line}"),
+            false => line.to_owned(),
+        }
+    });
+    Ok(indented.collect::<Vec<String>>().join("\n"))
+}
+
+fn escape(state: &State<'_, '_>, value: &Value) -> Result<String, Error> {
+    let text = text(state, value)?.replace('&', "&amp;");
+    let text = text.replace('<', "&lt;").replace('>', "&gt;");
+    Ok(text.replace('\'', "&#39;").replace('"', "&#34;"))
 }
 
 /// Each part between white space, hyphens and opening brackets begins in upper case and goes on in

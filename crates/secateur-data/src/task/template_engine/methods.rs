@@ -1,10 +1,11 @@
-//! The methods of Python's strings. Those of lists and objects are minijinja-contrib's.
+//! The methods of Python's strings, and `index` of lists. The other methods of lists and objects are
+//! minijinja-contrib's.
 
 use minijinja::value::{FunctionArgs, Kwargs, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
-use super::printing::python_str;
+use super::printing::{python_repr, python_str};
 use crate::python::{self, case, character, print, split};
 
 /// Calls a method that minijinja does not know.
@@ -16,12 +17,28 @@ pub(super) fn call_method(
 ) -> Result<Value, Error> {
     let result = match value.as_str() {
         Some(text) => string_method(text, method, args)?,
+        None if method == "index" && value.kind() == ValueKind::Seq => {
+            Some(index_in_list(value, args)?)
+        }
         None => None,
     };
     match result {
         Some(result) => Ok(result),
         None => pycompat::unknown_method_callback(state, value, method, args),
     }
+}
+
+/// `list.index(item)`.
+fn index_in_list(list: &Value, args: &[Value]) -> Result<Value, Error> {
+    let (item,): (&Value,) = from_args(args)?;
+    let found = list.try_iter()?.position(|other| other == *item);
+    found.map(Value::from).ok_or_else(|| {
+        let message = match python_repr(item) {
+            Ok(item) => format!("the list has no item {item}"),
+            Err(error) => return error,
+        };
+        Error::new(ErrorKind::InvalidOperation, message)
+    })
 }
 
 /// Calls a method of `text`. `None`: there is no such method here.
