@@ -11,7 +11,7 @@ use crate::run::log::LogFiles;
 pub struct RunContext {
     pub progress: Progress,
     pub log: LogFiles,
-    /// Set by Ctrl-C and SIGTERM.
+    /// Set by Ctrl-C, SIGTERM and SIGHUP.
     pub stop: Arc<AtomicBool>,
     /// Whether the first failure ends the run.
     pub fail_fast: bool,

@@ -34,7 +34,7 @@ pub struct NodeRunner<'a> {
     pub keys: &'a ProductKeys,
     pub cache: ProductCache,
     pub progress: Progress,
-    /// Set by Ctrl-C and SIGTERM.
+    /// Set by Ctrl-C, SIGTERM and SIGHUP.
     pub stop: Arc<AtomicBool>,
 }
 

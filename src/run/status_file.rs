@@ -75,7 +75,7 @@ pub(crate) enum RunState {
     Succeeded,
     /// Some variant failed.
     Failed,
-    /// Stopped by Ctrl-C or SIGTERM, with its state saved.
+    /// Stopped by Ctrl-C, SIGTERM or SIGHUP, with its state saved.
     Interrupted,
     /// The process ended without writing how.
     Killed,

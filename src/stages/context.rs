@@ -32,7 +32,7 @@ pub struct Context {
     pub checkpoint: StageCheckpoint,
     /// Where the stage reports its progress.
     pub progress: Progress,
-    /// Set by Ctrl-C and SIGTERM.
+    /// Set by Ctrl-C, SIGTERM and SIGHUP.
     pub stop_requested: Arc<AtomicBool>,
 }
 

@@ -91,7 +91,8 @@ impl Stage for Options {
     fn environment_faults(&self, environment: &mut Environment) -> Vec<OptionFault> {
         environment.model = None;
         if self.model.is_empty() {
-            return Vec::new(); // a fault of the options
+            // The option's own check refuses it.
+            return Vec::new();
         }
         if let Some(fault) = location::fault(&self.model) {
             return vec![fault];

@@ -390,7 +390,7 @@ fn clean_refuses_the_results_of_another_pipeline_file() {
     run_ok(&sandbox, &["short.toml"]);
     let text = std::fs::read_to_string(sandbox.path("short.toml")).unwrap();
     std::fs::create_dir(sandbox.path("other")).unwrap();
-    sandbox.write("other/short.toml", &format!("# another pipeline\n{text}"));
+    sandbox.write("other/short.toml", format!("# another pipeline\n{text}"));
     for arguments in [
         &["clean", "other/short.toml", "--remove"][..],
         &["clean", "results/short", "other/short.toml", "--remove"],
