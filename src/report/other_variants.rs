@@ -1,7 +1,7 @@
 //! Rows of variants that a run did not visit: those that `--only` or `--shard` excludes, and those
 //! of earlier runs, with other options on the command line or another state of the pipeline file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::shape::VariantDescription;
@@ -34,8 +34,8 @@ pub(crate) fn unselected_summaries(
         .collect()
 }
 
-/// The complete results of earlier runs in the folder: of variants that are not in the plan. A
-/// variant that `present` has under another name is left out.
+/// The complete results of earlier runs in the folder: of variants that are not in the plan. Each
+/// variant is listed once, whatever names it had, and not at all if `present` has it.
 ///
 /// Such a variant is current if the pipeline file, with the options that its row lists, still gives
 /// it, and if the files that it read and the code of its stages are the same. A plan of the
@@ -76,6 +76,8 @@ pub(crate) fn earlier_summaries(
         })
         .collect();
     summaries.sort_by_key(|summary| !summary.is_current);
+    let mut hashes = BTreeSet::new();
+    summaries.retain(|summary| hashes.insert(summary.description.id_hash().to_owned()));
     summaries
 }
 
