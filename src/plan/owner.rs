@@ -10,7 +10,7 @@ use crate::results::sweep::SweepManifest;
 
 /// The path of a pipeline file as `sweep.json` records it: relative to the working directory if the
 /// file lies inside, so that a checkout can be moved. None for the `pipeline.toml` of a variant:
-/// those of all variants have one stem, and whoever runs them again wants them side by side.
+/// those of all variants have one stem, and their results may share a folder.
 pub(super) fn recorded_path(pipeline: &Path) -> Option<String> {
     let folder = pipeline.parent().unwrap_or(Path::new(""));
     if VariantManifest::read(folder).is_some() {

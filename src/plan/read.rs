@@ -4,7 +4,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use secateur_base::spelling::closest;
+use secateur_base::spelling::closest_entry;
 
 /// Why there is no text of a pipeline, and what to give instead.
 pub(super) struct Unreadable {
@@ -86,16 +86,8 @@ fn similar_file(path: &Path) -> Option<PathBuf> {
 }
 
 fn find_similar(folder: &Path, file_name: &str) -> Option<PathBuf> {
-    let files = toml_files(folder);
-    let names: Vec<String> = files
-        .iter()
-        .filter_map(|file| Some(file.file_name()?.to_string_lossy().into_owned()))
-        .collect();
-    let close = closest(file_name, names.iter().map(String::as_str))?;
-    files
-        .iter()
-        .find(|file| file.ends_with(close))
-        .map(|file| file.strip_prefix(".").unwrap_or(file).to_owned())
+    let similar = closest_entry(folder, file_name, is_toml_file)?;
+    Some(similar.strip_prefix(".").unwrap_or(&similar).to_owned())
 }
 
 /// The TOML files of a folder, by name.
@@ -103,12 +95,15 @@ fn toml_files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut files: Vec<PathBuf> = entries
         .map(|entry| entry.path())
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "toml")
-        })
-        .filter(|path| path.is_file())
+        .filter(|path| is_toml_file(path))
         .collect();
     files.sort();
     files
+}
+
+fn is_toml_file(path: &Path) -> bool {
+    let has_extension = path
+        .extension()
+        .is_some_and(|extension| extension == "toml");
+    has_extension && path.is_file()
 }

@@ -8,7 +8,7 @@ use secateur::plan::ids::VariantId;
 use crate::support::Sandbox;
 
 /// A valid pipeline.
-const WHOLE: &str = r#"
+pub(super) const WHOLE: &str = r#"
 [[stage]]
 type = "load"
 model = "models/tiny"

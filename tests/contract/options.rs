@@ -5,32 +5,8 @@ use secateur::pipeline::problem::Problem;
 use secateur::plan::Plan;
 use secateur::plan::check::{Overrides, check};
 
+use super::check::WHOLE;
 use crate::support::{Sandbox, chain};
-
-/// A valid pipeline.
-const WHOLE: &str = r#"
-[[stage]]
-type = "load"
-model = "models/tiny"
-
-[[stage]]
-type = "dependencies"
-
-[[stage]]
-type = "importance"
-method = "l2"
-
-[[stage]]
-type = "aggregate"
-
-[[stage]]
-type = "prune"
-ratio = 0.25
-
-[[stage]]
-type = "evaluate"
-tasks = ["tiny_boolq"]
-"#;
 
 /// The arguments of a command line: those that begin with `sweep ` are of `--sweep`, the others of
 /// `--set`.

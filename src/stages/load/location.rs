@@ -3,7 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use crate::stages::environment::OptionFault;
-use secateur_base::spelling::closest;
+use secateur_base::spelling::closest_entry;
 
 /// The fault of a name that is not that of a model's folder.
 pub(crate) fn fault(model: &str) -> Option<OptionFault> {
@@ -141,18 +141,8 @@ fn similar_folder(path: &Path) -> Option<PathBuf> {
             found = next;
             continue;
         }
-        let parent = match found.as_os_str().is_empty() {
-            true => Path::new("."),
-            false => &found,
-        };
-        let entries = std::fs::read_dir(parent).ok()?.flatten();
-        let mut folders: Vec<String> = entries
-            .filter(|entry| entry.path().is_dir())
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .collect();
-        folders.sort();
         let name = part.as_os_str().to_str()?;
-        found = found.join(closest(name, folders.iter().map(String::as_str))?);
+        found = closest_entry(&found, name, Path::is_dir)?;
     }
     Some(found)
 }

@@ -4,7 +4,7 @@
 use std::fs::{File, Metadata};
 use std::path::Path;
 
-use secateur_base::spelling::closest;
+use secateur_base::spelling::closest_entry;
 
 use super::error::DataFileError;
 
@@ -43,19 +43,10 @@ fn missing_file(path: &Path, error: &std::io::Error) -> DataFileError {
 /// Names the file of the same folder that may be meant.
 fn missing_file_help(path: &Path) -> String {
     let folder = path.parent().unwrap_or(Path::new(""));
-    let is_here = folder.as_os_str().is_empty();
-    let listed = if is_here { Path::new(".") } else { folder };
-    let entries = std::fs::read_dir(listed).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    match closest(&name, names.iter().map(String::as_str)) {
-        Some(similar) => format!("did you mean `{}`?", folder.join(similar).display()),
-        None if is_here || !folder.is_dir() => {
-            "paths are relative to the working directory".to_owned()
-        }
+    match closest_entry(folder, &name, |_| true) {
+        Some(similar) => format!("did you mean `{}`?", similar.display()),
+        None if !folder.is_dir() => "paths are relative to the working directory".to_owned(),
         None => String::new(),
     }
 }

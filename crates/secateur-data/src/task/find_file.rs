@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use secateur_base::spelling::closest;
+use secateur_base::spelling::{closest, closest_entry};
 
 use super::built_in::built_in_names;
 use super::error::TaskError;
@@ -46,10 +46,8 @@ pub(crate) fn suggest_task(name: &str) -> Option<String> {
 fn suggest_path(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_string_lossy();
     let folder = path.parent().unwrap_or(Path::new(""));
-    let name_of = |path: &PathBuf| Some(path.file_name()?.to_string_lossy().into_owned());
-    let names: Vec<String> = task_files(folder).iter().filter_map(name_of).collect();
-    if let Some(similar) = closest(&name, names.iter().map(String::as_str)) {
-        return Some(folder.join(similar).display().to_string());
+    if let Some(similar) = closest_entry(folder, &name, is_toml) {
+        return Some(similar.display().to_string());
     }
     let stem = path.file_stem()?.to_string_lossy();
     let built_in = built_in_names().find(|built_in| *built_in == stem)?;
@@ -66,11 +64,12 @@ fn task_files(folder: &Path) -> Vec<PathBuf> {
         return Vec::new();
     };
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let is_toml = |path: &PathBuf| {
-        path.extension()
-            .is_some_and(|extension| extension == "toml")
-    };
-    let mut files: Vec<PathBuf> = paths.filter(is_toml).collect();
+    let mut files: Vec<PathBuf> = paths.filter(|path| is_toml(path)).collect();
     files.sort();
     files
+}
+
+fn is_toml(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|extension| extension == "toml")
 }
